@@ -1,0 +1,1 @@
+"""Rows with their optimizer state: tables, shards, deltas and snapshots. Imported by serving and training."""

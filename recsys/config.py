@@ -1,0 +1,255 @@
+"""The configuration: small frozen dataclasses. A run is a function: ``laptop()``, ``cluster()``.
+
+``recsys.settings`` lays a YAML file and the environment (``RECSYS__LOG__URL=kafka://...``) over one of them.
+Unknown keys are errors; every value is checked where it is made.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+import msgspec
+
+from recsys.hashing import digest_of
+
+
+def _check(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!r}, expected {expected}; set it in the configuration")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    url: str = "sqlite"  # sqlite (under the state folder) or kafka://host:port[,host:port]
+    partitions: int = 4  # of events and examples: the most workers that can share the folds
+    retention_hours: int = 72
+    # "process": an acknowledged event outlives kill -9 of any process (SQLite synchronous=normal).
+    # "power": it outlives a power cut too (synchronous=full): about 1 ms more a batch on an SSD.
+    durability: str = "process"
+
+    def __post_init__(self) -> None:
+        known = self.url == "sqlite" or self.url.startswith("kafka://")
+        _check(known, "log.url", self.url, "'sqlite' or 'kafka://host:port'")
+        _check(1 <= self.partitions <= 1024, "log.partitions", self.partitions, "1 to 1024")
+        _check(self.durability in ("process", "power"), "log.durability", self.durability,
+               "'process' or 'power'")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    url: str = "embedded"  # embedded Valkey, or redis://host:port/db
+    history: int = 20  # the newest engagements that the ranker reads
+    seen: int = 500  # items not shown again
+    ttl_s: int = 30 * 24 * 3600
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.history <= 200, "sessions.history", self.history, "1 to 200")
+
+
+@dataclass(frozen=True)
+class JoinConfig:
+    window_s: float = (
+        120.0  # event time after which an impression without an engagement is a negative
+    )
+    horizon_s: float = 3600.0  # how long after that an engagement still emits a correction
+    all_shown: bool = False  # True where a data set says that what was served was all shown
+
+    def __post_init__(self) -> None:
+        _check(self.window_s > 0, "join.window_s", self.window_s, "a positive number of seconds")
+        _check(self.horizon_s >= 0, "join.horizon_s", self.horizon_s, "0 or more seconds")
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    examples: int = 256  # a step is cut when so many examples wait ...
+    every_ms: int = (
+        250  # ... or the oldest has waited so long (wall time live, event time in replay)
+    )
+    lanes: int = 4  # fixed: sums are in lane order, so the number of workers changes no bit
+    snapshot_every: int = 500  # steps
+    snapshots_kept: int = 3
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.examples <= 65536, "step.examples", self.examples, "1 to 65536")
+        _check(self.every_ms >= 1, "step.every_ms", self.every_ms, "1 or more milliseconds")
+        _check(1 <= self.lanes <= 64, "step.lanes", self.lanes, "1 to 64")
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """One table of the parameter server. Rows start uniform in ±``initial`` (0: zeros), by hash."""
+
+    name: str
+    dim: int
+    learning_rate: float
+    initial: float = 0.0
+    admit_after: int = 1  # an id gets its own row when it has been seen so often
+    ttl_s: int = 0  # a row not used for so long leaves; 0 keeps it
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.dim <= 1024, f"table {self.name}.dim", self.dim, "1 to 1024")
+        _check(self.learning_rate > 0, f"table {self.name}.learning_rate", self.learning_rate,
+               "a positive number")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    features: str = "all"  # ids | ids+history | all
+    dim: int = 16  # of a categorical row
+    vector_dim: int = 32  # of an item vector and the user side
+    hidden: tuple[int, ...] = (128, 64)
+    row_rate: float = 0.05  # row-wise Adagrad
+    dense_rate: float = 0.001  # Adam
+    ttl_s: int = 30 * 24 * 3600
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        kinds = ("ids", "ids+history", "all")
+        _check(self.features in kinds, "model.features", self.features, f"one of {kinds}")
+
+
+@dataclass(frozen=True)
+class ParameterServerConfig:
+    shards: int = 2
+    transport: str = "socket"  # socket | ray (the fallback and oracle)
+
+    def __post_init__(self) -> None:
+        _check(self.shards >= 1, "parameter_server.shards", self.shards, "at least 1")
+        known = ("socket", "ray")
+        _check(self.transport in known, "parameter_server.transport", self.transport,
+               f"one of {known}")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    workers: int = 2
+    cpus_per_worker: float = 0.3
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    host: str = "127.0.0.1"
+    port: int = 8000
+    replicas: int = 1
+    candidates: int = 300
+    dashboard_port: int = 8265
+    max_ongoing: int = 100
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What an arm may override by a dotted path: it changes the answer, never the model."""
+
+    # The weighted sum of predicted engagements: probabilities, and watch time in minutes.
+    weights: dict[str, float] = field(
+        default_factory=lambda: {
+            "long_view": 1.0,
+            "click": 0.2,
+            "like": 1.0,
+            "follow": 1.5,
+            "comment": 1.0,
+            "share": 1.5,
+            "hide": -3.0,
+            "watch": 0.5,
+        }  # fmt: skip
+    )
+    temperature: float = 0.1  # of the Plackett–Luce draw over scores: lower is greedier
+    explore: float = 0.05  # share of each rank given to a uniform draw over the candidates
+    per_author: int = 2  # items of one author in one list
+    sources: dict[str, int] = field(
+        default_factory=lambda: {
+            "vector": 150,
+            "similar": 80,
+            "topic": 80,
+            "popular": 60,
+            "fresh": 30,
+        }
+    )
+
+    def __post_init__(self) -> None:
+        _check(self.temperature > 0, "policy.temperature", self.temperature, "a positive number")
+        _check(0 <= self.explore <= 1, "policy.explore", self.explore, "0 to 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on."""
+
+    name: str = "laptop"
+    state: str = "state"  # the folder that everything lives in
+    nodes: int = 1
+    log: LogConfig = field(default_factory=LogConfig)
+    sessions: SessionConfig = field(default_factory=SessionConfig)
+    join: JoinConfig = field(default_factory=JoinConfig)
+    step: StepConfig = field(default_factory=StepConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parameter_server: ParameterServerConfig = field(default_factory=ParameterServerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+
+    def __post_init__(self) -> None:
+        if self.nodes > 1 and (self.log.url == "sqlite" or self.sessions.url == "embedded"):
+            raise ValueError(
+                f"nodes is {self.nodes}, but log.url is {self.log.url!r} and sessions.url is "
+                f"{self.sessions.url!r}: a file log and a loopback Valkey reach one node only; "
+                "give kafka://... and redis://..."
+            )
+
+
+def laptop() -> Config:
+    """One machine, two cores, no services of one's own."""
+    return Config()
+
+
+def cluster() -> Config:
+    """A Ray cluster with Kafka and Redis: give their addresses in a file or in the environment."""
+    return replace(
+        Config(),
+        name="cluster",
+        log=LogConfig(url="kafka://127.0.0.1:9092", partitions=32),
+        sessions=SessionConfig(url="redis://127.0.0.1:6379/0"),
+        parameter_server=ParameterServerConfig(shards=4),
+        trainer=TrainerConfig(workers=4, cpus_per_worker=1.0),
+        step=StepConfig(examples=1024, lanes=8),
+        serve=ServeConfig(replicas=2),
+    )
+
+
+RUNS = {"laptop": laptop, "cluster": cluster}
+
+
+def override(config: Any, changes: dict[str, Any]) -> Any:
+    """A copy with values replaced by dotted paths: ``{"policy.weights.like": 2.0}``.
+
+    Raises ValueError for a path that isn't there or a value of another type, naming both.
+    """
+    for path, value in changes.items():
+        config = _set(config, path.split("."), value, path)
+    return config
+
+
+def _set(node: Any, parts: list[str], value: Any, path: str) -> Any:
+    head, rest = parts[0], parts[1:]
+    if isinstance(node, dict):
+        known: list[str] = sorted(node)
+        if head not in node and rest:
+            raise ValueError(f"{path}: there is no {head!r}; there are {', '.join(known)}")
+        return node | {head: _set(node[head], rest, value, path) if rest else value}
+    known = [f.name for f in fields(node)] if is_dataclass(node) else []
+    if head not in known:
+        raise ValueError(f"{path}: there is no {head!r}; there are {', '.join(known)}")
+    old = getattr(node, head)
+    new = _set(old, rest, value, path) if rest else _as_type_of(old, value, path)
+    return replace(node, **{head: new})
+
+
+def _as_type_of(old: Any, value: Any, path: str) -> Any:
+    try:
+        return msgspec.convert(value, type(old), strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{path} is {value!r}: {error}") from None
+
+
+def digest(config: Any) -> str:
+    """The digest of a configuration: equal values, equal digest."""
+    return digest_of(msgspec.json.encode(msgspec.to_builtins(config), order="deterministic"))

@@ -1,0 +1,242 @@
+"""The records of the log: item, user, impression, engagement, tick. Everything else is a fold over them.
+
+One definition serves the API (JSON), data sets (JSON Lines) and the log (MessagePack). Unknown fields are
+ignored, so that the schema can grow; an unknown ``type`` is an error of that one event. This module knows
+nothing of features or models: an impression carries its features as opaque arrays (``recsys.features``).
+"""
+
+import math
+from typing import Any, Final
+
+import msgspec
+
+from recsys.hashing import Id, digest_of
+
+ENGAGEMENT_KINDS: Final = (
+    "view", "long_view", "click", "like", "follow", "comment", "share", "skip", "hide", "profile",
+)  # fmt: skip
+MAX_EVENT_BYTES: Final = 64 * 1024
+MAX_DEPTH: Final = 8
+MAX_FUTURE_MS: Final = 5_000
+MAX_ID_LENGTH: Final = 256
+
+
+class Stamp(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer was made from. ``step`` never goes back within one replica and epoch."""
+
+    line: str = "main"
+    epoch: int = 0
+    step: int = 0
+    catalogue_offset: int = 0
+    item_state_offset: int = 0
+    session_offset: int = 0
+    policy: str = ""
+    arms: dict[str, str] = {}
+
+
+class Served(msgspec.Struct, kw_only=True):
+    """One item of an impression, at its rank in the list."""
+
+    item_id: Id
+    propensity: float = 1.0  # P(item at this rank | ranks above, policy)
+    score: float | None = None  # the weighted sum of predicted engagements
+    sources: list[str] = []
+
+
+class FeatureBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """Features as served of one request with N items, as raw little-endian arrays: see recsys/features.py.
+
+    ``user_keys`` and ``item_keys`` int64 are ragged (``*_lengths`` uint8 a slot, item-major for items);
+    ``history`` int64 (T, H) with ``outcomes`` float32 (T, O), newest first; ``dense`` float32 (N, F).
+    """
+
+    feature_set: str
+    user_keys: bytes = b""
+    user_lengths: bytes = b""
+    item_keys: bytes = b""
+    item_lengths: bytes = b""
+    history: bytes = b""
+    outcomes: bytes = b""
+    dense: bytes = b""
+    backfilled: bool = False
+
+
+class Item(msgspec.Struct, tag="item", kw_only=True):
+    """An item was published, changed, or (``removed``) taken away."""
+
+    time_ms: int
+    item_id: Id
+    fields: dict[str, Any] = {}
+    removed: bool = False
+    event_id: str | None = None
+    v: int = 1
+
+
+class User(msgspec.Struct, tag="user", kw_only=True):
+    """A user's profile, or (``removed``) the wish to be forgotten."""
+
+    time_ms: int
+    user_id: Id
+    fields: dict[str, Any] = {}
+    removed: bool = False
+    event_id: str | None = None
+    v: int = 1
+
+
+class Impression(msgspec.Struct, tag="impression", kw_only=True):
+    """One request's list as served, with the features, stamp and propensities that it was made with."""
+
+    time_ms: int
+    request_id: str
+    user_id: Id
+    items: list[Served]
+    context: dict[str, Any] = {}
+    surface: str = "feed"
+    stamp: Stamp | None = None
+    features: FeatureBlock | None = None
+    degraded: list[str] = []
+    event_id: str | None = None
+    v: int = 1
+
+
+class Engagement(msgspec.Struct, tag="engagement", kw_only=True):
+    """What the viewer did with one served item. A ``view`` says that it left the screen, and ends it."""
+
+    time_ms: int
+    request_id: str
+    user_id: Id
+    item_id: Id
+    kind: str
+    watch_ms: int | None = None
+    surface: str = "feed"
+    event_id: str | None = None
+    v: int = 1
+
+
+class Tick(msgspec.Struct, tag="tick", kw_only=True):
+    """Moves event time on an idle partition, so that windows close."""
+
+    time_ms: int
+
+
+Event = Item | User | Impression | Engagement | Tick
+ClientEvent = (
+    Item | User | Engagement
+)  # what may come from outside: impressions are written by the server
+
+_to_wire = msgspec.msgpack.Encoder()
+_from_wire = msgspec.msgpack.Decoder(Event)
+
+
+class Rejected(ValueError):
+    """An event that cannot be read: which field, what was there, and what was expected."""
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        shown = repr(value)
+        self.field, self.expected = field, expected
+        self.value = shown if len(shown) <= 80 else shown[:77] + "..."
+        super().__init__(f"{field} is {self.value}, expected {expected}")
+
+
+def encode(event: Event) -> bytes:
+    """The event as it stands on the log (MessagePack)."""
+    return _to_wire.encode(event)
+
+
+def decode(value: bytes) -> Event:
+    """Reads a record of the log; raises Rejected for what isn't an event (it goes to ``dead_letters``)."""
+    try:
+        return _from_wire.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Rejected("record", value[:40], f"an event in MessagePack ({error})") from error
+
+
+def event_id_of(event: Event) -> str:
+    """The id by which repeats are recognised: the client's own, else a digest of the event."""
+    given = getattr(event, "event_id", None)
+    return given if given else digest_of(_to_wire.encode(event))
+
+
+def parse(raw: object, *, now_ms: int | None = None, oldest_ms: int | None = None) -> Event:
+    """Reads one event from outside: a decoded JSON object.
+
+    ``now_ms`` refuses events of more than five seconds in the future, ``oldest_ms`` those before it; a data
+    set of the past passes neither. Raises Rejected, naming the field, the value and what was expected.
+    """
+    if not isinstance(raw, dict):
+        raise Rejected("event", raw, "a JSON object with a 'type'")
+    _check_values("", raw, 1)
+    try:
+        event = msgspec.convert(raw, Event, strict=True)
+    except msgspec.ValidationError as error:
+        raise _rejected(raw, error) from error
+    _check_meaning(event)
+    if now_ms is not None and event.time_ms > now_ms + MAX_FUTURE_MS:
+        raise Rejected("time_ms", event.time_ms, f"at most {MAX_FUTURE_MS} ms after now ({now_ms})")
+    if oldest_ms is not None and event.time_ms < oldest_ms:
+        raise Rejected(
+            "time_ms", event.time_ms, f"at least {oldest_ms}: older events are not taken"
+        )
+    return event
+
+
+def parse_json(raw: bytes, *, now_ms: int | None = None, oldest_ms: int | None = None) -> Event:
+    """``parse`` for one JSON text, which may be at most 64 KB."""
+    if len(raw) > MAX_EVENT_BYTES:
+        raise Rejected("event", f"{len(raw)} bytes", f"at most {MAX_EVENT_BYTES} bytes")
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Rejected("event", raw[:60], f"one JSON object ({error})") from error
+    return parse(value, now_ms=now_ms, oldest_ms=oldest_ms)
+
+
+def _check_values(path: str, value: object, depth: int) -> None:
+    """Refuses what JSON lets through and arithmetic doesn't survive: NaN, infinities, bottomless nesting."""
+    if depth > MAX_DEPTH:
+        raise Rejected(path, "...", f"nesting of at most {MAX_DEPTH} levels")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Rejected(path, value, "a finite number")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                raise Rejected(path or "event", name, "field names that are text")
+            _check_values(f"{path}.{name}" if path else name, inner, depth + 1)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            _check_values(f"{path}[{i}]", inner, depth + 1)
+
+
+def _check_meaning(event: Event) -> None:
+    if event.time_ms < 0:
+        raise Rejected("time_ms", event.time_ms, "milliseconds since 1970, not negative")
+    for name in ("item_id", "user_id", "request_id", "event_id"):
+        value = getattr(event, name, None)
+        if isinstance(value, str) and not 0 < len(value) <= MAX_ID_LENGTH:
+            raise Rejected(name, value, f"an id of 1 to {MAX_ID_LENGTH} characters")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise Rejected(name, value, "a 64-bit integer")
+    if isinstance(event, Engagement):
+        if event.kind not in ENGAGEMENT_KINDS:
+            raise Rejected("kind", event.kind, f"one of {', '.join(ENGAGEMENT_KINDS)}")
+        if event.watch_ms is not None and event.watch_ms < 0:
+            raise Rejected("watch_ms", event.watch_ms, "milliseconds, not negative")
+
+
+def _rejected(raw: dict[str, Any], error: msgspec.ValidationError) -> Rejected:
+    """Finds the value that msgspec's message points at with `$.path`."""
+    text = str(error)
+    expected, _, where = text.partition(" - at `")
+    path = where.rstrip("`").removeprefix("$").removeprefix(".")
+    if "required field" in text:
+        name = text.split("`")[1]
+        return Rejected(f"{path}.{name}" if path else name, None, "a value: the field is required")
+    value: object = raw
+    for part in path.replace("[", ".").replace("]", "").split("."):
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdigit():
+            value = value[int(part)]
+    return Rejected(
+        path or "type", value if path else raw.get("type"), expected[:1].lower() + expected[1:]
+    )

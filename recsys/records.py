@@ -1,0 +1,183 @@
+"""Records that the system derives from events: examples, steps, deltas, item state, control, dead letters.
+
+Each derived record says where it came from, so that a consumer drops repeats: exactly once through state.
+Training and serving meet only in these records (and in snapshots); all are MessagePack on the log.
+"""
+
+from typing import Final, TypeVar
+
+import msgspec
+
+from recsys.events import FeatureBlock, Stamp
+from recsys.hashing import Id
+from recsys.log import Topic
+
+R = TypeVar("R")
+
+
+class Example(msgspec.Struct, kw_only=True):
+    """One shown item with its engagements. (partition, offset, index) of its impression is its id.
+
+    ``labels`` are in the order of the feature set's labels. A ``correction`` carries the labels as they are
+    now, and ``previous`` those that were learned before.
+    """
+
+    partition: int
+    offset: int
+    index: int
+    sequence: int  # the how-manyth example of its partition: repeats after a restart have the same
+    request_id: str
+    user_id: Id
+    item_id: Id
+    surface: str
+    shown_ms: int
+    closed_ms: int  # event time at which it was emitted
+    labels: list[float]
+    watch_ms: int = 0
+    correction: bool = False
+    previous: list[float] = []
+    propensity: float = 1.0
+    stamp: Stamp | None = None
+    features: FeatureBlock | None = None  # of this one item: N = 1
+
+
+class Range(msgspec.Struct, frozen=True):
+    """Offsets [start, stop) of one partition of ``examples``."""
+
+    partition: int
+    start: int
+    stop: int
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One synchronous micro-batch of a line, appended to ``steps`` before anyone trains on it."""
+
+    line: str
+    epoch: int
+    step: int  # 1 for the first step of a line
+    ranges: list[Range]
+    examples: int
+    lanes: int
+    time_ms: int  # event time: the newest closed_ms in it
+    config: str  # digest of what learning depends on
+    lookahead: int = 0  # k: rows are those after step - 1 - k
+
+
+class TableRows(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows of one table: keys int64 (n,), values float32 (n, dim), removed int64 (m,), little-endian."""
+
+    table: str
+    dim: int
+    keys: bytes = b""
+    values: bytes = b""
+    removed: bytes = b""
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
+    """What one shard publishes of one step. A step is complete with all its ``parts``.
+
+    ``base_step`` is the step that this part builds on; ``checksum`` is the CRC-32 of everything else.
+    """
+
+    line: str
+    epoch: int
+    step: int
+    base_step: int
+    part: int
+    parts: int
+    tables: list[TableRows] = []
+    dense: bytes = b""  # float32, the flat dense parameters; from part 0 only
+    metrics: dict[str, float] = {}  # prequential sums of the step; from part 0 only
+    time_ms: int = 0
+    checksum: int = 0
+
+
+class ItemState(msgspec.Struct, frozen=True, kw_only=True):
+    """Running counters as they are now, absolute: setting them twice does no harm.
+
+    ``keys`` int64 (n,), ``values`` float32 (n, C), ``last_ms`` int64 (n,): see recsys/counters.py.
+    ``offsets`` are those of ``events``, by partition, up to which they were folded.
+    """
+
+    offsets: list[int]
+    keys: bytes
+    values: bytes
+    last_ms: bytes
+
+
+class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):
+    """The live pointer: the line that serves. Appended by the director alone."""
+
+    line: str
+    epoch: int
+    reason: str = ""
+    time_ms: int = 0
+
+
+class Experiments(msgspec.Struct, frozen=True, kw_only=True, tag="experiments"):
+    """A new revision of the experiments, as their YAML texts by name."""
+
+    revision: int
+    configs: dict[str, str] = {}
+    time_ms: int = 0
+
+
+class Erasure(msgspec.Struct, frozen=True, kw_only=True, tag="erasure"):
+    """A user asked to be forgotten."""
+
+    user_id: Id
+    time_ms: int = 0
+
+
+Control = Live | Experiments | Erasure
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """What could not be read, raw, with the reason and where it stood."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    raw: bytes
+    time_ms: int = 0
+
+
+EVENTS: Final = "events"
+ITEMS: Final = "items"
+ITEM_STATE: Final = "item_state"
+EXAMPLES: Final = "examples"
+STEPS: Final = "steps"
+DELTAS: Final = "deltas"
+CONTROL: Final = "control"
+DEAD_LETTERS: Final = "dead_letters"
+
+_HOUR_MS = 3_600_000
+
+
+def topics(partitions: int, retention_hours: int = 72) -> list[Topic]:
+    """All topics of a system. The catalogue, the step records and control never expire."""
+    kept = retention_hours * _HOUR_MS
+    return [
+        Topic(EVENTS, partitions, kept),
+        Topic(ITEMS, 1),
+        Topic(ITEM_STATE, 1, kept),
+        Topic(EXAMPLES, partitions, kept),
+        Topic(STEPS, 1),
+        Topic(DELTAS, 1, kept),
+        Topic(CONTROL, 1),
+        Topic(DEAD_LETTERS, 1, kept),
+    ]
+
+
+def pack(record: msgspec.Struct) -> bytes:
+    """A derived record as it stands on the log."""
+    return _encoder.encode(record)
+
+
+def unpack(value: bytes, kind: type[R]) -> R:
+    """Reads a derived record; raises msgspec.MsgspecError where it isn't one."""
+    return msgspec.msgpack.decode(value, type=kind)
+
+
+_encoder = msgspec.msgpack.Encoder()
