@@ -3,11 +3,14 @@
 ``MemoryLog`` (here) is for tests and for replay in one process, ``recsys.sqlite_log`` for a laptop,
 ``recsys.kafka_log`` for a cluster. A log knows bytes only: what they mean is ``recsys.events``' business.
 Offsets grow within a partition and needn't be dense. A log has an id, made at its creation: state that was
-folded from a log of another id must not be continued.
+folded from a log of another id must not be continued. A fold *holds* the offset that it would start again
+from, and nothing at or after a held offset is dropped.
 """
 
+import re
+import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -32,7 +35,8 @@ class Append(NamedTuple):
 class Topic:
     """A named sequence of records in partitions.
 
-    ``retention_ms`` / ``retention_bytes``: what is older or beyond may be dropped; 0 keeps everything.
+    ``retention_ms`` / ``retention_bytes``: what is older, or beyond so many bytes in a partition, may be
+    dropped, oldest first; 0 keeps everything.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Topic:
     retention_bytes: int = 0
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", self.name):
+            raise ValueError(f"topic name is {self.name!r}, expected 1 to 100 of A-Z a-z 0-9 . _ -")
         if self.partitions < 1:
             raise ValueError(
                 f"topic {self.name!r} has {self.partitions} partitions, expected at least 1"
@@ -49,6 +55,54 @@ class Topic:
 
 class LogLost(RuntimeError):
     """The log is not the one that a state was folded from (its id differs, or offsets are beyond its end)."""
+
+
+class LogUnavailable(RuntimeError):
+    """The log can't take or give records now (broker away, disk full). What it acknowledged is still there;
+    of the records of a failed append, any may have been committed: consumers drop repeats by their ids."""
+
+
+def no_topic(topic: str, there: Iterable[str]) -> KeyError:
+    """The error for a topic that wasn't created."""
+    return KeyError(f"no topic {topic!r}; there are: {', '.join(sorted(there)) or 'none'}")
+
+
+def check_partitions(topic: Topic, there: int) -> None:
+    """Raises ValueError where a topic exists with another number of partitions than is asked for."""
+    if there != topic.partitions:
+        raise ValueError(
+            f"topic {topic.name!r} has {there} partitions, expected {topic.partitions}: they are fixed when "
+            f"a log is made. Set log.partitions to {there}, or start with a new log (another state folder)"
+        )
+
+
+def check_partition(topic: str, partition: int, partitions: int) -> None:
+    """Raises ValueError for a partition that the topic doesn't have."""
+    if not 0 <= partition < partitions:
+        raise ValueError(
+            f"topic {topic!r} has no partition {partition}, it has 0 to {partitions - 1}; "
+            "partition_of(user_id, partitions) gives the right one"
+        )
+
+
+def check_appends(topic: str, partitions: int, records: Sequence[Append]) -> None:
+    """Raises ValueError for a partition that the topic doesn't have, before anything is appended."""
+    for partition in {record[0] for record in records}:
+        check_partition(topic, partition, partitions)
+
+
+def check_range(topic: str, partition: int, offset: int, begin: int, end: int) -> None:
+    """Raises LogLost, saying what to do, for an offset that can't be read."""
+    if offset < begin:
+        raise LogLost(
+            f"{topic}/{partition}: offset {offset} is gone, the log begins at {begin}: retention passed it. "
+            "Start again from a snapshot at or after it, or from the archive"
+        )
+    if offset > end:
+        raise LogLost(
+            f"{topic}/{partition}: offset {offset} is beyond the end, {end}: the log lost records or is "
+            "another one. Start again from a snapshot of this log, or from its beginning without one"
+        )
 
 
 class Log(Protocol):
@@ -82,58 +136,100 @@ class Log(Protocol):
         """Returns when something may have been appended to the topic, or after the timeout."""
 
     def trim(self, topic: str, partition: int, before: int) -> None:
-        """Drops the records with offsets < ``before``, where the implementation can; retention calls it."""
+        """Drops the records with offsets < ``before``, where the implementation can (Kafka: only the broker
+        drops, by time and bytes). Stops at the lowest held offset."""
+
+    def retain(self, topic: str, now_ms: int) -> int:
+        """Drops one slice of what the topic's retention allows and returns how many records that were; call
+        it again while it drops. Stops at the lowest held offset. Kafka does this by itself."""
+
+    def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
+        """Keeps what is at or after ``offset``, until ``name`` (a fold, a snapshot) holds another offset or
+        releases it. Raises LogLost where it can't be read any more. Kafka can't be held: there it only
+        checks, so set the retention longer than the oldest snapshot that is to be of use."""
+
+    def release(self, name: str, topic: str) -> None:
+        """Ends what ``name`` holds of the topic; does nothing where it holds nothing."""
+
+    def holds(self, topic: str, partition: int) -> dict[str, int]:
+        """The held offsets by name: the lowest is what keeps the log from being dropped."""
 
     def close(self) -> None: ...
 
 
 class MemoryLog:
-    """The log as lists, for tests and for replay in one process. Kept by nobody after the process."""
+    """The log as lists, for tests and for replay in one process. Kept by nobody after the process.
+
+    It has no clock, so retention drops nothing by itself; ``trim`` does.
+    """
 
     def __init__(self) -> None:
         self.id = uuid.uuid4().hex
+        self._lock = threading.RLock()
         self._topics: dict[str, list[list[Record]]] = {}
         self._begin: dict[tuple[str, int], int] = {}
+        self._holds: dict[tuple[str, int], dict[str, int]] = {}
 
     def create(self, topic: Topic) -> None:
-        there = self._topics.setdefault(topic.name, [[] for _ in range(topic.partitions)])
-        if len(there) != topic.partitions:
-            raise ValueError(
-                f"topic {topic.name!r} has {len(there)} partitions, expected {topic.partitions}: "
-                "use another name or another log"
-            )
+        with self._lock:
+            there = self._topics.setdefault(topic.name, [[] for _ in range(topic.partitions)])
+        check_partitions(topic, len(there))
 
     def partitions(self, topic: str) -> int:
         return len(self._partitions(topic))
 
     def append(self, topic: str, records: Sequence[Append]) -> list[int]:
+        check_appends(topic, self.partitions(topic), records)
         offsets = []
-        for partition, key, value in records:
-            offset = self.end(topic, partition)
-            self._partitions(topic)[partition].append(Record(offset, key, value))
-            offsets.append(offset)
+        with self._lock:
+            for partition, key, value in records:
+                offset = self.end(topic, partition)
+                self._records(topic, partition).append(Record(offset, key, value))
+                offsets.append(offset)
         return offsets
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
-        begin, end = self.begin(topic, partition), self.end(topic, partition)
-        if not begin <= offset <= end:
-            raise LogLost(f"{topic}/{partition}: offset {offset} is not in [{begin}, {end}]")
-        return self._partitions(topic)[partition][offset - begin : offset - begin + limit]
+        with self._lock:
+            begin = self.begin(topic, partition)
+            check_range(topic, partition, offset, begin, self.end(topic, partition))
+            return self._records(topic, partition)[offset - begin : offset - begin + limit]
 
     def begin(self, topic: str, partition: int) -> int:
+        self._records(topic, partition)
         return self._begin.get((topic, partition), 0)
 
     def end(self, topic: str, partition: int) -> int:
-        return self.begin(topic, partition) + len(self._partitions(topic)[partition])
+        with self._lock:
+            return self.begin(topic, partition) + len(self._records(topic, partition))
 
     def wait(self, topic: str, timeout_s: float) -> None:
-        """Nothing can be appended while the one thread waits."""
+        """Returns at once: in one thread, nothing can be appended while it waits."""
 
     def trim(self, topic: str, partition: int, before: int) -> None:
-        begin = self.begin(topic, partition)
-        drop = max(0, min(before, self.end(topic, partition)) - begin)
-        del self._partitions(topic)[partition][:drop]
-        self._begin[topic, partition] = begin + drop
+        with self._lock:
+            floor = min(self.holds(topic, partition).values(), default=before)
+            begin = self.begin(topic, partition)
+            drop = max(0, min(before, floor, self.end(topic, partition)) - begin)
+            del self._records(topic, partition)[:drop]
+            self._begin[topic, partition] = begin + drop
+
+    def retain(self, topic: str, now_ms: int) -> int:
+        return 0
+
+    def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
+        with self._lock:
+            begin, end = self.begin(topic, partition), self.end(topic, partition)
+            check_range(topic, partition, offset, begin, end)
+            self._holds.setdefault((topic, partition), {})[name] = offset
+
+    def release(self, name: str, topic: str) -> None:
+        with self._lock:
+            for partition in range(self.partitions(topic)):
+                self._holds.get((topic, partition), {}).pop(name, None)
+
+    def holds(self, topic: str, partition: int) -> dict[str, int]:
+        self._records(topic, partition)
+        return dict(self._holds.get((topic, partition), {}))
 
     def close(self) -> None: ...
 
@@ -141,6 +237,8 @@ class MemoryLog:
         try:
             return self._topics[topic]
         except KeyError:
-            raise KeyError(
-                f"no topic {topic!r}; there are {', '.join(sorted(self._topics))}"
-            ) from None
+            raise no_topic(topic, self._topics) from None
+
+    def _records(self, topic: str, partition: int) -> list[Record]:
+        check_partition(topic, partition, self.partitions(topic))
+        return self._topics[topic][partition]

@@ -1,0 +1,296 @@
+"""One contract for every log: in memory, SQLite, Kafka (a real broker process, marked services)."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from recsys.log import Append, Log, LogLost, MemoryLog, Topic
+from recsys.sqlite_log import SqliteLog
+
+KINDS = ["memory", "sqlite", pytest.param("kafka", marks=pytest.mark.services)]
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[str]:
+    from recsys.broker import EmbeddedBroker
+
+    server = EmbeddedBroker()
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(params=KINDS)
+def open_(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Log]]:
+    """Opens the same log each time: another client of it, except in memory."""
+    opened: list[Log] = []
+    kept = MemoryLog()
+
+    def open_one() -> Log:
+        if request.param == "memory":
+            log: Log = kept
+        elif request.param == "sqlite":
+            log = SqliteLog(tmp_path / "log")
+        else:
+            from recsys.kafka_log import KafkaLog
+
+            log = KafkaLog(request.getfixturevalue("broker"))
+        opened.append(log)
+        return log
+
+    yield open_one
+    for log in opened:
+        log.close()
+
+
+@pytest.fixture
+def log(open_: Callable[[], Log]) -> Log:
+    return open_()
+
+
+@pytest.fixture
+def topic(log: Log, request: pytest.FixtureRequest) -> str:
+    """A topic of three partitions that no other test has."""
+    name = f"t{abs(hash(request.node.nodeid)):x}"
+    log.create(Topic(name, 3))
+    return name
+
+
+def some(count: int, partition: int = 0, first: int = 0) -> list[Append]:
+    return [Append(partition, b"k%d" % i, b"v%d" % i) for i in range(first, first + count)]
+
+
+def read_all(log: Log, topic: str, partition: int = 0, limit: int = 1000) -> list[bytes]:
+    """As a fold reads: from the beginning, on from where it came to."""
+    values, offset = [], log.begin(topic, partition)
+    while records := log.read(topic, partition, offset, limit):
+        values += [record.value for record in records]
+        offset = records[-1].offset + 1
+    return values
+
+
+def test_an_empty_topic_begins_where_it_ends(log: Log, topic: str) -> None:
+    assert log.partitions(topic) == 3
+    assert log.begin(topic, 1) == log.end(topic, 1)
+    assert log.read(topic, 1, log.begin(topic, 1)) == []
+
+
+def test_what_was_appended_is_read_back_in_order(log: Log, topic: str) -> None:
+    offsets = log.append(topic, some(5))
+    assert offsets == sorted(set(offsets))
+    records = log.read(topic, 0, offsets[0])
+    assert [(r.offset, r.key, r.value) for r in records] == [
+        (offset, b"k%d" % i, b"v%d" % i) for i, offset in enumerate(offsets)
+    ]
+    assert log.end(topic, 0) > offsets[-1]
+    assert log.read(topic, 0, log.end(topic, 0)) == []
+
+
+def test_partitions_are_apart(log: Log, topic: str) -> None:
+    mixed = [Append(i % 3, b"", b"%d" % i) for i in range(9)]
+    offsets = log.append(topic, mixed)
+    for partition in range(3):
+        assert read_all(log, topic, partition) == [b"%d" % i for i in range(partition, 9, 3)]
+        records = log.read(topic, partition, log.begin(topic, partition))
+        assert [r.offset for r in records] == offsets[partition::3]
+
+
+def test_nothing_appended_gives_no_offsets(log: Log, topic: str) -> None:
+    assert log.append(topic, []) == []
+
+
+def test_limit_bounds_a_read_and_offsets_go_on(log: Log, topic: str) -> None:
+    log.append(topic, some(10))
+    assert read_all(log, topic, limit=3) == [b"v%d" % i for i in range(10)]
+    assert len(log.read(topic, 0, log.begin(topic, 0), limit=3)) == 3
+
+
+def test_reads_may_jump_back_and_forth(log: Log, topic: str) -> None:
+    offsets = log.append(topic, some(50))
+    for i in (40, 0, 49, 7, 8, 7, 30):
+        assert log.read(topic, 0, offsets[i], limit=2)[0].value == b"v%d" % i
+
+
+def test_bytes_come_back_as_they_were(log: Log, topic: str) -> None:
+    values = [b"", b"\x00\xff" * 7, bytes(range(256)), b"x" * 300_000, b"\xf0\x28"]
+    log.append(topic, [Append(2, value[:9], value) for value in values])
+    assert read_all(log, topic, 2) == values
+
+
+def test_an_offset_beyond_the_end_is_a_lost_log(log: Log, topic: str) -> None:
+    log.append(topic, some(3))
+    with pytest.raises(LogLost, match="beyond the end"):
+        log.read(topic, 0, log.end(topic, 0) + 1)
+    with pytest.raises(LogLost):
+        log.read(topic, 1, log.end(topic, 1) + 100)
+
+
+def test_an_unknown_topic_is_named(log: Log) -> None:
+    for act in (
+        lambda: log.partitions("nowhere"),
+        lambda: log.append("nowhere", some(1)),
+        lambda: log.read("nowhere", 0, 0),
+        lambda: log.end("nowhere", 0),
+    ):
+        with pytest.raises(KeyError, match="nowhere"):
+            act()
+
+
+def test_an_unknown_partition_appends_nothing(log: Log, topic: str) -> None:
+    for partition in (3, -1):
+        with pytest.raises(ValueError, match="partition"):
+            log.append(topic, [*some(1), Append(partition, b"", b"")])
+        with pytest.raises(ValueError, match="partition"):
+            log.end(topic, partition)
+        with pytest.raises(ValueError, match="partition"):
+            log.read(topic, partition, 0)
+    assert read_all(log, topic) == []
+
+
+def test_create_again_keeps_records_and_checks_partitions(log: Log, topic: str) -> None:
+    log.append(topic, some(2))
+    log.create(Topic(topic, 3, retention_ms=3_600_000))
+    assert read_all(log, topic) == [b"v0", b"v1"]
+    with pytest.raises(ValueError, match="3 partitions, expected 4"):
+        log.create(Topic(topic, 4))
+
+
+def test_every_client_sees_one_log(open_: Callable[[], Log], log: Log, topic: str) -> None:
+    log.append(topic, some(2))
+    other = open_()
+    assert other.id == log.id
+    assert read_all(other, topic) == [b"v0", b"v1"]
+    other.append(topic, some(1, first=2))
+    assert read_all(log, topic) == [b"v0", b"v1", b"v2"]
+
+
+def test_appends_of_many_threads_are_all_there_each_in_its_order(
+    open_: Callable[[], Log], log: Log, topic: str
+) -> None:
+    clients = [log, log, open_(), open_()]
+    offsets: list[list[int]] = [[] for _ in clients]
+
+    def write(who: int) -> None:
+        for i in range(20):
+            batch = [Append(0, b"%d" % who, b"%d" % (3 * i + j)) for j in range(3)]
+            offsets[who] += clients[who].append(topic, batch)
+
+    threads = [threading.Thread(target=write, args=(who,)) for who in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    there = {r.offset: (r.key, r.value) for r in log.read(topic, 0, log.begin(topic, 0), 10_000)}
+    assert len(there) == 240
+    for who in range(4):
+        assert offsets[who] == sorted(offsets[who])
+        assert [there[o] for o in offsets[who]] == [(b"%d" % who, b"%d" % i) for i in range(60)]
+
+
+def test_wait_ends_with_an_append_and_with_the_timeout(
+    open_: Callable[[], Log], log: Log, topic: str
+) -> None:
+    end = log.append(topic, some(1))[0] + 1
+    assert log.read(topic, 0, end) == []
+    other = open_()
+    timer = threading.Timer(0.1, lambda: other.append(topic, some(1, first=1)))
+    timer.start()
+    deadline = time.monotonic() + 20
+    while not (records := log.read(topic, 0, end)) and time.monotonic() < deadline:
+        log.wait(topic, 10.0)  # nothing may be missed between the read and the wait
+    timer.join()
+    assert [r.value for r in records] == [b"v1"]
+    assert time.monotonic() < deadline - 10
+    for _ in range(4):  # may return early, never late
+        started = time.monotonic()
+        log.wait(topic, 0.05)
+        assert time.monotonic() - started < 2
+
+
+def test_a_hold_must_be_readable(log: Log, topic: str) -> None:
+    log.append(topic, some(3))
+    log.hold("fold", topic, 0, log.end(topic, 0))
+    with pytest.raises(LogLost):
+        log.hold("fold", topic, 0, log.end(topic, 0) + 1)
+    log.release("fold", topic)
+    log.release("nobody", topic)
+    assert log.holds(topic, 0) == {}
+
+
+@pytest.mark.parametrize("open_", ["memory", "sqlite"], indirect=True)
+class TestDropping:
+    """Kafka drops by itself."""
+
+    def test_what_is_trimmed_is_gone_and_offsets_go_on(self, log: Log, topic: str) -> None:
+        log.append(topic, some(10))
+        log.trim(topic, 0, 4)
+        assert (log.begin(topic, 0), log.end(topic, 0)) == (4, 10)
+        assert read_all(log, topic)[0] == b"v4"
+        with pytest.raises(LogLost, match="retention passed it"):
+            log.read(topic, 0, 3)
+        log.trim(topic, 0, 2)
+        assert log.begin(topic, 0) == 4
+        log.trim(topic, 0, 99)
+        assert (log.begin(topic, 0), log.end(topic, 0)) == (10, 10)
+        assert log.read(topic, 0, 10) == []
+        assert log.append(topic, some(2)) == [10, 11]
+        assert log.begin(topic, 1) == 0
+
+    def test_nothing_held_is_dropped(self, log: Log, topic: str) -> None:
+        log.append(topic, some(10))
+        log.hold("slow", topic, 0, 3)
+        log.hold("quick", topic, 0, 8)
+        log.trim(topic, 0, 10)
+        assert log.begin(topic, 0) == 3
+        assert log.holds(topic, 0) == {"slow": 3, "quick": 8}
+        log.hold("slow", topic, 0, 5)
+        log.trim(topic, 0, 10)
+        assert log.begin(topic, 0) == 5
+        with pytest.raises(LogLost):
+            log.hold("late", topic, 0, 4)
+        log.release("slow", topic)
+        log.trim(topic, 0, 10)
+        assert log.begin(topic, 0) == 8
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("append"), st.lists(st.integers(0, 1), max_size=5)),
+            st.tuples(st.just("trim"), st.integers(0, 1), st.integers(0, 20)),
+            st.tuples(st.just("hold"), st.integers(0, 1), st.integers(0, 20)),
+        ),
+        max_size=12,
+    )
+)
+def test_sqlite_does_what_memory_does(tmp_path: Path, acts: list[tuple]) -> None:
+    from tempfile import mkdtemp
+
+    logs: list[Log] = [MemoryLog(), SqliteLog(mkdtemp(dir=tmp_path))]
+    for log in logs:
+        log.create(Topic("t", 2))
+    for i, act in enumerate(acts):
+        outcomes = []
+        for log in logs:
+            try:
+                if act[0] == "append":
+                    outcome: object = log.append("t", [Append(p, b"", b"%d" % i) for p in act[1]])
+                elif act[0] == "trim":
+                    outcome = log.trim("t", act[1], act[2])
+                else:
+                    outcome = log.hold("h", "t", act[1], act[2])
+            except LogLost as error:
+                outcome = str(error)
+            state = [(log.begin("t", p), log.end("t", p), log.holds("t", p)) for p in (0, 1)]
+            rows = [log.read("t", p, log.begin("t", p)) for p in (0, 1)]
+            outcomes.append((outcome, state, rows))
+        assert outcomes[0] == outcomes[1], act
+    logs[1].close()
