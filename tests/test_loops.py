@@ -1,0 +1,122 @@
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from recsys.loops import Heartbeat, JsonLines, Stop, read_beat, run_part
+
+
+@pytest.fixture
+def quiet_root():
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    signals = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for number, before in signals.items():
+        signal.signal(number, before)
+
+
+def test_asking_marks_ready_unless_starting():
+    stop = Stop(Heartbeat("joiner"))
+    assert not stop.is_set(starting=True) and not stop.wait(0, starting=True)
+    assert stop.heartbeat.now().state == "starting"
+    assert not stop.is_set()
+    assert stop.heartbeat.now().state == "ready"
+    stop.set()
+    assert stop.is_set() and stop.wait(10)
+
+
+def test_rates_follow_the_counters():
+    now = [100.0]
+    heartbeat = Heartbeat("joiner", clock=lambda: now[0])
+    for _ in range(60):
+        now[0] += 1.0
+        heartbeat.add("events", 50)
+        beat = heartbeat.now()
+    assert beat.counters == {"events": 3000}
+    assert beat.rates["events"] == pytest.approx(50, rel=1e-3)
+    for _ in range(60):
+        now[0] += 1.0
+        beat = heartbeat.now()
+    assert beat.rates["events"] == pytest.approx(0, abs=0.1)
+
+
+def test_what_failed_is_not_ready_again():
+    heartbeat = Heartbeat("joiner")
+    heartbeat.state("failed", "boom")
+    heartbeat.ready()
+    heartbeat.state("ready")
+    assert heartbeat.now().state == "failed" and heartbeat.now().failure == "boom"
+
+
+def test_a_signal_ends_the_loop(tmp_path: Path, quiet_root):
+    def body(stop: Stop) -> None:
+        stop.heartbeat.offsets("events", [3, 4])
+        while not stop.is_set():
+            if stop.heartbeat.now().state == "ready":
+                os.kill(os.getpid(), signal.SIGTERM)
+            stop.wait(0.01)
+
+    assert run_part("fold", tmp_path, body) == 0
+    beat = read_beat(tmp_path / "run" / "fold.json")
+    assert beat is not None and beat.state == "stopping" and beat.offsets == {"events": [3, 4]}
+    assert beat.pid == os.getpid() and beat.turned_ms > 0
+
+
+def test_a_failure_is_told(tmp_path: Path, quiet_root):
+    def body(stop: Stop) -> None:
+        raise ValueError("cannot reach redis://user:secret@127.0.0.1:1/0")
+
+    assert run_part("fold", tmp_path, body) == 1
+    beat = read_beat(tmp_path / "run" / "fold.json")
+    assert beat is not None and beat.state == "failed"
+    assert beat.failure == "ValueError: cannot reach redis://***@127.0.0.1:1/0"
+    text = (tmp_path / "run" / "fold.log").read_text()
+    assert "secret" not in text and "Traceback" in json.loads(text.splitlines()[0])["exception"]
+
+
+def test_logs_are_json_and_hide_secrets():
+    record = logging.makeLogRecord(
+        {"msg": "hello %s", "args": ("you",), "levelname": "INFO", "admin_key": "abc", "step": 7,
+         "url": "redis://a:b@h/0"}
+    )  # fmt: skip
+    line = json.loads(JsonLines("serve").format(record))
+    assert line["message"] == "hello you" and line["part"] == "serve" and line["step"] == 7
+    assert line["admin_key"] == "***" and line["url"] == "redis://***@h/0"
+
+
+def test_a_reader_never_sees_half_a_heartbeat(tmp_path: Path):
+    path = tmp_path / "joiner.json"
+    heartbeat = Heartbeat("joiner", path)
+    heartbeat.write()
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            heartbeat.gauge("x", time.time())
+            heartbeat.write()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert all(read_beat(path) is not None for _ in range(300))
+    finally:
+        done.set()
+        writer.join()
+    assert [p.name for p in tmp_path.iterdir()] == ["joiner.json"]
+
+
+def test_no_heartbeat(tmp_path: Path):
+    assert read_beat(tmp_path / "none.json") is None
+    (tmp_path / "bad.json").write_text("{")
+    assert read_beat(tmp_path / "bad.json") is None
