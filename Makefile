@@ -1,0 +1,71 @@
+# Each target makes what it needs. make PYTHON=/path/to/python3.11 chooses the interpreter, make demo ARGS="..." passes on.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast check format bench lock
+
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	$$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# pyproject.toml says which modules are pure; what isn't there is skipped.
+PURE = $(shell $(BIN)/python -c 'import glob, tomllib; \
+	globs = tomllib.load(open("pyproject.toml", "rb"))["tool"]["recsys"]["pure"]; \
+	print(*sorted(f for g in globs for f in glob.glob(g)))')
+
+help: ## This list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/.stamp .venv/.stamp-dev ## The virtual environment, with all that runs and all that checks
+
+demo: .venv/.stamp ## The whole system with simulated viewers and the feed page
+	$(BIN)/recsys demo $(ARGS)
+
+test-fast: .venv/.stamp-dev ## The pure tests: a minute at most, no process started
+	$(BIN)/pytest -q $(ARGS)
+
+test: .venv/.stamp-dev ## All tests, with a real broker, Valkey, Ray and a browser
+	$(BIN)/pytest -q -m "" $(ARGS)
+
+check: .venv/.stamp-dev ## Lint, format, types of the pure modules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(PURE)
+
+format: .venv/.stamp-dev ## Formats and mends what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/.stamp ## The benchmarks, small
+	$(BIN)/recsys bench $(ARGS)
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "No Python that fits: python3 is '$$(python3 -V 2>&1)', needed is 3.11, 3.12 or 3.13." \
+		"Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c '$(FITS)' || { echo "$(PYTHON) is '$$($(PYTHON) -V 2>&1)', needed is 3.11, 3.12 or 3.13." >&2; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "$(PYTHON) can't make a virtual environment; on Debian its venv module is a package of its own" >&2; exit 1; }
+
+# pyproject.toml counts too: it names the command and the packages of the editable install.
+.venv/.stamp: requirements.lock requirements-nodeps.lock pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q -r requirements.lock
+	$(BIN)/python -m pip install -q --no-deps -r requirements-nodeps.lock
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.stamp-dev: requirements-dev.lock .venv/.stamp
+	$(BIN)/python -m pip install -q -r requirements-dev.lock
+	@touch $@
+
+# Resolves pyproject.toml anew, without the locks: look at the difference, then run everything before committing it.
+FREEZE = .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude recsys-swipe \
+	| grep -vE '^(nvidia-|cuda-|triton=)' | sed -E 's/^torch==.*/torch>=2.13,<2.14/'
+lock: ## Writes requirements.lock and requirements-dev.lock from pyproject.toml
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install -q hatchling editables
+	.venv-lock/bin/python -m pip install -q --no-build-isolation -e .
+	{ sed -n '/^#/p' requirements.lock; $(FREEZE); } > .venv-lock/requirements.lock
+	.venv-lock/bin/python -m pip install -q --no-build-isolation -e '.[dev]'
+	{ sed -n '/^[#-]/p' requirements-dev.lock; $(FREEZE) | grep -vxFf .venv-lock/requirements.lock; } \
+		> .venv-lock/requirements-dev.lock
+	mv .venv-lock/requirements.lock .venv-lock/requirements-dev.lock . && rm -rf .venv-lock
