@@ -98,6 +98,10 @@ class ModelConfig:
     vector_dim: int = 32  # of an item vector and the user side
     hidden: tuple[int, ...] = (128, 64)
     row_rate: float = 0.05  # row-wise Adagrad
+    row_initial: float = 0.01
+    vector_rate: float = 0.05
+    retrieval_weight: float = 0.2  # of the user side's loss beside the ranker's
+    side_weight: float = 0.3  # of the other labels' loss beside the first one's
     dense_rate: float = 0.001  # Adam
     ttl_s: int = 30 * 24 * 3600
     seed: int = 0

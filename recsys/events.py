@@ -44,17 +44,16 @@ class Served(msgspec.Struct, kw_only=True):
 
 
 class FeatureBlock(msgspec.Struct, frozen=True, kw_only=True):
-    """Features as served of one request with N items, as raw little-endian arrays: see recsys/features.py.
+    """Features as served of one request with N items, as raw little-endian arrays.
 
-    ``user_keys`` and ``item_keys`` int64 are ragged (``*_lengths`` uint8 a slot, item-major for items);
-    ``history`` int64 (T, H) with ``outcomes`` float32 (T, O), newest first; ``dense`` float32 (N, F).
+    ``user_keys`` int64 (U,) and ``item_keys`` int64 (N, I), 0 where a slot has fewer values; ``history``
+    int64 (T, H) with ``outcomes`` float32 (T, O), newest first; ``dense`` float32 (N, F). The feature set
+    says what U, I, H, O and F are (recsys/features.py).
     """
 
     feature_set: str
     user_keys: bytes = b""
-    user_lengths: bytes = b""
     item_keys: bytes = b""
-    item_lengths: bytes = b""
     history: bytes = b""
     outcomes: bytes = b""
     dense: bytes = b""

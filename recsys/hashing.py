@@ -58,3 +58,11 @@ def uniform(seed: int, *ids: Id) -> float:
     """One draw in [0, 1) from the seed and any ids, e.g. ``uniform(0, request_id, rank)``."""
     text = "\x1f".join(map(str, ids))
     return (mmh3.hash64(text, seed & 0xFFFFFFFF, signed=False)[0] >> 11) / _2_POW_53
+
+
+def cross(left: NDArray[np.int64] | int, right: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The keys of pairs, element by element; 0 (absent) where the right key is 0. Not symmetric."""
+    start = np.asarray(left, np.int64).view(np.uint64)
+    with np.errstate(over="ignore"):
+        mixed = splitmix64(splitmix64(start) + np.asarray(right).view(np.uint64) * _MIX_1)
+    return np.where(np.asarray(right) == 0, np.int64(0), mixed.view(np.int64))

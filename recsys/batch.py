@@ -1,0 +1,130 @@
+"""Examples as arrays: the sparse features as one jagged tensor, everything else dense.
+
+The layout of the sparse part is that of torchrec's KeyedJaggedTensor: values slot by slot, within a slot
+example by example, with a length for each. ``keys()``, ``values()`` and ``lengths()`` are its interface, so
+that a KeyedJaggedTensor can stand in its place.
+
+Legend: B batch, S slots, T history, H keys of an entry, O outcomes, F dense, U unique keys.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recsys.features import HISTORY_GROUP, FeatureSet, RequestFeatures
+
+Keys = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+class Jagged(Protocol):
+    """What is used of a KeyedJaggedTensor."""
+
+    def keys(self) -> list[str]: ...
+    def values(self) -> Tensor: ...
+    def lengths(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A jagged tensor without torchrec, for the serving path and for tests."""
+
+    slots: list[str]
+    values_: Tensor
+    lengths_: Tensor
+
+    def keys(self) -> list[str]:
+        return self.slots
+
+    def values(self) -> Tensor:
+        return self.values_
+
+    def lengths(self) -> Tensor:
+        return self.lengths_
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B examples, ready to be looked up: ``sparse`` holds keys; history_BTH keys, 0 where there is none."""
+
+    sparse: Jagged
+    user_B: Keys
+    item_B: Keys
+    item_groups_BG: Keys  # the keys that an item vector's content starts from
+    history_BTH: Keys
+    outcomes_BTO: Floats
+    dense_BF: Floats
+
+    def __len__(self) -> int:
+        return len(self.item_B)
+
+
+def batch_of(features: FeatureSet, requests: Sequence[RequestFeatures]) -> Batch:
+    """One batch of all the items of the requests, in order: the user's part is repeated for each item."""
+    if len(requests) == 1:
+        return _repeat(features, requests[0])
+    counts = [len(request.items_NI) for request in requests]
+    user_BU = np.repeat(np.stack([r.user_U for r in requests]), counts, axis=0)
+    items_BI = np.concatenate([r.items_NI for r in requests])
+    history = np.repeat(np.stack([r.history_TH for r in requests]), counts, axis=0)
+    outcomes = np.repeat(np.stack([r.outcomes_TO for r in requests]), counts, axis=0)
+    dense = np.concatenate([r.dense_NF for r in requests])
+    return _assemble(features, user_BU, items_BI, history, outcomes, dense)
+
+
+def _repeat(features: FeatureSet, request: RequestFeatures) -> Batch:
+    n = len(request.items_NI)
+    return _assemble(
+        features,
+        np.broadcast_to(request.user_U, (n, len(request.user_U))),
+        request.items_NI,
+        np.broadcast_to(request.history_TH, (n, *request.history_TH.shape)),
+        np.broadcast_to(request.outcomes_TO, (n, *request.outcomes_TO.shape)),
+        request.dense_NF,
+    )
+
+
+def _assemble(
+    features: FeatureSet,
+    user_BU: Keys,
+    items_BI: Keys,
+    history: Keys,
+    outcomes: Floats,
+    dense: Floats,
+) -> Batch:
+    values, lengths, names = [], [], []
+    for matrix, slots in ((user_BU, features.user_slots), (items_BI, features.item_slots)):
+        for slot in slots:
+            columns = matrix[:, slot.start : slot.stop]
+            there = columns != 0
+            names.append(slot.name)
+            values.append(columns[there])
+            lengths.append(there.sum(1))
+    sparse = Sparse(
+        names,
+        torch.from_numpy(np.concatenate(values)),
+        torch.from_numpy(np.concatenate(lengths)),
+    )
+    return Batch(
+        sparse,
+        user_BU[:, 0],
+        items_BI[:, 0],
+        items_BI[:, group_columns(features)],
+        history,
+        outcomes,
+        dense,
+    )
+
+
+def group_columns(features: FeatureSet) -> list[int]:
+    """The item columns that an item vector's content starts from, as a history entry keeps them."""
+    columns: list[int] = []
+    for name in features.schema.groups:
+        start = features.slot(f"item.{name}").start
+        columns.extend(range(start, start + HISTORY_GROUP))
+    return columns

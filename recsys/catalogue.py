@@ -1,0 +1,100 @@
+"""The items as columns: what the fold of the `items` topic leaves, ready to be gathered by index.
+
+Each item has an index for as long as the process lives; a removed item keeps its index and is not alive.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.events import Item
+from recsys.features import FeatureSet
+from recsys.hashing import Id, key_of
+
+
+class Catalogue:
+    """Items by index: keys int64 (n, I), numbers float32 (n, M), alive bool (n,). See FeatureSet for I, M."""
+
+    def __init__(self, features: FeatureSet, capacity: int = 1024) -> None:
+        self.features = features
+        self.ids: list[Id] = []
+        self.fields: list[dict[str, Any]] = []
+        self._index: dict[str, int] = {}
+        self._by_key: dict[int, int] = {}
+        self._keys = np.zeros((capacity, features.item_columns), np.int64)
+        self._numbers = np.zeros((capacity, features.number_columns), np.float32)
+        self._alive = np.zeros(capacity, np.bool_)
+        self._published_ms = np.zeros(capacity, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        return self._keys[: len(self.ids)]
+
+    @property
+    def numbers(self) -> NDArray[np.float32]:
+        return self._numbers[: len(self.ids)]
+
+    @property
+    def alive(self) -> NDArray[np.bool_]:
+        return self._alive[: len(self.ids)]
+
+    @property
+    def published_ms(self) -> NDArray[np.int64]:
+        return self._published_ms[: len(self.ids)]
+
+    def index_of(self, item_id: Id) -> int | None:
+        """The index of an item, alive or not; None where it was never published."""
+        return self._index.get(str(item_id))
+
+    def index_of_key(self, key: int) -> int | None:
+        """The index of the item whose row has this key."""
+        return self._by_key.get(key)
+
+    def apply(self, item: Item) -> int:
+        """Adds, changes or removes an item and returns its index. A change replaces all its fields."""
+        index = self._index.get(str(item.item_id))
+        if index is None:
+            index = self._append(item.item_id)
+            self._published_ms[index] = item.time_ms
+        self._alive[index] = not item.removed
+        if not item.removed:
+            self.fields[index] = item.fields
+            self._keys[index] = self.features.item_keys(item.item_id, item.fields)
+            self._numbers[index] = _numbers(self.features, item.fields)
+        return index
+
+    def ensure(self, item_id: Id) -> int:
+        """The index of an item, which is added with no fields where it was never published."""
+        index = self._index.get(str(item_id))
+        return self.apply(Item(time_ms=0, item_id=item_id)) if index is None else index
+
+    def _append(self, item_id: Id) -> int:
+        index = len(self.ids)
+        if index >= len(self._keys):
+            for name in ("_keys", "_numbers", "_alive", "_published_ms"):
+                column = getattr(self, name)
+                setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
+        self.ids.append(item_id)
+        self.fields.append({})
+        self._index[str(item_id)] = index
+        self._by_key[key_of("item", item_id)] = index
+        return index
+
+
+def _numbers(features: FeatureSet, fields: dict[str, Any]) -> NDArray[np.float32]:
+    """Numeric fields on a logarithmic scale (sign kept), then vectors as they are; 0 where absent."""
+    out: list[float] = []
+    for name in features.schema.names("item", "numeric"):
+        value = fields.get(name)
+        number = float(value) if isinstance(value, int | float) else 0.0
+        out.append(math.copysign(math.log1p(abs(number)), number))
+    for name, length in features.schema.vectors:
+        value = fields.get(name)
+        good = isinstance(value, list) and len(value) == length
+        out.extend(float(x) for x in value) if good and value else out.extend([0.0] * length)
+    return np.array(out, np.float32)

@@ -1,0 +1,242 @@
+"""The feature set: which numbers the ranker reads, defined once for stream, batch and backfill.
+
+A request's features are built when it is answered, written into the impression, and read from there when it
+is learned from. Categorical values are 64-bit keys in named slots; the ranker sees the slots' rows, never the
+ids. Everything here is computed from what had happened before the request: nothing looks ahead.
+
+Legend: N items of a request, U user columns, I item columns, T history, H keys and O outcomes of one entry,
+F dense.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.events import FeatureBlock
+from recsys.hashing import Id, digest_of, key_of
+from recsys.schema import CATEGORICAL, NUMERIC, Schema, values_of
+
+Keys = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+GROUP_WIDTH: Final = 4  # values kept of a group field (an author has one, tags a few)
+CONTENT_WIDTH: Final = 12  # other categorical item fields, all in one slot
+PROFILE_WIDTH: Final = 40
+CONTEXT_WIDTH: Final = 4
+HISTORY_GROUP: Final = 2  # values of each group that a history entry keeps
+MAIN_LABELS: Final = 3  # labels whose running rates are features
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A named range of columns whose keys are pooled into one row by their mean."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The named list of features that a model reads; two sets are the same when their digests are.
+
+    ``kind`` is ``ids`` (keys only), ``ids+history`` (with the recent history and its outcomes) or ``all``
+    (with running counters).
+    """
+
+    schema: Schema
+    kind: str = "all"
+    history: int = 20
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of(msgspec.json.encode(msgspec.to_builtins(self), order="deterministic"))
+
+    @cached_property
+    def user_slots(self) -> tuple[Slot, ...]:
+        return _slots(
+            ("user", 1), ("profile", PROFILE_WIDTH), ("context", CONTEXT_WIDTH), ("hour", 1)
+        )
+
+    @cached_property
+    def item_slots(self) -> tuple[Slot, ...]:
+        groups = ((f"item.{name}", GROUP_WIDTH) for name in self.schema.groups)
+        return _slots(("item", 1), *groups, ("content", CONTENT_WIDTH), ("duration", 1))
+
+    @property
+    def user_columns(self) -> int:
+        return self.user_slots[-1].stop
+
+    @property
+    def item_columns(self) -> int:
+        return self.item_slots[-1].stop
+
+    @cached_property
+    def number_columns(self) -> int:
+        numeric = len(self.schema.names("item", NUMERIC))
+        return numeric + sum(length for _, length in self.schema.vectors)
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """What counters count: shown, each label, watch."""
+        return ("shown", *self.schema.labels, "watch")
+
+    @property
+    def history_length(self) -> int:
+        return 0 if self.kind == "ids" else self.history
+
+    @property
+    def history_keys(self) -> int:
+        return 1 + HISTORY_GROUP * len(self.schema.groups)
+
+    @property
+    def outcomes(self) -> int:
+        return len(self.schema.labels) + 2  # each label, log watch seconds, recency
+
+    @cached_property
+    def main_labels(self) -> tuple[str, ...]:
+        return self.schema.labels[:MAIN_LABELS]
+
+    def slot(self, name: str) -> Slot:
+        """The slot of this name; KeyError where there is none."""
+        for slot in (*self.user_slots, *self.item_slots):
+            if slot.name == name:
+                return slot
+        raise KeyError(f"no slot {name!r} in feature set {self.digest}")
+
+    def item_keys(self, item_id: Id, fields: dict[str, Any]) -> Keys:
+        """The keys of one item, (I,)."""
+        keys = np.zeros(self.item_columns, np.int64)
+        keys[0] = key_of("item", item_id)
+        for name in self.schema.groups:
+            _fill(keys, self.slot(f"item.{name}"), f"item.{name}", values_of(fields.get(name)))
+        others = [n for n in self.schema.names("item", CATEGORICAL) if n not in self.schema.groups]
+        _fill_many(keys, self.slot("content"), "item.", others, fields)
+        duration = fields.get("duration_ms")
+        if isinstance(duration, int | float) and duration > 0:
+            # Half-octaves: 8 s and 9 s differ little, 8 s and 12 s do.
+            bucket = round(2 * math.log2(max(duration, 250) / 1000))
+            keys[self.slot("duration").start] = key_of("duration", bucket)
+        return keys
+
+    def profile_keys(self, fields: dict[str, Any]) -> list[int]:
+        """The keys of a user's profile fields, at most PROFILE_WIDTH."""
+        keys = np.zeros(PROFILE_WIDTH, np.int64)
+        names = self.schema.names("user", CATEGORICAL)
+        _fill_many(keys, Slot("profile", 0, PROFILE_WIDTH), "user.", names, fields)
+        return [int(key) for key in keys if key]
+
+    def context_keys(self, surface: str, context: dict[str, Any]) -> list[int]:
+        """The keys of a request's context, at most CONTEXT_WIDTH: the first stands for all in crosses."""
+        keys = np.zeros(CONTEXT_WIDTH, np.int64)
+        names = self.schema.names("context", CATEGORICAL)
+        _fill_many(keys, Slot("context", 0, CONTEXT_WIDTH), "context.", names, context)
+        found = [int(key) for key in keys if key]
+        return found or [key_of("context.surface", surface)]
+
+    def history_entry(self, item_keys: Keys) -> list[int]:
+        """The keys (H,) by which a history entry remembers an item: itself and its first group values."""
+        entry = [int(item_keys[0])]
+        for name in self.schema.groups:
+            start = self.slot(f"item.{name}").start
+            entry.extend(int(key) for key in item_keys[start : start + HISTORY_GROUP])
+        return entry
+
+
+@dataclass(frozen=True)
+class RequestFeatures:
+    """Features of one request: user_U, items_NI, history_TH, outcomes_TO, dense_NF."""
+
+    feature_set: str
+    user_U: Keys
+    items_NI: Keys
+    history_TH: Keys
+    outcomes_TO: Floats
+    dense_NF: Floats
+
+    def rows(self, chosen: list[int] | Keys) -> "RequestFeatures":
+        """The features of some of the items, in that order."""
+        return RequestFeatures(
+            self.feature_set,
+            self.user_U,
+            self.items_NI[chosen],
+            self.history_TH,
+            self.outcomes_TO,
+            self.dense_NF[chosen],
+        )
+
+    def block(self) -> FeatureBlock:
+        """As written into the impression."""
+        return FeatureBlock(
+            feature_set=self.feature_set,
+            user_keys=self.user_U.tobytes(),
+            item_keys=self.items_NI.tobytes(),
+            history=self.history_TH.tobytes(),
+            outcomes=self.outcomes_TO.tobytes(),
+            dense=self.dense_NF.tobytes(),
+        )
+
+
+class UnknownFeatureSet(ValueError):
+    """A model was given features that it does not know."""
+
+
+def read_block(block: FeatureBlock, features: FeatureSet) -> RequestFeatures:
+    """The arrays of an impression's features; raises UnknownFeatureSet where they are of another set."""
+    if block.feature_set != features.digest:
+        raise UnknownFeatureSet(
+            f"feature set is {block.feature_set!r}, expected {features.digest!r}: "
+            "the model must be trained on, and serve, the set that was logged"
+        )
+    items = np.frombuffer(block.item_keys, np.int64).reshape(-1, features.item_columns)
+    return RequestFeatures(
+        block.feature_set,
+        np.frombuffer(block.user_keys, np.int64),
+        items,
+        np.frombuffer(block.history, np.int64).reshape(-1, features.history_keys),
+        np.frombuffer(block.outcomes, np.float32).reshape(-1, features.outcomes),
+        np.frombuffer(block.dense, np.float32).reshape(len(items), -1),
+    )
+
+
+def one_item(block: FeatureBlock, index: int, items: int) -> FeatureBlock:
+    """The features of one of a block's ``items`` items, without reading the rest."""
+    keys, dense = len(block.item_keys) // items, len(block.dense) // items
+    return FeatureBlock(
+        feature_set=block.feature_set,
+        user_keys=block.user_keys,
+        item_keys=block.item_keys[index * keys : (index + 1) * keys],
+        history=block.history,
+        outcomes=block.outcomes,
+        dense=block.dense[index * dense : (index + 1) * dense],
+        backfilled=block.backfilled,
+    )
+
+
+def _slots(*widths: tuple[str, int]) -> tuple[Slot, ...]:
+    slots, start = [], 0
+    for name, width in widths:
+        slots.append(Slot(name, start, start + width))
+        start += width
+    return tuple(slots)
+
+
+def _fill(keys: Keys, slot: Slot, prefix: str, values: list[str]) -> None:
+    for i, value in enumerate(values[: slot.stop - slot.start]):
+        keys[slot.start + i] = key_of(prefix, value)
+
+
+def _fill_many(
+    keys: Keys, slot: Slot, prefix: str, names: list[str] | tuple[str, ...], fields: dict[str, Any]
+) -> None:
+    """All values of several fields in one slot, each salted by its field's name; the surplus is left out."""
+    found = [
+        key_of(prefix + name, value) for name in names for value in values_of(fields.get(name))
+    ]
+    found = found[: slot.stop - slot.start]
+    keys[slot.start : slot.start + len(found)] = found

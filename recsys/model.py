@@ -1,0 +1,178 @@
+"""The model: ranker and user side over the rows of three tables, with all dense parameters in one flat vector.
+
+Tables: ``features`` (a row for every categorical value, D + 1 wide), ``items`` (item vectors) and ``users``
+(user vectors). The model takes rows and the flat vector; where they come from is not its business.
+
+Legend: B batch, S slots, D embedding, T history, V vector, U unique keys of a table.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from recsys.batch import Batch
+from recsys.config import ModelConfig, TableConfig
+from recsys.features import FeatureSet
+from recsys.ranker import Ranker, RankerShape
+from recsys.vectors import UserSide, content_vectors
+
+Keys = NDArray[np.int64]
+
+
+def tables_of(config: ModelConfig) -> tuple[TableConfig, ...]:
+    """The tables that this model's rows live in."""
+    return (
+        TableConfig(
+            "features", config.dim + 1, config.row_rate, config.row_initial, ttl_s=config.ttl_s
+        ),
+        TableConfig("items", config.vector_dim, config.vector_rate, 0.0, ttl_s=config.ttl_s),
+        TableConfig("users", config.vector_dim, config.vector_rate, 0.0, ttl_s=config.ttl_s),
+    )
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Which rows a batch needs: unique keys by table, and where each place of the batch finds its row."""
+
+    keys: dict[str, Keys]
+    slot_index: Tensor  # of sparse.values() into the unique feature keys
+    history_index: (
+        Tensor  # (B, T, H) into the unique feature keys; the last row (zeros) where there is none
+    )
+    item_index: Tensor  # (B,) into the unique item keys
+    past_index: Tensor  # (B, T) into the unique item keys; the last row where there is none
+    user_index: Tensor  # (B,) into the unique user keys
+
+
+def lookup_of(batch: Batch) -> Lookup:
+    """De-duplicates the keys of a batch."""
+    slots = batch.sparse.values().numpy()
+    past = batch.history_BTH[..., 0] if batch.history_BTH.shape[1] else batch.history_BTH[:, :, 0]
+    features, at = _unique(slots, batch.history_BTH.reshape(-1))
+    items, at_items = _unique(batch.item_B, past.reshape(-1))
+    users, at_users = _unique(batch.user_B)
+    return Lookup(
+        {"features": features, "items": items, "users": users},
+        torch.from_numpy(at[: len(slots)]),
+        torch.from_numpy(at[len(slots) :].reshape(batch.history_BTH.shape)),
+        torch.from_numpy(at_items[: len(batch)]),
+        torch.from_numpy(at_items[len(batch) :].reshape(past.shape)),
+        torch.from_numpy(at_users),
+    )
+
+
+def _unique(*parts: Keys) -> tuple[Keys, Keys]:
+    """Unique non-zero keys, and each key's place among them: the place after the last for 0."""
+    unique, at = np.unique(np.concatenate(parts), return_inverse=True)
+    at = at.reshape(-1).astype(np.int64)
+    zero = int(np.searchsorted(unique, 0))
+    if zero < len(unique) and unique[zero] == 0:
+        unique = np.delete(unique, zero)
+        at = np.where(at == zero, len(unique), np.where(at > zero, at - 1, at))
+    return unique, at
+
+
+class Model(nn.Module):
+    """Ranker and user side. ``forward`` needs a batch, its lookup, and the rows by table, each with one row
+    of zeros after the last."""
+
+    def __init__(self, features: FeatureSet, config: ModelConfig, dense_width: int) -> None:
+        super().__init__()
+        self.features = features
+        self.config = config
+        slots = [*features.user_slots, *features.item_slots]
+        shape = RankerShape(
+            slots=len(slots),
+            dim=config.dim,
+            item_slot=[slot.name for slot in slots].index("item"),
+            history=features.history_length,
+            history_slots=features.history_keys,
+            outcomes=features.outcomes,
+            dense=dense_width,
+            labels=len(features.schema.labels),
+            hidden=config.hidden,
+        )
+        self.ranker = Ranker(shape, config.seed)
+        self.user_side = UserSide(config.vector_dim)
+
+    def rank(self, batch: Batch, lookup: Lookup, rows_UR: Tensor) -> Tensor:
+        """The ranker's logits (B, L)."""
+        size = len(batch)
+        lengths = batch.sparse.lengths()
+        offsets = torch.zeros(len(lengths), dtype=torch.int64)
+        torch.cumsum(lengths[:-1], 0, out=offsets[1:])
+        pooled = F.embedding_bag(lookup.slot_index, rows_UR, offsets, mode="mean")
+        pooled_BSR = pooled.view(-1, size, pooled.shape[1]).transpose(0, 1)
+        history_BTR = self._history(batch, lookup, rows_UR)
+        outcomes = torch.from_numpy(batch.outcomes_BTO)
+        logits: Tensor = self.ranker(
+            pooled_BSR, history_BTR, outcomes, torch.from_numpy(batch.dense_BF)
+        )
+        return logits
+
+    def _history(self, batch: Batch, lookup: Lookup, rows_UR: Tensor) -> Tensor:
+        """The mean row of each history entry's keys, (B, T, R)."""
+        b, t, h = lookup.history_index.shape
+        flat = lookup.history_index.reshape(b * t, h)
+        if t == 0:
+            return rows_UR.new_zeros((b, 0, rows_UR.shape[1]))
+        total = F.embedding_bag(flat, rows_UR, mode="sum")
+        count = torch.from_numpy((batch.history_BTH != 0).sum(-1)).reshape(-1, 1).clamp(min=1)
+        return (total / count).view(b, t, -1)
+
+    def user_vectors(
+        self, batch: Batch, lookup: Lookup, users_UV: Tensor, items_UV: Tensor
+    ) -> Tensor:
+        """The user side (B, V)."""
+        content = content_vectors(batch.history_BTH[..., 1:], self.config.vector_dim)
+        past_BTV = items_UV[lookup.past_index] + torch.from_numpy(content)
+        outcomes = torch.from_numpy(batch.outcomes_BTO)
+        vectors: Tensor = self.user_side(users_UV[lookup.user_index], past_BTV, outcomes)
+        return vectors
+
+    def item_vectors(self, batch: Batch, lookup: Lookup, items_UV: Tensor) -> Tensor:
+        """The batch's items as vectors (B, V)."""
+        content = content_vectors(batch.item_groups_BG, self.config.vector_dim)
+        return items_UV[lookup.item_index] + torch.from_numpy(content)
+
+    def dense_size(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def read_dense(self) -> NDArray[np.float32]:
+        """All dense parameters as one flat vector, in the order of ``parameters()``."""
+        flat = torch.cat([p.detach().reshape(-1) for p in self.parameters()])
+        out: NDArray[np.float32] = flat.numpy().copy()
+        return out
+
+    def write_dense(self, flat: NDArray[np.float32]) -> None:
+        """Sets the dense parameters; raises ValueError where the length is another model's."""
+        if len(flat) != self.dense_size():
+            raise ValueError(
+                f"dense has {len(flat)} numbers, this model {self.dense_size()}: it was trained with "
+                "another feature set or another model configuration"
+            )
+        at = 0
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.from_numpy(flat[at : at + p.numel()]).view_as(p))
+                at += p.numel()
+
+    def dense_gradient(self) -> NDArray[np.float32]:
+        """The gradients of all dense parameters, flat; zeros where there is none."""
+        parts = [(p.grad if p.grad is not None else torch.zeros_like(p)) for p in self.parameters()]
+        out: NDArray[np.float32] = torch.cat([g.reshape(-1) for g in parts]).numpy()
+        return out
+
+
+def padded(rows: NDArray[np.float32]) -> Tensor:
+    """Rows (U, R) with the row of zeros after the last that stands for "none"."""
+    return torch.from_numpy(np.concatenate([rows, np.zeros((1, rows.shape[1]), np.float32)]))
+
+
+def rows_for(lookup: Lookup, rows: Mapping[str, NDArray[np.float32]]) -> dict[str, Tensor]:
+    return {name: padded(rows[name]) for name in lookup.keys}

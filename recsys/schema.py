@@ -1,0 +1,66 @@
+"""Which fields items, users and contexts have: names and kinds, never values.
+
+The free ``fields`` of events become features by their kind: text and lists of text are categorical, numbers
+numeric, a list of numbers of a declared length is a vector. A schema is part of a feature set's digest.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+CATEGORICAL: Final = "categorical"
+NUMERIC: Final = "numeric"
+VECTOR: Final = "vector"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Field names with their kinds, sorted by name; ``groups`` are the item fields that items share.
+
+    Counters and history know items by their groups: an author, a tag. ``labels`` are engagement kinds, the
+    first of them the one that matters most. ``shown_by`` says when an item counts as shown: ``impression``
+    (all that was served was shown) or ``view`` (the client names what was on screen).
+    """
+
+    item: tuple[tuple[str, str], ...] = ()
+    user: tuple[tuple[str, str], ...] = ()
+    context: tuple[tuple[str, str], ...] = ()
+    groups: tuple[str, ...] = ("author", "tags")
+    labels: tuple[str, ...] = ("long_view", "click", "like", "follow", "comment", "share", "hide")
+    vectors: tuple[tuple[str, int], ...] = ()
+    shown_by: str = "view"
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise ValueError("labels is empty, expected at least one engagement kind, e.g. [click]")
+        if self.shown_by not in ("view", "impression"):
+            raise ValueError(f"shown_by is {self.shown_by!r}, expected 'view' or 'impression'")
+
+    def names(self, part: str, kind: str) -> tuple[str, ...]:
+        """The names of one kind of one part ("item", "user", "context"), in order."""
+        return tuple(name for name, its in getattr(self, part) if its == kind)
+
+
+def kind_of(value: Any) -> str | None:
+    """The kind of a field by one of its values; None where it can't be a feature (a mapping, a null)."""
+    if isinstance(value, bool | str):
+        return CATEGORICAL
+    if isinstance(value, int | float):
+        return NUMERIC
+    if isinstance(value, list) and value:
+        return VECTOR if all(isinstance(x, int | float) for x in value) else CATEGORICAL
+    return None
+
+
+def default_groups(categorical: tuple[str, ...]) -> tuple[str, ...]:
+    """The item fields to group by, where a data set doesn't say: author and tags, else the first two."""
+    usual = tuple(name for name in ("author", "tags", "category", "topic") if name in categorical)
+    return (usual or categorical)[:2]
+
+
+def values_of(value: Any) -> list[str]:
+    """A categorical value as a list of texts: one for text, many for a list."""
+    if value is None or value == "":
+        return []
+    if isinstance(value, list):
+        return [str(x) for x in value]
+    return [str(value)]

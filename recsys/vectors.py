@@ -1,0 +1,70 @@
+"""Item vectors and the user side: what retrieval searches with.
+
+An item's vector is a row of its own, laid over a projection of its content: each author and tag has a fixed
+random direction (a hash of its key), so that a new item starts near items like it, on every replica and every
+worker, with nothing to send. The user side, a row and two small matrices over the recent history, learns at
+every step; the item side has no dense parameters, so a step moves only the vectors whose rows it touched.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from recsys.hashing import uniforms
+
+_CONTENT_SEED = 7
+_CONTENT_NORM = 0.8
+
+
+def content_vectors(groups_NG: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
+    """The projection of items' content (N, dim) from their group keys (N, G), 0 where there is none.
+
+    The sum of each key's direction (uniform in ±√(3/dim), so of norm about 1), scaled so that any number
+    of keys gives about the same norm; zeros for an item with no groups.
+    """
+    flat = groups_NG.reshape(-1)
+    unique, where = np.unique(flat, return_inverse=True)
+    draws = uniforms(_CONTENT_SEED, unique, dim).astype(np.float32)
+    directions = (2.0 * draws - 1.0) * np.float32(np.sqrt(3.0 / dim))
+    directions[unique == 0] = 0.0
+    total = directions[where.reshape(-1)].reshape(*groups_NG.shape, dim).sum(-2)
+    count = np.maximum((groups_NG != 0).sum(-1, keepdims=True), 1)
+    out: NDArray[np.float32] = (total * (_CONTENT_NORM / np.sqrt(count))).astype(np.float32)
+    return out
+
+
+class UserSide(nn.Module):
+    """The user's vector from their row and what they liked and saw lately, in the space of item vectors."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.liked = nn.Parameter(torch.eye(dim))
+        self.seen = nn.Parameter(-0.3 * torch.eye(dim))
+        self.start = nn.Parameter(torch.zeros(dim))
+        self.sharpness = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, user_BV: Tensor, history_BTV: Tensor, outcomes_BTO: Tensor) -> Tensor:
+        """Vectors (B, V). The first outcome is the label that matters most, the last one recency."""
+        there_BT = (outcomes_BTO[..., -1] > 0).float()
+        liked_BT = there_BT * outcomes_BTO[..., 0]
+        liked_BV = torch.einsum("bt,btv->bv", liked_BT, history_BTV)
+        liked_BV = liked_BV / liked_BT.sum(1, keepdim=True).clamp(min=1.0)
+        passed_BT = there_BT - liked_BT
+        passed_BV = torch.einsum("bt,btv->bv", passed_BT, history_BTV)
+        passed_BV = passed_BV / passed_BT.sum(1, keepdim=True).clamp(min=1.0)
+        return user_BV + liked_BV @ self.liked + passed_BV @ self.seen + self.start
+
+
+def retrieval_loss(
+    user_BV: Tensor, item_BV: Tensor, items_B: Tensor, liked_B: Tensor, sharpness: Tensor
+) -> Tensor:
+    """Softmax of each liked item against the other items of the batch (in-batch negatives), summed.
+
+    The same item elsewhere in the batch is no negative. 0 where nothing was liked or there is no other.
+    """
+    logits_BB = sharpness * (user_BV @ item_BV.T)
+    same_BB = (items_B[:, None] == items_B[None, :]) & ~torch.eye(len(items_B), dtype=torch.bool)
+    logits_BB = logits_BB.masked_fill(same_BB, -1e9)
+    log_p_B = logits_BB.diagonal() - torch.logsumexp(logits_BB, 1)
+    return -(log_p_B * liked_B).sum()

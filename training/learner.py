@@ -1,0 +1,134 @@
+"""One lane of one step: rows and dense parameters in, predictions and gradients out.
+
+It predicts before it learns: the probabilities that it returns are those of the model that had not yet seen
+these examples. It holds no state between steps but buffers; parameters live in the shards.
+
+Legend: B examples of the lane, K labels, L outputs (labels, then watch time), U unique keys of a table.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recsys.batch import Batch, batch_of
+from recsys.features import FeatureSet, read_block
+from recsys.model import Lookup, Model, lookup_of, padded
+from recsys.ranker import loss_per_output, targets
+from recsys.records import Example
+from recsys.vectors import retrieval_loss
+
+Keys = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The examples of one lane as arrays: what can be prepared before the rows are there."""
+
+    batch: Batch
+    lookup: Lookup
+    labels_BK: Floats
+    watch_ms_B: Floats
+    weights_BK: Floats  # 0 where a correction changes nothing
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Gradients of one lane, summed over its examples, and its predictions from before."""
+
+    probabilities_BL: Floats
+    gradients: dict[str, tuple[Keys, Floats]]
+    dense: Floats
+    metrics: dict[str, float]
+
+
+class Learner:
+    """Learns lanes with a model whose dense parameters are set from outside."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.features: FeatureSet = model.features
+
+    def prepare(self, examples: Sequence[Example]) -> Lane:
+        """Arrays of a lane's examples. Raises UnknownFeatureSet where they were served with another set."""
+        requests = [
+            read_block(e.features, self.features) for e in examples if e.features is not None
+        ]
+        if len(requests) != len(examples):
+            raise ValueError(
+                "an example has no features; it can't be learned from before a backfill"
+            )
+        batch = batch_of(self.features, requests)
+        labels = np.array([e.labels for e in examples], np.float32)
+        return Lane(
+            batch,
+            lookup_of(batch),
+            labels,
+            np.array([e.watch_ms for e in examples], np.float32),
+            np.stack([_weights(e, labels.shape[1]) for e in examples]),
+        )
+
+    def learn(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Learned:
+        """Predicts, then returns the gradients. ``rows[table]`` are those of ``lane.lookup.keys``."""
+        self.model.write_dense(dense)
+        self.model.zero_grad(set_to_none=True)
+        leaves = {name: padded(rows[name]).requires_grad_() for name in lane.lookup.keys}
+        logits_BL = self.model.rank(lane.batch, lane.lookup, leaves["features"])
+        wanted = targets(torch.from_numpy(lane.labels_BK), torch.from_numpy(lane.watch_ms_B))
+        losses_BL = loss_per_output(logits_BL, wanted)
+        total = (losses_BL * self._output_weights(lane)).sum()
+        if len(lane.batch) > 1 and self.features.history_length:
+            total = total + self.model.config.retrieval_weight * self._retrieval(lane, leaves)
+        total.backward()
+        probabilities = torch.sigmoid(logits_BL.detach()).numpy()
+        return Learned(
+            probabilities,
+            {name: (keys, _gradient(leaves[name])) for name, keys in lane.lookup.keys.items()},
+            self.model.dense_gradient(),
+            self._metrics(lane, losses_BL.detach().numpy(), probabilities),
+        )
+
+    def _output_weights(self, lane: Lane) -> torch.Tensor:
+        """The first label counts fully, the others and watch time by the side weight."""
+        side = self.model.config.side_weight
+        weights = torch.full((lane.labels_BK.shape[1] + 1,), side)
+        weights[0] = 1.0
+        per_label = torch.from_numpy(lane.weights_BK)
+        watch = per_label.amin(1, keepdim=True)  # a correction doesn't learn its watch time again
+        return weights * torch.cat([per_label, watch], 1)
+
+    def _retrieval(self, lane: Lane, leaves: dict[str, torch.Tensor]) -> torch.Tensor:
+        users = self.model.user_vectors(lane.batch, lane.lookup, leaves["users"], leaves["items"])
+        items = self.model.item_vectors(lane.batch, lane.lookup, leaves["items"])
+        liked = torch.from_numpy(lane.labels_BK[:, 0] * lane.weights_BK[:, 0])
+        ids = torch.from_numpy(lane.batch.item_B)
+        return retrieval_loss(users, items, ids, liked, self.model.user_side.sharpness)
+
+    def _metrics(self, lane: Lane, losses_BL: Floats, probabilities_BL: Floats) -> dict[str, float]:
+        """Prequential sums over the lane's first-time examples."""
+        fresh = lane.weights_BK.min(1) > 0
+        out = {"examples": float(fresh.sum())}
+        for k, label in enumerate(self.features.schema.labels):
+            out[f"loss.{label}"] = float(losses_BL[fresh, k].sum())
+            out[f"predicted.{label}"] = float(probabilities_BL[fresh, k].sum())
+            out[f"happened.{label}"] = float(lane.labels_BK[fresh, k].sum())
+        return out
+
+
+def _weights(example: Example, labels: int) -> Floats:
+    """Every label of a first-time example; of a correction only the labels that have become true."""
+    if not example.correction:
+        return np.ones(labels, np.float32)
+    changed = np.array(example.labels, np.float32) > np.array(example.previous, np.float32)
+    return changed.astype(np.float32)
+
+
+def _gradient(leaf: torch.Tensor) -> Floats:
+    """The gradient without the row of zeros."""
+    if leaf.grad is None:
+        return np.zeros((leaf.shape[0] - 1, leaf.shape[1]), np.float32)
+    out: Floats = leaf.grad[:-1].numpy()
+    return out
