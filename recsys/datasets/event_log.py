@@ -1,0 +1,206 @@
+"""An event log: JSON Lines, one event a line, sorted by time, with a ``dataset.yaml`` beside it.
+
+The format is in docs/evaluation.md. A broken line is an error that names it; a line of a type or an
+engagement kind that isn't known is a dead letter, counted by its reason, because the format may grow.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mmh3
+import msgspec
+
+from recsys.datasets.log_settings import read_settings
+from recsys.datasets.parts import find_parts, lines_of
+from recsys.datasets.source import DataError
+from recsys.events import (
+    ENGAGEMENT_KINDS,
+    Event,
+    Impression,
+    Item,
+    Rejected,
+    User,
+    parse,
+)
+from recsys.schema import CATEGORICAL, NUMERIC, VECTOR, Schema, default_groups, kind_of
+
+_TYPES = {"item", "user", "impression", "engagement", "tick"}
+_STATE = (Item, User)
+
+
+class EventLog:
+    """A folder with ``dataset.yaml`` and ``events.jsonl`` (or several parts, packed or not)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._settings = read_settings(folder / "dataset.yaml")
+        self._parts = find_parts(folder)
+        self.name = self._settings.name or folder.name
+        self.labels = list(self._settings.labels)
+        self.window_s = self._settings.window_s
+        self.all_shown = self._settings.all_shown
+        self.vectors = dict(self._settings.vectors)
+        self.utc_offset_h = self._settings.utc_offset_h
+        self.dead_letters: Counter[str] = Counter()
+        self.repeats = 0
+
+    @cached_property
+    def schema(self) -> Schema:
+        """The fields that dataset.yaml gives, else those that a scan of the log finds: names and kinds."""
+        fields = self._settings.fields or self._scan()
+        items = fields.get("item", {})
+        texts = tuple(sorted(name for name, kind in items.items() if kind == CATEGORICAL))
+        return Schema(
+            item=tuple(sorted(items.items())),
+            user=tuple(sorted(fields.get("user", {}).items())),
+            context=tuple(sorted(fields.get("context", {}).items())),
+            groups=self._settings.groups or default_groups(texts),
+            labels=tuple(self.labels),
+            vectors=tuple(sorted(self.vectors.items())),
+            shown_by="impression" if self.all_shown else "view",
+        )
+
+    def warmup(self) -> Iterator[Event]:
+        """Nothing: an event log's own beginning warms it up."""
+        return iter(())
+
+    def events(self, from_ms: int | None = None, until_ms: int | None = None) -> Iterator[Event]:
+        self.dead_letters, self.repeats = Counter(), 0
+        for file, line, event in self._read():
+            if until_ms is not None and event.time_ms >= until_ms:
+                return
+            if from_ms is None or event.time_ms >= from_ms or isinstance(event, _STATE):
+                self._check_vectors(file, line, event)
+                yield event
+
+    def _read(self) -> Iterator[tuple[Path, int, Event]]:
+        repeats = _Repeats(round(self._settings.horizon_s * 1000))
+        newest = 0
+        for file in self._parts:
+            for line, raw in lines_of(file):
+                event = self._event(file, line, raw)
+                if event is None:
+                    continue
+                if event.time_ms < newest:
+                    raise DataError(
+                        file,
+                        f"{event.time_ms} is earlier than {newest} before it; "
+                        "sort the log by time_ms (parts in the order of their names)",
+                        line=line,
+                        field="time_ms",
+                    )
+                newest = event.time_ms
+                if repeats.is_one(event, raw):
+                    self.repeats += 1
+                    continue
+                yield file, line, event
+
+    def _event(self, file: Path, line: int, raw: bytes) -> Event | None:
+        """The event of a line; None, and a dead letter, where its type or kind isn't known."""
+        try:
+            value = msgspec.json.decode(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise DataError(file, f"expected one JSON object ({error})", line=line) from error
+        if isinstance(value, dict):
+            of = value.get("type")
+            if isinstance(of, str) and of not in _TYPES:
+                self.dead_letters[f"unknown type {of[:40]!r}"] += 1
+                return None
+            kind = value.get("kind")
+            if of == "engagement" and isinstance(kind, str) and kind not in ENGAGEMENT_KINDS:
+                self.dead_letters[f"unknown engagement kind {kind[:40]!r}"] += 1
+                return None
+        try:
+            event = parse(value)
+        except Rejected as error:
+            raise DataError(
+                file,
+                f"expected {error.expected}, found {error.value}",
+                line=line,
+                field=error.field,
+            ) from error
+        if isinstance(event, Impression) and "surface" not in value:
+            event.surface = str(event.context.get("surface", event.surface))
+        return event
+
+    def _check_vectors(self, file: Path, line: int, event: Event) -> None:
+        if not self.vectors or not isinstance(event, _STATE):
+            return
+        for name, length in self.vectors.items():
+            value = event.fields.get(name)
+            if value is not None and not _is_vector(value, length):
+                raise DataError(
+                    file,
+                    f"expected a list of {length} numbers, as dataset.yaml declares it",
+                    line=line,
+                    field=f"fields.{name}",
+                )
+
+    def _scan(self) -> dict[str, dict[str, str]]:
+        """Names and kinds of all fields. Text anywhere makes a field categorical."""
+        found: dict[str, dict[str, str]] = {"item": {}, "user": {}, "context": {}}
+        counted = self.dead_letters, self.repeats
+        self.dead_letters = Counter()
+        for _, _, event in self._read():
+            if isinstance(event, Item):
+                self._note(found["item"], event.fields)
+            elif isinstance(event, User):
+                self._note(found["user"], event.fields)
+            elif isinstance(event, Impression):
+                self._note(found["context"], event.context)
+        self.dead_letters, self.repeats = counted
+        return found
+
+    def _note(self, kinds: dict[str, str], fields: dict[str, Any]) -> None:
+        for name, value in fields.items():
+            kind = VECTOR if name in self.vectors else kind_of(value)
+            if kind == VECTOR and name not in self.vectors:
+                kind = (
+                    CATEGORICAL  # a list of numbers of no declared length: ids, e.g. tags [39, 68]
+                )
+            if kind is not None and (kind != NUMERIC or name not in kinds):
+                kinds[name] = kind
+
+
+class _Repeats:
+    """Remembers events of the horizon: by their own id, else by a hash of the line.
+
+    Equal lines have equal times, so hashes are kept for one millisecond only.
+    """
+
+    def __init__(self, horizon_ms: int) -> None:
+        self._horizon_ms = horizon_ms
+        self._now_ms = -1
+        self._lines: set[int] = set()
+        self._ids: set[str] = set()
+        self._order: deque[tuple[int, str]] = deque()
+
+    def is_one(self, event: Event, raw: bytes) -> bool:
+        """Whether the event was there before. Events come in time order."""
+        if event.time_ms != self._now_ms:
+            self._now_ms = event.time_ms
+            self._lines.clear()
+            while self._order and self._order[0][0] < self._now_ms - self._horizon_ms:
+                self._ids.discard(self._order.popleft()[1])
+        event_id = getattr(event, "event_id", None)
+        if event_id is not None:
+            if event_id in self._ids:
+                return True
+            self._ids.add(event_id)
+            self._order.append((event.time_ms, event_id))
+            return False
+        line = mmh3.hash64(raw)[0]
+        if line in self._lines:
+            return True
+        self._lines.add(line)
+        return False
+
+
+def _is_vector(value: object, length: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == length
+        and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
+    )

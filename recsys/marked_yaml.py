@@ -1,0 +1,70 @@
+"""YAML that knows its lines, so that an error in a file of settings can say where it stands."""
+
+from typing import Any
+
+import yaml
+
+
+class YamlError(ValueError):
+    """What is wrong with a YAML text, and in which line."""
+
+    def __init__(self, file: object, line: int, reason: str) -> None:
+        self.file, self.line, self.reason = str(file), line, reason
+        super().__init__(f"{file}:{line}: {reason}")
+
+
+class Marked:
+    """A YAML text as plain values, with the line of each: ``line("layers", 0, "arms")``."""
+
+    def __init__(self, text: str, file: object = "<text>") -> None:
+        self.file = str(file)
+        self._lines: dict[tuple[str | int, ...], int] = {(): 1}
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            self.value: Any = yaml.safe_load(text)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            reason = error.problem or "not YAML"
+            raise YamlError(file, mark.line + 1 if mark else 1, reason) from error
+        except yaml.YAMLError as error:
+            raise YamlError(file, 1, str(error).partition("\n")[0]) from error
+        if node is not None:
+            self._mark(node, ())
+
+    def line(self, *path: str | int) -> int:
+        """The line of a value, or of the nearest one around it."""
+        while path not in self._lines:
+            path = path[:-1]
+        return self._lines[path]
+
+    def error(self, reason: str, *path: str | int) -> YamlError:
+        """An error about the value at ``path``."""
+        return YamlError(self.file, self.line(*path), reason)
+
+    def mapping(self, known: set[str], *path: str | int) -> dict[str, Any]:
+        """The mapping at ``path``; raises YamlError where it is none, or has a key that isn't known."""
+        value = self.value
+        for part in path:
+            value = value[part]
+        if not isinstance(value, dict):
+            raise self.error(f"expected a mapping, found {value!r}", *path)
+        for key in value:
+            if key not in known:
+                there = ", ".join(sorted(known))
+                raise self.error(f"unknown key {key!r}; there are {there}", *path, key)
+        return value
+
+    def _mark(self, node: yaml.Node, path: tuple[str | int, ...]) -> None:
+        self._lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                inner = (*path, str(key.value))
+                if inner in self._lines:
+                    raise YamlError(
+                        self.file, key.start_mark.line + 1, f"the key {key.value!r} stands twice"
+                    )
+                self._lines[inner] = key.start_mark.line + 1
+                self._mark(value, inner)
+        elif isinstance(node, yaml.SequenceNode):
+            for i, value in enumerate(node.value):
+                self._mark(value, (*path, i))
