@@ -1,0 +1,117 @@
+"""Settings: the file over the run, the environment over both, and errors that say where."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from recsys.config import RUNS, LogConfig, cluster, laptop
+from recsys.settings import PREFIX, BadSettings, load
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith(PREFIX):
+            monkeypatch.delenv(name)
+
+
+def written(folder: Path, text: str) -> str:
+    file = folder / "mine.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+@pytest.mark.parametrize("name", sorted(RUNS))
+def test_a_name_is_its_run(name: str) -> None:
+    assert load(name) == RUNS[name]()
+
+
+def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        "extends: cluster\n"
+        "log: {url: 'kafka://broker:9092'}\n"
+        "model: {hidden: [8, 4]}\n"
+        "policy: {weights: {like: 2}}\n",
+    )
+    base = cluster()
+    assert load(file) == replace(
+        base,
+        name="mine",
+        log=LogConfig(url="kafka://broker:9092", partitions=base.log.partitions),
+        model=replace(base.model, hidden=(8, 4)),
+        policy=replace(base.policy, weights=base.policy.weights | {"like": 2.0}),
+    )
+
+
+def test_a_file_that_extends_nothing_is_a_laptop(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "name: dev\n")) == replace(laptop(), name="dev")
+    assert load(written(tmp_path, "")) == replace(laptop(), name="mine")
+
+
+def test_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSYS__LOG__PARTITIONS", "8")
+    monkeypatch.setenv("recsys__join__all_shown", "true")
+    monkeypatch.setenv("RECSYS__MODEL__HIDDEN", "[64]")
+    monkeypatch.setenv("RECSYS__POLICY__WEIGHTS__LONG_VIEW", "2.5")
+    monkeypatch.setenv("RECSYS__SERVE", '{"port": 9000}')
+    monkeypatch.setenv("RECSYS__STATE", "elsewhere")
+    config = load(written(tmp_path, "log: {partitions: 2, retention_hours: 5}\n"))
+    assert (config.log.partitions, config.log.retention_hours) == (8, 5)
+    assert config.join.all_shown is True and config.model.hidden == (64,)
+    assert config.policy.weights == laptop().policy.weights | {"long_view": 2.5}
+    assert config.serve == replace(laptop().serve, port=9000)
+    assert config.state == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("state: x\nlogg: {}\n", ["mine.yaml:2", "no logg", "log, "]),
+        ("log:\n  urll: x\n", ["mine.yaml:2", "no log.urll", "url"]),
+        ("log:\n  partitions: four\n", ["mine.yaml:2", "log.partitions", "'four'", "int"]),
+        ("log: 3\n", ["mine.yaml:1", "log is 3", "a mapping"]),
+        ("log:\n", ["mine.yaml:1", "log is None", "a mapping"]),
+        ("log: {partitions: 0}\n", ["mine.yaml", "log.partitions is 0", "1 to 1024"]),
+        ("nodes: 2\n", ["mine.yaml", "nodes is 2", "kafka://"]),
+        ("\nextends: lap\n", ["mine.yaml:2", "extends is 'lap'", "cluster, laptop"]),
+        ("extends: [laptop]\n", ["mine.yaml:1", "extends is ['laptop']"]),
+        ("- a\n", ["mine.yaml:1", "a mapping"]),
+        ("a: [\n", ["mine.yaml:2"]),
+    ],
+)
+def test_an_error_in_a_file_says_where_and_what_is_known(
+    tmp_path: Path, text: str, expected: list[str]
+) -> None:
+    with pytest.raises(BadSettings) as caught:
+        load(written(tmp_path, text))
+    missing = [part for part in expected if part not in str(caught.value)]
+    assert not missing, str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("RECSYS__LGO__URL", "x", ["RECSYS__LGO__URL", "no lgo", "log, "]),
+        ("RECSYS__LOG__URLL", "x", ["RECSYS__LOG__URLL", "no log.urll", "partitions"]),
+        ("RECSYS__LOG__PARTITIONS", "four", ["RECSYS__LOG__PARTITIONS", "'four'", "int"]),
+        ("RECSYS__LOG", "sqlite", ["RECSYS__", "log"]),
+        ("RECSYS__MODEL__HIDDEN", "12", ["RECSYS__MODEL__HIDDEN", "array"]),
+        ("RECSYS__POLICY__WEIGHTS", "like", ["RECSYS__POLICY__WEIGHTS", "a mapping"]),
+    ],
+)
+def test_an_error_in_the_environment_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, expected: list[str]
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(BadSettings) as caught:
+        load("laptop")
+    missing = [part for part in expected if part not in str(caught.value)]
+    assert not missing, str(caught.value)
+
+
+def test_a_name_that_is_neither_run_nor_file() -> None:
+    with pytest.raises(BadSettings, match="'desktop', expected one of cluster, laptop or"):
+        load("desktop")
