@@ -1,0 +1,183 @@
+"""How good predicted probabilities are: ranking (AUC), and calibration (log loss and its kin).
+
+Pure numpy. ``scores`` are (N,) and higher is better, ``labels`` (N,) are 0 or 1, ``groups`` (N,) are user
+ids of any kind. What can't be said (no positives, nobody with both) is NaN, never a made-up number.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_SMALLEST: Final = 1e-7  # probabilities are kept this far from 0 and 1
+_HOUR_MS: Final = 3_600_000
+_DAY_MS: Final = 24 * _HOUR_MS
+
+
+def auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """P(a positive scores above a negative), a tie counting half. ``weights`` (N,) count rows so often."""
+    order = _Order(scores, labels)
+    return order.auc(np.ones(order.size) if weights is None else _floats(weights)[order.rows])
+
+
+def grouped_auc(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, by: str = "rows") -> float:
+    """The mean of the AUC within each user, over users with both labels.
+
+    A user weighs as many rows as they have (``by="rows"``; Zhu et al. 2017, arXiv:1706.06978, equation 10)
+    or 1 (``by="users"``).
+    """
+    if by not in ("rows", "users"):
+        raise ValueError(f"by is {by!r}, expected 'rows' or 'users'")
+    score, label = _floats(scores), _floats(labels)
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    if not score.size:
+        return float("nan")
+    order = np.lexsort((score, group))
+    score, label, group = score[order], label[order], group[order]
+    new_group = np.diff(group, prepend=-1) != 0
+    new_tie = new_group | (np.diff(score, prepend=-np.inf) != 0)
+    rank = _mean_ranks(new_tie)
+    starts = np.flatnonzero(new_group)
+    total = np.diff(np.append(starts, score.size)).astype(np.float64)
+    positives = np.add.reduceat(label, starts)
+    negatives = total - positives
+    # The ranks run through all groups: take off those before the group's first row.
+    above = np.add.reduceat(rank * label, starts) - starts * positives
+    pairs = positives * negatives
+    both = pairs > 0
+    if not both.any():
+        return float("nan")
+    each = (above - positives * (positives + 1) / 2)[both] / pairs[both]
+    return float(np.average(each, weights=total[both] if by == "rows" else None))
+
+
+def log_loss(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """The mean of −log of the probability given to what happened, in nats."""
+    p = np.clip(_floats(probabilities), _SMALLEST, 1 - _SMALLEST)
+    y = _floats(labels)
+    return float(-np.mean(y * np.log(p) + (1 - y) * np.log1p(-p))) if p.size else float("nan")
+
+
+def normalized_entropy(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Log loss as a share of that of always predicting the base rate (He et al. 2014): below 1 is useful."""
+    y = _floats(labels)
+    rate = float(np.mean(y)) if y.size else 0.0
+    if not 0 < rate < 1:
+        return float("nan")
+    return log_loss(probabilities, y) / log_loss(np.full(y.shape, rate), y)
+
+
+def calibration(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """How many positives were expected per one that came: 1 is right, above 1 is too confident."""
+    came = float(np.sum(_floats(labels)))
+    return float(np.sum(_floats(probabilities))) / came if came else float("nan")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference with its bootstrap interval; it is told apart from none where 0 lies outside."""
+
+    difference: float
+    low: float
+    high: float
+    level: float
+    samples: int
+
+
+def paired_auc_interval(
+    ours: ArrayLike,
+    theirs: ArrayLike,
+    labels: ArrayLike,
+    users: ArrayLike,
+    *,
+    samples: int = 500,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """AUC(ours) − AUC(theirs) on the same rows, with the percentile interval of drawing users anew.
+
+    Users are drawn, not rows, because one user's rows aren't independent. The same seed, the same interval.
+    """
+    a, b = _Order(ours, labels), _Order(theirs, labels)
+    if a.size != b.size:
+        raise ValueError(f"ours has {a.size} rows, theirs {b.size}: compare the same rows")
+    known, user = np.unique(np.asarray(users), return_inverse=True)
+    if len(known) == 0:
+        return Interval(float("nan"), float("nan"), float("nan"), level, 0)
+    ones = np.ones(a.size)
+    user_of_a, user_of_b = user[a.rows], user[b.rows]
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(samples):
+        draw = generator.integers(0, len(known), len(known))
+        times = np.bincount(draw, minlength=len(known)).astype(np.float64)
+        drawn.append(a.auc(times[user_of_a]) - b.auc(times[user_of_b]))
+    kept = np.array(drawn)[np.isfinite(drawn)]
+    tail = (1 - level) / 2
+    low, high = np.quantile(kept, [tail, 1 - tail]) if kept.size else (np.nan, np.nan)
+    return Interval(a.auc(ones) - b.auc(ones), float(low), float(high), level, len(kept))
+
+
+def days(time_ms: ArrayLike, utc_offset_h: float = 0.0) -> Ints:
+    """Days since 1970 in a time zone (8.0 for Beijing), (N,)."""
+    return (np.asarray(time_ms, np.int64) + round(utc_offset_h * _HOUR_MS)) // _DAY_MS
+
+
+def by_day(
+    metric: Callable[..., Any], time_ms: ArrayLike, *arrays: ArrayLike, utc_offset_h: float = 0.0
+) -> dict[str, Any]:
+    """``metric(*arrays)`` for the rows of each day, by ISO date, in order."""
+    day = days(time_ms, utc_offset_h)
+    columns = [np.asarray(array) for array in arrays]
+    return {
+        str(np.datetime64(int(one), "D")): metric(*(column[day == one] for column in columns))
+        for one in np.unique(day)
+    }
+
+
+class _Order:
+    """Rows in the order of their scores: sorted once, weighed often."""
+
+    def __init__(self, scores: ArrayLike, labels: ArrayLike) -> None:
+        score, label = _floats(scores), _floats(labels)
+        if score.shape != label.shape:
+            raise ValueError(f"scores have the shape {score.shape}, labels {label.shape}")
+        self.size = score.size
+        self.rows = np.argsort(score, kind="stable")
+        label = label[self.rows]
+        self._negative = 1 - label
+        self._positive = np.flatnonzero(label > 0)
+        starts = np.flatnonzero(np.diff(score[self.rows], prepend=np.nan) != 0)
+        sizes = np.diff(np.append(starts, self.size))
+        # Where the rows that tie with each positive one begin and end.
+        self._from = np.repeat(starts, sizes)[self._positive]
+        self._to = self._from + np.repeat(sizes, sizes)[self._positive]
+
+    def auc(self, weights: Floats) -> float:
+        """The AUC where the i-th row in this order counts ``weights[i]`` times."""
+        below = np.concatenate([[0.0], np.cumsum(weights * self._negative)])
+        positive = weights[self._positive]
+        pairs = positive.sum() * below[-1]
+        if pairs <= 0:
+            return float("nan")
+        return float(positive @ (below[self._from] + below[self._to]) / 2 / pairs)
+
+
+def _mean_ranks(new_tie: NDArray[np.bool_]) -> Floats:
+    """Ranks from 1 of rows in order; rows that tie share the mean of theirs."""
+    starts = np.flatnonzero(new_tie)
+    sizes = np.diff(np.append(starts, new_tie.size))
+    return np.repeat(starts + (sizes + 1) / 2, sizes)
+
+
+def _floats(values: ArrayLike) -> Floats:
+    array = np.asarray(values, np.float64)
+    if array.size and not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise ValueError(f"row {row} is {array[row]}, expected finite numbers")
+    return array
