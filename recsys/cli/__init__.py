@@ -1,0 +1,1 @@
+"""The composition root: one module per command. It imports anything, lazily; nothing imports it."""
