@@ -8,10 +8,10 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# pyproject.toml says which modules are pure; what isn't there is skipped.
-PURE = $(shell $(BIN)/python -c 'import glob, tomllib; \
-	globs = tomllib.load(open("pyproject.toml", "rb"))["tool"]["recsys"]["pure"]; \
-	print(*sorted(f for g in globs for f in glob.glob(g)))')
+# pyproject.toml says which modules are held to mypy --strict; what isn't there is skipped.
+TYPED = $(shell $(BIN)/python -c 'import glob, tomllib; \
+	ours = tomllib.load(open("pyproject.toml", "rb"))["tool"]["recsys"]; \
+	print(*sorted(f for g in ours["pure"] + ours["typed"] for f in glob.glob(g)))')
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,10 +27,10 @@ test-fast: .venv/.stamp-dev ## The pure tests: a minute at most, no process star
 test: .venv/.stamp-dev ## All tests, with a real broker, Valkey, Ray and a browser
 	$(BIN)/pytest -q -m "" $(ARGS)
 
-check: .venv/.stamp-dev ## Lint, format, types of the pure modules
+check: .venv/.stamp-dev ## Lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(PURE)
+	$(BIN)/mypy $(TYPED)
 
 format: .venv/.stamp-dev ## Formats and mends what ruff can
 	$(BIN)/ruff format .
