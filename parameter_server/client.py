@@ -1,0 +1,299 @@
+"""What a worker sees of the parameter server: where it is, look up, exchange.
+
+``exchange`` is one message per shard and step: the gradients of a step out, the rows of the next one back.
+The same client stands over sockets, Ray calls or shards in this process, and each gives the same bits.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn, Protocol
+
+import numpy as np
+
+from parameter_server.dense import Vector
+from parameter_server.lanes import LaneGradients
+from parameter_server.routing import Keys, Rows, Split, as_keys, split
+from parameter_server.shard import Shard, ShardSpec, StepMismatch
+from parameter_server.wire import (
+    Answer,
+    Array,
+    Common,
+    Frame,
+    Hello,
+    Lookup,
+    Refusal,
+    Rewind,
+    Where,
+)  # fmt: skip
+from parameter_server.wire import exchange as exchange_frame
+from recsys.records import Delta
+
+KeysByTable = Mapping[str, Keys]
+RowsByTable = dict[str, Rows]
+
+
+class ShardUnreachable(ConnectionError):
+    """A shard didn't come back in time."""
+
+
+class StaleWorker(RuntimeError):
+    """A newer generation of workers has taken over: end this one."""
+
+
+class ParameterClient(Protocol):
+    """Every worker has one. Steps are those of one line and epoch."""
+
+    def where(self) -> list[int]:
+        """The applied step of each shard: equal, or one apart while a step is being finished."""
+
+    def lookup(self, step: int, keys: KeysByTable) -> RowsByTable:
+        """Rows after ``step``, in the order of the keys (which may repeat). Raises StepMismatch."""
+
+    def dense(self, step: int) -> Vector:
+        """The flat dense parameters after ``step`` (empty where the line has none). Raises StepMismatch."""
+
+    def exchange(
+        self, step: int, time_ms: int, lanes: Sequence[LaneGradients], next_keys: KeysByTable | None
+    ) -> tuple[RowsByTable | None, Vector]:
+        """Gives this worker's lanes of ``step``; returns, once everyone's are learned, the rows of
+        ``next_keys`` and the dense parameters after it. Giving a step again does no harm."""
+
+    def align(self) -> int:
+        """The step that everyone can go on from; brings shards that lost steps back to a common snapshot.
+        Call it from one worker, at the start and after a StepMismatch, and compute the step after it."""
+
+    def close(self) -> None: ...
+
+
+class LocalClient:
+    """All shards in this process and on this thread: replay, tests, and the oracle of the other clients."""
+
+    def __init__(self, shards: Sequence[Shard], publish: Callable[[Delta], None] | None = None):
+        """``shards`` by part; ``publish`` is given the delta of each shard and step."""
+        self._shards, self._publish = list(shards), publish
+
+    @staticmethod
+    def fresh(
+        spec: ShardSpec, dense: Vector | None, publish: Callable[[Delta], None] | None = None
+    ) -> "LocalClient":
+        """A line at its beginning, in ``spec.parts`` shards."""
+        return LocalClient(fresh_shards(spec, dense), publish)
+
+    @property
+    def shards(self) -> list[Shard]:
+        return self._shards
+
+    def where(self) -> list[int]:
+        return [shard.applied for shard in self._shards]
+
+    def lookup(self, step: int, keys: KeysByTable) -> RowsByTable:
+        routed = Routed(keys, len(self._shards))
+        return routed.merge([s.lookup(step, routed.of(s.spec.part)) for s in self._shards])
+
+    def dense(self, step: int) -> Vector:
+        dense = self._shards[0].dense_after(step)
+        return np.empty(0, np.float32) if dense is None else dense
+
+    def exchange(
+        self, step: int, time_ms: int, lanes: Sequence[LaneGradients], next_keys: KeysByTable | None
+    ) -> tuple[RowsByTable | None, Vector]:
+        """All lanes at once: there is nobody else."""
+        for shard, own in zip(self._shards, route_lanes(lanes, len(self._shards)), strict=True):
+            delta = shard.learn(step, time_ms, own)
+            if delta is not None and self._publish is not None:
+                self._publish(delta)
+        return None if next_keys is None else self.lookup(step, next_keys), self.dense(step)
+
+    def align(self) -> int:
+        return min(self.where())
+
+    def close(self) -> None: ...
+
+
+class Channel(ABC):
+    """A way to one shard: a request, then its reply. It waits for a shard that is away, and asks it again."""
+
+    @abstractmethod
+    def send(self, frame: Frame) -> None:
+        """Starts a request; never raises for a shard that is away."""
+
+    @abstractmethod
+    def receive(self) -> Frame:
+        """The reply to what was sent. Raises ShardUnreachable."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Who asks. ``generation`` grows with every (re)start of the worker group."""
+
+    worker: int = 0
+    workers: int = 1
+    generation: int = 1
+
+
+class ShardedClient:
+    """A client over one channel per shard. For one thread."""
+
+    def __init__(self, spec: ShardSpec, channels: Sequence[Channel], worker: Worker) -> None:
+        """``spec`` of any part: which line it is and what its tables are."""
+        if len(channels) != spec.parts:
+            raise ValueError(f"there are {len(channels)} channels, expected {spec.parts}")
+        self._dims, self._channels, self._worker = spec.dims, list(channels), worker
+
+    def where(self) -> list[int]:
+        return self._applied(Frame(Where()))
+
+    def lookup(self, step: int, keys: KeysByTable) -> RowsByTable:
+        return self._lookup(step, keys)[0]
+
+    def dense(self, step: int) -> Vector:
+        return self._lookup(step, {})[1]
+
+    def exchange(
+        self, step: int, time_ms: int, lanes: Sequence[LaneGradients], next_keys: KeysByTable | None
+    ) -> tuple[RowsByTable | None, Vector]:
+        routed = Routed(next_keys or {}, self._shards)
+        generation = self._worker.generation
+        frames = [
+            exchange_frame(generation, step, time_ms, own, routed.of(part))
+            for part, own in enumerate(route_lanes(lanes, self._shards))
+        ]
+        rows, dense = self._rows(frames, routed)
+        return None if next_keys is None else rows, dense
+
+    def align(self) -> int:
+        where = self.where()
+        if max(where) - min(where) > 1:
+            common = min(self._applied(Frame(Common())))
+            where = self._applied(Frame(Rewind(self._worker.generation, common)))
+        return min(where)
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
+
+    @property
+    def _shards(self) -> int:
+        return len(self._channels)
+
+    def _lookup(self, step: int, keys: KeysByTable) -> tuple[RowsByTable, Vector]:
+        routed = Routed(keys, self._shards)
+        frames = []
+        for part in range(self._shards):
+            own = routed.of(part)
+            frames.append(Frame(Lookup(step, list(own)), list(own.values())))
+        return self._rows(frames, routed)
+
+    def _ask(self, frames: Sequence[Frame]) -> list[tuple[Answer, Sequence[Array]]]:
+        """Sends to all before it reads from any, so that shards work at the same time; and reads from all
+        before it raises for one, so that no reply is left on the way."""
+        try:
+            for channel, frame in zip(self._channels, frames, strict=True):
+                channel.send(frame)
+            replies = [channel.receive() for channel in self._channels]
+        except BaseException:
+            self.close()  # else a reply still on the way would be taken for the next one
+            raise
+        answers = []
+        for part, (message, arrays) in enumerate(replies):
+            if isinstance(message, Refusal):
+                raise_refusal(part, message)
+            assert isinstance(message, Answer), f"shard {part} replied {message}"
+            answers.append((message, arrays))
+        return answers
+
+    def _applied(self, question: Frame) -> list[int]:
+        return [answer.applied for answer, _ in self._ask([question] * len(self._channels))]
+
+    def _rows(self, frames: Sequence[Frame], routed: "Routed") -> tuple[RowsByTable, Vector]:
+        dense = np.empty(0, np.float32)
+        rows = []
+        for answer, arrays in self._ask(frames):
+            rows.append(dict(zip(answer.tables, arrays, strict=False)))
+            if answer.dense:
+                dense = arrays[-1]
+        return routed.merge(rows), dense
+
+
+class Routed:
+    """Keys by table, cut up by shard; and the rows that come back, put together."""
+
+    def __init__(self, keys: KeysByTable, shards: int) -> None:
+        self._keys = {name: as_keys(ids) for name, ids in keys.items()}
+        self._splits: dict[str, Split] = {}
+        if shards > 1:
+            self._splits = {name: split(ids, shards) for name, ids in self._keys.items()}
+
+    def of(self, part: int) -> dict[str, Keys]:
+        """The keys that one shard owns."""
+        if not self._splits:
+            return self._keys
+        return {name: self._keys[name][by.of(part)] for name, by in self._splits.items()}
+
+    def merge(self, replies: Sequence[RowsByTable]) -> RowsByTable:
+        """Rows in the order of the keys."""
+        if not self._splits:
+            return replies[0] if self._keys else {}
+        return {
+            name: by.merge([reply[name] for reply in replies], replies[0][name].shape[1])
+            for name, by in self._splits.items()
+        }
+
+
+def route_lanes(lanes: Sequence[LaneGradients], shards: int) -> list[list[LaneGradients]]:
+    """Each shard's part of the lanes: its keys; dense gradients and metrics go to shard 0 alone."""
+    routed: list[list[LaneGradients]] = [[] for _ in range(shards)]
+    for lane in lanes:
+        splits = {name: split(rows.keys, shards) for name, rows in lane.tables.items()}
+        forget = Routed(lane.forget, shards)
+        for part in range(shards):
+            tables = {}
+            for name, by in splits.items():
+                rows, own = lane.tables[name], by.of(part)
+                if len(own) == len(rows.keys):
+                    tables[name] = rows
+                elif len(own):
+                    tables[name] = rows.take(own)
+            dense, metrics = (lane.dense, lane.metrics) if part == 0 else (None, {})
+            routed[part].append(LaneGradients(lane.lane, tables, dense, metrics, forget.of(part)))
+    return routed
+
+
+def fresh_shards(spec: ShardSpec, dense: Vector | None) -> list[Shard]:
+    """The shards of a line at its beginning."""
+    return [Shard(part_of(spec, p), dense if p == 0 else None) for p in range(spec.parts)]
+
+
+def part_of(spec: ShardSpec, part: int) -> ShardSpec:
+    """The spec of one part of a line."""
+    return replace(spec, part=part)
+
+
+def hello(spec: ShardSpec, part: int, worker: Worker, token: str) -> Hello:
+    """The greeting of a worker to one shard."""
+    return Hello(
+        token=token,
+        line=spec.line,
+        epoch=spec.epoch,
+        part=part,
+        parts=spec.parts,
+        lanes=spec.lanes,
+        worker=worker.worker,
+        workers=worker.workers,
+        generation=worker.generation,
+    )
+
+
+def raise_refusal(part: int, refusal: Refusal) -> NoReturn:
+    """A refusal as the error that it stands for."""
+    if refusal.kind == "mismatch":
+        raise StepMismatch(part, refusal.asked, refusal.applied)
+    if refusal.kind == "stale":
+        raise StaleWorker(f"shard {part}: {refusal.text}")
+    if refusal.kind == "failed":
+        raise ShardUnreachable(f"shard {part}: {refusal.text}")
+    raise ValueError(f"shard {part} refused: {refusal.text}")

@@ -1,0 +1,205 @@
+"""Deltas: their checksum, their arrays, and putting a step together from the parts that shards publish.
+
+The log may repeat parts (a shard that came back publishes again), mix those of several shards, and hold
+other lines. Whatever comes, the assembler yields a step only when all its parts are there, unharmed, and it
+builds on the step yielded before; what can't be mended by waiting is a ``Gap``, whose remedy is a snapshot.
+"""
+
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from parameter_server.dense import Vector
+from parameter_server.routing import Keys, Rows
+from recsys.records import Delta, unpack
+
+
+class Changed(NamedTuple):
+    """Rows of one table after a step: keys (N,), values (N, D); and the keys that lost their row (M,)."""
+
+    keys: Keys
+    values: Rows
+    removed: Keys
+
+
+def checksum(delta: Delta) -> int:
+    """The CRC-32 of everything in a delta except ``checksum`` itself."""
+    head = (delta.epoch, delta.step, delta.base_step, delta.part, delta.parts, delta.time_ms)
+    crc = _add(zlib.crc32(struct.pack("<6q", *head)), delta.line.encode())
+    for rows in delta.tables:
+        crc = _add(crc, rows.table.encode())
+        crc = zlib.crc32(struct.pack("<q", rows.dim), crc)
+        for data in (rows.keys, rows.values, rows.removed):
+            crc = _add(crc, data)
+    crc = _add(crc, delta.dense)
+    for name, value in sorted(delta.metrics.items()):
+        crc = zlib.crc32(struct.pack("<d", value), _add(crc, name.encode()))
+    return crc
+
+
+def seal(delta: Delta) -> Delta:
+    """The delta with its checksum."""
+    return msgspec.structs.replace(delta, checksum=checksum(delta))
+
+
+def is_sound(delta: Delta) -> bool:
+    """Whether the checksum is right and every array has the length that it should."""
+    if delta.checksum != checksum(delta) or not 0 <= delta.part < delta.parts:
+        return False
+    for rows in delta.tables:
+        count, odd = divmod(len(rows.keys), 8)
+        if odd or len(rows.removed) % 8 or len(rows.values) != 4 * rows.dim * count:
+            return False
+    return len(delta.dense) % 4 == 0
+
+
+def to_arrays(delta: Delta) -> dict[str, Changed]:
+    """The changed and removed rows by table, as read-only views."""
+    return {
+        rows.table: Changed(
+            np.frombuffer(rows.keys, np.int64),
+            np.frombuffer(rows.values, np.float32).reshape(-1, rows.dim),
+            np.frombuffer(rows.removed, np.int64),
+        )
+        for rows in delta.tables
+    }
+
+
+@dataclass(frozen=True)
+class StepDelta:
+    """One step with all its parts: apply it whole, between two requests."""
+
+    step: int
+    time_ms: int
+    tables: Mapping[str, Changed]
+    dense: Vector | None
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What follows can't be applied: load a snapshot, and ``restart`` the assembler from its step."""
+
+    expected: int
+    got: int
+    reason: str
+
+
+@dataclass
+class Refusals:
+    """What was not used, counted."""
+
+    corrupt: int = 0
+    repeated: int = 0
+    other: int = 0  # of another line, or of an epoch that has been replaced
+
+
+@dataclass
+class DeltaAssembler:
+    """Folds the parts of one (line, epoch) into whole steps, in order, starting after ``step``.
+
+    ``patience``: how many steps may be waited for before a missing one is a gap. Shards are at most one step
+    apart and publish in order, so two are enough where the log keeps order.
+    """
+
+    line: str
+    epoch: int
+    step: int
+    patience: int = 8
+    kept: int = 1024  # steps that are kept while a gap waits for its snapshot
+    refusals: Refusals = field(default_factory=Refusals)
+    _gap: Gap | None = None
+    _waiting: dict[tuple[int, int, int], dict[int, Delta]] = field(default_factory=dict)
+
+    def feed(self, value: bytes) -> list[StepDelta] | Gap:
+        """Takes one record of ``deltas``; returns the steps that are now complete, in order (mostly none)."""
+        try:
+            delta = unpack(value, Delta)
+        except msgspec.MsgspecError:
+            self.refusals.corrupt += 1
+            return self._gap or []
+        return self.feed_delta(delta)
+
+    def feed_delta(self, delta: Delta) -> list[StepDelta] | Gap:
+        """As ``feed``, for a delta that has been read."""
+        if not is_sound(delta):
+            self.refusals.corrupt += 1
+        elif delta.line != self.line or delta.epoch < self.epoch:
+            self.refusals.other += 1
+        elif delta.epoch > self.epoch:
+            reason = f"history was replaced: epoch {delta.epoch}, expected {self.epoch}"
+            self._gap = Gap(self.step + 1, delta.step, reason)
+        elif delta.step <= self.step:
+            self.refusals.repeated += 1
+        else:
+            self._keep(delta)
+        return self._gap or self._take()
+
+    def restart(self, epoch: int, step: int) -> list[StepDelta]:
+        """Goes on after a snapshot; returns what was waiting for it."""
+        if epoch != self.epoch:
+            self._waiting.clear()
+        self.epoch, self.step, self._gap = epoch, step, None
+        self._forget()
+        return self._take()
+
+    def _keep(self, delta: Delta) -> None:
+        parts = self._waiting.setdefault((delta.step, delta.base_step, delta.parts), {})
+        there = parts.get(delta.part)
+        if there is None:
+            parts[delta.part] = delta
+        else:
+            self.refusals.repeated += 1
+            if there != delta:
+                reason = f"part {delta.part} of step {delta.step} came twice with other content"
+                self._gap = Gap(self.step + 1, delta.step, reason)
+        if len(self._waiting) > self.kept:
+            del self._waiting[min(self._waiting)]
+        if not self._gap and delta.step > self.step + self.patience and not self._next():
+            reason = f"step {self.step + 1} is missing"
+            self._gap = Gap(self.step + 1, delta.step, reason)
+
+    def _next(self) -> tuple[int, int, int] | None:
+        ready = (
+            key
+            for key, parts in self._waiting.items()
+            if key[1] == self.step and len(parts) == key[2]
+        )
+        return min(ready, default=None)
+
+    def _take(self) -> list[StepDelta]:
+        steps = []
+        while (key := self._next()) is not None:
+            parts = self._waiting.pop(key)
+            steps.append(_join([parts[part] for part in sorted(parts)]))
+            self.step = key[0]
+            self._forget()
+        return steps
+
+    def _forget(self) -> None:
+        for key in [key for key in self._waiting if key[0] <= self.step]:
+            del self._waiting[key]
+
+
+def _join(parts: list[Delta]) -> StepDelta:
+    tables: dict[str, list[Changed]] = {}
+    for part in parts:
+        for name, changed in to_arrays(part).items():
+            tables.setdefault(name, []).append(changed)
+    joined = {
+        name: Changed(*(np.concatenate(column) for column in zip(*changes, strict=True)))
+        for name, changes in tables.items()
+    }
+    dense = [np.frombuffer(part.dense, np.float32) for part in parts if part.dense]
+    metrics = {name: value for part in parts for name, value in part.metrics.items()}
+    first = parts[0]
+    return StepDelta(first.step, first.time_ms, joined, dense[0] if dense else None, metrics)
+
+
+def _add(crc: int, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(struct.pack("<q", len(data)), crc))

@@ -1,0 +1,82 @@
+"""The dense parameters as one flat vector, with Adam (Kingma, Ba 2015).
+
+    m ← β₁ m + (1 - β₁) g     v ← β₂ v + (1 - β₂) g²     w ← w - rate · m̂ / (√v̂ + ε)
+
+with m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ), all float32. What the numbers mean is the model's business.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float32]
+
+BETA_1: Final = 0.9
+BETA_2: Final = 0.999
+EPSILON: Final = 1e-8
+
+
+class Dense:
+    """One flat parameter vector (P,) and its optimizer state."""
+
+    def __init__(self, values: Vector, rate: float, bound: float = 1e3) -> None:
+        self.values = np.array(values, np.float32).reshape(-1)
+        self._rate = rate
+        self._bound = bound
+        self._m = np.zeros_like(self.values)
+        self._v = np.zeros_like(self.values)
+        self._t = 0
+
+    def apply(self, gradient: Vector) -> bool:
+        """Learns from a summed gradient (P,). False, and nothing changes, where a component isn't finite or
+        exceeds the bound: one bad number would stay in m and v for ever.
+
+        Replaces ``values`` by a new array, so what was handed out before stays as it was.
+        """
+        if gradient.shape != self.values.shape:
+            raise ValueError(
+                f"dense gradient has shape {gradient.shape}, expected {self.values.shape}: "
+                "worker and shard have different models"
+            )
+        if not np.all(np.abs(gradient) <= self._bound):  # False for NaN
+            return False
+        self._t += 1
+        one = np.float32(1)
+        beta_1, beta_2 = np.float32(BETA_1), np.float32(BETA_2)
+        self._m = beta_1 * self._m + (one - beta_1) * gradient
+        self._v = beta_2 * self._v + (one - beta_2) * (gradient * gradient)
+        rate = np.float32(self._rate / (1 - BETA_1**self._t))
+        root = np.sqrt(self._v * np.float32(1 / (1 - BETA_2**self._t)))
+        self.values = self.values - rate * self._m / (root + np.float32(EPSILON))
+        return True
+
+    def export(self) -> dict[str, NDArray[Any]]:
+        """Copies of everything, for a snapshot."""
+        return {
+            "values": self.values.copy(),
+            "m": self._m.copy(),
+            "v": self._v.copy(),
+            "t": np.array([self._t], np.int64),
+        }
+
+    def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Becomes what was exported. Raises ValueError where it has another number of parameters."""
+        if arrays["values"].shape != self.values.shape:
+            raise ValueError(
+                f"snapshot has {arrays['values'].size} dense parameters, the model "
+                f"{self.values.size}: start a new line for another model"
+            )
+        self.values = np.array(arrays["values"], np.float32)
+        self._m = np.array(arrays["m"], np.float32)
+        self._v = np.array(arrays["v"], np.float32)
+        self._t = int(arrays["t"][0])
+
+    def digest(self) -> str:
+        """SHA-256 of parameters and optimizer state."""
+        sha = hashlib.sha256()
+        for array in self.export().values():
+            sha.update(array.tobytes())
+        return sha.hexdigest()

@@ -1,0 +1,247 @@
+"""A shard that lasts: snapshot + write-ahead file + publication around the pure state machine.
+
+The order within a step is: write down, apply, publish, answer. So after a crash anywhere, snapshot and file
+give the state back bit for bit, and only the newest step's publication is in doubt: its delta is published
+again, identical, and consumers drop the repeat. The file reaches back to the newest *complete* snapshot,
+which is also what a shard starts from; so shards come back on their own, and to one step when they must.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from parameter_server import snapshots
+from parameter_server.dense import Vector
+from parameter_server.lanes import LaneGradients, StepSum
+from parameter_server.routing import Keys, Rows
+from parameter_server.rows import Arrays
+from parameter_server.shard import Shard, ShardSpec
+from parameter_server.wal import Wal
+from recsys.records import pack
+
+Publish = Callable[[Sequence[bytes]], None]
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a shard keeps its state and how hard."""
+
+    snapshots: Path
+    wal: Path
+    snapshot_every: int = 500
+    snapshots_kept: int = 3
+    sync: bool = False  # ask the disk at each step: outlives a power cut
+
+
+class DurableShard:
+    """Owns a shard and its files. Every method may be called from any thread."""
+
+    def __init__(
+        self,
+        spec: ShardSpec,
+        home: Home,
+        publish: Publish,
+        dense: Vector | None = None,
+        background: bool = False,
+    ) -> None:
+        """Starts from the newest complete snapshot and the file after it; else at the line's beginning.
+
+        ``dense``: the initial parameters, used on part 0 of a new line. ``background``: write snapshots in a
+        thread, so that a step waits only for the copy. Where the file doesn't reach back to the snapshot
+        (``lost`` says so), the shard stands at the snapshot, and the line must ``rewind``.
+        """
+        self.spec, self._home, self._publish = spec, home, publish
+        self._dense, self._background = dense, background
+        self._lock = threading.RLock()
+        self._unpublished: list[bytes] = []
+        self._writer: threading.Thread | None = None
+        self.snapshot_error = ""  # of the newest snapshot that could not be written
+        owner = f"{spec.line}/{spec.epoch}/{spec.part}-of-{spec.parts}"
+        self._wal = Wal(home.wal, owner, home.sync)
+        self.passed_over: list[str] = []
+        self.lost = ""
+        self._start()
+
+    @property
+    def applied(self) -> int:
+        return self._shard.applied
+
+    @property
+    def shard(self) -> Shard:
+        """The state machine, to look at."""
+        return self._shard
+
+    def lookup(self, step: int, keys: Mapping[str, Keys]) -> tuple[dict[str, Rows], Vector | None]:
+        """Rows and (part 0) dense parameters after ``step``; raises StepMismatch."""
+        with self._lock:
+            return self._shard.lookup(step, keys), self._shard.dense_after(step)
+
+    def learn(self, step: int, time_ms: int, lanes: Sequence[LaneGradients]) -> None:
+        """Learns a step for good, or does nothing where it has been. When it returns, its delta is published.
+
+        Raises StepMismatch for a hole, and whatever writing or publishing raises: call it again then.
+        """
+        with self._lock:
+            self._flush()
+            total = self._shard.merge(step, time_ms, lanes)
+            if total is None:
+                return
+            self._wal.append(step, total.encode())
+            self._apply(total)
+            self._flush()
+            if step % self._home.snapshot_every == 0:
+                self.snapshot()
+
+    def snapshot(self) -> None:
+        """Writes this shard's part of a snapshot at the newest step, and tidies up behind it."""
+        with self._lock:
+            step = self._shard.applied
+            arrays, meta = self._shard.export()
+        if not self._background:
+            self._write(step, arrays, meta)
+            return
+        if self._writer is not None and self._writer.is_alive():
+            self.snapshot_error = f"step {step}: the one before is still being written"
+            return
+        self._writer = threading.Thread(target=self._try_to_write, args=(step, arrays, meta))
+        self._writer.start()
+
+    def rewind(self, step: int) -> None:
+        """Goes back to the complete snapshot at ``step`` and forgets what came after: all shards of the line
+        must do the same. Trainers then repeat the steps, whose deltas are identical to those published."""
+        self._join_writer()
+        with self._lock:
+            if self._shard.applied == step:
+                return
+            self._wal.clear()
+            self._unpublished.clear()
+            self._start(step)
+
+    def digest(self) -> str:
+        """SHA-256 of the whole state."""
+        with self._lock:
+            return self._shard.digest()
+
+    def common_step(self) -> int:
+        """The newest step that the whole line can go back to: of a complete snapshot without a flaw."""
+        found = snapshots.latest(self._home.snapshots, self.spec.line, self.spec.epoch)
+        if found.snapshot is None:
+            raise snapshots.NoSnapshot(f"{self._home.snapshots}/{self.spec.line}", found.reasons)
+        return found.snapshot.step
+
+    def status(self) -> dict[str, Any]:
+        """Numbers for the dashboard."""
+        with self._lock:
+            tables = {name: len(table) for name, table in self._shard.tables.items()}
+            return {
+                "line": self.spec.line,
+                "epoch": self.spec.epoch,
+                "part": self.spec.part,
+                "parts": self.spec.parts,
+                "step": self._shard.applied,
+                "time_ms": self._shard.clock_ms,
+                "rows": tables,
+                "waiting": {name: t.waiting for name, t in self._shard.tables.items()},
+                "bytes": self._shard.nbytes,
+                "wal_bytes": self._wal.nbytes,
+                "wal_cut_bytes": self._wal.cut_bytes,
+                "unpublished": len(self._unpublished),
+                "snapshot_error": self.snapshot_error,
+                "passed_over": self.passed_over,
+                "lost": self.lost,
+                **vars(self._shard.counters),
+            }
+
+    def close(self) -> None:
+        self._join_writer()
+        with self._lock:
+            self._wal.close()
+
+    def _start(self, step: int | None = None) -> None:
+        spec, home = self.spec, self._home
+        self._shard = Shard(spec, self._dense if spec.part == 0 else None)
+        found = snapshots.latest(home.snapshots, spec.line, spec.epoch, step)
+        self.passed_over = found.reasons
+        if step is not None and found.snapshot is None:
+            raise snapshots.NoSnapshot(f"{home.snapshots}/{spec.line} at {step}", found.reasons)
+        if found.snapshot is not None:
+            load_shard(self._shard, found.snapshot)
+        steps = self._wal.steps
+        if steps is not None and steps[0] > self._shard.applied + 1:
+            self.lost = f"snapshot {self._shard.applied}, write-ahead file {steps[0]} to {steps[1]}"
+            self._wal.clear()
+        for _, payload in self._wal.records(after=self._shard.applied):
+            self._unpublished.clear()  # published before the step after it was written down
+            self._apply(StepSum.decode(payload))
+        if found.snapshot is None and self._shard.applied == 0:
+            self.snapshot()  # replicas need something to start from
+
+    def _apply(self, total: StepSum) -> None:
+        self._unpublished.append(pack(self._shard.apply(total)))
+
+    def _flush(self) -> None:
+        if self._unpublished:
+            self._publish(self._unpublished)
+            self._unpublished = []
+
+    def flush(self) -> None:
+        """Publishes what a crash left in doubt."""
+        with self._lock:
+            self._flush()
+
+    def _try_to_write(self, step: int, arrays: Arrays, meta: Mapping[str, int]) -> None:
+        try:
+            self._write(step, arrays, meta)
+        except Exception as error:  # the line goes on: the file reaches back to the snapshot before
+            self.snapshot_error = f"step {step}: {error!r}"
+
+    def _write(self, step: int, arrays: Arrays, meta: Mapping[str, int]) -> None:
+        spec, home = self.spec, self._home
+        snapshots.write_part(
+            home.snapshots, spec.line, spec.epoch, step, spec.part, spec.parts, arrays, meta
+        )
+        self.snapshot_error = ""
+        deadline = time.monotonic() + (5.0 if self._background else 0.0)
+        while True:
+            complete = snapshots.complete_steps(home.snapshots, spec.line, spec.epoch)
+            if step in complete or time.monotonic() >= deadline:
+                break
+            time.sleep(0.1)  # siblings are writing their parts
+        if complete:
+            with self._lock:
+                self._wal.truncate_before(complete[-1] + 1)
+            snapshots.prune(home.snapshots, spec.line, home.snapshots_kept)
+
+    def _join_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.join()
+
+
+def load_shard(shard: Shard, snapshot: snapshots.Snapshot) -> None:
+    """Fills a new shard from a snapshot, whatever number of shards wrote it."""
+    spec = shard.spec
+    if snapshot.parts == spec.parts:
+        shard.load([snapshot.read(spec.part)], snapshot.meta(spec.part))
+        return
+    metas = [snapshot.meta(part) for part in range(snapshot.parts)]
+    meta = metas[0] | {  # what was counted goes to part 0, so that the sum over shards stays
+        name: sum(m[name] for m in metas) if spec.part == 0 else 0
+        for name in metas[0].keys() - {"step", "clock_ms"}
+    }
+    shard.load([snapshot.read(part) for part in range(snapshot.parts)], meta)
+
+
+def start_line(folder: Path, source: snapshots.Snapshot, spec: ShardSpec) -> None:
+    """Begins a line (or an epoch) as a copy of a snapshot: its shards then start from there."""
+    for part in range(spec.parts):
+        own = replace(spec, part=part)
+        dense = source.read(0, "dense/values").get("dense/values") if part == 0 else None
+        shard = Shard(own, dense)
+        load_shard(shard, source)
+        arrays, meta = shard.export()
+        snapshots.write_part(
+            folder, spec.line, spec.epoch, shard.applied, part, spec.parts, arrays, meta
+        )

@@ -1,0 +1,254 @@
+"""The compiled loops under tables and routing: an id map by open addressing, row-wise Adagrad, draws.
+
+Every kernel has an explicit signature, so it is compiled (or read from numba's cache) at import and never
+in the middle of a step; inputs are typed read-only, which takes both read-only and writable arrays. No fast
+maths: each loop is IEEE arithmetic in the order written, whatever the machine's vector width.
+
+An id map is ``index`` int64 (H, 2), H a power of two: [key, slot], slot -1 where empty. Probing is linear
+from ``mix(key) & (H - 1)``; a deletion shifts back what was pushed past it, so no tombstones are left.
+"""
+
+# N keys in a batch, D row dimension, H cells of an index, R rows
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from numba import njit, types
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EMPTY: Final = -1
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_2_POW_53 = float(1 << 53)
+
+
+def _read(kind: Any, dimensions: int) -> Any:
+    return types.Array(kind, dimensions, "C", readonly=True)
+
+
+_int, _float, _flag = types.int64, types.float32, types.boolean
+_KEYS, _COUNTS, _ROWS = _read(_int, 1), _read(types.int32, 1), _read(_float, 2)
+_INDEX, _KEYS_OUT, _ROWS_OUT = _int[:, ::1], _int[::1], _float[:, ::1]
+
+
+def kernel(signature: Any) -> Callable[[F], F]:
+    """Compiles a function; kept in numba's cache where there is a folder that it may write to."""
+
+    def compiled(function: F) -> F:
+        try:
+            return njit(signature, cache=True, nogil=True)(function)  # type: ignore[no-any-return]
+        except RuntimeError:  # a read-only install without a home: compile in every process
+            return njit(signature, nogil=True)(function)  # type: ignore[no-any-return]
+
+    return compiled
+
+
+@kernel(types.uint64(types.uint64))
+def mix(value: Any) -> Any:
+    """SplitMix64's finaliser: the same function as ``recsys.hashing.splitmix64``."""
+    z = value + _GAMMA
+    z = (z ^ (z >> np.uint64(30))) * _MIX_1
+    z = (z ^ (z >> np.uint64(27))) * _MIX_2
+    return z ^ (z >> np.uint64(31))
+
+
+@kernel(types.void(_read(_int, 2), _KEYS, _KEYS_OUT))
+def find(index: Any, keys: Any, slots: Any) -> None:
+    """Writes the slot of each key, EMPTY where it has none."""
+    mask = np.uint64(index.shape[0] - 1)
+    for i in range(keys.shape[0]):
+        key = keys[i]
+        cell = mix(np.uint64(key)) & mask
+        while index[cell, 1] >= 0 and index[cell, 0] != key:
+            cell = (cell + np.uint64(1)) & mask
+        slots[i] = index[cell, 1]
+
+
+@kernel(_int(_INDEX, _KEYS_OUT, _int, _KEYS, _KEYS_OUT))
+def insert(index: Any, row_keys: Any, rows: Any, keys: Any, slots: Any) -> Any:
+    """Gives each key a slot (its own, or the next after ``rows``); returns the new number of rows.
+
+    The caller has made room for ``len(keys)`` more in both ``index`` and ``row_keys``.
+    """
+    mask = np.uint64(index.shape[0] - 1)
+    for i in range(keys.shape[0]):
+        key = keys[i]
+        cell = mix(np.uint64(key)) & mask
+        while index[cell, 1] >= 0 and index[cell, 0] != key:
+            cell = (cell + np.uint64(1)) & mask
+        if index[cell, 1] < 0:
+            index[cell, 0] = key
+            index[cell, 1] = rows
+            row_keys[rows] = key
+            rows += 1
+        slots[i] = index[cell, 1]
+    return rows
+
+
+@kernel(types.void(_INDEX, _KEYS))
+def erase(index: Any, keys: Any) -> None:
+    """Takes keys out of the index, and moves back what had been pushed past them (Knuth 6.4, algorithm R)."""
+    one, mask = np.uint64(1), np.uint64(index.shape[0] - 1)
+    for i in range(keys.shape[0]):
+        key = keys[i]
+        cell = mix(np.uint64(key)) & mask
+        while index[cell, 1] >= 0 and index[cell, 0] != key:
+            cell = (cell + one) & mask
+        if index[cell, 1] < 0:
+            continue
+        hole, cell = cell, (cell + one) & mask
+        while index[cell, 1] >= 0:
+            home = mix(np.uint64(index[cell, 0])) & mask
+            if ((cell - home) & mask) >= ((cell - hole) & mask):
+                index[hole, 0] = index[cell, 0]
+                index[hole, 1] = index[cell, 1]
+                hole = cell
+            cell = (cell + one) & mask
+        index[hole, 1] = EMPTY
+
+
+@kernel(types.void(_INDEX, _KEYS, _KEYS))
+def move(index: Any, keys: Any, slots: Any) -> None:
+    """Sets new slots for keys that are in the index."""
+    mask = np.uint64(index.shape[0] - 1)
+    for i in range(keys.shape[0]):
+        cell = mix(np.uint64(keys[i])) & mask
+        while index[cell, 0] != keys[i] or index[cell, 1] < 0:
+            cell = (cell + np.uint64(1)) & mask
+        index[cell, 1] = slots[i]
+
+
+@kernel(types.void(types.uint64, _float, _KEYS, _KEYS, _ROWS_OUT))
+def draw(seed: Any, initial: Any, keys: Any, targets: Any, out: Any) -> None:
+    """Writes the initial row of ``keys[i]`` to ``out[targets[i]]``: uniform in ±initial, by hash.
+
+    The draws are those of ``recsys.hashing.uniforms``; a target below 0 is passed over.
+    """
+    scale, seed_mixed = np.float64(initial), mix(seed)
+    for i in range(keys.shape[0]):
+        if targets[i] < 0:
+            continue
+        row = out[targets[i]]
+        cell = mix(np.uint64(keys[i]) ^ seed_mixed)
+        for j in range(row.shape[0]):
+            cell += _GAMMA
+            u = np.float64(mix(cell) >> np.uint64(11)) / _2_POW_53
+            row[j] = np.float32((2.0 * u - 1.0) * scale)
+
+
+@kernel(_int(_read(_float, 2), _KEYS, types.uint64, _float, _KEYS, _ROWS_OUT))
+def gather(values: Any, slots: Any, seed: Any, initial: Any, keys: Any, out: Any) -> Any:
+    """Copies rows by slot; an EMPTY slot gets its key's initial row. Returns how many were EMPTY."""
+    scale, seed_mixed, dim, empty = np.float64(initial), mix(seed), out.shape[1], 0
+    for i in range(slots.shape[0]):
+        if slots[i] >= 0:
+            slot = np.uint64(slots[i])
+            for j in range(dim):
+                out[i, j] = values[slot, j]
+            continue
+        empty += 1
+        cell = mix(np.uint64(keys[i]) ^ seed_mixed)
+        for j in range(dim):
+            cell += _GAMMA
+            u = np.float64(mix(cell) >> np.uint64(11)) / _2_POW_53
+            out[i, j] = np.float32((2.0 * u - 1.0) * scale)
+    return empty
+
+
+@kernel(_int(_ROWS, _float, _flag[::1]))
+def screen(gradients: Any, bound: Any, sound: Any) -> Any:
+    """Marks rows whose every component is a number within ±bound; returns how many are not."""
+    bad = 0
+    for i in range(gradients.shape[0]):
+        good = True
+        for j in range(gradients.shape[1]):
+            good &= abs(gradients[i, j]) <= bound  # false for NaN
+        sound[i] = good
+        bad += not good
+    return bad
+
+
+@kernel(types.void(_ROWS_OUT, _float[::1], _KEYS_OUT, _KEYS, _ROWS, _float, _float, _int))
+def adagrad(values: Any, accumulator: Any, used: Any, slots: Any, gradients: Any,
+            rate: Any, epsilon: Any, now_ms: Any) -> None:  # fmt: skip
+    """Row-wise Adagrad in place: a ← a + mean(g²); w ← w - rate · g / (√a + ε).
+
+    Slots below 0 are passed over. The mean of squares is taken in four interleaved partial sums, always
+    in the same order.
+    """
+    dim = gradients.shape[1]
+    whole, width = dim - dim % 4, np.float32(dim)
+    for i in range(slots.shape[0]):
+        if slots[i] < 0:
+            continue
+        slot = np.uint64(slots[i])
+        s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for j in range(0, whole, 4):
+            s0 += gradients[i, j] * gradients[i, j]
+            s1 += gradients[i, j + 1] * gradients[i, j + 1]
+            s2 += gradients[i, j + 2] * gradients[i, j + 2]
+            s3 += gradients[i, j + 3] * gradients[i, j + 3]
+        for j in range(whole, dim):
+            s0 += gradients[i, j] * gradients[i, j]
+        total = accumulator[slot] + ((s0 + s1) + (s2 + s3)) / width
+        accumulator[slot] = total
+        used[slot] = now_ms
+        factor = rate / (np.sqrt(total) + epsilon)
+        for j in range(dim):
+            values[slot, j] -= factor * gradients[i, j]
+
+
+@kernel(_int(_INDEX, _KEYS_OUT, types.int32[::1], _ROWS_OUT, _int, _KEYS, _ROWS, _COUNTS))
+def add_lane(index: Any, sum_keys: Any, sum_counts: Any, sums: Any, rows: Any, keys: Any,
+             gradients: Any, counts: Any) -> Any:  # fmt: skip
+    """Adds one lane's gradients to sums by key, keys in the order first seen; returns the number of sums."""
+    mask = np.uint64(index.shape[0] - 1)
+    for i in range(keys.shape[0]):
+        key = keys[i]
+        cell = mix(np.uint64(key)) & mask
+        while index[cell, 1] >= 0 and index[cell, 0] != key:
+            cell = (cell + np.uint64(1)) & mask
+        if index[cell, 1] < 0:
+            index[cell, 0] = key
+            index[cell, 1] = rows
+            sum_keys[rows] = key
+            rows += 1
+        slot = np.uint64(index[cell, 1])
+        sum_counts[slot] += counts[i]
+        for j in range(gradients.shape[1]):
+            sums[slot, j] += gradients[i, j]
+    return rows
+
+
+@kernel(types.void(_KEYS, _int, _KEYS_OUT, _KEYS_OUT, _KEYS_OUT))
+def split(keys: Any, shards: Any, owners: Any, order: Any, bounds: Any) -> None:
+    """A stable counting sort of keys by shard; ``bounds`` (shards + 1,) says where each shard's begin."""
+    bounds[:] = 0
+    for i in range(keys.shape[0]):
+        high = mix(np.uint64(keys[i])) >> np.uint64(32)
+        owners[i] = np.int64((high * np.uint64(shards)) >> np.uint64(32))
+        bounds[owners[i] + 1] += 1
+    for s in range(shards):
+        bounds[s + 1] += bounds[s]
+    for i in range(keys.shape[0]):
+        order[bounds[owners[i]]] = i
+        bounds[owners[i]] += 1
+    for s in range(shards, 0, -1):
+        bounds[s] = bounds[s - 1]
+    bounds[0] = 0
+
+
+@kernel(types.void(_KEYS, _ROWS, _ROWS_OUT))
+def scatter_add(inverse: Any, gradients: Any, sums: Any) -> None:
+    """sums[inverse[i]] += gradients[i], in order."""
+    for i in range(inverse.shape[0]):
+        slot = np.uint64(inverse[i])
+        for j in range(gradients.shape[1]):
+            sums[slot, j] += gradients[i, j]
+
+
+def warm() -> None:
+    """Everything is compiled when this module is imported; a part calls this before it reports ready."""

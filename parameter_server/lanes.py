@@ -1,0 +1,155 @@
+"""Gradients by lane, and their sum over a step: what a shard learns from and what its write-ahead file holds.
+
+Floating-point addition depends on its order, so lanes are always added 0, 1, 2, …, whichever worker sent them
+and whenever they came. That alone makes a step's result independent of the number of workers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from parameter_server import kernels
+from parameter_server.dense import Vector
+from parameter_server.routing import Keys, Rows, as_keys, as_rows, new_index
+
+Counts = NDArray[np.int32]
+
+
+class RowGradients(NamedTuple):
+    """Keys (N,), distinct; their summed gradients (N, D); how many examples are behind each (N,)."""
+
+    keys: Keys
+    gradients: Rows
+    counts: Counts
+
+    def take(self, positions: Keys) -> "RowGradients":
+        """Some of the rows, in the order of ``positions``."""
+        columns = (self.keys[positions], self.gradients[positions], self.counts[positions])
+        return RowGradients(*columns)
+
+
+@dataclass(frozen=True)
+class LaneGradients:
+    """What one lane learned in one step. ``dense`` and ``metrics`` are read by shard 0 alone.
+
+    ``forget``: keys by table whose rows leave with this step (a user asked to be forgotten).
+    """
+
+    lane: int
+    tables: Mapping[str, RowGradients] = field(default_factory=dict)
+    dense: Vector | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)  # prequential sums
+    forget: Mapping[str, Keys] = field(default_factory=dict)
+
+
+class _SumRows(msgspec.Struct, frozen=True):
+    table: str
+    keys: bytes
+    gradients: bytes
+    counts: bytes
+
+
+class _SumRecord(msgspec.Struct, frozen=True):
+    step: int
+    time_ms: int
+    tables: list[_SumRows]
+    dense: bytes | None
+    metrics: dict[str, float]
+    forget: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class StepSum:
+    """The lanes of one step, added up: a pure function of the lanes, in lane order."""
+
+    step: int
+    time_ms: int
+    tables: Mapping[str, RowGradients]
+    dense: Vector | None
+    metrics: Mapping[str, float]
+    forget: Mapping[str, Keys] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """As it stands in the write-ahead file."""
+        tables = [
+            _SumRows(name, rows.keys.tobytes(), rows.gradients.tobytes(), rows.counts.tobytes())
+            for name, rows in self.tables.items()
+        ]
+        dense = None if self.dense is None else self.dense.tobytes()
+        forget = {name: keys.tobytes() for name, keys in self.forget.items()}
+        record = _SumRecord(self.step, self.time_ms, tables, dense, dict(self.metrics), forget)
+        return msgspec.msgpack.encode(record)
+
+    @staticmethod
+    def decode(payload: bytes) -> "StepSum":
+        """The sum that was encoded, bit for bit."""
+        record = msgspec.msgpack.decode(payload, type=_SumRecord)
+        tables = {}
+        for rows in record.tables:
+            keys = np.frombuffer(rows.keys, np.int64)
+            gradients = np.frombuffer(rows.gradients, np.float32)
+            width = len(gradients) // len(keys) if len(keys) else 0
+            counts = np.frombuffer(rows.counts, np.int32)
+            tables[rows.table] = RowGradients(keys, gradients.reshape(len(keys), width), counts)
+        dense = None if record.dense is None else np.frombuffer(record.dense, np.float32)
+        forget = {name: np.frombuffer(keys, np.int64) for name, keys in record.forget.items()}
+        return StepSum(record.step, record.time_ms, tables, dense, record.metrics, forget)
+
+
+def add_lanes(
+    step: int, time_ms: int, lanes: Sequence[LaneGradients], dims: Mapping[str, int]
+) -> StepSum:
+    """Adds lanes up, in lane order, table by table in the order of ``dims``.
+
+    Raises ValueError for a table that isn't in ``dims`` or rows of another dimension.
+    """
+    lanes = sorted(lanes, key=lambda lane: lane.lane)
+    named = {name for lane in lanes for name in (*lane.tables, *lane.forget)}
+    unknown = named - dims.keys()
+    if unknown:
+        raise ValueError(f"no tables {sorted(unknown)}; there are {sorted(dims)}")
+    tables, forget = {}, {}
+    for name, dim in dims.items():
+        gone = [as_keys(lane.forget[name]) for lane in lanes if name in lane.forget]
+        if gone:
+            forget[name] = np.unique(np.concatenate(gone))
+        parts = [lane.tables[name] for lane in lanes if name in lane.tables]
+        parts = [part for part in parts if len(part.keys)]
+        if parts:
+            tables[name] = _add_rows(name, dim, parts)
+    dense = None
+    metrics: dict[str, float] = {}
+    for lane in lanes:
+        if lane.dense is not None:
+            vector = np.asarray(lane.dense, np.float32)
+            dense = vector.copy() if dense is None else dense + vector
+        for metric, value in lane.metrics.items():
+            metrics[metric] = metrics.get(metric, 0.0) + value
+    return StepSum(step, time_ms, tables, dense, metrics, forget)
+
+
+def _add_rows(name: str, dim: int, parts: Sequence[RowGradients]) -> RowGradients:
+    most = sum(len(part.keys) for part in parts)
+    index, keys = new_index(most), np.empty(most, np.int64)
+    counts, sums = np.zeros(most, np.int32), np.zeros((most, dim), np.float32)
+    rows = 0
+    for part in parts:
+        gradients, lane_counts = (
+            as_rows(part.gradients),
+            np.ascontiguousarray(part.counts, np.int32),
+        )
+        if gradients.shape != (len(part.keys), dim) or len(lane_counts) != len(part.keys):
+            raise ValueError(
+                f"table {name}: {len(part.keys)} keys come with gradients {gradients.shape} and "
+                f"{len(lane_counts)} counts, expected {(len(part.keys), dim)} and {len(part.keys)}"
+            )
+        rows = int(
+            kernels.add_lane(
+                index, keys, counts, sums, rows, as_keys(part.keys), gradients, lane_counts
+            )
+        )
+    return RowGradients(keys[:rows], sums[:rows], counts[:rows])

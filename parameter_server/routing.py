@@ -1,0 +1,91 @@
+"""Which shard owns a key, and how a batch of keys is de-duplicated, split by shard and put together again.
+
+Keys are mixed and the *high* half of the hash is cut into equal ranges, so every shard owns a range of the
+hash; the tables inside a shard use the low bits. The order of a result is a function of its input alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parameter_server import kernels
+
+Keys = NDArray[np.int64]
+Rows = NDArray[np.float32]
+
+
+def as_keys(keys: NDArray[np.int64]) -> Keys:
+    """Contiguous int64, without a copy where it already is."""
+    return np.ascontiguousarray(keys, np.int64)
+
+
+def as_rows(rows: NDArray[np.float32]) -> Rows:
+    """Contiguous float32, without a copy where it already is."""
+    return np.ascontiguousarray(rows, np.float32)
+
+
+def shard_of(keys: Keys, shards: int) -> Keys:
+    """The shard of each key, (N,) in [0, shards)."""
+    return _split(keys, shards)[0]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A batch of keys by shard: shard *s* has positions ``order[bounds[s]:bounds[s + 1]]`` of the batch."""
+
+    order: Keys
+    bounds: Keys
+
+    def of(self, shard: int) -> Keys:
+        """The positions, in the batch, of what one shard owns: ascending."""
+        return self.order[self.bounds[shard] : self.bounds[shard + 1]]
+
+    def merge(self, rows: Sequence[Rows], dim: int) -> Rows:
+        """Rows as the shards answered them, back in the order of the batch, (N, dim)."""
+        out = np.empty((len(self.order), dim), np.float32)
+        for shard, part in enumerate(rows):
+            out[self.of(shard)] = part
+        return out
+
+
+def split(keys: Keys, shards: int) -> Split:
+    """Splits a batch by shard, keeping the order within each."""
+    return Split(*_split(keys, shards)[1:])
+
+
+def unique(keys: Keys) -> tuple[Keys, Keys]:
+    """The distinct keys (M,) in the order first seen, and for each key its position among them (N,)."""
+    keys = as_keys(keys)
+    index, found = new_index(len(keys)), np.empty(len(keys), np.int64)
+    inverse = np.empty(len(keys), np.int64)
+    count = kernels.insert(index, found, 0, keys, inverse)
+    return found[:count], inverse
+
+
+def sum_by(inverse: Keys, gradients: Rows, count: int) -> Rows:
+    """Adds gradients (N, D) up by ``inverse`` of ``unique``: (count, D), in the order of the batch."""
+    sums = np.zeros((count, gradients.shape[1]), np.float32)
+    kernels.scatter_add(as_keys(inverse), as_rows(gradients), sums)
+    return sums
+
+
+def new_index(rows: int) -> Keys:
+    """An empty index of ``kernels`` that holds ``rows`` keys at no more than 60% load."""
+    cells = 8
+    while cells * 0.6 < rows:
+        cells *= 2
+    index = np.empty((cells, 2), np.int64)
+    index[:, 1] = kernels.EMPTY
+    return index
+
+
+def _split(keys: Keys, shards: int) -> tuple[Keys, Keys, Keys]:
+    if shards < 1:
+        raise ValueError(f"shards is {shards}, expected at least 1")
+    keys = as_keys(keys)
+    owners, order = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
+    bounds = np.empty(shards + 1, np.int64)
+    kernels.split(keys, shards, owners, order, bounds)
+    return owners, order, bounds

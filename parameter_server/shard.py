@@ -1,0 +1,271 @@
+"""A shard: the part of all tables that one process owns, as a pure state machine over steps.
+
+Step *s* moves the state from "after s-1" to "after s", once: a step that has been applied is ignored, one
+that leaves a hole is refused. One step of undo is kept, so that a shard which is a step ahead of its sibling
+(which died before it wrote the step down) still answers for "after s-1" while workers compute *s* again.
+Nothing here reads a clock, a file or a socket; ``parameter_server.durable`` makes it last.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parameter_server.deltas import seal
+from parameter_server.dense import Dense, Vector
+from parameter_server.lanes import LaneGradients, StepSum, add_lanes
+from parameter_server.routing import Keys, Rows, as_keys, shard_of
+from parameter_server.rows import MAX_GRADIENT, Arrays, Table, digest_of_exports
+from recsys.config import TableConfig
+from recsys.records import Delta, TableRows
+
+
+class StepMismatch(RuntimeError):
+    """A shard isn't where the caller thinks. Ask ``where()`` and go on from the step before the slowest."""
+
+    def __init__(self, part: int, asked: int, applied: int) -> None:
+        super().__init__(
+            f"shard {part} has applied step {applied}, and was asked for step {asked}: "
+            f"it can look up after {applied} or {applied - 1} and learn {applied + 1}; ask where() and "
+            "compute the missing step again, or go back to the newest common snapshot"
+        )
+        self.part, self.asked, self.applied = part, asked, applied
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """What a shard is: equal specs and equal steps give equal bits."""
+
+    tables: tuple[TableConfig, ...]
+    lanes: int
+    part: int = 0
+    parts: int = 1
+    line: str = "main"
+    epoch: int = 0
+    seed: int = 0
+    dense_rate: float = 0.001
+    expire_every: int = 64  # steps between two looks for rows past their time-to-live
+    bound: float = MAX_GRADIENT
+
+    def __post_init__(self) -> None:
+        names = [table.name for table in self.tables]
+        if len(set(names)) != len(names):
+            raise ValueError(f"tables are {names}, expected distinct names")
+        if not 0 <= self.part < self.parts:
+            raise ValueError(f"part is {self.part}, expected 0 to {self.parts - 1}")
+        if self.lanes < 1 or self.expire_every < 1:
+            raise ValueError(
+                f"lanes is {self.lanes} and expire_every {self.expire_every}, expected 1 or more"
+            )
+
+    @property
+    def dims(self) -> dict[str, int]:
+        return {table.name: table.dim for table in self.tables}
+
+
+@dataclass
+class Counters:
+    """What happened since the line began: part of the state, so a replay counts the same."""
+
+    updated: int = 0
+    inserted: int = 0
+    expired: int = 0
+    refused_rows: int = 0
+    refused_dense: int = 0
+
+
+@dataclass(frozen=True)
+class _Undo:
+    """Rows and dense parameters as they were before the newest step, keys ascending."""
+
+    rows: Mapping[str, tuple[Keys, Rows]] = field(default_factory=dict)
+    dense: Vector | None = None
+
+
+class Shard:
+    """Tables and, on part 0, the dense parameters of one (line, epoch). Not thread-safe; the owner locks."""
+
+    def __init__(self, spec: ShardSpec, dense: Vector | None = None) -> None:
+        """A line's beginning, before step 1. ``dense`` (P,): the initial parameters, for part 0 alone."""
+        if dense is not None and spec.part != 0:
+            raise ValueError(f"part is {spec.part}, but dense parameters live on part 0 alone")
+        self.spec = spec
+        self.tables = {t.name: Table(t, spec.seed, spec.bound) for t in spec.tables}
+        self.dense = None if dense is None else Dense(dense, spec.dense_rate, spec.bound)
+        self.applied = 0
+        self.clock_ms = 0  # the newest event time seen: it never goes back, whatever steps say
+        self.counters = Counters()
+        self._undo: _Undo | None = None
+
+    def lookup(self, step: int, keys: Mapping[str, Keys]) -> dict[str, Rows]:
+        """Rows by table, in the order of the keys, as they are after ``step``.
+
+        Raises StepMismatch unless ``step`` is the newest or, through the undo, the one before it.
+        """
+        undo = self._undo_for(step)
+        for name in keys.keys() - self.tables.keys():
+            raise ValueError(f"no table {name!r}; there are {', '.join(self.tables)}")
+        rows = {name: self.tables[name].lookup(ids) for name, ids in keys.items()}
+        if undo is not None:
+            for name, (old_keys, old_rows) in undo.rows.items():
+                if name in rows and len(old_keys):
+                    ids = as_keys(keys[name])
+                    at = np.minimum(np.searchsorted(old_keys, ids), len(old_keys) - 1)
+                    changed = old_keys[at] == ids
+                    rows[name][changed] = old_rows[at[changed]]
+        return rows
+
+    def dense_after(self, step: int) -> Vector | None:
+        """The dense parameters after ``step``, None on other parts than 0; raises as ``lookup`` does."""
+        undo = self._undo_for(step)
+        if self.dense is None:
+            return None
+        return self.dense.values if undo is None or undo.dense is None else undo.dense
+
+    def learn(self, step: int, time_ms: int, lanes: Sequence[LaneGradients]) -> Delta | None:
+        """Learns from all lanes of a step; None where it has been applied. Raises StepMismatch for a hole."""
+        total = self.merge(step, time_ms, lanes)
+        return None if total is None else self.apply(total)
+
+    def merge(self, step: int, time_ms: int, lanes: Sequence[LaneGradients]) -> StepSum | None:
+        """The sum that ``apply`` would learn from, changing nothing; None where the step has been applied."""
+        if step <= self.applied:
+            return None
+        if step != self.applied + 1:
+            raise StepMismatch(self.spec.part, step, self.applied)
+        numbers = sorted(lane.lane for lane in lanes)
+        if numbers != list(range(self.spec.lanes)):
+            raise ValueError(
+                f"step {step} came with lanes {numbers}, expected each of 0 to {self.spec.lanes - 1} once"
+            )
+        return add_lanes(step, time_ms, lanes, self.spec.dims)
+
+    def apply(self, total: StepSum) -> Delta:
+        """Applies the next step's sum, made now or read from the write-ahead file: equal sums, equal bits."""
+        if total.step != self.applied + 1:
+            raise StepMismatch(self.spec.part, total.step, self.applied)
+        self.clock_ms = max(self.clock_ms, total.time_ms)
+        undo: dict[str, tuple[Keys, Rows]] = {}
+        changed: list[TableRows] = []
+        for name, table in self.tables.items():
+            rows, undo[name] = self._apply_table(total, table)
+            if rows.keys or rows.removed:
+                changed.append(rows)
+        before = self.dense.values if self.dense is not None else None
+        if self.dense is not None and total.dense is not None:
+            self.counters.refused_dense += not self.dense.apply(total.dense)
+        self._undo = _Undo(undo, before)
+        self.applied = total.step
+        first = self.spec.part == 0
+        return seal(
+            Delta(
+                line=self.spec.line,
+                epoch=self.spec.epoch,
+                step=total.step,
+                base_step=total.step - 1,
+                part=self.spec.part,
+                parts=self.spec.parts,
+                tables=changed,
+                dense=self.dense.values.tobytes() if self.dense is not None else b"",
+                metrics=dict(total.metrics) if first else {},
+                time_ms=self.clock_ms,
+            )
+        )
+
+    def _apply_table(self, total: StepSum, table: Table) -> tuple[TableRows, tuple[Keys, Rows]]:
+        """Learns, then removes what expired or is to be forgotten; returns the change and how to undo it."""
+        name, none = table.config.name, np.empty(0, np.int64)
+        part, forget = total.tables.get(name), total.forget.get(name, none)
+        expiry = total.step % self.spec.expire_every == 0
+        learned = none if part is None else part.keys
+        leaving = np.union1d(forget, table.stale(self.clock_ms)) if expiry else forget
+        old_keys = np.union1d(learned, leaving)
+        old_rows, changed = table.lookup(old_keys), none
+        if part is not None:
+            done = table.apply(part.keys, part.gradients, part.counts, self.clock_ms)
+            changed = done.keys
+            self.counters.updated += len(changed)
+            self.counters.inserted += done.inserted
+            self.counters.refused_rows += done.refused
+        removed = table.remove(forget) if len(forget) else none
+        if len(removed):
+            changed = changed[~np.isin(changed, removed)]
+        if expiry:
+            expired = table.expire(self.clock_ms)
+            self.counters.expired += len(expired)
+            removed = np.concatenate([removed, expired])
+        rows = TableRows(
+            table=name,
+            dim=table.config.dim,
+            keys=changed.tobytes(),
+            values=table.lookup(changed).tobytes(),
+            removed=removed.tobytes(),
+        )
+        return rows, (old_keys, old_rows)
+
+    def _undo_for(self, step: int) -> _Undo | None:
+        if step == self.applied:
+            return None
+        if step == self.applied - 1 and self._undo is not None:
+            return self._undo
+        raise StepMismatch(self.spec.part, step, self.applied)
+
+    def export(self) -> tuple[Arrays, dict[str, int]]:
+        """Everything, for a snapshot: arrays by name ("table/NAME/COLUMN", "dense/COLUMN") and numbers."""
+        arrays: Arrays = {}
+        for name, table in self.tables.items():
+            arrays |= {f"table/{name}/{k}": v for k, v in table.export().items()}
+        if self.dense is not None:
+            arrays |= {f"dense/{k}": v for k, v in self.dense.export().items()}
+        return arrays, {"step": self.applied, "clock_ms": self.clock_ms} | vars(self.counters)
+
+    def load(self, parts: Sequence[Mapping[str, NDArray[Any]]], meta: Mapping[str, int]) -> None:
+        """Becomes what was exported, from its own part or, where the number of shards changes, from all:
+        it takes the rows that it owns. Only for a shard that has learned nothing."""
+        for arrays in parts:
+            for name, table in self.tables.items():
+                table.load(self._owned({k: arrays[f"table/{name}/{k}"] for k in TABLE_COLUMNS}))
+            if self.dense is not None and "dense/values" in arrays:
+                self.dense.load({k: arrays[f"dense/{k}"] for k in ("values", "m", "v", "t")})
+        self.applied, self.clock_ms = meta["step"], meta["clock_ms"]
+        self.counters = Counters(**{k: meta[k] for k in vars(self.counters)})
+
+    def _owned(self, arrays: Arrays) -> Arrays:
+        if self.spec.parts == 1:
+            return arrays
+        owned = {}
+        for ids, prefix in (("keys", ""), ("waiting_keys", "waiting_")):
+            mine = shard_of(as_keys(arrays[ids]), self.spec.parts) == self.spec.part
+            for name, column in arrays.items():
+                if name.startswith("waiting_") == bool(prefix):
+                    owned[name] = column[mine]
+        return owned
+
+    @property
+    def nbytes(self) -> int:
+        return sum(table.nbytes for table in self.tables.values())
+
+    def digest(self) -> str:
+        """SHA-256 of all state. Shards that together hold one line: see ``digest_of_shards``."""
+        return digest_of_shards([self])
+
+
+TABLE_COLUMNS = (
+    "keys", "values", "accumulator", "used_ms", "waiting_keys", "waiting_seen", "waiting_ms",
+)  # fmt: skip
+
+
+def digest_of_shards(shards: Sequence[Shard]) -> str:
+    """SHA-256 of a line's rows, optimizer and dense parameters: the same for any number of shards."""
+    sha = hashlib.sha256()
+    for name in sorted(shards[0].tables):
+        sha.update(name.encode())
+        sha.update(digest_of_exports([s.tables[name].export() for s in shards]).encode())
+    for shard in shards:
+        if shard.dense is not None:
+            sha.update(shard.dense.digest().encode())
+    sha.update(f"{shards[0].applied} {shards[0].clock_ms}".encode())
+    return sha.hexdigest()

@@ -1,0 +1,209 @@
+"""Shards as named Ray actors: Ray places and restarts them; rows travel over a socket of their own.
+
+A shard is detached and comes back by itself from snapshot + write-ahead file. Its address and token are
+handed out by a Ray call. The same requests also go through plain Ray calls (``call``): the fallback where a
+socket can't pass, and the oracle of the transport.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from parameter_server.client import Channel, ShardedClient, ShardUnreachable, Worker, hello, part_of
+from parameter_server.dense import Vector
+from parameter_server.durable import DurableShard, Home
+from parameter_server.kernels import warm
+from parameter_server.service import ShardService
+from parameter_server.shard import ShardSpec
+from parameter_server.transport import Address, SocketChannel, SocketServer
+from parameter_server.wire import Frame, Refusal, encode, from_bytes
+from recsys.config import Config
+from recsys.log import Append
+from recsys.open_log import open_log
+from recsys.records import DELTAS
+
+NAMESPACE = "recsys"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What Ray needs to know of a shard."""
+
+    cpus: float = 0.1
+    host: str = "127.0.0.1"  # what its socket binds to
+    calls: int = 64  # at once: every waiting worker takes one
+
+
+class ShardActor:
+    """One shard behind a socket. The rest is ``DurableShard`` and ``ShardService``."""
+
+    def __init__(self, spec: ShardSpec, config: Config, dense: Vector | None, host: str) -> None:
+        warm()
+        self._shard = DurableShard(
+            spec, home_of(spec, config), _publisher(spec, config), dense, background=True
+        )
+        self._service = ShardService(self._shard, secrets.token_hex(16))
+        self._server = SocketServer(self._service, host)
+
+    def address(self) -> Address:
+        """Where it listens now: another port and token after each restart."""
+        return self._server.address
+
+    def call(self, greeting: bytes, request: bytes) -> bytes:
+        """A request as over the socket: greeting and request in, reply out."""
+        refusal = self._service.hello(from_bytes(greeting).message)
+        reply = Frame(refusal) if refusal is not None else self._service.answer(from_bytes(request))
+        return b"".join(encode(reply))
+
+    def status(self) -> dict[str, Any]:
+        """Rows, bytes, applied step, what was refused and expired."""
+        return self._shard.status() | {"refused_connections": self._server.refused}
+
+    def digest(self) -> str:
+        """SHA-256 of this shard's state."""
+        return self._shard.digest()
+
+    def snapshot(self) -> None:
+        """Takes a snapshot now."""
+        self._shard.snapshot()
+
+    def stop(self) -> None:
+        """Waits for what is being written and closes everything; kill the actor after it."""
+        self._server.close()
+        self._shard.close()
+
+
+def home_of(spec: ShardSpec, config: Config) -> Home:
+    """Where a shard keeps its files, under the state folder."""
+    state = Path(config.state).resolve()
+    name = f"{spec.line}-{spec.epoch}-{spec.part}-of-{spec.parts}.wal"
+    return Home(
+        snapshots=state / "snapshots",
+        wal=state / "parts" / "shards" / name,
+        snapshot_every=config.step.snapshot_every,
+        snapshots_kept=config.step.snapshots_kept,
+        sync=config.log.durability == "power",
+    )
+
+
+def start_shards(
+    spec: ShardSpec, config: Config, dense: Vector | None, placement: Placement | None = None
+) -> list[Any]:
+    """Starts the shards of a line, or finds those that run; returns their handles, by part, when ready."""
+    placement = placement or Placement()
+    config = replace(config, state=str(Path(config.state).resolve()))  # actors run elsewhere
+    handles = []
+    for part in range(spec.parts):
+        actor: Any = ray.remote(ShardActor)
+        actor = actor.options(
+            name=actor_name(spec, part),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=placement.calls,
+            num_cpus=placement.cpus,
+        )
+        own = part_of(spec, part)
+        handles.append(actor.remote(own, config, dense if part == 0 else None, placement.host))
+    ray.get([handle.address.remote() for handle in handles])
+    return handles
+
+
+def find_shards(spec: ShardSpec) -> list[Any]:
+    """The handles of a line's running shards, by part. Raises ValueError naming one that doesn't run."""
+    return [ray.get_actor(actor_name(spec, part), NAMESPACE) for part in range(spec.parts)]
+
+
+def stop_shards(handles: Sequence[Any]) -> None:
+    """Stops shards for good; their state stays on disk."""
+    for handle in handles:
+        ray.get(handle.stop.remote())
+        ray.kill(handle, no_restart=True)
+
+
+def actor_name(spec: ShardSpec, part: int) -> str:
+    return f"shard-{spec.line}-{spec.epoch}-{part}-of-{spec.parts}"
+
+
+def connect(
+    spec: ShardSpec, handles: Sequence[Any], worker: Worker, transport: str = "socket"
+) -> ShardedClient:
+    """A worker's client of running shards, over sockets or (``ray``) plain Ray calls."""
+    channels: list[Channel] = []
+    for part, handle in enumerate(handles):
+        if transport == "socket":
+            channels.append(SocketChannel(_resolver(handle), _greeter(spec, part, worker)))
+        else:
+            channels.append(RayChannel(handle, _greeter(spec, part, worker)))
+    return ShardedClient(spec, channels, worker)
+
+
+class RayChannel(Channel):
+    """One worker's way to one shard through Ray calls."""
+
+    def __init__(self, handle: Any, greet: Callable[[str], Any], give_up_s: float = 120.0) -> None:
+        self._handle, self._greet, self._give_up_s = handle, greet, give_up_s
+        self._request = b""
+        self._reply: Any = None
+
+    def send(self, frame: Frame) -> None:
+        self._request = b"".join(encode(frame))
+        self._reply = None
+
+    def receive(self) -> Frame:
+        deadline, pause_s = time.monotonic() + self._give_up_s, 0.05
+        while True:
+            try:
+                reply = from_bytes(ray.get(self._start(), timeout=self._give_up_s))
+                if not isinstance(reply.message, Refusal) or reply.message.kind != "failed":
+                    return reply
+                problem = reply.message.text
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+                problem = repr(error)
+            self._reply = None
+            if time.monotonic() > deadline:
+                raise ShardUnreachable(f"no answer in {self._give_up_s:.0f} s: {problem}")
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
+
+    def close(self) -> None:
+        self._reply = None
+
+    def _start(self) -> Any:
+        if self._reply is None:
+            token = ray.get(self._handle.address.remote()).token
+            greeting = b"".join(encode(Frame(self._greet(token))))
+            self._reply = self._handle.call.remote(greeting, self._request)
+        return self._reply
+
+
+def _resolver(handle: Any) -> Callable[[], Address]:
+    def resolve() -> Address:
+        try:
+            address: Address = ray.get(handle.address.remote(), timeout=30)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            raise ConnectionError(f"the shard is restarting: {error!r}") from None
+        return address
+
+    return resolve
+
+
+def _greeter(spec: ShardSpec, part: int, worker: Worker) -> Callable[[str], Any]:
+    return lambda token: hello(spec, part, worker, token)
+
+
+def _publisher(spec: ShardSpec, config: Config) -> Callable[[Sequence[bytes]], None]:
+    log = open_log(config)
+    key = spec.line.encode()
+
+    def publish(deltas: Sequence[bytes]) -> None:
+        log.append(DELTAS, [Append(0, key, delta) for delta in deltas])
+
+    return publish

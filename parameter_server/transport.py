@@ -1,0 +1,204 @@
+"""Sockets under client and service: one connection per worker and shard, one message each way at a time.
+
+A server thread reads a whole request before it answers, and a client sends to all shards before it reads from
+any; so neither side ever blocks in sending while the other does. Nothing is pickled.
+"""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from parameter_server.client import Channel, ShardUnreachable
+from parameter_server.service import ShardService
+from parameter_server.wire import HEAD, Frame, Hello, Refusal, WireError, decode, encode, sizes
+
+HELLO_TIMEOUT_S = 5.0
+MAX_UNWELCOME = 8
+_HELLO_BYTES = 4096
+_BUFFERS_AT_ONCE = 512  # below the limit of one sendmsg
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a shard listens, and the token that its hello needs."""
+
+    host: str
+    port: int
+    token: str
+
+    def __repr__(self) -> str:
+        return f"Address({self.host}:{self.port})"
+
+
+def send(sock: socket.socket, frame: Frame) -> None:
+    """Sends a whole message without copying its arrays."""
+    buffers = [memoryview(buffer) for buffer in encode(frame)]
+    while buffers:
+        sent = sock.sendmsg(buffers[:_BUFFERS_AT_ONCE])
+        while sent and sent >= len(buffers[0]):
+            sent -= len(buffers.pop(0))
+        if sent:
+            buffers[0] = buffers[0][sent:]
+
+
+def receive(
+    sock: socket.socket, max_header: int | None = None, max_body: int | None = None
+) -> Frame:
+    """Reads a whole message. Raises ConnectionError at the end of the stream, WireError for rubbish."""
+    limits = () if max_header is None or max_body is None else (max_header, max_body)
+    header, body = sizes(bytes(_read(sock, HEAD.size)), *limits)
+    return decode(bytes(_read(sock, header)), _read(sock, body))
+
+
+def _read(sock: socket.socket, length: int) -> bytearray:
+    data = bytearray(length)
+    view, done = memoryview(data), 0
+    while done < length:
+        count = sock.recv_into(view[done:])
+        if count == 0:
+            raise ConnectionError(f"the peer closed the connection after {done} of {length} bytes")
+        done += count
+    return data
+
+
+def _prepare(sock: socket.socket) -> None:
+    """Small messages go at once, and a peer whose machine is gone is noticed within half a minute."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+class SocketServer:
+    """Listens in front of a service; a thread per connection."""
+
+    def __init__(self, service: ShardService, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._service = service
+        self._listener = socket.create_server((host, port))
+        self.address = Address(host, self._listener.getsockname()[1], service.token)
+        self.refused = 0  # connections that had no right hello, or sent what can't be read
+        self._connections: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._accept, name="shard-accept", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops listening, cuts every connection and frees whoever waits."""
+        self._closed = True
+        self._service.close()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._lock:
+            connections = list(self._connections)
+        for sock in connections:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            with self._lock:
+                self._connections.add(sock)
+            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        try:
+            with sock:
+                _prepare(sock)
+                if self._welcome(sock):
+                    while not self._closed:
+                        send(sock, self._service.answer(receive(sock)))
+        except WireError:
+            self.refused += 1
+        except OSError:
+            pass  # the worker went away; it comes back on a new connection
+        finally:
+            with self._lock:
+                self._connections.discard(sock)
+
+    def _welcome(self, sock: socket.socket) -> bool:
+        sock.settimeout(HELLO_TIMEOUT_S)
+        refusal = self._service.hello(receive(sock, _HELLO_BYTES, 0).message)
+        if refusal is not None:
+            self.refused += 1
+            send(sock, Frame(refusal))
+            return False
+        sock.settimeout(None)
+        return True
+
+
+class SocketChannel(Channel):
+    """One worker's connection to one shard. A shard that goes away is waited for, and asked again."""
+
+    def __init__(
+        self,
+        resolve: Callable[[], Address],
+        hello: Callable[[str], Hello],
+        give_up_s: float = 120.0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """``resolve`` says where the shard is now; ``hello`` makes the greeting from its token."""
+        self._resolve, self._hello = resolve, hello
+        self._give_up_s, self._sleep = give_up_s, sleep
+        self._sock: socket.socket | None = None
+        self._frame: Frame | None = None
+
+    def send(self, frame: Frame) -> None:
+        self._frame = frame
+        try:
+            if self._sock is None:
+                self._sock = self._connect()
+            send(self._sock, frame)
+        except OSError:
+            self.close()  # ``receive`` connects and sends again
+
+    def receive(self) -> Frame:
+        assert self._frame is not None, "receive without send"
+        deadline, pause_s, unwelcome = time.monotonic() + self._give_up_s, 0.02, 0
+        while True:
+            try:
+                if self._sock is None:
+                    self._sock = self._connect()
+                    send(self._sock, self._frame)
+                reply = receive(self._sock)
+                if not isinstance(reply.message, Refusal):
+                    return reply
+                # A restarted shard has a new token, and its port may be another's now: resolve again.
+                unwelcome += reply.message.kind == "hello"
+                if reply.message.kind not in ("failed", "hello") or unwelcome > MAX_UNWELCOME:
+                    return reply
+                problem = reply.message.text
+            except (OSError, WireError) as error:
+                problem = repr(error)
+            self.close()
+            if time.monotonic() > deadline:
+                raise ShardUnreachable(f"no answer in {self._give_up_s:.0f} s: {problem}")
+            self._sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
+
+    def close(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+    def _connect(self) -> socket.socket:
+        address = self._resolve()
+        sock = socket.create_connection((address.host, address.port), timeout=HELLO_TIMEOUT_S)
+        try:
+            _prepare(sock)
+            sock.settimeout(None)
+            send(sock, Frame(self._hello(address.token)))
+        except OSError:
+            sock.close()
+            raise
+        return sock

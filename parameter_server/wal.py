@@ -1,0 +1,144 @@
+"""The write-ahead file: one record a step, written before the step is answered, read back after a crash.
+
+A record is [length u32][CRC-32 u32][step u64][payload]; the CRC covers step and payload. A tail that a crash
+tore is cut at opening (``cut_bytes`` says how much), and so is what follows a record that doesn't check: after
+a hole it can't be applied. A crash of the process loses nothing; ``sync`` asks the disk at each append, so
+that a power cut doesn't either.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+_MAGIC: Final = b"recsys-wal-1\n\0\0\0"
+_HEAD: Final = struct.Struct("<IIQ")
+
+
+class WalMismatch(ValueError):
+    """The file belongs to another shard, line or epoch, or isn't a write-ahead file."""
+
+
+class Wal:
+    """An append-only file of steps, for one owner (text that says whose it is). Not thread-safe."""
+
+    def __init__(self, path: Path, owner: str, sync: bool = False) -> None:
+        self.path = path
+        self.cut_bytes = 0
+        self._sync = sync
+        self._head = _MAGIC + struct.pack("<Q", len(owner.encode())) + owner.encode()
+        self._offsets: list[tuple[int, int]] = []  # (step, where its record begins), ascending
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _replace(path, self._head)
+        self._file = path.open("r+b", buffering=0)
+        self._end = self._open()
+
+    @property
+    def steps(self) -> tuple[int, int] | None:
+        """The first and the last step in the file; None where it is empty."""
+        return (self._offsets[0][0], self._offsets[-1][0]) if self._offsets else None
+
+    @property
+    def nbytes(self) -> int:
+        return self._end
+
+    def append(self, step: int, payload: bytes) -> None:
+        """Writes one step. When it returns, the record outlives the process (``sync``: a power cut too).
+
+        Where writing fails (a full disk), nothing of the record stays, and the error goes on.
+        """
+        body = struct.pack("<Q", step) + payload
+        data = memoryview(struct.pack("<II", len(payload), zlib.crc32(body)) + body)
+        self._file.seek(self._end)
+        try:
+            done = 0
+            while done < len(data):
+                done += self._file.write(data[done:])
+            if self._sync:
+                os.fdatasync(self._file.fileno())
+        except OSError:
+            self._file.truncate(self._end)
+            raise
+        self._offsets.append((step, self._end))
+        self._end += len(data)
+
+    def records(self, after: int = 0) -> Iterator[tuple[int, bytes]]:
+        """(step, payload) of every record with a step > ``after``, in order."""
+        for step, offset in list(self._offsets):
+            if step > after:
+                self._file.seek(offset)
+                length, _, _ = _HEAD.unpack(self._file.read(_HEAD.size))
+                yield step, self._file.read(length)
+
+    def truncate_before(self, step: int) -> None:
+        """Drops the records of steps < ``step``, by writing a new file beside and renaming it."""
+        kept = [(s, offset) for s, offset in self._offsets if s >= step]
+        if len(kept) == len(self._offsets):
+            return
+        start = kept[0][1] if kept else self._end
+        self._file.seek(start)
+        _replace(self.path, self._head + self._file.read(self._end - start))
+        self._reopen()
+        shift = start - len(self._head)
+        self._offsets = [(s, offset - shift) for s, offset in kept]
+        self._end -= shift
+
+    def clear(self) -> None:
+        """Drops every record: the state goes back to a snapshot."""
+        _replace(self.path, self._head)
+        self._reopen()
+        self._offsets, self._end = [], len(self._head)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _reopen(self) -> None:
+        self._file.close()
+        self._file = self.path.open("r+b", buffering=0)
+
+    def _open(self) -> int:
+        """Reads the file through once, notes where records begin and cuts what doesn't check."""
+        head = self._file.read(len(self._head))
+        if head != self._head:
+            raise WalMismatch(
+                f"{self.path} begins with {head[:80]!r}, expected {self._head!r}: it belongs to another "
+                "shard; move it away to start from the snapshot"
+            )
+        end, size = len(head), os.fstat(self._file.fileno()).st_size
+        while end + _HEAD.size <= size:
+            length, crc, step = _HEAD.unpack(self._file.read(_HEAD.size))
+            if end + _HEAD.size + length > size:
+                break
+            body = struct.pack("<Q", step) + self._file.read(length)
+            follows = not self._offsets or step == self._offsets[-1][0] + 1
+            if zlib.crc32(body) != crc or not follows:
+                break
+            self._offsets.append((step, end))
+            end += _HEAD.size + length
+        if end < size:
+            self.cut_bytes = size - end
+            self._file.truncate(end)
+        return end
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Writes a file so that after a crash it is there whole or not at all."""
+    beside = path.with_suffix(f".{os.getpid()}.new")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder outlive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,244 @@
+"""The messages between workers and shards: a small MessagePack header and raw arrays, nothing else.
+
+    [header length u32][body length u64][header][body]
+
+The header says which arrays follow and how long each is; the body holds them one after the other,
+little-endian, each padded to 8 bytes. Sizes are checked against limits and against each other before anything
+is allocated or viewed, so a broken or hostile peer gets an error, never a wrong array.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from parameter_server.lanes import LaneGradients, RowGradients
+
+HEAD: Final = struct.Struct("<IQ")
+MAX_HEADER: Final = 1 << 20
+MAX_BODY: Final = 1 << 31
+_DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    "k": np.dtype("<i8"), "f": np.dtype("<f4"), "c": np.dtype("<i4"),
+}  # fmt: skip
+
+Array = NDArray[Any]
+
+
+class WireError(ValueError):
+    """A message that can't be read: the peer is broken, hostile, or of another version."""
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """One array of the body: its kind (k int64, f float32, c int32) and shape."""
+
+    kind: str
+    shape: list[int]
+
+
+class Message(msgspec.Struct, frozen=True):
+    """A header without its arrays. Subclasses say what the arrays are."""
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """The first message of a connection. Of two generations of workers, only the newer is served."""
+
+    token: str
+    line: str
+    epoch: int
+    part: int
+    parts: int
+    lanes: int
+    worker: int
+    workers: int
+    generation: int
+
+
+class Where(Message, frozen=True, tag="where"):
+    """Asks for the applied step."""
+
+
+class Common(Message, frozen=True, tag="common"):
+    """Asks for the newest step of a complete snapshot without a flaw."""
+
+
+class Rewind(Message, frozen=True, tag="rewind"):
+    """Goes back to the complete snapshot at ``step``."""
+
+    generation: int
+    step: int
+
+
+class Lookup(Message, frozen=True, tag="lookup"):
+    """Asks for rows after ``step``. Arrays: keys, by table."""
+
+    step: int
+    tables: list[str]
+
+
+class LaneHead(msgspec.Struct, frozen=True, array_like=True):
+    """One lane: its arrays are (keys, gradients, counts) by table, keys to forget by table, the dense one."""
+
+    lane: int
+    tables: list[str]
+    forget: list[str]
+    dense: bool
+    metrics: dict[str, float]
+
+
+class Exchange(Message, frozen=True, tag="exchange"):
+    """Lanes of ``step``, and a question for rows after it. Arrays: those of the lanes, then keys by table."""
+
+    generation: int
+    step: int
+    time_ms: int
+    lanes: list[LaneHead]
+    next: list[str] | None
+
+
+class Answer(Message, frozen=True, tag="answer"):
+    """Arrays: rows by table, then the dense parameters where there are any."""
+
+    applied: int
+    tables: list[str] = []
+    dense: bool = False
+
+
+class Refusal(Message, frozen=True, tag="refusal"):
+    """``kind``: mismatch (of steps), stale (generation), hello, invalid, or failed (try again)."""
+
+    kind: str
+    text: str
+    asked: int = 0
+    applied: int = 0
+
+
+Any_ = Hello | Where | Common | Rewind | Lookup | Exchange | Answer | Refusal
+
+
+class _Header(msgspec.Struct, frozen=True, array_like=True):
+    message: Any_
+    parts: list[Part]
+
+
+class Frame(NamedTuple):
+    """A message with its arrays."""
+
+    message: Any_
+    arrays: Sequence[Array] = ()
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Header)
+
+
+def encode(frame: Frame) -> list[bytes | memoryview]:
+    """The buffers of a message, to be sent one after the other; arrays are not copied."""
+    parts, body, size = [], [], 0
+    for array in frame.arrays:
+        kind = "k" if array.dtype == np.int64 else "c" if array.dtype == np.int32 else "f"
+        data = np.ascontiguousarray(array, _DTYPES[kind])
+        parts.append(Part(kind, list(data.shape)))
+        if data.nbytes:
+            body.append(memoryview(data.reshape(-1).view(np.uint8)))
+            padding = -data.nbytes % 8
+            if padding:
+                body.append(memoryview(bytes(padding)))
+            size += data.nbytes + padding
+    header = _encoder.encode(_Header(frame.message, parts))
+    return [HEAD.pack(len(header), size) + header, *body]
+
+
+def sizes(head: bytes, max_header: int = MAX_HEADER, max_body: int = MAX_BODY) -> tuple[int, int]:
+    """The lengths of header and body that a message announces; raises WireError beyond the limits."""
+    header, body = HEAD.unpack(head)
+    if header > max_header or body > max_body:
+        raise WireError(
+            f"a message announces {header} + {body} bytes, expected at most {max_header} + {max_body}"
+        )
+    return header, body
+
+
+def decode(header: bytes | memoryview, body: bytearray | memoryview | bytes) -> Frame:
+    """A message with its arrays, as views of ``body``. Raises WireError."""
+    try:
+        head = _decoder.decode(header)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"the header of a message can't be read: {error}") from None
+    arrays, at = [], 0
+    for part in head.parts:
+        dtype = _DTYPES.get(part.kind)
+        if dtype is None or len(part.shape) not in (1, 2) or any(n < 0 for n in part.shape):
+            raise WireError(f"array {part} has an unknown kind or shape")
+        count = part.shape[0] * (part.shape[1] if len(part.shape) == 2 else 1)
+        if at + count * dtype.itemsize > len(body):
+            raise WireError(f"array {part} goes beyond the {len(body)} bytes of its message")
+        arrays.append(np.frombuffer(body, dtype, count, at).reshape(part.shape))
+        at += count * dtype.itemsize + (-count * dtype.itemsize) % 8
+    if at != len(body):
+        raise WireError(f"a message has {len(body)} bytes of arrays, its header says {at}")
+    return Frame(head.message, arrays)
+
+
+def from_bytes(data: bytes) -> Frame:
+    """Reads a message that came as a whole (through a Ray call)."""
+    if len(data) < HEAD.size:
+        raise WireError(f"a message has {len(data)} bytes, expected at least {HEAD.size}")
+    header, body = sizes(data[: HEAD.size])
+    if HEAD.size + header + body != len(data):
+        raise WireError(f"a message has {len(data)} bytes, expected {HEAD.size + header + body}")
+    view = memoryview(data)[HEAD.size :]
+    # The header's length is odd: copy the body, so that its arrays are aligned.
+    return decode(view[:header], bytearray(view[header:]))
+
+
+def exchange(
+    generation: int, step: int, time_ms: int, lanes: Sequence[LaneGradients],
+    next_keys: Mapping[str, NDArray[np.int64]] | None,
+) -> Frame:  # fmt: skip
+    """The message of one step to one shard."""
+    heads: list[LaneHead] = []
+    arrays: list[Array] = []
+    for lane in lanes:
+        dense = lane.dense is not None
+        heads.append(
+            LaneHead(lane.lane, list(lane.tables), list(lane.forget), dense, dict(lane.metrics))
+        )
+        for rows in lane.tables.values():
+            arrays += [rows.keys, rows.gradients, np.asarray(rows.counts, np.int32)]
+        arrays += lane.forget.values()
+        if lane.dense is not None:
+            arrays.append(lane.dense)
+    arrays += (next_keys or {}).values()
+    names = None if next_keys is None else list(next_keys)
+    return Frame(Exchange(generation, step, time_ms, heads, names), arrays)
+
+
+def read_exchange(frame: Frame) -> tuple[list[LaneGradients], dict[str, Array] | None]:
+    """The lanes and next keys of an ``Exchange``. Raises WireError where arrays are missing or left over."""
+    message = frame.message
+    assert isinstance(message, Exchange)
+    left = iter(frame.arrays)
+    try:
+        lanes = []
+        for head in message.lanes:
+            tables = {n: RowGradients(next(left), next(left), next(left)) for n in head.tables}
+            forget = {name: next(left) for name in head.forget}
+            dense = next(left) if head.dense else None
+            lanes.append(LaneGradients(head.lane, tables, dense, head.metrics, forget))
+        keys = None if message.next is None else {name: next(left) for name in message.next}
+    except StopIteration:
+        raise WireError("an exchange has fewer arrays than its lanes and keys need") from None
+    if next(left, None) is not None:
+        raise WireError("an exchange has more arrays than its lanes and keys need")
+    for array in (*(k for k in (keys or {}).values()), *_key_arrays(lanes)):
+        if array.dtype != np.int64 or array.ndim != 1:
+            raise WireError(f"keys are {array.dtype} {array.shape}, expected int64 (N,)")
+    return lanes, keys
+
+
+def _key_arrays(lanes: Sequence[LaneGradients]) -> list[Array]:
+    named = [rows.keys for lane in lanes for rows in lane.tables.values()]
+    return named + [keys for lane in lanes for keys in lane.forget.values()]
