@@ -1,0 +1,148 @@
+"""A simulated viewer: asks for a list, watches it as the world says, and tells what happened, in time.
+
+A viewer keeps no clock and does no I/O: ``wants_list`` and ``due`` say what it wants to send by now. The
+same viewer browses in simulated time (``browse``, ``run``) and against a server (``recsys.cli.viewers``).
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from recsys.events import Engagement
+from recsys.hashing import Id, uniform
+from recsys.world import World
+
+_PAUSE_MS: Final = 400  # between the end of a list and the wish for the next
+_NEVER: Final = 2**62
+
+
+class Api(Protocol):
+    """What a viewer needs of a server; ``recsys.client`` speaks it over HTTP."""
+
+    def recommend(self, user_id: Id, n: int) -> Mapping[str, Any]:
+        """A list: ``request_id`` and ``items``, each with its ``item_id`` and perhaps its ``fields``."""
+
+    def send_events(self, events: list[dict[str, Any]]) -> Any:
+        """Hands engagements over, as JSON objects."""
+
+
+class Viewer:
+    """One visit of one user: a few lists, each watched until they have had enough."""
+
+    def __init__(self, world: World, user_id: Id, now_ms: int, *, n: int = 8, lists: float = 4.0):
+        self.world, self.user_id, self.n = world, user_id, n
+        self.shown = self.liked = 0  # views and long views so far
+        self._stays = 1 - 1 / max(lists, 1.0)
+        self._next_list_ms = now_ms
+        self._waiting = False  # for an answer
+        self._events: list[tuple[int, int, Engagement]] = []
+
+    @property
+    def next_ms(self) -> int:
+        """When it next wants something; far away while it waits for a list."""
+        soonest = self._events[0][0] if self._events else _NEVER
+        return soonest if self._waiting else min(soonest, self._next_list_ms)
+
+    @property
+    def gone(self) -> bool:
+        """Nothing more will come."""
+        return not self._events and not self._waiting and self._next_list_ms >= _NEVER
+
+    def wants_list(self, now_ms: int) -> bool:
+        """Whether it wants a list now. Say ``asked`` once it is asked for."""
+        return not self._waiting and self._next_list_ms <= now_ms
+
+    def asked(self) -> None:
+        """A list was asked for in its name."""
+        self._waiting = True
+
+    def take(self, answer: Mapping[str, Any], now_ms: int) -> None:
+        """The list came. An empty one ends the visit."""
+        self._waiting = False
+        request_id, ids = str(answer["request_id"]), []
+        for item in answer["items"]:
+            ids.append(item["item_id"])
+            self.world.know(item["item_id"], item.get("fields") or {})
+        events = self.world.react(self.user_id, ids, request_id, now_ms)
+        for number, event in enumerate(events):
+            heapq.heappush(self._events, (event.time_ms, number, event))
+        ends = [event.time_ms for event in events if event.kind == "view"]
+        stays = ids and uniform(self.world.seed, request_id, "another") < self._stays
+        self._next_list_ms = max(ends) + _PAUSE_MS if ends and stays else _NEVER
+
+    def failed(self, now_ms: int, again_ms: int = 2_000) -> None:
+        """No list came: it asks again a little later."""
+        self._waiting, self._next_list_ms = False, now_ms + again_ms
+
+    def due(self, now_ms: int, limit: int = 1000) -> list[Engagement]:
+        """What has happened by now and wasn't told yet, in time order, at most ``limit``."""
+        told: list[Engagement] = []
+        while self._events and self._events[0][0] <= now_ms and len(told) < limit:
+            event = heapq.heappop(self._events)[2]
+            self.shown += event.kind == "view"
+            self.liked += event.kind == "long_view"
+            told.append(event)
+        return told
+
+
+@dataclass
+class Tally:
+    """What a run came to."""
+
+    lists: int = 0
+    events: int = 0
+    shown: int = 0
+    liked: int = 0
+
+
+def to_json(events: Sequence[msgspec.Struct]) -> list[dict[str, Any]]:
+    """Events as the API takes them, without what wasn't set."""
+    return [
+        {name: value for name, value in msgspec.to_builtins(event).items() if value is not None}
+        for event in events
+    ]
+
+
+def browse(viewer: Viewer, api: Api, now_ms: int) -> Tally:
+    """One visit from beginning to end in simulated time."""
+    tally = Tally()
+    while not viewer.gone:
+        now_ms = max(now_ms, viewer.next_ms)
+        _turn(viewer, api, now_ms, tally)
+    return tally
+
+
+def run(world: World, api: Api, from_ms: int, until_ms: int, *, n: int = 8) -> Tally:
+    """All visits that begin in [from_ms, until_ms), interleaved in simulated time, each to its end."""
+    tally = Tally()
+    arrivals = (
+        (request.time_ms, number, Viewer(world, request.user_id, request.time_ms, n=n))
+        for number, request in enumerate(world.next_requests(from_ms, until_ms))
+    )
+    inside: list[tuple[int, int, Viewer]] = []
+    following = next(arrivals, None)
+    while inside or following:
+        if following and (not inside or following[0] <= inside[0][0]):
+            heapq.heappush(inside, following)
+            following = next(arrivals, None)
+        now_ms, number, viewer = heapq.heappop(inside)
+        _turn(viewer, api, now_ms, tally)
+        if not viewer.gone:
+            heapq.heappush(inside, (viewer.next_ms, number, viewer))
+    return tally
+
+
+def _turn(viewer: Viewer, api: Api, now_ms: int, tally: Tally) -> None:
+    told = viewer.due(now_ms)
+    if told:
+        api.send_events(to_json(told))
+    tally.events += len(told)
+    tally.shown += sum(event.kind == "view" for event in told)
+    tally.liked += sum(event.kind == "long_view" for event in told)
+    if viewer.wants_list(now_ms):
+        viewer.asked()
+        viewer.take(api.recommend(viewer.user_id, viewer.n), now_ms)
+        tally.lists += 1

@@ -1,0 +1,288 @@
+"""The simulated world: items about topics, people with drifting tastes, and what they do with a list.
+
+Everything is a hash of the seed and ids, so the same question has the same answer whenever and however often
+it is asked: there is no generator, and no order of calls matters. What a recommender has to find out stands
+open for tests: ``true_long_view`` is the probability that the world draws from.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+from recsys.events import Engagement, Item, User
+from recsys.hashing import Id, uniform
+from recsys.world_topics import ENDINGS, TOPICS
+
+_HOUR_MS: Final = 3_600_000
+_MOOD_MS: Final = _HOUR_MS // 2  # how long a mood lasts
+_DRIFT_MS: Final = 12 * _HOUR_MS  # how long a taste takes to turn
+_TREND_MS: Final = 6 * _HOUR_MS
+_CLUSTERS: Final = (
+    8  # people of one cluster share half of their taste: there is something to transfer
+)
+_AGES: Final = ("13-17", "18-24", "25-34", "35-44", "45-54", "55-64", "65+", "unknown")
+# P(kind | long view) at an average taste, and how long after the view it tends to come, in ms.
+_AFTER: Final = {
+    "click": (0.30, 0.0),
+    "like": (0.22, 0.0),
+    "follow": (0.04, 8_000.0),
+    "comment": (0.05, 20_000.0),
+    "share": (0.06, 30_000.0),
+    "profile": (0.05, 4_000.0),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """Somebody opens the feed."""
+
+    time_ms: int
+    user_id: str
+
+
+@dataclass(frozen=True)
+class _Traits:
+    """What matters about an item: tags with their weights, how good it is, how long."""
+
+    tags: tuple[tuple[str, float], ...]
+    quality: float
+    duration_ms: float
+
+
+class World:
+    """A world of ``users`` people and at first ``items`` items about ``topics`` topics.
+
+    One more item is published each ``publish_every_s``. Items of other catalogues can be made known by
+    their fields (``know``): tastes are hashes of (user, tag), so every tag is liked by somebody.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        users: int = 1000,
+        items: int = 2000,
+        topics: int = 16,
+        *,
+        start_ms: int = 1_650_812_400_000,
+        publish_every_s: float = 60.0,
+        requests_per_s: float = 1.0,
+    ) -> None:
+        if not 1 <= topics <= len(TOPICS):
+            raise ValueError(f"topics is {topics}, expected 1 to {len(TOPICS)}")
+        if users < 1 or items < 1 or publish_every_s <= 0:
+            raise ValueError(
+                f"users is {users}, items {items}, publish_every_s {publish_every_s}: "
+                "expected positive numbers"
+            )
+        self.seed, self.num_users, self.num_items = seed, users, items
+        self.topics = TOPICS[:topics]
+        self.start_ms = start_ms
+        self.publish_every_ms = round(publish_every_s * 1000)
+        self.requests_per_s = requests_per_s
+        self._known: dict[str, _Traits] = {}
+
+    # -- who and what there is ---------------------------------------------------------------
+
+    def items(self, now_ms: int) -> list[Item]:
+        """The catalogue as published until now, oldest first."""
+        new = max(0, now_ms - self.start_ms) // self.publish_every_ms
+        return [self.item(index) for index in range(self.num_items + new)]
+
+    def new_items(self, from_ms: int, until_ms: int) -> list[Item]:
+        """What is published in [from_ms, until_ms), the first catalogue left out."""
+        first = max(0, -(-(from_ms - self.start_ms) // self.publish_every_ms) - 1)
+        found = []
+        while (item := self.item(self.num_items + first)).time_ms < until_ms:
+            found.append(item)
+            first += 1
+        return found
+
+    def item(self, index: int) -> Item:
+        """The item of a number: its fields depend on the seed and the number alone."""
+        item_id = f"w{index}"
+        topic = self.topics[self._pick(len(self.topics), "topic", item_id)]
+        sub = self._pick(len(topic.subtopics), "sub", item_id)
+        ending = ENDINGS[self._pick(len(ENDINGS), "ending", item_id)]
+        # An author has one topic of their own, so authors are worth following.
+        author = self._pick(1 + self.num_items // (20 * len(self.topics)), "author", item_id)
+        subtopic = topic.subtopics[sub]
+        new = index - self.num_items + 1
+        return Item(
+            time_ms=self.start_ms + max(0, new) * self.publish_every_ms,
+            item_id=item_id,
+            fields={
+                "author": f"{topic.name.replace(' ', '_')}_{author}",
+                "tags": [topic.name, subtopic],
+                "topic": topic.name,
+                "emoji": topic.emoji[sub % len(topic.emoji)],
+                "hue": topic.hue,
+                "duration_ms": round(4_000 * 6 ** uniform(self.seed, "duration", item_id)),
+                "title": f"{subtopic[0].upper()}{subtopic[1:]}{ending}",
+            },
+        )
+
+    def users(self) -> list[User]:
+        """The profiles of all people."""
+        return [self.user(f"u{index}") for index in range(self.num_users)]
+
+    def user(self, user_id: Id) -> User:
+        """A profile; it tells a little of the taste, since each age has clusters that it favours."""
+        age = (self._cluster(user_id) + self._pick(3, "age", user_id)) % len(_AGES)
+        return User(time_ms=self.start_ms, user_id=user_id, fields={"age_band": _AGES[age]})
+
+    def know(self, item_id: Id, fields: Mapping[str, Any]) -> None:
+        """Makes an item of another catalogue known: by its tags, else its author, else its id."""
+        if self._own_index(item_id) is None and str(item_id) not in self._known:
+            self._known[str(item_id)] = self._traits_of(item_id, fields)
+
+    def next_requests(self, from_ms: int, until_ms: int) -> Iterator[Request]:
+        """Who opens the feed in [from_ms, until_ms), in order: busier in the evening, some people more."""
+        for second in range(from_ms // 1000, -(-until_ms // 1000)):
+            evening = 1 + 0.5 * math.sin(2 * math.pi * (second * 1000 / _HOUR_MS - 14) / 24)
+            number = _poisson(self.requests_per_s * evening, uniform(self.seed, "many", second))
+            times = sorted(
+                (second * 1000 + self._pick(1000, "when", second, i), i) for i in range(number)
+            )
+            for time_ms, i in times:
+                if from_ms <= time_ms < until_ms:
+                    # Squared: a quarter of the people make half of the requests.
+                    who = int(uniform(self.seed, "who", second, i) ** 2 * self.num_users)
+                    yield Request(time_ms, f"u{who}")
+
+    # -- what they like ------------------------------------------------------------------------
+
+    def true_long_view(self, user_id: Id, item_id: Id, time_ms: int, rank: int = 0) -> float:
+        """P(long view | shown at this rank). Lower ranks are watched with less patience."""
+        traits = self._traits(item_id)
+        liking = sum(weight * self.taste(user_id, tag, time_ms) for tag, weight in traits.tags)
+        length = math.log(max(traits.duration_ms, 1000.0) / 10_000)
+        return _sigmoid(-1.0 + 1.5 * liking + 0.6 * traits.quality - 0.3 * length - 0.05 * rank)
+
+    def taste(self, user_id: Id, tag: str, time_ms: int) -> float:
+        """How much a user likes a tag now: shared, own, drifting, of the moment, and the fashion."""
+        seed = self.seed
+        return (
+            0.6 * _normal(seed, "cluster", self._cluster(user_id), tag)
+            + 0.6 * _normal(seed, "own", user_id, tag)
+            + 0.5 * _turning(seed, time_ms, _DRIFT_MS, "drift", user_id, tag)
+            + 0.4 * _normal(seed, "mood", user_id, tag, time_ms // _MOOD_MS)
+            + 0.3 * _turning(seed, time_ms, _TREND_MS, "trend", tag)
+        )
+
+    def react(
+        self, user_id: Id, item_ids: Sequence[Id], request_id: str, time_ms: int
+    ) -> list[Engagement]:
+        """What the viewer does with a list that was served at ``time_ms``, in time order.
+
+        Items are watched one after the other until the viewer has had enough: what they don't reach has no
+        ``view`` and was never shown. What comes with the view comes before it; a few things come later.
+        """
+        found: list[Engagement] = []
+        now_ms = time_ms + 300
+        for rank, item_id in enumerate(item_ids):
+            if rank and uniform(self.seed, request_id, rank, "stays") > 0.95:
+                break
+            shown = self._watch(user_id, item_id, request_id, now_ms, rank)
+            found.extend(shown)
+            now_ms = next(e.time_ms for e in shown if e.kind == "view") + 200
+        return sorted(found, key=lambda engagement: engagement.time_ms)
+
+    def _watch(
+        self, user_id: Id, item_id: Id, request_id: str, start_ms: int, rank: int
+    ) -> list[Engagement]:
+        def draw(what: str) -> float:
+            return uniform(self.seed, request_id, rank, item_id, what)
+
+        liked = self.true_long_view(user_id, item_id, start_ms, rank)
+        duration_ms = self._traits(item_id).duration_ms
+        long_view = draw("long_view") < liked
+        part = 0.7 + 0.5 * draw("part") if long_view else 0.05 + 0.4 * draw("part") ** 2
+        watch_ms = max(300, round(part * duration_ms))
+        end_ms = start_ms + watch_ms
+        kinds: list[tuple[str, int]] = []
+        if long_view:
+            kinds.append(("long_view", end_ms))
+            for kind, (chance, delay_ms) in _AFTER.items():
+                if draw(kind) < chance * 2 * liked:
+                    kinds.append((kind, end_ms + round(-delay_ms * math.log(1 - draw(kind + "?")))))
+        else:
+            if draw("hide") < 0.06 * (1 - liked) ** 3:
+                kinds.append(("hide", end_ms))
+            if watch_ms < 0.2 * duration_ms:
+                kinds.append(("skip", end_ms))
+        # Sorting is stable, so the view stays behind what happened at its own time.
+        kinds = sorted([*kinds, ("view", end_ms)], key=lambda pair: pair[1])
+        return [
+            Engagement(
+                time_ms=at_ms,
+                request_id=request_id,
+                user_id=user_id,
+                item_id=item_id,
+                kind=kind,
+                watch_ms=watch_ms if kind in ("view", "long_view") else None,
+                event_id=f"{request_id}.{rank}.{kind}",
+            )
+            for kind, at_ms in kinds
+        ]
+
+    def _cluster(self, user_id: Id) -> int:
+        return self._pick(_CLUSTERS, "cluster", user_id)
+
+    def _pick(self, among: int, *ids: Id) -> int:
+        return int(uniform(self.seed, *ids) * among)
+
+    def _own_index(self, item_id: Id) -> int | None:
+        text = str(item_id)
+        return int(text[1:]) if text.startswith("w") and text[1:].isdigit() else None
+
+    def _traits(self, item_id: Id) -> _Traits:
+        known = self._known.get(str(item_id))
+        if known is None:
+            index = self._own_index(item_id)
+            fields = self.item(index).fields if index is not None else {}
+            known = self._known[str(item_id)] = self._traits_of(item_id, fields)
+        return known
+
+    def _traits_of(self, item_id: Id, fields: Mapping[str, Any]) -> _Traits:
+        tags = fields.get("tags") or fields.get("author") or str(item_id)
+        names = [str(tag) for tag in tags] if isinstance(tags, list) else [str(tags)]
+        weights = [1.0] + [0.5] * (len(names) - 1)
+        duration = fields.get("duration_ms")
+        return _Traits(
+            tags=tuple(zip(names, (w / math.hypot(*weights) for w in weights), strict=True)),
+            quality=_normal(self.seed, "quality", item_id),
+            duration_ms=min(float(duration), 60_000.0) if duration else 10_000.0,
+        )
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@lru_cache(maxsize=1 << 17)
+def _normal(seed: int, *ids: Id) -> float:
+    """A standard normal draw of ids (Box and Muller 1958)."""
+    radius = math.sqrt(-2 * math.log(1 - uniform(seed, "radius", *ids)))
+    return radius * math.cos(2 * math.pi * uniform(seed, "angle", *ids))
+
+
+def _turning(seed: int, time_ms: int, period_ms: int, *ids: Id) -> float:
+    """A smooth path through one normal draw each period; of variance 1 at all times."""
+    at = time_ms / period_ms + uniform(seed, "phase", *ids)
+    before = math.floor(at)
+    angle = (at - before) * math.pi / 2
+    now, then = _normal(seed, *ids, before), _normal(seed, *ids, before + 1)
+    return math.cos(angle) * now + math.sin(angle) * then
+
+
+def _poisson(mean: float, draw: float) -> int:
+    """The Poisson number at a quantile. Means are small here: a few requests a second."""
+    number, chance = 0, math.exp(-mean)
+    below = chance
+    while draw > below and number < 10_000:
+        number += 1
+        chance *= mean / number
+        below += chance
+    return number
