@@ -1,0 +1,24 @@
+"""The part that carries the embedded broker, where the log is ``kafka://`` without an address."""
+
+from pathlib import Path
+
+from recsys.cli.plan import port_of
+from recsys.config import Config
+from recsys.loops import Stop
+
+
+def run(config: Config, stop: Stop) -> None:
+    """Runs the broker on the port of ``log.url`` and ends with it, either way round."""
+    from recsys.broker import EmbeddedBroker
+
+    broker = EmbeddedBroker(port_of(config.log.url), Path(config.state) / "run" / "broker.out")
+    broker.start()
+    stop.heartbeat.address("broker", broker.url)
+    try:
+        while not stop.wait(0.2):
+            if not broker.is_running():
+                raise RuntimeError(
+                    f"the broker at {broker.url} ended by itself, and its log with it"
+                )
+    finally:
+        broker.stop()

@@ -1,0 +1,40 @@
+"""``recsys part NAME``: one part in this process, with the configuration that ``recsys up`` wrote."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(name: str, state: str) -> int:
+    """Runs the part to its end; returns the exit status."""
+    from recsys.cli import plan as plans
+    from recsys.cli.parts import body
+    from recsys.loops import run_part
+
+    config, _ = plans.read(state)
+    # The body is imported inside, so that an import that fails is told in the heartbeat, like any failure.
+    return run_part(name, config.state, lambda stop: body(name)(config, stop))
+
+
+def part(
+    name: Annotated[str, typer.Argument(help="Of the table that `recsys status` shows.")],
+    state: Annotated[Path, typer.Option(help="The state folder.")] = Path("state"),
+) -> None:
+    """Runs one part in this process."""
+    raise typer.Exit(run(name, str(state)))
+
+
+def main() -> int:
+    """For the supervisor, which starts ``python -m recsys.cli.part``."""
+    parser = argparse.ArgumentParser(prog="recsys part")
+    parser.add_argument("name")
+    parser.add_argument("--state", default="state")
+    arguments = parser.parse_args()
+    return run(arguments.name, arguments.state)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

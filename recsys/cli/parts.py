@@ -1,0 +1,85 @@
+"""The table of parts: what each runs, needs and is bound to. In order: what is needed stands first."""
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Final
+
+from recsys.cli.plan import Plan
+from recsys.cli.supervisor import Part
+from recsys.config import Config
+from recsys.loops import Stop
+
+# The parts' bodies are imported by name in their own process, so that this table costs nothing to read.
+# What holds a connection to a Ray cluster ends with that cluster: it is bound to it.
+_PARTS: Final = (
+    Part("broker", "recsys.cli.broker:run"),
+    Part("log", "recsys.cli.parts:create_log", ("broker",), ("broker",), once=True),
+    Part("valkey", "recsys.cli.valkey:run"),
+    Part("ray", "recsys.cli.ray_head:run", grace_s=15),
+    Part("shards", "recsys.cli.shards:run", ("log", "ray"), ("ray",)),
+    Part("session-fold", "serving.session_loop:run", ("log", "valkey")),
+    Part("counters", "serving.counter_loop:run", ("log",)),
+    Part("joiner", "training.joiner_loop:run", ("log",)),
+    Part("archive", "training.archive:run", ("log",)),
+    Part("sequencer", "training.sequencer_loop:run", ("log",)),
+    Part("director", "training.director:run", ("log",)),
+    # Ray Train alone takes some twenty seconds, so nothing but viewers waits for these two.
+    Part("trainer", "training.continual:run", ("log", "shards"), ("ray",), False, 180, 20),
+    Part("serve", "recsys.cli.serve:run", ("log", "valkey", "shards"), ("ray",), False, 180, 20),
+    Part("viewers", "recsys.cli.viewers:run_part", ("serve",)),
+)
+_OPTIONAL: Final = {"broker", "valkey", "viewers"}
+NAMES: Final = tuple(part.name for part in _PARTS)
+
+
+def table(plan: Plan) -> list[Part]:
+    """The parts of a plan: embedded services only where they are ours, viewers only where asked for."""
+    wanted = set(plan.embedded) | ({"viewers"} if plan.viewers > 0 else set())
+    absent = _OPTIONAL - wanted
+    parts = [_without(part, absent) for part in _PARTS if part.name not in absent]
+    if not plan.only:
+        return parts
+    needed = _with_needs(parts, plan.only)
+    return [part for part in parts if part.name in needed]
+
+
+def _without(part: Part, absent: set[str]) -> Part:
+    needs = tuple(name for name in part.needs if name not in absent)
+    bound = tuple(name for name in part.bound if name not in absent)
+    return replace(part, needs=needs, bound=bound)
+
+
+def _with_needs(parts: Iterable[Part], names: Iterable[str]) -> set[str]:
+    by_name = {part.name: part for part in parts}
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in by_name:
+            raise ValueError(f"there is no part {name!r}, expected one of {', '.join(by_name)}")
+        if name not in found:
+            found.add(name)
+            waiting.extend((*by_name[name].needs, *by_name[name].bound))
+    return found
+
+
+def body(name: str) -> Callable[[Config, Stop], None]:
+    """A part's function, imported now. Raises ValueError for a name that isn't in the table."""
+    targets = {part.name: part.target for part in _PARTS}
+    if name not in targets:
+        raise ValueError(f"there is no part {name!r}, expected one of {', '.join(targets)}")
+    module, _, function = targets[name].partition(":")
+    found: Callable[[Config, Stop], None] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def create_log(config: Config, stop: Stop) -> None:
+    """The part that runs once: creates the topics, where they aren't there."""
+    from recsys.open_log import create_topics, open_log
+
+    log = open_log(config)
+    try:
+        create_topics(log, config)
+    finally:
+        log.close()
