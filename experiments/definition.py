@@ -1,0 +1,178 @@
+"""What an experiment is, and how its YAML file is read: every mistake is told with its file and line.
+
+A file is one experiment::
+
+    name: more_exploration
+    layer: ranking            # experiments of one layer never share a user; layers are independent
+    traffic: 0.2              # the share of the layer's users ...
+    offset: 0.0               # ... that begins here, so that two experiments of a layer can lie side by side
+    metric: long_view         # what decides
+    arms:
+      control: {share: 0.5}
+      treatment: {share: 0.5, overrides: {explore: 0.1, weights.like: 2.0}}
+
+``overrides`` are dotted paths into ``recsys.config.PolicyConfig``. The first arm is the control.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from recsys.config import PolicyConfig, override
+from recsys.marked_yaml import Marked, YamlError
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_KEYS: Final = {"name", "layer", "salt", "traffic", "offset", "metric", "about", "arms"}
+_ARM_KEYS: Final = {"share", "overrides", "line"}
+_ROUNDING: Final = 1e-9  # shares are written in decimals
+
+
+def _check(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!r}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One variant. ``line`` names the weights that answer its users; empty: the live ones."""
+
+    name: str
+    share: float
+    overrides: dict[str, Any] = field(default_factory=dict)
+    line: str = ""
+
+    def __post_init__(self) -> None:
+        _check(bool(_NAME.fullmatch(self.name)), "arm", self.name, "a name like 'treatment_2'")
+        _check(0 < self.share <= 1, f"arm {self.name}: share", self.share, "above 0, at most 1")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Arms, and the users among whom they are drawn. Another ``salt`` draws everybody anew."""
+
+    name: str
+    arms: tuple[Arm, ...]
+    layer: str = "ranking"
+    salt: str = ""
+    traffic: float = 1.0
+    offset: float = 0.0
+    metric: str = "long_view"
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        for key in ("name", "layer"):
+            value = getattr(self, key)
+            _check(bool(_NAME.fullmatch(value)), key, value, "a name like 'exploration'")
+        _check(0 <= self.traffic <= 1, "traffic", self.traffic, "0 to 1")
+        inside = 0 <= self.offset and self.offset + self.traffic <= 1 + _ROUNDING
+        _check(inside, "offset", self.offset, f"0 to {1 - self.traffic:g}, so that traffic fits")
+        names = [arm.name for arm in self.arms]
+        _check(len(names) > 0, "arms", names, "at least one arm")
+        _check(len(set(names)) == len(names), "arms", names, "a name of its own for each arm")
+        total = sum(arm.share for arm in self.arms)
+        _check(abs(total - 1) < 1e-6, "the sum of the arms' shares", total, "1")
+
+
+def read_experiment(text: str, file: object, policy: PolicyConfig) -> Experiment:
+    """One experiment from its YAML text; ``policy`` is what its overrides are checked against.
+
+    Raises YamlError with the file, the line and the reason.
+    """
+    marked = Marked(text, file)
+    values = marked.mapping(_KEYS)
+    for key in ("name", "arms"):
+        if key not in values:
+            raise marked.error(f"the key {key!r} is required")
+    arms = values["arms"]
+    if not isinstance(arms, dict):
+        raise marked.error(f"arms is {arms!r}, expected arms by their names", "arms")
+    made = [_arm(marked, name, policy) for name in arms]
+    experiment: Experiment = _made(marked, Experiment, {**values, "arms": made})
+    return experiment
+
+
+def read_experiments(texts: Mapping[str, str], policy: PolicyConfig) -> tuple[Experiment, ...]:
+    """Several experiments, by the names of their files; raises YamlError also where two don't fit."""
+    found: list[Experiment] = []
+    for file, text in sorted(texts.items()):
+        experiment = read_experiment(text, file, policy)
+        clash = next((c for c in (_clash(other, experiment) for other in found) if c), None)
+        if clash:
+            raise YamlError(file, 1, clash)
+        found.append(experiment)
+    return tuple(found)
+
+
+def load_experiments(folder: Path, policy: PolicyConfig) -> tuple[Experiment, ...]:
+    """All ``*.yaml`` of a folder."""
+    files = sorted(folder.glob("*.yaml"))
+    return read_experiments({str(file): file.read_text("utf-8") for file in files}, policy)
+
+
+def apply_overrides(
+    policy: PolicyConfig, arms: Sequence[Arm], where: str = "the arms"
+) -> PolicyConfig:
+    """The policy with the overrides of arms laid over it; raises ValueError for what doesn't fit."""
+    changes = {path: value for arm in arms for path, value in arm.overrides.items()}
+    changed = override(policy, changes)
+    try:  # a mapping such as weights takes any value as it is: check the whole
+        return msgspec.convert(msgspec.to_builtins(changed), PolicyConfig)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _arm(marked: Marked, name: Any, policy: PolicyConfig) -> Arm:
+    if marked.value["arms"][name] is None:
+        raise marked.error(f"arm {name!r} is empty, expected {{share: ...}}", "arms", name)
+    values = marked.mapping(_ARM_KEYS, "arms", name)
+    arm: Arm = _made(marked, Arm, {**values, "name": name}, "arms", name)
+    for path, value in arm.overrides.items():
+        try:
+            apply_overrides(policy, [Arm(arm.name, 1.0, {path: value})], path)
+        except ValueError as error:
+            raise marked.error(str(error), "arms", name, "overrides", path) from None
+    return arm
+
+
+def _made(marked: Marked, kind: Any, values: dict[str, Any], *path: str) -> Any:
+    """The dataclass of the values; an error points at the key that it speaks of, where it names one."""
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        said = str(error)
+        named = re.search(r"`\$\.(\w+)|^(\w+) is |: (\w+) is ", said)
+        key = next((group for group in named.groups() if group), "") if named else ""
+        raise marked.error(said, *path, key) from None
+
+
+def _clash(one: Experiment, other: Experiment) -> str | None:
+    """Why two experiments can't run together, if so."""
+    if one.name == other.name:
+        return f"the experiment {one.name!r} is there twice"
+    if one.layer == other.layer:
+        gap = max(one.offset, other.offset) - min(
+            one.offset + one.traffic, other.offset + other.traffic
+        )
+        if gap < -_ROUNDING and min(one.traffic, other.traffic) > 0:
+            return (
+                f"{other.name!r} shares users of the layer {one.layer!r} with {one.name!r}; "
+                "give it another offset, less traffic or another layer"
+            )
+        return None
+    for mine in _paths(one):
+        for theirs in _paths(other):
+            if f"{mine}.".startswith(f"{theirs}.") or f"{theirs}.".startswith(f"{mine}."):
+                return (
+                    f"{other.name!r} and {one.name!r} both change {theirs!r}, in different layers: "
+                    "a user may be in both; put them into one layer"
+                )
+    return None
+
+
+def _paths(experiment: Experiment) -> list[str]:
+    paths = {path for arm in experiment.arms for path in arm.overrides}
+    return sorted(paths | {"line"} if any(arm.line for arm in experiment.arms) else paths)

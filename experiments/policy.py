@@ -1,0 +1,55 @@
+"""The policy that answers a user: the base configuration with the overrides of the user's arms."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from experiments.assignment import assign
+from experiments.definition import Arm, Experiment, apply_overrides
+from recsys.config import PolicyConfig, digest
+from recsys.hashing import Id, digest_of
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A resolved policy. ``line`` is the line of weights that answers; empty: the live one."""
+
+    config: PolicyConfig
+    digest: str
+    arms: dict[str, str] = field(default_factory=dict)  # the arm by experiment
+    line: str = ""
+
+
+class Policies:
+    """Resolves policies of one base and one set of experiments. A new revision is a new object.
+
+    Users of the same arms get the same object: what is made is kept, and there are few combinations.
+    """
+
+    def __init__(self, base: PolicyConfig, experiments: Sequence[Experiment] = ()) -> None:
+        self._base, self._experiments = base, tuple(experiments)
+        self._made: dict[tuple[str | None, ...], Policy] = {}
+
+    def resolve(self, user_id: Id) -> Policy:
+        """The policy of a user."""
+        arms = [assign(user_id, experiment) for experiment in self._experiments]
+        key = tuple(arm.name if arm else None for arm in arms)
+        policy = self._made.get(key)
+        if policy is None:
+            policy = self._made[key] = self._make(arms)
+        return policy
+
+    def _make(self, arms: Sequence[Arm | None]) -> Policy:
+        given = {e.name: arm for e, arm in zip(self._experiments, arms, strict=True) if arm}
+        config = apply_overrides(self._base, list(given.values()))
+        line = next((arm.line for arm in given.values() if arm.line), "")
+        return Policy(
+            config=config,
+            digest=digest_of(f"{digest(config)} {line}") if line else digest(config),
+            arms={name: arm.name for name, arm in given.items()},
+            line=line,
+        )
+
+
+def resolve(base: PolicyConfig, experiments: Sequence[Experiment], user_id: Id) -> Policy:
+    """One policy once; on the path of requests keep a ``Policies``."""
+    return Policies(base, experiments).resolve(user_id)
