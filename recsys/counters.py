@@ -97,7 +97,8 @@ _HALF = np.array(HALF_LIVES_MS)
 
 def _fade(age_ms: NDArray[np.int64]) -> NDArray[np.float32]:
     """2^(-age / half-life) for every age and speed, (n, speeds)."""
-    return np.exp2(-age_ms[:, None] / _HALF).astype(np.float32)
+    faded: NDArray[np.float32] = np.exp2(-age_ms[:, None] / _HALF).astype(np.float32)
+    return faded
 
 
 def amounts(

@@ -124,7 +124,7 @@ ClientEvent = (
 )  # what may come from outside: impressions are written by the server
 
 _to_wire = msgspec.msgpack.Encoder()
-_from_wire = msgspec.msgpack.Decoder(Event)
+_from_wire: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
 
 class Rejected(ValueError):
@@ -166,7 +166,7 @@ def parse(raw: object, *, now_ms: int | None = None, oldest_ms: int | None = Non
         raise Rejected("event", raw, "a JSON object with a 'type'")
     _check_values("", raw, 1)
     try:
-        event = msgspec.convert(raw, Event, strict=True)
+        event: Event = msgspec.convert(raw, Event, strict=True)
     except msgspec.ValidationError as error:
         raise _rejected(raw, error) from error
     _check_meaning(event)

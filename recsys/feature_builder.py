@@ -144,7 +144,8 @@ class FeatureBuilder:
 def _rate(happened: Floats, shown: Floats, prior: Floats | float, weight: float) -> Floats:
     """A smoothed rate, kept off 0 and 1 (a label may come more than once per showing)."""
     rate = (happened + weight * prior) / (shown + weight)
-    return np.clip(rate, 1e-4, 1 - 1e-4)
+    kept: Floats = np.clip(rate, 1e-4, 1 - 1e-4)
+    return kept
 
 
 def _moment(session: Session, now_ms: int) -> Floats:

@@ -1,4 +1,4 @@
-"""The model: ranker and user side over the rows of three tables, with all dense parameters in one flat vector.
+"""The model: ranker and user side over the rows of three tables, all dense parameters in one flat vector.
 
 Tables: ``features`` (a row for every categorical value, D + 1 wide), ``items`` (item vectors) and ``users``
 (user vectors). The model takes rows and the flat vector; where they come from is not its business.

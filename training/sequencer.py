@@ -73,5 +73,5 @@ class Sequencer:
 
 
 def lanes_of(count: int, lanes: int) -> list[range]:
-    """How ``count`` examples, ordered by (partition, offset), are cut into lanes: the same for any workers."""
+    """How ``count`` examples, ordered by (partition, offset), are cut into lanes, for any workers."""
     return [range(count * lane // lanes, count * (lane + 1) // lanes) for lane in range(lanes)]
