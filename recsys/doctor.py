@@ -65,7 +65,6 @@ class Port:
     number: int
     listener: str = ""
     ours: bool = False  # the listener is a part of this system
-    movable: bool = False  # taken, the next free one serves as well
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,7 @@ class Machine:
     python: tuple[int, ...]
     versions: Mapping[str, str]  # installed distributions by normalised name (fbgemm-gpu-cpu)
     imports: Mapping[str, str]  # module → why it can't be imported, "" where it can
-    token_file: str  # Ray's
-    token_mode: int | None  # its permissions, None where there is no file
-    ray_auth_mode: str  # RAY_AUTH_MODE
+    secrets: Mapping[str, int]  # the permissions of the files that hold them
     broker: str  # the path of the Kafka broker's binary, "" where there is none
     broker_error: str
     cores: int
@@ -96,7 +93,7 @@ def checks(machine: Machine) -> list[Check]:
         _python(machine),
         *(_distribution(machine, requirement) for requirement in REQUIREMENTS),
         *_cuda(machine),
-        _token(machine),
+        _secrets(machine),
         _broker(machine),
         *_resources(machine),
         _state_folder(machine),
@@ -151,18 +148,15 @@ def _cuda(machine: Machine) -> Iterator[Check]:
             yield Check(name, "fail", found, CUDA_REMEDY.replace("fbgemm-gpu &", f"{name} &"))
 
 
-def _token(machine: Machine) -> Check:
-    name = "ray token"
-    if machine.ray_auth_mode == "disabled":
-        found = "RAY_AUTH_MODE=disabled: whoever reaches Ray's ports can run code"
-        return Check(name, "warn", found, "unset RAY_AUTH_MODE")
-    if machine.token_mode is None:
-        return Check(name, "ok", f"{machine.token_file} will be made at the first start")
-    found = f"{machine.token_file} has mode {machine.token_mode:04o}"
-    if machine.token_mode & 0o077:
-        remedy = f"chmod 600 {machine.token_file}"
-        return Check(name, "warn", f"{found}: other users of this machine can read it", remedy)
-    return Check(name, "ok", found)
+def _secrets(machine: Machine) -> Check:
+    """Whoever can read Ray's token can run code as this user."""
+    if not machine.secrets:
+        return Check("secrets", "ok", "made at the first start")
+    open_ones = [file for file, mode in sorted(machine.secrets.items()) if mode & 0o077]
+    if not open_ones:
+        return Check("secrets", "ok", f"{', '.join(sorted(machine.secrets))}: for this user only")
+    found = f"other users of this machine can read {', '.join(open_ones)}"
+    return Check("secrets", "warn", found, f"chmod 600 {' '.join(open_ones)}")
 
 
 def _broker(machine: Machine) -> Check:
@@ -213,8 +207,6 @@ def _port(port: Port) -> Check:
         return Check(name, "ok", "free")
     if port.ours:
         return Check(name, "ok", f"used by this system: {port.listener}")
-    if port.movable:
-        return Check(name, "ok", f"used by {port.listener}: another one will be taken")
     remedy = f"stop it, or set {port.setting} to another port"
     return Check(name, "fail", f"used by {port.listener}", remedy)
 

@@ -1,7 +1,9 @@
 """Doctor: each fault is found by its check alone, and its remedy is the one that mends it."""
 
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 
 from recsys.cli import doctor as command
 from recsys.cli.main import COMMANDS, app, load
+from recsys.config import laptop
 from recsys.doctor import REQUIREMENTS, GiB, Machine, MiB, Port, checks, normalised, release
 
 ROOT = Path(__file__).parent.parent
@@ -34,9 +37,7 @@ HEALTHY = Machine(
     python=(3, 11, 7),
     versions=VERSIONS,
     imports={requirement.module: "" for requirement in REQUIREMENTS},
-    token_file="~/.ray/auth_token",
-    token_mode=0o600,
-    ray_auth_mode="",
+    secrets={"run/ray.token": 0o600, "run/admin.key": 0o600},
     broker="bin/tansu",
     broker_error="",
     cores=2,
@@ -45,7 +46,7 @@ HEALTHY = Machine(
     state_folder="state",
     state_error="",
     disk_bytes=20 * GiB,
-    ports=(Port("RECSYS__SERVE__PORT", 8000), Port("RECSYS__SESSIONS__URL", 6379, movable=True)),
+    ports=(Port("RECSYS__SERVE__PORT", 8000), Port("RECSYS__SERVE__DASHBOARD_PORT", 8265)),
     browser="bin/chromium",
 )
 
@@ -88,8 +89,8 @@ SYMBOL = "OSError: fbgemm_gpu_tbe.so: undefined symbol: materialize_cow_storage"
         (with_version("kafka-python", "2.3.0"), "kafka-python", "fail", "2.3.0", ".lock"),
         (with_import("faiss", "ImportError: libgomp"), "faiss-cpu", "fail", "libgomp", ".lock"),
         (replace(HEALTHY, imports={**HEALTHY.imports, "redis": "x"}), "redis", "fail", "x", ".lock"),
-        (replace(HEALTHY, token_mode=0o644), "ray token", "warn", "0644", "chmod 600 ~/.ray/auth"),
-        (replace(HEALTHY, ray_auth_mode="disabled"), "ray token", "warn", "can run code", "unset"),
+        (replace(HEALTHY, secrets={"ray.token": 0o640, "admin.key": 0o600}), "secrets", "warn",
+         "can read ray.token", "chmod 600 ray.token"),
         (replace(HEALTHY, broker="", broker_error="gone"), "kafka broker", "warn", "gone", "URL"),
         (replace(HEALTHY, cores=1), "cores", "warn", "one core", "two cores"),
         (replace(HEALTHY, memory_bytes=3 * GiB), "memory", "warn", "3.0 GiB", "4 GiB"),
@@ -114,10 +115,9 @@ def test_a_fault_is_found_by_its_check_alone(
     [
         with_version("torch", "2.13.1"),
         with_version("torchrec", "1.9.2"),
-        replace(HEALTHY, token_mode=None),
+        replace(HEALTHY, secrets={}),
         replace(HEALTHY, shm_bytes=None),
         with_port(listener="python (process 7)", ours=True),
-        with_port(listener="valkey-server (process 7)", movable=True),
     ],
 )
 def test_what_serves_as_well_is_no_fault(machine: Machine) -> None:
@@ -183,6 +183,14 @@ def test_the_command_prints_a_line_for_each_check(
     assert len(as_lines.stdout.splitlines()) == len(shown) == len(checks(machine))
     assert [check["name"] for check in shown if check["state"] == "fail"] == ["python"] * status
     assert ("make setup PYTHON=python3.11" in as_lines.stdout) == bool(status)
+
+
+def test_a_taken_port_is_observed_with_who_takes_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        config = replace(laptop(), serve=replace(laptop().serve, port=number, dashboard_port=0))
+        (port,) = command._ports(config)
+    assert (port.number, port.ours) == (number, False) and str(os.getpid()) in port.listener
 
 
 def test_settings_that_do_not_fit_are_one_line_and_no_traceback() -> None:

@@ -14,6 +14,8 @@ from typing import Annotated
 import psutil
 import typer
 
+from recsys.cli import running
+from recsys.cli.processes import alive, holders
 from recsys.config import Config
 from recsys.doctor import REQUIREMENTS, Check, Machine, Port, checks, normalised
 
@@ -58,7 +60,6 @@ def _print(check: Check) -> None:
 
 
 def observe(config: Config) -> Machine:
-    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     broker, broker_error = _broker()
     state = Path(config.state).absolute()
     standing = next(folder for folder in (state, *state.parents) if folder.exists())
@@ -66,9 +67,11 @@ def observe(config: Config) -> Machine:
         python=tuple(sys.version_info[:3]),
         versions=_versions(),
         imports=try_imports([requirement.module for requirement in REQUIREMENTS]),
-        token_file=str(token_file),
-        token_mode=token_file.stat().st_mode & 0o777 if token_file.is_file() else None,
-        ray_auth_mode=os.environ.get("RAY_AUTH_MODE", "").lower(),
+        secrets={
+            str(file): file.stat().st_mode & 0o777
+            for file in (state / "run" / "ray.token", state / "run" / "admin.key")
+            if file.is_file()
+        },
         broker=broker,
         broker_error=broker_error,
         cores=len(os.sched_getaffinity(0))
@@ -142,46 +145,17 @@ def _write_error(folder: Path) -> str:
 
 
 def _ports(config: Config) -> tuple[Port, ...]:
-    wanted = [
-        ("RECSYS__SERVE__PORT", config.serve.port, False),
-        ("RECSYS__SERVE__DASHBOARD_PORT", config.serve.dashboard_port, False),
-    ]
-    if config.sessions.url == "embedded":
-        wanted.append(("RECSYS__SESSIONS__URL", 6379, True))  # Valkey's first choice
-    listening = _listening()
+    """The ports that the configuration names; all others are taken where they are free."""
+    wanted = {
+        "RECSYS__SERVE__PORT": config.serve.port,
+        "RECSYS__SERVE__DASHBOARD_PORT": config.serve.dashboard_port,
+    }
+    held = holders(wanted.values())
+    up = running.read(config.state)
+    parts = up.parts if up is not None and alive(up.supervisor) else []
+    ours = {socket.port for part in parts for socket in part.sockets}
     return tuple(
-        Port(
-            setting,
-            number,
-            *_who(listening[number]) if number in listening else ("", False),
-            movable,
-        )
-        for setting, number, movable in wanted
+        Port(setting, number, held.get(number, ""), number in ours)
+        for setting, number in wanted.items()
+        if number  # 0 takes a free one
     )
-
-
-def _listening() -> dict[int, int | None]:
-    """Process ids by port; None where the process is another user's. Some systems tell root only."""
-    try:
-        return {
-            connection.laddr.port: connection.pid
-            for connection in psutil.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN
-        }
-    except psutil.AccessDenied:
-        return {}
-
-
-def _who(pid: int | None) -> tuple[str, bool]:
-    """Who listens, in words, and whether it is a part of this system: its ancestor is a `recsys` command."""
-    if pid is None:
-        return "another user's process", False
-    try:
-        process = psutil.Process(pid)
-        family = [process, *process.parents()]
-        ours = any(
-            Path(argument).name == "recsys" for one in family for argument in one.cmdline()[:2]
-        )
-        return f"{process.name()} (process {pid})", ours
-    except psutil.Error:
-        return f"process {pid}", False
