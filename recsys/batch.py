@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recsys.features import HISTORY_GROUP, FeatureSet, RequestFeatures
+from recsys.features import FeatureSet, RequestFeatures
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -74,12 +74,12 @@ def batch_of(features: FeatureSet, requests: Sequence[RequestFeatures]) -> Batch
     history = np.repeat(np.stack([r.history_TH for r in requests]), counts, axis=0)
     outcomes = np.repeat(np.stack([r.outcomes_TO for r in requests]), counts, axis=0)
     dense = np.concatenate([r.dense_NF for r in requests])
-    return _assemble(features, user_BU, items_BI, history, outcomes, dense)
+    return assemble(features, user_BU, items_BI, history, outcomes, dense)
 
 
 def _repeat(features: FeatureSet, request: RequestFeatures) -> Batch:
     n = len(request.items_NI)
-    return _assemble(
+    return assemble(
         features,
         np.broadcast_to(request.user_U, (n, len(request.user_U))),
         request.items_NI,
@@ -89,7 +89,7 @@ def _repeat(features: FeatureSet, request: RequestFeatures) -> Batch:
     )
 
 
-def _assemble(
+def assemble(
     features: FeatureSet,
     user_BU: Keys,
     items_BI: Keys,
@@ -114,17 +114,8 @@ def _assemble(
         sparse,
         user_BU[:, 0],
         items_BI[:, 0],
-        items_BI[:, group_columns(features)],
+        items_BI[:, features.group_columns()],
         history,
         outcomes,
         dense,
     )
-
-
-def group_columns(features: FeatureSet) -> list[int]:
-    """The item columns that an item vector's content starts from, as a history entry keeps them."""
-    columns: list[int] = []
-    for name in features.schema.groups:
-        start = features.slot(f"item.{name}").start
-        columns.extend(range(start, start + HISTORY_GROUP))
-    return columns

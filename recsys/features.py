@@ -109,6 +109,11 @@ class FeatureSet:
                 return slot
         raise KeyError(f"no slot {name!r} in feature set {self.digest}")
 
+    def group_columns(self) -> list[int]:
+        """The item columns that an item vector's content starts from: those that a history entry keeps."""
+        starts = [self.slot(f"item.{name}").start for name in self.schema.groups]
+        return [column for start in starts for column in range(start, start + HISTORY_GROUP)]
+
     def item_keys(self, item_id: Id, fields: dict[str, Any]) -> Keys:
         """The keys of one item, (I,)."""
         keys = np.zeros(self.item_columns, np.int64)
@@ -141,11 +146,7 @@ class FeatureSet:
 
     def history_entry(self, item_keys: Keys) -> list[int]:
         """The keys (H,) by which a history entry remembers an item: itself and its first group values."""
-        entry = [int(item_keys[0])]
-        for name in self.schema.groups:
-            start = self.slot(f"item.{name}").start
-            entry.extend(int(key) for key in item_keys[start : start + HISTORY_GROUP])
-        return entry
+        return [int(key) for key in item_keys[[0, *self.group_columns()]]]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""The item vectors, searched by inner product: FAISS flat, exact, changed in place between searches.
+
+A vector's number in the index is its item's index in the catalogue. FAISS isn't safe to change while it is
+searched: one thread does both. Items that are gone, or not wanted in this request, are masked by a bitmap.
+"""
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+Vectors = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+class ItemIndex:
+    """Vectors (n, V) by catalogue index."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self._index = faiss.IndexFlatIP(dim)
+        self._view = np.zeros((0, dim), np.float32)
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    @property
+    def vectors(self) -> Vectors:
+        """The vectors as they are now: a view, valid until the index grows."""
+        return self._view
+
+    def set(self, indices: Indices, vectors: Vectors) -> None:
+        """Adds or overwrites vectors; the index grows to hold the largest number given."""
+        if not len(indices):
+            return
+        missing = int(indices.max()) + 1 - len(self)
+        if missing > 0:
+            self._index.add(np.zeros((missing, self.dim), np.float32))
+            flat = faiss.rev_swig_ptr(self._index.get_xb(), len(self) * self.dim)
+            self._view = flat.reshape(len(self), self.dim)
+        self._view[indices] = vectors
+
+    def search(self, query_V: Vectors, k: int, wanted: Mask) -> tuple[Indices, Vectors]:
+        """The k wanted items with the largest inner product: indices and products, best first."""
+        k = min(k, int(wanted[: len(self)].sum()))
+        if k <= 0:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        bits = np.packbits(wanted[: len(self)], bitorder="little")
+        selector = faiss.IDSelectorBitmap(bits)
+        found = self._index.search(
+            np.ascontiguousarray(query_V[None, :]), k, params=faiss.SearchParameters(sel=selector)
+        )
+        indices: Indices = found[1][0]
+        return indices[indices >= 0], found[0][0][indices >= 0]

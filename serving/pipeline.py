@@ -1,0 +1,235 @@
+"""From a request to an answer: filter, retrieve, rank, select; one version, one stamp.
+
+Everything happens in one call on one thread: no stage waits, no stage talks to another process. A stage that
+fails is skipped and named in ``degraded``; an answer comes whatever happens to the model.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.policy import Policy
+from recsys.events import Impression, Served, Stamp
+from recsys.feature_builder import FeatureBuilder
+from recsys.features import RequestFeatures
+from recsys.hashing import key_of
+from recsys.ranker import WATCH_SCALE
+from recsys.session import Session
+from serving.explanation import reasons
+from serving.filters import wanted_items
+from serving.replica import Replica
+from serving.request import Answer, AnswerItem, Request
+from serving.retrieval import Retrieval
+from serving.scoring import probabilities
+from serving.selection import Drawn, draw
+
+_log = logging.getLogger(__name__)
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The candidates of a request: what was known of them and how they score."""
+
+    indices: list[int]
+    sources: list[list[str]]
+    features: RequestFeatures
+    predictions_NL: Floats | None
+    scores_N: NDArray[np.float64]
+
+
+class Pipeline:
+    """Answers requests from one replica. Not thread-safe: requests and applies take turns."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+        self.builder = FeatureBuilder(replica.features)
+        self.retrieval = Retrieval(replica)
+
+    def recommend(
+        self, request: Request, session: Session, policy: Policy, now_ms: int, request_id: str
+    ) -> Answer:
+        """The list, and the impression that says how it was made. The same arguments and the same version
+        give the same answer."""
+        degraded: list[str] = []
+        found, removed = self._candidates(request, session, policy, now_ms, request_id, degraded)
+        ranked = self._rank(request, session, policy, now_ms, found, degraded)
+        drawn = self._select(request, policy, ranked, request_id)
+        stamp = self._stamp(session, policy)
+        items = [
+            self._item(request, session, ranked, rank, int(position), float(propensity))
+            for rank, (position, propensity) in enumerate(
+                zip(drawn.positions, drawn.propensities, strict=True)
+            )
+        ]
+        impression = Impression(
+            time_ms=now_ms,
+            request_id=request_id,
+            user_id=request.user_id,
+            items=[
+                Served(
+                    item_id=item.item_id,
+                    propensity=item.propensity,
+                    score=item.score,
+                    sources=list(item.sources),
+                )
+                for item in items
+            ],
+            context=request.context,
+            surface=request.surface,
+            stamp=stamp,
+            features=ranked.features.rows(drawn.positions).block(),
+            degraded=degraded,
+        )
+        return Answer(request_id, tuple(items), impression, stamp, tuple(degraded), removed)
+
+    def _candidates(
+        self,
+        request: Request,
+        session: Session,
+        policy: Policy,
+        now_ms: int,
+        request_id: str,
+        degraded: list[str],
+    ) -> tuple[dict[int, list[str]], dict[str, int]]:
+        catalogue = self.replica.catalogue
+        if request.candidate_ids is not None:
+            known = [catalogue.index_of(item_id) for item_id in request.candidate_ids]
+            found = {i: ["given"] for i in known if i is not None and catalogue.alive[i]}
+            return found, {"unknown": len(request.candidate_ids) - len(found)}
+        wanted, removed = wanted_items(catalogue, session, request.exclude_ids, request.n)
+        user = self._features(request, session, np.zeros(min(1, len(catalogue)), np.int64), now_ms)
+        salt = key_of("request", request_id) & 0xFFFFFFFF
+        limit = self.replica.config.serve.candidates
+        shares = dict(policy.config.sources)
+        if self.replica.step == 0:
+            shares.pop("vector", None)
+        try:
+            found = self.retrieval.collect(session, user, wanted, shares, limit, salt, now_ms)
+        except Exception:  # a broken index must not empty the feed
+            _log.exception("retrieval failed")
+            degraded.append("retrieval")
+            found = {}
+        if len(found) < request.n:
+            for index in np.flatnonzero(wanted)[: request.n * 5].tolist():
+                found.setdefault(index, ["any"])
+        return found, removed
+
+    def _rank(
+        self,
+        request: Request,
+        session: Session,
+        policy: Policy,
+        now_ms: int,
+        found: dict[int, list[str]],
+        degraded: list[str],
+    ) -> _Ranked:
+        indices = list(found)
+        features = self._features(request, session, np.array(indices, np.int64), now_ms)
+        predictions: Floats | None = None
+        if self.replica.step == 0:
+            degraded.append("model")
+        else:
+            try:
+                predictions = probabilities(self.replica.model, self.replica.rows, [features])
+            except Exception:  # no ranker: the order of retrieval
+                _log.exception("ranking failed")
+                degraded.append("rank")
+        if predictions is None:
+            scores = self._popular_scores(indices)
+        else:
+            scores = self.score(predictions, policy)
+        return _Ranked(indices, list(found.values()), features, predictions, scores)
+
+    def score(self, predictions_NL: Floats, policy: Policy) -> NDArray[np.float64]:
+        """The weighted sum of predicted engagements; watch time counts in minutes."""
+        labels = self.replica.features.schema.labels
+        weights = policy.config.weights
+        total = np.zeros(len(predictions_NL))
+        for k, label in enumerate(labels):
+            total += weights.get(label, 0.0) * predictions_NL[:, k]
+        minutes = np.expm1(predictions_NL[:, len(labels)].astype(np.float64) * WATCH_SCALE) / 60.0
+        out: NDArray[np.float64] = total + weights.get("watch", 0.0) * minutes
+        return out
+
+    def _popular_scores(self, indices: list[int]) -> NDArray[np.float64]:
+        """Popularity as ranks in [0, 1]: what stands in for a model that isn't there."""
+        values = self.replica.popularity.values[indices]
+        order = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+        return order / max(1, len(indices) - 1)
+
+    def _select(self, request: Request, policy: Policy, ranked: _Ranked, request_id: str) -> Drawn:
+        groups = None
+        if self.replica.features.schema.groups and request.candidate_ids is None:
+            name = self.replica.features.schema.groups[0]
+            column = self.replica.features.slot(f"item.{name}").start
+            groups = ranked.features.items_NI[:, column]
+        return draw(
+            ranked.scores_N,
+            request.n,
+            temperature=policy.config.temperature,
+            explore=policy.config.explore,
+            request_id=request_id,
+            groups_N=groups,
+            per_group=policy.config.per_author,
+        )
+
+    def _stamp(self, session: Session, policy: Policy) -> Stamp:
+        replica = self.replica
+        return Stamp(
+            line=replica.line,
+            epoch=replica.epoch,
+            step=replica.step,
+            catalogue_offset=replica.catalogue_offset,
+            item_state_offset=replica.item_state_offset,
+            session_offset=session.offset,
+            policy=policy.digest,
+            arms=dict(policy.arms),
+        )
+
+    def _features(
+        self, request: Request, session: Session, indices: NDArray[np.int64], now_ms: int
+    ) -> RequestFeatures:
+        return self.builder.build(
+            session,
+            request.surface,
+            request.context,
+            indices,
+            self.replica.catalogue,
+            self.replica.counters,
+            now_ms,
+        )
+
+    def _item(
+        self,
+        request: Request,
+        session: Session,
+        ranked: _Ranked,
+        rank: int,
+        position: int,
+        propensity: float,
+    ) -> AnswerItem:
+        index = ranked.indices[position]
+        predictions, why = None, None
+        if request.explain:
+            why = reasons(session, self.replica.catalogue, index)
+            if ranked.predictions_NL is not None:
+                predictions = self._named(ranked.predictions_NL[position])
+        return AnswerItem(
+            item_id=self.replica.catalogue.ids[index],
+            rank=rank,
+            score=float(ranked.scores_N[position]),
+            propensity=propensity,
+            sources=tuple(ranked.sources[position]),
+            fields=self.replica.catalogue.fields[index],
+            predictions=predictions,
+            reasons=why,
+        )
+
+    def _named(self, predictions_L: Floats) -> dict[str, float]:
+        labels = self.replica.features.schema.labels
+        named = {label: float(p) for label, p in zip(labels, predictions_L, strict=False)}
+        watch = float(np.expm1(float(predictions_L[len(labels)]) * WATCH_SCALE))
+        return named | {"watch_s": watch}

@@ -1,0 +1,134 @@
+"""Candidates from several sources, each with its share of the budget.
+
+``vector``  the items nearest to the user side
+``similar`` the items nearest to what was liked last
+``topic``   items of the authors and tags that the session likes
+``popular`` what engages most lately
+``fresh``   the newest items, so that none stays unseen
+
+A source returns catalogue indices; none looks at what another found. All read one version of the replica.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.features import RequestFeatures
+from recsys.hashing import uniforms
+from recsys.session import Entry, Session
+from serving.replica import Replica
+from serving.scoring import user_vector
+
+Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+_NEWEST = 2000
+_LIKED = 3  # newest liked items that ``similar`` looks around
+_TOPICS = 4
+
+
+class Retrieval:
+    """Collects candidates for one request."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+
+    def collect(
+        self,
+        session: Session,
+        user: RequestFeatures,
+        wanted: Mask,
+        shares: Mapping[str, int],
+        limit: int,
+        salt: int,
+        now_ms: int,
+    ) -> dict[int, list[str]]:
+        """Catalogue indices with the sources that found them, at most ``limit``.
+
+        ``wanted`` masks the catalogue; ``salt`` varies what is drawn at random from request to request.
+        """
+        sources: dict[str, Callable[[int], Indices]] = {
+            "vector": lambda k: self._vector(user, wanted, k),
+            "similar": lambda k: self._similar(session, wanted, k),
+            "topic": lambda k: self._topic(session, wanted, k, salt),
+            "popular": lambda k: self._popular(wanted, k, now_ms),
+            "fresh": lambda k: self._fresh(wanted, k, salt),
+        }
+        found: dict[int, list[str]] = {}
+        for name, share in shares.items():
+            if share <= 0 or name not in sources:
+                continue
+            for index in sources[name](share).tolist():
+                if index in found:
+                    found[index].append(name)
+                elif len(found) < limit:
+                    found[index] = [name]
+        return found
+
+    def _vector(self, user: RequestFeatures, wanted: Mask, k: int) -> Indices:
+        replica = self.replica
+        query = user_vector(replica.model, replica.rows, user)
+        return replica.index.search(query, k, wanted)[0]
+
+    def _similar(self, session: Session, wanted: Mask, k: int) -> Indices:
+        replica, parts = self.replica, []
+        liked = [entry for entry in reversed(session.history) if entry.outcomes[0] > 0][:_LIKED]
+        for entry in liked:
+            index = replica.catalogue.index_of_key(entry.keys[0])
+            if index is not None:
+                query = replica.index.vectors[index].copy()
+                parts.append(replica.index.search(query, -(-k // len(liked)), wanted)[0])
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _topic(self, session: Session, wanted: Mask, k: int, salt: int) -> Indices:
+        """Of each liked group half by popularity and half at random, by how much it is liked."""
+        liked = liked_groups(session)[:_TOPICS]
+        total = sum(weight for _, weight in liked)
+        parts = []
+        for key, weight in liked:
+            members = self.replica.groups.of(key)
+            members = members[wanted[members]]
+            share = max(1, round(k * weight / total))
+            if len(members) > share:
+                values = self.replica.popularity.values[members]
+                best = members[np.argsort(-values, kind="stable")[: share // 2]]
+                parts.extend([best, _sample(members, share - len(best), salt)])
+            else:
+                parts.append(members)
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _popular(self, wanted: Mask, k: int, now_ms: int) -> Indices:
+        top = self.replica.popularity.top(now_ms)
+        return top[wanted[top]][:k]
+
+    def _fresh(self, wanted: Mask, k: int, salt: int) -> Indices:
+        newest = np.arange(max(0, len(wanted) - _NEWEST), len(wanted))
+        return _sample(newest[wanted[newest]], k, salt)
+
+
+def liked_groups(session: Session) -> list[tuple[int, float]]:
+    """The authors and tags of the recent history by how much they were liked, most first; liked ones only.
+
+    An entry counts its outcomes (the first label whole, each other half), newer ones more.
+    """
+    weights: dict[int, float] = {}
+    for age, entry in enumerate(reversed(session.history)):
+        liked = _liking(entry) * 0.9**age
+        for key in entry.keys[1:]:
+            if key:
+                weights[key] = weights.get(key, 0.0) + liked
+    positive = [(key, weight) for key, weight in weights.items() if weight > 0]
+    return sorted(positive, key=lambda pair: -pair[1])
+
+
+def _liking(entry: Entry) -> float:
+    if not any(entry.outcomes):
+        return -0.3
+    return entry.outcomes[0] + 0.5 * float(any(entry.outcomes[1:]))
+
+
+def _sample(members: Indices, k: int, salt: int) -> Indices:
+    """k of the members, another draw for each salt."""
+    if len(members) <= k:
+        return members
+    return members[np.argpartition(uniforms(salt, members, 1)[:, 0], k)[:k]]

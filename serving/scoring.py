@@ -1,0 +1,51 @@
+"""Probabilities of every engagement for candidates, from the rows of one version.
+
+An item's score doesn't depend on what it is scored with: a matrix product of few rows takes another kernel,
+whose sums differ in the last bit, so a short list is filled up to a length from which rows are independent.
+``tests/test_scoring.py`` holds that a list of 1 and a list of 300 agree bit for bit.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recsys.batch import batch_of
+from recsys.features import RequestFeatures
+from recsys.model import Lookup, Model, lookup_of, padded
+from serving.row_store import RowStore
+
+LEAST_ROWS = 16
+Floats = NDArray[np.float32]
+
+
+def probabilities(
+    model: Model, rows: Mapping[str, RowStore], requests: Sequence[RequestFeatures]
+) -> Floats:
+    """(N, L) over all items of the requests, in order: each label, then the fraction of watch time."""
+    total = sum(len(request.items_NI) for request in requests)
+    if total == 0:
+        return np.zeros((0, model.ranker.shape.outputs), np.float32)
+    filled = list(requests)
+    if total < LEAST_ROWS:
+        last = requests[-1]
+        filled[-1] = last.rows([*range(len(last.items_NI)), *[0] * (LEAST_ROWS - total)])
+    batch = batch_of(model.features, filled)
+    lookup = lookup_of(batch)
+    with torch.inference_mode():
+        table = padded(rows["features"].lookup(lookup.keys["features"]))
+        logits = model.rank(batch, lookup, table)
+        out: Floats = torch.sigmoid(logits).numpy()[:total]
+    return out
+
+
+def user_vector(model: Model, rows: Mapping[str, RowStore], request: RequestFeatures) -> Floats:
+    """The user side of a request (V,). Its items don't matter; there must be at least one."""
+    batch = batch_of(model.features, [request.rows([0])])
+    lookup: Lookup = lookup_of(batch)
+    with torch.inference_mode():
+        users = padded(rows["users"].lookup(lookup.keys["users"]))
+        items = padded(rows["items"].lookup(lookup.keys["items"]))
+        out: Floats = model.user_vectors(batch, lookup, users, items).numpy()[0]
+    return out
