@@ -62,20 +62,20 @@ def members(leader: Identity) -> list[int]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if os.getsid(process.pid) == leader.pid:
-                if process.create_time() >= leader.started - _SAME_START_S:
+                gone = process.status() == psutil.STATUS_ZOMBIE
+                if not gone and process.create_time() >= leader.started - _SAME_START_S:
                     found.append(process.pid)
     return found
 
 
-def kill_session(leader: Identity) -> int:
-    """Kills what is left of a session; returns how many. Twice, for what was forked meanwhile."""
-    count = 0
-    for _ in range(2):
-        for pid in members(leader):
+def kill_session(leader: Identity, wait_s: float = 2.0) -> None:
+    """Kills what is left of a session, also what is forked meanwhile, and waits until it has gone."""
+    deadline = time.monotonic() + wait_s
+    while (left := members(leader)) and time.monotonic() < deadline:
+        for pid in left:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-                count += 1
-    return count
+        time.sleep(0.01)
 
 
 def end_sessions(leaders: Sequence[Identity], grace_s: float) -> int:

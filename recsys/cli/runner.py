@@ -60,7 +60,7 @@ class Runner:
     def run(self) -> None:
         """Returns when everything has ended. SIGINT, SIGTERM and SIGHUP end it; a second one kills."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._asked_to_stop)
+            signal.signal(number, self.stop)
         write_at, look_at = 0.0, time.monotonic() + 2.0
         while not self._supervisor.stopped:
             changes = self._supervisor.tick()
@@ -82,7 +82,8 @@ class Runner:
             time.sleep(_TICK_S)
         self._write()
 
-    def _asked_to_stop(self, *_: object) -> None:
+    def stop(self, *_: object) -> None:
+        """The first time everything ends in order, the second time at once."""
         if self._supervisor.stopping:
             self._supervisor.kill()
         self._supervisor.stop()
