@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-import msgspec
-
 from recsys.events import Engagement
 from recsys.hashing import Id, uniform
 from recsys.world import World
@@ -19,14 +17,30 @@ _PAUSE_MS: Final = 400  # between the end of a list and the wish for the next
 _NEVER: Final = 2**62
 
 
+class Shown(Protocol):
+    """One item of a list. Empty ``fields``: nothing is known of it but its id."""
+
+    @property
+    def item_id(self) -> Id: ...
+    @property
+    def fields(self) -> Mapping[str, Any]: ...
+
+
+class Answer(Protocol):
+    """A list that was served."""
+
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def items(self) -> Sequence[Shown]: ...
+
+
 class Api(Protocol):
-    """What a viewer needs of a server; ``recsys.client`` speaks it over HTTP."""
+    """What a viewer needs of a server: ``recsys.client.Client`` has it."""
 
-    def recommend(self, user_id: Id, n: int) -> Mapping[str, Any]:
-        """A list: ``request_id`` and ``items``, each with its ``item_id`` and perhaps its ``fields``."""
+    def recommend(self, user_id: Id, n: int) -> Answer: ...
 
-    def send_events(self, events: list[dict[str, Any]]) -> Any:
-        """Hands engagements over, as JSON objects."""
+    def send_events(self, events: Sequence[Engagement]) -> Any: ...
 
 
 class Viewer:
@@ -38,6 +52,7 @@ class Viewer:
         self._stays = 1 - 1 / max(lists, 1.0)
         self._next_list_ms = now_ms
         self._waiting = False  # for an answer
+        self._views_left = 0
         self._events: list[tuple[int, int, Engagement]] = []
 
     @property
@@ -45,6 +60,16 @@ class Viewer:
         """When it next wants something; far away while it waits for a list."""
         soonest = self._events[0][0] if self._events else _NEVER
         return soonest if self._waiting else min(soonest, self._next_list_ms)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for an answer and has nothing to tell meanwhile."""
+        return self.next_ms >= _NEVER
+
+    @property
+    def watches(self) -> bool:
+        """It is here; who isn't may still tell something, such as a share a minute later."""
+        return self._waiting or self._views_left > 0 or self._next_list_ms < _NEVER
 
     @property
     def gone(self) -> bool:
@@ -59,19 +84,24 @@ class Viewer:
         """A list was asked for in its name."""
         self._waiting = True
 
-    def take(self, answer: Mapping[str, Any], now_ms: int) -> None:
-        """The list came. An empty one ends the visit."""
+    def take(self, answer: Answer, now_ms: int) -> list[Engagement]:
+        """The list came; returns what will be done with it. An empty one ends the visit."""
+        request_id, ids = answer.request_id, [item.item_id for item in answer.items]
+        for item in answer.items:
+            self.world.know(item.item_id, item.fields)
         self._waiting = False
-        request_id, ids = str(answer["request_id"]), []
-        for item in answer["items"]:
-            ids.append(item["item_id"])
-            self.world.know(item["item_id"], item.get("fields") or {})
         events = self.world.react(self.user_id, ids, request_id, now_ms)
         for number, event in enumerate(events):
             heapq.heappush(self._events, (event.time_ms, number, event))
         ends = [event.time_ms for event in events if event.kind == "view"]
+        self._views_left += len(ends)
         stays = ids and uniform(self.world.seed, request_id, "another") < self._stays
         self._next_list_ms = max(ends) + _PAUSE_MS if ends and stays else _NEVER
+        return events
+
+    def leave(self) -> None:
+        """It asks for no other list. What it still has to tell, it tells."""
+        self._next_list_ms = _NEVER
 
     def failed(self, now_ms: int, again_ms: int = 2_000) -> None:
         """No list came: it asks again a little later."""
@@ -83,6 +113,7 @@ class Viewer:
         while self._events and self._events[0][0] <= now_ms and len(told) < limit:
             event = heapq.heappop(self._events)[2]
             self.shown += event.kind == "view"
+            self._views_left -= event.kind == "view"
             self.liked += event.kind == "long_view"
             told.append(event)
         return told
@@ -96,14 +127,6 @@ class Tally:
     events: int = 0
     shown: int = 0
     liked: int = 0
-
-
-def to_json(events: Sequence[msgspec.Struct]) -> list[dict[str, Any]]:
-    """Events as the API takes them, without what wasn't set."""
-    return [
-        {name: value for name, value in msgspec.to_builtins(event).items() if value is not None}
-        for event in events
-    ]
 
 
 def browse(viewer: Viewer, api: Api, now_ms: int) -> Tally:
@@ -138,7 +161,7 @@ def run(world: World, api: Api, from_ms: int, until_ms: int, *, n: int = 8) -> T
 def _turn(viewer: Viewer, api: Api, now_ms: int, tally: Tally) -> None:
     told = viewer.due(now_ms)
     if told:
-        api.send_events(to_json(told))
+        api.send_events(told)
     tally.events += len(told)
     tally.shown += sum(event.kind == "view" for event in told)
     tally.liked += sum(event.kind == "long_view" for event in told)

@@ -1,18 +1,29 @@
 """The simulated world: the same seed gives the same world, and there is something in it to learn."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from recsys.events import parse
+from recsys.client import Recommendations, Recommended
+from recsys.events import Engagement, parse
 from recsys.hashing import uniform
-from recsys.viewer import Viewer, browse, run, to_json
+from recsys.viewer import Viewer, browse, run
 from recsys.world import World
 
 T = 1_650_812_400_000
 HOUR_MS = 3_600_000
+
+
+def answer(request_id: str, ids: list[str]) -> Recommendations:
+    return Recommendations(request_id=request_id, items=[Recommended(item_id=i) for i in ids])
+
+
+def to_json(events: Sequence[Any]) -> list[dict[str, Any]]:
+    return [msgspec.json.decode(msgspec.json.encode(event)) for event in events]
 
 
 class Server:
@@ -20,20 +31,20 @@ class Server:
 
     def __init__(self, world: World, epsilon: float) -> None:
         self.world, self.epsilon = world, epsilon
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Engagement] = []
         self.served: dict[str, list[str]] = {}
         self.now_ms = T
 
-    def recommend(self, user_id: Any, n: int) -> dict[str, Any]:
+    def recommend(self, user_id: Any, n: int) -> Recommendations:
         request_id = f"r{len(self.served)}"
         ids = [f"w{i}" for i in range(200)]
         ids.sort(key=lambda i: -self.world.true_long_view(user_id, i, self.now_ms))
         if uniform(0, request_id) < self.epsilon:
             ids.sort(key=lambda i: uniform(1, request_id, i))
         self.served[request_id] = ids[:n]
-        return {"request_id": request_id, "items": [{"item_id": i} for i in ids[:n]]}
+        return answer(request_id, ids[:n])
 
-    def send_events(self, events: list[dict[str, Any]]) -> None:
+    def send_events(self, events: Sequence[Engagement]) -> None:
         self.events.extend(events)
 
 
@@ -149,8 +160,8 @@ def test_a_visit_asks_watches_and_leaves() -> None:
     assert tally.lists == len(server.served) >= 1
     assert tally.events == len(server.events)
     for event in server.events:
-        assert event["item_id"] in server.served[event["request_id"]]
-    times = [event["time_ms"] for event in server.events]
+        assert event.item_id in server.served[event.request_id]
+    times = [event.time_ms for event in server.events]
     assert times == sorted(times)
 
 
@@ -160,7 +171,7 @@ def test_who_serves_what_they_like_sees_it_in_the_tally() -> None:
     ours, theirs = (run(world, server, T, T + 60_000) for server in (good, bad))
     assert ours.liked / ours.shown > theirs.liked / theirs.shown + 0.25
     assert ours.lists > 20
-    times = [event["time_ms"] for event in good.events]
+    times = [event.time_ms for event in good.events]
     assert times == sorted(times)
 
 
@@ -172,7 +183,7 @@ def test_a_viewer_that_got_no_list_asks_again() -> None:
     viewer.failed(T + 100)
     assert not viewer.wants_list(T + 200) and viewer.wants_list(T + 2_100)
     viewer.asked()
-    viewer.take({"request_id": "r", "items": []}, T + 3_000)
+    viewer.take(answer("r", []), T + 3_000)
     assert viewer.gone
 
 
