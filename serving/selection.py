@@ -64,7 +64,7 @@ def mixture(weights_N: Floats, left_N: NDArray[np.bool_], explore: float) -> Flo
     """The probability of each candidate at the next rank: 0 for those that are gone, 1 in sum."""
     soft_N = np.where(left_N, weights_N, 0.0)
     total = soft_N.sum()
-    even_N = left_N / left_N.sum()
+    even_N: Floats = left_N / left_N.sum()
     if total <= 0.0:  # what is left is so far behind that its weights are 0
         return even_N
     out: Floats = (1.0 - explore) * soft_N / total + explore * even_N
