@@ -1,0 +1,80 @@
+// Bars that move: a ranked list whose rows slide to their new places and stretch to their new lengths.
+
+const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+export class Bars {
+  constructor(list) {
+    this.list = list;
+    this.rows = new Map(); // key → {element, weight}
+  }
+
+  /** Shows rows of {key, label, emoji, hue, weight}, largest first. New ones fade in, absent ones leave. */
+  show(rows) {
+    const before = this.#places();
+    const largest = Math.max(1e-9, ...rows.map((row) => Math.abs(row.weight)));
+    const seen = new Set(rows.map((row) => row.key));
+    for (const [key, { element }] of this.rows) {
+      if (!seen.has(key)) {
+        element.remove();
+        this.rows.delete(key);
+      }
+    }
+    for (const row of rows) this.#row(row, largest);
+    this.#slide(before);
+  }
+
+  #row({ key, label, emoji, hue, weight }, largest) {
+    let known = this.rows.get(key);
+    if (!known) {
+      known = { element: rowElement(emoji, label, hue), weight: 0 };
+      this.rows.set(key, known);
+      requestAnimationFrame(() => known.element.classList.add("here"));
+    }
+    const { element } = known;
+    const change = weight - known.weight;
+    if (Math.abs(change) > 0.02 * largest) {
+      element.dataset.change = change > 0 ? "up" : "down";
+      clearTimeout(known.calm);
+      known.calm = setTimeout(() => delete element.dataset.change, 2600);
+    }
+    known.weight = weight;
+    element.classList.toggle("less", weight < 0);
+    element.style.setProperty("--share", String(Math.abs(weight) / largest));
+    element.querySelector(".value").textContent = weight.toFixed(Math.abs(weight) >= 10 ? 0 : 2);
+    this.list.append(element);
+  }
+
+  #places() {
+    return new Map([...this.rows].map(([key, { element }]) => [key, element.offsetTop]));
+  }
+
+  #slide(before) {
+    if (calm()) return;
+    for (const [key, { element }] of this.rows) {
+      const by = (before.get(key) ?? element.offsetTop) - element.offsetTop;
+      if (by) {
+        element.animate(
+          [{ transform: `translateY(${by}px)` }, { transform: "none" }],
+          { duration: 520, easing: "cubic-bezier(.2,.9,.25,1)" },
+        );
+      }
+    }
+  }
+}
+
+function rowElement(emoji, label, hue) {
+  const row = document.createElement("li");
+  row.className = "bar";
+  row.style.setProperty("--hue", String(hue));
+  for (const [name, text] of [["icon", emoji], ["label", label], ["change", ""], ["value", ""]]) {
+    const part = document.createElement("span");
+    part.className = name;
+    part.textContent = text;
+    row.append(part);
+  }
+  const track = document.createElement("span");
+  track.className = "track";
+  track.append(document.createElement("i"));
+  row.append(track);
+  return row;
+}

@@ -1,0 +1,106 @@
+// One item of the feed as an element: the cover is painted when it comes near and cleared when it is far,
+// so that a long evening of swiping stays light.
+
+import { coverOf, paint } from "./covers.js";
+import { handleOf, nameOf } from "./names.js";
+import { topicOfTag } from "./topics.js";
+
+/** An entry: the item as served, what it looks like, and what the viewer did with it so far. */
+export function entryOf(item, answer) {
+  const entry = {
+    item,
+    cover: coverOf(item),
+    handle: handleOf(item.fields?.author),
+    request_id: answer.request_id,
+    stamp: answer.stamp ?? null,
+    degraded: answer.degraded ?? [],
+    watch_ms: 0,
+    viewed: false,
+    long: false,
+    acted: false,
+    did: new Set(), // like, follow, share, hide, click: each is said once
+    visible: false,
+    element: null,
+  };
+  entry.element = cardOf(entry);
+  return entry;
+}
+
+export function avatarOf(author) {
+  const { emoji, hue } = nameOf(author ?? "someone");
+  return { emoji, hue };
+}
+
+function cardOf(entry) {
+  const card = document.createElement("article");
+  card.className = "card";
+  card.tabIndex = -1;
+  card.setAttribute("aria-label", `${entry.cover.title}, by ${entry.handle}, ${entry.cover.topic.name}`);
+  card.dataset.item = String(entry.item.item_id);
+  const cover = document.createElement("div");
+  cover.className = "cover";
+  cover.setAttribute("aria-hidden", "true");
+  const shade = document.createElement("div");
+  shade.className = "shade";
+  card.append(cover, shade, captionOf(entry));
+  return card;
+}
+
+function captionOf(entry) {
+  const caption = document.createElement("button");
+  caption.type = "button";
+  caption.className = "caption";
+  caption.setAttribute("aria-expanded", "false");
+  const who = line("who", `@${entry.handle}`);
+  const chips = document.createElement("span");
+  chips.className = "chips";
+  for (const tag of tagsOf(entry).slice(0, 4)) {
+    const topic = topicOfTag(tag);
+    const chip = line("chip", `${topic.emoji[0]} ${topic.name}`);
+    chip.title = `tag ${tag}`;
+    chips.append(chip);
+  }
+  const seconds = Math.round(entry.cover.duration_ms / 1000);
+  const more = line("more", `${entry.cover.title} · ${seconds} s · item ${entry.item.item_id}`);
+  caption.append(who, chips, more);
+  return caption;
+}
+
+function tagsOf(entry) {
+  const { topic, tags } = entry.item.fields ?? {};
+  const list = Array.isArray(tags) ? tags : tags != null ? [tags] : [];
+  const all = topic != null ? [topic, ...list] : list;
+  return all.length ? [...new Set(all.map(String))] : [entry.cover.topic.name];
+}
+
+function line(name, text) {
+  const element = document.createElement("span");
+  element.className = name;
+  element.textContent = text;
+  return element;
+}
+
+/** Paints a card that comes near, clears one that is far away. */
+export function dress(entry, near) {
+  const cover = entry.element.firstElementChild;
+  if (near && !cover.firstElementChild) paint(cover, entry.cover);
+  if (!near && cover.firstElementChild) cover.replaceChildren();
+}
+
+/** A heart that flies up from where the viewer tapped (in the card's own coordinates). */
+export function burst(entry, x, y, glyph = "❤️") {
+  const { element } = entry;
+  const flight = document.createElement("div");
+  flight.className = "burst";
+  flight.setAttribute("aria-hidden", "true");
+  flight.style.left = `${x ?? element.clientWidth / 2}px`;
+  flight.style.top = `${y ?? element.clientHeight / 2}px`;
+  for (let i = 0; i < 7; i += 1) {
+    const bit = line("bit", glyph);
+    bit.style.setProperty("--turn", `${i * 51 - 153}deg`);
+    bit.style.setProperty("--far", `${i === 0 ? 0 : 54 + 18 * (i % 3)}px`);
+    flight.append(bit);
+  }
+  element.append(flight);
+  setTimeout(() => flight.remove(), 1100);
+}

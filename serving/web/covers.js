@@ -1,0 +1,105 @@
+// The generated "video" of an item: palette, background, emoji, title and three scenes, all from its id.
+
+import { pattern } from "./patterns.js";
+import { Draws } from "./seeded.js";
+import { topicOf } from "./topics.js";
+
+const TITLES = [
+  (x) => `${x}, in one take`,
+  (x) => `POV: ${x}`,
+  (x, n) => `Day ${n} of ${x}`,
+  (x) => `${x}, but slowly`,
+  (x) => `Nobody warned me about ${x}`,
+  (x) => `The quiet art of ${x}`,
+  (x) => `${x}, explained badly`,
+  (x) => `One minute of ${x}`,
+  (x, n) => `${x}: part ${n}`,
+  (x) => `I tried ${x} so you don’t have to`,
+  (x) => `Rating ${x} out of ten`,
+  (x) => `Ask me about ${x}`,
+  (x) => `Small joys: ${x}`,
+  (x) => `${x}, the director’s cut`,
+  (x) => `In defence of ${x}`,
+  (x) => `${x}. That’s the video.`,
+];
+const MIDDLES = ["wait for it…", "keep watching", "it gets better", "look closely", "and then", "almost there", "no, really"];
+const ENDINGS = ["there it is", "that’s all, folks", "once more?", "worth it", "see you tomorrow", "chef’s kiss", "10/10, again"];
+const LAYOUTS = ["above", "below", "corner", "crowd"];
+const MOODS = ["night", "vivid", "paper", "night", "vivid"];
+const MOTIONS = ["bob", "sway", "beat", "hop", "roll"];
+
+export const DEFAULT_MS = 12_000;
+
+/** Everything that a cover shows, as values: the same item, the same cover. */
+export function coverOf(item) {
+  const draws = new Draws(`cover ${item.item_id}`);
+  const topic = topicOf(item);
+  const fields = item.fields ?? {};
+  const made = draws.pick(TITLES)(draws.pick(topic.subjects), draws.int(2, 90));
+  const duration = Number(fields.duration_ms);
+  return {
+    topic,
+    title: fields.title ? String(fields.title) : made[0].toUpperCase() + made.slice(1),
+    lines: ["", draws.pick(MIDDLES), draws.pick(ENDINGS)],
+    emoji: topic.emoji,
+    layout: draws.pick(LAYOUTS),
+    motion: draws.pick(MOTIONS),
+    tilt: draws.int(-7, 7),
+    palette: paletteOf(topic.hue + draws.int(-10, 10), draws),
+    pattern: pattern(draws),
+    duration_ms: duration > 0 ? duration : DEFAULT_MS,
+  };
+}
+
+/** Four colours and an ink. "night" and "vivid" carry white text, "paper" dark text. */
+function paletteOf(hue, draws) {
+  const mood = draws.pick(MOODS);
+  const second = hue + draws.pick([38, -42, 60]);
+  const third = hue + draws.pick([150, 180, -120, 90]);
+  const colour = (l, c, h) => `oklch(${l} ${c} ${((h % 360) + 360) % 360})`;
+  const made = {
+    night: [colour(0.23, 0.08, hue), colour(0.36, 0.13, hue), colour(0.63, 0.2, second), colour(0.84, 0.16, third)],
+    vivid: [colour(0.5, 0.19, hue), colour(0.58, 0.2, second), colour(0.66, 0.19, hue), colour(0.9, 0.13, third)],
+    paper: [colour(0.93, 0.05, hue), colour(0.85, 0.1, hue), colour(0.76, 0.15, second), colour(0.62, 0.2, third)],
+  }[mood];
+  return { mood, colours: made, ink: mood === "paper" ? colour(0.24, 0.09, hue) : "#fff" };
+}
+
+/** Builds the cover into a card. Text goes in as text, so that no title can be markup. */
+export function paint(host, cover) {
+  const { colours, ink, mood } = cover.palette;
+  colours.forEach((value, i) => host.style.setProperty(`--c${i + 1}`, value));
+  host.style.setProperty("--ink", ink);
+  host.style.setProperty("--tilt", `${cover.tilt}deg`);
+  Object.assign(host.dataset, { mood, layout: cover.layout, motion: cover.motion, pattern: cover.pattern.name });
+  host.innerHTML = cover.pattern.svg;
+  const art = host.appendChild(block("art"));
+  const hero = art.appendChild(block("hero"));
+  hero.append(block("plate"), ...cover.emoji.slice(0, 3).map((emoji, i) => block(`emoji scene-${i}`, emoji)));
+  if (cover.layout === "crowd") {
+    const crowd = art.appendChild(block("crowd"));
+    for (let i = 0; i < 12; i += 1) crowd.append(block("extra", cover.emoji[i % cover.emoji.length]));
+  } else {
+    art.append(...cover.emoji.slice(1, 4).map((emoji, i) => block(`satellite s${i}`, emoji)));
+  }
+  const words = host.appendChild(block("words"));
+  words.append(titleOf(cover.title), ...cover.lines.slice(1).map((line, i) => block(`line scene-${i + 1}`, line)));
+}
+
+function titleOf(text) {
+  const title = block("title");
+  text.split(" ").forEach((word, i) => {
+    const part = document.createElement("span");
+    part.textContent = word;
+    part.style.setProperty("--i", String(i));
+    title.append(part, " ");
+  });
+  return title;
+}
+
+function block(name, text = "") {
+  const element = document.createElement("div");
+  element.className = name;
+  element.textContent = text;
+  return element;
+}

@@ -1,0 +1,135 @@
+// The drawer: what the system just learned, which model answered, and why this item is here.
+
+import { Bars } from "./bars.js";
+import { nameOf } from "./names.js";
+import { topicOfTag } from "./topics.js";
+import { why } from "./why.js";
+
+const TOPICS = 7;
+const STRIP = 14;
+const MARKS = { hide: "✕", share: "↗", follow: "+", like: "♥", long: "✓", skip: "»", view: "·" };
+
+export class Drawer {
+  constructor(element) {
+    this.element = element;
+    this.part = (name) => element.querySelector(`[data-part="${name}"]`);
+    this.bars = new Bars(this.part("topics"));
+    this.entry = null;
+    this.status = null;
+    this.track = null;
+    setInterval(() => this.#tick(), 100);
+  }
+
+  viewer(id) {
+    const { first, second, emoji, hue } = nameOf(id);
+    this.part("viewer-name").textContent = `${first} ${second}`;
+    this.part("viewer-id").textContent = id;
+    this.part("viewer-face").textContent = emoji;
+    this.part("viewer-face").style.setProperty("--hue", String(hue));
+    this.bars.show([]);
+    this.part("strip").replaceChildren();
+    this.session({ topics: [], events: 0 });
+    this.learned(null);
+  }
+
+  /** What the session knows now: topics by weight. */
+  session({ topics = [], events = 0 }) {
+    const rows = [...topics]
+      .filter((topic) => Number.isFinite(topic.weight) && topic.weight !== 0)
+      .sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight))
+      .slice(0, TOPICS)
+      .sort((a, b) => b.weight - a.weight)
+      .map(({ tag, weight }) => {
+        const topic = topicOfTag(tag);
+        return { key: String(tag), label: topic.name, emoji: topic.emoji[0], hue: topic.hue, weight };
+      });
+    this.bars.show(rows);
+    this.part("nothing").hidden = rows.length > 0;
+    this.part("events").textContent = `${count(events)} ${events === 1 ? "event" : "events"}`;
+  }
+
+  /** An item left the screen: one more picture in the strip, with what came of it. */
+  swiped(entry) {
+    const word = ["hide", "share", "follow", "like"].find((kind) => entry.did.has(kind)) ??
+      (entry.long ? "long" : entry.watch_ms < 2000 ? "skip" : "view");
+    const picture = document.createElement("li");
+    picture.style.setProperty("--hue", String(entry.cover.topic.hue));
+    picture.dataset.mark = MARKS[word];
+    picture.dataset.word = word;
+    picture.textContent = entry.cover.emoji[0];
+    picture.title = `${entry.cover.title}: ${word === "long" ? "watched long" : word}`;
+    const strip = this.part("strip");
+    strip.prepend(picture);
+    while (strip.childElementCount > STRIP) strip.lastElementChild.remove();
+  }
+
+  model(status) {
+    const step = this.status?.version?.step;
+    this.status = status;
+    const { line = "–", epoch = 0 } = status.version ?? {};
+    this.part("line").textContent = line;
+    this.part("epoch").textContent = count(epoch);
+    this.part("step").textContent = count(status.version?.step ?? 0);
+    if (step !== undefined && step !== status.version?.step) pulse(this.part("step"));
+    this.part("examples").textContent = rate(status.examples_per_s);
+    this.part("rate").textContent = rate(status.events_per_s);
+    this.part("items").textContent = count(status.items ?? 0);
+    const usual = [status.click_to_session_ms, status.click_to_served_ms].map(time);
+    this.part("usual").textContent = `Usually ${usual[0]} to the session, ${usual[1]} to the model.`;
+    this.part("usual").hidden = usual.includes("–");
+    this.#tick();
+  }
+
+  /** The way of the last swipe: {at_ms, session_ms, model_ms}, or null where there was none. */
+  learned(track) {
+    this.track = track;
+    this.#tick();
+  }
+
+  /** The item on screen: why it is here. */
+  explain(entry) {
+    this.entry = entry;
+    this.part("why").replaceChildren(...(entry ? why(entry) : []));
+    this.#tick();
+  }
+
+  #tick() {
+    const { track, status } = this;
+    const way = this.part("way");
+    const passed = track ? Date.now() - track.at_ms : 0;
+    const late = passed > 20_000;
+    way.dataset.reached = !track ? "none" : track.model_ms !== null ? "model" : track.session_ms !== null ? "session" : "swipe";
+    this.part("to-session").textContent = reached(track, track?.session_ms, passed, late);
+    this.part("to-model").textContent = reached(track, track?.model_ms, passed, late);
+    if (!status) return;
+    this.part("age").textContent = time(status.age_ms === undefined ? undefined : status.age_ms + Date.now() - status.seen_ms);
+    const behind = (status.version?.step ?? 0) - (this.entry?.stamp?.step ?? Infinity);
+    this.part("since").textContent =
+      behind > 0 ? `${count(behind)} ${behind === 1 ? "step" : "steps"} learned since this item was picked` : "";
+  }
+}
+
+function reached(track, value, passed, late) {
+  if (!track) return "–";
+  if (value !== null && value !== undefined) return time(value);
+  return late ? "not seen" : `${time(passed)}…`;
+}
+
+function pulse(element) {
+  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+  element.animate([{ color: "#fff" }, { color: "var(--glow)" }, { color: "#fff" }], { duration: 700 });
+}
+
+export const count = (n) => Math.round(n).toLocaleString("en");
+
+function rate(n) {
+  return n === undefined || n === null ? "–" : n >= 100 ? count(n) : n.toFixed(1);
+}
+
+/** Milliseconds as people read them: 84 ms, 1.2 s, 3 min. */
+export function time(ms) {
+  if (ms === undefined || ms === null || !Number.isFinite(ms)) return "–";
+  if (ms < 1000) return `${Math.round(ms)} ms`;
+  if (ms < 60_000) return `${(ms / 1000).toFixed(1)} s`;
+  return ms < 5_400_000 ? `${Math.round(ms / 60_000)} min` : `${(ms / 3_600_000).toFixed(1)} h`;
+}

@@ -1,0 +1,62 @@
+// Keys and taps become one of a few words.
+// Swiping itself is the browser's own scrolling with snap points.
+
+const KEYS = {
+  ArrowDown: "next", j: "next", PageDown: "next",
+  ArrowUp: "previous", k: "previous", PageUp: "previous",
+  " ": "pause", l: "like", s: "share", n: "hide", f: "follow", d: "drawer", "?": "help", Escape: "close",
+};
+const DOUBLE_MS = 280;
+const DOUBLE_PX = 48;
+
+/** Calls `act(word, point)` for keys and taps; `point` is where a double tap was, in the card. */
+export function listen({ stage, act }) {
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const word = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+    const pressing = event.target.closest?.("button, a, summary") && (event.key === " " || event.key === "Enter");
+    const scrolling = event.target.closest?.(".drawer") && /Arrow|Page/.test(event.key);
+    if (!word || pressing || scrolling || event.target.closest?.("input, textarea")) return;
+    event.preventDefault();
+    const moves = word === "next" || word === "previous";
+    if (!event.repeat || moves) act(word);
+  });
+
+  let last = null;
+  stage.addEventListener("click", (event) => {
+    const card = event.target.closest(".card");
+    if (!card) return;
+    if (event.target.closest(".caption")) return act("more");
+    const near = last && Math.hypot(event.clientX - last.x, event.clientY - last.y) < DOUBLE_PX;
+    if (near && event.timeStamp - last.at < DOUBLE_MS) {
+      clearTimeout(last.single);
+      last = { ...last, at: event.timeStamp }; // a third tap is one more heart
+      const box = card.getBoundingClientRect();
+      act("like", { x: event.clientX - box.left, y: event.clientY - box.top });
+      return;
+    }
+    const single = setTimeout(() => act("pause"), DOUBLE_MS);
+    last = { x: event.clientX, y: event.clientY, at: event.timeStamp, single };
+  });
+}
+
+/** A downward swipe on the handle of a bottom sheet closes it; the sheet follows the finger meanwhile. */
+export function dragToClose({ handle, sheet, close }) {
+  let start = null;
+  handle.addEventListener("pointerdown", (event) => {
+    if (event.target.closest("button")) return;
+    start = event.clientY;
+    handle.setPointerCapture(event.pointerId);
+  });
+  handle.addEventListener("pointermove", (event) => {
+    if (start !== null) sheet.style.setProperty("--drag", `${Math.max(0, event.clientY - start)}px`);
+  });
+  const release = (event) => {
+    if (start === null) return;
+    if (event.clientY - start > 70) close();
+    start = null;
+    sheet.style.removeProperty("--drag");
+  };
+  handle.addEventListener("pointerup", release);
+  handle.addEventListener("pointercancel", release);
+}

@@ -1,0 +1,188 @@
+// Wires the page together. Each module knows one thing; here they meet.
+
+import { avatarOf, burst } from "./card.js";
+import { Drawer } from "./drawer.js";
+import { Outbox } from "./events.js";
+import { Feed } from "./feed.js";
+import { dragToClose, listen } from "./gestures.js";
+import { Learning } from "./learning.js";
+import { Notices } from "./notices.js";
+import { Player } from "./player.js";
+import { read, Viewer, write } from "./viewer.js";
+
+const find = (selector) => document.querySelector(selector);
+const stage = find(".stage");
+const rail = find(".rail");
+const progress = find(".progress i");
+
+const viewer = new Viewer();
+const outbox = new Outbox();
+const learning = new Learning(viewer);
+const drawer = new Drawer(find(".drawer"));
+const notices = new Notices();
+const player = new Player({ report, tick });
+const feed = new Feed({ stage, player, viewer, explain: () => opened });
+let opened = false; // explanations cost the server something: asked for once somebody opened the drawer
+let shown = null; // the entry that the rail speaks of
+
+function report(entry, kind, watch_ms) {
+  outbox.add({
+    request_id: entry.request_id, user_id: viewer.id, item_id: entry.item.item_id, kind,
+    ...(watch_ms === undefined ? {} : { watch_ms }),
+  });
+  if (kind === "view") drawer.swiped(entry);
+}
+
+function tick(entry, share, scene) {
+  progress.style.transform = `scaleX(${share})`;
+  entry.element.dataset.scene = String(scene);
+}
+
+/** Says once what the viewer did with the item on screen; true the first time. */
+function engage(kind) {
+  const entry = feed.current;
+  if (!entry || entry.did.has(kind)) return false;
+  entry.did.add(kind);
+  entry.acted = true;
+  report(entry, kind);
+  showRail(entry);
+  return true;
+}
+
+const actions = {
+  next: () => feed.go(1),
+  previous: () => feed.go(-1),
+  pause() {
+    player.pause(!player.paused);
+    feed.current?.element.classList.toggle("paused", player.paused);
+  },
+  like(point) {
+    const entry = feed.current;
+    if (!entry) return;
+    engage("like");
+    burst(entry, point?.x, point?.y);
+  },
+  share: () => engage("share") && notices.say("Shared. More like this, then."),
+  follow: () => engage("follow") && notices.say(`Following @${feed.current.handle}`),
+  more() {
+    const caption = feed.current?.element.querySelector(".caption");
+    if (!caption) return;
+    caption.setAttribute("aria-expanded", String(caption.getAttribute("aria-expanded") !== "true"));
+    engage("click");
+  },
+  hide() {
+    const entry = feed.current;
+    if (!engage("hide")) return;
+    entry.element.classList.add("hidden");
+    notices.say("Not for you. Got it.");
+    moveOn(entry);
+  },
+  drawer: () => openDrawer(document.body.dataset.drawer !== "open"),
+  help: () => notices.help(),
+  close() {
+    if (!notices.closeHelp()) openDrawer(false);
+  },
+};
+
+/** After a hide: waits a moment for an answer that already knows of it, then moves on in any case. */
+function moveOn(entry) {
+  const go = () => {
+    clearTimeout(late);
+    feed.removeEventListener("answer", soon);
+    if (feed.current === entry) feed.go(1);
+  };
+  const soon = () => setTimeout(go, 60);
+  const late = setTimeout(go, 800);
+  feed.addEventListener("answer", soon, { once: true });
+}
+
+function showRail(entry) {
+  shown = entry;
+  rail.toggleAttribute("inert", !entry);
+  for (const button of rail.querySelectorAll("[aria-pressed]")) {
+    button.setAttribute("aria-pressed", String(entry?.did.has(button.dataset.act) ?? false));
+  }
+  if (!entry) return;
+  const { emoji, hue } = avatarOf(entry.item.fields?.author);
+  const face = rail.querySelector(".face");
+  face.textContent = emoji;
+  face.style.setProperty("--hue", String(hue));
+  rail.querySelector('[data-act="follow"]').setAttribute("aria-label", `Follow ${entry.handle} (F)`);
+}
+
+function showCurrent(entry) {
+  showRail(entry);
+  drawer.explain(entry);
+  progress.style.transform = "scaleX(0)";
+  if (!entry) return;
+  notices.degraded(entry.degraded);
+  entry.cover.palette.colours.forEach((colour, i) => document.body.style.setProperty(`--room${i + 1}`, colour));
+}
+
+function openDrawer(open) {
+  opened ||= open;
+  document.body.dataset.drawer = open ? "open" : "closed";
+  find(".drawer").toggleAttribute("inert", !open);
+  find(".glance").setAttribute("aria-expanded", String(open));
+  write("swipe.drawer", open ? "open" : "closed");
+  learning.watch(open && document.visibilityState === "visible");
+  if (open && feed.current && !feed.current.item.predictions) feed.ask("tail");
+}
+
+function newViewer() {
+  player.show(null); // the last view is still the old viewer's
+  viewer.renew();
+  learning.forget();
+  drawer.viewer(viewer.id);
+  showCurrent(null);
+  feed.restart();
+  notices.say("Hello, stranger. The system knows nothing of you.");
+}
+
+feed.addEventListener("current", ({ detail }) => showCurrent(detail));
+feed.addEventListener("answer", ({ detail }) => notices.answered(detail));
+feed.addEventListener("state", ({ detail }) => notices.feed(detail));
+outbox.addEventListener("accepted", ({ detail }) => {
+  feed.accepted(detail);
+  learning.accepted(detail);
+});
+outbox.addEventListener("state", ({ detail }) => notices.outbox(detail));
+learning.addEventListener("session", ({ detail }) => drawer.session(detail));
+learning.addEventListener("status", ({ detail }) => {
+  drawer.model(detail);
+  notices.version(detail.version);
+});
+learning.addEventListener("track", ({ detail }) => drawer.learned(detail));
+
+document.addEventListener("visibilitychange", () => {
+  const visible = document.visibilityState === "visible";
+  player.pageVisible(visible);
+  learning.watch(visible && document.body.dataset.drawer === "open");
+  if (!visible) outbox.farewell();
+});
+addEventListener("pagehide", () => {
+  player.leave();
+  outbox.farewell();
+});
+addEventListener("pageshow", (event) => event.persisted && outbox.hurry());
+addEventListener("online", () => {
+  notices.network(true);
+  outbox.hurry();
+  if (feed.end.dataset.state === "failed") feed.ask("more");
+});
+addEventListener("offline", () => notices.network(false));
+document.addEventListener("click", (event) => {
+  const act = event.target.closest("[data-act]")?.dataset.act;
+  if (act === "retry") feed.ask("more");
+  else if (act === "new-viewer") newViewer();
+  else if (act) actions[act]();
+});
+
+listen({ stage, act: (word, point) => actions[word](point) });
+dragToClose({ handle: find(".drawer header"), sheet: find(".drawer"), close: () => openDrawer(false) });
+drawer.viewer(viewer.id);
+notices.network(navigator.onLine);
+showRail(shown);
+const wide = matchMedia("(min-width: 1100px)").matches;
+openDrawer((read("swipe.drawer") ?? (wide ? "open" : "closed")) === "open" && wide);
+feed.restart();

@@ -1,0 +1,87 @@
+// Small words at the edge of the screen: offline, degraded answers, toasts, the model's step, the keys.
+
+import { count } from "./drawer.js";
+
+const TOAST_MS = 2_200;
+const DEGRADED = {
+  session: "without your history", model: "popular only", popular: "popular only", ranker: "unranked",
+  rank: "unranked", ranking: "unranked", retrieval: "fewer candidates", item_state: "older counters",
+};
+
+export class Notices {
+  constructor() {
+    const find = (selector) => document.querySelector(selector);
+    this.toast = find(".toast");
+    this.banner = find(".banner");
+    this.glance = find(".glance .step");
+    this.pill = find(".degraded");
+    this.helpBox = find(".help");
+    this.endText = find(".end p");
+    this.online = true;
+    this.waiting = 0;
+    this.failing = false;
+    this.feedFailing = false;
+  }
+
+  say(text) {
+    this.toast.textContent = text;
+    this.toast.classList.add("here");
+    clearTimeout(this.leaving);
+    this.leaving = setTimeout(() => this.toast.classList.remove("here"), TOAST_MS);
+  }
+
+  network(online) {
+    this.online = online;
+    this.#banner();
+  }
+
+  outbox({ waiting, failing }) {
+    Object.assign(this, { waiting, failing });
+    this.#banner();
+  }
+
+  feed(state) {
+    if (state === "ready" || state === "empty") this.feedFailing = false;
+    if (state === "failed") this.feedFailing = true;
+    const words = {
+      first: "Finding something for you", more: "Finding the next one", ready: "",
+      empty: "That was everything. New things come up soon.", failed: "The server doesn’t answer. Trying again…",
+    };
+    this.endText.textContent = words[state] ?? "";
+    this.#banner();
+  }
+
+  answered(answer) {
+    this.version(answer.stamp);
+  }
+
+  version(version) {
+    if (version?.step !== undefined) this.glance.textContent = `step ${count(version.step)}`;
+  }
+
+  /** Which stages the answer had to do without. */
+  degraded(stages) {
+    this.pill.hidden = stages.length === 0;
+    this.pill.textContent = stages.map((stage) => DEGRADED[stage] ?? stage.replaceAll("_", " ")).join(" · ");
+    this.pill.title = `This answer was degraded: ${stages.join(", ")}`;
+  }
+
+  help() {
+    this.helpBox.hidden = !this.helpBox.hidden;
+  }
+
+  /** Closes the help; true where it was open. */
+  closeHelp() {
+    const open = !this.helpBox.hidden;
+    this.helpBox.hidden = true;
+    return open;
+  }
+
+  #banner() {
+    const kept = this.waiting ? ` ${this.waiting} ${this.waiting === 1 ? "swipe is" : "swipes are"} kept and sent later.` : "";
+    const text = !this.online ? `You are offline.${kept}`
+      : this.failing || this.feedFailing ? `The server doesn’t answer. Trying again.${kept}` : "";
+    this.banner.textContent = text;
+    this.banner.hidden = !text;
+  }
+}

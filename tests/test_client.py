@@ -1,0 +1,210 @@
+"""The Python client against a transport that answers as the server would."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from recsys.client import ATTEMPTS, BATCH, ApiError, Client
+from recsys.events import Engagement, Item, User, parse
+
+NOW_MS = 1_800_000_000_000
+
+
+class Server:
+    """Keeps the requests; ``failures`` are answered first, in order."""
+
+    def __init__(self, *failures: httpx.Response | Exception) -> None:
+        self.failures = list(failures)
+        self.requests: list[httpx.Request] = []
+        self.waits: list[float] = []
+
+    def bodies(self) -> list[Any]:
+        return [json.loads(request.content) for request in self.requests]
+
+    def client(self) -> Client:
+        return Client(
+            "http://feed.test",
+            transport=httpx.MockTransport(self._answer),
+            clock_ms=lambda: NOW_MS,
+            sleep=self.waits.append,
+        )
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        if self.failures:
+            failure = self.failures.pop(0)
+            if isinstance(failure, Exception):
+                raise failure
+            return failure
+        if request.url.path == "/v1/recommend":
+            return httpx.Response(200, json=ANSWER)
+        if request.url.path == "/readyz":
+            return httpx.Response(200, json={})
+        events = json.loads(request.content)["events"]
+        results = [{"status": "rejected", "error": "no"} if e.get("item_id") == "bad" else
+                   {"status": "accepted"} for e in events]  # fmt: skip
+        accepted = sum(one["status"] == "accepted" for one in results)
+        return httpx.Response(202, json={"accepted": accepted, "results": results})
+
+
+ANSWER = {
+    "request_id": "r9",
+    "items": [
+        {
+            "item_id": "v12", "score": 1.25, "rank": 0, "sources": ["vector"], "propensity": 0.04,
+            "predictions": {"long_view": 0.31}, "reasons": [{"feature": "tags", "value": "cats", "met": 2.0}],
+            "fields": {"author": "a1", "tags": ["cats"]}, "new_in_the_next_version": 1,
+        },
+        {"item_id": 7, "score": None, "rank": 1, "sources": [], "propensity": 1.0, "fields": {}},
+    ],
+    "stamp": {"line": "main", "epoch": 1, "step": 42, "arms": {"exp": "b"}},
+    "took_ms": 4.5,
+    "degraded": ["session"],
+}  # fmt: skip
+
+
+def like(item_id: str = "v12") -> Engagement:
+    return Engagement(
+        time_ms=NOW_MS, request_id="r9", user_id="u", item_id=item_id, kind="like", event_id=None
+    )
+
+
+def test_recommend_asks_for_what_was_wanted_and_reads_the_answer() -> None:
+    server = Server()
+    with server.client() as client:
+        answer = client.recommend(
+            "u1", 2, context={"device": "phone"}, exclude_ids=["v3", 5], explain=True
+        )
+    assert server.bodies() == [
+        {"user_id": "u1", "n": 2, "surface": "feed", "context": {"device": "phone"},
+         "exclude_ids": ["v3", 5], "candidate_ids": None, "explain": True}
+    ]  # fmt: skip
+    assert [item.item_id for item in answer.items] == ["v12", 7]
+    assert answer.items[0].predictions == {"long_view": 0.31}
+    assert answer.stamp is not None and (answer.stamp.step, answer.stamp.arms) == (42, {"exp": "b"})
+    assert answer.degraded == ["session"]
+
+
+def test_no_candidates_and_any_candidates_are_different_requests() -> None:
+    server = Server()
+    server.client().recommend("u1", candidate_ids=[])
+    assert server.bodies()[0]["candidate_ids"] == []
+
+
+def test_a_list_is_asked_for_once_since_each_is_an_impression() -> None:
+    server = Server(httpx.Response(503))
+    with pytest.raises(ApiError) as caught:
+        server.client().recommend("u1")
+    assert caught.value.passing and caught.value.status == 503
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        httpx.Response(503),
+        httpx.Response(429),
+        httpx.ReadTimeout("late"),
+        httpx.ConnectError("gone"),
+    ],
+)
+def test_events_are_sent_again_under_the_same_id(failure: httpx.Response | Exception) -> None:
+    server = Server(failure, failure)
+    assert server.client().send_events([like()]).accepted == 1
+    ids = {body["events"][0]["event_id"] for body in server.bodies()}
+    assert len(server.requests) == 3 and len(ids) == 1
+    assert server.waits == [0.2, 0.4]
+
+
+def test_an_id_that_was_given_is_kept_and_others_differ() -> None:
+    server = Server()
+    named = Engagement(
+        time_ms=1, request_id="r", user_id="u", item_id="i", kind="view", event_id="mine"
+    )
+    server.client().send_events([named, like(), like()])
+    ids = [event["event_id"] for event in server.bodies()[0]["events"]]
+    assert ids[0] == "mine" and len(set(ids)) == 3
+
+
+def test_the_server_says_how_long_to_wait() -> None:
+    server = Server(httpx.Response(429, headers={"retry-after": "3"}))
+    server.client().send_events([like()])
+    assert server.waits == [3.0]
+
+
+def test_what_the_server_will_never_take_is_not_sent_again() -> None:
+    server = Server(httpx.Response(413, text="too large"))
+    with pytest.raises(ApiError, match=r"POST /v1/events: status 413 \(too large\).*won't help"):
+        server.client().send_events([like()])
+    assert len(server.requests) == 1 and server.waits == []
+
+
+def test_it_gives_up_in_the_end() -> None:
+    server = Server(*[httpx.Response(503)] * 99)
+    with pytest.raises(ApiError):
+        server.client().send_events([like()])
+    assert len(server.requests) == ATTEMPTS and len(server.waits) == ATTEMPTS - 1
+
+
+def test_many_events_go_in_batches_and_the_receipt_keeps_their_order() -> None:
+    server = Server()
+    events = [like(f"v{i}") for i in range(2 * BATCH + 3)]
+    events[BATCH + 1] = like("bad")
+    receipt = server.client().send_events(events)
+    assert [len(body["events"]) for body in server.bodies()] == [BATCH, BATCH, 3]
+    assert receipt.accepted == 2 * BATCH + 2
+    assert receipt.rejected == [BATCH + 1]
+    assert len(receipt.results) == len(events)
+
+
+def test_no_events_need_no_request() -> None:
+    server = Server()
+    assert server.client().send_events([]).results == []
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda c: c.upsert_items({"v1": {"tags": ["a"]}, 2: {}}),
+         [Item(time_ms=NOW_MS, item_id="v1", fields={"tags": ["a"]}), Item(time_ms=NOW_MS, item_id=2)]),
+        (lambda c: c.upsert_users({"u1": {"age_band": "25-34"}}),
+         [User(time_ms=NOW_MS, user_id="u1", fields={"age_band": "25-34"})]),
+        (lambda c: c.delete_item("v1"), [Item(time_ms=NOW_MS, item_id="v1", removed=True)]),
+        (lambda c: c.delete_user(9), [User(time_ms=NOW_MS, user_id=9, removed=True)]),
+    ],
+)  # fmt: skip
+def test_what_is_sent_is_what_the_server_parses(
+    call: Callable[[Client], object], expected: list[Any]
+) -> None:
+    server = Server()
+    call(server.client())
+    sent = [parse(raw, now_ms=NOW_MS) for raw in server.bodies()[0]["events"]]
+    for event, wanted in zip(sent, expected, strict=True):
+        wanted.event_id = event.event_id
+        assert event.event_id and event == wanted
+
+
+def test_engage_names_the_request_that_showed_the_item() -> None:
+    server = Server()
+    client = server.client()
+    client.engage(client.recommend("u1"), "u1", "v12", "view", watch_ms=5200)
+    event = server.bodies()[1]["events"][0]
+    wanted = {"type": "engagement", "request_id": "r9", "user_id": "u1", "item_id": "v12", "kind": "view",
+              "watch_ms": 5200, "time_ms": NOW_MS}  # fmt: skip
+    assert {name: event[name] for name in wanted} == wanted
+
+
+def test_health_is_a_plain_answer() -> None:
+    assert Server().client().health()
+    assert not Server(httpx.Response(503)).client().health()
+    assert not Server(httpx.ConnectError("nobody listens")).client().health()
+
+
+def test_an_answer_of_another_shape_is_an_error_that_names_the_field() -> None:
+    server = Server(httpx.Response(200, json={"items": []}))
+    with pytest.raises(ApiError, match="request_id"):
+        server.client().recommend("u1")
