@@ -7,11 +7,10 @@ which is also what a shard starts from; so shards come back on their own, and to
 """
 
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from parameter_server import snapshots
 from parameter_server.dense import Vector
@@ -22,6 +21,7 @@ from parameter_server.shard import Shard, ShardSpec
 from parameter_server.wal import Wal
 from recsys.records import pack
 
+TIDY_EVERY: Final = 16  # steps between two looks for siblings' parts of a snapshot
 Publish = Callable[[Sequence[bytes]], None]
 
 
@@ -58,6 +58,7 @@ class DurableShard:
         self._lock = threading.RLock()
         self._unpublished: list[bytes] = []
         self._writer: threading.Thread | None = None
+        self._untidy: int | None = None  # the newest snapshot, until all its parts are there
         self.snapshot_error = ""  # of the newest snapshot that could not be written
         owner = f"{spec.line}/{spec.epoch}/{spec.part}-of-{spec.parts}"
         self._wal = Wal(home.wal, owner, home.sync)
@@ -94,6 +95,8 @@ class DurableShard:
             self._flush()
             if step % self._home.snapshot_every == 0:
                 self.snapshot()
+            elif step % TIDY_EVERY == 0:
+                self._tidy()
 
     def snapshot(self) -> None:
         """Writes this shard's part of a snapshot at the newest step, and tidies up behind it."""
@@ -177,7 +180,8 @@ class DurableShard:
             self._unpublished.clear()  # published before the step after it was written down
             self._apply(StepSum.decode(payload))
         if found.snapshot is None and self._shard.applied == 0:
-            self.snapshot()  # replicas need something to start from
+            arrays, meta = self._shard.export()
+            self._write(0, arrays, meta)  # replicas need something to start from
 
     def _apply(self, total: StepSum) -> None:
         self._unpublished.append(pack(self._shard.apply(total)))
@@ -203,17 +207,22 @@ class DurableShard:
         snapshots.write_part(
             home.snapshots, spec.line, spec.epoch, step, spec.part, spec.parts, arrays, meta
         )
-        self.snapshot_error = ""
-        deadline = time.monotonic() + (5.0 if self._background else 0.0)
-        while True:
-            complete = snapshots.complete_steps(home.snapshots, spec.line, spec.epoch)
-            if step in complete or time.monotonic() >= deadline:
-                break
-            time.sleep(0.1)  # siblings are writing their parts
+        with self._lock:
+            self.snapshot_error = ""
+            self._untidy = step
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Drops what the newest complete snapshot makes needless. Siblings may still be writing theirs."""
+        if self._untidy is None:
+            return
+        spec, home = self.spec, self._home
+        complete = snapshots.complete_steps(home.snapshots, spec.line, spec.epoch)
         if complete:
-            with self._lock:
-                self._wal.truncate_before(complete[-1] + 1)
+            self._wal.truncate_before(complete[-1] + 1)
             snapshots.prune(home.snapshots, spec.line, home.snapshots_kept)
+            if complete[-1] >= self._untidy:
+                self._untidy = None
 
     def _join_writer(self) -> None:
         if self._writer is not None:

@@ -113,16 +113,16 @@ class SocketServer:
 
     def _serve(self, sock: socket.socket) -> None:
         try:
-            with sock:
-                _prepare(sock)
-                if self._welcome(sock):
-                    while not self._closed:
-                        send(sock, self._service.answer(receive(sock)))
+            _prepare(sock)
+            if self._welcome(sock):
+                while not self._closed:
+                    send(sock, self._service.answer(receive(sock)))
         except WireError:
-            self.refused += 1
+            self._refuse()
         except OSError:
             pass  # the worker went away; it comes back on a new connection
         finally:
+            sock.close()
             with self._lock:
                 self._connections.discard(sock)
 
@@ -130,11 +130,15 @@ class SocketServer:
         sock.settimeout(HELLO_TIMEOUT_S)
         refusal = self._service.hello(receive(sock, _HELLO_BYTES, 0).message)
         if refusal is not None:
-            self.refused += 1
+            self._refuse()
             send(sock, Frame(refusal))
             return False
         sock.settimeout(None)
         return True
+
+    def _refuse(self) -> None:
+        with self._lock:
+            self.refused += 1
 
 
 class SocketChannel(Channel):

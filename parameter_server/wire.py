@@ -142,7 +142,7 @@ def encode(frame: Frame) -> list[bytes | memoryview]:
         data = np.ascontiguousarray(array, _DTYPES[kind])
         parts.append(Part(kind, list(data.shape)))
         if data.nbytes:
-            body.append(memoryview(data.reshape(-1).view(np.uint8)))
+            body.append(data.reshape(-1).view(np.uint8).data)
             padding = -data.nbytes % 8
             if padding:
                 body.append(memoryview(bytes(padding)))
@@ -165,7 +165,7 @@ def decode(header: bytes | memoryview, body: bytearray | memoryview | bytes) -> 
     """A message with its arrays, as views of ``body``. Raises WireError."""
     try:
         head = _decoder.decode(header)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"the header of a message can't be read: {error}") from None
     arrays, at = [], 0
     for part in head.parts:

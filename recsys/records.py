@@ -177,7 +177,10 @@ def pack(record: msgspec.Struct) -> bytes:
 
 def unpack(value: bytes, kind: type[R]) -> R:
     """Reads a derived record; raises msgspec.MsgspecError where it isn't one."""
-    return msgspec.msgpack.decode(value, type=kind)
+    try:
+        return msgspec.msgpack.decode(value, type=kind)
+    except UnicodeDecodeError as error:  # msgspec lets it through: a text in it is no UTF-8
+        raise msgspec.DecodeError(str(error)) from None
 
 
 _encoder = msgspec.msgpack.Encoder()

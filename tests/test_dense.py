@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from parameter_server.dense import Dense
+
+
+def test_updates_are_torch_s_adam():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal(30).astype(np.float32)
+    dense, weights = Dense(start, 0.01), torch.nn.Parameter(torch.from_numpy(start.copy()))
+    optimizer = torch.optim.Adam([weights], lr=0.01)
+    for _ in range(50):
+        gradient = rng.standard_normal(30).astype(np.float32)
+        assert dense.apply(gradient)
+        weights.grad = torch.from_numpy(gradient)
+        optimizer.step()
+    np.testing.assert_allclose(dense.values, weights.detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1e9])
+def test_a_bad_gradient_changes_nothing(bad):
+    dense = Dense(np.ones(3, np.float32), 0.01)
+    dense.apply(np.ones(3, np.float32))
+    before = dense.digest()
+    assert not dense.apply(np.array([0, bad, 0], np.float32))
+    assert dense.digest() == before
+
+
+def test_what_was_handed_out_stays_as_it_was():
+    dense = Dense(np.ones(3, np.float32), 0.01)
+    values = dense.values
+    dense.apply(np.ones(3, np.float32))
+    assert (values == 1).all() and (dense.values != 1).all()
+
+
+def test_it_goes_on_from_an_export():
+    one, other = Dense(np.ones(3, np.float32), 0.01), Dense(np.zeros(3, np.float32), 0.01)
+    one.apply(np.ones(3, np.float32))
+    other.load(one.export())
+    one.apply(np.ones(3, np.float32))
+    assert other.apply(np.ones(3, np.float32)) and one.digest() == other.digest()
+
+
+def test_another_model_is_an_error():
+    with pytest.raises(ValueError, match="expected \\(3,\\)"):
+        Dense(np.ones(3, np.float32), 0.01).apply(np.ones(4, np.float32))
+    with pytest.raises(ValueError, match="4 dense parameters, the model 3"):
+        Dense(np.ones(3, np.float32), 0.01).load(Dense(np.ones(4, np.float32), 0.01).export())

@@ -1,0 +1,260 @@
+"""A shard that crashes anywhere comes back bit for bit: crash points are inputs."""
+
+import msgspec
+import pytest
+
+from parameter_server import snapshots
+from parameter_server.client import LocalClient, Routed, part_of, route_lanes
+from parameter_server.deltas import DeltaAssembler
+from parameter_server.durable import DurableShard, Home, start_line
+from parameter_server.shard import digest_of_shards
+from recsys.records import Delta
+from tests.toy_line import DENSE, LANES, toy_spec, work
+
+STEPS, PARTS, ALL = 25, 2, list(range(LANES))
+SPEC = toy_spec(PARTS)
+
+
+class Crash(Exception):
+    """The process is gone."""
+
+
+class Line:
+    """Durable shards behind the client's interface; a crash reopens the shard and asks again."""
+
+    def __init__(self, folder, crash_at=(None, 0, 0), snapshot_every=10, background=False):
+        self.folder, self.every, self.background = folder, snapshot_every, background
+        self.point, self.part, self.step = crash_at
+        self.published, self.crashes = [], 0
+        self.shards = [self.open(part) for part in range(PARTS)]
+
+    def open(self, part):
+        home = Home(self.folder / "snapshots", self.folder / f"{part}.wal", self.every, 2)
+        publish = self.published.extend
+        dense = DENSE if part == 0 else None
+        shard = DurableShard(part_of(SPEC, part), home, publish, dense, self.background)
+        shard.flush()
+        return shard
+
+    def crash(self, part):
+        self.shards[part]._wal.close()
+        self.crashes += 1
+        self.shards[part] = self.open(part)
+
+    def arm(self, shard):
+        """Makes the shard crash at its point of the step that comes."""
+
+        def dies(call, before):
+            def wrapped(*arguments):
+                if not before:
+                    call(*arguments)
+                raise Crash
+
+            return wrapped  # fmt: skip
+
+        wal = shard._wal
+        if self.point == "before write":
+            wal.append = dies(wal.append, before=True)
+        elif self.point == "after write":
+            wal.append = dies(wal.append, before=False)
+        elif self.point == "torn write":
+            append, start = wal.append, wal.nbytes
+
+            def torn(step, payload):
+                append(step, payload)
+                wal._file.truncate(start + (wal.nbytes - start) // 2)
+                raise Crash
+
+            wal.append = torn  # fmt: skip
+        elif self.point in ("before publish", "after publish"):
+            shard._publish = dies(shard._publish, before=self.point == "before publish")
+        elif self.point == "before snapshot":
+            shard.snapshot = dies(shard.snapshot, before=True)
+        elif self.point == "before truncation":
+            wal.truncate_before = dies(wal.truncate_before, before=True)
+        elif self.point == "after step":
+            shard.learn = dies(shard.learn, before=False)
+
+    def align(self):
+        return min(self.where())
+
+    def where(self):
+        return [shard.applied for shard in self.shards]
+
+    def lookup(self, step, keys):
+        routed = Routed(keys, PARTS)
+        return routed.merge([s.lookup(step, routed.of(p))[0] for p, s in enumerate(self.shards)])
+
+    def dense(self, step):
+        return self.shards[0].lookup(step, {})[1]
+
+    def exchange(self, step, time_ms, lanes, next_keys):
+        for part, own in enumerate(route_lanes(lanes, PARTS)):
+            if self.step == step and self.part == part:
+                self.step = 0
+                self.arm(self.shards[part])
+            try:
+                self.shards[part].learn(step, time_ms, own)
+            except Crash:
+                self.crash(part)
+                self.shards[part].learn(step, time_ms, own)
+        return self.lookup(step, next_keys), self.dense(step)
+
+    def digest(self):
+        return digest_of_shards([shard.shard for shard in self.shards])
+
+
+def undisturbed():
+    deltas = []
+    client = LocalClient.fresh(SPEC, DENSE, deltas.append)
+    work(client, ALL, STEPS)
+    return digest_of_shards(client.shards), {(d.step, d.part): d for d in deltas}
+
+
+DIGEST, DELTAS = undisturbed()
+POINTS = [
+    "before write", "torn write", "after write", "before publish", "after publish", "after step",
+]  # fmt: skip
+
+
+def check(line):
+    assert line.digest() == DIGEST
+    assembler = DeltaAssembler("main", 0, 0)
+    for value in line.published:
+        delta = msgspec.msgpack.decode(value, type=Delta)
+        assert delta == DELTAS[delta.step, delta.part]  # repeats are identical
+        assembler.feed(value)
+    assert assembler.step == STEPS
+
+
+@pytest.mark.parametrize("step", [1, 2, 10, 11, 12, 25])
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_crash_anywhere_changes_no_bit(tmp_path, point, part, step):
+    line = Line(tmp_path, (point, part, step))
+    work(line, ALL, STEPS)
+    assert line.crashes == 1
+    check(line)
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("point", ["before snapshot", "before truncation"])
+def test_a_crash_around_a_snapshot_changes_no_bit(tmp_path, point, part):
+    line = Line(tmp_path, (point, part, 10))
+    work(line, ALL, STEPS)
+    assert line.crashes == 1
+    check(line)
+
+
+def test_a_crash_after_every_step_changes_no_bit(tmp_path):
+    line = Line(tmp_path)
+
+    def tick(step):
+        line.crash(step % PARTS)
+
+    work(line, ALL, STEPS, tick=tick)
+    assert line.crashes == STEPS
+    check(line)
+
+
+def test_without_the_write_ahead_file_a_crash_would_be_seen(tmp_path):
+    """The oracle can fail: a shard that lost its file isn't where the line is."""
+    line = Line(tmp_path)
+    work(line, ALL, 14)
+    (tmp_path / "1.wal").unlink()
+    line.crash(1)
+    assert line.where() == [14, 10]
+    for shard in line.shards:
+        shard.rewind(shard.common_step())
+    assert line.where() == [10, 10]
+    work(line, ALL, STEPS)
+    check(line)
+
+
+def test_the_file_is_cut_behind_complete_snapshots_and_old_snapshots_leave(tmp_path):
+    line = Line(tmp_path)
+    work(line, ALL, 24)
+    assert snapshots.complete_steps(tmp_path / "snapshots", "main", 0) == [10, 20]
+    assert [shard._wal.steps for shard in line.shards] == [(11, 24), (21, 24)]
+    work(line, ALL, 32)  # the first to write sees by and by that the others are done
+    assert [shard._wal.steps for shard in line.shards] == [(31, 32), (31, 32)]
+    status = line.shards[1].status()
+    assert status["step"] == 32 and status["rows"]["features"] > 0 and status["unpublished"] == 0
+
+
+def test_a_new_line_begins_with_a_snapshot_for_replicas(tmp_path):
+    Line(tmp_path)
+    snapshot, tables, dense = snapshots.load_rows(tmp_path / "snapshots", "main")
+    assert snapshot.step == 0 and (dense == DENSE).all() and len(tables["items"][0]) == 0
+
+
+def test_what_serving_loads_are_the_rows_of_the_shards(tmp_path):
+    line = Line(tmp_path, snapshot_every=25)
+    work(line, ALL, STEPS)
+    _, tables, dense = snapshots.load_rows(tmp_path / "snapshots", "main")
+    for name, (keys, values) in tables.items():
+        assert len(keys) > 10
+        assert (line.lookup(STEPS, {name: keys})[name] == values).all()
+    assert (dense == line.dense(STEPS)).all()
+
+
+def test_snapshots_in_the_background_change_no_bit(tmp_path):
+    line = Line(tmp_path, background=True, snapshot_every=3)
+    work(line, ALL, STEPS)
+    for shard in line.shards:
+        shard.close()
+        assert "no space" not in shard.snapshot_error
+    again = Line(tmp_path)
+    assert again.digest() == DIGEST
+
+
+def test_a_snapshot_that_fails_leaves_the_line_going(tmp_path, monkeypatch):
+    line = Line(tmp_path, background=True, snapshot_every=10)
+
+    def full(*arguments):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(snapshots, "write_part", full)
+        work(line, ALL, 12)
+        for shard in line.shards:
+            shard._join_writer()
+    assert all("no space left" in shard.snapshot_error for shard in line.shards)
+    line.crash(0)
+    work(line, ALL, STEPS)
+    assert line.digest() == DIGEST
+
+
+def test_a_corrupt_snapshot_and_its_cut_file_need_a_rewind(tmp_path):
+    line = Line(tmp_path)
+    work(line, ALL, 24)
+    weights = next((tmp_path / "snapshots" / "main").glob("*020/part-00001*/arrays.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    line.crash(1)
+    assert "write-ahead file 21 to 24" in line.shards[1].lost and line.where() == [24, 10]
+    common = line.shards[0].common_step()
+    for shard in line.shards:
+        shard.rewind(common)
+    work(line, ALL, STEPS)
+    check(line)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_line_goes_on_as_another_with_another_number_of_shards(tmp_path, parts):
+    line = Line(tmp_path, snapshot_every=10)
+    work(line, ALL, 10)
+    source = snapshots.latest(tmp_path / "snapshots", "main").snapshot
+    other = toy_spec(parts, line="cand-1", epoch=2)
+    start_line(tmp_path / "snapshots", source, other)
+    shards = []
+    for part in range(parts):
+        home = Home(tmp_path / "snapshots", tmp_path / f"other-{part}.wal")
+        dense = DENSE if part == 0 else None
+        shards.append(DurableShard(part_of(other, part), home, lambda deltas: None, dense))
+    inner = [shard.shard for shard in shards]
+    assert digest_of_shards(inner) == line.digest()
+    work(LocalClient(inner), ALL, STEPS)
+    assert digest_of_shards(inner) == DIGEST
+    inserted = sum(shard.counters.inserted for shard in inner)
+    work(line, ALL, STEPS)
+    assert inserted == sum(shard.shard.counters.inserted for shard in line.shards)

@@ -1,0 +1,110 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parameter_server.wal import Wal, WalMismatch
+
+
+def filled(path, steps=5):
+    wal = Wal(path, "me")
+    for step in range(1, steps + 1):
+        wal.append(step, bytes([step]) * (10 * step))
+    return wal
+
+
+def steps_of(wal, after=0):
+    return [step for step, payload in wal.records(after) if payload == bytes([step]) * (10 * step)]
+
+
+def test_what_was_appended_is_read_back(tmp_path):
+    filled(tmp_path / "a.wal").close()
+    wal = Wal(tmp_path / "a.wal", "me", sync=True)
+    assert steps_of(wal) == [1, 2, 3, 4, 5] and wal.steps == (1, 5) and wal.cut_bytes == 0
+    wal.append(6, bytes([6]) * 60)
+    assert steps_of(wal, after=4) == [5, 6]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 300))
+def test_a_torn_tail_is_cut_wherever_it_tore(tmp_path_factory, kept):
+    path = tmp_path_factory.mktemp("wal") / "a.wal"
+    filled(path).close()
+    data = path.read_bytes()
+    head = len(data) - sum(16 + 10 * step for step in range(1, 6))
+    path.write_bytes(data[: head + min(kept, len(data) - head)])
+    wal = Wal(path, "me")
+    whole = steps_of(wal)
+    assert whole == list(range(1, len(whole) + 1))
+    assert wal.cut_bytes == kept - sum(16 + 10 * s for s in whole) or len(whole) == 5
+    wal.append(len(whole) + 1, bytes([len(whole) + 1]) * (10 * (len(whole) + 1)))
+    wal.close()
+    assert steps_of(Wal(path, "me")) == list(range(1, len(whole) + 2))
+
+
+@pytest.mark.parametrize("back", [1, 40, 90, 150])
+def test_a_flipped_byte_ends_the_file(tmp_path, back):
+    path = tmp_path / "a.wal"
+    filled(path).close()
+    data = bytearray(path.read_bytes())
+    data[-back] ^= 1
+    path.write_bytes(data)
+    wal = Wal(path, "me")
+    assert steps_of(wal) == list(range(1, wal.steps[1] + 1)) and wal.steps[1] < 5
+    assert wal.cut_bytes >= back - 1
+
+
+def test_truncation_keeps_the_rest(tmp_path):
+    wal = filled(tmp_path / "a.wal")
+    size = wal.nbytes
+    wal.truncate_before(4)
+    assert steps_of(wal) == [4, 5] and wal.nbytes < size
+    wal.append(6, bytes([6]) * 60)
+    wal.close()
+    wal = Wal(tmp_path / "a.wal", "me")
+    assert steps_of(wal) == [4, 5, 6]
+    wal.truncate_before(99)
+    wal.truncate_before(99)
+    assert wal.steps is None and list(wal.records()) == []
+    wal.append(7, b"")
+    assert [step for step, _ in wal.records()] == [7]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wal"]
+
+
+def test_cleared_is_empty(tmp_path):
+    wal = filled(tmp_path / "a.wal")
+    wal.clear()
+    wal.close()
+    assert Wal(tmp_path / "a.wal", "me").steps is None
+
+
+def test_another_s_file_is_refused(tmp_path):
+    filled(tmp_path / "a.wal").close()
+    with pytest.raises(WalMismatch, match="belongs to another shard"):
+        Wal(tmp_path / "a.wal", "you")
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path):
+    wal = filled(tmp_path / "a.wal", 2)
+
+    class Full:
+        """A file on a disk that fills up after a few bytes."""
+
+        def __init__(self, file):
+            self.file, self.left = file, 20
+
+        def write(self, data):
+            if not self.left:
+                raise OSError(28, "No space left on device")
+            self.left = 0
+            return self.file.write(data[:20])
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    wal._file = Full(wal._file)
+    with pytest.raises(OSError, match="No space"):
+        wal.append(3, bytes(100))
+    wal._file = wal._file.file
+    wal.append(3, bytes([3]) * 30)
+    wal.close()
+    assert steps_of(Wal(tmp_path / "a.wal", "me")) == [1, 2, 3]
