@@ -133,8 +133,8 @@ class World:
         return User(time_ms=self.start_ms, user_id=user_id, fields={"age_band": _AGES[age]})
 
     def know(self, item_id: Id, fields: Mapping[str, Any]) -> None:
-        """Makes an item of another catalogue known: by its tags, else its author, else its id."""
-        if self._own_index(item_id) is None and str(item_id) not in self._known:
+        """Makes an item known by its fields: its tags count, else its author, else its id."""
+        if fields and str(item_id) not in self._known:
             self._known[str(item_id)] = self._traits_of(item_id, fields)
 
     def next_requests(self, from_ms: int, until_ms: int) -> Iterator[Request]:

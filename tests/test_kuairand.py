@@ -116,6 +116,15 @@ def test_a_row_is_an_impression_and_what_followed_with_the_view_last(tmp_path: P
     assert watched == [0, 0, 1000, 5000]
 
 
+def test_at_the_same_time_the_row_decides_then_the_impression(tmp_path: Path) -> None:
+    rows = [row(1, 1, T, 0), row(2, 2, T, 0, "is_like"), row(3, 1, T - 9, 9)]
+    events = list(open_dataset(write_parquet(tmp_path, interactions=rows)).events())[4:]
+    assert [(e.user_id, getattr(e, "kind", "shown")) for e in events] == [
+        (3, "shown"), (3, "view"), (1, "shown"), (1, "view"), (2, "shown"), (2, "like"),
+        (2, "view"),
+    ]  # fmt: skip
+
+
 def test_time_is_bounded_but_state_is_not(tmp_path: Path) -> None:
     dataset = open_dataset(write_parquet(tmp_path))
     events = list(dataset.events(from_ms=T + 1000, until_ms=T + 2000))
