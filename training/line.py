@@ -1,0 +1,35 @@
+"""What a line is, from the configuration: the shards that hold it, and the digest of what it learns by."""
+
+from typing import Final
+
+import msgspec
+
+from parameter_server.shard import ShardSpec
+from recsys.config import Config
+from recsys.features import FeatureSet
+from recsys.hashing import digest_of
+from recsys.model import tables_of
+
+MAIN: Final = "main"
+
+
+def spec_of(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
+    """The spec of a line's part 0; ``parameter_server.client.part_of`` gives the others."""
+    return ShardSpec(
+        tables=tables_of(config.model),
+        lanes=config.step.lanes,
+        parts=config.parameter_server.shards,
+        line=line,
+        epoch=epoch,
+        seed=config.model.seed,
+        dense_rate=config.model.dense_rate,
+    )
+
+
+def learning_digest(config: Config, features: FeatureSet) -> str:
+    """The digest of all that decides what a step does to the weights, besides its examples.
+
+    Neither the number of workers nor that of shards is in it: they change no bit.
+    """
+    what = {"model": config.model, "lanes": config.step.lanes, "features": features.digest}
+    return digest_of(msgspec.json.encode(msgspec.to_builtins(what), order="deterministic"))

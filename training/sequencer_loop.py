@@ -1,0 +1,168 @@
+"""The sequencer as a part: reads ``examples``, appends each step's record before anyone learns the step.
+
+It keeps no state of its own: where the next step begins stands in its last records. The same process writes
+the ticks of ``events`` (recsys/ticker.py), because it runs always and turns often.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from recsys.blueprint import feature_set
+from recsys.config import Config
+from recsys.consumer import Consumer
+from recsys.features import FeatureSet
+from recsys.log import Append, Log, LogUnavailable
+from recsys.loops import Stop
+from recsys.open_log import open_log
+from recsys.records import EXAMPLES, STEPS, Step, pack, unpack
+from recsys.ticker import Ticker
+from training.line import MAIN, learning_digest
+from training.sequencer import Sequencer
+
+_READ = 1000
+_WAITING = 8  # steps' worth of examples held before more are read
+_BACK = 256  # step records read at once, backwards
+
+
+class _Closed(msgspec.Struct):
+    """All that the sequencer reads of an example."""
+
+    closed_ms: int
+
+
+class SequencerLoop:
+    """Cuts one line's steps. ``clock`` gives milliseconds: wall time live, event time in replay."""
+
+    def __init__(
+        self,
+        log: Log,
+        config: Config,
+        features: FeatureSet,
+        clock: Callable[[], int],
+        line: str = MAIN,
+        epoch: int = 0,
+    ) -> None:
+        self._log, self._config, self._clock = log, config, clock
+        self._line, self._epoch = line, epoch
+        self._digest = learning_digest(config, features)
+        self._decoder = msgspec.msgpack.Decoder(_Closed)
+        self.unreadable = 0
+        self._find_place()
+
+    @property
+    def step(self) -> int:
+        """The newest step that was cut."""
+        return self._sequencer.step
+
+    @property
+    def waiting(self) -> int:
+        """Examples read and not yet in a step."""
+        return self._sequencer.waiting
+
+    @property
+    def offsets(self) -> dict[int, int]:
+        """The next offset of ``examples`` to read, by partition."""
+        return dict(self._consumer.offsets)
+
+    def turn(self) -> int:
+        """Takes the examples that are there, cuts the steps that are due; returns how many it took and cut.
+
+        After LogUnavailable it has found its place again from what the log did take: call it again.
+        """
+        try:
+            return self._turn()
+        except LogUnavailable:
+            self._find_place()
+            raise
+
+    def _turn(self) -> int:
+        now_ms, moved = self._clock(), 0
+        if self.waiting < _WAITING * self._config.step.examples:
+            for partition, record in self._consumer.poll(_READ):
+                self._sequencer.arrived(
+                    partition, record.offset, self._closed_ms(record.value), now_ms
+                )
+                moved += 1
+        steps = []
+        while (step := self._sequencer.cut(now_ms)) is not None:
+            steps.append(step)
+        if steps:
+            key = self._line.encode()
+            self._log.append(STEPS, [Append(0, key, pack(step)) for step in steps])
+        return moved + len(steps)
+
+    def _closed_ms(self, value: bytes) -> int:
+        """What isn't an example still is part of a step: the worker leaves it out, and says so."""
+        try:
+            return self._decoder.decode(value).closed_ms
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self.unreadable += 1
+            return 0
+
+    def _find_place(self) -> None:
+        partitions = self._log.partitions(EXAMPLES)
+        step, offsets = last_place(self._log, self._line, self._epoch, partitions)
+        for partition in range(partitions):
+            offsets.setdefault(partition, self._log.begin(EXAMPLES, partition))
+        self._sequencer = Sequencer(
+            self._config.step,
+            line=self._line,
+            epoch=self._epoch,
+            digest=self._digest,
+            step=step,
+            offsets=offsets,
+        )
+        self._consumer = Consumer(self._log, EXAMPLES, list(range(partitions)), dict(offsets))
+
+
+def last_place(log: Log, line: str, epoch: int, partitions: int) -> tuple[int, dict[int, int]]:
+    """A line's newest step and where its next one begins, by partition: read backwards from the end.
+
+    A partition is missing where no step has touched it.
+    """
+    newest, offsets = 0, dict[int, int]()
+    begin, stop = log.begin(STEPS, 0), log.end(STEPS, 0)
+    while stop > begin and len(offsets) < partitions:
+        start = max(begin, stop - _BACK)
+        for record in reversed(log.read(STEPS, 0, start, stop - start)):
+            step = unpack(record.value, Step)
+            if record.offset < stop and (step.line, step.epoch) == (line, epoch):
+                newest = max(newest, step.step)
+                for part in step.ranges:
+                    offsets.setdefault(part.partition, part.stop)
+        stop = start
+    return newest, offsets
+
+
+def run(config: Config, stop: Stop) -> None:
+    """The part: cuts steps, and ticks idle partitions of ``events``, until asked to stop."""
+    log = open_log(config)
+    loop = SequencerLoop(log, config, feature_set(config), wall_ms)
+    ticker = Ticker(log, wall_ms)
+    beat, before = stop.heartbeat, loop.step
+    while not stop.is_set():
+        try:
+            moved = loop.turn()
+            beat.add("ticks", ticker.turn())
+        except LogUnavailable as error:
+            logging.getLogger(__name__).warning("log unavailable, trying again: %s", error)
+            beat.add("retries")
+            stop.wait(0.5)
+            continue
+        beat.add("steps", loop.step - before)
+        before = loop.step
+        beat.gauge("step", loop.step)
+        beat.gauge("waiting", loop.waiting)
+        beat.gauge("unreadable", loop.unreadable)
+        beat.offsets(EXAMPLES, [offset for _, offset in sorted(loop.offsets.items())])
+        if not moved:
+            log.wait(EXAMPLES, 0.01 if loop.waiting else 0.05)
+    log.close()
+
+
+def wall_ms() -> int:
+    """Now, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,175 @@
+"""From a step record to its examples: which they are is in the record, so every worker reads the same.
+
+Examples are ordered by (partition, offset) and cut into lanes by their number alone. A worker decodes only
+its own lanes. What can't be learned from (not an example, of another feature set, not finite) is left out,
+by a rule that looks at nothing but its bytes: whoever learns the step again leaves the same out.
+"""
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from recsys.events import FeatureBlock
+from recsys.features import FeatureSet
+from recsys.log import Log, LogLost, Record
+from recsys.records import EXAMPLES, STEPS, Example, Step, unpack
+from training.sequencer import lanes_of
+
+_READ_AHEAD = 64  # step records
+
+
+class StepReader:
+    """The step records of one (line, epoch), found by their number."""
+
+    def __init__(self, log: Log, line: str, epoch: int) -> None:
+        self._log, self._line, self._epoch = log, line, epoch
+        self._read: dict[int, Step] = {}  # a few, the newest read
+        self._offset = 0
+
+    @property
+    def offset(self) -> int:
+        """The next offset of ``steps`` that would be read."""
+        return self._offset
+
+    def record(self, step: int) -> Step | None:
+        """The record of a step; None where it isn't there yet. Never waits."""
+        if step not in self._read:
+            if self._read and step < max(self._read):
+                self._read.clear()  # a line that went back
+            if not self._read:
+                self._offset = self._place(step)
+            self._advance(step)
+        return self._read.get(step)
+
+    def _place(self, step: int) -> int:
+        """Where to look for a step first. A line's records are in order, and mostly alone in the topic, so
+        that of step s stands at s - 1 or a little later; where that doesn't show, all are read."""
+        begin, end = self._log.begin(STEPS, 0), self._log.end(STEPS, 0)
+        near = max(begin, min(step - 1, end) - _READ_AHEAD)
+        before = self._own(self._log.read(STEPS, 0, near, _READ_AHEAD))
+        return near if before and min(before) < step else begin
+
+    def _advance(self, step: int) -> None:
+        while step not in self._read:
+            records = self._log.read(STEPS, 0, self._offset, _READ_AHEAD)
+            if not records:
+                return
+            self._offset = records[-1].offset + 1
+            self._read = self._own(records) or self._read
+
+    def _own(self, records: Sequence[Record]) -> dict[int, Step]:
+        steps = (unpack(record.value, Step) for record in records)
+        return {s.step: s for s in steps if (s.line, s.epoch) == (self._line, self._epoch)}
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An example that isn't learned from, and why."""
+
+    partition: int
+    offset: int
+    reason: str
+    raw: bytes
+
+
+@dataclass
+class LaneExamples:
+    """What one lane of a step learns from, and what it doesn't."""
+
+    examples: list[Example] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def read_lanes(
+    log: Log, step: Step, own: Container[int], check: "ExampleCheck"
+) -> dict[int, LaneExamples]:
+    """The own lanes of a step, by lane. Raises LogLost where the log no longer has its examples."""
+    records = records_of(log, step)
+    lanes = {}
+    for lane, places in enumerate(lanes_of(len(records), step.lanes)):
+        if lane in own:
+            lanes[lane] = _read_lane([records[i] for i in places], check)
+    return lanes
+
+
+def records_of(log: Log, step: Step) -> list[tuple[int, Record]]:
+    """All records of a step's ranges as (partition, record), in the order that lanes are cut from."""
+    found: list[tuple[int, Record]] = []
+    for part in sorted(step.ranges, key=lambda part: part.partition):
+        offset = part.start
+        while offset < part.stop:
+            records = log.read(EXAMPLES, part.partition, offset, part.stop - offset)
+            inside = [record for record in records if record.offset < part.stop]
+            found.extend((part.partition, record) for record in inside)
+            if not inside or len(inside) < len(records):
+                break
+            offset = inside[-1].offset + 1
+    if len(found) != step.examples:
+        raise LogLost(
+            f"step {step.step} of {step.line} was cut from {step.examples} examples, and the log has "
+            f"{len(found)} of them in {step.ranges}: it lost some. Start again from a snapshot of a later "
+            "step, and keep examples for longer than the trainer may be away (log.retention_hours)"
+        )
+    return found
+
+
+def _read_lane(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> LaneExamples:
+    lane = LaneExamples()
+    for partition, record in records:
+        try:
+            example = unpack(record.value, Example)
+            reason = check.reason(example)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            reason = f"not an example: {error}"
+        if reason:
+            lane.left_out.append(LeftOut(partition, record.offset, reason, record.value))
+        else:
+            lane.examples.append(example)
+    return lane
+
+
+class ExampleCheck:
+    """Whether an example fits a model: its feature set, the sizes of its arrays, finite numbers."""
+
+    def __init__(self, features: FeatureSet, dense_width: int) -> None:
+        self.features = features
+        length, outcomes = features.history_length, features.outcomes
+        self._bytes = {
+            "user_keys": 8 * features.user_columns,
+            "item_keys": 8 * features.item_columns,
+            "history": 8 * length * features.history_keys,
+            "outcomes": 4 * length * outcomes,
+            "dense": 4 * dense_width,
+        }
+        self._labels = len(features.schema.labels)
+
+    def reason(self, example: Example) -> str:
+        """Why an example can't be learned from; empty where it can."""
+        block = example.features
+        if block is None:
+            return "it has no features: they must be filled in first"
+        if block.feature_set != self.features.digest:
+            return f"feature set is {block.feature_set}, expected {self.features.digest}"
+        return self._wrong_size(example, block) or self._wrong_number(example, block)
+
+    def _wrong_size(self, example: Example, block: FeatureBlock) -> str:
+        for name, size in self._bytes.items():
+            there = len(getattr(block, name))
+            if there != size:
+                return f"{name} has {there} bytes, expected {size}"
+        previous = len(example.previous) if example.correction else self._labels
+        if len(example.labels) != self._labels or previous != self._labels:
+            return f"it has {len(example.labels)} labels, expected {self._labels}"
+        return ""
+
+    def _wrong_number(self, example: Example, block: FeatureBlock) -> str:
+        for name in ("dense", "outcomes"):
+            if not np.isfinite(np.frombuffer(getattr(block, name), np.float32)).all():
+                return f"{name} has a number that isn't finite"
+        if not all(0.0 <= label <= 1.0 for label in example.labels):
+            return f"labels are {example.labels}, expected 0 to 1"
+        if not 0 <= example.watch_ms < 1 << 53:
+            return f"watch_ms is {example.watch_ms}, expected milliseconds, not negative"
+        return ""
