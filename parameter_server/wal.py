@@ -1,9 +1,9 @@
 """The write-ahead file: one record a step, written before the step is answered, read back after a crash.
 
 A record is [length u32][CRC-32 u32][step u64][payload]; the CRC covers step and payload. A tail that a
-crash tore is cut at opening (``cut_bytes`` says how much), and so is all after a record that doesn't check: after
-a hole it can't be applied. A crash of the process loses nothing; ``sync`` asks the disk at each append, so
-that a power cut doesn't either.
+crash tore is cut at opening, and so is what follows a record that doesn't check (after a hole it can't
+be applied); ``cut_bytes`` says how much. A crash of the process loses nothing; ``sync`` asks the disk at
+each append, so that a power cut doesn't either.
 """
 
 import os
