@@ -120,7 +120,7 @@ class Joiner:
 
     def _engage(self, engagement: Engagement) -> list[Example]:
         opened = self._open.get(engagement.request_id)
-        index = None if opened is None else _find(opened.impression, engagement.item_id)
+        index = None if opened is None else _find(opened.impression, engagement)
         if opened is None or index is None:
             self.counts["unmatched" if opened else "late"] += 1
             return []
@@ -178,8 +178,11 @@ class Joiner:
         return example
 
 
-def _find(impression: Impression, item_id: object) -> int | None:
-    wanted = str(item_id)
+def _find(impression: Impression, engagement: Engagement) -> int | None:
+    """The rank of the engagement's item; None where it wasn't served, or to somebody else."""
+    if str(impression.user_id) != str(engagement.user_id):
+        return None
+    wanted = str(engagement.item_id)
     for index, served in enumerate(impression.items):
         if str(served.item_id) == wanted:
             return index

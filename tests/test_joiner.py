@@ -1,0 +1,151 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.config import JoinConfig
+from recsys.events import Tick
+from recsys.features import read_block
+from recsys.records import Example
+from tests.toy_feed import FEATURES, START_MS, engagement, feed, impression
+from training.joiner import Joiner
+
+LABELS = list(FEATURES.schema.labels)
+CONFIG = JoinConfig(window_s=60, horizon_s=600)
+
+
+def joiner(**changes: object) -> Joiner:
+    return Joiner(0, LABELS, CONFIG if not changes else JoinConfig(**changes))  # type: ignore[arg-type]
+
+
+def fed(its: Joiner, *events: object) -> list[Example]:
+    return [e for n, event in enumerate(events) for e in its.feed(n, event)]  # type: ignore[arg-type]
+
+
+SHOWN = impression(1, 1, START_MS)
+
+
+def test_the_end_of_a_view_makes_the_example_with_the_labels_before_it() -> None:
+    out = fed(
+        joiner(),
+        SHOWN,
+        engagement(SHOWN, 1, "long_view", 8_000),
+        engagement(SHOWN, 1, "view", 9_000, watch_ms=9_000),
+    )
+    assert [(e.index, e.labels, e.watch_ms, e.correction) for e in out] == [
+        (1, [1.0, 0.0], 9_000, False)
+    ]
+    assert (out[0].offset, out[0].sequence, out[0].closed_ms) == (0, 1, START_MS + 9_000)
+
+
+def test_an_example_carries_the_features_of_its_item_as_served() -> None:
+    out = fed(joiner(), SHOWN, engagement(SHOWN, 2, "view", 1_000))
+    assert SHOWN.features is not None and out[0].features is not None
+    served, read = read_block(SHOWN.features, FEATURES), read_block(out[0].features, FEATURES)
+    assert (read.items_NI == served.items_NI[2:3]).all()
+    assert (read.dense_NF == served.dense_NF[2:3]).all()
+    assert (read.history_TH == served.history_TH).all() and out[0].propensity == 0.5
+
+
+def test_what_was_engaged_with_but_not_viewed_waits_for_the_window() -> None:
+    its = joiner()
+    assert fed(its, SHOWN, engagement(SHOWN, 0, "like", 1_000)) == []
+    assert its.advance(START_MS + 59_999) == []
+    out = its.advance(START_MS + 60_000)
+    assert [(e.index, e.labels, e.closed_ms) for e in out] == [(0, [0.0, 1.0], START_MS + 60_000)]
+    assert its.counts["never_shown"] == 2
+
+
+def test_what_was_never_shown_is_no_negative_unless_all_was_shown() -> None:
+    its = joiner()
+    assert fed(its, SHOWN, Tick(time_ms=START_MS + 61_000)) == []
+    assert its.counts["never_shown"] == 3
+    out = fed(joiner(window_s=60, all_shown=True), SHOWN, Tick(time_ms=START_MS + 61_000))
+    assert [e.labels for e in out] == [[0.0, 0.0]] * 3
+
+
+def test_a_later_engagement_corrects_until_the_horizon_and_is_late_after_it() -> None:
+    its = joiner()
+    first = fed(its, SHOWN, engagement(SHOWN, 0, "view", 1_000))
+    corrected = its.feed(5, engagement(SHOWN, 0, "like", 300_000))
+    assert [(e.labels, e.previous, e.correction) for e in corrected] == [
+        ([0.0, 1.0], first[0].labels, True)
+    ]
+    assert its.feed(6, engagement(SHOWN, 0, "like", 300_001)) == []  # nothing new
+    assert its.feed(7, engagement(SHOWN, 0, "long_view", 661_000)) == []
+    assert (its.counts["late"], its.counts["corrections"], its.pending()) == (1, 1, 0)
+
+
+def test_engagements_of_other_items_and_other_users_are_unmatched() -> None:
+    its = joiner()
+    other = impression(1, 2, START_MS)
+    strange = engagement(SHOWN, 0, "view", 10)
+    strange.item_id = "nobody"
+    assert fed(its, SHOWN, strange, engagement(other, 0, "view", 20)) == []
+    assert its.counts["unmatched"] == 2
+
+
+def test_repeats_count_once() -> None:
+    its = joiner()
+    view = engagement(SHOWN, 0, "view", 1_000)
+    assert len(fed(its, SHOWN, SHOWN, view, view)) == 1
+    assert its.counts["repeats"] == 2
+
+
+def test_ids_as_text_and_as_numbers_are_the_same() -> None:
+    shown = impression(1, 1, START_MS)
+    shown.items[0].item_id = 7
+    view = engagement(shown, 0, "view", 10)
+    view.item_id = "7"
+    assert len(fed(joiner(), shown, view)) == 1
+
+
+def test_time_never_goes_back() -> None:
+    its = joiner()
+    fed(its, Tick(time_ms=START_MS + 5_000), SHOWN)
+    its.feed(9, engagement(SHOWN, 0, "like", 1))
+    assert its.watermark_ms == START_MS + 5_000
+
+
+def test_an_impression_without_features_still_makes_an_example() -> None:
+    shown = impression(1, 1, START_MS)
+    shown.features = None
+    assert fed(joiner(), shown, engagement(shown, 0, "view", 10))[0].features is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(cut=st.integers(0, 200), requests=st.integers(1, 60))
+def test_a_restored_joiner_goes_on_with_the_same_examples(cut: int, requests: int) -> None:
+    events = feed(requests)
+    cut = min(cut, len(events))
+    whole, first, second = joiner(), joiner(), joiner()
+    expected = [e for n, event in enumerate(events) for e in whole.feed(n, event)]
+    found = [e for n, event in enumerate(events[:cut]) for e in first.feed(n, event)]
+    second.restore(first.pack())
+    found += [e for n, event in enumerate(events[cut:], cut) for e in second.feed(n, event)]
+    assert found == expected
+    assert second.counts == whole.counts
+    assert [e.sequence for e in expected] == list(range(1, len(expected) + 1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(requests=st.integers(1, 40))
+def test_each_shown_item_has_one_first_example_and_corrections_only_add_labels(
+    requests: int,
+) -> None:
+    its, labels = joiner(), dict[tuple[int, int], list[float]]()
+    for n, event in enumerate([*feed(requests), Tick(time_ms=START_MS + 10_000_000)]):
+        for e in its.feed(n, event):
+            known = labels.get((e.offset, e.index))
+            assert e.correction == (known is not None)
+            if known is not None:
+                assert e.previous == known and e.labels > known
+            labels[e.offset, e.index] = e.labels
+    assert its.pending() == 0
+    assert len(labels) == its.counts["examples"]
+
+
+def test_a_state_of_something_else_is_refused() -> None:
+    import msgspec
+
+    with pytest.raises(msgspec.MsgspecError):
+        joiner().restore(b"\x93\x01\x02\x03")

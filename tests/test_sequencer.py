@@ -1,0 +1,68 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys.config import StepConfig
+from recsys.records import Range
+from training.sequencer import Sequencer, lanes_of
+
+CONFIG = StepConfig(examples=4, every_ms=100, lanes=2)
+
+
+def sequencer(**changes: object) -> Sequencer:
+    return Sequencer(CONFIG, line="main", epoch=2, digest="d", **changes)  # type: ignore[arg-type]
+
+
+def test_a_step_is_cut_when_enough_examples_wait() -> None:
+    its = sequencer()
+    for offset in range(3):
+        its.arrived(0, offset, 10 * offset, now_ms=0)
+    assert its.cut(99) is None
+    its.arrived(1, 0, 5, now_ms=1)
+    its.arrived(1, 1, 7, now_ms=1)
+    step = its.cut(1)
+    assert step is not None
+    assert (step.line, step.epoch, step.step, step.config, step.lanes) == ("main", 2, 1, "d", 2)
+    assert (step.examples, step.time_ms) == (4, 20)
+    assert step.ranges == [Range(0, 0, 3), Range(1, 0, 1)]
+    assert its.waiting == 1 and its.cut(1) is None
+
+
+def test_or_when_the_oldest_has_waited_long_enough() -> None:
+    its = sequencer()
+    its.arrived(0, 0, 3, now_ms=50)
+    its.arrived(0, 1, 4, now_ms=140)
+    assert its.cut(149) is None
+    step = its.cut(150)
+    assert step is not None and step.examples == 2
+
+
+def test_it_goes_on_from_a_place() -> None:
+    its = sequencer(step=7, offsets={0: 30, 1: 12})
+    its.arrived(0, 31, 1, now_ms=0)  # offsets needn't be dense
+    step = its.cut(1000)
+    assert step is not None and step.step == 8 and step.ranges == [Range(0, 30, 32)]
+
+
+@given(st.lists(st.integers(0, 2), max_size=60), st.integers(0, 300))
+def test_every_example_is_in_exactly_one_step(partitions: list[int], wait_ms: int) -> None:
+    its, ends, covered = sequencer(), [0, 0, 0], set()
+    for now_ms, partition in enumerate(partitions):
+        its.arrived(partition, ends[partition], now_ms, now_ms)
+        ends[partition] += 1
+    steps = []
+    while (step := its.cut(len(partitions) + wait_ms)) is not None:
+        steps.append(step)
+        for part in step.ranges:
+            places = {(part.partition, offset) for offset in range(part.start, part.stop)}
+            assert not places & covered
+            covered |= places
+    assert len(covered) == sum(step.examples for step in steps) == len(partitions) - its.waiting
+    assert [step.step for step in steps] == list(range(1, len(steps) + 1))
+    assert its.waiting < CONFIG.examples
+
+
+@given(st.integers(0, 500), st.integers(1, 16))
+def test_lanes_cut_everything_evenly_and_in_order(count: int, lanes: int) -> None:
+    cut = lanes_of(count, lanes)
+    assert [place for lane in cut for place in lane] == list(range(count))
+    assert len(cut) == lanes and max(map(len, cut)) - min(map(len, cut)) <= 1
