@@ -23,6 +23,7 @@ from recsys.cli import running as runs
 from recsys.cli.parts import NAMES, body, table
 from recsys.cli.plan import PortTaken, resolve
 from recsys.cli.processes import Socket, alive, identify, is_loopback, listening, members
+from recsys.cli.ray_head import client_environment
 from recsys.cli.ray_loopback import loopback_of, write_haproxy
 from recsys.cli.runner import Runner, part_environment
 from recsys.cli.supervisor import Part, Supervisor
@@ -45,7 +46,7 @@ def config_in(folder, **changes):
 
 def test_resolving_fills_in_addresses_and_no_port_twice(tmp_path):
     config, plan = resolve(config_in(tmp_path, log=LogConfig(url="kafka://")))
-    assert plan.embedded == ["valkey", "broker"]
+    assert plan.embedded == ["ray", "valkey", "broker"]
     assert re.fullmatch(r"redis://127\.0\.0\.1:\d+/0", config.sessions.url)
     assert re.fullmatch(r"kafka://127\.0\.0\.1:\d+", config.log.url)
     taken = [config.serve.port, config.serve.dashboard_port, *msgspec.structs.astuple(plan.ray)]
@@ -55,10 +56,14 @@ def test_resolving_fills_in_addresses_and_no_port_twice(tmp_path):
 
 def test_what_is_not_ours_is_not_started(tmp_path):
     changes = {"sessions": SessionConfig(url="redis://127.0.0.1:6379/0")}
-    config, plan = resolve(config_in(tmp_path, log=LogConfig(url="kafka://h:9092"), **changes))
+    there = config_in(tmp_path, log=LogConfig(url="kafka://h:9092"), nodes=3, **changes)
+    with pytest.raises(ValueError, match="RAY_ADDRESS is empty"):
+        resolve(there)
+    config, plan = resolve(there, ray_address="10.0.0.1:6379")
+    assert "RAY_ADDRESS" not in client_environment(config, plan)
     assert plan.embedded == [] and config.log.url == "kafka://h:9092"
     names = {part.name for part in table(plan)}
-    assert not names & {"broker", "valkey", "viewers"} and "serve" in names
+    assert not names & {"broker", "valkey", "ray", "viewers"} and "serve" in names
 
 
 def test_a_port_in_use_is_named_with_its_holder(tmp_path):
@@ -91,7 +96,7 @@ def test_reading_where_nothing_was_started_says_what_to_do(tmp_path):
         plans.read(tmp_path)
 
 
-@pytest.mark.parametrize("embedded", [[], ["valkey"], ["valkey", "broker"]])
+@pytest.mark.parametrize("embedded", [[], ["valkey", "ray"], ["valkey", "broker", "ray"]])
 def test_the_table_is_in_order_for_every_plan(tmp_path, embedded):
     _, plan = resolve(config_in(tmp_path), viewers=1.0)
     plan = msgspec.structs.replace(plan, embedded=embedded)
@@ -341,7 +346,7 @@ def test_one_holds_the_state_folder(tmp_path):
 
 def recsys(*arguments, **variables):
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "RECSYS__SERVE__PORT": "0",
         "RECSYS__SERVE__DASHBOARD_PORT": "0",
         "PYTHONPATH": str(ROOT),

@@ -29,7 +29,7 @@ _PARTS: Final = (
     Part("serve", "recsys.cli.serve:run", ("log", "valkey", "shards"), ("ray",), False, 180, 20),
     Part("viewers", "recsys.cli.viewers:run_part", ("serve",)),
 )
-_OPTIONAL: Final = {"broker", "valkey", "viewers"}
+_OPTIONAL: Final = {"broker", "valkey", "ray", "viewers"}
 NAMES: Final = tuple(part.name for part in _PARTS)
 
 

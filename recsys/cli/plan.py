@@ -46,7 +46,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to run. ``embedded`` names the services that we start ourselves."""
 
     ray: RayPorts
-    embedded: list[str] = []  # of "valkey", "broker"
+    embedded: list[str] = []  # of "valkey", "broker", "ray"
     viewers: float = 0.0  # requests a second of simulated viewers; 0: none
     only: list[str] = []  # these parts and what they need; empty: all
     asked: str = ""  # digest of the configuration before anything was filled in
@@ -57,14 +57,23 @@ class PortTaken(RuntimeError):
 
 
 def resolve(
-    config: Config, *, viewers: float = 0.0, only: Iterable[str] = ()
+    config: Config, *, viewers: float = 0.0, only: Iterable[str] = (), ray_address: str = ""
 ) -> tuple[Config, Plan]:
     """Fills in addresses and free ports. A port 0 of ``serve`` takes a free one.
 
-    Raises PortTaken where a port that the configuration names is in use.
+    ``ray_address`` is that of a cluster which runs already (RAY_ADDRESS): then we start none. Raises
+    PortTaken where a port that the configuration names is in use, ValueError where several nodes are
+    asked for and no cluster runs.
     """
+    if config.nodes > 1 and not ray_address:
+        raise ValueError(
+            f"nodes is {config.nodes}, but RAY_ADDRESS is empty: start the cluster with "
+            "`ray up ray_cluster.yaml` and set RAY_ADDRESS, or set nodes to 1"
+        )
     asked = digest(config)
-    named = {"serve.port": config.serve.port, "serve.dashboard_port": config.serve.dashboard_port}
+    named = {"serve.port": config.serve.port}
+    if not ray_address:
+        named["serve.dashboard_port"] = config.serve.dashboard_port
     _check_free({name: port for name, port in named.items() if port})
     free = _free_ports(avoid=set(named.values()))
     serve = replace(
@@ -72,7 +81,8 @@ def resolve(
         port=config.serve.port or next(free),
         dashboard_port=config.serve.dashboard_port or next(free),
     )
-    embedded, sessions, log = [], config.sessions, config.log
+    embedded = [] if ray_address else ["ray"]
+    sessions, log = config.sessions, config.log
     if sessions.url == "embedded":
         embedded.append("valkey")
         sessions = replace(sessions, url=f"redis://127.0.0.1:{next(free)}/0")

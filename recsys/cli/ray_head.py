@@ -34,7 +34,12 @@ _PREFIX: Final = "rs-"
 
 
 def client_environment(config: Config, plan: Plan) -> dict[str, str]:
-    """What a process needs that calls ``ray.init()``: which cluster, its token, loopback, no phoning home."""
+    """What a process needs that calls ``ray.init()``: which cluster, its token, loopback, no phoning home.
+
+    Where the cluster isn't ours, the environment that we were started in says which, and how.
+    """
+    if "ray" not in plan.embedded:
+        return {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
     return {
         "RAY_ADDRESS": f"{_LOOPBACK}:{plan.ray.gcs}",
         "RAY_AUTH_MODE": "token",
@@ -83,6 +88,8 @@ def head_environment(config: Config, plan: Plan, folder: Path) -> dict[str, str]
         "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "recsys.cli.ray_loopback.keep_on_loopback",
         "AUTOSCALER_METRIC_PORT": str(plan.ray.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(plan.ray.dashboard_metrics),
+        # Gloo would listen on the address that the machine's name stands for.
+        "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
         # There is no other node that could take over: end at once instead of draining for half a minute.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         # Arrays up to 8 MB travel inside the call: through the object store a step takes twice as long.

@@ -22,6 +22,7 @@ from recsys.config import Config
 from recsys.loops import run_folder, write_atomically
 
 _TICK_S: Final = 0.05
+_QUIET_TICK_S: Final = 0.2  # once everything is ready
 _WRITE_EVERY_S: Final = 1.0
 _LOOK_EVERY_S: Final = 10.0  # at the open ports
 # One thread a process: two cores and a dozen processes have no use for a pool in each, and a lane's sums
@@ -79,7 +80,8 @@ class Runner:
                 self._write()
                 write_at = now + _WRITE_EVERY_S
             self._show(self._running(), changes)
-            time.sleep(_TICK_S)
+            quiet = self._supervisor.ready and not self._supervisor.stopping
+            time.sleep(_QUIET_TICK_S if quiet else _TICK_S)
         self._write()
 
     def stop(self, *_: object) -> None:

@@ -1,6 +1,7 @@
 """``recsys up``: starts every part, watches it, and ends what it started."""
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from rich.live import Live
 
 from recsys.cli import plan as plans
 from recsys.cli import running as runs
+from recsys.cli.parts import table
 from recsys.cli.plan import EMBEDDED_KAFKA, Plan
 from recsys.cli.runner import Runner
 from recsys.cli.running import Running
@@ -66,17 +68,25 @@ def start(
             left = runs.end_leftovers(config.state)
             if left:
                 console.print(f"ended {left} parts that a killed `recsys up` had left running")
-            resolved, plan = plans.resolve(config, viewers=viewers, only=only or [])
+            try:
+                resolved, plan = _planned(config, viewers, only or [])
+            except (plans.PortTaken, ValueError) as error:
+                console.print(f"[red]recsys:[/red] {error}", highlight=False)
+                return 1
             plans.write(resolved, plan)
             if not detach:
                 _run(resolved, plan, console)
                 return 0
     except runs.AlreadyRuns:
         return _say_what_runs(config, console)
-    except plans.PortTaken as error:
-        console.print(f"[red]recsys:[/red] {error}", highlight=False)
-        return 1
     return _detach(resolved, console)
+
+
+def _planned(config: Config, viewers: float, only: list[str]) -> tuple[Config, Plan]:
+    address = os.environ.get("RAY_ADDRESS", "")
+    resolved, plan = plans.resolve(config, viewers=viewers, only=only, ray_address=address)
+    table(plan)  # an unknown name in ``only`` is told before anything starts
+    return resolved, plan
 
 
 def _run(config: Config, plan: Plan, console: Console | None) -> None:
