@@ -41,6 +41,7 @@ class FeedStub:
         self.refusing = False  # /v1 answers 503
         self.lose_answers = 0  # so many next /v1/events are taken, but answered with 503
         self.degraded: list[str] = []
+        self.title: str | None = None
         self.started = time.time()
         self._lock = threading.Lock()
         self._draws = random.Random(7)
@@ -134,6 +135,8 @@ class FeedStub:
         fields["duration_ms"] = self.duration_ms
         if not self.numeric_tags:
             fields["topic"] = tags[0]
+        if self.title is not None:
+            fields["title"] = self.title
         known = taste.get(tags[0], 0.0)
         long_view = 1 / (1 + math.exp(0.9 - known))
         item = {

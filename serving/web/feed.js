@@ -72,7 +72,7 @@ export class Feed extends EventTarget {
     this.asking = false;
     const { next } = this;
     this.next = null;
-    if (next) this.ask(next);
+    if (next === "tail" || (next && this.#low)) this.ask(next);
   }
 
   #request(what) {
@@ -151,7 +151,11 @@ export class Feed extends EventTarget {
     if (this.current !== this.told) this.dispatchEvent(new CustomEvent("current", { detail: this.current }));
     this.told = this.current;
     this.#dress();
-    if (this.entries.length - at - 1 <= LOW) this.ask("more");
+    if (this.#low) this.ask("more");
+  }
+
+  get #low() {
+    return this.entries.length - this.index - 1 <= LOW;
   }
 
   #dress() {

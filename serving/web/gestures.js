@@ -6,7 +6,7 @@ const KEYS = {
   ArrowUp: "previous", k: "previous", PageUp: "previous",
   " ": "pause", l: "like", s: "share", n: "hide", f: "follow", d: "drawer", "?": "help", Escape: "close",
 };
-const DOUBLE_MS = 280;
+const DOUBLE_MS = 300;
 const DOUBLE_PX = 48;
 
 /** Calls `act(word, point)` for keys and taps; `point` is where a double tap was, in the card. */

@@ -130,7 +130,7 @@ function openDrawer(open) {
 }
 
 function newViewer() {
-  player.show(null); // the last view is still the old viewer's
+  player.leave(false); // the last view is still the old viewer's
   viewer.renew();
   learning.forget();
   drawer.viewer(viewer.id);
@@ -161,7 +161,7 @@ document.addEventListener("visibilitychange", () => {
   if (!visible) outbox.farewell();
 });
 addEventListener("pagehide", () => {
-  player.leave();
+  player.leave(false);
   outbox.farewell();
 });
 addEventListener("pageshow", (event) => event.persisted && outbox.hurry());

@@ -1,7 +1,7 @@
 // What is really watched: the clock of the item on screen. It runs while the item fills the screen, the page
 // is visible and nothing paused it; an item that leaves the screen sends one `view` with its watch time.
 
-export const SHOWN_MS = 200; // an item flung past in less was never shown
+export const SHOWN_MS = 200; // an item flung past in less, and with nothing done, was never shown
 export const LONG_MS = 18_000; // a long view: the whole video, or so much of a longer one
 const SKIPPED_MS = 2_000; // gone sooner, and with nothing else done, is a skip
 const LONGEST_FRAME_MS = 1_000; // a longer one was a sleeping machine, not a watching person
@@ -40,14 +40,15 @@ export class Player {
     this.#switch();
   }
 
-  /** The entry left the screen, or the page did. Says so once; what is watched later can still be long. */
-  leave() {
+  /** The entry left the screen (`moved` on by the viewer, or the page went away, which is no skip). Says so
+   * once; what is watched later can still become long. */
+  leave(moved = true) {
     const entry = this.entry;
     this.#stop();
-    if (!entry || entry.viewed || entry.watch_ms < SHOWN_MS) return;
+    if (!entry || entry.viewed || (entry.watch_ms < SHOWN_MS && !entry.acted)) return;
     entry.viewed = true;
     const watch_ms = Math.round(entry.watch_ms);
-    if (watch_ms < Math.min(SKIPPED_MS, entry.cover.duration_ms / 4) && !entry.acted) {
+    if (moved && !entry.acted && watch_ms < Math.min(SKIPPED_MS, entry.cover.duration_ms / 4)) {
       this.report(entry, "skip", watch_ms);
     }
     this.report(entry, "view", watch_ms);
@@ -55,7 +56,7 @@ export class Player {
 
   /** The page was hidden or shown again. */
   pageVisible(visible) {
-    if (!visible) this.leave();
+    if (!visible) this.leave(false);
     else this.#switch();
   }
 
