@@ -1,0 +1,481 @@
+"""Joiner, sequencer and worker as loops over a log: crashes and failures are inputs, results are exact."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parameter_server.client import LocalClient
+from parameter_server.shard import ShardSpec, digest_of_shards
+from recsys.blueprint import build_model
+from recsys.config import Config
+from recsys.events import FeatureBlock, Tick, decode
+from recsys.log import Append, Log, LogLost, LogUnavailable, MemoryLog
+from recsys.part_state import PartState
+from recsys.records import (
+    DEAD_LETTERS,
+    EVENTS,
+    EXAMPLES,
+    STEPS,
+    DeadLetter,
+    Delta,
+    Example,
+    Step,
+    pack,
+    unpack,
+)
+from recsys.ticker import Idle, Ticker
+from tests.toy_feed import (
+    DENSE,
+    FEATURES,
+    PARTITIONS,
+    append_events,
+    append_examples,
+    example,
+    feed,
+    toy_config,
+    toy_log,
+)
+from training.joiner_loop import JoinerLoop, sequences_after
+from training.learner import Learner
+from training.line import spec_of
+from training.sequencer_loop import SequencerLoop
+from training.step_reader import ExampleCheck, StepReader, read_lanes, records_of
+from training.worker import Worker
+
+
+class Clock:
+    """Milliseconds that a test moves."""
+
+    def __init__(self) -> None:
+        self.now_ms = 0
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+class FlakyLog(MemoryLog):
+    """Fails some appends: nothing, a part or all of them was committed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fail: dict[str, list[int]] = {}  # topic -> how many records get through, by failure
+
+    def append(self, topic: str, records: Sequence[Append]) -> list[int]:
+        if self.fail.get(topic):
+            super().append(topic, records[: self.fail[topic].pop(0)])
+            raise LogUnavailable(f"{topic} is away")
+        return super().append(topic, records)
+
+
+def everything(log: Log, topic: str, kind: type) -> list[list]:
+    return [
+        [unpack(r.value, kind) for r in log.read(topic, p, log.begin(topic, p), 100_000)]
+        for p in range(log.partitions(topic))
+    ]
+
+
+def drain(part: JoinerLoop | SequencerLoop | Worker) -> None:
+    while part.turn():
+        pass
+
+
+def join(log: Log, state: PartState | None = None, clock: Clock | None = None) -> JoinerLoop:
+    return JoinerLoop(log, toy_config(), FEATURES, clock or Clock(), state)
+
+
+# --- the joiner ---
+
+
+def expected_examples(requests: int) -> list[list[Example]]:
+    log = toy_log()
+    append_events(log, feed(requests))
+    drain(join(log))
+    return everything(log, EXAMPLES, Example)
+
+
+def test_examples_lie_in_the_partition_of_their_events() -> None:
+    found = expected_examples(40)
+    assert sum(map(len, found)) > 40
+    for partition, examples in enumerate(found):
+        assert {e.partition for e in examples} <= {partition}
+        assert [e.sequence for e in examples] == list(range(1, len(examples) + 1))
+
+
+@pytest.mark.parametrize("save", [True, False])
+def test_a_joiner_killed_anywhere_neither_loses_nor_repeats(tmp_path: Path, save: bool) -> None:
+    log, events = toy_log(), feed(60)
+    for start in range(0, len(events), 7):
+        append_events(log, events[start : start + 7])
+        loop = join(
+            log, PartState(tmp_path, "joiner")
+        )  # as after kill -9: nothing but the snapshot
+        loop.turn()
+        if save and start % 3 == 0:
+            loop.save()
+    drain(join(log, PartState(tmp_path, "joiner")))
+    assert everything(log, EXAMPLES, Example) == expected_examples(60)
+
+
+@pytest.mark.parametrize("through", [0, 1, 3, 1000])
+def test_an_append_that_fails_halfway_is_finished(through: int) -> None:
+    log = FlakyLog()
+    for topic, partitions in ((EVENTS, PARTITIONS), (EXAMPLES, PARTITIONS), (DEAD_LETTERS, 1)):
+        from recsys.log import Topic
+
+        log.create(Topic(topic, partitions))
+    append_events(log, feed(60))
+    log.fail[EXAMPLES] = [through]
+    loop = join(log)
+    with pytest.raises(LogUnavailable):
+        drain(loop)
+    drain(loop)
+    assert everything(log, EXAMPLES, Example) == expected_examples(60)
+
+
+def test_what_is_no_event_goes_to_dead_letters_once(tmp_path: Path) -> None:
+    log = toy_log()
+    log.append(EVENTS, [Append(1, b"", b"\xc1rubbish")])
+    append_events(log, feed(5))
+    for _ in range(3):
+        loop = join(log, PartState(tmp_path, "joiner"))
+        drain(loop)
+    letters = everything(log, DEAD_LETTERS, DeadLetter)[0]
+    assert [(x.topic, x.partition, x.offset, x.raw) for x in letters] == [
+        (EVENTS, 1, 0, b"\xc1rubbish")
+    ]
+    assert loop.counts()["unreadable"] == 1 and "MessagePack" in letters[0].reason
+
+
+def test_it_saves_by_its_clock_and_holds_the_log_behind_it(tmp_path: Path) -> None:
+    log, clock = toy_log(), Clock()
+    append_events(log, feed(20))
+    loop = join(log, PartState(tmp_path, "joiner"), clock)
+    loop.turn()
+    assert not list(tmp_path.rglob("*.msgpack"))
+    clock.now_ms = 5_000
+    loop.turn()
+    assert log.holds(EVENTS, 0) == {"joiner": log.end(EVENTS, 0)}
+    again = join(log, PartState(tmp_path, "joiner"))
+    assert again.offsets == loop.offsets and again.counts()["examples"] > 0
+
+
+def test_the_snapshot_of_another_log_is_refused(tmp_path: Path) -> None:
+    join(toy_log(), PartState(tmp_path, "joiner")).save()
+    with pytest.raises(LogLost, match="remove .*joiner"):
+        join(toy_log(), PartState(tmp_path, "joiner"))
+
+
+def test_without_snapshot_and_beginning_it_goes_on_from_the_end() -> None:
+    log = toy_log()
+    append_events(log, feed(30))
+    drain(join(log))
+    before = everything(log, EXAMPLES, Example)
+    for partition in range(PARTITIONS):
+        log.trim(EVENTS, partition, 5)
+    loop = join(log)
+    assert loop.skipped == sum(log.end(EVENTS, p) - 5 for p in range(PARTITIONS))
+    append_events(log, feed(30, first=1000))
+    drain(loop)
+    for old, now in zip(before, everything(log, EXAMPLES, Example), strict=True):
+        assert now[: len(old)] == old and len(now) > len(old)
+        assert [e.sequence for e in now] == list(range(1, len(now) + 1))
+
+
+def test_sequences_are_read_backwards_only_as_far_as_needed() -> None:
+    log = toy_log()
+    append_examples(log, [example(3 * n, sequence=n + 1) for n in range(2500)])
+    assert sequences_after(log, 0, 2490) == set(range(2491, 2501))
+    assert sequences_after(log, 0, 0) == set(range(1, 2501))
+    assert sequences_after(log, 1, 0) == set()
+
+
+# --- the sequencer ---
+
+
+def sequence(log: Log, clock: Clock) -> SequencerLoop:
+    return SequencerLoop(log, toy_config(), FEATURES, clock)
+
+
+def test_steps_cover_all_examples_once_whenever_the_sequencer_is_killed() -> None:
+    log, clock = toy_log(), Clock()
+    for start in range(0, 120, 10):
+        append_examples(log, [example(n) for n in range(start, start + 10)])
+        loop = sequence(log, clock)
+        loop.turn()
+        clock.now_ms += 130
+        loop.turn()
+    clock.now_ms += 1_000
+    loop.turn()
+    steps: list[Step] = everything(log, STEPS, Step)[0]
+    assert [step.step for step in steps] == list(range(1, len(steps) + 1))
+    covered = [
+        (part.partition, offset)
+        for step in steps
+        for part in step.ranges
+        for offset in range(part.start, part.stop)
+    ]
+    assert len(covered) == len(set(covered)) == 120 == sum(step.examples for step in steps)
+    assert loop.waiting == 0
+
+
+@pytest.mark.parametrize("through", [0, 1, 100])
+def test_steps_whose_append_failed_are_cut_again(through: int) -> None:
+    log, clock = FlakyLog(), Clock()
+    from recsys.log import Topic
+
+    log.create(Topic(EXAMPLES, PARTITIONS))
+    log.create(Topic(STEPS))
+    append_examples(log, [example(n) for n in range(40)])
+    log.fail[STEPS] = [through]
+    loop = sequence(log, clock)
+    with pytest.raises(LogUnavailable):
+        loop.turn()
+    clock.now_ms = 1_000
+    drain(loop)
+    clock.now_ms = 2_000
+    loop.turn()
+    steps: list[Step] = everything(log, STEPS, Step)[0]
+    assert sum(step.examples for step in steps) == 40
+    assert [step.step for step in steps] == list(range(1, len(steps) + 1))
+
+
+def test_it_finds_partitions_that_no_recent_step_touched() -> None:
+    log, clock = toy_log(), Clock()
+    append_examples(log, [example(n) for n in range(9)])
+    clock.now_ms = 1_000
+    loop = sequence(log, clock)
+    loop.turn()
+    clock.now_ms += 1_000
+    loop.turn()
+    for n in range(300):
+        append_examples(log, [example(3 * n)] * 8)
+        drain(loop)
+    again = sequence(log, clock)
+    assert again.offsets == loop.offsets and again.step == loop.step > 300
+
+
+def test_a_line_that_is_another_has_steps_of_its_own() -> None:
+    log, clock = toy_log(), Clock()
+    append_examples(log, [example(n) for n in range(16)])
+    sequence(log, clock).turn()
+    other = SequencerLoop(log, toy_config(), FEATURES, clock, line="cand-1")
+    other.turn()
+    steps = everything(log, STEPS, Step)[0]
+    assert [(s.line, s.step) for s in steps] == [
+        ("main", 1),
+        ("main", 2),
+        ("cand-1", 1),
+        ("cand-1", 2),
+    ]
+    reader = StepReader(log, "cand-1", 0)
+    assert (
+        reader.record(2) == steps[3] and reader.record(1) == steps[2] and reader.record(3) is None
+    )
+
+
+def test_a_step_is_found_wherever_it_stands() -> None:
+    log = toy_log()
+    records = [step_of(line, n) for n in range(1, 400) for line in ("main", "cand-1")]
+    log.append(STEPS, [Append(0, b"", pack(record)) for record in records])
+    for wanted in (1, 2, 63, 64, 65, 200, 399):
+        found = StepReader(log, "cand-1", 0).record(wanted)
+        assert found is not None and (found.line, found.step) == ("cand-1", wanted)
+    reader = StepReader(log, "main", 0)
+    assert reader.record(400) is None
+    log.append(STEPS, [Append(0, b"", pack(step_of("main", 400)))])
+    assert reader.record(400) is not None and reader.record(3) is not None
+
+
+def step_of(line: str, number: int) -> Step:
+    return Step(
+        line=line, epoch=0, step=number, ranges=[], examples=0, lanes=4, time_ms=0, config=""
+    )
+
+
+# --- the worker ---
+
+
+def trained_log(examples: int = 100) -> MemoryLog:
+    """A log with examples cut into steps; the last step has as many as lanes leave empty."""
+    log, clock = toy_log(), Clock()
+    append_examples(log, [example(n) for n in range(examples)])
+    loop = sequence(log, clock)
+    drain(loop)
+    append_examples(log, [example(n) for n in range(2)])
+    loop.turn()
+    clock.now_ms = 500
+    loop.turn()
+    return log
+
+
+def fresh_client(config: Config, published: list[Delta] | None = None) -> LocalClient:
+    spec: ShardSpec = spec_of(config)
+    dense = build_model(FEATURES, config.model).read_dense()
+    return LocalClient.fresh(spec, dense, None if published is None else published.append)
+
+
+def worker(log: Log, client: LocalClient, config: Config) -> Worker:
+    return Worker(0, 1, log, client, Learner(build_model(FEATURES, config.model)), config)
+
+
+def test_a_worker_learns_every_step_and_predicts_before_it() -> None:
+    log, config, deltas = trained_log(), toy_config(), list[Delta]()
+    its = worker(log, fresh_client(config, deltas), config)
+    drain(its)
+    assert its.step == 13 and its.counts["examples"] == 102
+    first = {k: v for k, v in deltas[0].metrics.items() if k.startswith("predicted")}
+    again = worker(log, fresh_client(config, repeats := list[Delta]()), config)
+    again.turn()
+    assert first == {k: v for k, v in repeats[0].metrics.items() if k.startswith("predicted")}
+    assert sum(d.metrics["examples"] for d in deltas) == 102
+    assert all(d.time_ms > 0 for d in deltas)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_a_worker_restarted_anywhere_gives_the_same_bits(shards: int) -> None:
+    log, config = trained_log(), toy_config(shards=shards)
+    whole = fresh_client(config)
+    drain(worker(log, whole, config))
+    client = fresh_client(config)
+    for turns in (1, 2, 3, 1, 2, 20):  # a new worker each time, with nothing but the shards
+        its = worker(log, client, config)
+        for _ in range(turns):
+            its.turn()
+    assert digest_of_shards(client.shards) == digest_of_shards(whole.shards)
+    one = fresh_client(toy_config())
+    drain(worker(log, one, toy_config()))
+    assert digest_of_shards(one.shards) == digest_of_shards(whole.shards)
+
+
+def test_a_shard_that_is_a_step_ahead_is_answered_for() -> None:
+    """One shard died before it wrote the step down: the worker computes it again for that one."""
+    log, config = trained_log(), toy_config(shards=2)
+    whole = fresh_client(config)
+    drain(worker(log, whole, config))
+    client = fresh_client(config)
+    its = worker(log, client, config)
+    for _ in range(4):
+        its.turn()
+    behind = fresh_client(config)
+    other = worker(log, behind, config)
+    for _ in range(3):
+        other.turn()
+    mixed = LocalClient([client.shards[0], behind.shards[1]])
+    assert sorted(mixed.where()) == [3, 4]
+    drain(worker(log, mixed, config))
+    assert digest_of_shards(mixed.shards) == digest_of_shards(whole.shards)
+
+
+def test_what_cant_be_learned_from_is_left_out_once_and_for_ever(tmp_path: Path) -> None:
+    good = [example(n) for n in range(6)]
+    features = good[0].features
+    assert features is not None
+    nan = np.full(DENSE, np.nan, np.float32).tobytes()
+    bad = [
+        example(6, features=None),
+        example(7, features=FeatureBlock(feature_set="other")),
+        example(8, features=FeatureBlock(**(fields(features) | {"dense": nan}))),
+        example(9, features=FeatureBlock(**(fields(features) | {"item_keys": b"12345678"}))),
+        example(10, labels=[1.0]),
+        example(11, labels=[float("nan"), 0.0]),
+        example(12, watch_ms=-5),
+        example(13, correction=True, previous=[1.0]),
+    ]
+    log, clock, config = toy_log(), Clock(), toy_config(examples=100)
+    append_examples(log, good + bad)
+    log.append(EXAMPLES, [Append(0, b"", b"\xc1rubbish")])
+    loop = SequencerLoop(log, config, FEATURES, clock)
+    loop.turn()
+    clock.now_ms = 1_000
+    loop.turn()
+    client, deltas = fresh_client(config, deltas := list[Delta]()), deltas
+    its = worker(log, client, config)
+    assert its.turn() == 15
+    assert (its.counts["examples"], its.counts["left_out"]) == (6, 9)
+    assert (deltas[0].metrics["examples"], deltas[0].metrics["left_out"]) == (6, 9)
+    letters = everything(log, DEAD_LETTERS, DeadLetter)[0]
+    assert {(x.topic, x.partition, x.offset) for x in letters} == {
+        (EXAMPLES, p, o)
+        for p in range(PARTITIONS)
+        for o in range(log.end(EXAMPLES, p))
+        if (p, o) not in {(n % PARTITIONS, n // PARTITIONS) for n in range(6)}
+    }
+    assert len(letters) == 9
+    assert all(np.isfinite(shard.dense.values).all() for shard in client.shards if shard.dense)
+
+
+def fields(block: FeatureBlock) -> dict:
+    return {name: getattr(block, name) for name in block.__struct_fields__}
+
+
+def test_only_own_lanes_are_read_and_together_they_are_everything() -> None:
+    log = trained_log()
+    step = StepReader(log, "main", 0).record(2)
+    assert step is not None
+    check = ExampleCheck(FEATURES, DENSE)
+    whole = read_lanes(log, step, range(4), check)
+    odd = read_lanes(log, step, range(1, 4, 2), check)
+    assert odd == {1: whole[1], 3: whole[3]}
+    places = [(e.partition, e.offset) for lane in range(4) for e in whole[lane].examples]
+    assert places == sorted(places) and len(places) == step.examples
+    assert len(records_of(log, step)) == step.examples
+
+
+def test_a_step_whose_examples_are_gone_is_not_guessed() -> None:
+    log, config = trained_log(), toy_config()
+    log.trim(EXAMPLES, 0, 4)
+    with pytest.raises(LogLost):
+        worker(log, fresh_client(config), config).turn()
+
+
+def test_a_step_of_other_lanes_says_what_to_do() -> None:
+    from dataclasses import replace
+
+    log, config = trained_log(), toy_config()
+    other = replace(config, step=replace(config.step, lanes=2))
+    with pytest.raises(ValueError, match="set step.lanes to 4"):
+        worker(log, fresh_client(other), other).turn()
+
+
+# --- ticks ---
+
+
+def test_idle_partitions_are_ticked_once_a_second() -> None:
+    log, clock = toy_log(), Clock()
+    ticker = Ticker(log, clock)
+    ticks = 0
+    for now_ms in range(0, 10_001, 50):
+        clock.now_ms = now_ms
+        ticks += ticker.turn()
+    assert 9 * PARTITIONS <= ticks <= 10 * PARTITIONS
+    times = [decode(r.value).time_ms for r in log.read(EVENTS, 0, 0)]
+    assert times == sorted(times) and isinstance(decode(log.read(EVENTS, 0, 0)[0].value), Tick)
+
+
+def test_busy_partitions_are_not_ticked() -> None:
+    idle = Idle(1000)
+    found = [idle.due([now_ms // 300, 5], now_ms) for now_ms in range(0, 5000, 100)]
+    assert all(0 not in due for due in found) and found[10] == [1] and found[9] == []
+
+
+# --- all together ---
+
+
+def test_from_events_to_weights_in_lockstep() -> None:
+    log, clock, config = toy_log(), Clock(), toy_config(examples=16)
+    joiner, cutter = join(log), SequencerLoop(log, config, FEATURES, clock)
+    client = fresh_client(config)
+    its = worker(log, client, config)
+    for start in range(0, 120, 20):
+        append_events(log, feed(20, first=start))
+        clock.now_ms += 300
+        while joiner.turn() + cutter.turn() + its.turn():
+            pass
+    clock.now_ms += 300
+    while cutter.turn() + its.turn():
+        pass
+    made = sum(map(len, everything(log, EXAMPLES, Example)))
+    assert its.counts["examples"] == made > 100
+    assert client.where() == [cutter.step]
