@@ -159,7 +159,7 @@ class Model(nn.Module):
         at = 0
         with torch.no_grad():
             for p in self.parameters():
-                p.copy_(torch.from_numpy(flat[at : at + p.numel()]).view_as(p))
+                p.copy_(torch.from_numpy(flat[at : at + p.numel()].copy()).view_as(p))
                 at += p.numel()
 
     def dense_gradient(self) -> NDArray[np.float32]:

@@ -1,0 +1,96 @@
+"""Joiner, sequencer, trainer and shards in this process: the loop behind the log, on the event clock.
+
+The same classes as the live parts over a log in memory, called one after the other. What the live system does
+by waiting, this does by ``advance``: steps that are due by event time are learned at once.
+"""
+
+from collections.abc import Callable, Iterable
+
+from parameter_server.client import LocalClient
+from parameter_server.deltas import DeltaAssembler, Gap, StepDelta
+from parameter_server.shard import digest_of_shards
+from recsys.blueprint import build_model
+from recsys.config import Config
+from recsys.events import Engagement, Event, Impression
+from recsys.features import FeatureSet
+from recsys.hashing import partition_of
+from recsys.log import Append, MemoryLog
+from recsys.records import EXAMPLES, STEPS, Delta, Example, pack, topics
+from training.joiner import Joiner
+from training.learner import Learner
+from training.line import MAIN, learning_digest, spec_of
+from training.sequencer import Sequencer
+from training.worker import Worker
+
+
+class DirectLoop:
+    """Events in, steps out. ``frozen_after_ms``: steps of later examples are cut, and not learned."""
+
+    def __init__(
+        self, features: FeatureSet, config: Config, frozen_after_ms: int | None = None
+    ) -> None:
+        self.log = MemoryLog()
+        for topic in topics(config.log.partitions):
+            self.log.create(topic)
+        labels, partitions = features.schema.labels, config.log.partitions
+        self.joiners = [Joiner(p, labels, config.join) for p in range(partitions)]
+        digest = learning_digest(config, features)
+        self.sequencer = Sequencer(config.step, line=MAIN, epoch=0, digest=digest)
+        model = build_model(features, config.model)
+        self._deltas: list[Delta] = []
+        self.client = LocalClient.fresh(spec_of(config), model.read_dense(), self._deltas.append)
+        self.worker = Worker(0, 1, self.log, self.client, Learner(model), config)
+        self._assembler = DeltaAssembler(MAIN, 0, 0)
+        self._frozen_after_ms = frozen_after_ms
+        self._offsets = [0] * partitions
+        self.on_step: Callable[[], None] = lambda: None  # called before a step is learned
+        self.frozen_steps = 0
+
+    def advance(self, now_ms: int) -> list[StepDelta]:
+        """Cuts and learns every step that is due at ``now_ms``; returns what they changed, in order."""
+        deltas: list[StepDelta] = []
+        while (step := self.sequencer.cut(now_ms)) is not None:
+            if self._frozen_after_ms is not None and step.time_ms >= self._frozen_after_ms:
+                self.frozen_steps += 1
+                continue
+            self.on_step()
+            self.log.append(STEPS, [Append(0, step.line.encode(), pack(step))])
+            while self.worker.turn():
+                pass
+            deltas.extend(self._assembled())
+            for cut in step.ranges:
+                self.log.trim(EXAMPLES, cut.partition, cut.stop)
+        return deltas
+
+    def append(self, event: Event) -> None:
+        """An event reaches the log, and the joiner of its partition."""
+        if not isinstance(event, Impression | Engagement):
+            return
+        partition = partition_of(event.user_id, len(self.joiners))
+        offset = self._offsets[partition]
+        self._offsets[partition] += 1
+        self._arrive(self.joiners[partition].feed(offset, event), event.time_ms)
+
+    def close(self, now_ms: int) -> None:
+        """Moves event time on all partitions, as ticks do."""
+        for joiner in self.joiners:
+            self._arrive(joiner.advance(now_ms), now_ms)
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical state of the line."""
+        return digest_of_shards(self.client.shards)
+
+    def _arrive(self, examples: Iterable[Example], now_ms: int) -> None:
+        for example in examples:
+            record = Append(example.partition, str(example.user_id).encode(), pack(example))
+            (offset,) = self.log.append(EXAMPLES, [record])
+            self.sequencer.arrived(example.partition, offset, example.closed_ms, now_ms)
+
+    def _assembled(self) -> list[StepDelta]:
+        found: list[StepDelta] = []
+        for delta in self._deltas:
+            steps = self._assembler.feed_delta(delta)
+            assert not isinstance(steps, Gap), f"a delta was lost in one process: {steps}"
+            found.extend(steps)
+        self._deltas.clear()
+        return found

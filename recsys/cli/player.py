@@ -1,0 +1,216 @@
+"""Plays the server over events in time order: fold, features, score, impression; then what happened.
+
+The state that scores an impression is that of its own time: sessions and counters of what had happened,
+the model version that would have been serving. With a data set the lists are given; with ``recommend`` they
+are made, so that a simulated world can answer them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.policy import Policies
+from parameter_server.deltas import StepDelta
+from recsys.config import Config
+from recsys.events import Engagement, Event, Impression, Item, Served, Stamp, User
+from recsys.features import FeatureSet, RequestFeatures
+from recsys.hashing import Id
+from recsys.item_counters import ItemCounters
+from recsys.session import Session
+from serving.pipeline import Pipeline
+from serving.replica import Replica
+from serving.request import Answer, Request
+from serving.scoring import probabilities
+
+_FLUSH = 512  # impressions scored together at the most; the scores don't depend on it
+
+
+class Loop(Protocol):
+    """What stands behind the log: learns when told the time."""
+
+    on_step: Callable[[], None]
+
+    def advance(self, now_ms: int) -> list[StepDelta]: ...
+    def append(self, event: Event) -> None: ...
+    def close(self, now_ms: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One impression with the probabilities (N, L) of its items and the version that gave them."""
+
+    impression: Impression
+    probabilities_NL: NDArray[np.float32]
+    line: str
+    epoch: int
+    step: int
+
+
+@dataclass
+class Player:
+    """One replica, all sessions, and the loop. ``on_scored`` is given every scored impression, in order.
+
+    ``sync_every_ms``: model updates are held back to multiples of it (0: applied at each step).
+    """
+
+    features: FeatureSet
+    config: Config
+    loop: Loop
+    sync_every_ms: int = 0
+    on_scored: Callable[[Scored], None] = lambda scored: None
+    score_all: bool = True
+    replica: Replica = field(init=False)
+    sessions: dict[str, Session] = field(init=False, default_factory=dict)
+    now_ms: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.replica = Replica(self.features, self.config)
+        self.pipeline = Pipeline(self.replica)
+        self.item_counters = ItemCounters(self.features)
+        self.replica.counters = self.item_counters.counters  # one process: nothing to send
+        self.policies = Policies(self.config.policy)
+        self.loop.on_step = self.flush
+        self._waiting: list[tuple[RequestFeatures, Impression]] = []
+        self._held: list[StepDelta] = []
+        self._requests = 0
+
+    def session(self, user_id: Id) -> Session:
+        """The session of a user, made where there was none."""
+        session = self.sessions.get(str(user_id))
+        if session is None:
+            session = Session(user_id, self.features, self.config.sessions.seen)
+            self.sessions[str(user_id)] = session
+        return session
+
+    def play(self, event: Event) -> None:
+        """Takes the next event. Time never goes back."""
+        self.advance(event.time_ms)
+        if isinstance(event, Item):
+            self.replica.apply_item(event, 0)
+        elif isinstance(event, User):
+            self.session(event.user_id).fold_user(event)
+        elif isinstance(event, Impression):
+            self._impression(event)
+        elif isinstance(event, Engagement):
+            self._engagement(event)
+
+    def fold(self, event: Event) -> None:
+        """Folds an event into sessions and counters, and learns nothing from it: warm-up."""
+        if isinstance(event, Impression):
+            keys = self.replica.catalogue.keys[self._indices(event)]
+            self.session(event.user_id).fold_impression(event, keys)
+            self.item_counters.impression(event, keys)
+        elif isinstance(event, Engagement):
+            keys_I = self._keys_of(event.item_id)
+            self.session(event.user_id).fold_engagement(event, keys_I)
+            self.item_counters.engagement(event, keys_I)
+
+    def advance(self, now_ms: int) -> None:
+        """Moves time: steps that are due are learned, and served from their time of sync on."""
+        before_ms, self.now_ms = self.now_ms, max(self.now_ms, now_ms)
+        self._held.extend(self.loop.advance(now_ms))
+        if not self._held:
+            return
+        if self.sync_every_ms and before_ms // self.sync_every_ms == now_ms // self.sync_every_ms:
+            return
+        self.flush()
+        for delta in self._held:
+            self.replica.apply_step(delta)
+        self._held.clear()
+
+    def recommend(self, request: Request, now_ms: int) -> Answer:
+        """Answers a request as a replica does, and plays the impression."""
+        self.advance(now_ms)
+        self._sync_popularity()
+        self._requests += 1
+        answer = self.pipeline.recommend(
+            request,
+            self.session(request.user_id),
+            self.policies.resolve(request.user_id),
+            now_ms,
+            f"{request.user_id}-{now_ms}-{self._requests}",
+        )
+        self._impression(answer.impression)
+        return answer
+
+    def finish(self) -> None:
+        """Scores what still waits."""
+        self.flush()
+
+    def flush(self) -> None:
+        """Scores the impressions that wait, all with the version that serves now."""
+        if not self._waiting:
+            return
+        scores = probabilities(
+            self.replica.model, self.replica.rows, [features for features, _ in self._waiting]
+        )
+        line, epoch, step = self.replica.version
+        start = 0
+        for features, impression in self._waiting:
+            stop = start + len(features.items_NI)
+            self.on_scored(Scored(impression, scores[start:stop], line, epoch, step))
+            start = stop
+        self._waiting.clear()
+
+    def _impression(self, event: Impression) -> None:
+        indices = self._indices(event)
+        session = self.session(event.user_id)
+        if event.features is None:
+            features = self.pipeline.builder.build(
+                session,
+                event.surface,
+                event.context,
+                indices,
+                self.replica.catalogue,
+                self.replica.counters,
+                event.time_ms,
+            )
+            event = self._as_served(event, features)
+            if self.score_all:
+                self._waiting.append((features, event))
+                if len(self._waiting) >= _FLUSH:
+                    self.flush()
+        self.loop.append(event)
+        self.fold(event)
+
+    def _as_served(self, event: Impression, features: RequestFeatures) -> Impression:
+        """The impression that the server would have written."""
+        line, epoch, step = self.replica.version
+        return Impression(
+            time_ms=event.time_ms,
+            request_id=event.request_id,
+            user_id=event.user_id,
+            items=[Served(item_id=s.item_id, sources=["log"]) for s in event.items],
+            context=event.context,
+            surface=event.surface,
+            stamp=Stamp(line=line, epoch=epoch, step=step),
+            features=features.block(),
+            event_id=event.event_id,
+        )
+
+    def _engagement(self, event: Engagement) -> None:
+        self.loop.append(event)
+        self.fold(event)
+
+    def _indices(self, event: Impression) -> NDArray[np.int64]:
+        return np.array([self._index(served.item_id) for served in event.items], np.int64)
+
+    def _keys_of(self, item_id: Id) -> NDArray[np.int64]:
+        return self.replica.catalogue.keys[self._index(item_id)]
+
+    def _index(self, item_id: Id) -> int:
+        """The catalogue index; an item that was never published is added with no fields."""
+        index = self.replica.catalogue.index_of(item_id)
+        if index is None:
+            self.replica.apply_item(Item(time_ms=self.now_ms, item_id=item_id), 0)
+            index = self.replica.catalogue.index_of(item_id)
+            assert index is not None
+        return index
+
+    def _sync_popularity(self) -> None:
+        changed = self.item_counters.take_changed()
+        if changed:
+            self.replica.popularity.update(*self.item_counters.counters.export(changed))

@@ -1,0 +1,296 @@
+"""`recsys replay DATA`: score, then learn, in event time, over a data set of the past.
+
+One process by default: the pure cores of every part called one after the other. What is scored, learned and
+reported is described in docs/replay.md.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from recsys.cli.direct_loop import DirectLoop
+from recsys.cli.player import Loop, Player
+from recsys.cli.recorder import Recorder
+from recsys.config import Config, JoinConfig, ModelConfig, StepConfig
+from recsys.datasets.open import open_dataset
+from recsys.datasets.source import DataError, Dataset
+from recsys.events import Engagement, Event, Impression, Item, User
+from recsys.features import FeatureSet
+from recsys.report import (
+    Predictions,
+    build_report,
+    compare,
+    read_predictions,
+    write_predictions,
+    write_report,
+)
+from recsys.schema import CATEGORICAL
+
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """What a replay does beside scoring and learning everything."""
+
+    features: str = "all"
+    frozen_after_ms: int | None = None
+    sync_every_ms: int = 0
+    from_ms: int | None = None
+    until_ms: int | None = None
+    warm_up: bool = True
+    step_examples: int = 64
+    step_every_s: float = 600.0  # event time: a data set is sparser than live traffic
+    through_broker: str = ""  # "", or the log to use: sqlite or kafka
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What came out of a replay."""
+
+    predictions: Predictions
+    contexts: Any  # (N,) text: the value of the first context field
+    steps: int
+    seconds: float
+    counts: dict[str, int]
+    digest: str
+
+
+def config_for(dataset: Dataset, options: ReplayOptions, base: Config) -> Config:
+    """The configuration of a replay: the data set's window, steps on the event clock."""
+    return replace(
+        base,
+        join=JoinConfig(window_s=dataset.window_s, horizon_s=86_400.0, all_shown=dataset.all_shown),
+        step=StepConfig(
+            examples=options.step_examples,
+            every_ms=int(options.step_every_s * 1000),
+            lanes=base.step.lanes,
+        ),
+        model=replace(base.model, features=options.features),
+    )
+
+
+def replay_data(
+    dataset: Dataset,
+    options: ReplayOptions,
+    base: Config | None = None,
+    loop: Loop | None = None,
+    progress: Any = iter,
+) -> Replayed:
+    """Replays a data set. ``loop``: what learns (in this process, without); ``progress`` wraps the events."""
+    started = time.monotonic()
+    config = config_for(dataset, options, base or Config())
+    features = FeatureSet(dataset.schema, options.features, config.sessions.history)
+    direct = loop or DirectLoop(features, config, options.frozen_after_ms)
+    contexts = dataset.schema.names("context", CATEGORICAL)
+    recorder = Recorder(dataset.schema.labels, contexts[0] if contexts else None)
+    player = Player(
+        features,
+        config,
+        direct,
+        sync_every_ms=options.sync_every_ms,
+        on_scored=recorder.scored,
+    )
+    for event in progress(_with_warm_up(player, dataset, options)):
+        if isinstance(event, Engagement):
+            recorder.happened(event)
+        player.play(event)
+    player.finish()
+    counts: dict[str, int] = {}
+    for joiner in getattr(direct, "joiners", ()):
+        for name, count in joiner.counts.items():
+            counts[name] = counts.get(name, 0) + count
+    return Replayed(
+        recorder.predictions(),
+        recorder.contexts(),
+        player.replica.step,
+        time.monotonic() - started,
+        counts,
+        direct.digest() if isinstance(direct, DirectLoop) else "",
+    )
+
+
+def _with_warm_up(player: Player, dataset: Dataset, options: ReplayOptions) -> Iterator[Event]:
+    """The events to play; what is from before the log is folded, and not learned from, on the way."""
+    warm = not options.warm_up
+    for event in dataset.events(options.from_ms, options.until_ms):
+        if not warm and not isinstance(event, Item | User):
+            for old in dataset.warmup():
+                player.fold(old)
+            warm = True
+        yield event
+
+
+def test_rows(dataset: Dataset, predictions: Predictions) -> Any:
+    """The rows that are judged: the second half of the days (for six days, the last three)."""
+    days = (np.asarray(predictions.time_ms) + int(dataset.utc_offset_h * 3_600_000)) // _DAY_MS
+    known = np.unique(days)
+    return days >= known[len(known) // 2] if len(known) else np.zeros(0, np.bool_)
+
+
+def slices_of(dataset: Dataset, replayed: Replayed) -> dict[str, Any]:
+    """Masks by name: ``test`` and, of it, the commonest values of the first context field."""
+    test = test_rows(dataset, replayed.predictions)
+    masks = {"test": test}
+    names = dataset.schema.names("context", CATEGORICAL)
+    values, counts = np.unique(replayed.contexts, return_counts=True)
+    if names and len(values) > 1:
+        for value in values[np.argsort(-counts)][:3]:
+            masks[f"test {names[0]}={value}"] = test & (replayed.contexts == value)
+    return masks
+
+
+def _parse_time(text: str | None, utc_offset_h: float) -> int | None:
+    """Epoch milliseconds or ISO time; a time without a zone is in the data set's."""
+    if text is None:
+        return None
+    if text.lstrip("-").isdigit():
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no time; expected epoch milliseconds or ISO, e.g. 2022-04-28T00:00"
+        ) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone(timedelta(hours=utc_offset_h)))
+    return int(moment.astimezone(UTC).timestamp() * 1000)
+
+
+def replay(
+    data: Annotated[Path, typer.Argument(help="A folder: KuaiRand, or an event log.")],
+    report: Annotated[Path | None, typer.Option(help="Write the metrics here, as JSON.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Write every score here, as Parquet.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Predictions of another run: report the paired difference.")
+    ] = None,
+    features: Annotated[str, typer.Option(help="ids, ids+history or all.")] = "all",
+    frozen_after: Annotated[
+        str | None, typer.Option(help="Learn nothing from this time on (sessions go on).")
+    ] = None,
+    sync_every: Annotated[
+        float, typer.Option(help="Hold model updates back to multiples of so many seconds.")
+    ] = 0.0,
+    from_: Annotated[str | None, typer.Option("--from", help="Event time to start at.")] = None,
+    until: Annotated[str | None, typer.Option(help="Event time to stop before.")] = None,
+    warm_up: Annotated[bool, typer.Option(help="Fold what is known from before the log.")] = True,
+    step_examples: Annotated[int, typer.Option(help="Examples in a step, at the most.")] = 64,
+    step_every: Annotated[float, typer.Option(help="Event seconds that an example waits.")] = 600.0,
+    through_broker: Annotated[
+        str, typer.Option(help="Run the real parts in lockstep over this log: sqlite or kafka.")
+    ] = "",
+) -> None:
+    """Scores, then learns from a data set in event time."""
+    try:
+        dataset = open_dataset(data)
+        zone = dataset.utc_offset_h
+        options = ReplayOptions(
+            ModelConfig(features=features).features,
+            _parse_time(frozen_after, zone),
+            int(sync_every * 1000),
+            _parse_time(from_, zone),
+            _parse_time(until, zone),
+            warm_up,
+            step_examples,
+            step_every,
+            through_broker,
+        )
+        replayed = _run(dataset, options)
+    except (DataError, ValueError) as error:
+        typer.secho(f"recsys: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+    if predictions is not None:
+        write_predictions(predictions, replayed.predictions)
+    about = _about(data, dataset, options, replayed)
+    if against is not None:
+        mask = test_rows(dataset, replayed.predictions)
+        ours = replayed.predictions.rows(mask)
+        about["against"] = compare(ours, read_predictions(against), dataset.labels[0])
+    found = build_report(
+        replayed.predictions,
+        utc_offset_h=dataset.utc_offset_h,
+        slices=slices_of(dataset, replayed),
+        about=about,
+    )
+    if report is not None:
+        write_report(report, found)
+    _print(found, replayed)
+
+
+def _run(dataset: Dataset, options: ReplayOptions) -> Replayed:
+    if options.through_broker:
+        from recsys.cli.broker_loop import replay_through_broker
+
+        return replay_through_broker(dataset, options, _with_bar)
+    return replay_data(dataset, options, progress=_with_bar)
+
+
+def _with_bar(events: Iterable[Event]) -> Iterator[Event]:
+    """The events, with a bar that counts impressions and shows event time."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+        task = progress.add_task("reading")
+        impressions = 0
+        for event in events:
+            yield event
+            if isinstance(event, Impression):
+                impressions += 1
+                if impressions % 500 == 0:
+                    moment = datetime.fromtimestamp(event.time_ms / 1000, UTC)
+                    progress.update(
+                        task, description=f"{impressions:,} impressions, {moment:%d %b %H:%M}"
+                    )
+
+
+def _about(
+    data: Path, dataset: Dataset, options: ReplayOptions, replayed: Replayed
+) -> dict[str, Any]:
+    return {
+        "data": dataset.name,
+        "folder": data.name,
+        "options": {
+            name: value for name, value in vars(options).items() if value not in (None, "")
+        },
+        "steps": replayed.steps,
+        "seconds": round(replayed.seconds, 1),
+        "joiner": replayed.counts,
+        "digest": replayed.digest,
+        "dead_letters": dict(dataset.dead_letters),
+        "repeats": dataset.repeats,
+    }
+
+
+def _print(found: dict[str, Any], replayed: Replayed) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{found['rows']:,} scores, {replayed.steps:,} steps, {found['seconds']} s")
+    for column in ("label", "rows", "AUC", "by user", "log loss", "calibration"):
+        table.add_column(column, justify="left" if column == "label" else "right")
+    for label, measured in found["labels"].items():
+        table.add_row(label, *_cells(measured))
+        for name, inner in measured["slices"].items():
+            if label == next(iter(found["labels"])):
+                table.add_row(f"  {name}", *_cells(inner))
+    console = Console()
+    console.print(table)
+    if "against" in found:
+        console.print(found["against"])
+
+
+def _cells(measured: dict[str, Any]) -> list[str]:
+    names = ("auc", "grouped_auc", "log_loss", "calibration")
+    numbers = [measured.get(name) for name in names]
+    return [f"{measured.get('rows', 0):,}", *("–" if x is None else f"{x:.4f}" for x in numbers)]
