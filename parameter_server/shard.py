@@ -79,7 +79,7 @@ class Counters:
 
 @dataclass(frozen=True)
 class _Undo:
-    """Rows and dense parameters as they were before the newest step, keys ascending."""
+    """Rows and dense parameters as they were before the newest step, keys in no order."""
 
     rows: Mapping[str, tuple[Keys, Rows]] = field(default_factory=dict)
     dense: Vector | None = None
@@ -112,8 +112,9 @@ class Shard:
         if undo is not None:
             for name, (old_keys, old_rows) in undo.rows.items():
                 if name in rows and len(old_keys):
-                    ids = as_keys(keys[name])
-                    at = np.minimum(np.searchsorted(old_keys, ids), len(old_keys) - 1)
+                    ids, order = as_keys(keys[name]), np.argsort(old_keys)
+                    at = np.searchsorted(old_keys, ids, sorter=order)
+                    at = order[np.minimum(at, len(order) - 1)]
                     changed = old_keys[at] == ids
                     rows[name][changed] = old_rows[at[changed]]
         return rows
@@ -182,7 +183,7 @@ class Shard:
         expiry = total.step % self.spec.expire_every == 0
         learned = none if part is None else part.keys
         leaving = np.union1d(forget, table.stale(self.clock_ms)) if expiry else forget
-        old_keys = np.union1d(learned, leaving)
+        old_keys = np.union1d(learned, leaving) if len(leaving) else learned
         old_rows, changed = table.lookup(old_keys), none
         if part is not None:
             done = table.apply(part.keys, part.gradients, part.counts, self.clock_ms)

@@ -146,6 +146,13 @@ def test_a_crash_around_a_snapshot_changes_no_bit(tmp_path, point, part):
     check(line)
 
 
+def test_only_what_is_in_doubt_is_published_again(tmp_path):
+    line = Line(tmp_path)
+    work(line, ALL, 8)
+    line.crash(1)
+    assert len(line.published) == 2 * 8 + 1 and line.published[-1] == line.published[-2]
+
+
 def test_a_crash_after_every_step_changes_no_bit(tmp_path):
     line = Line(tmp_path)
 

@@ -147,6 +147,11 @@ def test_a_dead_worker_holds_nobody_for_ever(servers):
     waits = InThread(servers, 0, 2, generation=1)
     time.sleep(0.2)
     assert waits.thread.is_alive()
+    newer = servers.client(generation=2)
+    assert newer.where() == [0, 0]
+    waits.thread.join(5)
+    assert not waits.thread.is_alive()
+    newer.close()
     team = [InThread(servers, worker, 2, generation=2) for worker in (0, 1)]
     assert isinstance(waits.join(), StaleWorker)
     assert [worker.join() for worker in team] == [None, None]
@@ -155,6 +160,17 @@ def test_a_dead_worker_holds_nobody_for_ever(servers):
     with pytest.raises(StaleWorker):
         late.exchange(STEPS + 1, 0, [LaneGradients(lane) for lane in ALL], None)
     late.close()
+
+
+def test_lanes_of_two_generations_are_not_mixed(servers):
+    first = InThread(servers, 0, 2, generation=1)
+    time.sleep(0.2)
+    second = InThread(servers, 1, 2, generation=2)
+    assert isinstance(first.join(), StaleWorker)
+    time.sleep(0.1)
+    assert [shard.applied for shard in servers.shards] == [0, 0]
+    assert InThread(servers, 0, 2, generation=2).join() is None
+    assert second.join() is None and servers.digest() == EXPECTED
 
 
 @pytest.mark.parametrize("ahead", [0, 1])

@@ -105,6 +105,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
     with pytest.raises(OSError, match="No space"):
         wal.append(3, bytes(100))
     wal._file = wal._file.file
+    assert wal.path.stat().st_size == wal.nbytes
     wal.append(3, bytes([3]) * 30)
     wal.close()
     assert steps_of(Wal(tmp_path / "a.wal", "me")) == [1, 2, 3]

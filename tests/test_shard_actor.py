@@ -1,0 +1,97 @@
+"""Shards as Ray actors: the same bits over sockets and over Ray calls, and after a kill."""
+
+import os
+import threading
+from dataclasses import replace
+
+import pytest
+
+from parameter_server.client import LocalClient, Worker
+from parameter_server.deltas import DeltaAssembler
+from recsys.config import Config, StepConfig
+from recsys.open_log import create_topics, open_log
+from recsys.records import DELTAS
+from tests.toy_line import DENSE, LANES, toy_spec, work
+
+pytestmark = [pytest.mark.services, pytest.mark.slow]
+STEPS, ALL = 24, list(range(LANES))
+
+
+@pytest.fixture(scope="module")
+def ray():
+    ray = pytest.importorskip("ray")
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1",
+        runtime_env={"env_vars": {"PYTHONPATH": root}},
+    )  # fmt: skip
+    yield ray
+    ray.shutdown()
+
+
+def config_in(folder):
+    config = Config(state=str(folder), step=StepConfig(lanes=LANES, snapshot_every=10))
+    log = open_log(config)
+    create_topics(log, config)
+    return config, log
+
+
+def run(actors, spec, handles, transport, workers, generation, until=STEPS):
+    errors = []
+
+    def one(worker):
+        try:
+            client = actors.connect(spec, handles, Worker(worker, workers, generation), transport)
+            work(client, ALL[worker::workers], until)
+            client.close()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=one, args=(w,)) for w in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not errors and not any(t.is_alive() for t in threads), errors
+
+
+def expected(spec):
+    client = LocalClient.fresh(spec, DENSE)
+    work(client, ALL, STEPS)
+    return [shard.digest() for shard in client.shards]
+
+
+@pytest.mark.parametrize("transport", ["socket", "ray"])
+def test_a_killed_shard_comes_back_and_changes_no_bit(ray, tmp_path, transport):
+    from parameter_server import shard_actor as actors
+
+    config, log = config_in(tmp_path)
+    spec = toy_spec(2, line=f"line-{transport}")
+    handles = actors.start_shards(spec, config, DENSE)
+    try:
+        run(actors, spec, handles, transport, 2, 1, until=13)
+        ray.kill(handles[1], no_restart=False)
+        run(actors, spec, actors.find_shards(spec), transport, 2, 2)
+        assert ray.get([handle.digest.remote() for handle in handles]) == expected(spec)
+        assembler = DeltaAssembler(spec.line, 0, 0)
+        steps = [s for record in log.read(DELTAS, 0, 0) for s in assembler.feed(record.value)]
+        assert [step.step for step in steps] == list(range(1, STEPS + 1))
+        status = ray.get(handles[0].status.remote())
+        assert status["step"] == STEPS and status["rows"]["features"] > 0
+    finally:
+        actors.stop_shards(handles)
+        log.close()
+
+
+def test_a_second_start_finds_the_running_shards(ray, tmp_path):
+    from parameter_server import shard_actor as actors
+
+    config, log = config_in(tmp_path)
+    spec = toy_spec(1, line="twice")
+    first = actors.start_shards(spec, config, DENSE)
+    second = actors.start_shards(replace(spec), config, DENSE)
+    try:
+        assert ray.get(first[0].address.remote()) == ray.get(second[0].address.remote())
+    finally:
+        actors.stop_shards(first)
+        log.close()
