@@ -1,0 +1,77 @@
+import pytest
+
+from recsys.consumer import Consumer, DeadLetters
+from recsys.log import Append, LogLost, MemoryLog, Record, Topic
+from recsys.records import DEAD_LETTERS, DeadLetter, unpack
+
+
+@pytest.fixture
+def log() -> MemoryLog:
+    log = MemoryLog()
+    log.create(Topic("t", 3))
+    log.create(Topic(DEAD_LETTERS))
+    log.append("t", [Append(i % 3, b"", b"%d" % i) for i in range(30)])
+    return log
+
+
+def values(polled: list[tuple[int, Record]]) -> list[int]:
+    return [int(record.value) for _, record in polled]
+
+
+def test_it_reads_its_partitions_and_goes_on(log: MemoryLog) -> None:
+    consumer = Consumer(log, "t", [0, 2])
+    first = consumer.poll(limit=4)
+    assert [p for p, _ in first] == [0] * 4 + [
+        2
+    ] * 4  # no partition waits for another to be read up
+    assert values(first) == [0, 3, 6, 9, 2, 5, 8, 11]
+    assert consumer.offsets == {0: 4, 2: 4}
+    assert len(consumer.poll()) == 12 and consumer.poll() == []
+    log.append("t", [Append(2, b"", b"99"), Append(1, b"", b"98")])
+    assert values(consumer.poll()) == [99]
+
+
+def test_without_an_offset_it_begins_where_the_log_does(log: MemoryLog) -> None:
+    log.trim("t", 1, 7)
+    consumer = Consumer(log, "t", [0, 1], {0: 9})
+    assert consumer.offsets == {0: 9, 1: 7}
+
+
+def test_a_state_resumes_exactly_where_it_was(log: MemoryLog) -> None:
+    before = Consumer(log, "t", [0, 1, 2])
+    seen = values(before.poll(limit=3))
+    after = Consumer.resume(log, "t", log.id, dict(before.offsets))
+    assert sorted(seen + values(after.poll())) == list(range(30))
+
+
+def test_a_state_of_another_log_is_refused_with_what_to_do(log: MemoryLog) -> None:
+    with pytest.raises(LogLost, match=f"from log other, this one is {log.id}.*remove the state"):
+        Consumer.resume(log, "t", "other", {0: 0})
+
+
+def test_a_state_that_the_log_passed_is_refused(log: MemoryLog) -> None:
+    log.trim("t", 0, 5)
+    with pytest.raises(LogLost, match="retention passed it"):
+        Consumer.resume(log, "t", log.id, {0: 4, 1: 0})
+    with pytest.raises(LogLost, match="beyond the end"):
+        Consumer.resume(log, "t", log.id, {0: 5, 1: 11})
+    Consumer.resume(log, "t", log.id, {0: 5, 1: 10})
+
+
+def test_a_poll_that_fails_has_moved_nothing(log: MemoryLog) -> None:
+    consumer = Consumer(log, "t", [0, 1])
+    log.trim("t", 1, 3)
+    with pytest.raises(LogLost):
+        consumer.poll()
+    assert consumer.offsets == {0: 0, 1: 0}
+
+
+def test_dead_letters_keep_what_was_there_and_are_counted(log: MemoryLog) -> None:
+    letters = DeadLetters(log)
+    letters.put("t", 2, Record(7, b"u1", b"\xff\x00"), "no event " * 1000, time_ms=5)
+    letters.put("t", 0, Record(8, b"", b""), "empty")
+    [first, second] = [unpack(r.value, DeadLetter) for r in log.read(DEAD_LETTERS, 0, 0)]
+    assert (first.topic, first.partition, first.offset, first.time_ms) == ("t", 2, 7, 5)
+    assert first.raw == b"\xff\x00" and len(first.reason) == 500
+    assert second.reason == "empty"
+    assert letters.counts == {"t": 2}
