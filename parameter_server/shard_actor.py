@@ -18,8 +18,8 @@ from parameter_server.client import Channel, ShardedClient, ShardUnreachable, Wo
 from parameter_server.dense import Vector
 from parameter_server.durable import DurableShard, Home
 from parameter_server.kernels import warm
-from parameter_server.service import ShardService
 from parameter_server.shard import ShardSpec
+from parameter_server.shard_service import ShardService
 from parameter_server.transport import Address, SocketChannel, SocketServer
 from parameter_server.wire import Frame, Refusal, encode, from_bytes
 from recsys.config import Config

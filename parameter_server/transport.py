@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from parameter_server.client import Channel, ShardUnreachable
-from parameter_server.service import ShardService
+from parameter_server.shard_service import ShardService
 from parameter_server.wire import HEAD, Frame, Hello, Refusal, WireError, decode, encode, sizes
 
 HELLO_TIMEOUT_S = 5.0

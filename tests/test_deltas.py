@@ -76,10 +76,11 @@ def disturbed(faults):
         elif fault == "swap":
             wire[at], wire[other] = wire[other], value
         elif fault == "flip":
-            spot = dice % len(value)
-            wire[at] = value[:spot] + bytes([value[spot] ^ (1 + dice % 255)]) + value[spot + 1 :]
+            spot = dice % max(1, len(value))
+            flipped = bytes(byte ^ (1 + dice % 255) for byte in value[spot : spot + 1])
+            wire[at] = value[:spot] + flipped + value[spot + 1 :]
         else:
-            wire[at] = value[: dice % len(value)]
+            wire[at] = value[: dice % max(1, len(value))]
     return wire
 
 

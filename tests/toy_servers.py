@@ -6,8 +6,8 @@ from pathlib import Path
 
 from parameter_server.client import ShardedClient, Worker, hello, part_of
 from parameter_server.durable import DurableShard, Home
-from parameter_server.service import ShardService
 from parameter_server.shard import digest_of_shards
+from parameter_server.shard_service import ShardService
 from parameter_server.transport import Address, SocketChannel, SocketServer
 from tests.toy_line import DENSE, toy_spec
 
