@@ -74,6 +74,7 @@ const actions = {
     const entry = feed.current;
     if (!engage("hide")) return;
     entry.element.classList.add("hidden");
+    if (player.paused) actions.pause();
     notices.say("Not for you. Got it.");
     moveOn(entry);
   },
@@ -129,6 +130,14 @@ function openDrawer(open) {
   if (open && feed.current && !feed.current.item.predictions) feed.ask("tail");
 }
 
+/** The first visit: how to get about, said once. */
+function hint() {
+  if (read("swipe.hinted")) return;
+  write("swipe.hinted", "yes");
+  const touch = matchMedia("(pointer: coarse)").matches;
+  notices.say(touch ? "Swipe up. Double tap what you like." : "↓ for the next, L to like, ? for all keys.", 5_000);
+}
+
 function newViewer() {
   player.leave(false); // the last view is still the old viewer's
   viewer.renew();
@@ -141,7 +150,10 @@ function newViewer() {
 
 feed.addEventListener("current", ({ detail }) => showCurrent(detail));
 feed.addEventListener("answer", ({ detail }) => notices.answered(detail));
-feed.addEventListener("state", ({ detail }) => notices.feed(detail));
+feed.addEventListener("state", ({ detail }) => {
+  notices.feed(detail);
+  if (detail === "ready") hint();
+});
 outbox.addEventListener("accepted", ({ detail }) => {
   feed.accepted(detail);
   learning.accepted(detail);

@@ -23,11 +23,11 @@ export class Notices {
     this.feedFailing = false;
   }
 
-  say(text) {
+  say(text, for_ms = TOAST_MS) {
     this.toast.textContent = text;
     this.toast.classList.add("here");
     clearTimeout(this.leaving);
-    this.leaving = setTimeout(() => this.toast.classList.remove("here"), TOAST_MS);
+    this.leaving = setTimeout(() => this.toast.classList.remove("here"), for_ms);
   }
 
   network(online) {

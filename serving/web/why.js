@@ -36,7 +36,7 @@ function chances({ propensity, score, rank }) {
     facts.append(make("b", "", words), ` at its rank (propensity ${percent(propensity)})`);
   }
   if (Number.isFinite(score)) facts.append(` · score ${score.toFixed(2)}`);
-  if (Number.isFinite(rank)) facts.append(` · rank ${rank}`);
+  if (Number.isFinite(rank)) facts.append(` · place ${rank + 1} in its list`);
   return facts.childNodes.length ? facts : null;
 }
 
@@ -64,7 +64,7 @@ function expectations(predictions) {
 function reasons(list) {
   const met = (list ?? []).filter((reason) => Number.isFinite(reason.met));
   const shares = (list ?? []).filter((reason) => !("met" in reason) && Number.isFinite(reason.value));
-  if (met.length) return box("You met these before", met.slice(0, 5).map(metRow));
+  if (met.length) return box("You met these before: how often you stayed", met.slice(0, 5).map(metRow));
   if (!shares.length) return null;
   const largest = Math.max(1e-9, ...shares.map((reason) => Math.abs(reason.value)));
   return box("What spoke for it, and against", shares.slice(0, 5).map((reason) => shareRow(reason, largest)));
@@ -85,7 +85,7 @@ function metRow({ feature, value, met, liked = 0 }) {
   row.title = `${feature} ${value}: met ${met} times`;
   const track = make("span", "track");
   track.append(make("i"));
-  row.append(make("span", "label", name), track, make("span", "value", `liked ${percent(liked)} of ${Math.round(met) || "<1"}`));
+  row.append(make("span", "label", name), track, make("span", "value", `${percent(liked)} of ${Math.round(met) || "<1"}`));
   return row;
 }
 
