@@ -38,13 +38,14 @@ class Counters:
         if not rows:
             return
         age_ms = now_ms - self._last_ms[rows]
-        # What comes late is aged to the row's time; what comes in order ages the row to its own.
-        fade_row = _fade(np.maximum(age_ms, 0))
-        fade_new = _fade(np.maximum(-age_ms, 0))
-        # (n, speeds, 1) × (kinds,): the same amounts at every speed
-        new = (fade_new[:, :, None] * amounts[None, None, :]).reshape(len(rows), -1)
-        self._values[rows] = self._values[rows] * np.repeat(fade_row, self.kinds, axis=1) + new
-        self._last_ms[rows] += np.maximum(age_ms, 0)
+        new = np.concatenate((amounts,) * SPEEDS)
+        if age_ms.min() < 0:
+            # What comes late is aged to the row's time; what comes in order ages the row to its own.
+            late = np.repeat(_fade(np.maximum(-age_ms, 0)), self.kinds, axis=1)
+            new, age_ms = late * new, np.maximum(age_ms, 0)
+        fade = np.repeat(_fade(age_ms), self.kinds, axis=1)
+        self._values[rows] = self._values[rows] * fade + new
+        self._last_ms[rows] += age_ms
 
     def read(self, keys: Keys, now_ms: int) -> Values:
         """Counters as of ``now_ms``, shape keys.shape + (C,); zeros for a key that was never added."""
@@ -109,5 +110,5 @@ def amounts(
     if happened in kinds:
         added[list(kinds).index(happened)] = 1.0
     if watch_ms is not None and happened == "view":
-        added[list(kinds).index("watch")] = np.log1p(watch_ms / 1000.0)
+        added[kinds.index("watch")] = np.log1p(watch_ms / 1000.0)
     return added

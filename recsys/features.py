@@ -29,6 +29,7 @@ CONTENT_WIDTH: Final = 12  # other categorical item fields, all in one slot
 PROFILE_WIDTH: Final = 40
 CONTEXT_WIDTH: Final = 4
 HISTORY_GROUP: Final = 2  # values of each group that a history entry keeps
+ENTITIES_KEPT: Final = 200_000
 MAIN_LABELS: Final = 3  # labels whose running rates are features
 
 
@@ -104,15 +105,41 @@ class FeatureSet:
 
     def slot(self, name: str) -> Slot:
         """The slot of this name; KeyError where there is none."""
-        for slot in (*self.user_slots, *self.item_slots):
-            if slot.name == name:
-                return slot
-        raise KeyError(f"no slot {name!r} in feature set {self.digest}")
+        try:
+            return self._slots_by_name[name]
+        except KeyError:
+            raise KeyError(f"no slot {name!r} in feature set {self.digest}") from None
 
     def group_columns(self) -> list[int]:
         """The item columns that an item vector's content starts from: those that a history entry keeps."""
         starts = [self.slot(f"item.{name}").start for name in self.schema.groups]
         return [column for start in starts for column in range(start, start + HISTORY_GROUP)]
+
+    def entities(self, keys_I: Keys) -> tuple[int, ...]:
+        """What counters know an item by, each once: itself, its groups' values, its duration.
+
+        Asked for every event, so it is kept by the keys (which change when an item's fields do).
+        """
+        packed = keys_I.tobytes()
+        found = self._entities.get(packed)
+        if found is None:
+            if len(self._entities) >= ENTITIES_KEPT:
+                self._entities.clear()
+            columns = [0, self.slot("duration").start]
+            for name in self.schema.groups:
+                slot = self.slot(f"item.{name}")
+                columns.extend(range(slot.start, slot.stop))
+            found = tuple(dict.fromkeys(int(key) for key in keys_I[columns] if key))
+            self._entities[packed] = found
+        return found
+
+    @cached_property
+    def _entities(self) -> dict[bytes, tuple[int, ...]]:
+        return {}
+
+    @cached_property
+    def _slots_by_name(self) -> dict[str, Slot]:
+        return {slot.name: slot for slot in (*self.user_slots, *self.item_slots)}
 
     def item_keys(self, item_id: Id, fields: dict[str, Any]) -> Keys:
         """The keys of one item, (I,)."""

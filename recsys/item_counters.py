@@ -28,6 +28,8 @@ class ItemCounters:
         self._requests: OrderedDict[str, int] = OrderedDict()
         self._changed: set[int] = set()
         self._kinds = set(features.kinds) | {"view"}
+        self._duration = features.slot("duration").start
+        self._crosses: dict[tuple[int, int, int], tuple[int, ...]] = {}
 
     def impression(self, impression: Impression, items_NI: Keys) -> None:
         """Remembers the context; counts all items as shown where that is what an impression means."""
@@ -67,23 +69,22 @@ class ItemCounters:
     def _add(self, keys_I: Keys, context: int, added: NDArray[np.float32], now_ms: int) -> None:
         if not added.any():
             return
-        entities = [GLOBAL, *item_entities(self.features, keys_I[None, :]).ravel().tolist()]
+        entities = (GLOBAL, *self.features.entities(keys_I))
         if context:
-            entities.append(context)
-            crossed = context_entities(self.features, context, keys_I[None, :])
-            entities.extend(crossed.ravel().tolist())
-        unique = [key for key in dict.fromkeys(entities) if key]
-        self.counters.add(unique, added, now_ms)
-        self._changed.update(unique)
+            entities += (context, *self._crossed(context, keys_I))
+        self.counters.add(entities, added, now_ms)
+        self._changed.update(entities)
 
-
-def item_entities(features: FeatureSet, items_NI: Keys) -> Keys:
-    """(N, 1 + groups × width): the item and its groups' values."""
-    columns = [0]
-    for name in features.schema.groups:
-        slot = features.slot(f"item.{name}")
-        columns.extend(range(slot.start, slot.stop))
-    return items_NI[:, columns]
+    def _crossed(self, context: int, keys_I: Keys) -> tuple[int, ...]:
+        """The context's crosses with one item, kept: the same few are asked for again and again."""
+        pair = (context, int(keys_I[0]), int(keys_I[self._duration]))
+        found = self._crosses.get(pair)
+        if found is None:
+            if len(self._crosses) >= REQUESTS:
+                self._crosses.clear()
+            keys = context_entities(self.features, context, keys_I[None, :])[0].tolist()
+            found = self._crosses[pair] = tuple(key for key in keys if key)
+        return found
 
 
 def context_entities(features: FeatureSet, context: int, items_NI: Keys) -> Keys:

@@ -151,8 +151,12 @@ class Session:
     ) -> None:
         if kind not in self.features.kinds and kind != "view":
             return
-        entities = {USER, context, *user_entities(self.features, keys_I)} - {0}
-        self.counters.add(entities, amounts(self.features.kinds, kind, watch_ms), now_ms)
+        entities = (USER, context) if context else (USER,)
+        self.counters.add(
+            (*entities, *self.features.entities(keys_I)),
+            amounts(self.features.kinds, kind, watch_ms),
+            now_ms,
+        )
         if len(self.counters) > 2 * COUNTER_ROWS:
             self.counters.keep_newest(COUNTER_ROWS)
 
@@ -166,15 +170,6 @@ class Session:
         self.history.append(entry)
         self.seen.append(item)
         return entry
-
-
-def user_entities(features: FeatureSet, keys_I: Keys) -> list[int]:
-    """What a user's counters know an item by: itself, its groups' values, its duration."""
-    columns = [0, features.slot("duration").start]
-    for name in features.schema.groups:
-        slot = features.slot(f"item.{name}")
-        columns.extend(range(slot.start, slot.stop))
-    return [int(key) for key in keys_I[columns]]
 
 
 _encoder = msgspec.msgpack.Encoder()
