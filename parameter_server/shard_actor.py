@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from parameter_server.client import Channel, ShardedClient, ShardUnreachable, Worker, hello, part_of
+from parameter_server.parameter_client import Channel, ShardedClient, ShardUnreachable, Worker, hello, part_of
 from parameter_server.dense import Vector
 from parameter_server.durable import DurableShard, Home
 from parameter_server.kernels import warm

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from parameter_server.client import Channel, ShardUnreachable
+from parameter_server.parameter_client import Channel, ShardUnreachable
 from parameter_server.shard_service import ShardService
 from parameter_server.wire import HEAD, Frame, Hello, Refusal, WireError, decode, encode, sizes
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.client import LocalClient
+from parameter_server.parameter_client import LocalClient
 from parameter_server.deltas import DeltaAssembler, Gap, checksum, is_sound, seal
 from recsys.records import Delta, TableRows, pack
 from tests.toy_line import DENSE, LANES, toy_spec, work

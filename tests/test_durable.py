@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from parameter_server import snapshots
-from parameter_server.client import LocalClient, Routed, part_of, route_lanes
+from parameter_server.parameter_client import LocalClient, Routed, part_of, route_lanes
 from parameter_server.deltas import DeltaAssembler
 from parameter_server.durable import DurableShard, Home, start_line
 from parameter_server.shard import digest_of_shards

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parameter_server.client import LocalClient, fresh_shards
+from parameter_server.parameter_client import LocalClient, fresh_shards
 from parameter_server.deltas import DeltaAssembler, Gap, to_arrays
 from parameter_server.lanes import LaneGradients, RowGradients, StepSum
 from parameter_server.rows import initial_rows

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from parameter_server.client import ParameterClient
+from parameter_server.parameter_client import ParameterClient
 from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.shard import ShardSpec
 from recsys.config import TableConfig

@@ -6,7 +6,7 @@ by waiting, this does by ``advance``: steps that are due by event time are learn
 
 from collections.abc import Callable, Iterable
 
-from parameter_server.client import LocalClient
+from parameter_server.parameter_client import LocalClient
 from parameter_server.deltas import DeltaAssembler, Gap, StepDelta
 from parameter_server.shard import digest_of_shards
 from recsys.blueprint import build_model
