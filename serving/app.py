@@ -1,0 +1,64 @@
+"""The Serve deployment: one replica is one service with its HTTP app. Thin: all it knows is in others.
+
+User code runs on the replica's own event loop (RAY_SERVE_THROUGHPUT_OPTIMIZED), so nothing in it may block.
+"""
+
+import logging
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from ray import serve
+
+from recsys.config import Config
+from recsys.open_log import open_log
+from serving.http_app import build_app
+from serving.service import Service, admin_key_file
+from serving.session_store import RedisSessions
+
+APP = "recsys"
+HEALTH_PERIOD_S = 5.0
+GRACE_S = 5.0
+
+
+class Feed:
+    """The class behind the deployment. ``config`` is the configuration as JSON, so that nothing is pickled
+    that another version of the code would read otherwise."""
+
+    def __init__(self, config: str) -> None:
+        self._config = msgspec.json.decode(config, type=Config)
+        logging.getLogger("recsys").setLevel(logging.INFO)
+        log = open_log(self._config)
+        self.service = Service(self._config, log, RedisSessions(self._config.sessions.url))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Asked by Serve, once, after the constructor."""
+        return build_app(self.service, self._admin_key)
+
+    async def check_health(self) -> None:
+        """Raises where the replica can't be mended but by a new one: it stopped following the log."""
+        if self.service.failure:
+            raise RuntimeError(self.service.failure)
+
+    def _admin_key(self) -> str:
+        try:
+            return admin_key_file(self._config).read_text().strip()
+        except OSError:
+            return ""
+
+
+def application(config: Config) -> Any:
+    """The application to give to ``serve.run``."""
+    deployment = serve.deployment(
+        name="Feed",
+        num_replicas=config.serve.replicas,
+        max_ongoing_requests=config.serve.max_ongoing,
+        max_queued_requests=config.serve.max_ongoing,
+        backpressure_config={"status_code": 503, "retry_after_s": 1},
+        ray_actor_options={"num_cpus": 1},
+        health_check_period_s=HEALTH_PERIOD_S,
+        graceful_shutdown_timeout_s=GRACE_S,
+        graceful_shutdown_wait_loop_s=0.5,
+    )
+    encoded = msgspec.json.encode(config).decode()
+    return deployment(serve.ingress()(Feed)).bind(encoded)

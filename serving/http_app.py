@@ -1,0 +1,254 @@
+"""The API over HTTP: routes that check, call the service and encode. No state of their own.
+
+Bodies of at most 1 MB; errors name the field, the value and what was expected; what can't be done now is 503
+with Retry-After. Everything a viewer's page needs is here too, so that it has one origin.
+"""
+
+import hmac
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from recsys.hashing import Id
+from serving import api_models as models
+from serving import request as values
+from serving.ingest import ACCEPTED, DUPLICATE, REJECTED, Result
+from serving.service import Service, Unavailable
+from serving.serving_metrics import Gate, ServingMetrics
+from serving.strict_json import StrictRoute
+
+WEB: Final = Path(__file__).parent / "web"
+_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"model": models.ProblemOut, "description": about}
+    for status, about in {
+        400: "Not JSON",
+        413: "More than 1 MB",
+        422: "A field is wrong",
+        503: "Not now: see Retry-After",
+    }.items()
+}
+_ADMIN_PROBLEMS: Final = _PROBLEMS | {
+    401: {"model": models.ProblemOut, "description": "X-Admin-Key is missing"},
+    403: {"model": models.ProblemOut, "description": "X-Admin-Key is wrong"},
+}
+
+
+def build_app(service: Service, admin_key: Callable[[], str]) -> FastAPI:
+    """The app of one replica. It starts and stops the service with itself. ``admin_key`` is asked at each
+    use; an empty one opens nothing."""
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="recsys", version="1", lifespan=life,
+        description="A recommender that learns from every swipe.",
+    )  # fmt: skip
+    app.router.route_class = StrictRoute
+    metrics = ServingMetrics(service)
+    app.add_middleware(Gate, metrics=metrics, limit=service.config.serve.max_ongoing)
+    _add_errors(app)
+    _add_viewer_routes(app, service, metrics)
+    _add_admin_routes(app, service, admin_key)
+    _add_health_routes(app, service, metrics)
+    _add_pages(app)
+    return app
+
+
+def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:
+    @app.post("/v1/recommend", response_model=models.RecommendOut, responses=_PROBLEMS)
+    async def recommend(body: models.RecommendIn) -> Response:
+        """Items for a user, ranked by the freshest model."""
+        started = time.perf_counter()
+        answer = await service.recommend(_request_of(body))
+        for stage in answer.degraded:
+            metrics.degraded.labels(stage).inc()
+        return _json(_answer_of(answer, started))
+
+    @app.post("/v1/events", status_code=202, response_model=models.EventsOut, responses=_PROBLEMS)
+    async def events(body: models.EventsIn) -> Response:
+        """What viewers did. Answered once it is committed; send it again where no answer came: repeats of an
+        `event_id` count once."""
+        taken = await service.take(body.events)
+        for status in (ACCEPTED, DUPLICATE, REJECTED):
+            metrics.events.labels(status).inc(taken.count(status))
+        return _json(_results_of(taken.results), 202)
+
+    @app.get("/v1/sessions/{user_id}", response_model=models.SessionOut, responses=_PROBLEMS)
+    async def session(user_id: str) -> Response:
+        """What is known of a user right now."""
+        return _json(await service.session(_id(user_id, "user_id")))
+
+    @app.get("/v1/status", response_model=models.StatusOut)
+    async def status() -> Response:
+        """Which version answers, and how fresh it is."""
+        return _json(service.status())
+
+
+def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], str]) -> None:
+    async def admin(x_admin_key: Annotated[str | None, Header()] = None) -> None:
+        if x_admin_key is None:
+            raise HTTPException(401, "the header X-Admin-Key is missing")
+        expected = admin_key().encode()
+        if not expected or not hmac.compare_digest(x_admin_key.encode(), expected):
+            raise HTTPException(403, "the header X-Admin-Key is wrong: see state/run/admin.key")
+
+    common: dict[str, Any] = {
+        "dependencies": [Depends(admin)], "responses": _ADMIN_PROBLEMS, "status_code": 202,
+        "response_model": models.EventsOut,
+    }  # fmt: skip
+
+    @app.post("/v1/items", **common)
+    async def put_items(body: models.ItemsIn) -> Response:
+        """Publishes or changes items."""
+        found = [item.model_dump(exclude_none=True) for item in body.items]
+        return _json(_results_of(await service.put_items(found)), 202)
+
+    @app.post("/v1/users", **common)
+    async def put_users(body: models.UsersIn) -> Response:
+        """Sets users' profiles."""
+        found = [user.model_dump(exclude_none=True) for user in body.users]
+        return _json(_results_of(await service.put_users(found)), 202)
+
+    @app.delete("/v1/items/{item_id}", **common)
+    async def remove_item(item_id: str) -> Response:
+        """Takes an item away: it is recommended no more."""
+        await service.remove_item(_id(item_id, "item_id"))
+        return _json(_results_of([Result(0, ACCEPTED)]), 202)
+
+    @app.delete("/v1/users/{user_id}", **common)
+    async def erase_user(user_id: str) -> Response:
+        """Forgets a user: the session goes at once, the rest as the folds come to it."""
+        await service.erase_user(_id(user_id, "user_id"))
+        return _json(_results_of([Result(0, ACCEPTED)]), 202)
+
+
+def _add_health_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", responses={503: {"description": "Still catching up, or cut off"}})
+    async def readyz() -> Response:
+        """Whether the replica has caught up with the log, and how far it is behind."""
+        body = {"ready": service.ready, "lag": service.reader.lag, "failure": service.failure}
+        return _json(body, 200 if service.ready else 503)
+
+    @app.get("/metrics", response_class=Response)
+    async def prometheus() -> Response:
+        """For Prometheus: of the replica that answers."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _add_pages(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        page = WEB / "index.html"
+        if not page.exists():
+            raise HTTPException(404, "there is no page in this installation")
+        return Response(page.read_bytes(), media_type="text/html; charset=utf-8")
+
+    if WEB.is_dir():
+        app.mount("/static", StaticFiles(directory=WEB), name="static")
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        details = [_detail(one) for one in error.errors()[:20]]
+        return _json({"error": "the request isn't as expected", "details": details}, 422)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(_: Request, error: StarletteHTTPException) -> Response:
+        body = {"error": str(error.detail), "details": []}
+        return _json(body, error.status_code, dict(error.headers or {}))
+
+    @app.exception_handler(Unavailable)
+    async def unavailable(_: Request, error: Unavailable) -> Response:
+        headers = {"retry-after": str(error.retry_after_s)}
+        return _json({"error": str(error), "details": []}, 503, headers)
+
+
+def _detail(error: dict[str, Any]) -> dict[str, str]:
+    field = ".".join(str(part) for part in error["loc"] if part != "body")
+    value = repr(error.get("input"))
+    shown = value if len(value) <= 80 else value[:77] + "..."
+    return {"field": field or "body", "value": shown, "expected": error["msg"]}
+
+
+def _request_of(body: models.RecommendIn) -> values.Request:
+    given = body.candidate_ids
+    return values.Request(
+        user_id=body.user_id,
+        n=body.n,
+        surface=body.surface,
+        context=body.context,
+        exclude_ids=tuple(body.exclude_ids),
+        candidate_ids=None if given is None else tuple(given),
+        explain=body.explain,
+    )
+
+
+def _answer_of(answer: values.Answer, started: float) -> dict[str, Any]:
+    return {
+        "request_id": answer.request_id,
+        "items": [_item_of(item) for item in answer.items],
+        "stamp": answer.stamp,
+        "took_ms": round((time.perf_counter() - started) * 1000, 3),
+        "degraded": answer.degraded,
+    }
+
+
+def _item_of(item: values.AnswerItem) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "item_id": item.item_id,
+        "rank": item.rank,
+        "score": item.score,
+        "propensity": item.propensity,
+        "sources": item.sources,
+        "fields": item.fields,
+    }
+    if item.predictions is not None:
+        out["predictions"] = item.predictions
+    if item.reasons is not None:
+        out["reasons"] = item.reasons
+    return out
+
+
+def _results_of(results: Sequence[Result]) -> dict[str, Any]:
+    counts = {status: 0 for status in (ACCEPTED, DUPLICATE, REJECTED)}
+    told: list[dict[str, Any]] = []
+    for result in results:
+        counts[result.status] += 1
+        one: dict[str, Any] = {"index": result.index, "status": result.status}
+        if result.error is not None:
+            one["error"] = dict(zip(("field", "value", "expected"), result.error, strict=True))
+        told.append(one)
+    return {
+        "accepted": counts[ACCEPTED],
+        "duplicates": counts[DUPLICATE],
+        "rejected": counts[REJECTED],
+        "results": told,
+    }
+
+
+def _id(text: str, name: str) -> Id:
+    if not 0 < len(text) <= 256:
+        raise HTTPException(422, f"{name} has {len(text)} characters, expected 1 to 256")
+    return text
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, "application/json")

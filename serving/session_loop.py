@@ -1,0 +1,215 @@
+"""The part that folds events into sessions: read a batch, load the users' sessions, fold, write, all at once.
+
+Exactly once: a session skips events before its own offset, and the fold's place is written in one transaction
+with the sessions. Whatever dies, the fold goes on from the place that the store has.
+"""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+
+from recsys.blueprint import feature_set
+from recsys.config import Config
+from recsys.events import Engagement, Event, Impression, User
+from recsys.features import FeatureSet
+from recsys.hashing import Id
+from recsys.log import Log, LogLost, LogUnavailable
+from recsys.loops import Stop
+from recsys.open_log import open_log
+from recsys.records import CONTROL, EVENTS, Control, Erasure
+from recsys.session import Session
+from serving.event_reader import EventReader, Read
+from serving.freshness import Delays
+from serving.session_store import FoldStore, Moved, Place, RedisFold, StoreUnavailable
+
+NAME: Final = "session-fold"
+_IN_MEMORY: Final = 2_000  # sessions kept here between batches: some 50 KB each
+_HOLD_EVERY_MS: Final = 5_000
+_RECENT_MS: Final = 60_000  # views older than that come from a log that is replayed
+
+
+class SessionLoop:
+    """The fold of ``events`` into sessions, one batch a turn."""
+
+    def __init__(
+        self,
+        log: Log,
+        store: FoldStore,
+        features: FeatureSet,
+        seen: int = 500,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._log, self._store, self._features = log, store, features
+        self._seen, self._now_ms = seen, now_ms
+        self.events = EventReader(log, features)
+        self.delays = Delays()  # from a view's own time to its session's being written
+        self.unreadable = 0  # packed sessions that couldn't be read: begun anew
+        self._place: Place | None = None
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._control = 0
+        self._held_ms = 0
+        self._stale = True
+
+    def turn(self, limit: int = 1_000) -> int:
+        """Folds one batch; returns how many records it moved on. After an error it begins again from the
+        place that the store has."""
+        if self._stale:
+            self._go_on()
+        self._stale = True
+        before = sum(self.events.offsets) + self._control
+        batch = self.events.read(limit)
+        erased = self._read_control()
+        moved = sum(self.events.offsets) + self._control - before
+        if moved:
+            users = (_user_of(read.event) for read in batch)
+            self._load({str(user): user for user in users if user is not None})
+            changed, gone = self._fold(batch)
+            self._commit(changed, gone | erased)
+            self._measure(batch)
+        self._hold()
+        self._stale = False
+        return moved
+
+    def _go_on(self) -> None:
+        place = self._store.place()
+        if place is not None and place.log_id != self._log.id:
+            raise LogLost(
+                f"the sessions are folded from log {place.log_id}, this one is {self._log.id}: "
+                "empty the session store, or give it the state folder that it belongs to"
+            )
+        self._sessions.clear()
+        self._place = place
+        self._control = self._log.begin(CONTROL, 0) if place is None else place.control
+        self.events.seek(None if place is None else place.events)
+
+    def _read_control(self) -> set[str]:
+        erased: set[str] = set()
+        while records := self._log.read(CONTROL, 0, self._control):
+            for record in records:
+                try:
+                    said: Control = _control.decode(record.value)
+                except msgspec.MsgspecError:
+                    continue  # of a newer version: not for sessions
+                if isinstance(said, Erasure):
+                    erased.add(str(said.user_id))
+            self._control = records[-1].offset + 1
+        return erased
+
+    def _load(self, users: dict[str, Id]) -> None:
+        absent = [name for name in users if name not in self._sessions]
+        for name, blob in zip(absent, self._store.load(absent), strict=True):
+            self._sessions[name] = self._unpack(users[name], blob)
+
+    def _unpack(self, user_id: Id, blob: bytes | None) -> Session:
+        if blob is not None:
+            try:
+                return Session.unpack(blob, self._features, self._seen)
+            except (msgspec.MsgspecError, ValueError):
+                self.unreadable += 1
+        return Session(user_id, self._features, self._seen)
+
+    def _fold(self, batch: Iterable[Read]) -> tuple[set[str], set[str]]:
+        """Folds events into the loaded sessions; the users changed, and those gone."""
+        changed: set[str] = set()
+        gone: set[str] = set()
+        for _, offset, event in batch:
+            user_id = _user_of(event)
+            if user_id is None:
+                continue
+            name = str(user_id)
+            session = self._sessions[name]
+            if offset < session.offset:
+                continue
+            if isinstance(event, User) and event.removed:
+                session = self._sessions[name] = Session(user_id, self._features, self._seen)
+                changed.discard(name)
+                gone.add(name)
+            else:
+                self._fold_one(session, event)
+                changed.add(name)
+                gone.discard(name)
+            session.offset = offset + 1
+        return changed, gone
+
+    def _fold_one(self, session: Session, event: Event) -> None:
+        if isinstance(event, User):
+            session.fold_user(event)
+        elif isinstance(event, Impression):
+            session.fold_impression(event, self.events.shown_keys(event))
+        elif isinstance(event, Engagement):
+            session.fold_engagement(event, self.events.keys_of(event.item_id))
+
+    def _commit(self, changed: set[str], gone: set[str]) -> None:
+        packed = {name: self._sessions[name].pack() for name in sorted(changed - gone)}
+        after = Place(self._log.id, list(self.events.offsets), self._control)
+        self._store.commit(self._place, after, packed, sorted(gone))
+        self._place = after
+        for name in gone:
+            self._sessions.pop(name, None)
+        for name in changed - gone:
+            self._sessions.move_to_end(name)
+        while len(self._sessions) > _IN_MEMORY:
+            self._sessions.popitem(last=False)
+
+    def _measure(self, batch: Iterable[Read]) -> None:
+        now_ms = self._now_ms()
+        for _, _, event in batch:
+            if isinstance(event, Engagement) and event.kind == "view":
+                if 0 <= now_ms - event.time_ms < _RECENT_MS:
+                    self.delays.add(now_ms - event.time_ms)
+
+    def _hold(self) -> None:
+        """Tells the log from where this fold would begin again."""
+        now_ms = self._now_ms()
+        if now_ms - self._held_ms >= _HOLD_EVERY_MS and self._place is not None:
+            self._held_ms = now_ms
+            for partition, offset in enumerate(self._place.events):
+                self._log.hold(NAME, EVENTS, partition, offset)
+
+
+def _user_of(event: Event) -> Id | None:
+    return event.user_id if isinstance(event, User | Impression | Engagement) else None
+
+
+def run(config: Config, stop: Stop) -> None:
+    """The part: turns until it is asked to stop; waits while the store or the log is away."""
+    log = open_log(config)
+    store = RedisFold(config.sessions.url, config.sessions.ttl_s)
+    loop = SessionLoop(log, store, feature_set(config), config.sessions.seen)
+    logger = logging.getLogger(__name__)
+    try:
+        starting = True  # until the first turn is done, which reads the whole catalogue
+        while not stop.is_set(starting):
+            try:
+                moved = loop.turn()
+                starting = False
+            except (StoreUnavailable, LogUnavailable, Moved) as error:
+                stop.heartbeat.add("failed_turns")
+                logger.warning("turn failed, trying again", extra={"error": str(error)})
+                stop.wait(0.3, starting)
+                continue
+            _tell(loop, stop, moved)
+            if not moved:
+                log.wait(EVENTS, 0.05)
+    finally:
+        store.close()
+        log.close()
+
+
+def _tell(loop: SessionLoop, stop: Stop, moved: int) -> None:
+    beat = stop.heartbeat
+    beat.add("events", moved)
+    beat.offsets(EVENTS, loop.events.offsets)
+    if moved:
+        beat.gauge("repeats", loop.events.repeats)
+        beat.gauge("unreadable", loop.events.unreadable + loop.unreadable)
+        p95 = loop.delays.percentile(0.95)
+        if p95 is not None:
+            beat.gauge("click_to_session_p95_ms", round(p95, 1))
+
+
+_control = msgspec.msgpack.Decoder(Control)

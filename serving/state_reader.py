@@ -1,0 +1,260 @@
+"""What a replica follows: items, item state, the live line's weights, control; and how far it has come.
+
+``read`` waits on disks and decodes, in a thread; ``apply`` changes the replica, between two requests. A batch
+is small, so that no request waits long for it. A replica is ready when it has once caught up with the log.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from experiments.definition import Experiment, read_experiments
+from experiments.policy import Policies
+from parameter_server.deltas import StepDelta
+from recsys.config import Config
+from recsys.events import Item, Rejected, decode
+from recsys.hashing import Id
+from recsys.log import Log, LogLost
+from recsys.marked_yaml import YamlError
+from recsys.records import (
+    CONTROL,
+    DELTAS,
+    EVENTS,
+    EXAMPLES,
+    ITEM_STATE,
+    ITEMS,
+    STEPS,
+    Control,
+    Experiments,
+    ItemState,
+    Live,
+    Range,
+    Step,
+)
+from serving.freshness import Freshness, Rate
+from serving.line_reader import LineReader, Loaded
+from serving.replica import Replica
+
+R = TypeVar("R")
+MAIN: Final = "main"
+_ITEMS, _STATES, _DELTAS, _EXAMPLES = 50, 8, 16, 500  # records in a batch
+_STARTING: Final = 20  # times as many while nobody is answered yet
+_STEPS_KEPT: Final = 2_000
+_LAG_EVERY_MS: Final = 1_000
+
+
+class _Example(msgspec.Struct):
+    """What is read of an example: not its features."""
+
+    request_id: str
+    item_id: Id
+
+
+@dataclass
+class Batch:
+    """What one reading found, in the order in which it is to be applied."""
+
+    items: list[tuple[Item, int]] = field(default_factory=list)
+    states: list[tuple[ItemState, int]] = field(default_factory=list)
+    loaded: Loaded | None = None
+    steps: list[StepDelta] = field(default_factory=list)
+    policies: Policies | None = None
+    records: list[Step] = field(default_factory=list)  # of steps
+    examples: list[tuple[int, int, str, Id]] = field(default_factory=list)
+    events_end: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.items or self.states or self.loaded or self.steps or self.policies
+            or self.records or self.examples or self.events_end is not None
+        )  # fmt: skip
+
+    @property
+    def full(self) -> bool:
+        """Whether there may be more of what answers are made from."""
+        return bool(self.items or self.states or self.loaded or self.steps)
+
+
+class StateReader:
+    """Reads for one replica, and applies to it. ``read`` belongs to one thread, all else to another."""
+
+    def __init__(
+        self, log: Log, replica: Replica, config: Config, now_ms: Callable[[], int]
+    ) -> None:
+        self._log, self.replica, self._config, self._now_ms = log, replica, config, now_ms
+        self.line = LineReader(log, Path(config.state) / "snapshots")
+        self.freshness = Freshness()
+        self.policies = Policies(config.policy)
+        self.examples, self.events = Rate(), Rate()
+        self.ready = False
+        self.unreadable = 0
+        self.lag: dict[str, int] = {}  # records not read yet, by topic, as of about a second ago
+        self._learned = 0
+        self._ranges: dict[int, Step] = {}
+        self._live: tuple[str, int | None] | None = None  # None: nothing is loaded yet
+        self._wanted: tuple[str, int | None] = (MAIN, None)
+        self._items, self._states = log.begin(ITEMS, 0), log.begin(ITEM_STATE, 0)
+        self._control = log.begin(CONTROL, 0)
+        self._steps = log.end(STEPS, 0)
+        self._examples = [log.end(EXAMPLES, p) for p in range(log.partitions(EXAMPLES))]
+        self._lagged_ms = 0
+        self._batch = Batch()
+
+    # --- in the reading thread ---
+
+    def read(self) -> Batch:
+        """The next of everything. Raises LogUnavailable, and LogLost where the catalogue is gone."""
+        scale = 1 if self.ready else _STARTING
+        batch = self._batch  # what was read before an error is in it, and isn't read again
+        self._read_control(batch)
+        self._read_items(batch, _ITEMS * scale)
+        self._read_states(batch, _STATES * scale)
+        self._read_line(batch, _DELTAS * scale)
+        self._read_progress(batch)
+        self._batch = Batch()
+        return batch
+
+    def catch_up(self, stopped: Callable[[], bool]) -> None:
+        """Reads and applies, in this thread, until there is nothing more. For the start: while the replica
+        answers nobody."""
+        while not stopped():
+            batch = self.read()
+            self.apply(batch)
+            if not batch.full:
+                self.ready = True
+                return
+
+    def _read_control(self, batch: Batch) -> None:
+        while records := self._log.read(CONTROL, 0, self._control):
+            for record in records:
+                said = self._unpack(record.value, _control)
+                if isinstance(said, Live):
+                    self._wanted = (said.line, said.epoch)
+                elif isinstance(said, Experiments):
+                    batch.policies = self._policies_of(said) or batch.policies
+            self._control = records[-1].offset + 1
+
+    def _policies_of(self, said: Experiments) -> Policies | None:
+        try:
+            found: tuple[Experiment, ...] = read_experiments(said.configs, self._config.policy)
+        except (YamlError, ValueError) as error:
+            self.unreadable += 1
+            logging.getLogger(__name__).error(
+                "experiments not taken", extra={"revision": said.revision, "error": str(error)}
+            )
+            return None
+        return Policies(self._config.policy, found)
+
+    def _read_items(self, batch: Batch, limit: int) -> None:
+        for record in self._log.read(ITEMS, 0, self._items, limit):
+            self._items = record.offset + 1
+            try:
+                event = decode(record.value)
+            except Rejected:
+                self.unreadable += 1
+                continue
+            if isinstance(event, Item):
+                batch.items.append((event, record.offset + 1))
+
+    def _read_states(self, batch: Batch, limit: int) -> None:
+        try:
+            records = self._log.read(ITEM_STATE, 0, self._states, limit)
+        except LogLost:  # trimmed: everything was told again after it
+            self._states = self._log.begin(ITEM_STATE, 0)
+            return
+        for record in records:
+            self._states = record.offset + 1
+            state = self._unpack(record.value, _item_state)
+            if state is not None:
+                batch.states.append((state, record.offset + 1))
+
+    def _read_line(self, batch: Batch, limit: int) -> None:
+        if self._live != self._wanted:
+            loaded: Loaded | None = self.line.start(*self._wanted)
+            self._live = self._wanted
+        else:
+            loaded = self.line.mend(self._now_ms())
+        if loaded is not None:
+            batch.loaded, batch.steps = loaded, []
+        batch.steps.extend(self.line.read(limit))
+
+    def _read_progress(self, batch: Batch) -> None:
+        """What says how fast the system learns: steps, examples, ends. Nothing is answered from it."""
+        for record in self._log.read(STEPS, 0, self._steps, _EXAMPLES):
+            self._steps = record.offset + 1
+            step = self._unpack(record.value, _step)
+            if step is not None:
+                batch.records.append(step)
+        for partition, offset in enumerate(self._examples):
+            for record in self._log.read(EXAMPLES, partition, offset, _EXAMPLES):
+                self._examples[partition] = record.offset + 1
+                example = self._unpack(record.value, _example)
+                if example is not None:
+                    found = (partition, record.offset, example.request_id, example.item_id)
+                    batch.examples.append(found)
+        now_ms = self._now_ms()
+        if now_ms - self._lagged_ms >= _LAG_EVERY_MS:
+            self._lagged_ms = now_ms
+            partitions = range(self._log.partitions(EVENTS))
+            batch.events_end = sum(self._log.end(EVENTS, p) for p in partitions)
+            self.lag = {
+                ITEMS: self._log.end(ITEMS, 0) - self._items,
+                ITEM_STATE: self._log.end(ITEM_STATE, 0) - self._states,
+                DELTAS: self._log.end(DELTAS, 0) - self.line.offset,
+            }
+
+    def _unpack(self, value: bytes, decoder: "msgspec.msgpack.Decoder[R]") -> R | None:
+        try:
+            return decoder.decode(value)
+        except msgspec.MsgspecError:
+            self.unreadable += 1
+            return None
+
+    # --- between two requests ---
+
+    def apply(self, batch: Batch) -> None:
+        """Changes the replica. Never during a request."""
+        now_ms = self._now_ms()
+        for item, offset in batch.items:
+            self.replica.apply_item(item, offset)
+        for state, offset in batch.states:
+            self.replica.apply_item_state(state, offset)
+        self.policies = batch.policies or self.policies
+        for record in batch.records:
+            self._ranges[record.step] = record
+        while len(self._ranges) > _STEPS_KEPT:
+            del self._ranges[next(iter(self._ranges))]
+        for partition, offset, request_id, item_id in batch.examples:
+            self.freshness.example(partition, offset, request_id, item_id)
+        if batch.loaded is not None:
+            self._load(batch.loaded)
+        for delta in batch.steps:
+            self._apply_step(delta, now_ms)
+        if batch.events_end is not None:
+            self.events.tell(batch.events_end, now_ms)
+            self.examples.tell(self._learned, now_ms)
+
+    def _load(self, loaded: Loaded) -> None:
+        rows = loaded.rows
+        tables = {} if rows is None else rows.tables
+        dense = None if rows is None else rows.dense
+        version = {"epoch": loaded.epoch, "step": loaded.step}
+        self.replica.load(tables, dense, line=loaded.line, **version)
+
+    def _apply_step(self, delta: StepDelta, now_ms: int) -> None:
+        self.replica.apply_step(delta)
+        record = self._ranges.pop(delta.step, None)
+        if record is not None and record.line == self.replica.line:
+            self._learned += record.examples
+            ranges: list[Range] = record.ranges
+            self.freshness.learned(ranges, now_ms)
+
+
+_control: "msgspec.msgpack.Decoder[Control]" = msgspec.msgpack.Decoder(Control)
+_item_state = msgspec.msgpack.Decoder(ItemState)
+_step = msgspec.msgpack.Decoder(Step)
+_example = msgspec.msgpack.Decoder(_Example)
