@@ -7,21 +7,42 @@ from numpy.typing import NDArray
 
 from recsys.cli.player import Scored
 from recsys.events import Engagement
+from recsys.hashing import Id
 from recsys.report import Predictions
 
 
 class Recorder:
-    """Scores by impression and item, and the labels as the whole log knows them in the end."""
+    """Scores by impression and item, and the labels as the whole log knows them in the end.
+
+    It keeps columns, not impressions: three million scores take some hundred bytes each.
+    """
 
     def __init__(self, labels: Sequence[str], context_field: str | None) -> None:
-        self._labels = list(labels)
         self._places = {label: k for k, label in enumerate(labels)}
         self._context_field = context_field
-        self._scored: list[Scored] = []
+        self._requests: list[str] = []
+        self._users: list[Id] = []
+        self._items: list[Id] = []
+        self._times: list[int] = []
+        self._lines: list[str] = []
+        self._versions: list[str] = []
+        self._contexts: list[str] = []
+        self._scores: list[NDArray[np.float32]] = []
         self._happened: dict[tuple[str, str], int] = {}  # a bit per label
 
     def scored(self, scored: Scored) -> None:
-        self._scored.append(scored)
+        """One impression's scores: a row for each of its items."""
+        impression, version = scored.impression, f"{scored.epoch}.{scored.step}"
+        context = str(impression.context.get(self._context_field or "", ""))
+        for served in impression.items:
+            self._requests.append(impression.request_id)
+            self._users.append(impression.user_id)
+            self._items.append(served.item_id)
+            self._times.append(impression.time_ms)
+            self._lines.append(scored.line)
+            self._versions.append(version)
+            self._contexts.append(context)
+        self._scores.append(scored.probabilities_NL.copy())
 
     def happened(self, engagement: Engagement) -> None:
         """An engagement; it may come before the impression that it answers has been scored."""
@@ -32,34 +53,21 @@ class Recorder:
 
     def predictions(self) -> Predictions:
         """All scores as columns, in the order in which they were given."""
-        rows = [(s.impression, served) for s in self._scored for served in s.impression.items]
-        counts = [len(s.impression.items) for s in self._scored]
-        bits = np.array(
-            [self._happened.get((i.request_id, str(served.item_id)), 0) for i, served in rows],
-            np.int64,
-        )
-        width = len(self._labels) + 1
-        scores = np.concatenate(
-            [s.probabilities_NL for s in self._scored] or [np.zeros((0, width))]
-        )
-        versions = [f"{s.epoch}.{s.step}" for s in self._scored]
+        rows = zip(self._requests, self._items, strict=True)
+        bits = np.array([self._happened.get((r, str(i)), 0) for r, i in rows], np.int64)
+        width = len(self._places) + 1
+        scores = np.concatenate(self._scores or [np.zeros((0, width), np.float32)])
         return Predictions(
-            request_id=[i.request_id for i, _ in rows],
-            user_id=[i.user_id for i, _ in rows],
-            item_id=[served.item_id for _, served in rows],
-            time_ms=np.array([i.time_ms for i, _ in rows], np.int64),
-            line=[s.line for s, n in zip(self._scored, counts, strict=True) for _ in range(n)],
-            version=[v for v, n in zip(versions, counts, strict=True) for _ in range(n)],
+            request_id=self._requests,
+            user_id=self._users,
+            item_id=self._items,
+            time_ms=np.array(self._times, np.int64),
+            line=self._lines,
+            version=self._versions,
             scores={label: scores[:, k] for label, k in self._places.items()},
             labels={label: (bits >> k) & 1 for label, k in self._places.items()},
         )
 
     def contexts(self) -> NDArray[np.str_]:
         """The value of the first context field for each row, "" where it has none."""
-        name = self._context_field
-        values = [
-            str(s.impression.context.get(name, "")) if name else ""
-            for s in self._scored
-            for _ in s.impression.items
-        ]
-        return np.array(values, np.str_)
+        return np.array(self._contexts, np.str_)
