@@ -9,14 +9,15 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
 
-from recsys.events import ClientEvent, Engagement, Item, Stamp, User
+from recsys.events import ClientEvent, Engagement, Stamp
 from recsys.hashing import Id
 
-BATCH: Final = 500  # events of one request
+BATCH: Final = 500  # events, items or users of one request: the server takes no more
 ATTEMPTS: Final = 5
 FIRST_WAIT_S: Final = 0.2
 LONGEST_WAIT_S: Final = 5.0
@@ -84,6 +85,7 @@ class ApiError(Exception):
 class Client:
     """Talks to one server. Use it as a context manager, or call ``close``.
 
+    ``admin_key`` is needed for items and users only; on a laptop it stands in ``state/run/admin.key``.
     ``clock_ms``, ``sleep`` and ``transport`` are handed in by tests.
     """
 
@@ -91,6 +93,7 @@ class Client:
         self,
         url: str = "http://127.0.0.1:8000",
         *,
+        admin_key: str | None = None,
         timeout_s: float = 5.0,
         headers: Mapping[str, str] | None = None,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
@@ -98,8 +101,9 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._clock_ms, self._sleep = clock_ms, sleep
+        sent = dict(headers or {}) | ({"x-admin-key": admin_key} if admin_key else {})
         self._http = httpx.Client(
-            base_url=url, timeout=timeout_s, headers=dict(headers or {}), transport=transport
+            base_url=url, timeout=timeout_s, headers=sent, transport=transport
         )
 
     def __enter__(self) -> Self:
@@ -136,18 +140,12 @@ class Client:
         return self._ask("POST", "/v1/recommend", Recommendations, request)
 
     def send_events(self, events: Sequence[ClientEvent]) -> Receipt:
-        """Sends engagements, items or users, in batches, again until taken. Raises ApiError when it gives up.
+        """Sends engagements in batches, again until they are taken. Raises ApiError when it gives up.
 
-        Rejected events don't raise: look at the receipt. Those of earlier batches stay taken.
+        Rejected events don't raise: look at the receipt (items and users have methods of their own and are
+        rejected here). Those of earlier batches stay taken.
         """
-        results: list[Outcome] = []
-        accepted = 0
-        named = [_with_id(event) for event in events]
-        for start in range(0, len(named), BATCH):
-            receipt = self._insist("/v1/events", {"events": named[start : start + BATCH]})
-            accepted += receipt.accepted
-            results.extend(receipt.results)
-        return Receipt(accepted, results)
+        return self._in_batches("events", [_with_id(event) for event in events])
 
     def engage(self, answer: Recommendations, user_id: Id, item_id: Id, kind: str,
                watch_ms: int | None = None, surface: str = "feed") -> Receipt:  # fmt: skip
@@ -159,26 +157,26 @@ class Client:
         return self.send_events([event])
 
     def upsert_items(self, items: Mapping[Id, Mapping[str, Any]]) -> Receipt:
-        """Publishes or changes items: fields by item id."""
+        """Publishes or changes items: fields by id, replacing what was there. Needs the admin key."""
         now_ms = self._clock_ms()
-        return self.send_events(
-            [Item(time_ms=now_ms, item_id=i, fields=dict(f)) for i, f in items.items()]
+        return self._in_batches(
+            "items", [{"item_id": i, "fields": f, "time_ms": now_ms} for i, f in items.items()]
         )
 
     def upsert_users(self, users: Mapping[Id, Mapping[str, Any]]) -> Receipt:
-        """Sets profiles: fields by user id."""
+        """Sets profiles: fields by id, replacing what was there. Needs the admin key."""
         now_ms = self._clock_ms()
-        return self.send_events(
-            [User(time_ms=now_ms, user_id=u, fields=dict(f)) for u, f in users.items()]
+        return self._in_batches(
+            "users", [{"user_id": u, "fields": f, "time_ms": now_ms} for u, f in users.items()]
         )
 
     def delete_item(self, item_id: Id) -> Receipt:
-        """Takes an item away; it is recommended no more."""
-        return self.send_events([Item(time_ms=self._clock_ms(), item_id=item_id, removed=True)])
+        """Takes an item away; it is recommended no more. Needs the admin key."""
+        return self._insist("DELETE", f"/v1/items/{quote(str(item_id), safe='')}")
 
     def delete_user(self, user_id: Id) -> Receipt:
-        """Makes the system forget a user."""
-        return self.send_events([User(time_ms=self._clock_ms(), user_id=user_id, removed=True)])
+        """Makes the system forget a user. Needs the admin key."""
+        return self._insist("DELETE", f"/v1/users/{quote(str(user_id), safe='')}")
 
     def health(self) -> bool:
         """Whether the server is up and ready to answer; False too where nothing listens."""
@@ -187,20 +185,30 @@ class Client:
         except httpx.TransportError:
             return False
 
-    def _insist(self, path: str, body: object) -> Receipt:
+    def _in_batches(self, what: str, values: Sequence[object]) -> Receipt:
+        results: list[Outcome] = []
+        accepted = 0
+        for start in range(0, len(values), BATCH):
+            body = {what: values[start : start + BATCH]}
+            receipt = self._insist("POST", f"/v1/{what}", body)
+            accepted += receipt.accepted
+            results.extend(receipt.results)
+        return Receipt(accepted, results)
+
+    def _insist(self, method: str, path: str, body: object = None) -> Receipt:
         """Asks again with growing waits while the failure may pass; the server's Retry-After is kept to."""
         for attempt in range(ATTEMPTS - 1):
             try:
-                return self._ask("POST", path, Receipt, body)
+                return self._ask(method, path, Receipt, body)
             except ApiError as error:
                 if not error.passing:
                     raise
                 grown_s = FIRST_WAIT_S * 2**attempt
                 self._sleep(min(LONGEST_WAIT_S, max(grown_s, error.retry_after_s)))
-        return self._ask("POST", path, Receipt, body)
+        return self._ask(method, path, Receipt, body)
 
     def _ask(self, method: str, path: str, answer: type[T], body: object) -> T:
-        content = msgspec.json.encode(body)
+        content = None if body is None else msgspec.json.encode(body)
         try:
             response = self._http.request(method, path, content=content, headers=_JSON)
         except httpx.TransportError as error:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from recsys.client import ATTEMPTS, BATCH, ApiError, Client
-from recsys.events import Engagement, Item, User, parse
+from recsys.events import Engagement, parse
 
 NOW_MS = 1_800_000_000_000
 
@@ -24,9 +24,10 @@ class Server:
     def bodies(self) -> list[Any]:
         return [json.loads(request.content) for request in self.requests]
 
-    def client(self) -> Client:
+    def client(self, admin_key: str | None = None) -> Client:
         return Client(
             "http://feed.test",
+            admin_key=admin_key,
             transport=httpx.MockTransport(self._answer),
             clock_ms=lambda: NOW_MS,
             sleep=self.waits.append,
@@ -43,11 +44,14 @@ class Server:
             return httpx.Response(200, json=ANSWER)
         if request.url.path == "/readyz":
             return httpx.Response(200, json={})
-        events = json.loads(request.content)["events"]
-        results = [{"status": "rejected", "error": "no"} if e.get("item_id") == "bad" else
+        if request.method == "DELETE":
+            return httpx.Response(202, json={"accepted": 1, "results": [{"status": "accepted"}]})
+        (events,) = json.loads(request.content).values()
+        results = [{"status": "rejected", "error": {"field": "x"}} if e.get("item_id") == "bad" else
                    {"status": "accepted"} for e in events]  # fmt: skip
         accepted = sum(one["status"] == "accepted" for one in results)
-        return httpx.Response(202, json={"accepted": accepted, "results": results})
+        answer = {"accepted": accepted, "duplicates": 0, "rejected": 0, "results": results}
+        return httpx.Response(202, json=answer)
 
 
 ANSWER = {
@@ -167,25 +171,37 @@ def test_no_events_need_no_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "expected"),
+    ("call", "wanted"),
     [
         (lambda c: c.upsert_items({"v1": {"tags": ["a"]}, 2: {}}),
-         [Item(time_ms=NOW_MS, item_id="v1", fields={"tags": ["a"]}), Item(time_ms=NOW_MS, item_id=2)]),
+         ("POST", "/v1/items", {"items": [
+             {"item_id": "v1", "fields": {"tags": ["a"]}, "time_ms": NOW_MS},
+             {"item_id": 2, "fields": {}, "time_ms": NOW_MS}]})),
         (lambda c: c.upsert_users({"u1": {"age_band": "25-34"}}),
-         [User(time_ms=NOW_MS, user_id="u1", fields={"age_band": "25-34"})]),
-        (lambda c: c.delete_item("v1"), [Item(time_ms=NOW_MS, item_id="v1", removed=True)]),
-        (lambda c: c.delete_user(9), [User(time_ms=NOW_MS, user_id=9, removed=True)]),
+         ("POST", "/v1/users", {"users": [
+             {"user_id": "u1", "fields": {"age_band": "25-34"}, "time_ms": NOW_MS}]})),
+        (lambda c: c.delete_item("a/b c"), ("DELETE", "/v1/items/a%2Fb%20c", None)),
+        (lambda c: c.delete_user(9), ("DELETE", "/v1/users/9", None)),
     ],
 )  # fmt: skip
-def test_what_is_sent_is_what_the_server_parses(
-    call: Callable[[Client], object], expected: list[Any]
+def test_items_and_users_go_to_their_own_routes_with_the_key(
+    call: Callable[[Client], object], wanted: tuple[str, str, Any]
 ) -> None:
+    server = Server(httpx.Response(503))
+    call(server.client(admin_key="secret"))
+    assert len(server.requests) == 2, "they are sent again too: doing it twice does no harm"
+    for request in server.requests:
+        body = json.loads(request.content) if request.content else None
+        assert (request.method, request.url.raw_path.decode(), body) == wanted
+        assert request.headers["x-admin-key"] == "secret"
+
+
+def test_what_is_sent_as_an_event_is_what_the_server_parses() -> None:
     server = Server()
-    call(server.client())
-    sent = [parse(raw, now_ms=NOW_MS) for raw in server.bodies()[0]["events"]]
-    for event, wanted in zip(sent, expected, strict=True):
-        wanted.event_id = event.event_id
-        assert event.event_id and event == wanted
+    server.client().send_events([like()])
+    parsed = parse(server.bodies()[0]["events"][0], now_ms=NOW_MS)
+    assert isinstance(parsed, Engagement) and parsed.event_id
+    assert (parsed.kind, parsed.item_id) == ("like", "v12")
 
 
 def test_engage_names_the_request_that_showed_the_item() -> None:

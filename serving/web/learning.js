@@ -87,8 +87,9 @@ export class Learning extends EventTarget {
     const now = Date.now();
     this.status = { ...status, seen_ms: now };
     const { track } = this;
-    const learned = (status.version?.step ?? 0) > (track?.step ?? 0);
-    if (track?.model_ms === null && learned && now - (status.age_ms ?? 0) >= track.at_ms) {
+    const { age_ms = null, version } = status;
+    const newer = age_ms !== null && (version?.step ?? 0) > (track?.step ?? 0);
+    if (track?.model_ms === null && newer && now - age_ms >= track.at_ms) {
       track.model_ms = now - track.at_ms;
       this.#emit("track", track);
     }

@@ -1,8 +1,10 @@
 // What is really watched: the clock of the item on screen. It runs while the item fills the screen, the page
 // is visible and nothing paused it; an item that leaves the screen sends one `view` with its watch time.
 
-export const SHOWN_MS = 200; // an item flung past in less, and with nothing done, was never shown
-export const LONG_MS = 18_000; // a long view: the whole video, or so much of a longer one
+const SHOWN_MS = 200; // an item flung past in less, and with nothing done, was never shown
+// A long view, as the server derives it from a `view` too: said here as soon as it is one, it counts sooner.
+const LONG_SHARE = 0.6; // of the duration ...
+const LONG_MS = 18_000; // ... or so long, whichever is less
 const SKIPPED_MS = 2_000; // gone sooner, and with nothing else done, is a skip
 const LONGEST_FRAME_MS = 1_000; // a longer one was a sleeping machine, not a watching person
 
@@ -91,7 +93,7 @@ export class Player {
     this.#account();
     const { entry } = this;
     const length = entry.cover.duration_ms;
-    if (!entry.long && entry.watch_ms >= Math.min(length, LONG_MS)) {
+    if (!entry.long && entry.watch_ms >= Math.min(LONG_SHARE * length, LONG_MS)) {
       entry.long = true;
       this.report(entry, "long_view", Math.round(entry.watch_ms));
     }
