@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parameter_server.client import LocalClient
+from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import ShardSpec, digest_of_shards
 from recsys.blueprint import build_model
 from recsys.config import Config

@@ -29,6 +29,7 @@ PART: Final = "joiner"
 _READ: Final = 500  # records of each partition in a turn
 _SAVE_EVERY_MS: Final = 5_000
 _SAVE_SHARE: Final = 0.05  # of the time at most: the state holds an hour's impressions
+_LOG: Final = logging.getLogger(__name__)
 _BACK: Final = 1_000  # examples read at once, backwards
 
 
@@ -106,14 +107,14 @@ class JoinerLoop:
             raise
 
     def save(self) -> None:
-        """Takes a snapshot; the log then keeps what comes after it."""
+        """Takes a snapshot; the log then keeps what comes after the one before it."""
         if self._state is None:
             return
         started_ms = self._clock()
         joiners = {p: joiner.pack() for p, joiner in self._place.joiners.items()}
         blob = msgspec.msgpack.encode(_Packed(self._features.digest, joiners))
-        self._state.save(self._log.id, {EVENTS: self.offsets}, blob)
-        for partition, offset in self.offsets.items():
+        held = self._state.save(self._log.id, {EVENTS: self.offsets}, blob)
+        for partition, offset in held[EVENTS].items():
             self._log.hold(PART, EVENTS, partition, offset)
         now_ms = self._clock()
         self._due_ms = now_ms + max(_SAVE_EVERY_MS, int((now_ms - started_ms) / _SAVE_SHARE))
@@ -167,6 +168,8 @@ class JoinerLoop:
         labels, join = self._features.schema.labels, self._config.join
         place = _Place({p: Joiner(p, labels, join) for p in self._partitions}, {})
         saved = self._state.load(self._log.id) if self._state is not None else None
+        if self._state is not None and self._state.note:
+            _LOG.warning("%s", self._state.note)
         if saved is not None:
             packed = msgspec.msgpack.decode(saved.blob, type=_Packed)
             if packed.features != self._features.digest:
@@ -240,7 +243,7 @@ def run(config: Config, stop: Stop) -> None:
         try:
             moved = loop.turn()
         except LogUnavailable as error:
-            logging.getLogger(__name__).warning("log unavailable, trying again: %s", error)
+            _LOG.warning("log unavailable, trying again: %s", error)
             beat.add("retries")
             stop.wait(0.5)
             continue

@@ -14,7 +14,7 @@ MAIN: Final = "main"
 
 
 def spec_of(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
-    """The spec of a line's part 0; ``parameter_server.client.part_of`` gives the others."""
+    """The spec of a line's part 0; ``parameter_server.parameter_client.part_of`` gives the others."""
     return ShardSpec(
         tables=tables_of(config.model),
         lanes=config.step.lanes,

@@ -25,7 +25,7 @@ class StepReader:
 
     def __init__(self, log: Log, line: str, epoch: int) -> None:
         self._log, self._line, self._epoch = log, line, epoch
-        self._read: dict[int, Step] = {}  # a few, the newest read
+        self._read: dict[int, tuple[int, Step]] = {}  # a few with their offsets, the newest read
         self._offset = 0
 
     @property
@@ -35,15 +35,24 @@ class StepReader:
 
     def record(self, step: int) -> Step | None:
         """The record of a step; None where it isn't there yet. Never waits."""
+        found = self._find(step)
+        return found[1] if found else None
+
+    def place(self, step: int) -> int | None:
+        """The offset of a step's record; None where it isn't there yet."""
+        found = self._find(step)
+        return found[0] if found else None
+
+    def _find(self, step: int) -> tuple[int, Step] | None:
         if step not in self._read:
             if self._read and step < max(self._read):
                 self._read.clear()  # a line that went back
             if not self._read:
-                self._offset = self._place(step)
+                self._offset = self._start(step)
             self._advance(step)
         return self._read.get(step)
 
-    def _place(self, step: int) -> int:
+    def _start(self, step: int) -> int:
         """Where to look for a step first. A line's records are in order, and mostly alone in the topic, so
         that of step s stands at s - 1 or a little later; where that doesn't show, all are read."""
         begin, end = self._log.begin(STEPS, 0), self._log.end(STEPS, 0)
@@ -59,9 +68,10 @@ class StepReader:
             self._offset = records[-1].offset + 1
             self._read = self._own(records) or self._read
 
-    def _own(self, records: Sequence[Record]) -> dict[int, Step]:
-        steps = (unpack(record.value, Step) for record in records)
-        return {s.step: s for s in steps if (s.line, s.epoch) == (self._line, self._epoch)}
+    def _own(self, records: Sequence[Record]) -> dict[int, tuple[int, Step]]:
+        steps = ((record.offset, unpack(record.value, Step)) for record in records)
+        own = (self._line, self._epoch)
+        return {step.step: (at, step) for at, step in steps if (step.line, step.epoch) == own}
 
 
 @dataclass(frozen=True)

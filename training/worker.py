@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parameter_server.client import ParameterClient
 from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.parameter_client import ParameterClient
 from parameter_server.routing import unique
 from parameter_server.shard import StepMismatch
 from recsys.config import Config

@@ -1,0 +1,98 @@
+"""The part that looks after the shards: it sees to it that the live line's named actors exist and answer.
+
+The actors are detached: they outlive this part, and Ray restarts one that dies. Only where Ray gave one up
+(its record is dead, or the cluster is a new one) it is made anew, from its snapshot and write-ahead file.
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from parameter_server.shard import ShardSpec
+from recsys.blueprint import build_model, feature_set
+from recsys.config import Config
+from recsys.loops import Heartbeat, Stop
+from training.line import spec_of
+
+_ANSWER_S: Final = 5.0
+_LOG: Final = logging.getLogger(__name__)
+
+
+def run(config: Config, stop: Stop) -> None:
+    """Starts what is missing, asks every shard each second, and tells what they say."""
+    import ray
+
+    from parameter_server.shard_actor import NAMESPACE
+
+    config = replace(config, state=str(Path(config.state).resolve()))
+    if not ray.is_initialized():
+        ray.init(namespace=NAMESPACE, log_to_driver=False)
+    spec = spec_of(config)
+    keeper = Keeper(config, spec)
+    while not stop.is_set(starting=True):
+        if keeper.start() and keeper.ask():
+            break
+        stop.wait(0.5, starting=True)
+    while not stop.wait(1.0):
+        if not keeper.ask():
+            stop.heartbeat.add("unanswered")
+            keeper.start()
+        tell(stop.heartbeat, keeper.statuses)
+        stop.heartbeat.gauge("started", keeper.started)
+    ray.shutdown()
+
+
+class Keeper:
+    """The handles of a line's shards and what each said last."""
+
+    def __init__(self, config: Config, spec: ShardSpec) -> None:
+        self._config, self._spec = config, spec
+        self._dense = build_model(feature_set(config), config.model).read_dense()
+        self._handles: list[Any] = []
+        self.statuses: list[dict[str, Any]] = []
+        self.started = 0  # times that at least one actor had to be made
+
+    def start(self) -> bool:
+        """Finds the actors, or makes those that are missing; False where they don't come up now."""
+        import ray
+
+        from parameter_server.shard_actor import find_shards, start_shards
+
+        try:
+            try:
+                self._handles = find_shards(self._spec)
+            except ValueError:
+                self.started += 1
+                self._handles = start_shards(self._spec, self._config, self._dense)
+        except (ray.exceptions.RayError, ValueError) as error:
+            _LOG.warning("shards don't start yet: %s", error)
+            return False
+        return True
+
+    def ask(self) -> bool:
+        """Whether all shards answer; keeps what they said."""
+        import ray
+
+        asked = [handle.status.remote() for handle in self._handles]
+        try:
+            self.statuses = ray.get(asked, timeout=_ANSWER_S)
+        except ray.exceptions.RayError as error:  # restarting, gone, or too busy to answer
+            _LOG.warning("a shard doesn't answer: %s", error)
+            return False
+        return True
+
+
+def tell(beat: Heartbeat, statuses: list[dict[str, Any]]) -> None:
+    """Sums over the shards, and of each its applied step."""
+    if not statuses:
+        return
+    beat.gauge("step", min(status["step"] for status in statuses))
+    beat.gauge("rows", sum(sum(status["rows"].values()) for status in statuses))
+    for name in ("bytes", "wal_bytes", "expired", "refused_rows", "refused_dense"):
+        beat.gauge(name, sum(status[name] for status in statuses))
+    beat.gauge("refused_connections", sum(status["refused_connections"] for status in statuses))
+    for status in statuses:
+        beat.gauge(f"step.{status['part']}", status["step"])
+        if status["lost"] or status["snapshot_error"]:
+            _LOG.error("shard %d: %s %s", status["part"], status["lost"], status["snapshot_error"])

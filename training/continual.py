@@ -1,0 +1,188 @@
+"""The continual trainer: workers as a Ray Train run, and the driver that keeps it going.
+
+Ray places the workers, starts them as one group and restarts the group when one of them dies. What they
+learned is in the shards, which have a write-ahead file and snapshots of their own; so a restarted group asks
+the shards where they are, and nothing is checkpointed through Ray, whose ``report`` takes one call in two
+seconds and calls a checkpoint done before it is. It is called rarely, for Ray's dashboard alone.
+
+Stopping is the same as being killed: the driver ends, and Ray ends what it owns.
+"""
+
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from parameter_server.parameter_client import StaleWorker
+from parameter_server.parameter_client import Worker as WorkerId
+from parameter_server.shard import ShardSpec
+from parameter_server.shard_actor import NAMESPACE, connect, find_shards
+from recsys.blueprint import build_model, feature_set
+from recsys.config import Config
+from recsys.loops import Stop
+from recsys.open_log import open_log
+from recsys.records import STEPS
+from training.jagged import keyed_jagged
+from training.learner import Learner
+from training.line import MAIN, spec_of
+from training.progress import Progress
+from training.sequencer_loop import wall_ms
+from training.trainer_run import Failure, TrainerRun
+from training.worker import Worker
+
+PART: Final = "trainer"
+_REPORT_STEPS: Final = 1_000  # by step, since all workers must report together
+_PAUSE_S: Final = 2.0  # before a group is started again that fails at once
+_LOG: Final = logging.getLogger(__name__)
+
+
+def run(config: Config, stop: Stop) -> None:
+    """The part: starts the run on the Ray cluster of the environment, and tells how it goes.
+
+    Raises RuntimeError where the run ends by itself: that of a newer driver has taken its place, or Ray
+    gave it up.
+    """
+    config = replace(config, state=str(Path(config.state).resolve()))
+    if not ray.is_initialized():
+        ray.init(namespace=NAMESPACE, log_to_driver=False)
+    if not _await_shards(spec_of(config), stop):
+        return
+    name = f"{MAIN}-{uuid.uuid4().hex[:8]}"
+    its = _run_of(config)
+    its.begin(name)
+    ended = _Fit(_trainer(config, name))
+    log = open_log(config)
+    progress, beat = Progress(log, MAIN), stop.heartbeat
+    told: Failure | None = None
+    while not stop.wait(0.05, starting=its.read().starts == 0):
+        if ended.is_set():
+            raise RuntimeError(
+                f"run {name} ended: {ended.reason or 'another driver has taken over'}"
+            )
+        progress.turn(wall_ms())
+        progress.tell(beat)
+        beat.gauge("group_starts", its.read().starts)
+        failure = its.failure()
+        if failure is not None and failure != told:
+            told = failure
+            beat.add("worker_failures")
+            _LOG.error("worker %d ended: %s", failure.rank, failure.text)
+    ray.shutdown()
+    log.close()
+
+
+class _Fit:
+    """``trainer.fit()`` in a thread."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        self._trainer, self.reason = trainer, ""
+        self._thread = threading.Thread(target=self._run, name="fit", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._trainer.fit()
+        except Exception as error:
+            self.reason = f"{type(error).__name__}: {error}"
+
+    def is_set(self) -> bool:
+        return not self._thread.is_alive()
+
+
+def _run_of(config: Config) -> TrainerRun:
+    return TrainerRun(Path(config.state) / "parts" / PART)
+
+
+def _await_shards(spec: ShardSpec, stop: Stop) -> bool:
+    while not stop.is_set(starting=True):
+        try:
+            find_shards(spec)
+            return True
+        except ValueError:  # not started yet
+            stop.wait(0.2, starting=True)
+    return False
+
+
+def _trainer(config: Config, name: str) -> TorchTrainer:
+    # How soon a dead worker is noticed; 2 s without.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    runs = Path(config.state) / "parts" / PART / "runs"
+    shutil.rmtree(
+        runs, ignore_errors=True
+    )  # Ray writes a little about each run, and never removes it
+    runs.mkdir(parents=True)
+    environment = {"OMP_NUM_THREADS": "1"}
+    if str(ray.util.get_node_ip_address()).startswith("127."):  # type: ignore[no-untyped-call]
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={"config": msgspec.to_builtins(config), "run": name},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.trainer.workers,
+            resources_per_worker={"CPU": config.trainer.cpus_per_worker},
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(runs),
+            failure_config=ray.train.FailureConfig(max_failures=-1),
+            worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
+        ),
+    )
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """One worker, until it is killed; it returns where another run has taken over."""
+    config = msgspec.convert(settings["config"], Config)
+    its, name = _run_of(config), settings["run"]
+    rank = ray.train.get_context().get_world_rank()
+    try:
+        generation = _agree(its.next_generation(name, wall_ms()) if rank == 0 else 0)
+        if generation:
+            _work(config, rank, generation)
+    except Exception as error:
+        if isinstance(error, StaleWorker) and not its.is_newest(name):
+            return
+        its.failed(Failure(rank, f"{type(error).__name__}: {error}"[:500], wall_ms()))
+        time.sleep(_PAUSE_S)
+        raise
+
+
+def _agree(generation: int) -> int:
+    """Worker 0's generation, at all workers."""
+    if not torch.distributed.is_initialized():
+        return generation
+    number = torch.tensor([generation], dtype=torch.int64)
+    torch.distributed.broadcast(number, 0)
+    return int(number.item())
+
+
+def _work(config: Config, rank: int, generation: int) -> None:
+    workers = ray.train.get_context().get_world_size()
+    spec, log = spec_of(config), open_log(config)
+    client = connect(
+        spec,
+        find_shards(spec),
+        WorkerId(rank, workers, generation),
+        config.parameter_server.transport,
+    )
+    learner = Learner(build_model(feature_set(config), config.model), keyed_jagged)
+    worker = Worker(rank, workers, log, client, learner, config)
+    reported = 0
+    while True:
+        if not worker.turn():
+            log.wait(STEPS, 0.05)
+        elif worker.step // _REPORT_STEPS > reported:
+            reported = worker.step // _REPORT_STEPS
+            ray.train.report({"step": worker.step, **worker.counts})
