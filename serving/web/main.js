@@ -127,7 +127,7 @@ function openDrawer(open) {
   find(".glance").setAttribute("aria-expanded", String(open));
   write("swipe.drawer", open ? "open" : "closed");
   learning.watch(open && document.visibilityState === "visible");
-  if (open && feed.current && !feed.current.item.predictions) feed.ask("tail");
+  if (open && feed.current && !feed.current.item.reasons) feed.ask("tail");
 }
 
 /** The first visit: how to get about, said once. */

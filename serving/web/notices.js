@@ -45,7 +45,7 @@ export class Notices {
     if (state === "failed") this.feedFailing = true;
     const words = {
       first: "Finding something for you", more: "Finding the next one", ready: "",
-      empty: "That was everything. New things come up soon.", failed: "The server doesn’t answer. Trying again…",
+      empty: "That was everything. New things come up soon.", failed: "Your place is kept.",
     };
     this.endText.textContent = words[state] ?? "";
     this.#banner();

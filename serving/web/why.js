@@ -15,7 +15,7 @@ const LABELS = {
 
 export function why(entry) {
   const { item } = entry;
-  return [sources(item.sources ?? []), chances(item), expectations(item.predictions), reasons(item.reasons)]
+  return [sources(item.sources ?? []), chances(item), expectations(item), reasons(item.reasons)]
     .filter(Boolean);
 }
 
@@ -40,9 +40,12 @@ function chances({ propensity, score, rank }) {
   return facts.childNodes.length ? facts : null;
 }
 
-function expectations(predictions) {
+function expectations({ predictions, reasons: asked }) {
   const all = Object.entries(predictions ?? {}).filter(([, value]) => Number.isFinite(value));
-  if (!all.length) return make("p", "quiet", "What the model expects comes with the next items.");
+  if (!all.length) {
+    const missing = asked ? "No model has scored this one yet." : "What the model expects comes with the next items.";
+    return make("p", "quiet", missing);
+  }
   const list = make("ul", "expectations");
   list.setAttribute("aria-label", "What the model expects you to do");
   all.sort(([, a], [, b]) => b - a);
