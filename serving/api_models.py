@@ -11,7 +11,7 @@ Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 IdIn = Text | Number
 Fields = Annotated[dict[str, Any], AfterValidator(storable)]
 
-_ENGAGEMENT = {
+_ENGAGEMENT: Any = {
     "type": "engagement",
     "time_ms": 1790000000000,
     "request_id": "5b0c6e6f2f1e4b0f9d6c",

@@ -89,7 +89,8 @@ class EventReader:
         index = self.catalogue.index_of(item_id)
         if index is None:
             return self.features.item_keys(item_id, {})
-        return self.catalogue.keys[index]
+        keys: Keys = self.catalogue.keys[index]
+        return keys
 
     def shown_keys(self, impression: Impression) -> Keys:
         """The keys of what an impression says was shown (N, I): all its items, or none where views say it."""

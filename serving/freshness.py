@@ -1,8 +1,8 @@
 """How long a click takes to be known: to the session, and to the model that answers. Pure.
 
-The clock is that of one process: it starts when an event was acknowledged here. From there to the session is
-measured when the user's session is next read, so it is an upper bound; from there to the model ends with the
-first step applied here whose range covers the click's example.
+The clock is that of one process: it starts when an event was acknowledged here. To the session it ends when
+the store has a session folded past the event (one event at a time is followed, by looking every few ms); to
+the model, when the first step is applied here whose range covers the click's example.
 """
 
 from collections import OrderedDict, deque
@@ -58,26 +58,14 @@ class Freshness:
 
     def __init__(self) -> None:
         self.to_session, self.to_served = Delays(), Delays()
-        self._unfolded: OrderedDict[str, tuple[int, int]] = OrderedDict()  # user -> offset, ms
         self._unjoined: OrderedDict[tuple[str, str], int] = OrderedDict()  # request, item -> ms
         self._unlearned: dict[int, deque[tuple[int, int]]] = {}  # partition -> (example offset, ms)
 
-    def acknowledged(
-        self, user_id: Id, request_id: str, item_id: Id, offset: int, now_ms: int
-    ) -> None:
-        """A view was committed at ``offset`` of its partition of ``events``."""
-        self._unfolded.setdefault(str(user_id), (offset, now_ms))
+    def acknowledged(self, request_id: str, item_id: Id, now_ms: int) -> None:
+        """A view was committed."""
         self._unjoined.setdefault((request_id, str(item_id)), now_ms)
-        for waiting in (self._unfolded, self._unjoined):
-            if len(waiting) > KEPT:
-                waiting.popitem(last=False)
-
-    def session_read(self, user_id: Id, offset: int, now_ms: int) -> None:
-        """A session was read that is folded up to ``offset``."""
-        waiting = self._unfolded.get(str(user_id))
-        if waiting is not None and offset > waiting[0]:
-            del self._unfolded[str(user_id)]
-            self.to_session.add(now_ms - waiting[1])
+        if len(self._unjoined) > KEPT:
+            self._unjoined.popitem(last=False)
 
     def example(self, partition: int, offset: int, request_id: str, item_id: Id) -> None:
         """An example stands at ``offset`` of a partition of ``examples``."""

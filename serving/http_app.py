@@ -21,7 +21,8 @@ from recsys.hashing import Id
 from serving import api_models as models
 from serving import request as values
 from serving.ingest import ACCEPTED, DUPLICATE, REJECTED, Result
-from serving.service import Service, Unavailable
+from serving.intake import Unavailable
+from serving.service import Service
 from serving.serving_metrics import Gate, ServingMetrics
 from serving.strict_json import StrictRoute
 
@@ -80,12 +81,12 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
     async def events(body: models.EventsIn) -> Response:
         """What viewers did. Answered once it is committed; send it again where no answer came: repeats of an
         `event_id` count once."""
-        taken = await service.take(body.events)
+        taken = await service.intake.take(body.events)
         for status in (ACCEPTED, DUPLICATE, REJECTED):
             metrics.events.labels(status).inc(taken.count(status))
         return _json(_results_of(taken.results), 202)
 
-    @app.get("/v1/sessions/{user_id}", response_model=models.SessionOut, responses=_PROBLEMS)
+    @app.get("/v1/sessions/{user_id:path}", response_model=models.SessionOut, responses=_PROBLEMS)
     async def session(user_id: str) -> Response:
         """What is known of a user right now."""
         return _json(await service.session(_id(user_id, "user_id")))
@@ -113,24 +114,24 @@ def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], st
     async def put_items(body: models.ItemsIn) -> Response:
         """Publishes or changes items."""
         found = [item.model_dump(exclude_none=True) for item in body.items]
-        return _json(_results_of(await service.put_items(found)), 202)
+        return _json(_results_of(await service.intake.put_items(found)), 202)
 
     @app.post("/v1/users", **common)
     async def put_users(body: models.UsersIn) -> Response:
         """Sets users' profiles."""
         found = [user.model_dump(exclude_none=True) for user in body.users]
-        return _json(_results_of(await service.put_users(found)), 202)
+        return _json(_results_of(await service.intake.put_users(found)), 202)
 
-    @app.delete("/v1/items/{item_id}", **common)
+    @app.delete("/v1/items/{item_id:path}", **common)
     async def remove_item(item_id: str) -> Response:
         """Takes an item away: it is recommended no more."""
-        await service.remove_item(_id(item_id, "item_id"))
+        await service.intake.remove_item(_id(item_id, "item_id"))
         return _json(_results_of([Result(0, ACCEPTED)]), 202)
 
-    @app.delete("/v1/users/{user_id}", **common)
+    @app.delete("/v1/users/{user_id:path}", **common)
     async def erase_user(user_id: str) -> Response:
         """Forgets a user: the session goes at once, the rest as the folds come to it."""
-        await service.erase_user(_id(user_id, "user_id"))
+        await service.intake.erase_user(_id(user_id, "user_id"))
         return _json(_results_of([Result(0, ACCEPTED)]), 202)
 
 

@@ -137,15 +137,15 @@ class Ingest:
 
 def check_storable(event: Event, raw: object) -> None:
     """Raises Rejected for an event that is too large, or that MessagePack can't hold."""
-    size = len(msgspec.json.encode(raw))
-    if size > MAX_EVENT_BYTES:
-        raise Rejected("event", f"{size} bytes", f"at most {MAX_EVENT_BYTES} bytes")
     try:
+        size = len(msgspec.json.encode(raw))
         encode(event)
     except (OverflowError, UnicodeEncodeError) as error:
         raise Rejected(
             "event", raw, f"integers of 64 bits and text in Unicode ({error})"
         ) from error
+    if size > MAX_EVENT_BYTES:
+        raise Rejected("event", f"{size} bytes", f"at most {MAX_EVENT_BYTES} bytes")
 
 
 def _names(event: Engagement) -> list[str]:

@@ -68,10 +68,18 @@ class ServingMetrics:
         }
         for name, (about, read) in gauges.items():
             gauge = Gauge(f"recsys_{name}", about, registry=self.registry)
-            gauge.set_function(lambda read=read: float("nan") if (v := read()) is None else v)
+            gauge.set_function(_or_nan(read))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+
+def _or_nan(read: Callable[[], float | None]) -> Callable[[], float]:
+    def value() -> float:
+        found = read()
+        return float("nan") if found is None else found
+
+    return value
 
 
 class Gate:

@@ -8,7 +8,7 @@ transactions end at a slot.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 import redis
@@ -120,7 +120,7 @@ class RedisSessions:
     """The sessions as a request reads them. Use it in one event loop."""
 
     def __init__(self, url: str) -> None:
-        self._client = redis.asyncio.Redis.from_url(
+        self._client: Any = redis.asyncio.Redis.from_url(
             url,
             max_connections=_CONNECTIONS,
             socket_timeout=_READ_TIMEOUT_S,
@@ -145,7 +145,7 @@ class RedisFold:
 
     def __init__(self, url: str, ttl_s: int) -> None:
         self._ttl_s = ttl_s
-        self._client = redis.Redis.from_url(
+        self._client: Any = redis.Redis.from_url(
             url,
             socket_timeout=_FOLD_TIMEOUT_S,
             socket_connect_timeout=_FOLD_TIMEOUT_S,
@@ -197,7 +197,7 @@ class RedisFold:
         self._client.close()
 
 
-def _read_place(blob: bytes | None) -> Place | None:
+def _read_place(blob: Any) -> Place | None:
     return None if blob is None else msgspec.msgpack.decode(blob, type=Place)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from recsys.catalogue import Catalogue
@@ -11,6 +12,15 @@ from recsys.schema import values_of
 from recsys.session import Session
 
 _NOT_WATCHED: float = 0.3  # what an item that was shown and not watched long takes from its topics
+
+
+class _Offset(msgspec.Struct):
+    offset: int
+
+
+def offset_of(blob: bytes) -> int:
+    """The offset of a packed session, without reading the rest; raises msgspec.MsgspecError."""
+    return msgspec.msgpack.decode(blob, type=_Offset).offset
 
 
 def view_of(session: Session, catalogue: Catalogue, weights: Mapping[str, float]) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""The thread that follows the log for a replica: it reads, and the event loop applies between two requests."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Final
+
+from recsys.log import Log, LogUnavailable
+from recsys.records import DELTAS
+from serving.state_reader import Batch, StateReader
+
+_IDLE_S: Final = 0.02  # how long it waits for more
+_AWAY_S: Final = 0.5
+
+
+class Follower:
+    """Runs a ``StateReader``. ``failure`` says why it ended, if it did without being asked."""
+
+    def __init__(self, log: Log, reader: StateReader) -> None:
+        self._log, self._reader = log, reader
+        self.failure = ""
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="state-reader", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Waits for the thread. Not called in the event loop, which the thread may be waiting for."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def _follow(self) -> None:
+        """The reading thread."""
+        try:
+            self._patiently(lambda: self._reader.catch_up(self._stopping.is_set))
+            while not self._stopping.is_set():
+                self._patiently(self._follow_once)
+        except Exception as error:  # the replica answers on, and says that it is not ready
+            self.failure = f"{type(error).__name__}: {error}"
+            logging.getLogger(__name__).exception("the replica can't follow the log")
+
+    def _follow_once(self) -> None:
+        batch = self._reader.read()
+        if batch:
+            self._hand_over(batch)
+        if not batch.full:
+            self._log.wait(DELTAS, _IDLE_S)
+            self._stopping.wait(0.002)  # a log in memory doesn't wait
+
+    def _patiently(self, act: Callable[[], None]) -> None:
+        """Tries again while the log is away."""
+        while not self._stopping.is_set():
+            try:
+                return act()
+            except LogUnavailable as error:
+                logging.getLogger(__name__).warning("log is away", extra={"error": str(error)})
+                self._stopping.wait(_AWAY_S)
+
+    def _hand_over(self, batch: Batch) -> None:
+        """Has the event loop apply a batch, and waits until it did: so no more than one waits."""
+        assert self._loop is not None
+        done: Future[None] = Future()
+
+        def apply() -> None:
+            try:
+                self._reader.apply(batch)
+                done.set_result(None)
+            except Exception as error:
+                done.set_exception(error)
+
+        self._loop.call_soon_threadsafe(apply)
+        while not self._stopping.is_set():
+            try:
+                return done.result(timeout=0.5)
+            except TimeoutError:
+                if done.done():
+                    raise

