@@ -174,6 +174,15 @@ def test_sessions_of_another_log_are_refused(fixture: Fixture) -> None:
         other.loop().turn()
 
 
+def test_a_session_ahead_of_the_place_is_not_folded_twice(fixture: Fixture) -> None:
+    fixture.append(engagement(event_id="a"), engagement(i=1, event_id="b"))
+    turn_all(fixture.loop())
+    folded = dict(fixture.sessions.blobs)
+    fixture.sessions._place = Place(fixture.log.id, [0, 0, 0, 0], 0)
+    turn_all(fixture.loop())
+    assert fixture.sessions.blobs == folded
+
+
 def test_the_log_is_held_where_the_fold_would_begin_again(fixture: Fixture) -> None:
     fixture.append(engagement())
     loop = fixture.loop()
