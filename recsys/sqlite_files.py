@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 CHECKPOINT_PAGES: Final = 4_000  # copy the WAL back at 16 MB: larger saves syncs and costs space
 WAL_BYTES: Final = 64 << 20  # with readers always there the WAL may not start over: cut it here
+CUT_PATIENCE_MS: Final = 200
 RETRY_S: Final = (
     0.0005  # SQLite's own wait goes up to 100 ms, which writers of other processes feel
 )
@@ -116,9 +117,11 @@ class SqliteFiles:
         try:
             yield
             self.patiently(lambda: db.execute("COMMIT"))
-        except BaseException:
+        except BaseException as error:
             if db.in_transaction:
                 db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.DatabaseError):
+                raise self._unusable(error) from error
             raise
 
     def patiently(self, act: Callable[[], T]) -> T:
@@ -127,25 +130,25 @@ class SqliteFiles:
         while True:
             try:
                 return act()
-            except sqlite3.OperationalError as error:
+            except sqlite3.DatabaseError as error:
                 now = time.monotonic()
                 deadline = now + self._patience_s if deadline is None else deadline
                 busy = (error.sqlite_errorcode or 0) & 0xFF in _BUSY
                 if not busy or now > deadline:
-                    raise LogUnavailable(
-                        f"the log in {self.folder} can't be used: {error}. See that its disk has space and "
-                        "is local, and that no other program keeps its files locked"
-                    ) from error
+                    raise self._unusable(error) from error
             time.sleep(RETRY_S)
 
     def bound_wal(self, topic: str) -> None:
         """Called after an append. SQLite starts the WAL over only when no reader is in it; where readers
-        always are, it grows, and is cut here when it is too long and a moment without readers comes."""
+        always are, it grows, and is cut here: it waits for those that are in it, new ones needn't it."""
         self._commits += 1
         wal = self.folder / f"{topic}.sqlite-wal"
         if self._commits % 16 == 0 and wal.exists() and wal.stat().st_size > WAL_BYTES:
+            db = self.connection(topic).db
             with contextlib.suppress(sqlite3.OperationalError):  # busy: the next time
-                self.connection(topic).db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                db.execute(f"PRAGMA busy_timeout = {CUT_PATIENCE_MS}")
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            db.execute("PRAGMA busy_timeout = 0")
 
     def close(self) -> None:
         """Closes the connections of all threads; none may be in use."""
@@ -153,6 +156,12 @@ class SqliteFiles:
             there.db.close()
         self._open.clear()
         self._local = threading.local()
+
+    def _unusable(self, error: sqlite3.DatabaseError) -> LogUnavailable:
+        return LogUnavailable(
+            f"the log in {self.folder} can't be used: {error}. See that its disk has space and is local, and "
+            "that no other program keeps its files locked"
+        )
 
     def _connect(self, topic: str) -> Connection:
         path = self.path(topic)
