@@ -1,0 +1,190 @@
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from recsys.events import Item, Tick, encode
+from recsys.log import Append, LogLost, LogUnavailable, MemoryLog
+from recsys.records import EVENTS, EXAMPLES, ITEMS
+from tests.toy_feed import (
+    PARTITIONS,
+    START_MS,
+    append_events,
+    append_examples,
+    example,
+    feed,
+    toy_log,
+)
+from training import archive as archives
+from training.archive import Archive, files_of, read_archive
+
+HOUR_MS = 3_600_000
+
+
+class Clock:
+    now_ms = 0
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+def archived(folder: Path, topic: str) -> list[tuple[int, int, bytes, bytes]]:
+    frame = read_archive(folder, topic).select("partition", "offset", "key", "value").collect()
+    return frame.rows()
+
+
+def on_the_log(log: MemoryLog, topic: str) -> list[tuple[int, int, bytes, bytes]]:
+    return [
+        (p, *record)
+        for p in range(log.partitions(topic))
+        for record in log.read(topic, p, 0, 10_000)
+    ]
+
+
+def ticks(log: MemoryLog, *times_ms: int) -> None:
+    log.append(EVENTS, [Append(0, b"", encode(Tick(time_ms=time_ms))) for time_ms in times_ms])
+
+
+def test_every_record_stands_in_the_archive_as_on_the_log(tmp_path: Path) -> None:
+    log = toy_log()
+    append_events(log, feed(30))
+    append_examples(log, [example(n) for n in range(10)])
+    log.append(ITEMS, [Append(0, b"v1", encode(Item(time_ms=5, item_id="v1")))])
+    log.append(EVENTS, [Append(0, b"", b"\xc1rubbish")])
+    its = Archive(log, tmp_path, Clock())
+    while its.turn():
+        pass
+    its.flush()
+    for topic in (EVENTS, ITEMS, EXAMPLES):
+        assert archived(tmp_path, topic) == on_the_log(log, topic)
+        assert its.offsets(topic) == [log.end(topic, p) for p in range(log.partitions(topic))]
+    frame = read_archive(tmp_path, EVENTS).collect()
+    assert set(frame["type"]) == {"impression", "engagement", "tick", "unreadable"}
+    view = frame.filter(pl.col("kind") == "view").row(0, named=True)
+    assert view["user_id"].startswith("u") and view["watch_ms"] >= 0 and view["request_id"]
+    assert str(view["day"]) == "2023-11-14" and view["hour"] == 22
+    assert set(read_archive(tmp_path, EXAMPLES).collect()["type"]) == {"example"}
+
+
+def test_it_writes_by_its_clock_and_the_log_keeps_what_is_not_written(tmp_path: Path) -> None:
+    log, clock = toy_log(), Clock()
+    its = Archive(log, tmp_path, clock)
+    ticks(log, START_MS, START_MS + 1)
+    its.turn()
+    assert archived(tmp_path, EVENTS) == [] and log.holds(EVENTS, 0) == {"archive": 0}
+    clock.now_ms = 5_000
+    its.turn()
+    assert len(archived(tmp_path, EVENTS)) == 2 and log.holds(EVENTS, 0) == {"archive": 2}
+
+
+def test_a_kill_at_any_time_neither_loses_nor_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, clock = toy_log(), Clock()
+    real, calls = archives._write_file, 0
+
+    def dies(frame: pl.DataFrame, path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 1:
+            raise KeyboardInterrupt  # before anything was written
+        real(frame, path)
+        if calls % 3 == 2:
+            raise KeyboardInterrupt  # after it was
+
+    monkeypatch.setattr(archives, "_write_file", dies)
+    for n in range(30):
+        append_events(log, feed(4, first=4 * n))
+        ticks(log, START_MS + n * HOUR_MS // 5)
+        clock.now_ms += 5_000
+        try:
+            its = Archive(log, tmp_path, clock)
+            its.turn()
+            its.flush()
+        except KeyboardInterrupt:
+            pass
+    monkeypatch.setattr(archives, "_write_file", real)
+    its = Archive(log, tmp_path, clock)
+    while its.turn():
+        pass
+    its.flush()
+    assert archived(tmp_path, EVENTS) == on_the_log(log, EVENTS)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name.startswith(".part")]
+
+
+def test_an_hour_that_is_over_becomes_one_file(tmp_path: Path) -> None:
+    log, clock = toy_log(), Clock()
+    its = Archive(log, tmp_path, clock)
+    hour = START_MS // HOUR_MS * HOUR_MS
+    for n in range(5):
+        ticks(log, hour + n)
+        its.turn()
+        its.flush()
+    assert len(files_of(tmp_path, EVENTS)) == 5
+    ticks(log, hour + HOUR_MS, hour + 7)  # the second came late: it stays with its neighbours
+    its.turn()
+    its.flush()
+    names = [held.path.name for held in files_of(tmp_path, EVENTS)]
+    assert names == ["part-0-0-4.parquet", "part-0-5-6.parquet"]
+    again = Archive(log, tmp_path, clock)
+    ticks(log, hour + 8)
+    again.turn()
+    again.flush()
+    assert {held.path.parent for held in files_of(tmp_path, EVENTS)[1:]} == {
+        files_of(tmp_path, EVENTS)[1].path.parent
+    }
+    assert archived(tmp_path, EVENTS) == on_the_log(log, EVENTS)
+
+
+def test_what_a_merge_left_over_is_not_read_twice_and_is_removed(tmp_path: Path) -> None:
+    log, clock = toy_log(), Clock()
+    its = Archive(log, tmp_path, clock)
+    for n in range(3):
+        ticks(log, START_MS + n)
+        its.turn()
+        its.flush()
+    parts = {held.path: held.path.read_bytes() for held in files_of(tmp_path, EVENTS)}
+    archives.merge(files_of(tmp_path, EVENTS))
+    for path, data in parts.items():
+        path.write_bytes(data)  # as if killed before they were removed
+    assert archived(tmp_path, EVENTS) == on_the_log(log, EVENTS)
+    Archive(log, tmp_path, clock)
+    assert not [path for path in parts if path.exists()]
+    assert archived(tmp_path, EVENTS) == on_the_log(log, EVENTS)
+
+
+def test_a_log_that_is_away_for_a_while_loses_nothing(tmp_path: Path) -> None:
+    class Away(MemoryLog):
+        fails = 0
+
+        def hold(self, *args: object) -> None:
+            if self.fails:
+                self.fails -= 1
+                raise LogUnavailable("away")
+            super().hold(*args)  # type: ignore[arg-type]
+
+    log, clock = Away(), Clock()
+    for topic in (EVENTS, ITEMS, EXAMPLES):
+        from recsys.log import Topic
+
+        log.create(Topic(topic, PARTITIONS))
+    its = Archive(log, tmp_path, clock)
+    append_events(log, feed(20))
+    clock.now_ms, log.fails = 5_000, 1
+    with pytest.raises(LogUnavailable):
+        its.turn()
+    while its.turn():
+        pass
+    its.flush()
+    assert archived(tmp_path, EVENTS) == on_the_log(log, EVENTS)
+
+
+def test_the_archive_of_another_log_is_refused(tmp_path: Path) -> None:
+    Archive(toy_log(), tmp_path, Clock())
+    with pytest.raises(LogLost, match="archive"):
+        Archive(toy_log(), tmp_path, Clock())
+
+
+def test_an_empty_archive_reads_as_nothing(tmp_path: Path) -> None:
+    frame = read_archive(tmp_path, EVENTS).collect()
+    assert len(frame) == 0 and {"value", "day", "hour"} <= set(frame.columns)

@@ -1,0 +1,301 @@
+"""The archive: what was accepted of events, items and examples, as Parquet by day and hour.
+
+    archive/TOPIC/day=2026-11-24/hour=15/part-PARTITION-FIRST-LAST.parquet
+
+It is the log's cold half: each record stands here as it stood on the log, and the log drops nothing that is
+not here yet. A file is written beside and renamed, and its name says which offsets it holds; so the names say
+where to go on, and a kill at any time neither loses nor repeats a record. A record's day and hour are those
+of its partition's event time when it came: a late one lies where it was read, and offsets stay together. An
+hour's many small files become one per partition once the hour is over.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import polars as pl
+
+from recsys.config import Config
+from recsys.consumer import Consumer, check_same
+from recsys.events import Rejected, decode
+from recsys.log import Log, LogUnavailable, Record
+from recsys.loops import Stop, write_atomically
+from recsys.open_log import open_log
+from recsys.records import EVENTS, EXAMPLES, ITEMS, Example, unpack
+from training.sequencer_loop import wall_ms
+
+PART: Final = "archive"
+TOPICS: Final = (EVENTS, ITEMS, EXAMPLES)
+_FLUSH_MS: Final = 5_000
+_FLUSH_BYTES: Final = 32_000_000
+_READ: Final = 1_000
+_HOUR_MS: Final = 3_600_000
+_NAME: Final = re.compile(r"part-(\d+)-(\d+)-(\d+)\.parquet")
+_LOG: Final = logging.getLogger(__name__)
+SCHEMA: Final = pl.Schema(
+    {
+        "topic": pl.String,
+        "partition": pl.Int32,
+        "offset": pl.Int64,
+        "time_ms": pl.Int64,
+        "key": pl.Binary,
+        "type": pl.String,  # of the event; "example"; "unreadable"
+        "value": pl.Binary,  # the record as it stood on the log
+        "user_id": pl.String,
+        "item_id": pl.String,
+        "request_id": pl.String,
+        "kind": pl.String,
+        "watch_ms": pl.Int64,
+    }
+)
+
+
+class Held(NamedTuple):
+    """A file of the archive and the offsets [first, last] that it covers."""
+
+    path: Path
+    partition: int
+    first: int
+    last: int
+
+
+@dataclass
+class _Buffer:
+    """Records of one partition and hour on their way to a file."""
+
+    hour: int
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    size: int = 0
+
+
+class Archive:
+    """Archives topics of a log into a folder. ``clock`` (milliseconds) says when to write."""
+
+    def __init__(self, log: Log, folder: Path, clock: Callable[[], int]) -> None:
+        """Raises LogLost where the folder holds the archive of another log."""
+        self._log, self._folder, self._clock = log, folder, clock
+        self._check_log()
+        self._consumers: dict[str, Consumer] = {}
+        self._time_ms: dict[tuple[str, int], int] = {}  # event time, by topic and partition
+        self._buffers: dict[tuple[str, int], _Buffer] = {}
+        self.written = 0
+        self.files = 0
+        self._restart()
+
+    def offsets(self, topic: str) -> list[int]:
+        """The next offset to read, by partition."""
+        return [offset for _, offset in sorted(self._consumers[topic].offsets.items())]
+
+    def turn(self) -> int:
+        """Reads what is there and writes what is due; returns how many records it read.
+
+        After LogUnavailable it goes on from what is written: call it again.
+        """
+        try:
+            return self._turn()
+        except LogUnavailable:
+            self._restart()
+            raise
+
+    def _turn(self) -> int:
+        moved = 0
+        for topic, consumer in self._consumers.items():
+            for partition, record in consumer.poll(_READ):
+                self._take(topic, partition, record)
+                moved += 1
+        if self._clock() >= self._due_ms:
+            self.flush()
+        return moved
+
+    def flush(self) -> None:
+        """Writes everything that was read."""
+        self._due_ms = self._clock() + _FLUSH_MS
+        for place in list(self._buffers):
+            self._write(*place)
+
+    def _restart(self) -> None:
+        self._buffers.clear()
+        self._due_ms = self._clock() + _FLUSH_MS
+        for topic in TOPICS:
+            self._open(topic)
+
+    def _open(self, topic: str) -> None:
+        """Tidies up after a kill, and goes on after the newest file of each partition."""
+        newest = {held.partition: held for held in tidy(self._folder, topic)}
+        places = {partition: held.last + 1 for partition, held in newest.items()}
+        for partition, held in newest.items():
+            # Event time must not go back, or an hour's offsets would lie on both sides of another's.
+            self._time_ms[topic, partition] = hour_of(held.path) * _HOUR_MS
+        partitions = list(range(self._log.partitions(topic)))
+        self._consumers[topic] = Consumer(self._log, topic, partitions, places)
+        for partition, offset in self._consumers[topic].offsets.items():
+            self._log.hold(PART, topic, partition, offset)
+
+    def _check_log(self) -> None:
+        about = self._folder / "log_id"
+        if about.exists():
+            check_same(self._log, about.read_text(), f"the archive in {self._folder}")
+        else:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(about, self._log.id.encode())
+
+    def _take(self, topic: str, partition: int, record: Record) -> None:
+        place = (topic, partition)
+        before_ms = self._time_ms.get(place, 0)
+        row, time_ms = _row(topic, partition, record, before_ms)
+        self._time_ms[place] = max(time_ms, before_ms)
+        hour, before = self._time_ms[place] // _HOUR_MS, before_ms // _HOUR_MS
+        buffer = self._buffers.get(place)
+        if buffer is not None and (hour != before or buffer.size > _FLUSH_BYTES):
+            self._write(topic, partition)
+        if before and hour != before:
+            there = _path(self._folder, topic, before, partition, 0, 0).parent
+            merge([held for held in _listed(there.glob("*")) if held.partition == partition])
+        buffer = self._buffers.setdefault(place, _Buffer(hour))
+        buffer.rows.append(row)
+        buffer.size += len(record.value)
+
+    def _write(self, topic: str, partition: int) -> None:
+        buffer = self._buffers.pop((topic, partition))
+        first, last = buffer.rows[0][2], buffer.rows[-1][2]
+        frame = pl.DataFrame(buffer.rows, schema=SCHEMA, orient="row")
+        _write_file(frame, _path(self._folder, topic, buffer.hour, partition, first, last))
+        self.written += len(frame)
+        self.files += 1
+        self._log.hold(PART, topic, partition, last + 1)
+
+
+def read_archive(folder: Path, topic: str) -> pl.LazyFrame:
+    """All archived records of a topic, each once, with their ``day`` and ``hour``; ordered by partition and
+    offset."""
+    paths = [held.path for held in files_of(folder, topic)]
+    if not paths:
+        return pl.LazyFrame(schema={**SCHEMA, "day": pl.Date, "hour": pl.Int64})
+    return pl.scan_parquet(
+        paths, hive_partitioning=True, hive_schema={"day": pl.Date, "hour": pl.Int64}
+    )
+
+
+def files_of(folder: Path, topic: str) -> list[Held]:
+    """The files of a topic that hold each record once, by partition and offset.
+
+    A file whose offsets another one covers was left over by a kill between merging and removing.
+    """
+    kept: list[Held] = []
+    for held in _listed((folder / topic).glob("day=*/hour=*/*")):
+        before = kept[-1] if kept else None
+        if before is None or before.partition != held.partition or before.last < held.last:
+            kept.append(held)
+    return kept
+
+
+def tidy(folder: Path, topic: str) -> list[Held]:
+    """Removes what a kill left over, merges the hours that are over; returns the files, as ``files_of``."""
+    kept = files_of(folder, topic)
+    wanted = {held.path for held in kept}
+    for held in _listed((folder / topic).glob("day=*/hour=*/*")):
+        if held.path not in wanted:
+            held.path.unlink()
+    hours: dict[tuple[int, Path], list[Held]] = {}
+    for held in kept:
+        hours.setdefault((held.partition, held.path.parent), []).append(held)
+    for (partition, there), parts in hours.items():
+        if there != max(path for p, path in hours if p == partition):
+            merge(parts)
+    return files_of(folder, topic)
+
+
+def merge(parts: Sequence[Held]) -> None:
+    """Puts the files of one hour and partition into one, whose name covers theirs, and removes them."""
+    if len(parts) < 2:
+        return
+    frames = [pl.read_parquet(held.path, hive_partitioning=False) for held in parts]
+    name = f"part-{parts[0].partition}-{parts[0].first}-{parts[-1].last}.parquet"
+    _write_file(pl.concat(frames), parts[0].path.with_name(name))
+    for held in parts:
+        held.path.unlink()
+
+
+def hour_of(path: Path) -> int:
+    """The hour of a file's folder, since 1970."""
+    day, hour = (part.partition("=")[2] for part in path.parts[-3:-1])
+    return int(datetime.fromisoformat(f"{day}T{hour}:00+00:00").timestamp()) // 3600
+
+
+def _listed(paths: Iterable[Path]) -> list[Held]:
+    """The archive's files among some paths, by partition and offset, of two that begin alike the longer one
+    first."""
+    named = ((path, _NAME.fullmatch(path.name)) for path in paths)
+    found = [Held(path, *map(int, match.groups())) for path, match in named if match]
+    return sorted(found, key=lambda held: (held.partition, held.first, -held.last))
+
+
+def _path(folder: Path, topic: str, hour: int, partition: int, first: int, last: int) -> Path:
+    moment = datetime.fromtimestamp(hour * 3600, UTC)
+    name = f"part-{partition}-{first}-{last}.parquet"
+    return folder / topic / f"day={moment:%Y-%m-%d}" / f"hour={moment:%H}" / name
+
+
+def _write_file(frame: pl.DataFrame, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    frame.write_parquet(partial, compression="zstd")
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _row(topic: str, partition: int, record: Record, now_ms: int) -> tuple[tuple[Any, ...], int]:
+    """A record as a row of ``SCHEMA``, and its event time (``now_ms`` where it can't be read)."""
+    kind, time_ms, fields = "unreadable", now_ms, (None,) * 5
+    try:
+        if topic == EXAMPLES:
+            example = unpack(record.value, Example)
+            kind, time_ms, fields = "example", example.closed_ms, _fields(example)
+        else:
+            event = decode(record.value)
+            kind, time_ms = type(event).__name__.lower(), event.time_ms
+            fields = _fields(event)
+    except (Rejected, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass  # kept raw: its dead letter says why
+    row = (topic, partition, record.offset, time_ms, record.key, kind, record.value, *fields)
+    return row, time_ms
+
+
+def _fields(of: object) -> tuple[Any, ...]:
+    def text(name: str) -> str | None:
+        value = getattr(of, name, None)
+        return None if value is None else str(value)
+
+    watch_ms = getattr(of, "watch_ms", None)
+    return text("user_id"), text("item_id"), text("request_id"), text("kind"), watch_ms
+
+
+def run(config: Config, stop: Stop) -> None:
+    """The part: archives until asked to stop, then writes what it still has."""
+    log = open_log(config)
+    archive = Archive(log, Path(config.state) / "archive", wall_ms)
+    beat, written = stop.heartbeat, 0
+    while not stop.is_set():
+        try:
+            moved = archive.turn()
+        except LogUnavailable as error:
+            _LOG.warning("log unavailable, trying again: %s", error)
+            beat.add("retries")
+            stop.wait(0.5)
+            continue
+        beat.add("records", archive.written - written)
+        written = archive.written
+        beat.gauge("files", archive.files)
+        for topic in TOPICS:
+            beat.offsets(topic, archive.offsets(topic))
+        if not moved:
+            stop.wait(0.2)
+    archive.flush()
+    log.close()
