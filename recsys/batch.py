@@ -50,7 +50,10 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Batch:
-    """B examples, ready to be looked up: ``sparse`` holds keys; history_BTH keys, 0 where there is none."""
+    """B examples, ready to be looked up: ``sparse`` holds keys; history_BTH keys, 0 where there is none.
+
+    ``history_BTH`` and ``outcomes_BTO`` have one row where all examples are of one request.
+    """
 
     sparse: Jagged
     user_B: Keys
@@ -67,7 +70,7 @@ class Batch:
 def batch_of(features: FeatureSet, requests: Sequence[RequestFeatures]) -> Batch:
     """One batch of all the items of the requests, in order: the user's part is repeated for each item."""
     if len(requests) == 1:
-        return _repeat(features, requests[0])
+        return _of_one(features, requests[0])
     counts = [len(request.items_NI) for request in requests]
     user_BU = np.repeat(np.stack([r.user_U for r in requests]), counts, axis=0)
     items_BI = np.concatenate([r.items_NI for r in requests])
@@ -77,14 +80,13 @@ def batch_of(features: FeatureSet, requests: Sequence[RequestFeatures]) -> Batch
     return assemble(features, user_BU, items_BI, history, outcomes, dense)
 
 
-def _repeat(features: FeatureSet, request: RequestFeatures) -> Batch:
-    n = len(request.items_NI)
+def _of_one(features: FeatureSet, request: RequestFeatures) -> Batch:
     return assemble(
         features,
-        np.broadcast_to(request.user_U, (n, len(request.user_U))),
+        np.broadcast_to(request.user_U, (len(request.items_NI), len(request.user_U))),
         request.items_NI,
-        np.broadcast_to(request.history_TH, (n, *request.history_TH.shape)),
-        np.broadcast_to(request.outcomes_TO, (n, *request.outcomes_TO.shape)),
+        request.history_TH[None],
+        request.outcomes_TO[None],
         request.dense_NF,
     )
 
@@ -93,10 +95,11 @@ def assemble(
     features: FeatureSet,
     user_BU: Keys,
     items_BI: Keys,
-    history: Keys,
-    outcomes: Floats,
-    dense: Floats,
+    history_BTH: Keys,
+    outcomes_BTO: Floats,
+    dense_BF: Floats,
 ) -> Batch:
+    """A batch from arrays; the two of the history may have one row for all."""
     values, lengths, names = [], [], []
     for matrix, slots in ((user_BU, features.user_slots), (items_BI, features.item_slots)):
         for slot in slots:
@@ -115,7 +118,7 @@ def assemble(
         user_BU[:, 0],
         items_BI[:, 0],
         items_BI[:, features.group_columns()],
-        history,
-        outcomes,
-        dense,
+        history_BTH,
+        outcomes_BTO,
+        dense_BF,
     )

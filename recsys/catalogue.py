@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from recsys.events import Item
 from recsys.features import FeatureSet
 from recsys.hashing import Id, key_of
+from recsys.schema import NUMERIC
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Catalogue:
@@ -26,7 +29,6 @@ class Catalogue:
         self._keys = np.zeros((capacity, features.item_columns), np.int64)
         self._numbers = np.zeros((capacity, features.number_columns), np.float32)
         self._alive = np.zeros(capacity, np.bool_)
-        self._published_ms = np.zeros(capacity, np.int64)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,10 +45,6 @@ class Catalogue:
     def alive(self) -> NDArray[np.bool_]:
         return self._alive[: len(self.ids)]
 
-    @property
-    def published_ms(self) -> NDArray[np.int64]:
-        return self._published_ms[: len(self.ids)]
-
     def index_of(self, item_id: Id) -> int | None:
         """The index of an item, alive or not; None where it was never published."""
         return self._index.get(str(item_id))
@@ -60,7 +58,6 @@ class Catalogue:
         index = self._index.get(str(item.item_id))
         if index is None:
             index = self._append(item.item_id)
-            self._published_ms[index] = item.time_ms
         self._alive[index] = not item.removed
         if not item.removed:
             self.fields[index] = item.fields
@@ -76,25 +73,32 @@ class Catalogue:
     def _append(self, item_id: Id) -> int:
         index = len(self.ids)
         if index >= len(self._keys):
-            for name in ("_keys", "_numbers", "_alive", "_published_ms"):
+            for name in ("_keys", "_numbers", "_alive"):
                 column = getattr(self, name)
                 setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
         self.ids.append(item_id)
         self.fields.append({})
         self._index[str(item_id)] = index
-        self._by_key[key_of("item", item_id)] = index
+        key = key_of("item", item_id)
+        self._by_key[key] = index
+        self._keys[index, 0] = key  # known by its key even where its fields never come
         return index
 
 
 def _numbers(features: FeatureSet, fields: dict[str, Any]) -> NDArray[np.float32]:
-    """Numeric fields on a logarithmic scale (sign kept), then vectors as they are; 0 where absent."""
+    """Numeric fields on a logarithmic scale (sign kept), then vectors as they are; 0 where there is none,
+    or where what is there is no number that a float32 holds."""
     out: list[float] = []
-    for name in features.schema.names("item", "numeric"):
-        value = fields.get(name)
-        number = float(value) if isinstance(value, int | float) else 0.0
+    for name in features.schema.names("item", NUMERIC):
+        number = _number(fields.get(name))
         out.append(math.copysign(math.log1p(abs(number)), number))
     for name, length in features.schema.vectors:
         value = fields.get(name)
         good = isinstance(value, list) and len(value) == length
-        out.extend(float(x) for x in value) if good and value else out.extend([0.0] * length)
+        out.extend(map(_number, value) if good and value else [0.0] * length)
     return np.array(out, np.float32)
+
+
+def _number(value: Any) -> float:
+    sound = isinstance(value, int | float) and abs(value) <= _LARGEST
+    return float(value) if sound else 0.0

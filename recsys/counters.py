@@ -20,7 +20,7 @@ Values = NDArray[np.float32]
 
 
 class Counters:
-    """Counter rows by 64-bit key: values float32 (n, C), as of their own last time."""
+    """Counter rows by 64-bit key: values float32 (n, C), as of their own last time. 0 is no key."""
 
     def __init__(self, kinds: int, capacity: int = 16) -> None:
         self.kinds = kinds
@@ -48,14 +48,15 @@ class Counters:
         self._last_ms[rows] += age_ms
 
     def read(self, keys: Keys, now_ms: int) -> Values:
-        """Counters as of ``now_ms``, shape keys.shape + (C,); zeros for a key that was never added."""
-        get = self._row.get
-        flat = [get(key, -1) for key in keys.ravel().tolist()]
-        rows = np.array(flat, np.int64)
-        values = self._values[rows]
-        fade = np.repeat(_fade(np.maximum(now_ms - self._last_ms[rows], 0)), self.kinds, axis=1)
-        out: Values = values * fade
-        out[rows < 0] = 0.0
+        """Counters as of ``now_ms``, shape keys.shape + (C,); zeros for 0 and for keys never added."""
+        flat, get = keys.ravel(), self._row.get
+        there = np.flatnonzero(flat)  # most places of a request's keys are empty
+        rows = np.array([get(key, -1) for key in flat[there].tolist()], np.int64)
+        there, rows = there[rows >= 0], rows[rows >= 0]
+        fade = _fade(np.maximum(now_ms - self._last_ms[rows], 0))
+        values = self._values[rows].reshape(len(rows), SPEEDS, self.kinds) * fade[:, :, None]
+        out = np.zeros((flat.size, self.columns), np.float32)
+        out[there] = values.reshape(len(rows), self.columns)
         return out.reshape(*keys.shape, self.columns)
 
     def export(self, keys: Sequence[int] | None = None) -> tuple[Keys, Values, NDArray[np.int64]]:

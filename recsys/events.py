@@ -196,6 +196,8 @@ def _check_values(path: str, value: object, depth: int) -> None:
         raise Rejected(path, "...", f"nesting of at most {MAX_DEPTH} levels")
     if isinstance(value, float) and not math.isfinite(value):
         raise Rejected(path, value, "a finite number")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise Rejected(path, value, "a 64-bit integer")
     if isinstance(value, dict):
         for name, inner in value.items():
             if not isinstance(name, str):

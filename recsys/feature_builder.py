@@ -12,12 +12,14 @@ import numpy as np
 
 from recsys.catalogue import Catalogue
 from recsys.counters import SPEEDS, Counters
-from recsys.features import FeatureSet, Floats, Keys, RequestFeatures
+from recsys.features import GROUP_WIDTH, FeatureSet, Floats, Keys, RequestFeatures
 from recsys.hashing import cross, key_of
 from recsys.item_counters import GLOBAL
 from recsys.session import USER, Session
 
 _SMOOTHING: Final = 4.0  # prior examples behind every running rate
+_ENTITIES: Final = 9  # beside two for each group: see _fill_dense
+_WATCH: Final = 8.0  # log seconds: 50 minutes
 _DAY_MS: Final = 86_400_000
 _HOURS: Final = np.array([key_of("hour", hour) for hour in range(24)], np.int64)
 
@@ -38,7 +40,7 @@ class FeatureBuilder:
         """F: 0 unless the feature set is ``all``."""
         if self.features.kind != "all":
             return 0
-        entities = 5 + 4 + 2 * len(self._groups)
+        entities = _ENTITIES + 2 * len(self._groups)
         return entities * self._per_entity + self.features.number_columns + 4
 
     @property
@@ -60,7 +62,7 @@ class FeatureBuilder:
         contexts = self.features.context_keys(surface, context)
         history, outcomes = session.read_history(now_ms)
         dense = np.zeros((len(candidates), self.dense_width), np.float32)
-        if self.dense_width:
+        if dense.size:
             self._fill_dense(dense, session, contexts[0], items_NI, counters, now_ms)
             numbers = self.features.number_columns
             if numbers:
@@ -93,8 +95,9 @@ class FeatureBuilder:
         counters: Counters,
         now_ms: int,
     ) -> None:
-        """One read of the item-side counters and one of the session's, then rates for each entity."""
-        n = len(items_NI)
+        """One read of the item-side counters and one of the session's, then rates for each entity: all
+        viewers and the context; the item, it and its duration in the context; the user as a whole and in
+        the context; the user with the item and its duration; all viewers and the user with each group."""
         duration_N = items_NI[:, self._duration]
         groups = [items_NI[:, slot.start : slot.stop] for slot in self._groups]
         crossed = cross(context, items_NI[:, [0, self._duration]])
@@ -104,21 +107,16 @@ class FeatureBuilder:
         user_own = session.counters.read(np.array([USER, context], np.int64), now_ms)
         user_items = np.concatenate([items_NI[:, :1], duration_N[:, None], *groups], 1)
         user_side = session.counters.read(user_items, now_ms)
-        sums = [
-            np.broadcast_to(shared[0], (n, counters.columns)),
-            np.broadcast_to(shared[1], (n, counters.columns)),
-            item_side[:, 0], item_side[:, 1], item_side[:, 2],
-            np.broadcast_to(user_own[0], (n, counters.columns)),
-            np.broadcast_to(user_own[1], (n, counters.columns)),
-            user_side[:, 0], user_side[:, 1],
-        ]  # fmt: skip
-        at_item, at_user = 3, 2
-        for group in groups:
-            width = group.shape[1]
-            sums.append(item_side[:, at_item : at_item + width].sum(1))
-            sums.append(user_side[:, at_user : at_user + width].sum(1))
-            at_item, at_user = at_item + width, at_user + width
-        dense[:, : len(sums) * self._per_entity] = self._rates_of(np.stack(sums, 1), shared[0])
+        sums = np.empty((len(items_NI), _ENTITIES + 2 * len(groups), counters.columns), np.float32)
+        sums[:, 0:2] = shared
+        sums[:, 2:5] = item_side[:, :3]
+        sums[:, 5:7] = user_own
+        sums[:, 7:9] = user_side[:, :2]
+        for place in range(len(groups)):
+            at = GROUP_WIDTH * place
+            item_side[:, at + 3 : at + 3 + GROUP_WIDTH].sum(1, out=sums[:, 9 + 2 * place])
+            user_side[:, at + 2 : at + 2 + GROUP_WIDTH].sum(1, out=sums[:, 10 + 2 * place])
+        dense[:, : sums.shape[1] * self._per_entity] = self._rates_of(sums, shared[0])
 
     def _rates_of(self, sums_NEC: Floats, overall_C: Floats) -> Floats:
         """Counts as logarithms, smoothed rates as log odds against the overall rate, mean log watch."""
@@ -136,7 +134,8 @@ class FeatureBuilder:
         parts = [
             np.log1p(shown) / 3.0,
             odds.reshape(n, entities, -1),
-            (watch - mean_watch)[..., None],
+            # Bounded, as a foreign log may report what was watched and not what was shown.
+            np.clip(watch - mean_watch, -_WATCH, _WATCH)[..., None],
         ]
         return np.concatenate(parts, 2).reshape(n, -1).astype(np.float32)
 

@@ -31,6 +31,7 @@ CONTEXT_WIDTH: Final = 4
 HISTORY_GROUP: Final = 2  # values of each group that a history entry keeps
 ENTITIES_KEPT: Final = 200_000
 MAIN_LABELS: Final = 3  # labels whose running rates are features
+_LONGEST_MS: Final = 2.0**53  # whatever stands in a duration, its logarithm can be taken
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class FeatureSet:
         duration = fields.get("duration_ms")
         if isinstance(duration, int | float) and duration > 0:
             # Half-octaves: 8 s and 9 s differ little, 8 s and 12 s do.
-            bucket = round(2 * math.log2(max(duration, 250) / 1000))
+            bucket = round(2 * math.log2(min(max(duration, 250), _LONGEST_MS) / 1000))
             keys[self.slot("duration").start] = key_of("duration", bucket)
         return keys
 
@@ -222,13 +223,14 @@ def read_block(block: FeatureBlock, features: FeatureSet) -> RequestFeatures:
             "the model must be trained on, and serve, the set that was logged"
         )
     items = np.frombuffer(block.item_keys, np.int64).reshape(-1, features.item_columns)
+    dense = np.frombuffer(block.dense, np.float32)
     return RequestFeatures(
         block.feature_set,
         np.frombuffer(block.user_keys, np.int64),
         items,
         np.frombuffer(block.history, np.int64).reshape(-1, features.history_keys),
         np.frombuffer(block.outcomes, np.float32).reshape(-1, features.outcomes),
-        np.frombuffer(block.dense, np.float32).reshape(len(items), -1),
+        dense.reshape(len(items), dense.size // max(1, len(items))),
     )
 
 

@@ -6,7 +6,6 @@ Tables: ``features`` (a row for every categorical value, D + 1 wide), ``items`` 
 Legend: B batch, S slots, D embedding, T history, V vector, U unique keys of a table.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,22 +36,23 @@ def tables_of(config: ModelConfig) -> tuple[TableConfig, ...]:
 
 @dataclass(frozen=True)
 class Lookup:
-    """Which rows a batch needs: unique keys by table, and where each place of the batch finds its row."""
+    """Which rows a batch needs: unique keys by table, and where each place of the batch finds its row.
+
+    A place without a key (0) finds the row of zeros after the last.
+    """
 
     keys: dict[str, Keys]
     slot_index: Tensor  # of sparse.values() into the unique feature keys
-    history_index: (
-        Tensor  # (B, T, H) into the unique feature keys; the last row (zeros) where there is none
-    )
+    history_index: Tensor  # (B or 1, T, H) into the unique feature keys
     item_index: Tensor  # (B,) into the unique item keys
-    past_index: Tensor  # (B, T) into the unique item keys; the last row where there is none
+    past_index: Tensor  # (B or 1, T) into the unique item keys
     user_index: Tensor  # (B,) into the unique user keys
 
 
 def lookup_of(batch: Batch) -> Lookup:
     """De-duplicates the keys of a batch."""
     slots = batch.sparse.values().numpy()
-    past = batch.history_BTH[..., 0] if batch.history_BTH.shape[1] else batch.history_BTH[:, :, 0]
+    past = batch.history_BTH[..., 0]
     features, at = _unique(slots, batch.history_BTH.reshape(-1))
     items, at_items = _unique(batch.item_B, past.reshape(-1))
     users, at_users = _unique(batch.user_B)
@@ -91,7 +91,6 @@ class Model(nn.Module):
             dim=config.dim,
             item_slot=[slot.name for slot in slots].index("item"),
             history=features.history_length,
-            history_slots=features.history_keys,
             outcomes=features.outcomes,
             dense=dense_width,
             labels=len(features.schema.labels),
@@ -108,15 +107,15 @@ class Model(nn.Module):
         torch.cumsum(lengths[:-1], 0, out=offsets[1:])
         pooled = F.embedding_bag(lookup.slot_index, rows_UR, offsets, mode="mean")
         pooled_BSR = pooled.view(-1, size, pooled.shape[1]).transpose(0, 1)
-        history_BTR = self._history(batch, lookup, rows_UR)
-        outcomes = torch.from_numpy(batch.outcomes_BTO)
+        history_BTR = self._history(batch, lookup, rows_UR).expand(size, -1, -1)
+        outcomes = torch.from_numpy(batch.outcomes_BTO).expand(size, -1, -1)
         logits: Tensor = self.ranker(
             pooled_BSR, history_BTR, outcomes, torch.from_numpy(batch.dense_BF)
         )
         return logits
 
     def _history(self, batch: Batch, lookup: Lookup, rows_UR: Tensor) -> Tensor:
-        """The mean row of each history entry's keys, (B, T, R)."""
+        """The mean row of each history entry's keys, (B or 1, T, R)."""
         b, t, h = lookup.history_index.shape
         flat = lookup.history_index.reshape(b * t, h)
         if t == 0:
@@ -132,7 +131,11 @@ class Model(nn.Module):
         content = content_vectors(batch.history_BTH[..., 1:], self.config.vector_dim)
         past_BTV = items_UV[lookup.past_index] + torch.from_numpy(content)
         outcomes = torch.from_numpy(batch.outcomes_BTO)
-        vectors: Tensor = self.user_side(users_UV[lookup.user_index], past_BTV, outcomes)
+        users_BV = users_UV[lookup.user_index]
+        size = len(users_BV)
+        vectors: Tensor = self.user_side(
+            users_BV, past_BTV.expand(size, -1, -1), outcomes.expand(size, -1, -1)
+        )
         return vectors
 
     def item_vectors(self, batch: Batch, lookup: Lookup, items_UV: Tensor) -> Tensor:
@@ -172,7 +175,3 @@ class Model(nn.Module):
 def padded(rows: NDArray[np.float32]) -> Tensor:
     """Rows (U, R) with the row of zeros after the last that stands for "none"."""
     return torch.from_numpy(np.concatenate([rows, np.zeros((1, rows.shape[1]), np.float32)]))
-
-
-def rows_for(lookup: Lookup, rows: Mapping[str, NDArray[np.float32]]) -> dict[str, Tensor]:
-    return {name: padded(rows[name]) for name in lookup.keys}

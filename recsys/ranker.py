@@ -27,7 +27,6 @@ class RankerShape:
     dim: int
     item_slot: int  # which slot is the item: it attends over the history
     history: int  # T; 0 for no history
-    history_slots: int  # rows per history entry
     outcomes: int
     dense: int
     labels: int

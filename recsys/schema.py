@@ -62,5 +62,5 @@ def values_of(value: Any) -> list[str]:
     if value is None or value == "":
         return []
     if isinstance(value, list):
-        return [str(x) for x in value]
+        return [str(x) for x in value if x is not None and x != ""]
     return [str(value)]

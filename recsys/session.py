@@ -132,8 +132,17 @@ class Session:
 
     @classmethod
     def unpack(cls, blob: bytes, features: FeatureSet, seen: int = 500) -> "Session":
-        """Reads a packed session; raises msgspec.MsgspecError where it isn't one."""
+        """Reads a packed session; raises msgspec.MsgspecError where it isn't one, ValueError where it was
+        made with another feature set."""
         packed = _decoder.decode(blob)
+        for entry in packed.history:
+            widths = len(entry.keys), len(entry.outcomes)
+            if widths != (features.history_keys, len(features.schema.labels)):
+                raise ValueError(
+                    f"a history entry has {widths[0]} keys and {widths[1]} labels, expected "
+                    f"{features.history_keys} and {len(features.schema.labels)}: the session was folded "
+                    "with another feature set; empty the session store"
+                )
         session = cls(packed.user_id, features, seen)
         session.offset, session.last_ms = packed.offset, packed.last_ms
         session.events, session.profile = packed.events, packed.profile

@@ -18,16 +18,21 @@ class Inverted:
     def move(self, index: int, old: Iterable[int], new: Iterable[int]) -> None:
         """An item left some groups and entered others."""
         for key in old:
-            self._items[key].pop(index, None)
+            members = self._items.get(key, {})
+            members.pop(index, None)
             self._arrays.pop(key, None)
+            if not members:
+                self._items.pop(key, None)
         for key in new:
             self._items.setdefault(key, {})[index] = None
             self._arrays.pop(key, None)
 
     def of(self, key: int) -> Indices:
-        """The items of a group, in the order in which they entered."""
+        """The items of a group, in the order in which they entered; none of a group never met."""
         array = self._arrays.get(key)
         if array is None:
-            array = np.fromiter(self._items.get(key, {}), np.int64)
-            self._arrays[key] = array
+            members = self._items.get(key, {})
+            array = np.fromiter(members, np.int64, len(members))
+            if members:
+                self._arrays[key] = array
         return array

@@ -5,6 +5,7 @@ fails is skipped and named in ``degraded``; an answer comes whatever happens to 
 """
 
 import logging
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from experiments.policy import Policy
 from recsys.events import Impression, Served, Stamp
 from recsys.feature_builder import FeatureBuilder
 from recsys.features import RequestFeatures
-from recsys.hashing import key_of
+from recsys.hashing import Id, key_of
 from recsys.ranker import WATCH_SCALE
 from recsys.session import Session
 from serving.explanation import reasons
@@ -96,26 +97,33 @@ class Pipeline:
     ) -> tuple[dict[int, list[str]], dict[str, int]]:
         catalogue = self.replica.catalogue
         if request.candidate_ids is not None:
-            known = [catalogue.index_of(item_id) for item_id in request.candidate_ids]
-            found = {i: ["given"] for i in known if i is not None and catalogue.alive[i]}
-            return found, {"unknown": len(request.candidate_ids) - len(found)}
+            return self._given(request.candidate_ids, request.exclude_ids)
         wanted, removed = wanted_items(catalogue, session, request.exclude_ids, request.n)
-        user = self._features(request, session, np.zeros(min(1, len(catalogue)), np.int64), now_ms)
+        user = self._features(request, session, np.zeros(0, np.int64), now_ms)
         salt = key_of("request", request_id) & 0xFFFFFFFF
         limit = self.replica.config.serve.candidates
         shares = dict(policy.config.sources)
         if self.replica.step == 0:
             shares.pop("vector", None)
-        try:
-            found = self.retrieval.collect(session, user, wanted, shares, limit, salt, now_ms)
-        except Exception:  # a broken index must not empty the feed
-            _log.exception("retrieval failed")
+        found = self.retrieval.collect(session, user, wanted, shares, limit, salt)
+        if found.failed:
             degraded.append("retrieval")
-            found = {}
-        if len(found) < request.n:
+        if len(found.sources) < request.n:
             for index in np.flatnonzero(wanted)[: request.n * 5].tolist():
-                found.setdefault(index, ["any"])
-        return found, removed
+                found.sources.setdefault(index, ["any"])
+        return found.sources, removed
+
+    def _given(
+        self, candidate_ids: tuple[Id, ...], exclude_ids: tuple[Id, ...]
+    ) -> tuple[dict[int, list[str]], dict[str, int]]:
+        """The caller's own candidates, each once; what is unknown, gone or excluded is left out."""
+        catalogue, excluded = self.replica.catalogue, {str(item_id) for item_id in exclude_ids}
+        distinct = dict.fromkeys(map(str, candidate_ids))
+        known = [catalogue.index_of(item_id) for item_id in distinct]
+        alive = [i for i in known if i is not None and catalogue.alive[i]]
+        kept = [i for i in alive if str(catalogue.ids[i]) not in excluded]
+        removed = {"unknown": len(distinct) - len(alive), "excluded": len(alive) - len(kept)}
+        return {i: ["given"] for i in kept}, removed
 
     def _rank(
         self,
@@ -134,9 +142,12 @@ class Pipeline:
         else:
             try:
                 predictions = probabilities(self.replica.model, self.replica.rows, [features])
+                if np.isnan(predictions).any(1).all() and indices:
+                    raise FloatingPointError("no candidate has a prediction that is a number")
             except Exception:  # no ranker: the order of retrieval
                 _log.exception("ranking failed")
                 degraded.append("rank")
+                predictions = None
         if predictions is None:
             scores = self._popular_scores(indices)
         else:
@@ -157,8 +168,9 @@ class Pipeline:
     def _popular_scores(self, indices: list[int]) -> NDArray[np.float64]:
         """Popularity as ranks in [0, 1]: what stands in for a model that isn't there."""
         values = self.replica.popularity.values[indices]
-        order = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-        return order / max(1, len(indices) - 1)
+        places = np.unique(values, return_inverse=True)[1].reshape(-1)  # equals share a place
+        out: NDArray[np.float64] = places / max(1, int(places.max(initial=1)))
+        return out
 
     def _select(self, request: Request, policy: Policy, ranked: _Ranked, request_id: str) -> Drawn:
         groups = None
@@ -211,16 +223,16 @@ class Pipeline:
         position: int,
         propensity: float,
     ) -> AnswerItem:
-        index = ranked.indices[position]
+        index, score = ranked.indices[position], float(ranked.scores_N[position])
         predictions, why = None, None
         if request.explain:
             why = reasons(session, self.replica.catalogue, index)
-            if ranked.predictions_NL is not None:
+            if ranked.predictions_NL is not None and math.isfinite(score):
                 predictions = self._named(ranked.predictions_NL[position])
         return AnswerItem(
             item_id=self.replica.catalogue.ids[index],
             rank=rank,
-            score=float(ranked.scores_N[position]),
+            score=score if math.isfinite(score) else None,
             propensity=propensity,
             sources=tuple(ranked.sources[position]),
             fields=self.replica.catalogue.fields[index],

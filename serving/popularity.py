@@ -4,6 +4,8 @@ With counts that halve every h, count · 2^(-(now - last) / h) of two items comp
 log2(count) + last / h does: so a value is set when an item's counters change and never again.
 """
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,21 +14,24 @@ from recsys.counters import HALF_LIVES_MS
 from recsys.features import FeatureSet
 
 Indices = NDArray[np.int64]
-_TOP = 4096
-_REFRESH_MS = 1000
+_TOP: Final = 4096
+_REFRESH_MS: Final = 1000
 
 
 class Popularity:
-    """Values by catalogue index, and the best of them."""
+    """Values by catalogue index, and the best of them.
+
+    The best are found anew once in a second of event time, when counters change: never because of who asks
+    when, so that replicas that folded the same records agree.
+    """
 
     def __init__(self, features: FeatureSet, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._main = features.kinds.index(
-            features.main_labels[0]
-        )  # of the fast counters, which come first
+        # Of the fast counters, which come first.
+        self._main = features.kinds.index(features.main_labels[0])
         self._values = np.full(1024, -np.inf, np.float64)
         self._top: Indices = np.empty(0, np.int64)
-        self._stale, self._made_ms = True, 0
+        self._newest_ms = -_REFRESH_MS
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -36,6 +41,8 @@ class Popularity:
 
     def update(self, keys: Indices, counters: NDArray[np.float32], last_ms: Indices) -> None:
         """Takes the counters (n, C) of entities that changed; those that aren't items are passed over."""
+        if not len(keys):
+            return
         self._grow()
         found = [self._catalogue.index_of_key(key) for key in keys.tolist()]
         for place, index in enumerate(found):
@@ -43,18 +50,22 @@ class Popularity:
                 count = float(counters[place, self._main])
                 value = np.log2(count + 1e-6) + last_ms[place] / HALF_LIVES_MS[0]
                 self._values[index] = value if count > 0 else -np.inf
-                self._stale = True
+        before_ms, self._newest_ms = self._newest_ms, max(self._newest_ms, int(last_ms.max()))
+        if before_ms // _REFRESH_MS != self._newest_ms // _REFRESH_MS:
+            self._top = self._best()
 
-    def top(self, now_ms: int) -> Indices:
-        """The most popular items, best first; made anew at most once a second."""
-        if (self._stale and abs(now_ms - self._made_ms) >= _REFRESH_MS) or not len(self._top):
-            values = self.values
-            count = min(_TOP, len(values))
-            if count:
-                best = np.argpartition(-values, count - 1)[:count]
-                self._top = best[np.argsort(-values[best], kind="stable")]
-            self._stale, self._made_ms = False, now_ms
+    @property
+    def top(self) -> Indices:
+        """The most popular items, best first: only those that somebody engaged with."""
         return self._top
+
+    def _best(self) -> Indices:
+        values = self.values
+        there = np.flatnonzero(values > -np.inf)
+        if len(there) > _TOP:
+            there = there[np.argpartition(-values[there], _TOP)[:_TOP]]
+        best: Indices = there[np.argsort(-values[there], kind="stable")]
+        return best
 
     def _grow(self) -> None:
         while len(self._values) < len(self._catalogue):

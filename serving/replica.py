@@ -4,7 +4,7 @@ Items, item state and steps are applied between requests, never during one, so t
 version of everything, and its stamp says which.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ class Replica:
         self.catalogue_offset = 0
         self.item_state_offset = 0
         self._group_columns = features.group_columns()
+        self._group_slots = [features.slot(f"item.{name}") for name in features.schema.groups]
 
     @property
     def version(self) -> tuple[str, int, int]:
@@ -52,17 +53,25 @@ class Replica:
 
     def apply_item(self, item: Item, offset: int) -> None:
         """An item was published, changed or removed. ``offset`` is the next to read of ``items``."""
+        self.apply_items([item], offset)
+
+    def apply_items(self, items: Sequence[Item], offset: int) -> None:
+        """Several at once, in order: their vectors are made together, which takes a third of the time."""
+        moved = [self._enter(item) for item in items]
+        self._place(np.unique(np.array(moved, np.int64)))
+        self.catalogue_offset = offset
+
+    def _enter(self, item: Item) -> int:
         before = self.catalogue.index_of(item.item_id)
         old = self._groups_of(before) if before is not None else ()
         index = self.catalogue.apply(item)
         self.groups.move(index, old, self._groups_of(index) if not item.removed else ())
-        self._place(np.array([index]))
-        self.catalogue_offset = offset
+        return index
 
     def apply_item_state(self, state: ItemState, offset: int) -> None:
         """Item counters as they are now. ``offset`` is the next to read of ``item_state``."""
         keys = np.frombuffer(state.keys, np.int64)
-        values = np.frombuffer(state.values, np.float32).reshape(len(keys), -1)
+        values = np.frombuffer(state.values, np.float32).reshape(-1, self.counters.columns)
         last_ms = np.frombuffer(state.last_ms, np.int64)
         self.counters.set(keys, values, last_ms)
         self.popularity.update(keys, values, last_ms)
@@ -116,6 +125,5 @@ class Replica:
         return np.array([index for index in found if index is not None], np.int64)
 
     def _groups_of(self, index: int) -> tuple[int, ...]:
-        keys = self.catalogue.keys[index]
-        slots = [self.features.slot(f"item.{name}") for name in self.features.schema.groups]
-        return tuple(int(k) for s in slots for k in keys[s.start : s.stop] if k)
+        keys = self.catalogue.keys[index].tolist()
+        return tuple(k for s in self._group_slots for k in keys[s.start : s.stop] if k)

@@ -9,7 +9,10 @@
 A source returns catalogue indices; none looks at what another found. All read one version of the replica.
 """
 
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +25,18 @@ from serving.scoring import user_vector
 
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-_NEWEST = 2000
-_LIKED = 3  # newest liked items that ``similar`` looks around
-_TOPICS = 4
+_NEWEST: Final = 2000
+_LIKED: Final = 3  # newest liked items that ``similar`` looks around
+_TOPICS: Final = 4
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Candidates by catalogue index, with the sources of each; and the sources that failed."""
+
+    sources: dict[int, list[str]]
+    failed: list[str]
 
 
 class Retrieval:
@@ -41,29 +53,35 @@ class Retrieval:
         shares: Mapping[str, int],
         limit: int,
         salt: int,
-        now_ms: int,
-    ) -> dict[int, list[str]]:
+    ) -> Found:
         """Catalogue indices with the sources that found them, at most ``limit``.
 
-        ``wanted`` masks the catalogue; ``salt`` varies what is drawn at random from request to request.
+        ``wanted`` masks the catalogue; ``salt`` varies what is drawn at random from request to request. A
+        source that fails finds nothing, and is named.
         """
         sources: dict[str, Callable[[int], Indices]] = {
             "vector": lambda k: self._vector(user, wanted, k),
             "similar": lambda k: self._similar(session, wanted, k),
             "topic": lambda k: self._topic(session, wanted, k, salt),
-            "popular": lambda k: self._popular(wanted, k, now_ms),
+            "popular": lambda k: self._popular(wanted, k),
             "fresh": lambda k: self._fresh(wanted, k, salt),
         }
-        found: dict[int, list[str]] = {}
+        found, failed = dict[int, list[str]](), list[str]()
         for name, share in shares.items():
             if share <= 0 or name not in sources:
                 continue
-            for index in sources[name](share).tolist():
+            try:
+                indices = dict.fromkeys(sources[name](share).tolist())
+            except Exception:  # a broken index must not empty the feed
+                _log.exception("a source of candidates failed", extra={"source": name})
+                failed.append(name)
+                continue
+            for index in indices:
                 if index in found:
                     found[index].append(name)
                 elif len(found) < limit:
                     found[index] = [name]
-        return found
+        return Found(found, failed)
 
     def _vector(self, user: RequestFeatures, wanted: Mask, k: int) -> Indices:
         replica = self.replica
@@ -97,8 +115,8 @@ class Retrieval:
                 parts.append(members)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def _popular(self, wanted: Mask, k: int, now_ms: int) -> Indices:
-        top = self.replica.popularity.top(now_ms)
+    def _popular(self, wanted: Mask, k: int) -> Indices:
+        top = self.replica.popularity.top
         return top[wanted[top]][:k]
 
     def _fresh(self, wanted: Mask, k: int, salt: int) -> Indices:

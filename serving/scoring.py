@@ -6,6 +6,7 @@ whose sums differ in the last bit, so a short list is filled up to a length from
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from recsys.batch import batch_of
 from recsys.features import RequestFeatures
-from recsys.model import Lookup, Model, lookup_of, padded
+from recsys.model import Model, lookup_of, padded
 from serving.row_store import RowStore
 
 LEAST_ROWS = 16
@@ -41,9 +42,12 @@ def probabilities(
 
 
 def user_vector(model: Model, rows: Mapping[str, RowStore], request: RequestFeatures) -> Floats:
-    """The user side of a request (V,). Its items don't matter; there must be at least one."""
-    batch = batch_of(model.features, [request.rows([0])])
-    lookup: Lookup = lookup_of(batch)
+    """The user side of a request (V,). Its items don't matter; there may be none."""
+    items_NI = np.zeros((1, model.features.item_columns), np.int64)
+    dense_NF = np.zeros((1, model.ranker.shape.dense), np.float32)
+    alone = replace(request, items_NI=items_NI, dense_NF=dense_NF)
+    batch = batch_of(model.features, [alone])
+    lookup = lookup_of(batch)
     with torch.inference_mode():
         users = padded(rows["users"].lookup(lookup.keys["users"]))
         items = padded(rows["items"].lookup(lookup.keys["items"]))

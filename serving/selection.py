@@ -15,6 +15,7 @@ from recsys.hashing import uniform
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,21 @@ def draw(
     seed: int = 0,
 ) -> Drawn:
     """Draws up to ``n`` candidates. Not more than ``per_group`` of one group (0: any number); a group of 0
-    is no group. Fewer come where the candidates run out."""
+    is no group. Fewer come where the candidates run out.
+
+    A score that is no number is below all others: it is drawn, evenly, once nothing else is left.
+    """
+    sound_N = ~np.isnan(scores_N)
     left_N = np.ones(len(scores_N), np.bool_)
-    weights_N = np.exp(
-        (scores_N.astype(np.float64) - np.max(scores_N, initial=-np.inf)) / temperature
-    )
     taken: dict[int, int] = {}
     positions, propensities = [], []
     for rank in range(min(n, len(scores_N))):
-        if not left_N.any():
-            break
-        p_N = mixture(weights_N, left_N, explore)
+        open_N = left_N & sound_N
+        if not open_N.any():
+            if not left_N.any():
+                break
+            open_N = left_N
+        p_N = mixture(scores_N, open_N, temperature, explore)
         position = _at(p_N, uniform(seed, request_id, rank))
         positions.append(position)
         propensities.append(p_N[position])
@@ -57,17 +62,25 @@ def draw(
             taken[group] = taken.get(group, 0) + 1
             if group and taken[group] >= per_group:
                 left_N[groups_N == group] = False
-    return Drawn(np.array(positions, np.int64), np.array(propensities))
+    return Drawn(np.array(positions, np.int64), np.array(propensities, np.float64))
 
 
-def mixture(weights_N: Floats, left_N: NDArray[np.bool_], explore: float) -> Floats:
-    """The probability of each candidate at the next rank: 0 for those that are gone, 1 in sum."""
-    soft_N = np.where(left_N, weights_N, 0.0)
-    total = soft_N.sum()
-    even_N: Floats = left_N / left_N.sum()
-    if total <= 0.0:  # what is left is so far behind that its weights are 0
-        return even_N
-    out: Floats = (1.0 - explore) * soft_N / total + explore * even_N
+def mixture(
+    scores_N: NDArray[np.floating], open_N: Mask, temperature: float, explore: float
+) -> Floats:
+    """The probability of each candidate at the next rank: 0 for those that aren't open, 1 in sum.
+
+    Infinite scores share evenly among themselves what the softmax gives.
+    """
+    scores = scores_N[open_N].astype(np.float64)
+    best = scores.max()
+    if np.isfinite(best):
+        with np.errstate(over="ignore"):  # far behind the best is -inf, and its weight 0
+            weights = np.exp((scores - best) / temperature)
+    else:
+        weights = np.where(scores == best, 1.0, 0.0) if best == best else np.ones(len(scores))
+    out = np.zeros(len(scores_N))
+    out[open_N] = (1.0 - explore) * (weights / weights.sum()) + explore / len(scores)
     return out
 
 
