@@ -8,12 +8,14 @@ import pytest
 
 from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import ShardSpec, digest_of_shards
+from parameter_server.snapshots import write_part
 from recsys.blueprint import build_model
 from recsys.config import Config
 from recsys.events import FeatureBlock, Tick, decode
 from recsys.log import Append, Log, LogLost, LogUnavailable, MemoryLog
 from recsys.part_state import PartState
 from recsys.records import (
+    CONTROL,
     DEAD_LETTERS,
     EVENTS,
     EXAMPLES,
@@ -21,6 +23,7 @@ from recsys.records import (
     DeadLetter,
     Delta,
     Example,
+    Live,
     Step,
     pack,
     unpack,
@@ -37,6 +40,7 @@ from tests.toy_feed import (
     toy_config,
     toy_log,
 )
+from training.director import Director
 from training.joiner_loop import JoinerLoop, sequences_after
 from training.learner import Learner
 from training.line import spec_of
@@ -479,3 +483,49 @@ def test_from_events_to_weights_in_lockstep() -> None:
     made = sum(map(len, everything(log, EXAMPLES, Example)))
     assert its.counts["examples"] == made > 100
     assert client.where() == [cutter.step]
+
+
+# --- the director ---
+
+
+def direct(log: Log, folder: Path, clock: Clock) -> Director:
+    return Director(log, toy_config(str(folder)), clock)
+
+
+def test_the_first_live_record_is_written_once(tmp_path: Path) -> None:
+    log, clock = toy_log(), Clock()
+    for _ in range(3):
+        its = direct(log, tmp_path, clock)
+        its.turn()
+        its.turn()
+    live = everything(log, CONTROL, Live)[0]
+    assert [(x.line, x.epoch) for x in live] == [("main", 0)] and its.live == live[0]
+
+
+def test_an_existing_live_pointer_is_followed_not_moved(tmp_path: Path) -> None:
+    log = toy_log()
+    log.append(CONTROL, [Append(0, b"", pack(Live(line="cand-1", epoch=3)))])
+    log.append(CONTROL, [Append(0, b"", b"\xc1rubbish")])
+    its = direct(log, tmp_path, Clock())
+    its.turn()
+    assert its.live is not None and its.live.line == "cand-1" and log.end(CONTROL, 0) == 2
+
+
+def test_old_snapshots_go_and_the_log_keeps_what_follows_the_oldest_left(tmp_path: Path) -> None:
+    log, clock = trained_log(200), Clock()
+    its = direct(log, tmp_path, clock)
+    its.turn()
+    assert not log.holds(EXAMPLES, 0)
+    for step in (0, 5, 10, 15, 20):
+        write_part(tmp_path / "snapshots", "main", 0, step, 0, 1, {"a": np.zeros(1)}, {})
+    clock.now_ms = 5_000
+    its.turn()
+    assert (its.oldest, its.removed) == (10, 2)
+    after: list[Step] = everything(log, STEPS, Step)[0][10:]
+    for partition in range(PARTITIONS):
+        first = min(r.start for step in after for r in step.ranges if r.partition == partition)
+        assert log.holds(EXAMPLES, partition) == {"snapshots/main": first}
+        log.trim(EXAMPLES, partition, 10_000)
+    assert all(len(records_of(log, step)) == step.examples for step in after)
+    with pytest.raises(LogLost):
+        records_of(log, everything(log, STEPS, Step)[0][9])

@@ -14,7 +14,8 @@ import shutil
 import threading
 import time
 import uuid
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ import msgspec
 import ray
 import ray.train
 import torch
+from ray.train.backend import Backend
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from parameter_server.parameter_client import StaleWorker
@@ -43,6 +46,7 @@ from training.worker import Worker
 
 PART: Final = "trainer"
 _REPORT_STEPS: Final = 1_000  # by step, since all workers must report together
+_MEET_S: Final = 60
 _PAUSE_S: Final = 2.0  # before a group is started again that fails at once
 _LOG: Final = logging.getLogger(__name__)
 
@@ -82,6 +86,17 @@ def run(config: Config, stop: Stop) -> None:
     log.close()
 
 
+@dataclass
+class GlooByFile(TorchConfig):
+    """gloo, met through a file. What Ray sets up meets through a store that listens on all interfaces."""
+
+    backend: str | None = "gloo"
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return Backend  # sets nothing up: ``train_loop`` does
+
+
 class _Fit:
     """``trainer.fit()`` in a thread."""
 
@@ -118,17 +133,15 @@ def _trainer(config: Config, name: str) -> TorchTrainer:
     # How soon a dead worker is noticed; 2 s without.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     runs = Path(config.state) / "parts" / PART / "runs"
-    shutil.rmtree(
-        runs, ignore_errors=True
-    )  # Ray writes a little about each run, and never removes it
-    runs.mkdir(parents=True)
+    shutil.rmtree(runs, ignore_errors=True)  # what was written about earlier ones
+    (runs / "groups").mkdir(parents=True)
     environment = {"OMP_NUM_THREADS": "1"}
     if str(ray.util.get_node_ip_address()).startswith("127."):  # type: ignore[no-untyped-call]
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     return TorchTrainer(
         train_loop,
         train_loop_config={"config": msgspec.to_builtins(config), "run": name},
-        torch_config=TorchConfig(backend="gloo"),
+        torch_config=GlooByFile(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.trainer.workers,
             resources_per_worker={"CPU": config.trainer.cpus_per_worker},
@@ -148,8 +161,11 @@ def train_loop(settings: dict[str, Any]) -> None:
     its, name = _run_of(config), settings["run"]
     rank = ray.train.get_context().get_world_rank()
     try:
-        generation = _agree(its.next_generation(name, wall_ms()) if rank == 0 else 0)
+        generation = broadcast_from_rank_zero(
+            its.next_generation(name, wall_ms()) if rank == 0 else None
+        )
         if generation:
+            _meet(config, rank, generation)
             _work(config, rank, generation)
     except Exception as error:
         if isinstance(error, StaleWorker) and not its.is_newest(name):
@@ -159,13 +175,16 @@ def train_loop(settings: dict[str, Any]) -> None:
         raise
 
 
-def _agree(generation: int) -> int:
-    """Worker 0's generation, at all workers."""
-    if not torch.distributed.is_initialized():
-        return generation
-    number = torch.tensor([generation], dtype=torch.int64)
-    torch.distributed.broadcast(number, 0)
-    return int(number.item())
+def _meet(config: Config, rank: int, generation: int) -> None:
+    """Waits for all workers of the group; raises where one doesn't come, or sees another state folder."""
+    file = Path(config.state) / "parts" / PART / "runs" / "groups" / str(generation)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{file}",
+        rank=rank,
+        world_size=ray.train.get_context().get_world_size(),
+        timeout=timedelta(seconds=_MEET_S),
+    )
 
 
 def _work(config: Config, rank: int, generation: int) -> None:

@@ -1,0 +1,124 @@
+"""The director: the one part that moves the live pointer, and that keeps what a line may go back to.
+
+It appends the first live record where there is none. A line goes back to a snapshot at most, so the log keeps
+the examples from the oldest kept snapshot on; older snapshots go.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from parameter_server import snapshots
+from recsys.config import Config
+from recsys.log import Append, Log, LogLost, LogUnavailable
+from recsys.loops import Stop
+from recsys.open_log import open_log
+from recsys.records import CONTROL, EXAMPLES, Control, Live, pack, unpack
+from training.line import MAIN
+from training.sequencer_loop import wall_ms
+from training.step_reader import StepReader
+
+PART: Final = "director"
+_KEEP_EVERY_MS: Final = 5_000
+_AHEAD: Final = 256  # steps looked at for where each partition goes on
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Director:
+    """Decides over the lines of one system. ``clock`` gives milliseconds."""
+
+    def __init__(self, log: Log, config: Config, clock: Callable[[], int]) -> None:
+        self._log, self._clock = log, clock
+        self._folder = Path(config.state) / "snapshots"
+        self._kept = config.step.snapshots_kept
+        self._offset = log.begin(CONTROL, 0)
+        self._due_ms = 0
+        self.live: Live | None = None
+        self.removed = 0  # snapshots
+        self.oldest: int | None = None  # the step of the oldest kept snapshot of the live line
+
+    def turn(self) -> int:
+        """Folds ``control``, and does what is due; returns how many records it read and wrote."""
+        moved = self._fold()
+        if self.live is None:
+            first = Live(line=MAIN, epoch=0, reason="the first line", time_ms=self._clock())
+            self._log.append(CONTROL, [Append(0, b"", pack(first))])
+            moved += 1 + self._fold()
+        if self._clock() >= self._due_ms:
+            self._due_ms = self._clock() + _KEEP_EVERY_MS
+            self._keep()
+        return moved
+
+    def _fold(self) -> int:
+        moved = 0
+        while records := self._log.read(CONTROL, 0, self._offset):
+            self._offset = records[-1].offset + 1
+            moved += len(records)
+            for record in records:
+                try:
+                    control: Any = unpack(record.value, Control)  # type: ignore[arg-type]
+                except msgspec.MsgspecError as error:
+                    _LOG.error("control record %d can't be read: %s", record.offset, error)
+                    continue
+                if isinstance(control, Live):
+                    self.live = control
+        return moved
+
+    def _keep(self) -> None:
+        """Removes old snapshots, then has the log keep what follows the oldest that is left."""
+        assert self.live is not None
+        line, epoch = self.live.line, self.live.epoch
+        self.removed += len(snapshots.prune(self._folder, line, self._kept))
+        steps = snapshots.complete_steps(self._folder, line, epoch)
+        if not steps or steps[0] == self.oldest:
+            return
+        starts = starts_after(StepReader(self._log, line, epoch), steps[0])
+        for partition in range(self._log.partitions(EXAMPLES)):
+            self._hold(f"snapshots/{line}", partition, starts.get(partition))
+        self.oldest = steps[0]
+
+    def _hold(self, name: str, partition: int, offset: int | None) -> None:
+        if offset is None:
+            if name in self._log.holds(EXAMPLES, partition):
+                return
+            offset = self._log.begin(EXAMPLES, partition)
+        try:
+            self._log.hold(name, EXAMPLES, partition, offset)
+        except LogLost as error:  # too late: the line can't go back to that snapshot
+            _LOG.error("%s: %s", name, error)
+
+
+def starts_after(reader: StepReader, step: int) -> dict[int, int]:
+    """Where the steps after ``step`` begin in ``examples``, by partition, of those that the next ones touch.
+
+    A partition that they don't touch keeps what was held of it before: too much is kept, never too little.
+    """
+    starts: dict[int, int] = {}
+    for number in range(step + 1, step + 1 + _AHEAD):
+        record = reader.record(number)
+        if record is None:
+            break
+        for part in record.ranges:
+            starts.setdefault(part.partition, part.start)
+    return starts
+
+
+def run(config: Config, stop: Stop) -> None:
+    """The part: directs until asked to stop."""
+    log = open_log(config)
+    director = Director(log, config, wall_ms)
+    beat = stop.heartbeat
+    while not stop.is_set():
+        try:
+            director.turn()
+        except LogUnavailable as error:
+            _LOG.warning("log unavailable, trying again: %s", error)
+            beat.add("retries")
+        beat.gauge("snapshots_removed", director.removed)
+        if director.oldest is not None:
+            beat.gauge("oldest_snapshot", director.oldest)
+        log.wait(CONTROL, 0.2)
+    log.close()
