@@ -15,7 +15,7 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import OffsetSpec
 from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
 
-from recsys.kafka_reader import KafkaReader, unavailable
+from recsys.kafka_reader import KafkaReader, creating_nothing, unavailable
 from recsys.log import (
     Append,
     LogLost,
@@ -92,6 +92,7 @@ class KafkaLog:
 
     def append(self, topic: str, records: Sequence[Append]) -> list[int]:
         check_appends(topic, self.partitions(topic), records)
+        self._check_id()
         producer = self._producing()
         futures: list[Any] = []
         try:
@@ -112,17 +113,13 @@ class KafkaLog:
         return offsets
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
-        check_partition(topic, partition, self.partitions(topic))
-        self._check_id()
-        return self._reader(topic).read(partition, offset, limit)
+        return self._checked_reader(topic, partition).read(partition, offset, limit)
 
     def begin(self, topic: str, partition: int) -> int:
-        check_partition(topic, partition, self.partitions(topic))
-        return self._reader(topic).begin(partition)
+        return self._checked_reader(topic, partition).begin(partition)
 
     def end(self, topic: str, partition: int) -> int:
-        check_partition(topic, partition, self.partitions(topic))
-        return self._reader(topic).bounds(partition)[1]
+        return self._checked_reader(topic, partition).bounds(partition)[1]
 
     def wait(self, topic: str, timeout_s: float) -> None:
         self.partitions(topic)
@@ -135,8 +132,9 @@ class KafkaLog:
         return 0
 
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
-        check_partition(topic, partition, self.partitions(topic))
-        check_range(topic, partition, offset, *self._reader(topic).bounds(partition))
+        check_range(
+            topic, partition, offset, *self._checked_reader(topic, partition).bounds(partition)
+        )
 
     def release(self, name: str, topic: str) -> None:
         """Nothing is held."""
@@ -170,7 +168,7 @@ class KafkaLog:
                     max_block_ms=patience_ms,
                     bootstrap_timeout_ms=patience_ms,
                     reconnect_backoff_max_ms=1_000,
-                    allow_auto_create_topics=False,
+                    kafka_client=creating_nothing,
                     batch_size=256 << 10,
                     max_request_size=MAX_RECORD_BYTES + (1 << 20),
                     metrics_enabled=False,
@@ -183,6 +181,11 @@ class KafkaLog:
             if self._producer is producer:
                 self._producer = None
         producer.close(timeout=0)
+
+    def _checked_reader(self, topic: str, partition: int) -> KafkaReader:
+        check_partition(topic, partition, self.partitions(topic))
+        self._check_id()
+        return self._reader(topic)
 
     def _reader(self, topic: str) -> KafkaReader:
         readers: dict[str, tuple[KafkaReader, int]] = self._local.__dict__.setdefault("readers", {})

@@ -9,10 +9,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
+from kafka.net.compat import KafkaNetClient
 
 from recsys.log import LogUnavailable, Record, check_range
 
@@ -43,7 +44,7 @@ class KafkaReader:
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="none",
-            allow_auto_create_topics=False,
+            kafka_client=creating_nothing,
             fetch_max_wait_ms=FETCH_WAIT_MS,
             max_partition_fetch_bytes=FETCH_BYTES,
             max_poll_records=2_000,
@@ -179,6 +180,14 @@ class KafkaReader:
         if taken:
             self._next[partition] = taken[-1].offset + 1
         return taken
+
+
+def creating_nothing(**configs: Any) -> Any:
+    """A client whose questions create no topic. kafka-python 3.0.12 loses ``allow_auto_create_topics``, and
+    clients that lived through the loss of a broker's memory made its topics anew, with any partitions."""
+    client = KafkaNetClient(**configs)
+    client.cluster.config["allow_auto_create_topics"] = False
+    return client
 
 
 def unavailable(what: str, error: BaseException) -> LogUnavailable:

@@ -1,0 +1,156 @@
+"""The Kafka log against a real broker process: a lost memory, a broker away, two clients at once."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from recsys.broker import EmbeddedBroker
+from recsys.consumer import Consumer
+from recsys.kafka_log import KafkaLog
+from recsys.log import Append, LogLost, LogUnavailable, Topic
+
+pytestmark = pytest.mark.services
+
+
+@pytest.fixture
+def broker() -> Iterator[EmbeddedBroker]:
+    broker = EmbeddedBroker()
+    broker.start()
+    yield broker
+    broker.stop()
+
+
+def some(count: int, partition: int = 0, size: int = 1) -> list[Append]:
+    return [Append(partition, b"k", b"%0*d" % (size, i)) for i in range(count)]
+
+
+def test_a_broker_that_lost_its_memory_is_another_log(broker: EmbeddedBroker) -> None:
+    log = KafkaLog(broker.url)
+    log.create(Topic("t", 2))
+    log.append("t", some(10))
+    fold = Consumer(log, "t", [0, 1])
+    assert len(fold.poll()) == 10
+    saved_id, saved = log.id, dict(fold.offsets)
+
+    broker.kill()
+    broker.start()
+    other = KafkaLog(broker.url)
+    assert other.id != saved_id
+    other.create(Topic("t", 2))
+    other.append("t", some(20))  # so that the old offsets exist again
+    with pytest.raises(LogLost, match="remove the state"):
+        Consumer.resume(other, "t", saved_id, saved)
+    # The client that lived through it finds out too, whatever it does first, and stays with it.
+    time.sleep(0.3)
+    for act in (
+        fold.poll,
+        lambda: log.append("t", some(1)),
+        lambda: log.read("t", 0, 10),
+        lambda: log.end("t", 0),
+    ):
+        with pytest.raises(LogLost, match="the broker lost what it held"):
+            act()
+    assert [r.value for _, r in Consumer(other, "t", [0]).poll()] == [b"%d" % i for i in range(20)]
+    log.close()
+    other.close()
+
+
+def test_an_empty_broker_in_its_place_is_noticed_too(broker: EmbeddedBroker) -> None:
+    log = KafkaLog(broker.url)
+    log.create(Topic("t"))
+    log.append("t", some(3))
+    assert len(log.read("t", 0, 0)) == 3
+    broker.kill()
+    broker.start()
+    time.sleep(0.3)
+    with pytest.raises(LogLost):
+        log.read("t", 0, 3)
+    log.close()
+
+
+def test_a_broker_that_is_away_is_said_in_bounded_time(broker: EmbeddedBroker) -> None:
+    log = KafkaLog(broker.url, patience_s=2)
+    log.create(Topic("t"))
+    log.append("t", some(1))
+    log.read("t", 0, 0)
+    broker.kill()
+    time.sleep(0.3)
+    for act in (lambda: log.append("t", some(1)), lambda: log.read("t", 0, 1)):
+        started = time.monotonic()
+        with pytest.raises(LogUnavailable, match="See that the broker"):
+            act()
+        assert time.monotonic() - started < 10
+    with pytest.raises(LogUnavailable):
+        KafkaLog(broker.url, patience_s=1)
+    log.close()
+
+
+def test_clients_that_come_first_together_agree_on_the_id(broker: EmbeddedBroker) -> None:
+    logs: list[KafkaLog] = []
+    threads = [threading.Thread(target=lambda: logs.append(KafkaLog(broker.url))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({log.id for log in logs}) == 1 and len(logs) == 4
+    for log in logs:
+        log.close()
+
+
+def test_a_long_backlog_is_read_whole_in_turns(broker: EmbeddedBroker) -> None:
+    log = KafkaLog(broker.url)
+    log.create(Topic("t", 4))
+    for _ in range(30):
+        log.append("t", [a for p in range(4) for a in some(500, p, size=300)])
+    fold, read = Consumer(log, "t", range(4)), 0
+    while polled := fold.poll(700):
+        read += len(polled)
+    assert read == 60_000
+    assert fold.offsets == {p: log.end("t", p) for p in range(4)} == dict.fromkeys(range(4), 15_000)
+    log.close()
+
+
+def test_looking_at_the_end_disturbs_no_reading(broker: EmbeddedBroker) -> None:
+    log = KafkaLog(broker.url)
+    log.create(Topic("t", 2))
+    log.append("t", some(50) + some(50, 1))
+    values, at = [], 0
+    while records := log.read("t", 0, at, 7):
+        values += [int(r.value) for r in records]
+        at = records[-1].offset + 1
+        assert (log.begin("t", 0), log.end("t", 0), log.end("t", 1)) == (0, 50, 50)
+    assert values == list(range(50))
+    for offset in (49, 48, 3, 50, 20):  # also inside of the last batch
+        assert [r.offset for r in log.read("t", 0, offset, 1)] == [offset][: 50 - offset]
+    with pytest.raises(LogLost, match="beyond the end, 50"):
+        log.read("t", 0, 51)
+    log.close()
+
+
+def test_a_large_record_passes(broker: EmbeddedBroker) -> None:
+    log = KafkaLog(broker.url)
+    log.create(Topic("t"))
+    big = bytes(6 << 20)
+    log.append("t", [Append(0, b"", b"a"), Append(0, b"", big), Append(0, b"", b"z")])
+    at, sizes = 0, []
+    while records := log.read("t", 0, at):
+        sizes += [len(r.value) for r in records]
+        at = records[-1].offset + 1
+    assert sizes == [1, len(big), 1]
+    log.close()
+
+
+def test_the_broker_listens_on_loopback_only_and_refuses_a_taken_port(
+    broker: EmbeddedBroker,
+) -> None:
+    assert broker.url == f"kafka://127.0.0.1:{broker.port}"
+    with open(f"/proc/{broker.pid}/net/tcp") as table:
+        listening = [line.split()[1] for line in table if line.split()[3] == "0A"]
+    mine = [address for address in listening if int(address.split(":")[1], 16) == broker.port]
+    assert mine and all(address.startswith("0100007F") for address in mine)
+    with pytest.raises(RuntimeError, match="taken"):
+        EmbeddedBroker(broker.port).start()
+    broker.stop()
+    assert not broker.is_running()
