@@ -147,7 +147,7 @@ class CounterLoop:
         if saved.features != self._features.digest:
             return None  # counts other things: begins anew
         keys = np.frombuffer(saved.keys, np.int64)
-        values = np.frombuffer(saved.values, np.float32).reshape(len(keys), -1)
+        values = np.frombuffer(saved.values, np.float32).reshape(-1, self.fold.counters.columns)
         self.fold.counters.set(keys, values, np.frombuffer(saved.last_ms, np.int64))
         self.fold.remember(saved.requests)
         return saved.offsets

@@ -219,8 +219,8 @@ class StateReader:
     def apply(self, batch: Batch) -> None:
         """Changes the replica. Never during a request."""
         now_ms = self._now_ms()
-        for item, offset in batch.items:
-            self.replica.apply_item(item, offset)
+        if batch.items:
+            self.replica.apply_items([item for item, _ in batch.items], batch.items[-1][1])
         for state, offset in batch.states:
             self.replica.apply_item_state(state, offset)
         self.policies = batch.policies or self.policies

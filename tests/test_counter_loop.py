@@ -152,6 +152,22 @@ def test_a_crash_anywhere_changes_nothing(log: MemoryLog, clock: Clock, tmp_path
     assert log.holds(EVENTS, 0).keys() == {"counters"}
 
 
+def test_the_context_of_a_request_outlives_a_restart(
+    log: MemoryLog, clock: Clock, tmp_path: Path
+) -> None:
+    calm = CounterLoop(log, FEATURES, now_ms=clock)
+    loop = CounterLoop(log, FEATURES, tmp_path, clock)
+    impression, engagement = watched(1)
+    append(log, impression)
+    loop.turn()
+    loop.save()
+    loop = CounterLoop(log, FEATURES, tmp_path, clock)
+    append(log, engagement)
+    turn_all(loop)
+    turn_all(calm)
+    same(loop.fold.counters, calm.fold.counters)
+
+
 def test_all_is_told_again_and_the_old_is_trimmed(
     log: MemoryLog, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,285 @@
+"""A replica follows the log: catalogue, item state, steps; snapshots, gaps, a log that is away."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.policy import Policies
+from parameter_server.deltas import seal
+from parameter_server.snapshots import write_part
+from recsys.blueprint import FEED_SCHEMA
+from recsys.config import Config
+from recsys.events import Item, encode
+from recsys.features import FeatureSet
+from recsys.hashing import key_of
+from recsys.log import Append, LogUnavailable, MemoryLog
+from recsys.records import (
+    CONTROL,
+    DELTAS,
+    EXAMPLES,
+    ITEM_STATE,
+    ITEMS,
+    STEPS,
+    Delta,
+    Example,
+    Experiments,
+    ItemState,
+    Live,
+    Range,
+    Step,
+    TableRows,
+    pack,
+    topics,
+)
+from serving.replica import Replica
+from serving.state_reader import StateReader
+
+FEATURES = FeatureSet(FEED_SCHEMA)
+NOW_MS = 1_790_000_000_000
+KEY = key_of("item", "v0")
+EXPERIMENT = """
+name: more
+traffic: 1.0
+arms:
+  control: {share: 0.5}
+  treatment: {share: 0.5, overrides: {explore: 0.5}}
+"""
+
+
+class Fixture:
+    """A log, a folder of snapshots, and a replica that follows them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = replace(Config(), state=str(folder))
+        self.folder = folder / "snapshots"
+        self.log = MemoryLog()
+        self.now_ms = NOW_MS
+        for topic in topics(4):
+            self.log.create(topic)
+        self.reader = self.another()
+
+    def another(self) -> StateReader:
+        replica = Replica(FEATURES, self.config)
+        return StateReader(self.log, replica, self.config, lambda: self.now_ms)
+
+    def put(self, topic: str, value: Any, partition: int = 0) -> int:
+        data = value if isinstance(value, bytes) else pack(value)
+        return self.log.append(topic, [Append(partition, b"", data)])[0]
+
+    def item(self, i: int, removed: bool = False) -> None:
+        fields = {"author": "a", "tags": ["t"], "duration_ms": 9_000}
+        item = Item(time_ms=1, item_id=f"v{i}", fields=fields, removed=removed)
+        self.put(ITEMS, encode(item))
+
+    def step(self, step: int, value: float, parts: int = 2, **more: Any) -> None:
+        """Both parts of a step that sets the row of item v0 to ``value``."""
+        dim = self.config.model.dim + 1
+        for part in range(parts):
+            rows = TableRows(
+                table="features",
+                dim=dim,
+                keys=np.array([KEY], np.int64).tobytes(),
+                values=np.full(dim, value, np.float32).tobytes(),
+            )
+            about = {"line": "main", "epoch": 0, "base_step": step - 1, "time_ms": NOW_MS} | more
+            tables = [rows] if part == 0 else []
+            delta = Delta(step=step, part=part, parts=parts, tables=tables, **about)
+            self.put(DELTAS, seal(delta))
+
+    def snapshot(self, step: int, value: float, epoch: int = 0, line: str = "main") -> None:
+        dim = self.config.model.dim + 1
+        dense = self.another().replica.model.read_dense()
+        arrays = {
+            "table/features/keys": np.array([KEY], np.int64),
+            "table/features/values": np.full((1, dim), value, np.float32),
+            "dense/values": dense,
+        }
+        write_part(self.folder, line, epoch, step, 0, 1, arrays, {"step": step})
+
+    def turn(self, reader: StateReader | None = None) -> None:
+        """Reads and applies until nothing more comes; a second passes."""
+        reader = reader or self.reader
+        self.now_ms += 1_001
+        while True:
+            batch = reader.read()
+            reader.apply(batch)
+            if not batch.full:
+                return
+
+    def row(self, reader: StateReader | None = None) -> float:
+        rows = (reader or self.reader).replica.rows["features"]
+        return float(rows.lookup(np.array([KEY], np.int64))[0, 0])
+
+
+@pytest.fixture
+def fixture(tmp_path: Path) -> Fixture:
+    return Fixture(tmp_path)
+
+
+def test_items_and_item_state_are_applied(fixture: Fixture) -> None:
+    for i in range(130):
+        fixture.item(i)
+    fixture.item(3, removed=True)
+    columns = 2 * len(FEATURES.kinds)
+    state = ItemState(
+        offsets=[0] * 4,
+        keys=np.array([KEY], np.int64).tobytes(),
+        values=np.full(columns, 2.0, np.float32).tobytes(),
+        last_ms=np.array([NOW_MS], np.int64).tobytes(),
+    )
+    fixture.put(ITEM_STATE, state)
+    fixture.put(ITEM_STATE, b"\xc1")
+    fixture.turn()
+    replica = fixture.reader.replica
+    assert len(replica.catalogue) == 130 and int(replica.catalogue.alive.sum()) == 129
+    assert replica.counters.read(np.array([KEY]), NOW_MS)[0, 0] == 2.0
+    assert (replica.catalogue_offset, replica.item_state_offset) == (131, 1)
+    assert fixture.reader.unreadable == 1
+
+
+def test_item_state_that_was_trimmed_is_begun_again(fixture: Fixture) -> None:
+    fixture.turn()
+    for _ in range(5):
+        fixture.put(ITEM_STATE, b"\xc1")
+    fixture.log.trim(ITEM_STATE, 0, 4)
+    fixture.turn()
+    fixture.turn()
+    assert fixture.reader.unreadable == 1 and fixture.reader.lag[ITEM_STATE] == 0
+
+
+def test_it_is_ready_once_caught_up(fixture: Fixture) -> None:
+    fixture.item(0)
+    fixture.snapshot(2, 2.0)
+    fixture.step(3, 3.0)
+    fixture.reader.catch_up(lambda: False)
+    assert fixture.reader.ready
+    assert fixture.reader.replica.version == ("main", 0, 3) and fixture.row() == 3.0
+
+
+def test_steps_follow_the_snapshot_and_stand_only_when_whole(fixture: Fixture) -> None:
+    for step in range(1, 200):
+        fixture.step(step, float(step))
+        if step == 150:
+            fixture.snapshot(150, 150.0)
+    fixture.turn()
+    assert fixture.reader.replica.version == ("main", 0, 199) and fixture.row() == 199.0
+    late = fixture.another()
+    fixture.log.trim(DELTAS, 0, 2 * 140)  # retention: the beginning is gone
+    fixture.turn(late)
+    assert late.replica.version == ("main", 0, 199) and fixture.row(late) == 199.0
+    half = seal(Delta(line="main", epoch=0, step=200, base_step=199, part=0, parts=2))
+    fixture.put(DELTAS, half)
+    fixture.turn()
+    assert fixture.reader.replica.step == 199
+
+
+def test_other_lines_and_damaged_deltas_are_passed(fixture: Fixture) -> None:
+    for step in range(1, 60):
+        fixture.step(step, -1.0, line="arm-b")
+        fixture.step(step, float(step))
+    fixture.put(DELTAS, b"\xc1")
+    fixture.snapshot(30, 30.0)
+    fixture.turn()
+    assert fixture.reader.replica.version == ("main", 0, 59) and fixture.row() == 59.0
+
+
+def test_a_gap_waits_for_a_newer_snapshot(fixture: Fixture) -> None:
+    fixture.step(1, 1.0)
+    fixture.turn()
+    for step in range(3, 20):
+        fixture.step(step, float(step))
+    fixture.turn()
+    assert fixture.reader.replica.step == 1 and fixture.reader.line.gaps == 1
+    fixture.turn()
+    assert fixture.row() == 1.0  # what was applied stays
+    fixture.snapshot(15, 15.0)
+    fixture.turn()
+    assert fixture.reader.replica.version == ("main", 0, 19) and fixture.row() == 19.0
+    fixture.step(20, 20.0)
+    fixture.turn()
+    assert fixture.reader.replica.step == 20 and fixture.reader.line.gap is None
+
+
+def test_repeated_deltas_change_nothing(fixture: Fixture) -> None:
+    for step in (1, 2, 3, 1, 2, 3, 4):
+        fixture.step(step, float(step))
+    fixture.turn()
+    assert fixture.reader.replica.step == 4 and fixture.reader.line.gaps == 0
+
+
+def test_the_live_pointer_is_followed(fixture: Fixture) -> None:
+    fixture.step(1, 1.0)
+    fixture.turn()
+    fixture.snapshot(1, 7.0, epoch=1)
+    fixture.step(2, 8.0, epoch=1)
+    fixture.put(CONTROL, Live(line="main", epoch=1))
+    fixture.turn()
+    assert fixture.reader.replica.version == ("main", 1, 2) and fixture.row() == 8.0
+    fixture.snapshot(5, 5.0, line="cand-1")
+    fixture.put(CONTROL, Live(line="cand-1", epoch=0))
+    fixture.turn()
+    assert fixture.reader.replica.version == ("cand-1", 0, 5) and fixture.row() == 5.0
+
+
+def test_experiments_change_policies_and_bad_ones_do_not(fixture: Fixture) -> None:
+    fixture.put(CONTROL, Experiments(revision=1, configs={"more": EXPERIMENT}))
+    fixture.turn()
+    explores = {fixture.reader.policies.resolve(f"u{i}").config.explore for i in range(50)}
+    assert explores == {0.05, 0.5}
+    good = fixture.reader.policies
+    fixture.put(CONTROL, Experiments(revision=2, configs={"more": "arms: 7"}))
+    fixture.turn()
+    assert fixture.reader.policies is good and fixture.reader.unreadable == 1
+    fixture.put(CONTROL, Experiments(revision=3))
+    fixture.turn()
+    assert isinstance(fixture.reader.policies, Policies)
+    assert fixture.reader.policies.resolve("u1").arms == {}
+
+
+def test_what_was_read_before_the_log_went_away_is_applied_after(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixture.turn()
+    fixture.item(0)
+    fixture.step(1, 1.0)
+    read = fixture.log.read
+
+    def away(topic: str, *rest: Any) -> Any:
+        if topic == STEPS:
+            raise LogUnavailable("away")
+        return read(topic, *rest)
+
+    monkeypatch.setattr(fixture.log, "read", away)
+    with pytest.raises(LogUnavailable):
+        fixture.reader.read()
+    monkeypatch.setattr(fixture.log, "read", read)
+    fixture.turn()
+    assert len(fixture.reader.replica.catalogue) == 1 and fixture.reader.replica.step == 1
+
+
+def test_a_view_is_followed_to_the_step_that_learned_it(fixture: Fixture) -> None:
+    fixture.turn()
+    fixture.reader.freshness.acknowledged("r1", "v0", fixture.now_ms)
+    example = Example(
+        partition=2, offset=0, index=0, sequence=1, request_id="r1", user_id="u", item_id="v0",
+        surface="feed", shown_ms=NOW_MS, closed_ms=NOW_MS, labels=[1.0],
+    )  # fmt: skip
+    offset = fixture.put(EXAMPLES, example, partition=2)
+    ranges = [Range(2, offset, offset + 1)]
+    fixture.put(
+        STEPS,
+        Step(
+            line="main", epoch=0, step=1, ranges=ranges, examples=40, lanes=4, time_ms=NOW_MS,
+            config="c",
+        ),
+    )  # fmt: skip
+    fixture.turn()
+    assert len(fixture.reader.freshness.to_served) == 0
+    fixture.step(1, 1.0)
+    fixture.turn()
+    assert fixture.reader.freshness.to_served.percentile(1.0) == 2 * 1_001
+    fixture.turn()
+    assert fixture.reader.examples.per_s() == pytest.approx(40 / 4, rel=0.4)
