@@ -1,0 +1,176 @@
+"""What a system can be warmed up with: the end of a data set, or a stretch of the simulated world.
+
+A live feed differs from a log of the past in two ways that are evened out here. Its clients say what was on
+screen, so an impression alone shows nothing; and its requests carry no context of their own, so a data set's
+main context becomes the feed's surface, and the others become surfaces beside it.
+"""
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from recsys.blueprint import FEED_SCHEMA
+from recsys.datasets.source import Dataset
+from recsys.events import Engagement, Event, Impression, Item, Served
+from recsys.hashing import uniforms
+from recsys.schema import CATEGORICAL, Schema
+from recsys.world import Request, World
+
+SURFACE: Final = "feed"
+_LIST: Final = 8  # items of a list in the simulated world
+_FAR: Final = 2**62
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a system is warmed up with. ``events`` may be called again and gives the same again.
+
+    ``last_ms`` is when the last of it happened, on its own clock.
+    """
+
+    name: str
+    schema: Schema
+    last_ms: int
+    impressions: int
+    events: Callable[[], Iterator[Event]]
+
+
+def of_dataset(dataset: Dataset, limit: int = 0) -> Past:
+    """The last ``limit`` impressions of a data set (0: all of them), with what was done about them."""
+    scan = _Scan(dataset, limit)
+    views = dataset.all_shown and not scan.has_views
+    window_ms = round(dataset.window_s * 1000)
+
+    def events() -> Iterator[Event]:
+        found = (_on_surface(e, scan.field, scan.main) for e in dataset.events(scan.from_ms))
+        return with_views(found, window_ms) if views else found
+
+    return Past(
+        dataset.name,
+        replace(dataset.schema, context=FEED_SCHEMA.context, shown_by="view"),
+        max(scan.last_ms, scan.shown_ms + window_ms if views else 0),
+        scan.impressions,
+        events,
+    )
+
+
+class _Scan:
+    """One reading of a data set: where its last impressions begin, and what is common in it."""
+
+    def __init__(self, dataset: Dataset, limit: int) -> None:
+        names = dataset.schema.names("context", CATEGORICAL)
+        self.field = names[0] if names else ""
+        times: deque[int] = deque(maxlen=limit or None)
+        values: Counter[str] = Counter()
+        self.last_ms, self.has_views = 0, False
+        for event in dataset.events():
+            self.last_ms = max(self.last_ms, event.time_ms)
+            if isinstance(event, Impression):
+                times.append(event.time_ms)
+                values[str(event.context.get(self.field, ""))] += 1
+            elif isinstance(event, Engagement) and event.kind == "view":
+                self.has_views = True
+        if not times:
+            raise ValueError(f"data set {dataset.name!r} has no impressions, expected at least one")
+        self.from_ms, self.shown_ms, self.impressions = times[0], times[-1], len(times)
+        self.main = values.most_common(1)[0][0]
+
+
+def _on_surface(event: Event, field: str, main: str) -> Event:
+    if not isinstance(event, Impression):
+        return event
+    value = str(event.context.get(field, ""))
+    surface = SURFACE if value == main else f"{field}-{value}"
+    return msgspec.structs.replace(event, surface=surface, context={})
+
+
+def with_views(events: Iterator[Event], window_ms: int) -> Iterator[Event]:
+    """Ends each shown item with a view when its window is over: for a log whose items were all shown and
+    that doesn't say so item by item. Keeps time order."""
+    waiting: list[tuple[int, int, Impression]] = []
+    numbers = 0
+    for event in events:
+        yield from _views_until(waiting, event.time_ms)
+        yield event
+        if isinstance(event, Impression):
+            numbers += 1
+            heapq.heappush(waiting, (event.time_ms + window_ms, numbers, event))
+    yield from _views_until(waiting, _FAR)
+
+
+def _views_until(waiting: list[tuple[int, int, Impression]], now_ms: int) -> Iterator[Event]:
+    while waiting and waiting[0][0] <= now_ms:
+        at_ms, _, shown = heapq.heappop(waiting)
+        for item in shown.items:
+            yield Engagement(
+                time_ms=at_ms,
+                request_id=shown.request_id,
+                user_id=shown.user_id,
+                item_id=item.item_id,
+                kind="view",
+                surface=shown.surface,
+            )
+
+
+def of_world(now_ms: int, requests: int = 3_000, items: int = 2_000, seed: int = 0) -> Past:
+    """``requests`` lists of the simulated world that end now, drawn at random: nothing is learned yet."""
+    lists = requests * 1000  # one request a second, more or less: by the time of day
+    world = World(seed, items=items, start_ms=now_ms - lists)
+    asked = [
+        request
+        for request, _ in zip(
+            world.next_requests(world.start_ms, now_ms), range(requests), strict=False
+        )
+    ]
+    last_ms = max(event.time_ms for event in _happened(world, asked))
+    return Past(
+        "world",
+        FEED_SCHEMA,
+        last_ms,
+        len(asked),
+        lambda: iter([*world.items(world.start_ms), *world.users(), *_happened(world, asked)]),
+    )
+
+
+def _happened(world: World, asked: list[Request]) -> Iterator[Event]:
+    """Lists and what was done with them, and the items that are published meanwhile, in time order."""
+    later: list[tuple[int, int, Item | Impression | Engagement]] = []
+    before_ms, numbers = world.start_ms, 0
+    for request in asked:
+        for item in world.new_items(before_ms + 1, request.time_ms + 1):
+            heapq.heappush(later, (item.time_ms, -1, item))
+        before_ms = request.time_ms
+        shown = _random_list(world, request)
+        ids = [item.item_id for item in shown.items]
+        done = world.react(request.user_id, ids, shown.request_id, request.time_ms)
+        told: list[Impression | Engagement] = [shown, *done]
+        for event in told:
+            numbers += 1
+            heapq.heappush(later, (event.time_ms, numbers, event))
+        while later and later[0][0] <= request.time_ms:
+            yield heapq.heappop(later)[2]
+    while later:
+        yield heapq.heappop(later)[2]
+
+
+def _random_list(world: World, request: Request) -> Impression:
+    """A list drawn without replacement from all items; the propensities say so."""
+    there = world.num_items + max(0, request.time_ms - world.start_ms) // world.publish_every_ms
+    request_id = f"past-{request.user_id}-{request.time_ms}"
+    draws = uniforms(world.seed, np.arange(there, dtype=np.int64) + request.time_ms * 1_000_003, 1)
+    chosen = np.argsort(draws[:, 0], kind="stable")[:_LIST].tolist()
+    return Impression(
+        time_ms=request.time_ms,
+        request_id=request_id,
+        user_id=request.user_id,
+        items=[
+            Served(item_id=f"w{index}", propensity=1 / (there - rank), sources=["random"])
+            for rank, index in enumerate(chosen)
+        ],
+        surface=SURFACE,
+    )
