@@ -1,7 +1,8 @@
 """Ticks: event time goes on where nothing happens.
 
 A window closes when event time passes its end, and event time moves with events; so where a partition of
-``events`` has had none for a second, a tick is appended. One process of a system does that, the part of the
+``events`` has had none for a second, a tick is appended. Where a partition never had any, no window waits,
+and a past may still be written to it: it isn't ticked. One process of a system does that, the part of the
 sequencer; two that tick at once would do no harm, since time only goes forward.
 """
 
@@ -51,7 +52,7 @@ class Ticker:
             return 0
         self._look_ms = now_ms + self._idle.every_ms // 10
         ends = [self._log.end(EVENTS, partition) for partition in range(self._partitions)]
-        due = self._idle.due(ends, now_ms)
+        due = [partition for partition in self._idle.due(ends, now_ms) if ends[partition] > 0]
         if due:
             value = encode(Tick(time_ms=now_ms))
             self._log.append(EVENTS, [Append(partition, b"", value) for partition in due])

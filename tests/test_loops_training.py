@@ -11,7 +11,7 @@ from parameter_server.shard import ShardSpec, digest_of_shards
 from parameter_server.snapshots import write_part
 from recsys.blueprint import build_model
 from recsys.config import Config
-from recsys.events import FeatureBlock, Tick, decode
+from recsys.events import FeatureBlock, Tick, decode, encode
 from recsys.log import Append, Log, LogLost, LogUnavailable, MemoryLog
 from recsys.part_state import PartState
 from recsys.records import (
@@ -446,8 +446,21 @@ def test_a_step_of_other_lanes_says_what_to_do() -> None:
 # --- ticks ---
 
 
+def test_a_partition_that_never_had_an_event_is_not_ticked() -> None:
+    log, clock = toy_log(), Clock()
+    ticker = Ticker(log, clock)
+    log.append(EVENTS, [Append(1, b"", encode(Tick(time_ms=0)))])
+    for now_ms in range(0, 5_001, 50):
+        clock.now_ms = now_ms
+        ticker.turn()
+    assert [log.end(EVENTS, p) > 0 for p in range(PARTITIONS)] == [
+        p == 1 for p in range(PARTITIONS)
+    ]
+
+
 def test_idle_partitions_are_ticked_once_a_second() -> None:
     log, clock = toy_log(), Clock()
+    log.append(EVENTS, [Append(p, b"", encode(Tick(time_ms=0))) for p in range(PARTITIONS)])
     ticker = Ticker(log, clock)
     ticks = 0
     for now_ms in range(0, 10_001, 50):
