@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -24,16 +24,13 @@ from recsys.session import Session
 from serving.follower import Follower
 from serving.impression_writer import ImpressionWriter
 from serving.intake import Intake, Unavailable
+from serving.patient_reader import PatientReader
 from serving.pipeline import Pipeline
 from serving.replica import Replica
 from serving.request import Answer, Request
 from serving.session_store import SessionReader, StoreUnavailable
 from serving.session_view import view_of
 from serving.state_reader import StateReader
-
-SESSION_WAIT_S: Final = 0.02
-_SHUN_S: Final = 0.5  # how long a store that failed is left alone
-_FAILURES: Final = 3
 
 
 class Service:
@@ -46,7 +43,8 @@ class Service:
         sessions: SessionReader,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        self.config, self.log, self.sessions, self.now_ms = config, log, sessions, now_ms
+        self.config, self.log, self.now_ms = config, log, now_ms
+        self.sessions = PatientReader(sessions)
         self.features = feature_set(config)
         self.replica = Replica(self.features, config)
         self.pipeline = Pipeline(self.replica)
@@ -57,8 +55,6 @@ class Service:
         )
         self.follower = Follower(log, self.reader)
         self.session_misses = 0
-        self._store_failures = 0
-        self._shun_until = 0.0
 
     async def start(self) -> None:
         """Begins to follow the log. The service is ready when it has caught up."""
@@ -106,7 +102,7 @@ class Service:
         """The user's session, and whether the store said so: without it, it is that of a new user."""
         seen = self.config.sessions.seen
         try:
-            blob = await self._read_session(user_id)
+            blob = await self.sessions.get(user_id)
             if blob is None:
                 return Session(user_id, self.features, seen), True
             session = Session.unpack(blob, self.features, seen)
@@ -114,27 +110,6 @@ class Service:
             self.session_misses += 1
             return Session(user_id, self.features, seen), False
         return session, True
-
-    async def _read_session(self, user_id: Id) -> bytes | None:
-        """The packed session, within the time that a request has for it. A store that failed several times
-        in a row is left alone for a moment, so that not every request waits."""
-        if time.monotonic() < self._shun_until:
-            raise StoreUnavailable("it failed a moment ago")
-        task = asyncio.ensure_future(self.sessions.get(user_id))
-        await asyncio.wait({task}, timeout=SESSION_WAIT_S)
-        for _ in range(4):  # the answer may be there, and only this loop was late to take it
-            if task.done():
-                break
-            await asyncio.sleep(0)
-        if not task.done():
-            task.add_done_callback(lambda late: late.cancelled() or late.exception())
-        elif task.exception() is None:
-            self._store_failures = 0
-            return task.result()
-        self._store_failures += 1
-        if self._store_failures >= _FAILURES:
-            self._shun_until = time.monotonic() + _SHUN_S
-        raise StoreUnavailable("no answer in time")
 
     def _log_impression(self, answer: Answer) -> None:
         impression = answer.impression

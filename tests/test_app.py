@@ -332,7 +332,7 @@ class Broken(MemorySessions):
 
 @pytest.mark.parametrize("store", [Slow, Broken])
 def test_without_sessions_the_answer_is_degraded(world: World, store: type[MemorySessions]) -> None:
-    world.service.sessions = store()
+    world.service.sessions.sessions = store()
 
     async def scenario(w: World) -> None:
         for _ in range(5):
@@ -370,7 +370,7 @@ def test_without_a_log_events_are_refused_and_impressions_kept(world: World) -> 
 
 def test_too_many_at_a_time_are_turned_away(tmp_path: Path) -> None:
     world = World(tmp_path, serve=ServeConfig(max_ongoing=2))
-    world.service.sessions = Slow()
+    world.service.sessions.sessions = Slow()
 
     async def scenario(w: World) -> None:
         asked = [w.client.post("/v1/recommend", json={"user_id": f"u{i}"}) for i in range(6)]

@@ -1,0 +1,100 @@
+"""A hanging store costs a request little; a busy event loop is no hanging store."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from serving.patient_reader import SHUN_S, PatientReader
+from serving.session_store import MemorySessions, StoreUnavailable
+
+
+class Store(MemorySessions):
+    """Answers after a while, never, or with an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.delay_s, self.broken, self.asked = 0.0, False, 0
+        self.blobs["u"] = b"session"
+
+    async def get(self, user_id: Any) -> bytes | None:
+        self.asked += 1
+        if self.broken:
+            raise StoreUnavailable("refused")
+        await asyncio.sleep(self.delay_s)
+        return self.blobs.get(str(user_id))
+
+
+async def fails(reader: PatientReader) -> float:
+    """Reads, expects no answer, and says how long that took in seconds."""
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        await reader.get("u")
+    return time.monotonic() - began
+
+
+def test_an_answer_is_passed_on() -> None:
+    async def scenario() -> None:
+        reader = PatientReader(Store())
+        assert await reader.get("u") == b"session"
+        assert await reader.get("nobody") is None
+        assert reader.failures == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_hanging_store_costs_a_slice_and_is_then_left_alone() -> None:
+    async def scenario() -> None:
+        store = Store()
+        store.delay_s = 60.0
+        reader = PatientReader(store)
+        for _ in range(3):
+            assert await fails(reader) < 0.3
+        assert await fails(reader) < 0.01 and store.asked == 3
+        store.delay_s = 0.0
+        await asyncio.sleep(SHUN_S)
+        assert await reader.get("u") == b"session"
+        assert reader.failures == 4
+
+    asyncio.run(scenario())
+
+
+def test_a_broken_store_is_told_at_once() -> None:
+    async def scenario() -> None:
+        store = Store()
+        store.broken = True
+        assert await fails(PatientReader(store)) < 0.02
+
+    asyncio.run(scenario())
+
+
+def test_a_burst_in_a_busy_loop_loses_no_session() -> None:
+    async def scenario() -> None:
+        reader = PatientReader(Store())
+
+        async def request() -> bytes | None:
+            blob = await reader.get("u")
+            time.sleep(0.004)  # ranking, which holds the loop
+            return blob
+
+        assert set(await asyncio.gather(*[request() for _ in range(60)])) == {b"session"}
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_hangs_in_a_busy_loop_is_still_noticed() -> None:
+    async def scenario() -> None:
+        store = Store()
+        store.delay_s = 60.0
+        reader = PatientReader(store)
+
+        async def request() -> None:
+            with pytest.raises(StoreUnavailable):
+                await reader.get("u")
+            time.sleep(0.004)
+
+        await asyncio.gather(*[request() for _ in range(60)])
+        assert reader.failures == 60
+
+    asyncio.run(scenario())
