@@ -178,6 +178,14 @@ class Client:
         """Makes the system forget a user. Needs the admin key."""
         return self._insist("DELETE", f"/v1/users/{quote(str(user_id), safe='')}")
 
+    def session(self, user_id: Id) -> dict[str, Any]:
+        """What is known of a user right now, as the server tells it. Raises ApiError."""
+        return self._ask("GET", f"/v1/sessions/{quote(str(user_id), safe='')}", dict[str, Any])
+
+    def status(self) -> dict[str, Any]:
+        """Which version answers, and how fresh it is. Raises ApiError."""
+        return self._ask("GET", "/v1/status", dict[str, Any])
+
     def health(self) -> bool:
         """Whether the server is up and ready to answer; False too where nothing listens."""
         try:
@@ -207,7 +215,7 @@ class Client:
                 self._sleep(min(LONGEST_WAIT_S, max(grown_s, error.retry_after_s)))
         return self._ask(method, path, Receipt, body)
 
-    def _ask(self, method: str, path: str, answer: type[T], body: object) -> T:
+    def _ask(self, method: str, path: str, answer: type[T], body: object = None) -> T:
         content = None if body is None else msgspec.json.encode(body)
         try:
             response = self._http.request(method, path, content=content, headers=_JSON)

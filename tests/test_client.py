@@ -42,6 +42,8 @@ class Server:
             return failure
         if request.url.path == "/v1/recommend":
             return httpx.Response(200, json=ANSWER)
+        if request.url.path.startswith("/v1/sessions/"):
+            return httpx.Response(200, json={"user_id": "a/b", "offset": 7})
         if request.url.path == "/readyz":
             return httpx.Response(200, json={})
         if request.method == "DELETE":
@@ -224,3 +226,9 @@ def test_an_answer_of_another_shape_is_an_error_that_names_the_field() -> None:
     server = Server(httpx.Response(200, json={"items": []}))
     with pytest.raises(ApiError, match="request_id"):
         server.client().recommend("u1")
+
+
+def test_a_session_is_asked_for_by_its_user_whatever_the_id() -> None:
+    server = Server()
+    assert server.client().session("a/b")["offset"] == 7
+    assert server.requests[0].url.raw_path == b"/v1/sessions/a%2Fb"
