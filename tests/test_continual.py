@@ -55,7 +55,7 @@ class System:
         for name in ("ray", "shards", "trainer"):
             self.start(name)
 
-    def start(self, name: str, ready_s: float = 90) -> None:
+    def start(self, name: str, ready_s: float = 180) -> None:
         out = (Path(self.config.state) / "run" / f"{name}.out").open("ab")
         self.parts[name] = subprocess.Popen(
             part_command(name, self.config.state), stdout=out, stderr=out,
@@ -95,7 +95,7 @@ class System:
                 continue
         return found
 
-    def learned(self, step: int, within_s: float = 60) -> None:
+    def learned(self, step: int, within_s: float = 120) -> None:
         wait_for(lambda: self.step() >= step, within_s, f"step {step} is learned")
 
     def step(self) -> int:

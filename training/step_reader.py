@@ -126,7 +126,7 @@ def records_of(log: Log, step: Step) -> list[tuple[int, Record]]:
 
 
 def _read_lane(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> LaneExamples:
-    lane = LaneExamples()
+    lane, found = LaneExamples(), list[tuple[int, Record, Example]]()
     for partition, record in records:
         try:
             example = unpack(record.value, Example)
@@ -136,7 +136,16 @@ def _read_lane(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> 
         if reason:
             lane.left_out.append(LeftOut(partition, record.offset, reason, record.value))
         else:
-            lane.examples.append(example)
+            found.append((partition, record, example))
+    lane.examples = [example for _, _, example in found]
+    if not check.all_finite(lane.examples):  # rare, so that each is looked at only now
+        lane.examples = []
+        for partition, record, example in found:
+            if check.all_finite([example]):
+                lane.examples.append(example)
+            else:
+                reason = "dense or outcomes has a number that isn't finite"
+                lane.left_out.append(LeftOut(partition, record.offset, reason, record.value))
     return lane
 
 
@@ -145,6 +154,7 @@ class ExampleCheck:
 
     def __init__(self, features: FeatureSet, dense_width: int) -> None:
         self.features = features
+        self._digest = features.digest
         length, outcomes = features.history_length, features.outcomes
         self._bytes = {
             "user_keys": 8 * features.user_columns,
@@ -153,32 +163,41 @@ class ExampleCheck:
             "outcomes": 4 * length * outcomes,
             "dense": 4 * dense_width,
         }
+        self._sizes = tuple(self._bytes.values())
         self._labels = len(features.schema.labels)
 
     def reason(self, example: Example) -> str:
-        """Why an example can't be learned from; empty where it can."""
+        """Why an example can't be learned from; empty where it can, if its arrays are finite."""
         block = example.features
         if block is None:
             return "it has no features: they must be filled in first"
-        if block.feature_set != self.features.digest:
-            return f"feature set is {block.feature_set}, expected {self.features.digest}"
-        return self._wrong_size(example, block) or self._wrong_number(example, block)
+        if block.feature_set != self._digest:
+            return f"feature set is {block.feature_set}, expected {self._digest}"
+        return self._wrong_size(example, block) or self._wrong_number(example)
+
+    def all_finite(self, examples: Sequence[Example]) -> bool:
+        """Whether dense features and outcomes are finite in all of some examples of the right sizes."""
+        blocks = [example.features for example in examples if example.features is not None]
+        joined = b"".join([block.dense + block.outcomes for block in blocks])
+        return bool(np.isfinite(np.frombuffer(joined, np.float32)).all())
 
     def _wrong_size(self, example: Example, block: FeatureBlock) -> str:
-        for name, size in self._bytes.items():
-            there = len(getattr(block, name))
-            if there != size:
-                return f"{name} has {there} bytes, expected {size}"
+        sizes = (
+            len(block.user_keys),
+            len(block.item_keys),
+            len(block.history),
+            len(block.outcomes),
+            len(block.dense),
+        )
+        if sizes != self._sizes:
+            return f"arrays have {sizes} bytes, expected {self._bytes}"
         previous = len(example.previous) if example.correction else self._labels
         if len(example.labels) != self._labels or previous != self._labels:
             return f"it has {len(example.labels)} labels, expected {self._labels}"
         return ""
 
-    def _wrong_number(self, example: Example, block: FeatureBlock) -> str:
-        for name in ("dense", "outcomes"):
-            if not np.isfinite(np.frombuffer(getattr(block, name), np.float32)).all():
-                return f"{name} has a number that isn't finite"
-        if not all(0.0 <= label <= 1.0 for label in example.labels):
+    def _wrong_number(self, example: Example) -> str:
+        if not all([0.0 <= label <= 1.0 for label in example.labels]):
             return f"labels are {example.labels}, expected 0 to 1"
         if not 0 <= example.watch_ms < 1 << 53:
             return f"watch_ms is {example.watch_ms}, expected milliseconds, not negative"
