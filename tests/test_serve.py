@@ -1,0 +1,188 @@
+"""The Serve application behind its own proxy, with the folds beside it: one system for all tests here."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
+ROOT = Path(__file__).parent.parent
+ITEMS = 300
+
+
+class System:
+    """A running system, as a client and an operator see it."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        url = self.beat("serve")["addresses"]["feed"]
+        key = (state / "run" / "admin.key").read_text().strip()
+        self.client = httpx.Client(base_url=url, timeout=20.0)
+        self.admin = {"X-Admin-Key": key}
+
+    def beat(self, part: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.state / "run" / f"{part}.json").read_text())
+        return found
+
+    def recommend(self, user_id: str, **more: Any) -> dict[str, Any]:
+        answer = self.client.post("/v1/recommend", json={"user_id": user_id} | more)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def view(self, answer: dict[str, Any], user_id: str, watch_ms: int) -> dict[str, Any]:
+        """One view of the first item, sent once."""
+        event = {
+            "type": "engagement",
+            "time_ms": time.time_ns() // 1_000_000,
+            "request_id": answer["request_id"],
+            "user_id": user_id,
+            "item_id": answer["items"][0]["item_id"],
+            "kind": "view",
+            "watch_ms": watch_ms,
+            "event_id": f"{answer['request_id']}-view",
+        }
+        sent = self.client.post("/v1/events", json={"events": [event]})
+        assert sent.status_code == 202 and sent.json()["accepted"] == 1, sent.text
+        return event
+
+    def events_of(self, user_id: str) -> int:
+        return int(self.client.get(f"/v1/sessions/{user_id}").json()["events"])
+
+    def serves(self, process: psutil.Process) -> bool:
+        """Whether a process is this system's replica."""
+        if "ray::ServeReplica" not in " ".join(process.info["cmdline"] or []):
+            return False
+        return str(self.state) in " ".join(process.environ().values())
+
+
+def recsys(*arguments: str, state: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"RECSYS__SERVE__PORT": "0", "RECSYS__SERVE__DASHBOARD_PORT": "0"}
+    environment.pop("RAY_ADDRESS", None)
+    command = [str(Path(sys.executable).with_name("recsys")), *arguments, "--state", str(state)]
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400
+    )
+
+
+def until(holds: Callable[[], object], timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "it didn't come to that in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    state = tmp_path_factory.mktemp("serve") / "state"
+    up = recsys("up", "--detach", "--only", "serve,session-fold,counters", state=state)
+    try:
+        assert up.returncode == 0, up.stdout + up.stderr
+        running = System(state)
+        items = [
+            {
+                "item_id": f"v{i}",
+                "fields": {"author": f"a{i % 40}", "tags": [f"t{i % 9}"], "duration_ms": 9_000},
+            }
+            for i in range(ITEMS)
+        ]
+        put = running.client.post("/v1/items", json={"items": items}, headers=running.admin)
+        assert put.status_code == 202 and put.json()["accepted"] == ITEMS
+        until(lambda: running.client.get("/v1/status").json()["items"] == ITEMS)
+        yield running
+    finally:
+        recsys("down", state=state)
+
+
+def test_a_swipe_changes_the_session_and_the_next_list(system: System) -> None:
+    first = system.recommend("anna", n=5)
+    assert len(first["items"]) == 5 and first["degraded"] == ["model"]
+    event = system.view(first, "anna", 8_000)
+    until(lambda: system.events_of("anna") == 2)  # the view, and the long view that it was
+    second = system.recommend("anna", n=50)
+    assert event["item_id"] not in {item["item_id"] for item in second["items"]}
+    assert second["stamp"]["session_offset"] > first["stamp"]["session_offset"]
+    again = system.client.post("/v1/events", json={"events": [event]}).json()
+    assert again["duplicates"] == 1
+
+
+def test_counters_reach_the_replica(system: System) -> None:
+    before = system.recommend("ben")["stamp"]["item_state_offset"]
+    system.view(system.recommend("ben", n=1), "ben", 3_000)
+    until(lambda: system.recommend("ben")["stamp"]["item_state_offset"] > before)
+
+
+def test_the_session_fold_is_killed_and_loses_and_repeats_nothing(system: System) -> None:
+    counted = 0
+    for turn in range(6):
+        for _ in range(5):
+            system.view(system.recommend("carl", n=1), "carl", 500)
+            counted += 1
+        if turn in (1, 3):
+            pid = system.beat("session-fold")["pid"]
+            os.kill(pid, signal.SIGKILL)
+            until(lambda pid=pid: system.beat("session-fold")["pid"] != pid)
+    until(lambda: system.events_of("carl") >= counted, 60)
+    time.sleep(0.3)
+    assert system.events_of("carl") == counted
+
+
+def test_too_much_at_once_is_refused_early(system: System) -> None:
+    def ask(i: int) -> tuple[int, str | None]:
+        with httpx.Client(base_url=str(system.client.base_url), timeout=60.0) as client:
+            answer = client.post("/v1/recommend", json={"user_id": f"u{i}", "n": 10})
+            return answer.status_code, answer.headers.get("retry-after")
+
+    with ThreadPoolExecutor(400) as pool:
+        answers = list(pool.map(ask, range(400)))
+    statuses = {status for status, _ in answers}
+    assert 200 in statuses and statuses <= {200, 503}
+    assert all(wait is not None for status, wait in answers if status == 503)
+    assert system.recommend("u1")["items"]
+
+
+def test_a_wrong_body_and_a_large_one_come_through_the_proxy(system: System) -> None:
+    headers = {"content-type": "application/json"}
+    for body, status in {b"{": 400, b'{"n": 1}': 422, b"x" * 1_100_000: 413}.items():
+        answer = system.client.post("/v1/recommend", content=body, headers=headers)
+        assert answer.status_code == status and answer.json()["error"]
+
+
+def test_everything_listens_on_loopback_alone(system: System) -> None:
+    pids = {system.beat(part)["pid"] for part in ("ray", "serve", "session-fold", "counters")}
+    family = {child.pid for pid in pids for child in psutil.Process(pid).children(recursive=True)}
+    listening = {
+        c.laddr.ip
+        for c in psutil.net_connections("tcp")
+        if c.status == psutil.CONN_LISTEN and c.pid in pids | family
+    }
+    assert listening and listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_a_replica_that_dies_is_replaced_and_catches_up(system: System) -> None:
+    user_events = system.events_of("anna")
+    killed = [p for p in psutil.process_iter(["name", "cmdline"]) if system.serves(p)]
+    assert len(killed) == 1
+    killed[0].kill()
+
+    def back() -> bool:
+        try:
+            return system.client.get("/readyz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    time.sleep(1.0)
+    until(back, 120)
+    until(lambda: system.client.get("/v1/status").json()["items"] == ITEMS, 30)
+    assert system.events_of("anna") == user_events
+    assert system.recommend("anna")["degraded"] == ["model"]
