@@ -5,20 +5,21 @@ ignored, so that the schema can grow; an unknown ``type`` is an error of that on
 nothing of features or models: an impression carries its features as opaque arrays (``recsys.features``).
 """
 
-import math
 from typing import Any, Final
 
 import msgspec
 
 from recsys.hashing import Id, digest_of
+from recsys.rejection import MISSING, Words, check_values, explain
+from recsys.rejection import Rejected as Rejected
 
 ENGAGEMENT_KINDS: Final = (
     "view", "long_view", "click", "like", "follow", "comment", "share", "skip", "hide", "profile",
 )  # fmt: skip
 MAX_EVENT_BYTES: Final = 64 * 1024
-MAX_DEPTH: Final = 8
 MAX_FUTURE_MS: Final = 5_000
 MAX_ID_LENGTH: Final = 256
+MAX_TIME_MS: Final = 253_402_300_799_999  # the last of the year 9999: dates end there
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,18 +124,10 @@ ClientEvent = (
     Item | User | Engagement
 )  # what may come from outside: impressions are written by the server
 
+TYPES: Final = ("item", "user", "impression", "engagement", "tick")
+_IDS: Final = ("item_id", "user_id", "request_id", "event_id")
 _to_wire = msgspec.msgpack.Encoder()
 _from_wire: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
-
-
-class Rejected(ValueError):
-    """An event that cannot be read: which field, what was there, and what was expected."""
-
-    def __init__(self, field: str, value: object, expected: str) -> None:
-        shown = repr(value)
-        self.field, self.expected = field, expected
-        self.value = shown if len(shown) <= 80 else shown[:77] + "..."
-        super().__init__(f"{field} is {self.value}, expected {expected}")
 
 
 def encode(event: Event) -> bytes:
@@ -164,14 +157,20 @@ def parse(raw: object, *, now_ms: int | None = None, oldest_ms: int | None = Non
     """
     if not isinstance(raw, dict):
         raise Rejected("event", raw, "a JSON object with a 'type'")
-    _check_values("", raw, 1)
+    check_values(raw)
+    kind = raw.get("type", MISSING)
+    if kind not in TYPES:
+        raise Rejected("type", kind, f"one of {', '.join(TYPES)}")
     try:
         event: Event = msgspec.convert(raw, Event, strict=True)
     except msgspec.ValidationError as error:
-        raise _rejected(raw, error) from error
+        raise explain(raw, error) from error
     _check_meaning(event)
     if now_ms is not None and event.time_ms > now_ms + MAX_FUTURE_MS:
-        raise Rejected("time_ms", event.time_ms, f"at most {MAX_FUTURE_MS} ms after now ({now_ms})")
+        latest = (
+            f"at most {now_ms + MAX_FUTURE_MS}, {MAX_FUTURE_MS // 1000} s after now: set the clock"
+        )
+        raise Rejected("time_ms", event.time_ms, latest)
     if oldest_ms is not None and event.time_ms < oldest_ms:
         raise Rejected(
             "time_ms", event.time_ms, f"at least {oldest_ms}: older events are not taken"
@@ -182,7 +181,7 @@ def parse(raw: object, *, now_ms: int | None = None, oldest_ms: int | None = Non
 def parse_json(raw: bytes, *, now_ms: int | None = None, oldest_ms: int | None = None) -> Event:
     """``parse`` for one JSON text, which may be at most 64 KB."""
     if len(raw) > MAX_EVENT_BYTES:
-        raise Rejected("event", f"{len(raw)} bytes", f"at most {MAX_EVENT_BYTES} bytes")
+        raise Rejected("event", Words(f"{len(raw)} bytes"), f"at most {MAX_EVENT_BYTES} bytes")
     try:
         value = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -190,54 +189,24 @@ def parse_json(raw: bytes, *, now_ms: int | None = None, oldest_ms: int | None =
     return parse(value, now_ms=now_ms, oldest_ms=oldest_ms)
 
 
-def _check_values(path: str, value: object, depth: int) -> None:
-    """Refuses what JSON lets through and arithmetic doesn't survive: NaN, infinities, bottomless nesting."""
-    if depth > MAX_DEPTH:
-        raise Rejected(path, "...", f"nesting of at most {MAX_DEPTH} levels")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise Rejected(path, value, "a finite number")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise Rejected(path, value, "a 64-bit integer")
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            if not isinstance(name, str):
-                raise Rejected(path or "event", name, "field names that are text")
-            _check_values(f"{path}.{name}" if path else name, inner, depth + 1)
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            _check_values(f"{path}[{i}]", inner, depth + 1)
-
-
 def _check_meaning(event: Event) -> None:
-    if event.time_ms < 0:
-        raise Rejected("time_ms", event.time_ms, "milliseconds since 1970, not negative")
-    for name in ("item_id", "user_id", "request_id", "event_id"):
-        value = getattr(event, name, None)
-        if isinstance(value, str) and not 0 < len(value) <= MAX_ID_LENGTH:
-            raise Rejected(name, value, f"an id of 1 to {MAX_ID_LENGTH} characters")
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise Rejected(name, value, "a 64-bit integer")
+    if not 0 <= event.time_ms <= MAX_TIME_MS:
+        raise Rejected("time_ms", event.time_ms, "milliseconds since 1970, up to the year 9999")
+    for name in _IDS:
+        _check_id(name, getattr(event, name, None))
     if isinstance(event, Engagement):
         if event.kind not in ENGAGEMENT_KINDS:
             raise Rejected("kind", event.kind, f"one of {', '.join(ENGAGEMENT_KINDS)}")
         if event.watch_ms is not None and event.watch_ms < 0:
             raise Rejected("watch_ms", event.watch_ms, "milliseconds, not negative")
+    elif isinstance(event, Impression):
+        for i, served in enumerate(event.items):
+            _check_id(f"items[{i}].item_id", served.item_id)
+            if not 0 < served.propensity <= 1:
+                name = f"items[{i}].propensity"
+                raise Rejected(name, served.propensity, "a probability above 0, at most 1")
 
 
-def _rejected(raw: dict[str, Any], error: msgspec.ValidationError) -> Rejected:
-    """Finds the value that msgspec's message points at with `$.path`."""
-    text = str(error)
-    expected, _, where = text.partition(" - at `")
-    path = where.rstrip("`").removeprefix("$").removeprefix(".")
-    if "required field" in text:
-        name = text.split("`")[1]
-        return Rejected(f"{path}.{name}" if path else name, None, "a value: the field is required")
-    value: object = raw
-    for part in path.replace("[", ".").replace("]", "").split("."):
-        if isinstance(value, dict):
-            value = value.get(part)
-        elif isinstance(value, list) and part.isdigit():
-            value = value[int(part)]
-    return Rejected(
-        path or "type", value if path else raw.get("type"), expected[:1].lower() + expected[1:]
-    )
+def _check_id(name: str, value: Id | None) -> None:
+    if isinstance(value, str) and not 0 < len(value) <= MAX_ID_LENGTH:
+        raise Rejected(name, value, f"an id of 1 to {MAX_ID_LENGTH} characters")

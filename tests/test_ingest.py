@@ -115,7 +115,7 @@ def test_what_was_not_committed_is_no_repeat(ingest: Ingest) -> None:
         (view(note="x" * 65_536), "event"),
         (view(watch_ms=2**64), "watch_ms"),
         (view(note=2**70), "note"),
-        (view(note="\ud800"), "event"),
+        (view(note="\ud800"), "note"),
         (view(note=float("nan")), "note"),
         ({"type": "impression", "time_ms": 1}, "type"),
         ({"type": "tick", "time_ms": NOW_MS}, "type"),

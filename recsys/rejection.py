@@ -1,0 +1,143 @@
+"""Why an event can't be taken, said so that its sender can mend it: field, value, expectation.
+
+Knows JSON and msgspec's messages, nothing of what an event is.
+"""
+
+import math
+import re
+import reprlib
+from typing import Any, Final
+
+import msgspec
+
+MAX_DEPTH: Final = 8
+SHOWN: Final = 80  # characters of a value, and of a field's path
+
+_NAMES: Final = {
+    "int": "an integer",
+    "str": "text",
+    "float": "a number",
+    "bool": "true or false",
+    "bytes": "bytes in base64",
+    "object": "a JSON object",
+    "array": "a list",
+    "null": "null",
+}
+_EXPECTED: Final = re.compile(r"Expected `([^`]*)`")
+_REQUIRED: Final = re.compile(r"missing required field `([^`]*)`")
+_STEP: Final = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
+
+
+class Words(str):
+    """Stands for a value and is shown without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+MISSING: Final = Words("missing")
+
+
+class Rejected(ValueError):
+    """An event that cannot be read: which field, what was there, and what was expected."""
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        self.field = field if len(field) <= SHOWN else field[: SHOWN - 3] + "..."
+        self.value, self.expected = show(value), expected
+        super().__init__(f"{self.field} is {self.value}, expected {expected}")
+
+
+class _Repr(reprlib.Repr):
+    """Bounded in depth, length and time: what it shows comes from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxlist = 3, 4, 4
+        self.maxstring = self.maxother = SHOWN
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to print integers of more than 4,300 digits.
+        return repr(x) if x.bit_length() <= 128 else f"an integer of {x.bit_length()} bits"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x[:SHOWN])
+
+
+_repr = _Repr()
+
+
+def show(value: object) -> str:
+    """The value in at most 80 characters, whatever it is."""
+    shown = _repr.repr(value).encode("utf-8", "backslashreplace").decode()
+    return shown if len(shown) <= SHOWN else shown[: SHOWN - 3] + "..."
+
+
+def check_values(raw: dict[str, Any]) -> None:
+    """Refuses what JSON lets through and the log or arithmetic doesn't survive: NaN, infinities, integers of
+    more than 64 bits, text that isn't Unicode, nesting of more than eight levels."""
+    fault = _fault(raw, 1)
+    if fault is not None:
+        steps, value, expected = fault
+        path = "".join(reversed(steps)).removeprefix(".")
+        raise Rejected(path or "event", value, expected)
+
+
+def _fault(value: object, depth: int) -> tuple[list[str], object, str] | None:
+    """The first fault: its path, innermost step first; the value; what was expected."""
+    if isinstance(value, str):
+        return None if _is_unicode(value) else ([], value, "text in Unicode: it has half a pair")
+    if isinstance(value, int):
+        inside = -(2**63) <= value < 2**63
+        return None if inside else ([], value, "an integer of at most 64 bits")
+    if isinstance(value, float):
+        return None if math.isfinite(value) else ([], value, "a finite number")
+    if value is None:
+        return None
+    if isinstance(value, dict | list | tuple) and depth > MAX_DEPTH:
+        return [], value, f"at most {MAX_DEPTH} levels of nesting"
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if not isinstance(name, str) or not _is_unicode(name):
+                return [], name, "field names that are text in Unicode"
+            if (found := _fault(inner, depth + 1)) is not None:
+                found[0].append(f".{name}")
+                return found
+        return None
+    if isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            if (found := _fault(inner, depth + 1)) is not None:
+                found[0].append(f"[{i}]")
+                return found
+        return None
+    return [], value, "a JSON value"
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def explain(raw: dict[str, Any], error: msgspec.ValidationError) -> Rejected:
+    """What msgspec's message means, with the value that it points at by ``$.path``."""
+    said, _, where = str(error).partition(" - at `")
+    path = where.rstrip("`").removeprefix("$").removeprefix(".")
+    if required := _REQUIRED.search(said):
+        field = f"{path}.{required[1]}" if path else required[1]
+        return Rejected(field, MISSING, "a value: the field is required")
+    value: object = raw
+    for name, index in _STEP.findall(path):
+        if isinstance(value, dict) and name in value:
+            value = value[name]
+        elif isinstance(value, list | tuple) and index and int(index) < len(value):
+            value = value[int(index)]
+    expected = said[:1].lower() + said[1:]
+    if types := _EXPECTED.search(said):
+        expected = " or ".join(_NAMES.get(name, name) for name in types[1].split(" | "))
+    if "base64" in said:
+        expected = _NAMES["bytes"]
+    return Rejected(path or "event", value, expected)
