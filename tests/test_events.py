@@ -240,6 +240,7 @@ def test_what_is_no_event_in_json_is_refused(text: bytes) -> None:
     assert len(str(caught.value)) < 400
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.text(min_size=300), st.integers(2**200, 2**300))
 def test_what_is_shown_of_a_value_is_short(text: str, number: int) -> None:
     for value in ([text] * 100, {text: {text: text}}, number, [[[[[[number]]]]]], text.encode()):
@@ -270,7 +271,7 @@ nearly_events = st.builds(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=150, deadline=None)
 @given(any_json | nearly_events)
 def test_any_json_value_is_read_or_rejected_and_what_is_read_fits_the_log(raw: Any) -> None:
     try:
@@ -283,7 +284,7 @@ def test_any_json_value_is_read_or_rejected_and_what_is_read_fits_the_log(raw: A
     assert event_id_of(event)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_rejected(raw: bytes) -> None:
     for read in (decode, parse_json):
@@ -293,7 +294,7 @@ def test_any_bytes_are_read_or_rejected(raw: bytes) -> None:
             str(error).encode()
 
 
-@settings(max_examples=300)
+@settings(max_examples=150, deadline=None)
 @given(nearly_events, st.data())
 def test_a_record_of_the_log_that_was_harmed_is_read_or_rejected(raw: Any, data: Any) -> None:
     try:
@@ -337,6 +338,7 @@ events = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(events)
 def test_every_event_comes_back_from_the_log_and_from_json(event: Event) -> None:
     assert decode(encode(event)) == event

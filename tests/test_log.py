@@ -212,6 +212,16 @@ def test_wait_ends_with_an_append_and_with_the_timeout(
         assert time.monotonic() - started < 2
 
 
+def test_what_a_thread_appends_itself_ends_its_wait(log: Log, topic: str) -> None:
+    end = log.append(topic, some(1))[0] + 1
+    assert log.read(topic, 0, end) == []
+    log.wait(topic, 0.0)
+    log.append(topic, some(1))
+    started = time.monotonic()
+    log.wait(topic, 10.0)
+    assert time.monotonic() - started < 5
+
+
 def test_a_hold_must_be_readable(log: Log, topic: str) -> None:
     log.append(topic, some(3))
     log.hold("fold", topic, 0, log.end(topic, 0))

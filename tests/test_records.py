@@ -1,0 +1,83 @@
+"""Derived records as they stand on the log, and the topics that hold them."""
+
+import msgspec
+import pytest
+
+from recsys import records
+from recsys.events import FeatureBlock, Stamp
+from recsys.records import (
+    Control,
+    DeadLetter,
+    Delta,
+    Erasure,
+    Example,
+    Experiments,
+    ItemState,
+    Live,
+    Range,
+    Step,
+    TableRows,
+    pack,
+    topics,
+    unpack,
+)
+
+EXAMPLE = Example(
+    partition=1,
+    offset=5,
+    index=0,
+    sequence=9,
+    request_id="r",
+    user_id="u",
+    item_id=7,
+    surface="feed",
+    shown_ms=1,
+    closed_ms=2,
+    labels=[0.0, 1.0],
+    stamp=Stamp(step=3, arms={"e": "a"}),
+    features=FeatureBlock(feature_set="f", dense=b"\x00\x01"),
+)
+EACH = [
+    EXAMPLE,
+    Step(line="main", epoch=0, step=1, ranges=[Range(0, 1, 5)], examples=4, lanes=4, time_ms=9,
+         config="c"),
+    Delta(line="main", epoch=0, step=2, base_step=1, part=0, parts=2, dense=b"\xff",
+          tables=[TableRows(table="item", dim=2, keys=b"12345678", values=b"12345678")]),
+    ItemState(offsets=[1, 2], keys=b"k", values=b"v", last_ms=b"l"),
+    Live(line="cand-1", epoch=2),
+    Experiments(revision=3, configs={"e": "name: e"}),
+    Erasure(user_id="u"),
+    DeadLetter(topic="events", partition=0, offset=1, reason="?", raw=b"\xff\x00"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", EACH, ids=lambda record: type(record).__name__)
+def test_a_record_comes_back_from_the_log(record: msgspec.Struct) -> None:
+    assert unpack(pack(record), type(record)) == record
+
+
+def test_control_records_know_what_they_are() -> None:
+    for record in EACH[4:7]:
+        assert unpack(pack(record), Control) == record  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xff", b"\x80", pack(EACH[1])[:-1], pack(EACH[7])])
+def test_what_is_no_such_record_raises_one_kind_of_error(raw: bytes) -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        unpack(raw, Step)
+
+
+def test_a_later_writer_may_add_fields() -> None:
+    later = msgspec.msgpack.decode(pack(EXAMPLE)) | {"mood": "good"}
+    assert unpack(msgspec.msgpack.encode(later), Example) == EXAMPLE
+
+
+def test_examples_are_partitioned_as_events_and_what_is_folded_from_the_start_never_expires() -> (
+    None
+):
+    by_name = {topic.name: topic for topic in topics(8, retention_hours=2)}
+    assert by_name[records.EVENTS].partitions == by_name[records.EXAMPLES].partitions == 8
+    kept_for_ever = {name for name, topic in by_name.items() if not topic.retention_ms}
+    assert kept_for_ever == {records.ITEMS, records.STEPS, records.CONTROL}
+    assert by_name[records.EVENTS].retention_ms == 2 * 3_600_000
+    assert all(t.partitions == 1 for n, t in by_name.items() if n not in ("events", "examples"))
