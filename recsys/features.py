@@ -222,14 +222,14 @@ def read_block(block: FeatureBlock, features: FeatureSet) -> RequestFeatures:
             f"feature set is {block.feature_set!r}, expected {features.digest!r}: "
             "the model must be trained on, and serve, the set that was logged"
         )
-    items = np.frombuffer(block.item_keys, np.int64).reshape(-1, features.item_columns)
-    dense = np.frombuffer(block.dense, np.float32)
+    items = _array(block.item_keys, np.int64).reshape(-1, features.item_columns)
+    dense = _array(block.dense, np.float32)
     return RequestFeatures(
         block.feature_set,
-        np.frombuffer(block.user_keys, np.int64),
+        _array(block.user_keys, np.int64),
         items,
-        np.frombuffer(block.history, np.int64).reshape(-1, features.history_keys),
-        np.frombuffer(block.outcomes, np.float32).reshape(-1, features.outcomes),
+        _array(block.history, np.int64).reshape(-1, features.history_keys),
+        _array(block.outcomes, np.float32).reshape(-1, features.outcomes),
         dense.reshape(len(items), dense.size // max(1, len(items))),
     )
 
@@ -246,6 +246,11 @@ def one_item(block: FeatureBlock, index: int, items: int) -> FeatureBlock:
         dense=block.dense[index * dense : (index + 1) * dense],
         backfilled=block.backfilled,
     )
+
+
+def _array(data: bytes, kind: type[Any]) -> NDArray[Any]:
+    """A copy, as tensors want to be able to write."""
+    return np.frombuffer(bytearray(data), kind)
 
 
 def _slots(*widths: tuple[str, int]) -> tuple[Slot, ...]:

@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.counters import HALF_LIVES_MS, SPEEDS, Counters, amounts
+
+KINDS = ("shown", "long_view", "watch")
+FAST, SLOW = (int(h) for h in HALF_LIVES_MS)
+ONE = np.array([1.0, 0.0, 0.0], np.float32)
+
+additions = st.lists(
+    st.tuples(st.integers(1, 4), st.floats(0, 10, width=32), st.integers(0, 3 * SLOW)),
+    min_size=1,
+    max_size=25,
+)
+
+
+def counters() -> Counters:
+    return Counters(len(KINDS), capacity=1)
+
+
+def read(its: Counters, key: int, now_ms: int) -> np.ndarray:
+    """(speeds, kinds) of one key."""
+    return its.read(np.array([key]), now_ms).reshape(SPEEDS, len(KINDS))
+
+
+@pytest.mark.parametrize(("speed", "half_life_ms"), [(0, FAST), (1, SLOW)])
+def test_a_count_halves_with_each_half_life_of_event_time(speed: int, half_life_ms: int) -> None:
+    its = counters()
+    its.add([7], ONE, 1_000)
+    for halvings in range(4):
+        value = read(its, 7, 1_000 + halvings * half_life_ms)[speed, 0]
+        assert value == pytest.approx(0.5**halvings, rel=1e-6)
+
+
+def test_what_comes_late_counts_as_if_it_had_come_in_time() -> None:
+    late, in_time = counters(), counters()
+    late.add([7], ONE, FAST)
+    late.add([7], ONE, 0)
+    in_time.add([7], ONE, 0)
+    in_time.add([7], ONE, FAST)
+    np.testing.assert_allclose(read(late, 7, FAST), read(in_time, 7, FAST), rtol=1e-6)
+    assert read(late, 7, FAST)[0, 0] == pytest.approx(1.5)
+    assert late.export()[2].tolist() == [FAST]  # a late event doesn't turn the row's time back
+
+
+def test_reading_before_the_last_event_does_not_make_counts_grow() -> None:
+    its = counters()
+    its.add([7], ONE, SLOW)
+    assert (read(its, 7, 0)[:, 0] == 1.0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(events=additions, seed=st.randoms(use_true_random=False))
+def test_the_order_of_additions_changes_only_last_bits(events: list, seed) -> None:  # type: ignore[type-arg, no-untyped-def]
+    shuffled = list(events)
+    seed.shuffle(shuffled)
+    totals = []
+    for order in (events, shuffled):
+        its = counters()
+        for key, amount, at_ms in order:
+            its.add([key], ONE * np.float32(amount), at_ms)
+        totals.append(its.read(np.arange(1, 5), 4 * SLOW))
+    np.testing.assert_allclose(totals[0], totals[1], rtol=1e-4, atol=1e-6)
+
+
+def test_unknown_keys_and_the_empty_place_read_as_zeros() -> None:
+    its = counters()
+    assert not its.read(np.array([[0, 5], [6, 0]]), 9).any()
+    its.add([5], ONE, 0)
+    found = its.read(np.array([[0, 5], [-6, 5]]), 0)
+    assert found.shape == (2, 2, SPEEDS * len(KINDS))
+    assert found[:, 1].any() and not found[:, 0].any()
+    assert its.read(np.empty(0, np.int64), 0).shape == (0, SPEEDS * len(KINDS))
+
+
+@settings(max_examples=40, deadline=None)
+@given(events=additions)
+def test_what_is_exported_can_be_set_elsewhere_once_or_twice(events: list) -> None:  # type: ignore[type-arg]
+    its, other = counters(), counters()
+    for key, amount, at_ms in events:
+        its.add([key, -key], ONE * np.float32(amount), at_ms)
+    for _ in range(2):
+        other.set(*its.export())
+    keys = np.array([-4, -3, -2, -1, 0, 1, 2, 3, 4])
+    assert its.read(keys, SLOW).tobytes() == other.read(keys, SLOW).tobytes()
+    assert len(other) == len(its)
+
+
+def test_an_export_of_chosen_keys_leaves_the_unknown_out() -> None:
+    its = counters()
+    its.add([1, 2, 3], ONE, 5)
+    assert its.export([3, 9, 1])[0].tolist() == [3, 1]
+    keys, values, last_ms = its.export([9])
+    assert len(keys) == len(values) == len(last_ms) == 0
+
+
+def test_the_rows_longest_untouched_leave() -> None:
+    its = counters()
+    for key in range(1, 41):
+        its.add([key], ONE, 1_000 * key)
+    its.add([3], ONE, 99_000)  # an old row touched again stays
+    kept = its.read(np.arange(1, 41), 99_000)
+    assert its.keep_newest(10) == 30 and len(its) == 10
+    expected = {3, *range(32, 41)}
+    assert set(its.export()[0].tolist()) == expected
+    after = its.read(np.arange(1, 41), 99_000)
+    for key in range(1, 41):
+        same = kept[key - 1] if key in expected else np.zeros_like(kept[0])
+        assert after[key - 1].tobytes() == same.tobytes()
+    assert its.keep_newest(10) == 0
+    its.add([77], ONE, 100_000)  # and there is room for new ones
+    assert read(its, 77, 100_000)[0, 0] == 1.0
+
+
+def test_no_keys_add_nothing() -> None:
+    its = counters()
+    its.add([], ONE, 5)
+    assert len(its) == 0
+
+
+def test_what_one_event_adds() -> None:
+    assert amounts(KINDS, "shown").tolist() == [1, 0, 0]
+    assert amounts(KINDS, "long_view", 9_000).tolist() == [0, 1, 0]  # a view brings the watch time
+    assert amounts(KINDS, "view", 9_000)[2] == pytest.approx(np.log(10))
+    assert not amounts(KINDS, "skip", 9_000).any()

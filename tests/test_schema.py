@@ -1,0 +1,40 @@
+import pytest
+
+from recsys.schema import CATEGORICAL, NUMERIC, VECTOR, Schema, default_groups, kind_of, values_of
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("a", CATEGORICAL), (True, CATEGORICAL), (["a", "b"], CATEGORICAL), (["a", 1], CATEGORICAL),
+        (1, NUMERIC), (1.5, NUMERIC), ([1, 2.0], VECTOR), (None, None), ({}, None), ([], None),
+    ],
+)  # fmt: skip
+def test_the_kind_of_a_field_is_that_of_its_value(value: object, kind: str | None) -> None:
+    assert kind_of(value) == kind
+
+
+def test_a_categorical_value_is_a_list_of_texts_without_what_is_absent() -> None:
+    assert values_of(7) == ["7"] and values_of(True) == ["True"]
+    assert values_of(["a", 7, None, ""]) == ["a", "7"]
+    assert values_of(None) == values_of("") == values_of([]) == []
+
+
+def test_items_are_grouped_by_author_and_tags_else_by_the_first_fields() -> None:
+    assert default_groups(("author", "brand", "tags", "topic")) == ("author", "tags")
+    assert default_groups(("brand", "category")) == ("category",)
+    assert default_groups(("brand", "colour", "shop")) == ("brand", "colour")
+    assert default_groups(()) == ()
+
+
+def test_names_are_found_by_part_and_kind() -> None:
+    schema = Schema(item=(("a", CATEGORICAL), ("b", NUMERIC)), user=(("c", CATEGORICAL),))
+    assert schema.names("item", NUMERIC) == ("b",)
+    assert schema.names("user", CATEGORICAL) == ("c",) and schema.names("context", NUMERIC) == ()
+
+
+def test_a_schema_says_what_is_wrong_with_it() -> None:
+    with pytest.raises(ValueError, match=r"labels is empty.*\[click\]"):
+        Schema(labels=())
+    with pytest.raises(ValueError, match="shown_by is 'glance', expected 'view' or 'impression'"):
+        Schema(shown_by="glance")
