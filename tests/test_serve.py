@@ -137,6 +137,28 @@ def test_the_session_fold_is_killed_and_loses_and_repeats_nothing(system: System
     assert system.events_of("carl") == counted
 
 
+def test_the_session_store_is_killed_and_answers_go_on(system: System) -> None:
+    for _ in range(5):
+        system.view(system.recommend("dora", n=1), "dora", 500)
+    until(lambda: system.events_of("dora") == 5)
+    [server] = psutil.Process(system.beat("valkey")["pid"]).children()
+    server.kill()
+    counted, degraded = 5, 0
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        answer = system.recommend("dora", n=1)
+        degraded += "session" in answer["degraded"]
+        system.view(answer, "dora", 500)
+        counted += 1
+        if degraded and "session" not in answer["degraded"]:
+            break
+        time.sleep(0.1)
+    assert degraded > 0
+    until(lambda: system.events_of("dora") >= counted, 60)
+    time.sleep(0.3)
+    assert system.events_of("dora") == counted
+
+
 def test_too_much_at_once_is_refused_early(system: System) -> None:
     def ask(i: int) -> tuple[int, str | None]:
         with httpx.Client(base_url=str(system.client.base_url), timeout=60.0) as client:
