@@ -1,14 +1,20 @@
 """Joiner, sequencer and worker as loops over a log: crashes and failures are inputs, results are exact."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from parameter_server.parameter_client import LocalClient
+from parameter_server.durable import DurableShard, Home
+from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.parameter_client import LocalClient, ShardedClient, hello, part_of
+from parameter_server.parameter_client import Worker as WorkerId
 from parameter_server.shard import ShardSpec, digest_of_shards
+from parameter_server.shard_service import ShardService
 from parameter_server.snapshots import write_part
+from parameter_server.transport import SocketChannel, SocketServer
 from recsys.blueprint import build_model
 from recsys.config import Config
 from recsys.events import FeatureBlock, Tick, decode, encode
@@ -46,7 +52,7 @@ from training.learner import Learner
 from training.line import spec_of
 from training.sequencer_loop import SequencerLoop
 from training.step_reader import ExampleCheck, StepReader, read_lanes, records_of
-from training.worker import Worker
+from training.worker import Worker, examples_behind
 
 
 class Clock:
@@ -471,6 +477,21 @@ def test_idle_partitions_are_ticked_once_a_second() -> None:
     assert times == sorted(times) and isinstance(decode(log.read(EVENTS, 0, 0)[0].value), Tick)
 
 
+def test_a_tick_goes_on_from_the_newest_event_and_is_never_later_than_now() -> None:
+    log, clock = toy_log(), Clock()
+    ticker = Ticker(log, clock)
+    starts_ms = [1_000, 500_000, 5_000_000]  # the past; now; a client whose clock is fast
+    records = [Append(p, b"", encode(Tick(time_ms=t))) for p, t in enumerate(starts_ms[:PARTITIONS])]
+    log.append(EVENTS, records)
+    for now_ms in range(500_000, 510_001, 50):
+        clock.now_ms = now_ms
+        ticker.turn()
+    newest = [decode(log.read(EVENTS, p, 0)[-1].value).time_ms for p in range(len(records))]
+    assert 10_000 <= newest[0] <= 11_000  # ten seconds on, and not half a million
+    assert 509_000 <= newest[1] <= 510_000
+    assert all(time_ms <= 510_000 for time_ms in newest)
+
+
 def test_busy_partitions_are_not_ticked() -> None:
     idle = Idle(1000)
     found = [idle.due([now_ms // 300, 5], now_ms) for now_ms in range(0, 5000, 100)]
@@ -542,3 +563,66 @@ def test_old_snapshots_go_and_the_log_keeps_what_follows_the_oldest_left(tmp_pat
     assert all(len(records_of(log, step)) == step.examples for step in after)
     with pytest.raises(LogLost):
         records_of(log, everything(log, STEPS, Step)[0][9])
+
+
+# --- workers together ---
+
+
+def by_hand(log: Log, config: Config) -> str:
+    """The digest after every step, lane by lane, each with a lookup of its own."""
+    client, learner = fresh_client(config), Learner(build_model(FEATURES, config.model))
+    check = ExampleCheck(FEATURES, DENSE)
+    for step in everything(log, STEPS, Step)[0]:
+        sent = []
+        for number, read in read_lanes(log, step, range(4), check).items():
+            if not read.examples:
+                sent.append(LaneGradients(number))
+                continue
+            lane = learner.prepare(read.examples)
+            rows = client.lookup(step.step - 1, lane.lookup.keys)
+            out = learner.learn(lane, rows, client.dense(step.step - 1))
+            counts = examples_behind(lane.lookup)
+            tables = {t: RowGradients(k, g, counts[t]) for t, (k, g) in out.gradients.items()}
+            sent.append(LaneGradients(number, tables, out.dense, out.metrics))
+        client.exchange(step.step, step.time_ms, sent, None)
+    return digest_of_shards(client.shards)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_over_sockets_learn_what_is_computed_by_hand(tmp_path: Path, workers: int) -> None:
+    config = toy_config(shards=2)
+    log, model = trained_log(), build_model(FEATURES, config.model)
+    spec = spec_of(config)
+    shards, servers = [], []
+    for part in range(2):
+        home = Home(tmp_path / "snapshots", tmp_path / f"{part}.wal", 5, 2)
+        dense = model.read_dense() if part == 0 else None
+        shards.append(DurableShard(part_of(spec, part), home, lambda deltas: None, dense))
+        servers.append(SocketServer(ShardService(shards[-1], "t", 20)))
+    errors: list[Exception] = []
+
+    def work(rank: int) -> None:
+        ident = WorkerId(rank, workers, 1)
+        channels = [
+            SocketChannel(lambda s=s: s.address, lambda t, p=p: hello(spec, p, ident, t))
+            for p, s in enumerate(servers)
+        ]
+        client = ShardedClient(spec, channels, ident)
+        learner = Learner(build_model(FEATURES, config.model))
+        its = Worker(rank, workers, log, client, learner, config)
+        try:
+            drain(its)
+        except Exception as error:
+            errors.append(error)
+        client.close()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for server, shard in zip(servers, shards, strict=True):
+        server.close()
+        shard.close()
+    assert not errors and shards[0].applied == 13
+    assert digest_of_shards([shard.shard for shard in shards]) == by_hand(log, config)
