@@ -1,19 +1,24 @@
 """Ticks: event time goes on where nothing happens.
 
 A window closes when event time passes its end, and event time moves with events; so where a partition of
-``events`` has had none for a second, a tick is appended. Where a partition never had any, no window waits,
-and a past may still be written to it: it isn't ticked. One process of a system does that, the part of the
-sequencer; two that tick at once would do no harm, since time only goes forward.
+``events`` has had none for a second, a tick is appended. Its time is that of the newest record and what has
+passed since that came: for live events this is now, and where a past is being written, or was when everything
+stood still, event time goes on from there instead of jumping. Where a partition never had any event, no
+window waits, and it isn't ticked.
+
+One process of a system ticks, the part of the sequencer; two would do no harm, since time only goes forward.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
-from recsys.events import Tick, encode
+from recsys.events import Rejected, Tick, decode, encode
 from recsys.log import Append, Log
 from recsys.records import EVENTS
 
 EVERY_MS: Final = 1_000
+_BACK: Final = 1_000  # records read backwards at the most
 
 
 class Idle:
@@ -34,12 +39,20 @@ class Idle:
                 found.append(partition)
         return found
 
+    def since(self, partition: int, now_ms: int) -> int:
+        """Milliseconds since the partition last moved."""
+        return now_ms - self._moved[partition][1]
+
+    def appended(self, partition: int, end: int, now_ms: int) -> None:
+        """The partition ends there now: known at once, so that no time is lost until the next look."""
+        self._moved[partition] = (end, now_ms)
+
 
 class Ticker:
     """Appends a tick to each partition of ``events`` that is idle. ``turn`` is cheap to call often."""
 
     def __init__(self, log: Log, clock: Callable[[], int], every_ms: int = EVERY_MS) -> None:
-        """``clock``: milliseconds; the ticks' event time."""
+        """``clock``: milliseconds; no tick is later than that."""
         self._log, self._clock = log, clock
         self._idle = Idle(every_ms)
         self._partitions = log.partitions(EVENTS)
@@ -52,8 +65,27 @@ class Ticker:
             return 0
         self._look_ms = now_ms + self._idle.every_ms // 10
         ends = [self._log.end(EVENTS, partition) for partition in range(self._partitions)]
-        due = [partition for partition in self._idle.due(ends, now_ms) if ends[partition] > 0]
-        if due:
-            value = encode(Tick(time_ms=now_ms))
-            self._log.append(EVENTS, [Append(partition, b"", value) for partition in due])
-        return len(due)
+        ticks = []
+        for partition in self._idle.due(ends, now_ms):
+            newest_ms = self._newest_ms(partition, ends[partition])
+            if newest_ms is not None:
+                time_ms = min(now_ms, newest_ms + self._idle.since(partition, now_ms))
+                ticks.append(Append(partition, b"", encode(Tick(time_ms=time_ms))))
+        if ticks:
+            offsets = self._log.append(EVENTS, ticks)
+            for tick, offset in zip(ticks, offsets, strict=True):
+                self._idle.appended(tick.partition, offset + 1, now_ms)
+        return len(ticks)
+
+    def _newest_ms(self, partition: int, end: int) -> int | None:
+        """The time of the newest record; None where there is none, or none that can be read."""
+        begin, back = self._log.begin(EVENTS, partition), 1
+        while end > begin:
+            start = max(begin, end - back)
+            for record in reversed(self._log.read(EVENTS, partition, start, back)):
+                with suppress(Rejected):
+                    return decode(record.value).time_ms
+            if start == begin or back > _BACK:
+                return None
+            back *= 4  # offsets needn't be dense
+        return None

@@ -481,7 +481,9 @@ def test_a_tick_goes_on_from_the_newest_event_and_is_never_later_than_now() -> N
     log, clock = toy_log(), Clock()
     ticker = Ticker(log, clock)
     starts_ms = [1_000, 500_000, 5_000_000]  # the past; now; a client whose clock is fast
-    records = [Append(p, b"", encode(Tick(time_ms=t))) for p, t in enumerate(starts_ms[:PARTITIONS])]
+    records = [
+        Append(p, b"", encode(Tick(time_ms=t))) for p, t in enumerate(starts_ms[:PARTITIONS])
+    ]
     log.append(EVENTS, records)
     for now_ms in range(500_000, 510_001, 50):
         clock.now_ms = now_ms
