@@ -1,4 +1,4 @@
-"""The thread that follows the log for a replica: it reads, and the event loop applies between two requests."""
+"""The thread that follows the log for a replica: it reads; the event loop applies, between two requests."""
 
 import asyncio
 import logging

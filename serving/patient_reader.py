@@ -1,6 +1,6 @@
 """Reads sessions in the time that a request has for it: a store that hangs costs 20 ms, a busy loop nothing.
 
-The wait is cut into slices. A slice in which nobody is answered means that the store hangs, and ends the wait;
+The wait is cut into slices. A slice in which nobody is answered means that the store hangs: the wait ends;
 where others were answered meanwhile, or the loop itself came late, the store is well and the wait goes on.
 """
 
