@@ -32,6 +32,7 @@ from recsys.log import (
 ID_TOPIC: Final = "__recsys_log_id"
 MAX_RECORD_BYTES: Final = 16 << 20  # a delta of a big step; Kafka's own default is 1 MB
 CHECK_S: Final = 0.25  # a broker that came back empty is noticed so soon
+GRACE_S: Final = 1.0  # one that just started may not know its topics yet
 
 
 class KafkaLog:
@@ -51,6 +52,7 @@ class KafkaLog:
         self._producer: KafkaProducer | None = None
         self._partitions: dict[str, int] = {}
         self._appends = 0
+        self._id, self._checked = "", 0.0  # no checks until the id is known
         patience_ms = int(patience_s * 1000)
         try:
             self._admin = KafkaAdminClient(
@@ -70,7 +72,6 @@ class KafkaLog:
             raise LogUnavailable(f"{url}: the log's id was written and can't be read back")
         self._id = found
         self._incarnation = self._topic_id()
-        self._checked = time.monotonic()
 
     @property
     def id(self) -> str:
@@ -264,9 +265,11 @@ class KafkaLog:
         """Raises LogLost where the broker isn't the one that this client opened. A made-again topic has
         another topic id, which is cheap to ask for; the record decides."""
         moment = time.monotonic()
-        if not hasattr(self, "_checked") or (not now and moment - self._checked < CHECK_S):
+        if not self._id or (not now and moment - self._checked < CHECK_S):
             return
-        topic_id = self._topic_id()
+        deadline = moment + GRACE_S
+        while (topic_id := self._topic_id()) is None and time.monotonic() < deadline:
+            time.sleep(0.1)
         if topic_id is None or topic_id != self._incarnation:
             found = self._first_id() if topic_id is not None else None
             if found != self._id:
