@@ -1,7 +1,9 @@
 """Joiner, sequencer and worker as loops over a log: crashes and failures are inputs, results are exact."""
 
 import threading
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,13 @@ from parameter_server.shard import ShardSpec, digest_of_shards
 from parameter_server.shard_service import ShardService
 from parameter_server.snapshots import write_part
 from parameter_server.transport import SocketChannel, SocketServer
+from recsys import blueprint
 from recsys.blueprint import build_model
 from recsys.config import Config
 from recsys.events import FeatureBlock, Tick, decode, encode
 from recsys.log import Append, Log, LogLost, LogUnavailable, MemoryLog
+from recsys.loops import Heartbeat, Stop
+from recsys.open_log import create_topics, open_log
 from recsys.part_state import PartState
 from recsys.records import (
     CONTROL,
@@ -46,6 +51,7 @@ from tests.toy_feed import (
     toy_config,
     toy_log,
 )
+from training import archive, director, joiner_loop, sequencer_loop
 from training.director import Director
 from training.joiner_loop import JoinerLoop, sequences_after
 from training.learner import Learner
@@ -199,6 +205,15 @@ def test_sequences_are_read_backwards_only_as_far_as_needed() -> None:
     assert sequences_after(log, 0, 2490) == set(range(2491, 2501))
     assert sequences_after(log, 0, 0) == set(range(1, 2501))
     assert sequences_after(log, 1, 0) == set()
+
+
+def test_where_the_schema_says_that_all_was_shown_there_are_negatives() -> None:
+    log = toy_log()
+    append_events(log, feed(10))
+    schema = replace(FEATURES.schema, shown_by="impression")
+    loop = JoinerLoop(log, toy_config(), replace(FEATURES, schema=schema), Clock())
+    drain(loop)
+    assert loop.counts()["never_shown"] == 0 and loop.counts()["examples"] == 30
 
 
 # --- the sequencer ---
@@ -441,8 +456,6 @@ def test_a_step_whose_examples_are_gone_is_not_guessed() -> None:
 
 
 def test_a_step_of_other_lanes_says_what_to_do() -> None:
-    from dataclasses import replace
-
     log, config = trained_log(), toy_config()
     other = replace(config, step=replace(config.step, lanes=2))
     with pytest.raises(ValueError, match="set step.lanes to 4"):
@@ -628,3 +641,44 @@ def test_workers_over_sockets_learn_what_is_computed_by_hand(tmp_path: Path, wor
         shard.close()
     assert not errors and shards[0].applied == 13
     assert digest_of_shards([shard.shard for shard in shards]) == by_hand(log, config)
+
+
+# --- the parts ---
+
+
+def test_the_parts_run_over_one_log_and_stop_when_asked(tmp_path: Path) -> None:
+    config = toy_config(str(tmp_path))
+    config = replace(config, log=replace(config.log, partitions=PARTITIONS))
+    blueprint.decide(config, FEATURES)
+    log = open_log(config)
+    create_topics(log, config)
+    bodies = {
+        "joiner": joiner_loop.run,
+        "sequencer": sequencer_loop.run,
+        "archive": archive.run,
+        "director": director.run,
+    }
+    stops = {name: Stop(Heartbeat(name)) for name in bodies}
+    parts = [threading.Thread(target=bodies[name], args=(config, stops[name])) for name in bodies]
+    for part in parts:
+        part.start()
+    append_events(log, feed(40))
+    until = time.monotonic() + 20
+    while not (
+        stops["sequencer"].heartbeat.now().counters.get("steps", 0) >= 8
+        and sum(stops["archive"].heartbeat.now().offsets.get(EXAMPLES, [])) > 60
+    ):
+        assert time.monotonic() < until, {n: s.heartbeat.now() for n, s in stops.items()}
+        time.sleep(0.02)
+    for stop in stops.values():
+        stop.set()
+    for part in parts:
+        part.join(20)
+    beats = {name: stop.heartbeat.now() for name, stop in stops.items()}
+    made = sum(log.end(EXAMPLES, p) for p in range(PARTITIONS))
+    assert beats["joiner"].counters["examples"] + beats["joiner"].counters["corrections"] == made
+    assert beats["joiner"].gauges["pending"] > 0 and beats["sequencer"].gauges["step"] >= 8
+    archived = archive.read_archive(tmp_path / "archive", EXAMPLES).collect()
+    assert 60 < len(archived) <= made and log.end(CONTROL, 0) == 1
+    assert PartState(tmp_path, "joiner").load(log.id) is not None
+    log.close()

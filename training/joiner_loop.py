@@ -7,13 +7,13 @@ the offset that belongs to it; what comes out is the same, with the same sequenc
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
 
 from recsys.blueprint import feature_set
-from recsys.config import Config
+from recsys.config import Config, JoinConfig
 from recsys.consumer import Consumer
 from recsys.events import Rejected, decode
 from recsys.features import FeatureSet
@@ -165,7 +165,7 @@ class JoinerLoop:
 
     def _restore(self) -> None:
         """Goes to the snapshot, and looks up what was put out after it."""
-        labels, join = self._features.schema.labels, self._config.join
+        labels, join = self._features.schema.labels, self._join_config()
         place = _Place({p: Joiner(p, labels, join) for p in self._partitions}, {})
         saved = self._state.load(self._log.id) if self._state is not None else None
         if self._state is not None and self._state.note:
@@ -187,6 +187,13 @@ class JoinerLoop:
         place.lettered = lettered(self._log)
         self._place = place
         self._consumer = Consumer(self._log, EVENTS, self._partitions, place.offsets)
+
+    def _join_config(self) -> JoinConfig:
+        """The schema may say too that all that is served is shown: it goes with the data."""
+        join = self._config.join
+        return replace(
+            join, all_shown=join.all_shown or self._features.schema.shown_by == "impression"
+        )
 
     def _begin_without_snapshot(self, place: _Place) -> None:
         """From the beginning. Where that is gone and there are examples already, sequence numbers can't be
