@@ -1,0 +1,145 @@
+"""What the log and the archive of a running system say: read only, from a mark on."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from recsys.config import Config
+from recsys.hashing import Id
+from recsys.log import Log
+from recsys.records import DEAD_LETTERS, DELTAS, EVENTS, EXAMPLES, STEPS, Step, unpack
+
+_READ: Final = 2_000
+_DERIVED: Final = ":long_view"  # the server's own, beside the view that it follows from
+
+
+class _Event(msgspec.Struct):
+    type: str
+    event_id: str | None = None
+    degraded: list[str] = []
+
+
+class _Example(msgspec.Struct):
+    request_id: str
+    item_id: Id
+    correction: bool = False
+
+
+class _Delta(msgspec.Struct):
+    line: str
+    step: int
+    part: int
+    metrics: dict[str, float] = {}
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What stands on ``events`` from the mark on. ``engagements`` are those that clients sent."""
+
+    places: set[tuple[int, int]]  # of the engagements: partition, offset
+    impressions: int
+    degraded: int
+
+    @property
+    def engagements(self) -> int:
+        return len(self.places)
+
+
+class Books:
+    """Reads a log from where its topics ended when it was made."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._mark = {
+            (topic, partition): log.end(topic, partition)
+            for topic in (EVENTS, EXAMPLES, STEPS)
+            for partition in range(log.partitions(topic))
+        }
+
+    def events(self) -> Entries:
+        """Engagements as their clients sent them, each once; impressions; those with skipped stages."""
+        places: set[tuple[int, int]] = set()
+        ids: set[str] = set()
+        impressions = degraded = 0
+        for partition, offset, value in self._since(EVENTS):
+            event = _event.decode(value)
+            if event.type == "impression":
+                impressions += 1
+                degraded += bool(event.degraded)
+            elif event.type == "engagement":
+                name = event.event_id or f"{partition}-{offset}"
+                if not name.endswith(_DERIVED) and name not in ids:
+                    ids.add(name)
+                    places.add((partition, offset))
+        return Entries(places, impressions, degraded)
+
+    def archived(self, folder: Path, entries: Entries) -> int:
+        """How many of the engagements stand in the archive, byte for byte the event that the log has."""
+        from training.archive import read_archive
+
+        rows = read_archive(folder, EVENTS).select("partition", "offset", "type").collect()
+        there = zip(rows["partition"].to_list(), rows["offset"].to_list(), strict=True)
+        return len(entries.places.intersection(there))
+
+    def examples_before(self) -> int:
+        """How many examples stood there at the mark."""
+        return sum(
+            end - self._log.begin(EXAMPLES, partition)
+            for (topic, partition), end in self._mark.items()
+            if topic == EXAMPLES
+        )
+
+    def examples(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """(request, item) → (partition, offset) of the first example of each."""
+        found: dict[tuple[str, str], tuple[int, int]] = {}
+        for partition, offset, value in self._since(EXAMPLES):
+            example = _example.decode(value)
+            if not example.correction:
+                found.setdefault((example.request_id, str(example.item_id)), (partition, offset))
+        return found
+
+    def steps(self) -> list[Step]:
+        """The step records since the mark."""
+        return [unpack(value, Step) for _, _, value in self._since(STEPS)]
+
+    def metrics(self, records: int = 400) -> list[dict[str, float]]:
+        """What the newest steps published, from about so many records of ``deltas``."""
+        start = max(self._log.begin(DELTAS, 0), self._log.end(DELTAS, 0) - records)
+        found = {}
+        for _, _, value in self._read(DELTAS, 0, start):
+            delta = _delta.decode(value)
+            if delta.part == 0:
+                found[delta.line, delta.step] = delta.metrics
+        return list(found.values())
+
+    def dead_letters(self) -> int:
+        """All of them, also from before the mark."""
+        start = self._log.begin(DEAD_LETTERS, 0)
+        return sum(1 for _ in self._read(DEAD_LETTERS, 0, start))
+
+    def _since(self, topic: str) -> Iterable[tuple[int, int, bytes]]:
+        for (its, partition), start in self._mark.items():
+            if its == topic:
+                yield from self._read(topic, partition, start)
+
+    def _read(self, topic: str, partition: int, offset: int) -> Iterable[tuple[int, int, bytes]]:
+        while records := self._log.read(topic, partition, offset, _READ if topic != DELTAS else 20):
+            for record in records:
+                yield partition, record.offset, record.value
+            offset = records[-1].offset + 1
+
+
+def open_books(config: Config) -> tuple[Log, Books]:
+    """Books of the log that a configuration names, from now on."""
+    from recsys.open_log import open_log
+
+    log = open_log(config)
+    return log, Books(log)
+
+
+_event = msgspec.msgpack.Decoder(_Event)
+_example = msgspec.msgpack.Decoder(_Example)
+_delta = msgspec.msgpack.Decoder(_Delta)
