@@ -98,7 +98,7 @@ class Learner:
         total = (losses_BL * self._output_weights(lane)).sum()
         if len(lane.batch) > 1 and self.features.history_length:
             total = total + self.model.config.retrieval_weight * self._retrieval(lane, leaves)
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         probabilities = torch.sigmoid(logits_BL.detach()).numpy()
         return Learned(
             probabilities,
