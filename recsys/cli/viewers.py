@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -189,12 +190,16 @@ def viewers(
 
 
 def run_part(config: "Config", stop: "Stop") -> None:
-    """The part of the demo; the plan says how many lists a second."""
+    """The part of the demo; the plan says how many lists a second. It waits while a past is written: what
+    happens now would close the windows of what happened then."""
     from recsys.cli import plan as plans
+    from recsys.cli.warmup import pending
     from recsys.client import Client
     from recsys.crowd import Crowd
     from recsys.world import World
 
+    while pending(Path(config.state)) and not stop.wait(0.5):
+        pass
     _, plan = plans.read(config.state)
     host = "127.0.0.1" if config.serve.host in ("0.0.0.0", "::") else config.serve.host
     now_ms = int(time.time() * 1000)
