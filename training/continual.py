@@ -47,6 +47,7 @@ from training.worker import Worker
 PART: Final = "trainer"
 _REPORT_STEPS: Final = 1_000  # by step, since all workers must report together
 _MEET_S: Final = 60
+_NICE: Final = 5  # answers go before learning
 _PAUSE_S: Final = 2.0  # before a group is started again that fails at once
 _LOG: Final = logging.getLogger(__name__)
 
@@ -157,6 +158,7 @@ def _trainer(config: Config, name: str) -> TorchTrainer:
 
 def train_loop(settings: dict[str, Any]) -> None:
     """One worker, until it is killed; it returns where another run has taken over."""
+    os.nice(_NICE)
     config = msgspec.convert(settings["config"], Config)
     its, name = _run_of(config), settings["run"]
     rank = ray.train.get_context().get_world_rank()

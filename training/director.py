@@ -1,27 +1,31 @@
 """The director: the one part that moves the live pointer, and that keeps what a line may go back to.
 
-It appends the first live record where there is none. A line goes back to a snapshot at most, so the log keeps
-the examples from the oldest kept snapshot on; older snapshots go.
+It appends the first live record where there is none, and the experiments' files where they say other than
+the newest revision on `control`. A line goes back to a snapshot at most, so the log keeps the examples from
+the oldest kept snapshot on; older snapshots go.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+import experiments
+from experiments.definition import read_experiments
 from parameter_server import snapshots
 from recsys.config import Config
 from recsys.log import Append, Log, LogLost, LogUnavailable
 from recsys.loops import Stop
 from recsys.open_log import open_log
-from recsys.records import CONTROL, EXAMPLES, Control, Live, pack, unpack
+from recsys.records import CONTROL, EXAMPLES, Control, Experiments, Live, pack, unpack
 from training.line import MAIN
 from training.sequencer_loop import wall_ms
 from training.step_reader import StepReader
 
 PART: Final = "director"
+CONFIGS: Final = Path(experiments.__file__).parent / "configs"
 _KEEP_EVERY_MS: Final = 5_000
 _AHEAD: Final = 256  # steps looked at for where each partition goes on
 _LOG: Final = logging.getLogger(__name__)
@@ -30,12 +34,22 @@ _LOG: Final = logging.getLogger(__name__)
 class Director:
     """Decides over the lines of one system. ``clock`` gives milliseconds."""
 
-    def __init__(self, log: Log, config: Config, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        log: Log,
+        config: Config,
+        clock: Callable[[], int],
+        experiments: Mapping[str, str] | None = None,
+    ) -> None:
+        """``experiments``: YAML texts by file name; what can't be read is refused before anyone is told."""
         self._log, self._clock = log, clock
+        self._configs = dict(experiments or {})
+        read_experiments(self._configs, config.policy)
         self._folder = Path(config.state) / "snapshots"
         self._kept = config.step.snapshots_kept
         self._offset = log.begin(CONTROL, 0)
         self._due_ms = 0
+        self._experiments = Experiments(revision=0)
         self.live: Live | None = None
         self.removed = 0  # snapshots
         self.oldest: int | None = None  # the step of the oldest kept snapshot of the live line
@@ -47,6 +61,7 @@ class Director:
             first = Live(line=MAIN, epoch=0, reason="the first line", time_ms=self._clock())
             self._log.append(CONTROL, [Append(0, b"", pack(first))])
             moved += 1 + self._fold()
+        moved += self._publish_experiments()
         if self._clock() >= self._due_ms:
             self._due_ms = self._clock() + _KEEP_EVERY_MS
             self._keep()
@@ -65,7 +80,19 @@ class Director:
                     continue
                 if isinstance(control, Live):
                     self.live = control
+                elif isinstance(control, Experiments):
+                    self._experiments = control
         return moved
+
+    def _publish_experiments(self) -> int:
+        """Tells everyone of the experiments, once for each change of their files."""
+        if self._configs == self._experiments.configs:
+            return 0
+        revision = Experiments(
+            revision=self._experiments.revision + 1, configs=self._configs, time_ms=self._clock()
+        )
+        self._log.append(CONTROL, [Append(0, b"", pack(revision))])
+        return 1 + self._fold()
 
     def _keep(self) -> None:
         """Removes old snapshots, then has the log keep what follows the oldest that is left."""
@@ -106,10 +133,15 @@ def starts_after(reader: StepReader, step: int) -> dict[int, int]:
     return starts
 
 
+def experiment_texts(folder: Path = CONFIGS) -> dict[str, str]:
+    """The experiments that stand beside the code, as they are."""
+    return {file.name: file.read_text("utf-8") for file in sorted(folder.glob("*.yaml"))}
+
+
 def run(config: Config, stop: Stop) -> None:
     """The part: directs until asked to stop."""
     log = open_log(config)
-    director = Director(log, config, wall_ms)
+    director = Director(log, config, wall_ms, experiment_texts())
     beat = stop.heartbeat
     while not stop.is_set():
         try:

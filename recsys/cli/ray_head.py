@@ -92,6 +92,8 @@ def head_environment(config: Config, plan: Plan, folder: Path) -> dict[str, str]
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
         # There is no other node that could take over: end at once instead of draining for half a minute.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # Ray's workers would run at nice 15, the replica among them; trainers step back by themselves.
+        "RAY_worker_niceness": "0",
         # Arrays up to 8 MB travel inside the call: through the object store a step takes twice as long.
         "RAY_max_direct_call_object_size": "8000000",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(serve / "haproxy.cfg"),

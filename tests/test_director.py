@@ -1,0 +1,61 @@
+"""What the director appends to `control`, and that it appends nothing twice."""
+
+from dataclasses import replace
+
+import pytest
+
+from recsys.config import Config
+from recsys.log import Append, MemoryLog
+from recsys.records import CONTROL, Control, Experiments, Live, pack, topics, unpack
+from training.director import Director, experiment_texts
+
+
+@pytest.fixture
+def log():
+    log = MemoryLog()
+    for topic in topics(2):
+        log.create(topic)
+    return log
+
+
+def director(log, tmp_path, texts):
+    return Director(log, replace(Config(), state=str(tmp_path)), lambda: 1_000, texts)
+
+
+def controls(log):
+    return [unpack(record.value, Control) for record in log.read(CONTROL, 0, 0)]
+
+
+def test_the_first_line_and_the_experiments_are_told_once(log, tmp_path):
+    texts = experiment_texts()
+    assert "default.yaml" in texts
+    director(log, tmp_path, texts).turn()
+    told = controls(log)
+    assert [type(record) for record in told] == [Live, Experiments]
+    assert told[0].line == "main" and told[1].revision == 1 and told[1].configs == texts
+    for _ in range(2):  # another turn, another director: nothing new to say
+        again = director(log, tmp_path, texts)
+        again.turn()
+        again.turn()
+    assert len(controls(log)) == 2
+
+
+def test_a_changed_file_is_a_new_revision(log, tmp_path):
+    texts = experiment_texts()
+    director(log, tmp_path, texts).turn()
+    changed = {name: text.replace("share: 0.5", "share: 0.50") for name, text in texts.items()}
+    director(log, tmp_path, changed).turn()
+    assert [r.revision for r in controls(log) if isinstance(r, Experiments)] == [1, 2]
+
+
+def test_a_file_that_cannot_be_read_is_told_to_nobody(log, tmp_path):
+    with pytest.raises(ValueError, match=r"bad\.yaml"):
+        director(log, tmp_path, {"bad.yaml": "name: x\nnonsense: 1\n"})
+    assert controls(log) == []
+
+
+def test_a_record_that_cannot_be_read_is_passed_over(log, tmp_path):
+    log.append(CONTROL, [Append(0, b"", b"\xff"), Append(0, b"", pack(Live(line="main", epoch=3)))])
+    its = director(log, tmp_path, {})
+    its.turn()
+    assert its.live is not None and its.live.epoch == 3
