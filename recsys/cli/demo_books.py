@@ -47,6 +47,10 @@ class Entries:
     def engagements(self) -> int:
         return len(self.places)
 
+    @property
+    def total(self) -> int:
+        return len(self.places) + self.impressions
+
 
 class Books:
     """Reads a log from where its topics ended when it was made."""

@@ -60,6 +60,11 @@ class Counts:
     answers: int = 0
     degraded: int = 0
 
+    @property
+    def total(self) -> int:
+        """Events that it brought about."""
+        return self.accepted + self.answers
+
 
 class Viewer:
     """Somebody who uses the feed, and counts what it says."""

@@ -36,11 +36,17 @@ class Background:
 def _browse(url: str, rate: float, stop: Any, told: Any) -> None:
     from recsys.cli.viewers import drive
     from recsys.client import Client
-    from recsys.crowd import Crowd
+    from recsys.crowd import Crowd, Work
     from recsys.world import World
+
+    class Arriving(Crowd):
+        """They come one by one: a rush of first lists is another load than the one that is asked for."""
+
+        def turn(self, now_ms: int, max_lists: int = 1) -> Work:
+            return super().turn(now_ms, min(max_lists, 1))
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started us
     now_ms = time.time_ns() // 1_000_000
-    crowd = Crowd(World(start_ms=now_ms), rate, now_ms)
+    crowd = Arriving(World(start_ms=now_ms), rate, now_ms)
     with Client(url, timeout_s=10.0) as client:
         told.put(drive(crowd, client, lambda: stop.wait(_TICK_S), lambda line: None))

@@ -27,7 +27,8 @@ from recsys.client import Client
 from recsys.config import Config
 
 RATE: Final = 200.0  # events a second of the background
-_SETTLE_S: Final = 8.0
+_SETTLE_S: Final = 60.0  # at most, until all have come
+_LOOK_S: Final = 3.0
 _ARCHIVED_S: Final = 30.0
 
 
@@ -100,22 +101,31 @@ def _freshness(
     sampled, url = Sampled(), url_of(config)
     watching = Counts()
     with Background(url, RATE) as background, Client(url, timeout_s=10.0) as client:
-        time.sleep(_SETTLE_S)
-        accepted, since_s = books.events().engagements, time.monotonic()
+        _settle(books)
+        before, own, since_s = books.events().total, viewer.counts.total, time.monotonic()
         with Watcher(Viewer(client, Clock(), watching), sampled):
             checks.sample(viewer, sampled)
-            entries, passed_s = books.events(), time.monotonic() - since_s
+            after, passed_s = books.events().total, time.monotonic() - since_s
+            own = viewer.counts.total + watching.total - own
             time.sleep(checks.SERVED_BAR_MS / 1000 + 1)
-    # The list that each engagement is about is an event of the background too.
-    own = len(sampled.to_session_ms)
-    lists_per_event = background.counts["lists"] / max(1, background.counts["events"])
-    rate = (entries.engagements - accepted - own) / passed_s * (1 + lists_per_event)
+    rate = (after - before - own) / passed_s
     steps = figures.learned_at(books.examples(), books.steps())
     found |= checks.delay_figures(sampled, steps, rate, RATE)
     viewer.counts.answers += watching.answers
     viewer.counts.degraded += watching.degraded
     viewer.counts.refused += watching.refused
     return background.counts
+
+
+def _settle(books: Books) -> None:
+    """Returns once the background has nearly reached its rate, or doesn't get there."""
+    deadline, before = time.monotonic() + _SETTLE_S, books.events().total
+    while time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+        now = books.events().total
+        if now - before >= 0.9 * RATE * _LOOK_S:
+            return
+        before = now
 
 
 def _accounts(
