@@ -107,8 +107,8 @@ class Model(nn.Module):
         torch.cumsum(lengths[:-1], 0, out=offsets[1:])
         pooled = F.embedding_bag(lookup.slot_index, rows_UR, offsets, mode="mean")
         pooled_BSR = pooled.view(-1, size, pooled.shape[1]).transpose(0, 1)
-        history_BTR = self._history(batch, lookup, rows_UR).expand(size, -1, -1)
-        outcomes = torch.from_numpy(batch.outcomes_BTO).expand(size, -1, -1)
+        history_BTR = self._history(batch, lookup, rows_UR)
+        outcomes = torch.from_numpy(batch.outcomes_BTO)
         logits: Tensor = self.ranker(
             pooled_BSR, history_BTR, outcomes, torch.from_numpy(batch.dense_BF)
         )

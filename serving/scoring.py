@@ -1,12 +1,14 @@
 """Probabilities of every engagement for candidates, from the rows of one version.
 
-An item's score doesn't depend on what it is scored with: a matrix product of few rows takes another kernel,
-whose sums differ in the last bit, so a short list is filled up to a length from which rows are independent.
+An item's score doesn't depend on what it is scored with. A matrix product takes another kernel for the rows
+that are left over at the end, whose sums differ in the last bit, so a list is filled up to whole blocks of
+rows; element by element, only operations are used that treat the last of an array like the others.
 ``tests/test_scoring.py`` holds that a list of 1 and a list of 300 agree bit for bit.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from recsys.features import RequestFeatures
 from recsys.model import Model, lookup_of, padded
 from serving.row_store import RowStore
 
-LEAST_ROWS = 16
+ROWS: Final = 16  # of a block
 Floats = NDArray[np.float32]
 
 
@@ -28,16 +30,27 @@ def probabilities(
     total = sum(len(request.items_NI) for request in requests)
     if total == 0:
         return np.zeros((0, model.ranker.shape.outputs), np.float32)
-    filled = list(requests)
-    if total < LEAST_ROWS:
-        last = requests[-1]
-        filled[-1] = last.rows([*range(len(last.items_NI)), *[0] * (LEAST_ROWS - total)])
-    batch = batch_of(model.features, filled)
+    batch = batch_of(model.features, _filled(requests, -total % ROWS))
     lookup = lookup_of(batch)
     with torch.inference_mode():
         table = padded(rows["features"].lookup(lookup.keys["features"]))
-        logits = model.rank(batch, lookup, table)
-        out: Floats = torch.sigmoid(logits).numpy()[:total]
+        logits: Floats = model.rank(batch, lookup, table).numpy()[:total]
+    return _sigmoid(logits)
+
+
+def _filled(requests: Sequence[RequestFeatures], missing: int) -> list[RequestFeatures]:
+    """The requests with ``missing`` rows more at the end: repeats, whose scores nobody reads."""
+    some = [request for request in requests if len(request.items_NI)]
+    if missing:
+        last = some[-1]
+        some[-1] = last.rows([*range(len(last.items_NI)), *[0] * missing])
+    return some
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    """By numpy: torch's takes other instructions for the last elements of an array."""
+    with np.errstate(over="ignore"):
+        out: Floats = np.float32(1.0) / (np.float32(1.0) + np.exp(-logits))
     return out
 
 

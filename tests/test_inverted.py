@@ -1,0 +1,29 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.inverted import Inverted
+
+
+@given(
+    moves=st.lists(
+        st.tuples(st.integers(0, 6), st.sets(st.integers(1, 4)), st.booleans()), max_size=30
+    )
+)
+def test_each_group_has_the_items_that_are_in_it_now(
+    moves: list[tuple[int, set[int], bool]],
+) -> None:
+    its, groups = Inverted(), dict[int, set[int]]()
+    for index, new, look in moves:
+        its.move(index, groups.get(index, set()), new)
+        groups[index] = new
+        if look:  # what was read before a move is not what is read after it
+            its.of(1)
+    for key in range(6):
+        found = its.of(key).tolist()
+        assert sorted(found) == sorted(i for i, keys in groups.items() if key in keys)
+
+
+def test_leaving_a_group_that_one_was_never_in_is_nothing() -> None:
+    its = Inverted()
+    its.move(3, [7, 8], [9])
+    assert its.of(9).tolist() == [3] and its.of(7).tolist() == []

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+
+from recsys.feature_builder import FeatureBuilder
+from serving.replica import Replica
+from serving.retrieval import Found, Retrieval, liked_groups
+from serving.scoring import user_vector
+from tests.toy_replica import NOW_MS, item, made, popular, viewer
+
+ALL = {"vector": 10, "similar": 9, "topic": 8, "popular": 6, "fresh": 5}
+
+
+def collect(
+    replica: Replica, shares: dict[str, int], wanted: np.ndarray | None = None, limit: int = 60,
+    salt: int = 1, **session: tuple[int, ...],
+) -> Found:  # fmt: skip
+    its = viewer(replica, **session)
+    none = np.zeros(0, np.int64)
+    user = FeatureBuilder(replica.features).build(
+        its, "feed", {}, none, replica.catalogue, replica.counters, NOW_MS
+    )
+    mask = np.ones(len(replica.catalogue), np.bool_) if wanted is None else wanted
+    return Retrieval(replica).collect(its, user, mask, shares, limit, salt)
+
+
+def test_every_source_keeps_to_its_share_and_to_what_is_wanted() -> None:
+    replica = made()
+    popular(replica, {n: n for n in range(40)})
+    wanted = np.arange(40) % 2 == 0
+    for name, share in ALL.items():
+        found = collect(replica, {name: share}, wanted, liked=(3, 8))
+        assert found.failed == [] and 0 < len(found.sources) <= share + 1, name
+        assert all(wanted[index] for index in found.sources), name
+    assert not collect(replica, ALL, np.zeros(40, np.bool_), liked=(3,)).sources
+
+
+def test_candidates_name_all_their_sources_once_and_keep_to_the_limit() -> None:
+    replica = made(items=12)
+    popular(replica, {n: 1 + n for n in range(12)})
+    found = collect(replica, dict.fromkeys(ALL, 12), liked=(3, 8))
+    assert len(found.sources) == 12
+    assert all(len(set(names)) == len(names) for names in found.sources.values())
+    assert any(len(names) >= 4 for names in found.sources.values())
+    assert len(collect(replica, dict.fromkeys(ALL, 12), limit=5, liked=(3,)).sources) == 5
+
+
+def test_vector_finds_the_items_nearest_to_the_user_side() -> None:
+    replica = made()
+    its = viewer(replica, liked=(3, 8))
+    none = np.zeros(0, np.int64)
+    user = FeatureBuilder(replica.features).build(
+        its, "feed", {}, none, replica.catalogue, replica.counters, NOW_MS
+    )
+    query = user_vector(replica.model, replica.rows, user)
+    assert query.shape == (replica.index.dim,) and query.any()
+    nearest = np.argsort(-(replica.index.vectors @ query))[:10]
+    assert set(collect(replica, {"vector": 10}, liked=(3, 8)).sources) == set(nearest.tolist())
+
+
+def test_similar_looks_around_what_was_liked_last() -> None:
+    replica = made()
+    found = collect(replica, {"similar": 8}, liked=(3, 8))
+    for n in (3, 8):
+        near = np.argsort(-(replica.index.vectors @ replica.index.vectors[n]))[:4]
+        assert set(near.tolist()) <= set(found.sources)
+    assert not collect(replica, {"similar": 8}, seen=(3, 8)).sources
+
+
+def test_topic_takes_from_the_groups_that_are_liked_half_of_them_the_popular_ones() -> None:
+    replica = made(items=100)
+    popular(replica, {5: 9, 15: 8, 25: 7})  # of tag t0
+    found = collect(replica, {"topic": 8}, liked=(0, 10))
+    groups = {n for n in range(100) if n % 5 == 0} | {n for n in range(100) if n % 9 in (0, 1)}
+    assert set(found.sources) <= groups and {5, 15} <= set(found.sources)
+    other = collect(replica, {"topic": 8}, salt=2, liked=(0, 10))
+    assert set(other.sources) != set(found.sources)
+    assert not collect(replica, {"topic": 8}, seen=(0, 10)).sources
+
+
+def test_what_is_liked_weighs_by_its_outcomes_and_how_new_it_is() -> None:
+    replica = made()
+    order = [key for key, _ in liked_groups(viewer(replica, seen=(2,), liked=(3, 8)))]
+    keys = replica.catalogue.keys
+    author, tags = (replica.features.slot(f"item.{name}").start for name in ("author", "tags"))
+    assert order[0] == keys[8, tags] == keys[3, tags]  # liked twice
+    assert order[1:] == [keys[8, author], keys[3, author]]  # and t2, passed by, isn't there
+
+
+def test_popular_and_fresh_come_in_their_orders() -> None:
+    replica = made()
+    popular(replica, {7: 3, 9: 8, 2: 5})
+    assert list(collect(replica, {"popular": 2}).sources) == [9, 2]
+    draws = {tuple(sorted(collect(replica, {"fresh": 3}, salt=s).sources)) for s in range(5)}
+    assert len(draws) > 1
+    assert set(collect(replica, {"fresh": 99}).sources) == set(range(40))
+
+
+def test_sources_without_a_share_or_a_name_are_left_out() -> None:
+    assert not collect(made(), {"vector": 0, "similar": -1, "oracle": 9}).sources
+
+
+def test_a_source_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = made()
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the index is broken")
+
+    monkeypatch.setattr(replica.index, "search", broken)
+    found = collect(replica, {"vector": 5, "fresh": 5}, liked=(3,))
+    assert found.failed == ["vector"] and len(found.sources) == 5
+
+
+def test_an_empty_catalogue_has_no_candidates() -> None:
+    found = collect(made(items=0, steps=0), ALL)
+    assert found == Found({}, [])
+    replica = made(items=0, steps=0)
+    replica.apply_item(item(0), 1)
+    assert set(collect(replica, ALL).sources) == {0}

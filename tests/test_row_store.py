@@ -1,0 +1,36 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parameter_server.rows import initial_rows
+from recsys.config import TableConfig
+from serving.row_store import RowStore
+
+TABLE = TableConfig("features", 3, 0.1, initial=0.5)
+KEYS = np.arange(-6, 7)
+
+changes = st.lists(
+    st.tuples(st.sampled_from(["set", "remove"]), st.sets(st.integers(-6, 6), max_size=5)),
+    max_size=15,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(changes=changes)
+def test_it_holds_what_a_dictionary_would(changes: list[tuple[str, set[int]]]) -> None:
+    store, expected = RowStore(TABLE, 7), dict[int, np.ndarray]()
+    for n, (what, chosen) in enumerate(changes):
+        keys = np.array(sorted(chosen), np.int64)
+        if what == "remove":
+            store.remove(keys)
+            expected = {k: v for k, v in expected.items() if k not in chosen}
+        else:
+            rows = np.full((len(keys), 3), n, np.float32) + keys[:, None].astype(np.float32) / 8
+            store.set(keys, rows)
+            expected |= dict(zip(keys.tolist(), rows, strict=True))
+    initial = initial_rows(TABLE, 7, KEYS)
+    for key, row, start in zip(KEYS.tolist(), store.lookup(KEYS), initial, strict=True):
+        assert (row == expected.get(key, start)).all()
+    keys, rows = store.export()
+    assert keys.tolist() == sorted(expected) and len(store) == len(expected)
+    assert all((row == expected[key]).all() for key, row in zip(keys.tolist(), rows, strict=True))

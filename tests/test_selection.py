@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.selection import Drawn, draw, mixture
+
+SCORES = np.array([1.0, 0.6, 0.6, 0.2, -0.5])
+
+awkward = st.sampled_from([0.0, 1.0, -1.0, 1e-9, 1e300, -1e300, np.inf, -np.inf, np.nan])
+scores = st.lists(st.floats(-5, 5) | awkward, max_size=20).map(np.array)
+
+
+def drawn(scores_N: np.ndarray, n: int = 5, request_id: str = "r", **more: object) -> Drawn:
+    options: dict[str, object] = {"temperature": 0.3, "explore": 0.1} | more
+    return draw(np.asarray(scores_N, np.float64), n, request_id=request_id, **options)  # type: ignore[arg-type]
+
+
+@settings(max_examples=200, deadline=None)
+@given(scores=scores, n=st.integers(0, 25), explore=st.sampled_from([0.0, 0.05, 1.0]),
+       temperature=st.sampled_from([1e-300, 1e-3, 0.1, 10.0, 1e300]))  # fmt: skip
+def test_whatever_the_scores_a_list_comes_with_its_propensities(
+    scores: np.ndarray, n: int, explore: float, temperature: float
+) -> None:
+    out = drawn(scores, n, explore=explore, temperature=temperature)
+    assert len(out.positions) == len(out.propensities) == min(n, len(scores))
+    assert len(set(out.positions.tolist())) == len(out.positions)
+    assert ((out.propensities > 0) & (out.propensities <= 1 + 1e-12)).all()
+    if len(scores) and n >= len(scores):
+        assert sorted(out.positions.tolist()) == list(range(len(scores)))
+        assert out.propensities[-1] == pytest.approx(1.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(scores=scores.filter(len), explore=st.floats(0, 1), data=st.data())
+def test_probabilities_sum_to_1_at_every_rank(
+    scores: np.ndarray, explore: float, data: st.DataObject
+) -> None:
+    size = st.lists(st.booleans(), min_size=len(scores), max_size=len(scores))
+    open_N = np.array(data.draw(size.filter(any)))
+    open_N &= ~np.isnan(scores)
+    if not open_N.any():
+        return
+    p_N = mixture(scores, open_N, 0.1, explore)
+    assert p_N.sum() == pytest.approx(1.0)
+    assert (p_N[~open_N] == 0).all() and (p_N >= 0).all()
+
+
+def test_the_propensity_of_each_rank_is_that_of_the_mixture_then() -> None:
+    out = drawn(SCORES, explore=0.2)
+    left = np.ones(5, np.bool_)
+    for position, propensity in zip(out.positions, out.propensities, strict=True):
+        weights = np.exp(SCORES / 0.3) * left
+        assert propensity == pytest.approx(
+            0.8 * weights[position] / weights.sum() + 0.2 / left.sum()
+        )
+        left[position] = False
+
+
+def test_items_come_as_often_as_their_propensity_says() -> None:
+    draws = 20_000
+    first = np.zeros(5)
+    second = np.zeros(5)  # given that item 1 came first
+    for n in range(draws):
+        a, b = drawn(SCORES, 2, f"r{n}").positions
+        first[a] += 1
+        if a == 1:
+            second[b] += 1
+    open_N = np.ones(5, np.bool_)
+    for counts in (first, second):
+        p_N = mixture(SCORES, open_N, 0.3, 0.1)
+        total = counts.sum()
+        sigma = np.sqrt(total * p_N * (1 - p_N))
+        assert (np.abs(counts - total * p_N) <= 4 * sigma + 1e-9).all()
+        open_N[1] = False
+
+
+def test_the_same_request_gives_the_same_list_and_another_another() -> None:
+    lists = [tuple(drawn(SCORES, 3, f"r{n}").positions) for n in range(30)]
+    assert lists == [tuple(drawn(SCORES, 3, f"r{n}").positions) for n in range(30)]
+    assert len(set(lists)) > 5
+    assert lists != [tuple(drawn(SCORES, 3, f"r{n}", seed=1).positions) for n in range(30)]
+
+
+def test_exploring_always_is_even_and_never_is_the_softmax() -> None:
+    assert drawn(SCORES, explore=1.0).propensities == pytest.approx([1 / 5, 1 / 4, 1 / 3, 1 / 2, 1])
+    greedy = drawn(SCORES - 1e6 * np.arange(5), explore=0.0, temperature=1e-3)
+    assert greedy.positions.tolist() == [0, 1, 2, 3, 4]  # far behind, and still in order
+    assert greedy.propensities == pytest.approx([1.0] * 5)
+
+
+@pytest.mark.parametrize("per_group", [1, 2])
+def test_a_group_has_no_more_places_than_it_may(per_group: int) -> None:
+    groups = np.array([7, 7, 7, 7, 0, 0, 0, 9])
+    for n in range(50):
+        out = drawn(np.zeros(8), 8, f"r{n}", groups_N=groups, per_group=per_group)
+        chosen = groups[out.positions].tolist()
+        assert chosen.count(7) == per_group and chosen.count(0) == 3 and chosen.count(9) == 1
+        left = np.ones(8, np.bool_)  # the propensities know what may still come
+        for rank, position in enumerate(out.positions):
+            assert out.propensities[rank] == pytest.approx(1 / left.sum())
+            left[position] = False
+            if chosen[: rank + 1].count(7) == per_group:
+                left[groups == 7] = False
+    assert len(drawn(np.zeros(8), 8, groups_N=groups, per_group=0).positions) == 8
+
+
+def test_a_score_that_is_no_number_comes_after_all_others() -> None:
+    scores = np.array([np.nan, 0.1, -np.inf, np.nan, 0.2])
+    for n in range(50):
+        out = drawn(scores, 5, f"r{n}", explore=0.5)
+        assert set(out.positions[3:].tolist()) == {0, 3}
+        assert out.propensities[3] == pytest.approx(0.5)
+
+
+def test_infinite_scores_share_evenly() -> None:
+    everywhere = np.ones(3, np.bool_)
+    assert mixture(np.array([np.inf, 5.0, np.inf]), everywhere, 0.1, 0.0).tolist() == [0.5, 0, 0.5]
+    low = np.array([-np.inf] * 3)
+    assert mixture(low, everywhere, 0.1, 0.0) == pytest.approx([1 / 3] * 3)
+    one = mixture(np.array([-np.inf, 1.0, -np.inf]), everywhere, 0.1, 0.3)
+    assert one == pytest.approx([0.1, 0.8, 0.1])
