@@ -1,0 +1,231 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.policy import Policy
+from recsys.events import Item
+from recsys.features import read_block
+from recsys.hashing import key_of
+from recsys.session import Session
+from serving import pipeline as module
+from serving.pipeline import Pipeline
+from serving.replica import Replica
+from serving.request import Answer, Request
+from serving.scoring import probabilities
+from tests.toy_feed import FEATURES
+from tests.toy_replica import NOW_MS, item, made, policy, popular, viewer
+
+ANY_AUTHOR = policy(per_author=0)
+
+
+def ask(
+    replica: Replica, its: Session | None = None, request_id: str = "r1",
+    by: Policy = ANY_AUTHOR, **request: Any,
+) -> Answer:  # fmt: skip
+    wanted = Request("u", **({"n": 5} | request))
+    session = its or viewer(replica, liked=(3, 8), seen=(1,))
+    return Pipeline(replica).recommend(wanted, session, by, NOW_MS, request_id)
+
+
+def ids(answer: Answer) -> list[str]:
+    return [str(i.item_id) for i in answer.items]
+
+
+def test_an_answer_has_its_list_its_impression_and_its_stamp() -> None:
+    replica = made()
+    session = viewer(replica, liked=(3,))
+    session.offset = 17
+    replica.catalogue_offset, replica.item_state_offset = 40, 9
+    answer = ask(replica, session, context={"surface": "feed"})
+    assert len(answer.items) == 5 and answer.degraded == ()
+    assert [i.rank for i in answer.items] == list(range(5))
+    stamp, impression = answer.stamp, answer.impression
+    assert (stamp.line, stamp.step, stamp.catalogue_offset) == ("main", 1, 40)
+    assert (stamp.item_state_offset, stamp.session_offset) == (9, 17)
+    assert stamp.policy == ANY_AUTHOR.digest and impression.stamp == stamp
+    assert (impression.time_ms, impression.request_id, impression.user_id) == (NOW_MS, "r1", "u")
+    for shown, served in zip(answer.items, impression.items, strict=True):
+        assert (shown.item_id, shown.score) == (served.item_id, served.score)
+        assert (shown.propensity, list(shown.sources)) == (served.propensity, served.sources)
+        assert shown.sources and 0 < shown.propensity <= 1 and shown.fields["author"]
+        assert shown.predictions is None and shown.reasons is None
+
+
+def test_the_impression_carries_the_features_of_the_chosen_items_in_order() -> None:
+    replica = made()
+    session = viewer(replica, liked=(3, 8))
+    answer = ask(replica, session)
+    block = answer.impression.features
+    assert block is not None
+    features = read_block(block, FEATURES)
+    assert features.items_NI[:, 0].tolist() == [key_of("item", i) for i in ids(answer)]
+    chosen = np.array([replica.catalogue.index_of(i) for i in ids(answer)])
+    again = Pipeline(replica).builder.build(
+        session, "feed", {}, chosen, replica.catalogue, replica.counters, NOW_MS
+    )
+    assert again.block() == block
+
+
+def test_the_scores_are_the_weighted_sum_of_what_the_model_predicts() -> None:
+    replica = made()
+    weights = {"long_view": 2.0, "like": -1.0, "watch": 0.5, "unknown": 9.0}
+    answer = ask(replica, by=policy(weights=weights, per_author=0), explain=True)
+    assert answer.impression.features is not None
+    features = read_block(answer.impression.features, FEATURES)
+    predicted = probabilities(replica.model, replica.rows, [features])
+    for shown, row in zip(answer.items, predicted, strict=True):
+        assert shown.predictions is not None
+        assert shown.predictions["long_view"] == row[0] and shown.predictions["like"] == row[1]
+        minutes = shown.predictions["watch_s"] / 60
+        assert shown.score == pytest.approx(2 * row[0] - row[1] + 0.5 * minutes, rel=1e-5)
+        assert shown.reasons is not None
+
+
+def test_the_same_question_to_the_same_version_has_the_same_answer() -> None:
+    first, second = made(), made()
+    warmed = [ask(second, request_id=f"before{n}") for n in range(3)]  # asking changes nothing
+    assert ask(first) == ask(second) and ask(first) == ask(first)
+    lists = {tuple(ids(a)) for a in warmed}
+    assert len(lists) > 1  # another request is another draw
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_an_empty_catalogue_has_an_empty_answer(steps: int) -> None:
+    replica = made(items=0, steps=0)
+    replica.step = steps
+    answer = ask(replica, Session("u", FEATURES))
+    assert answer.items == () and answer.impression.items == []
+    assert "retrieval" not in answer.degraded and "rank" not in answer.degraded
+
+
+def test_one_item_is_shown_again_and_again() -> None:
+    replica = made(items=1)
+    for session in (Session("u", FEATURES), viewer(replica, seen=(0,))):
+        answer = ask(replica, session)
+        assert ids(answer) == ["v0"] and answer.items[0].propensity == 1.0
+
+
+def test_a_stranger_gets_a_whole_list() -> None:
+    answer = ask(made(), Session("stranger", FEATURES), n=20)
+    assert len(set(ids(answer))) == 20 and answer.degraded == ()
+
+
+def test_more_than_there_is_gives_all_there_is() -> None:
+    answer = ask(made(items=12), Session("u", FEATURES), n=99)
+    assert sorted(ids(answer)) == sorted(f"v{n}" for n in range(12))
+    assert answer.items[-1].propensity == pytest.approx(1.0)
+
+
+def test_what_was_seen_comes_again_only_where_nothing_else_is_left() -> None:
+    replica = made(items=12)
+    seen = tuple(range(8))
+    assert set(ids(ask(replica, viewer(replica, seen=seen), n=4))) == {"v8", "v9", "v10", "v11"}
+    answer = ask(replica, viewer(replica, seen=tuple(range(12))), n=4)
+    assert len(answer.items) == 4 and answer.removed["seen"] == 0
+
+
+def test_what_is_excluded_hidden_or_gone_never_comes() -> None:
+    replica = made(items=12)
+    replica.apply_item(Item(time_ms=1, item_id="v2", removed=True), 13)
+    session = Session("u", FEATURES)
+    session.hidden.append(key_of("item", "v3"))
+    for n in range(5):
+        answer = ask(replica, session, f"r{n}", n=12, exclude_ids=("v4", "nobody"))
+        assert set(ids(answer)) == {f"v{n}" for n in range(12)} - {"v2", "v3", "v4"}
+    assert answer.removed == {"gone": 1, "excluded": 1, "hidden": 1, "seen": 0}
+
+
+def test_given_candidates_are_ranked_and_nothing_else() -> None:
+    replica = made()
+    replica.apply_item(Item(time_ms=1, item_id="v5", removed=True), 41)
+    given = ("v1", "v4", "nobody", "v5", "v1", "v7")
+    answer = ask(replica, candidate_ids=given, exclude_ids=("v4",))
+    assert sorted(ids(answer)) == ["v1", "v7"]
+    assert answer.removed == {"unknown": 2, "excluded": 1}
+    assert all(i.sources == ("given",) for i in answer.items)
+    assert ask(replica, candidate_ids=()).items == ()
+
+
+def test_one_author_has_no_more_places_than_the_policy_gives() -> None:
+    replica = made(items=60)
+    for n in range(10):
+        answer = ask(replica, Session("u", FEATURES), f"r{n}", policy(per_author=1), n=9)
+        authors = [i.fields["author"] for i in answer.items]
+        assert len(set(authors)) == len(authors) == 9
+
+
+def test_without_a_model_the_popular_come_first_and_the_answer_says_so() -> None:
+    replica = made(steps=0)
+    popular(replica, {7: 30, 9: 20})
+    by = policy(temperature=1e-3, explore=0.0)
+    answer = ask(replica, Session("u", FEATURES), by=by)
+    assert answer.degraded == ("model",) and answer.impression.degraded == ["model"]
+    assert ids(answer)[:2] == ["v7", "v9"]
+    assert not any("vector" in i.sources for i in answer.items)
+
+
+def test_without_a_model_and_without_a_past_all_are_equal() -> None:
+    replica = made(steps=0)
+    counts = np.zeros(40)
+    for n in range(200):
+        answer = ask(replica, Session("u", FEATURES), f"r{n}", policy(explore=0.0), n=1)
+        counts[int(ids(answer)[0][1:])] += 1
+    assert (counts > 0).sum() > 30 and counts.max() < 25
+
+
+def broken(*_: Any, **__: Any) -> None:
+    raise RuntimeError("broken on purpose")
+
+
+def test_a_broken_ranker_leaves_the_popular_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = made()
+    popular(replica, {7: 30, 9: 20})
+    monkeypatch.setattr(module, "probabilities", broken)
+    by = policy(temperature=1e-3, explore=0.0)
+    answer = ask(replica, Session("u", FEATURES), by=by, explain=True)
+    assert answer.degraded == ("rank",) and ids(answer)[:2] == ["v7", "v9"]
+    assert answer.items[0].predictions is None
+
+
+def test_a_broken_index_leaves_the_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = made()
+    monkeypatch.setattr(replica.index, "search", broken)
+    answer = ask(replica)
+    assert answer.degraded == ("retrieval",) and len(answer.items) == 5
+
+
+def test_with_everything_broken_a_list_still_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = made()
+    monkeypatch.setattr(replica.index, "search", broken)
+    monkeypatch.setattr("serving.retrieval._sample", broken)
+    monkeypatch.setattr(module, "probabilities", broken)
+    answer = ask(replica)
+    assert answer.degraded == ("retrieval", "rank") and len(answer.items) == 5
+
+
+def test_a_prediction_that_is_no_number_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = made(items=8)
+
+    def poisoned(*arguments: Any) -> np.ndarray:
+        found = probabilities(*arguments)
+        found[arguments[2][0].items_NI[:, 0] == key_of("item", "v3")] = np.nan
+        return found
+
+    monkeypatch.setattr(module, "probabilities", poisoned)
+    for n in range(10):
+        answer = ask(replica, Session("u", FEATURES), f"r{n}", n=8, explain=True)
+        last = answer.items[-1]
+        assert (last.item_id, last.score, last.predictions) == ("v3", None, None)
+        assert answer.degraded == ()
+    monkeypatch.setattr(module, "probabilities", lambda *a: probabilities(*a) * np.nan)
+    assert ask(replica, Session("u", FEATURES)).degraded == ("rank",)
+
+
+def test_ids_as_numbers_and_as_text_are_the_same() -> None:
+    replica = made(items=3)
+    replica.apply_item(Item(time_ms=0, item_id=7, fields=item(7).fields), 4)
+    session = Session("u", FEATURES)
+    answer = ask(replica, session, candidate_ids=("7", 7))
+    assert [i.item_id for i in answer.items] == [7]
+    assert ask(replica, session, candidate_ids=("7",), exclude_ids=(7,)).items == ()
