@@ -7,6 +7,10 @@ from typing import Any, Final
 
 _TICK_S: Final = 0.02
 _END_S: Final = 30.0
+_PEOPLE: Final = (
+    10_000  # long videos make few events: of half a minute each, 200 a second need 2,000 viewers
+)
+_PEOPLE: Final = 20_000  # one who watches real lengths does something every ten seconds or so
 
 
 class Background:
@@ -47,6 +51,6 @@ def _browse(url: str, rate: float, stop: Any, told: Any) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started us
     now_ms = time.time_ns() // 1_000_000
-    crowd = Arriving(World(start_ms=now_ms), rate, now_ms)
+    crowd = Arriving(World(users=_PEOPLE, start_ms=now_ms), rate, now_ms)
     with Client(url, timeout_s=10.0) as client:
         told.put(drive(crowd, client, lambda: stop.wait(_TICK_S), lambda line: None))
