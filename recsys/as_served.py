@@ -114,7 +114,8 @@ class AsServed:
         return told
 
     def _keys_of(self, item_id: Id) -> Keys:
-        keys: Keys = self._catalogue.keys[self._catalogue.ensure(item_id)]
+        index = self._catalogue.ensure(item_id)  # first: the keys may grow by it
+        keys: Keys = self._catalogue.keys[index]
         return keys
 
     def _at(self, time_ms: int) -> int:

@@ -160,7 +160,7 @@ def test_features_are_those_that_the_server_in_replay_writes() -> None:
             kept.append(event)
 
     kept: list[Event] = []
-    player = Player(FEATURES, Config(), Kept(FEATURES, Config()), score_all=False)
+    player = Player(FEATURES, Config(), Kept(FEATURES, Config()))
     for event in PAST.events():
         player.play(event)
     theirs = {e.request_id: e.features for e in kept if isinstance(e, Impression)}

@@ -52,11 +52,10 @@ _BATCH = 1000
 
 
 class BrokerLoop:
-    """The parts behind the log, turned one after the other. ``on_step``: called before a step is learned."""
+    """The parts behind the log, turned one after the other."""
 
     def __init__(self, log: Log, config: Config, features: FeatureSet, shards: "Shards") -> None:
         self.log, self.now_ms = log, 0
-        self.on_step: Callable[[], None] = lambda: None
         self.joiner = JoinerLoop(log, config, features, self._clock)
         self.sequencer = SequencerLoop(log, config, features, self._clock)
         self._partitions = config.log.partitions
@@ -78,7 +77,6 @@ class BrokerLoop:
         self.now_ms = max(self.now_ms, now_ms)
         self._drain()
         while self._workers[0].step < self.sequencer.step:
-            self.on_step()
             for done in [self._threads.submit(worker.turn) for worker in self._workers]:
                 done.result()
         return []

@@ -4,10 +4,10 @@ The same classes as the live parts over a log in memory, called one after the ot
 by waiting, this does by ``advance``: steps that are due by event time are learned at once.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from parameter_server.parameter_client import LocalClient
 from parameter_server.deltas import DeltaAssembler, Gap, StepDelta
+from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import digest_of_shards
 from recsys.blueprint import build_model
 from recsys.config import Config
@@ -43,21 +43,16 @@ class DirectLoop:
         self._assembler = DeltaAssembler(MAIN, 0, 0)
         self._frozen_after_ms = frozen_after_ms
         self._offsets = [0] * partitions
-        self.on_step: Callable[[], None] = lambda: None  # called before a step is learned
-        self.frozen_steps = 0
 
     def advance(self, now_ms: int) -> list[StepDelta]:
         """Cuts and learns every step that is due at ``now_ms``; returns what they changed, in order."""
         deltas: list[StepDelta] = []
         while (step := self.sequencer.cut(now_ms)) is not None:
-            if self._frozen_after_ms is not None and step.time_ms >= self._frozen_after_ms:
-                self.frozen_steps += 1
-                continue
-            self.on_step()
-            self.log.append(STEPS, [Append(0, step.line.encode(), pack(step))])
-            while self.worker.turn():
-                pass
-            deltas.extend(self._assembled())
+            if self._frozen_after_ms is None or step.time_ms < self._frozen_after_ms:
+                self.log.append(STEPS, [Append(0, step.line.encode(), pack(step))])
+                while self.worker.turn():
+                    pass
+                deltas.extend(self._assembled())
             for cut in step.ranges:
                 self.log.trim(EXAMPLES, cut.partition, cut.stop)
         return deltas
@@ -70,11 +65,6 @@ class DirectLoop:
         offset = self._offsets[partition]
         self._offsets[partition] += 1
         self._arrive(self.joiners[partition].feed(offset, event), event.time_ms)
-
-    def close(self, now_ms: int) -> None:
-        """Moves event time on all partitions, as ticks do."""
-        for joiner in self.joiners:
-            self._arrive(joiner.advance(now_ms), now_ms)
 
     def digest(self) -> str:
         """SHA-256 of the canonical state of the line."""

@@ -31,11 +31,8 @@ _FLUSH = 512  # impressions scored together at the most; the scores don't depend
 class Loop(Protocol):
     """What stands behind the log: learns when told the time."""
 
-    on_step: Callable[[], None]
-
     def advance(self, now_ms: int) -> list[StepDelta]: ...
     def append(self, event: Event) -> None: ...
-    def close(self, now_ms: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,6 @@ class Player:
     loop: Loop
     sync_every_ms: int = 0
     on_scored: Callable[[Scored], None] = lambda scored: None
-    score_all: bool = True
     replica: Replica = field(init=False)
     sessions: dict[str, Session] = field(init=False, default_factory=dict)
     now_ms: int = field(init=False, default=0)
@@ -72,7 +68,6 @@ class Player:
         self.item_counters = ItemCounters(self.features)
         self.replica.counters = self.item_counters.counters  # one process: nothing to send
         self.policies = Policies(self.config.policy)
-        self.loop.on_step = self.flush
         self._waiting: list[tuple[RequestFeatures, Impression]] = []
         self._held: list[StepDelta] = []
         self._requests = 0
@@ -91,7 +86,7 @@ class Player:
         if isinstance(event, Item):
             self.replica.apply_item(event, 0)
         elif isinstance(event, User):
-            self.session(event.user_id).fold_user(event)
+            self._user(event)
         elif isinstance(event, Impression):
             self._impression(event)
         elif isinstance(event, Engagement):
@@ -169,12 +164,17 @@ class Player:
                 event.time_ms,
             )
             event = self._as_served(event, features)
-            if self.score_all:
-                self._waiting.append((features, event))
-                if len(self._waiting) >= _FLUSH:
-                    self.flush()
+            self._waiting.append((features, event))
+            if len(self._waiting) >= _FLUSH:
+                self.flush()
         self.loop.append(event)
         self.fold(event)
+
+    def _user(self, event: User) -> None:
+        if event.removed:
+            self.sessions.pop(str(event.user_id), None)
+        else:
+            self.session(event.user_id).fold_user(event)
 
     def _as_served(self, event: Impression, features: RequestFeatures) -> Impression:
         """The impression that the server would have written."""
@@ -199,7 +199,9 @@ class Player:
         return np.array([self._index(served.item_id) for served in event.items], np.int64)
 
     def _keys_of(self, item_id: Id) -> NDArray[np.int64]:
-        return self.replica.catalogue.keys[self._index(item_id)]
+        index = self._index(item_id)  # first: the keys may grow by it
+        keys_I: NDArray[np.int64] = self.replica.catalogue.keys[index]
+        return keys_I
 
     def _index(self, item_id: Id) -> int:
         """The catalogue index; an item that was never published is added with no fields."""

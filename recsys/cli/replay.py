@@ -4,36 +4,28 @@ One process by default: the pure cores of every part called one after the other.
 reported is described in docs/replay.md.
 """
 
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from recsys.cli.direct_loop import DirectLoop
-from recsys.cli.player import Loop, Player
+from recsys.cli.player import Player
 from recsys.cli.recorder import Recorder
+from recsys.cli.replay_report import print_report, report_of, with_bar
 from recsys.config import Config, JoinConfig, ModelConfig, StepConfig
 from recsys.datasets.open import open_dataset
 from recsys.datasets.source import DataError, Dataset
-from recsys.events import Engagement, Event, Impression, Item, User
+from recsys.events import Engagement, Event, Item, User
 from recsys.features import FeatureSet
-from recsys.report import (
-    Predictions,
-    build_report,
-    compare,
-    read_predictions,
-    write_predictions,
-    write_report,
-)
+from recsys.report import Predictions, read_predictions, write_predictions, write_report
 from recsys.schema import CATEGORICAL
 
-_DAY_MS = 86_400_000
+Progress = Callable[[Iterator[Event]], Iterator[Event]]
 
 
 @dataclass(frozen=True)
@@ -81,23 +73,21 @@ def replay_data(
     dataset: Dataset,
     options: ReplayOptions,
     base: Config | None = None,
-    loop: Loop | None = None,
-    progress: Any = iter,
+    progress: Progress = iter,
 ) -> Replayed:
-    """Replays a data set. ``loop``: what learns (in this process, without); ``progress`` wraps the events."""
+    """Replays a data set in this process. ``progress`` wraps the events."""
     config = config_for(dataset, options, base or Config())
     features = FeatureSet(dataset.schema, options.features, config.sessions.history)
-    direct = loop or DirectLoop(features, config, options.frozen_after_ms)
-    player = Player(features, config, direct, sync_every_ms=options.sync_every_ms)
-    digest = direct.digest if isinstance(direct, DirectLoop) else str
-    return replay_with(player, dataset, options, progress, digest)
+    loop = DirectLoop(features, config, options.frozen_after_ms)
+    player = Player(features, config, loop, sync_every_ms=options.sync_every_ms)
+    return replay_with(player, dataset, options, progress, loop.digest)
 
 
 def replay_with(
     player: Player,
     dataset: Dataset,
     options: ReplayOptions,
-    progress: Any,
+    progress: Progress,
     digest: Callable[[], str],
 ) -> Replayed:
     """Plays all events of a data set and gathers what came out. ``digest`` is asked at the end."""
@@ -133,25 +123,6 @@ def _with_warm_up(player: Player, dataset: Dataset, options: ReplayOptions) -> I
                 player.fold(old)
             warm = True
         yield event
-
-
-def test_rows(dataset: Dataset, predictions: Predictions) -> Any:
-    """The rows that are judged: the second half of the days (for six days, the last three)."""
-    days = (np.asarray(predictions.time_ms) + int(dataset.utc_offset_h * 3_600_000)) // _DAY_MS
-    known = np.unique(days)
-    return days >= known[len(known) // 2] if len(known) else np.zeros(0, np.bool_)
-
-
-def slices_of(dataset: Dataset, replayed: Replayed) -> dict[str, Any]:
-    """Masks by name: ``test`` and, of it, the commonest values of the first context field."""
-    test = test_rows(dataset, replayed.predictions)
-    masks = {"test": test}
-    names = dataset.schema.names("context", CATEGORICAL)
-    values, counts = np.unique(replayed.contexts, return_counts=True)
-    if names and len(values) > 1:
-        for value in values[np.argsort(-counts)][:3]:
-            masks[f"test {names[0]}={value}"] = test & (replayed.contexts == value)
-    return masks
 
 
 def _parse_time(text: str | None, utc_offset_h: float) -> int | None:
@@ -211,93 +182,42 @@ def replay(
             step_every,
             through_broker,
         )
+        _check_folders(report, predictions)
+        theirs = None if against is None else _theirs(against, dataset.labels[0])
         replayed = _run(dataset, options)
     except (DataError, ValueError) as error:
         typer.secho(f"recsys: {error}", fg="red", err=True)
         raise typer.Exit(2) from error
     if predictions is not None:
         write_predictions(predictions, replayed.predictions)
-    about = _about(data, dataset, options, replayed)
-    if against is not None:
-        mask = test_rows(dataset, replayed.predictions)
-        ours = replayed.predictions.rows(mask)
-        about["against"] = compare(ours, read_predictions(against), dataset.labels[0])
-    found = build_report(
-        replayed.predictions,
-        utc_offset_h=dataset.utc_offset_h,
-        slices=slices_of(dataset, replayed),
-        about=about,
-    )
+    found = report_of(data, dataset, options, replayed, theirs)
     if report is not None:
         write_report(report, found)
-    _print(found, replayed)
+    print_report(found, replayed)
+
+
+def _check_folders(*files: Path | None) -> None:
+    """What can't be written is said before the work, not after it."""
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise ValueError(f"{file}: there is no folder {file.parent}; make it, or name another")
+
+
+def _theirs(file: Path, label: str) -> Predictions:
+    """The predictions to compare with; raises ValueError where they can't be."""
+    try:
+        theirs = read_predictions(file)
+    except OSError as error:
+        raise ValueError(f"{file} can't be read: {error}") from error
+    if label not in theirs.scores:
+        there = ", ".join(theirs.scores) or "none"
+        raise ValueError(f"{file} has no column score_{label}; it has scores of {there}")
+    return theirs
 
 
 def _run(dataset: Dataset, options: ReplayOptions) -> Replayed:
     if options.through_broker:
         from recsys.cli.broker_loop import replay_through_broker
 
-        return replay_through_broker(dataset, options, _with_bar)
-    return replay_data(dataset, options, progress=_with_bar)
-
-
-def _with_bar(events: Iterable[Event]) -> Iterator[Event]:
-    """The events, with a bar that counts impressions and shows event time."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
-        task = progress.add_task("reading")
-        impressions = 0
-        for event in events:
-            yield event
-            if isinstance(event, Impression):
-                impressions += 1
-                if impressions % 500 == 0:
-                    moment = datetime.fromtimestamp(event.time_ms / 1000, UTC)
-                    progress.update(
-                        task, description=f"{impressions:,} impressions, {moment:%d %b %H:%M}"
-                    )
-
-
-def _about(
-    data: Path, dataset: Dataset, options: ReplayOptions, replayed: Replayed
-) -> dict[str, Any]:
-    return {
-        "data": dataset.name,
-        "folder": data.name,
-        "options": {
-            name: value for name, value in vars(options).items() if value not in (None, "")
-        },
-        "steps": replayed.steps,
-        "seconds": round(replayed.seconds, 1),
-        "joiner": replayed.counts,
-        "digest": replayed.digest,
-        "dead_letters": dict(dataset.dead_letters),
-        "repeats": dataset.repeats,
-    }
-
-
-def _print(found: dict[str, Any], replayed: Replayed) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{found['rows']:,} scores, {replayed.steps:,} steps, {found['seconds']} s")
-    for column in ("label", "rows", "AUC", "by user", "log loss", "calibration"):
-        table.add_column(column, justify="left" if column == "label" else "right")
-    for label, measured in found["labels"].items():
-        table.add_row(label, *_cells(measured))
-        for name, inner in measured["slices"].items():
-            if label == next(iter(found["labels"])):
-                table.add_row(f"  {name}", *_cells(inner))
-    console = Console()
-    console.print(table)
-    if "against" in found:
-        console.print(found["against"])
-
-
-def _cells(measured: dict[str, Any]) -> list[str]:
-    names = ("auc", "grouped_auc", "log_loss", "calibration")
-    numbers = [measured.get(name) for name in names]
-    return [f"{measured.get('rows', 0):,}", *("–" if x is None else f"{x:.4f}" for x in numbers)]
+        return replay_through_broker(dataset, options, with_bar)
+    return replay_data(dataset, options, progress=with_bar)

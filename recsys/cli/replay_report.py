@@ -1,0 +1,128 @@
+"""What a replay reports: the metrics of its judged rows and their slices, and a table of them.
+
+Knows nothing of how the scores came about.
+"""
+
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.datasets.source import Dataset
+from recsys.events import Event, Impression
+from recsys.report import Predictions, build_report, compare
+from recsys.schema import CATEGORICAL
+
+if TYPE_CHECKING:
+    from recsys.cli.replay import Replayed, ReplayOptions
+
+_DAY_MS = 86_400_000
+
+
+def report_of(
+    data: Path,
+    dataset: Dataset,
+    options: "ReplayOptions",
+    replayed: "Replayed",
+    theirs: Predictions | None,
+) -> dict[str, Any]:
+    """The report of a replay. ``theirs``: predictions to compare with, on the judged rows."""
+    about = _about(data, dataset, options, replayed)
+    if theirs is not None:
+        ours = replayed.predictions.rows(judged_rows(dataset, replayed.predictions))
+        about["against"] = compare(ours, theirs, dataset.labels[0])
+    return build_report(
+        replayed.predictions,
+        utc_offset_h=dataset.utc_offset_h,
+        slices=slices_of(dataset, replayed),
+        about=about,
+    )
+
+
+def judged_rows(dataset: Dataset, predictions: Predictions) -> NDArray[np.bool_]:
+    """The rows that are judged: the second half of the days (for six days, the last three)."""
+    days = (np.asarray(predictions.time_ms) + int(dataset.utc_offset_h * 3_600_000)) // _DAY_MS
+    known = np.unique(days)
+    if not len(known):
+        return np.zeros(0, np.bool_)
+    judged: NDArray[np.bool_] = days >= known[len(known) // 2]
+    return judged
+
+
+def slices_of(dataset: Dataset, replayed: "Replayed") -> dict[str, NDArray[np.bool_]]:
+    """Masks by name: ``test`` and, of it, the commonest values of the first context field."""
+    test = judged_rows(dataset, replayed.predictions)
+    masks = {"test": test}
+    names = dataset.schema.names("context", CATEGORICAL)
+    values, counts = np.unique(replayed.contexts, return_counts=True)
+    if names and len(values) > 1:
+        for value in values[np.argsort(-counts)][:3]:
+            masks[f"test {names[0]}={value}"] = test & (replayed.contexts == value)
+    return masks
+
+
+def _about(
+    data: Path, dataset: Dataset, options: "ReplayOptions", replayed: "Replayed"
+) -> dict[str, Any]:
+    return {
+        "data": dataset.name,
+        "folder": data.name,
+        "options": {
+            name: value for name, value in vars(options).items() if value not in (None, "")
+        },
+        "steps": replayed.steps,
+        "seconds": round(replayed.seconds, 1),
+        "joiner": replayed.counts,
+        "digest": replayed.digest,
+        "dead_letters": dict(dataset.dead_letters),
+        "repeats": dataset.repeats,
+    }
+
+
+def print_report(found: dict[str, Any], replayed: "Replayed") -> None:
+    """The first lines of the report, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{found['rows']:,} scores, {replayed.steps:,} steps, {found['seconds']} s")
+    for column in ("label", "rows", "AUC", "by user", "log loss", "calibration"):
+        table.add_column(column, justify="left" if column == "label" else "right")
+    for label, measured in found["labels"].items():
+        table.add_row(label, *_cells(measured))
+        for name, inner in measured["slices"].items():
+            if label == next(iter(found["labels"])):
+                table.add_row(f"  {name}", *_cells(inner))
+    console = Console()
+    console.print(table)
+    if "against" in found:
+        console.print(found["against"])
+
+
+def _cells(measured: dict[str, Any]) -> list[str]:
+    names = ("auc", "grouped_auc", "log_loss", "calibration")
+    numbers = [measured.get(name) for name in names]
+    return [f"{measured.get('rows', 0):,}", *("–" if x is None else f"{x:.4f}" for x in numbers)]
+
+
+def with_bar(events: Iterator[Event]) -> Iterator[Event]:
+    """The events, with a bar that counts impressions and shows event time."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+        task = progress.add_task("reading")
+        impressions = 0
+        for event in events:
+            yield event
+            if isinstance(event, Impression):
+                impressions += 1
+                if impressions % 500 == 0:
+                    moment = datetime.fromtimestamp(event.time_ms / 1000, UTC)
+                    progress.update(
+                        task, description=f"{impressions:,} impressions, {moment:%d %b %H:%M}"
+                    )
