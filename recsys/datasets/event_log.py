@@ -1,6 +1,6 @@
 """An event log: JSON Lines, one event a line, sorted by time, with a ``dataset.yaml`` beside it.
 
-The format is in docs/evaluation.md. A broken line is an error that names it; a line of a type or an
+The format is in docs/data.md. A broken line is an error that names it; a line of a type or an
 engagement kind that isn't known is a dead letter, counted by its reason, because the format may grow.
 """
 
