@@ -83,7 +83,7 @@ def test_vectors_stand_as_they_are_or_not_at_all(value: object, vector: list[flo
     assert its.numbers[0, 1:].tolist() == vector
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(fields=st.dictionaries(names, anything, max_size=7))
 def test_no_value_of_a_field_breaks_the_columns(fields: dict[str, Any]) -> None:
     its = Catalogue(FEATURES)

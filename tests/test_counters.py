@@ -51,7 +51,7 @@ def test_reading_before_the_last_event_does_not_make_counts_grow() -> None:
     assert (read(its, 7, 0)[:, 0] == 1.0).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(events=additions, seed=st.randoms(use_true_random=False))
 def test_the_order_of_additions_changes_only_last_bits(events: list, seed) -> None:  # type: ignore[type-arg, no-untyped-def]
     shuffled = list(events)

@@ -110,7 +110,7 @@ anything = st.recursive(
 names = st.sampled_from(["author", "tags", "kind", "price", "duration_ms", "embedding", "else"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(fields=st.dictionaries(names, anything, max_size=7))
 def test_no_value_of_a_field_breaks_the_keys(fields: dict[str, Any]) -> None:
     features = FeatureSet(WIDE)

@@ -13,7 +13,7 @@ def brute(vectors: np.ndarray, query: np.ndarray, k: int, wanted: np.ndarray) ->
     return np.sort(products)[::-1][:k]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     updates=st.lists(

@@ -24,7 +24,7 @@ USERS, ITEMS = 10, 20
 COLUMNS = ["request_id", "user_id", "item_id", "time_ms", "line", "version"]
 
 
-def write_log(folder: Path, requests: int = 200, all_shown: bool = True) -> Path:
+def write_log(folder: Path, requests: int = 120, all_shown: bool = True) -> Path:
     """Slates of three; a click where user and item are both even or both odd, mostly."""
     lines: list[dict[str, Any]] = [
         {"type": "item", "time_ms": START_MS, "item_id": f"v{n}",
@@ -69,7 +69,7 @@ def replayed(folder: Path, **options: Any) -> Replayed:
 
 
 def late_auc(predictions: Predictions) -> float:
-    late = np.asarray(predictions.time_ms) > START_MS + 150 * EVERY_MS
+    late = np.asarray(predictions.time_ms) > START_MS + 70 * EVERY_MS
     score, truth = (np.asarray(c["click"])[late] for c in (predictions.scores, predictions.labels))
     return auc(score.astype(np.float64), truth.astype(np.float64))
 
@@ -91,7 +91,7 @@ def test_it_writes_every_score_and_a_report(data: Path, tmp_path: Path) -> None:
     assert found["rows"] == table.num_rows and found["users"] == USERS
     assert found["labels"]["click"]["auc"] > 0.6
     assert found["steps"] > 1 and len(found["digest"]) == 64 and found["dead_letters"] == {}
-    assert found["joiner"]["examples"] > 500 and found["joiner"]["never_shown"] == 0
+    assert found["joiner"]["examples"] > 300 and found["joiner"]["never_shown"] == 0
     assert set(found["labels"]["click"]["slices"]) == {"test", "test page=home", "test page=shop"}
     assert "click" in result.output
     again = run(data, "--against", file)
@@ -111,20 +111,20 @@ def test_it_learns_what_is_to_be_found_out_and_gives_the_same_bits_twice(
 
 
 def test_after_the_freeze_no_parameter_changes(data: Path, whole: Replayed) -> None:
-    freeze_ms = START_MS + 100 * EVERY_MS
+    freeze_ms = START_MS + 60 * EVERY_MS
     frozen = replayed(data, frozen_after_ms=freeze_ms)
     times = np.asarray(frozen.predictions.time_ms)
     versions = np.array(frozen.predictions.version)
     assert len(set(versions[times > freeze_ms + 2 * EVERY_MS])) == 1
     assert len(set(versions[times < freeze_ms])) > 3
     assert frozen.steps == int(versions[-1].split(".")[1])
-    cut = replayed(data, until_ms=freeze_ms + 30 * EVERY_MS, frozen_after_ms=freeze_ms)
+    cut = replayed(data, until_ms=freeze_ms + 20 * EVERY_MS, frozen_after_ms=freeze_ms)
     assert cut.digest == frozen.digest != whole.digest
 
 
 def test_updates_are_held_back_to_multiples_of_the_interval(data: Path, whole: Replayed) -> None:
-    held = replayed(data, sync_every_ms=6 * 3_600_000)
-    hours = np.asarray(held.predictions.time_ms) // (6 * 3_600_000)
+    held = replayed(data, sync_every_ms=3 * 3_600_000)
+    hours = np.asarray(held.predictions.time_ms) // (3 * 3_600_000)
     versions = np.array(held.predictions.version)
     assert all(len(set(versions[hours == h])) == 1 for h in np.unique(hours))
     assert len(set(versions)) > 3 and held.digest == whole.digest
@@ -141,7 +141,7 @@ def test_only_the_rows_of_the_time_asked_for_are_scored(data: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("features", ["ids", "ids+history"])
 def test_the_ranker_may_read_less(data: Path, whole: Replayed, features: str) -> None:
-    part = replayed(data, features=features, until_ms=START_MS + 60 * EVERY_MS)
+    part = replayed(data, features=features, until_ms=START_MS + 50 * EVERY_MS)
     assert part.steps > 1 and 100 < len(part.predictions.request_id) < 200
     scores = np.asarray(part.predictions.scores["click"])
     same = np.asarray(whole.predictions.scores["click"])[: len(scores)]

@@ -15,7 +15,7 @@ changes = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(changes=changes)
 def test_it_holds_what_a_dictionary_would(changes: list[tuple[str, set[int]]]) -> None:
     store, expected = RowStore(TABLE, 7), dict[int, np.ndarray]()

@@ -16,7 +16,7 @@ def drawn(scores_N: np.ndarray, n: int = 5, request_id: str = "r", **more: objec
     return draw(np.asarray(scores_N, np.float64), n, request_id=request_id, **options)  # type: ignore[arg-type]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(scores=scores, n=st.integers(0, 25), explore=st.sampled_from([0.0, 0.05, 1.0]),
        temperature=st.sampled_from([1e-300, 1e-3, 0.1, 10.0, 1e300]))  # fmt: skip
 def test_whatever_the_scores_a_list_comes_with_its_propensities(
@@ -31,7 +31,7 @@ def test_whatever_the_scores_a_list_comes_with_its_propensities(
         assert out.propensities[-1] == pytest.approx(1.0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(scores=scores.filter(len), explore=st.floats(0, 1), data=st.data())
 def test_probabilities_sum_to_1_at_every_rank(
     scores: np.ndarray, explore: float, data: st.DataObject

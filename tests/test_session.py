@@ -90,7 +90,7 @@ events = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(past=events, future=events, features=st.sampled_from([FEATURES, ALL_SHOWN]))
 def test_a_packed_session_reads_and_goes_on_as_before(
     past: list[Any], future: list[Any], features: FeatureSet
@@ -102,7 +102,7 @@ def test_a_packed_session_reads_and_goes_on_as_before(
     assert everything(fold(other, *future)) == everything(fold(its, *future))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(past=events, features=st.sampled_from([FEATURES, ALL_SHOWN]))
 def test_a_session_stays_within_its_bounds(past: list[Any], features: FeatureSet) -> None:
     its = fold(session(features, seen=6), *past)
