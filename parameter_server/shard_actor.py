@@ -5,6 +5,7 @@ handed out by a Ray call. The same requests also go through plain Ray calls (``c
 socket can't pass, and the oracle of the transport.
 """
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -14,10 +15,17 @@ from typing import Any
 
 import ray
 
-from parameter_server.parameter_client import Channel, ShardedClient, ShardUnreachable, Worker, hello, part_of
 from parameter_server.dense import Vector
 from parameter_server.durable import DurableShard, Home
 from parameter_server.kernels import warm
+from parameter_server.parameter_client import (
+    Channel,
+    ShardedClient,
+    ShardUnreachable,
+    Worker,
+    hello,
+    part_of,
+)
 from parameter_server.shard import ShardSpec
 from parameter_server.shard_service import ShardService
 from parameter_server.transport import Address, SocketChannel, SocketServer
@@ -139,7 +147,9 @@ def connect(
     channels: list[Channel] = []
     for part, handle in enumerate(handles):
         if transport == "socket":
-            channels.append(SocketChannel(_resolver(handle), _greeter(spec, part, worker)))
+            channels.append(
+                SocketChannel(_resolver(spec, part, handle), _greeter(spec, part, worker))
+            )
         else:
             channels.append(RayChannel(handle, _greeter(spec, part, worker)))
     return ShardedClient(spec, channels, worker)
@@ -184,11 +194,17 @@ class RayChannel(Channel):
         return self._reply
 
 
-def _resolver(handle: Any) -> Callable[[], Address]:
+def _resolver(spec: ShardSpec, part: int, handle: Any) -> Callable[[], Address]:
+    """Where a shard listens now. One that Ray gave up on has been made anew under the same name."""
+    current = handle
+
     def resolve() -> Address:
+        nonlocal current
         try:
-            address: Address = ray.get(handle.address.remote(), timeout=30)
+            address: Address = ray.get(current.address.remote(), timeout=30)
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            with contextlib.suppress(ValueError):
+                current = ray.get_actor(actor_name(spec, part), NAMESPACE)
             raise ConnectionError(f"the shard is restarting: {error!r}") from None
         return address
 

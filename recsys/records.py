@@ -153,6 +153,7 @@ CONTROL: Final = "control"
 DEAD_LETTERS: Final = "dead_letters"
 
 _HOUR_MS = 3_600_000
+_DELTA_BYTES = 4 << 30
 
 
 def topics(partitions: int, retention_hours: int = 72) -> list[Topic]:
@@ -164,7 +165,8 @@ def topics(partitions: int, retention_hours: int = 72) -> list[Topic]:
         Topic(ITEM_STATE, 1, kept),
         Topic(EXAMPLES, partitions, kept),
         Topic(STEPS, 1),
-        Topic(DELTAS, 1, kept),
+        # Each step publishes all dense parameters: a replica further behind starts from a snapshot.
+        Topic(DELTAS, 1, kept, _DELTA_BYTES),
         Topic(CONTROL, 1),
         Topic(DEAD_LETTERS, 1, kept),
     ]

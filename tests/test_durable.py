@@ -4,9 +4,9 @@ import msgspec
 import pytest
 
 from parameter_server import snapshots
-from parameter_server.parameter_client import LocalClient, Routed, part_of, route_lanes
 from parameter_server.deltas import DeltaAssembler
 from parameter_server.durable import DurableShard, Home, start_line
+from parameter_server.parameter_client import LocalClient, Routed, part_of, route_lanes
 from parameter_server.shard import digest_of_shards
 from recsys.records import Delta
 from tests.toy_line import DENSE, LANES, toy_spec, work

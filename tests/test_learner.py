@@ -99,7 +99,9 @@ def test_a_keyed_jagged_tensor_gives_the_same_gradients_bit_for_bit() -> None:
         assert gradients.tobytes() == b.gradients[name][1].tobytes()
 
 
-def test_a_laptop_without_torchrec_keeps_the_batch_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_laptop_without_torchrec_keeps_the_batch_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("training.jagged.installed", lambda: False)
     sparse = learner().prepare([example(0)]).batch.sparse
     assert keyed_jagged(sparse) is sparse

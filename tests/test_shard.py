@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parameter_server.parameter_client import LocalClient, fresh_shards
 from parameter_server.deltas import DeltaAssembler, Gap, to_arrays
 from parameter_server.lanes import LaneGradients, RowGradients, StepSum
+from parameter_server.parameter_client import LocalClient, fresh_shards
 from parameter_server.rows import initial_rows
 from parameter_server.shard import Shard, StepMismatch, digest_of_shards
 from recsys.records import pack

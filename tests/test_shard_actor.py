@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from parameter_server.parameter_client import LocalClient, Worker
 from parameter_server.deltas import DeltaAssembler
+from parameter_server.parameter_client import LocalClient, Worker
 from recsys.config import Config, StepConfig
 from recsys.open_log import create_topics, open_log
 from recsys.records import DELTAS

@@ -5,8 +5,14 @@ import time
 import numpy as np
 import pytest
 
-from parameter_server.parameter_client import LocalClient, ShardUnreachable, StaleWorker, Worker, hello
 from parameter_server.lanes import LaneGradients
+from parameter_server.parameter_client import (
+    LocalClient,
+    ShardUnreachable,
+    StaleWorker,
+    Worker,
+    hello,
+)
 from parameter_server.shard import StepMismatch, digest_of_shards
 from parameter_server.transport import SocketChannel, receive, send
 from parameter_server.wire import Exchange, Frame, Refusal, Where

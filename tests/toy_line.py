@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from parameter_server.parameter_client import ParameterClient
 from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.parameter_client import ParameterClient
 from parameter_server.shard import ShardSpec
 from recsys.config import TableConfig
 from recsys.hashing import uniforms

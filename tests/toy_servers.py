@@ -4,8 +4,8 @@ import shutil
 import time
 from pathlib import Path
 
-from parameter_server.parameter_client import ShardedClient, Worker, hello, part_of
 from parameter_server.durable import DurableShard, Home
+from parameter_server.parameter_client import ShardedClient, Worker, hello, part_of
 from parameter_server.shard import digest_of_shards
 from parameter_server.shard_service import ShardService
 from parameter_server.transport import Address, SocketChannel, SocketServer

@@ -67,8 +67,8 @@ def resolve(
     """
     if config.nodes > 1 and not ray_address:
         raise ValueError(
-            f"nodes is {config.nodes}, but RAY_ADDRESS is empty: start the cluster with "
-            "`ray up ray_cluster.yaml` and set RAY_ADDRESS, or set nodes to 1"
+            f"nodes is {config.nodes}, but RAY_ADDRESS is empty: start a Ray cluster and set "
+            "RAY_ADDRESS to it, or set nodes to 1"
         )
     asked = digest(config)
     named = {"serve.port": config.serve.port}
