@@ -51,6 +51,16 @@ def test_one_request_and_many_give_the_same_rows() -> None:
         assert (getattr(together, name)[:3] == getattr(alone, name)).all()
 
 
+def test_every_example_has_the_history_of_its_request() -> None:
+    given = requests(2, 1, 3)
+    batch = batch_of(FEATURES, given)
+    of = [request for request in given for _ in request.items_NI]
+    assert len({request.history_TH.tobytes() for request in given}) == 3
+    for b, request in enumerate(of):
+        assert (batch.history_BTH[b] == request.history_TH).all()
+        assert (batch.outcomes_BTO[b] == request.outcomes_TO).all()
+
+
 def test_it_is_laid_out_as_torchrec_lays_it_out() -> None:
     torchrec = pytest.importorskip("torchrec")
     batch = batch_of(FEATURES, requests(2, 3))

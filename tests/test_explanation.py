@@ -15,6 +15,14 @@ def test_it_names_what_the_viewer_met_most_first_and_how_it_was_liked() -> None:
     ]
 
 
+def test_what_was_met_days_ago_still_counts() -> None:
+    replica = made()
+    session = viewer(replica, liked=(3, 8))
+    session.last_ms += 3 * 86_400_000
+    (tag, *_) = reasons(session, replica.catalogue, 3)
+    assert tag["value"] == "t3" and 1.5 < tag["met"] < 2 and tag["liked"] == 1.0
+
+
 def test_a_stranger_has_no_reasons() -> None:
     replica = made()
     assert reasons(viewer(replica), replica.catalogue, 3) == ()

@@ -145,6 +145,12 @@ def test_an_engagement_counts_in_the_context_of_its_impression() -> None:
     assert (count(its, USER, "like"), count(its, shop, "like")) == (2.0, 1.0)
 
 
+def test_a_request_told_again_has_its_newest_context() -> None:
+    its = fold(session(), shown("r1", 1, surface="feed"), shown("r1", 1, surface="shop"))
+    fold(its, did("r1", 1, "like"))
+    assert count(its, FEATURES.context_keys("shop", {})[0], "like") == 1.0
+
+
 def test_the_context_of_an_old_request_is_forgotten() -> None:
     its = fold(session(), *[shown(f"r{n}", 1, surface="shop") for n in range(REQUESTS + 1)])
     fold(its, did("r0", 1, "like"), did(f"r{REQUESTS}", 1, "like"))
