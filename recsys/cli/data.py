@@ -55,7 +55,7 @@ def _data() -> None:
 def kuairand(
     to: Annotated[Path, typer.Option(help="The folder to put it in.")] = FOLDER,
 ) -> None:
-    """Fetches KuaiRand-Pure from Zenodo (about 50 MB packed), for `recsys replay` and `recsys demo`."""
+    """Fetches KuaiRand-Pure from Zenodo, for `recsys replay` and `recsys demo`."""
     typer.echo(LICENCE)
     try:
         there = fetch_with_bar(KUAIRAND, to)

@@ -225,7 +225,7 @@ def _stay(config: Config, console: Console) -> None:
             raise NotReady("the system has ended; see `recsys status`")
         said = server_status(config)
         if said:
-            console.print(_line(said), highlight=False)
+            console.print(_line(said), highlight=False, soft_wrap=True)
 
 
 def _line(said: dict[str, Any]) -> str:

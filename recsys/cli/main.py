@@ -20,7 +20,7 @@ COMMANDS = {
     "status": ("recsys.cli.status:status", "Says how each part is, and how far behind."),
     "part": ("recsys.cli.part:part", "Runs one part in this process."),
     "viewers": ("recsys.cli.viewers:viewers", "Sends simulated viewers to a running server."),
-    "data": ("recsys.cli.data:data", "Makes and inspects data sets."),
+    "data": ("recsys.cli.data:data", "Fetches data sets."),
     "replay": ("recsys.cli.replay:replay", "Scores, then learns from a data set in event time."),
     "bench": ("recsys.cli.bench:bench", "Measures speed beside what one would pick instead."),
 }
