@@ -140,15 +140,18 @@ class ShardService:
         step = message.step
         with self._changed:
             self._check(message.generation)
+            everything: list[LaneGradients] | None = lanes
             if step == self._shard.applied + 1:
                 everything = self._waiting.add(step, lanes)
                 if everything is None:
                     self._wait(message)
                     return
+            # Else a repeat, which still may have to be published, or a hole, which is refused.
+            try:
                 self._shard.learn(step, message.time_ms, everything)
+            finally:
+                # Also where publishing failed: the step may have been applied, and others wait for it.
                 self._changed.notify_all()
-            else:  # a repeat, which still may have to be published, or a hole, which is refused
-                self._shard.learn(step, message.time_ms, lanes)
 
     def _wait(self, message: Exchange) -> None:
         def done() -> bool:

@@ -18,6 +18,7 @@ ENGAGEMENT_KINDS: Final = (
 )  # fmt: skip
 MAX_EVENT_BYTES: Final = 64 * 1024
 MAX_FUTURE_MS: Final = 5_000
+MAX_WATCH_MS: Final = 365 * 86_400_000
 MAX_ID_LENGTH: Final = 256
 MAX_TIME_MS: Final = 253_402_300_799_999  # the last of the year 9999: dates end there
 
@@ -149,6 +150,12 @@ def event_id_of(event: Event) -> str:
     return given if given else digest_of(_to_wire.encode(event))
 
 
+def repeat_key(event: Event) -> str:
+    """What a repeat is known by: the user's own event id. Two users may count their events alike."""
+    user_id = getattr(event, "user_id", None)
+    return event_id_of(event) if user_id is None else f"{user_id}\x1f{event_id_of(event)}"
+
+
 def parse(raw: object, *, now_ms: int | None = None, oldest_ms: int | None = None) -> Event:
     """Reads one event from outside: a decoded JSON object.
 
@@ -199,6 +206,8 @@ def _check_meaning(event: Event) -> None:
             raise Rejected("kind", event.kind, f"one of {', '.join(ENGAGEMENT_KINDS)}")
         if event.watch_ms is not None and event.watch_ms < 0:
             raise Rejected("watch_ms", event.watch_ms, "milliseconds, not negative")
+        if event.watch_ms is not None and event.watch_ms > MAX_WATCH_MS:
+            raise Rejected("watch_ms", event.watch_ms, f"at most {MAX_WATCH_MS}, a year")
     elif isinstance(event, Impression):
         for i, served in enumerate(event.items):
             _check_id(f"items[{i}].item_id", served.item_id)

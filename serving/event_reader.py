@@ -12,7 +12,7 @@ import numpy as np
 
 from recsys.catalogue import Catalogue
 from recsys.dedupe import Recent
-from recsys.events import Event, Impression, Item, Rejected, Tick, decode, event_id_of
+from recsys.events import Event, Impression, Item, Rejected, Tick, decode, repeat_key
 from recsys.features import FeatureSet, Keys
 from recsys.hashing import Id
 from recsys.log import Log
@@ -76,7 +76,7 @@ class EventReader:
                 event = self._decode(record.value)
                 if event is None or isinstance(event, Tick):
                     continue
-                if self._recent[partition].add(event_id_of(event)):
+                if self._recent[partition].add(repeat_key(event)):
                     found.append(Read(partition, record.offset, event))
                 else:
                     self.repeats += 1
@@ -119,6 +119,6 @@ class EventReader:
             for record in records:
                 event = self._decode(record.value) if record.offset < stop else None
                 if event is not None and not isinstance(event, Tick):
-                    recent.add(event_id_of(event))
+                    recent.add(repeat_key(event))
             offset = records[-1].offset + 1
         return recent

@@ -20,6 +20,7 @@ from recsys.events import (
     encode,
     event_id_of,
     parse,
+    repeat_key,
 )
 from recsys.hashing import Id, partition_of
 from recsys.log import Append
@@ -150,7 +151,7 @@ def check_storable(event: Event, raw: object) -> None:
 
 def _names(event: Engagement) -> list[str]:
     """What an event is known by: its id, and a long view also by what it is about."""
-    names = [event_id_of(event)]
+    names = [repeat_key(event)]
     return [*names, _long_name(event)] if event.kind == "long_view" else names
 
 

@@ -67,8 +67,8 @@ class SessionLoop:
         if moved:
             users = (_user_of(read.event) for read in batch)
             self._load({str(user): user for user in users if user is not None})
-            changed, gone = self._fold(batch)
-            self._commit(changed, gone | erased)
+            changed, gone = self._fold(batch, erased)
+            self._commit(changed, gone)
             self._measure(batch)
         self._hold()
         self._stale = False
@@ -112,10 +112,16 @@ class SessionLoop:
                 self.unreadable += 1
         return Session(user_id, self._features, self._seen)
 
-    def _fold(self, batch: Iterable[Read]) -> tuple[set[str], set[str]]:
-        """Folds events into the loaded sessions; the users changed, and those gone."""
+    def _fold(self, batch: Iterable[Read], erased: set[str]) -> tuple[set[str], set[str]]:
+        """Folds events into the loaded sessions; the users changed, and those gone.
+
+        An erasure takes what was known before this batch: what came after its tombstone is kept.
+        """
         changed: set[str] = set()
-        gone: set[str] = set()
+        gone = set(erased)
+        for name in erased & self._sessions.keys():
+            user_id = self._sessions[name].user_id
+            self._sessions[name] = Session(user_id, self._features, self._seen)
         for _, offset, event in batch:
             user_id = _user_of(event)
             if user_id is None:

@@ -17,7 +17,7 @@ import msgspec
 
 from recsys.config import JoinConfig
 from recsys.dedupe import Recent
-from recsys.events import Engagement, Event, Impression, event_id_of
+from recsys.events import Engagement, Event, Impression, repeat_key
 from recsys.features import one_item
 from recsys.records import Example
 
@@ -68,7 +68,7 @@ class Joiner:
         """Takes one event; returns the examples and corrections that it brought about, in order."""
         out = self.advance(event.time_ms)
         if isinstance(event, Impression | Engagement):
-            if not self._recent.add(event_id_of(event)):
+            if not self._recent.add(repeat_key(event)):
                 self.counts["repeats"] += 1
             elif isinstance(event, Impression):
                 self._show(offset, event)

@@ -7,9 +7,6 @@ from typing import Any, Final
 
 _TICK_S: Final = 0.02
 _END_S: Final = 30.0
-_PEOPLE: Final = (
-    10_000  # long videos make few events: of half a minute each, 200 a second need 2,000 viewers
-)
 _PEOPLE: Final = 20_000  # one who watches real lengths does something every ten seconds or so
 
 
