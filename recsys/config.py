@@ -27,6 +27,7 @@ class LogConfig:
     durability: str = "process"
 
     def __post_init__(self) -> None:
+        _check(self.retention_hours >= 1, "log.retention_hours", self.retention_hours, "at least 1")
         known = self.url == "sqlite" or self.url.startswith("kafka://")
         _check(known, "log.url", self.url, "'sqlite' or 'kafka://host:port'")
         _check(1 <= self.partitions <= 1024, "log.partitions", self.partitions, "1 to 1024")
@@ -43,6 +44,8 @@ class SessionConfig:
 
     def __post_init__(self) -> None:
         _check(1 <= self.history <= 200, "sessions.history", self.history, "1 to 200")
+        _check(self.seen >= 1, "sessions.seen", self.seen, "at least 1")
+        _check(self.ttl_s >= 1, "sessions.ttl_s", self.ttl_s, "at least 1 second")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class StepConfig:
         _check(1 <= self.examples <= 65536, "step.examples", self.examples, "1 to 65536")
         _check(self.every_ms >= 1, "step.every_ms", self.every_ms, "1 or more milliseconds")
         _check(1 <= self.lanes <= 64, "step.lanes", self.lanes, "1 to 64")
+        _check(self.snapshot_every >= 1, "step.snapshot_every", self.snapshot_every, "at least 1")
+        _check(self.snapshots_kept >= 1, "step.snapshots_kept", self.snapshots_kept, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         kinds = ("ids", "ids+history", "all")
         _check(self.features in kinds, "model.features", self.features, f"one of {kinds}")
+        _check(1 <= self.dim <= 1024, "model.dim", self.dim, "1 to 1024")
+        _check(1 <= self.vector_dim <= 1024, "model.vector_dim", self.vector_dim, "1 to 1024")
+        _check(self.ttl_s >= 0, "model.ttl_s", self.ttl_s, "0 (for ever) or more seconds")
+        for name in ("row_rate", "dense_rate", "vector_rate"):
+            rate = getattr(self, name)
+            _check(rate > 0, f"model.{name}", rate, "a positive number")
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,11 @@ class TrainerConfig:
     workers: int = 2
     cpus_per_worker: float = 0.3
 
+    def __post_init__(self) -> None:
+        _check(self.workers >= 1, "trainer.workers", self.workers, "at least 1")
+        share = self.cpus_per_worker
+        _check(share > 0, "trainer.cpus_per_worker", share, "a positive number")
+
 
 @dataclass(frozen=True)
 class ServeConfig:
@@ -137,6 +153,14 @@ class ServeConfig:
     candidates: int = 300
     dashboard_port: int = 8265
     max_ongoing: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("port", "dashboard_port"):
+            port = getattr(self, name)
+            _check(0 <= port <= 65_535, f"serve.{name}", port, "0 (any free one) to 65535")
+        for name in ("replicas", "candidates", "max_ongoing"):
+            number = getattr(self, name)
+            _check(number >= 1, f"serve.{name}", number, "at least 1")
 
 
 @dataclass(frozen=True)

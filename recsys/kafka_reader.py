@@ -18,7 +18,7 @@ from kafka.net.compat import KafkaNetClient
 from recsys.log import LogUnavailable, Record, check_range
 
 FETCH_WAIT_MS: Final = 25  # a partition added or sought waits for the fetch in flight: not long
-ENDS_FRESH_S: Final = 0.002  # one request tells the ends of all partitions of a round of reads
+ENDS_FRESH_S: Final = 0.02  # one request tells the ends of all partitions; own appends ask anew
 BUFFERED: Final = 10_000  # records of a partition that wait here; then no more are fetched
 FETCH_BYTES: Final = 1 << 20  # of a partition at once; a larger record comes alone
 

@@ -1,6 +1,7 @@
 """Request bodies as JSON, read strictly: no NaN, no bottomless nesting, no integer beyond MessagePack's.
 
-FastAPI would read them with the standard library, which takes all of these.
+FastAPI would read them with the standard library, which takes all of these. Events alone are read one by one
+where the whole can't be: the good ones are kept.
 """
 
 import asyncio
@@ -10,6 +11,8 @@ from typing import Any, Final
 import msgspec
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
+
+from serving.tolerant_json import read_events
 
 MAX_BODY_BYTES: Final = 1_000_000
 MAX_DEPTH: Final = 8
@@ -43,7 +46,10 @@ class StrictRequest(Request):
         try:
             return msgspec.json.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise HTTPException(400, f"the body is not JSON: {error}") from error
+            events = read_events(body) if self.url.path == "/v1/events" else None
+            if events is None:
+                raise HTTPException(400, f"the body is not JSON: {error}") from error
+            return events
 
 
 class StrictRoute(APIRoute):

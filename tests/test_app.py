@@ -1,6 +1,7 @@
 """The API over ASGI, with a log and sessions in memory: no Ray, no broker."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -206,6 +207,31 @@ def test_events_are_judged_one_by_one(world: World) -> None:
         assert len(w.events()) == 2
         again = (await w.client.post("/v1/events", json={"events": events[:1]})).json()
         assert again["duplicates"] == 1
+
+    run(world, scenario)
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        (b'"watch_ms": NaN', "watch_ms"),
+        (b'"watch_ms": 1e999', "watch_ms"),
+        (b'"note": "\\ud800"', "note"),
+        (b'"note": ' + b"[" * 3000 + b"]" * 3000, "event"),
+    ],
+)
+def test_a_bad_event_in_a_body_costs_itself_alone(world: World, bad: bytes, field: str) -> None:
+    async def scenario(w: World) -> None:
+        good = [json.dumps(view("r", "w1", f"good-{i}")).encode() for i in range(2)]
+        wrong = json.dumps(view("r", "w1", "bad")).encode()[:-1] + b", " + bad + b"}"
+        body = b'{"events": [' + b", ".join([good[0], wrong, good[1]]) + b"]}"
+        response = await w.client.post(
+            "/v1/events", content=body, headers={"content-type": "application/json"}
+        )
+        assert response.status_code == 202, response.text
+        results = response.json()["results"]
+        assert [r["status"] for r in results] == ["accepted", "rejected", "accepted"]
+        assert results[1]["error"]["field"] == field
 
     run(world, scenario)
 
