@@ -120,8 +120,8 @@ class SessionLoop:
         changed: set[str] = set()
         gone = set(erased)
         for name in erased & self._sessions.keys():
-            user_id = self._sessions[name].user_id
-            self._sessions[name] = Session(user_id, self._features, self._seen)
+            erased_id = self._sessions[name].user_id
+            self._sessions[name] = Session(erased_id, self._features, self._seen)
         for _, offset, event in batch:
             user_id = _user_of(event)
             if user_id is None:
