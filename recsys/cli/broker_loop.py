@@ -234,8 +234,8 @@ def replay_through_broker(
 ) -> "Replayed":
     """Replays through real parts in a folder of their own, which is removed at the end.
 
-    Raises ValueError for options that only one process has: warm-up folds without learning, freezing and
-    holding updates back.
+    Warm-up, which folds and doesn't learn, is left out: compare with a replay that has none either. Raises
+    ValueError for freezing and for holding updates back, which only one process does.
     """
     if options.frozen_after_ms is not None or options.sync_every_ms:
         raise ValueError(
