@@ -236,6 +236,24 @@ def test_a_log_that_is_away_is_waited_for(servers):
     assert servers.digest() == EXPECTED and len(servers.published) == 2 * STEPS
 
 
+def test_a_publish_that_fails_once_lets_the_other_worker_go_on(servers):
+    """The step is applied, and who waits for it hears so from the repeat: not when patience runs out."""
+    shard, failures = servers.shards[0], iter(range(1))
+    publish = shard._publish
+
+    def flaky(deltas):
+        if next(failures, None) is not None:
+            raise OSError("the log is away")
+        publish(deltas)
+
+    shard._publish = flaky
+    started = time.monotonic()
+    team = [InThread(servers, worker, 2) for worker in (0, 1)]
+    assert [worker.join() for worker in team] == [None, None]
+    assert time.monotonic() - started < servers.patience_s / 2
+    assert servers.digest() == EXPECTED and len(servers.published) == 2 * STEPS
+
+
 def test_a_full_disk_loses_nobody_s_lanes(servers):
     wal, failures = servers.shards[1]._wal, iter(range(3))
     append = wal.append
