@@ -8,14 +8,16 @@ nothing can be held there. Transactions and groups aren't used: state carries it
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
-from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import OffsetSpec
 from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
 
-from recsys.kafka_reader import KafkaReader, creating_nothing, unavailable
+from recsys.kafka_client import Producer, unavailable
+from recsys.kafka_reader import KafkaReader
+from recsys.kafka_tail import KafkaTail
 from recsys.log import (
     Append,
     LogLost,
@@ -29,14 +31,20 @@ from recsys.log import (
     no_topic,
 )
 
+C = TypeVar("C", KafkaReader, KafkaTail)
 ID_TOPIC: Final = "__recsys_log_id"
 MAX_RECORD_BYTES: Final = 16 << 20  # a delta of a big step; Kafka's own default is 1 MB
-CHECK_S: Final = 0.25  # a broker that came back empty is noticed so soon
+CHECK_S: Final = 1.0  # a broker that came back empty is noticed so soon
+OWN_S: Final = 0.1  # what this client appended comes to its tail within it, or is sought
 GRACE_S: Final = 1.0  # one that just started may not know its topics yet
 
 
 class KafkaLog:
     """The log on the brokers of ``url`` (``kafka://host:port[,host:port]``).
+
+    A partition that a thread has read to its end is followed from then on: a read of it takes what has come
+    (``recsys.kafka_tail``), so it may miss what *another* client appended in the last few hundredths of a
+    second. What this client appended is always found.
 
     An append waits for all acknowledgements. Retries within one producer make no repeats (idempotence);
     once it gives up, after ``patience_s``, the records may be there or not, and a caller that appends
@@ -48,8 +56,9 @@ class KafkaLog:
         self._servers = url.removeprefix("kafka://").split(",")
         self._lock = threading.RLock()
         self._local = threading.local()
-        self._readers: list[KafkaReader] = []
-        self._producer: KafkaProducer | None = None
+        self._clients: list[tuple[threading.Thread, KafkaReader | KafkaTail]] = []
+        self._appended: dict[tuple[str, int], int] = {}  # what this client knows to be there: an end
+        self._producer: Producer | None = None
         self._partitions: dict[str, int] = {}
         self._appends = 0
         self._id, self._checked = "", 0.0  # no checks until the id is known
@@ -98,7 +107,7 @@ class KafkaLog:
         futures: list[Any] = []
         try:
             for partition, key, value in records:
-                futures.append(producer.send(topic, value, key, partition=partition))
+                futures.append(producer.send(topic, partition, key, value))
             offsets = [future.get(self._patience_s * 2).offset for future in futures]
         except KafkaError as error:
             self._give_up(producer)
@@ -109,22 +118,43 @@ class KafkaLog:
                 f"there: {type(error).__name__}: {error}. See that the broker at {self._url} runs; "
                 "appending again may repeat records, which consumers drop"
             ) from error
+        for record, offset in zip(records, offsets, strict=True):
+            at = (topic, record[0])
+            self._appended[at] = max(offset + 1, self._appended.get(at, 0))
         self._appends += 1
         self._check_id()
         return offsets
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
-        return self._checked_reader(topic, partition).read(partition, offset, limit)
+        self._check(topic, partition)
+        tail = self._tail()
+        records = tail.read(topic, partition, offset, limit)
+        if records == [] and offset < self._appended.get((topic, partition), 0):
+            tail.wait(topic, OWN_S)
+            records = tail.read(topic, partition, offset, limit) or None
+        if records is None:
+            tail.leave(topic, partition)
+            records = self._reader(topic).read(partition, offset, limit)
+            if not records:
+                self._reader(topic).leave(partition)
+                tail.follow(topic, partition, offset)
+        return records
 
     def begin(self, topic: str, partition: int) -> int:
-        return self._checked_reader(topic, partition).begin(partition)
+        self._check(topic, partition)
+        return self._reader(topic).begin(partition)
 
     def end(self, topic: str, partition: int) -> int:
-        return self._checked_reader(topic, partition).bounds(partition)[1]
+        self._check(topic, partition)
+        followed = self._tail().end(topic, partition)
+        if followed is not None:
+            return max(followed, self._appended.get((topic, partition), 0))
+        return self._reader(topic).bounds(partition)[1]
 
     def wait(self, topic: str, timeout_s: float) -> None:
         self.partitions(topic)
-        self._reader(topic).wait(timeout_s)
+        if not self._tail().wait(topic, timeout_s):
+            self._reader(topic).wait(timeout_s)
 
     def trim(self, topic: str, partition: int, before: int) -> None:
         """The broker's retention drops; some can't do it on request."""
@@ -133,9 +163,8 @@ class KafkaLog:
         return 0
 
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
-        check_range(
-            topic, partition, offset, *self._checked_reader(topic, partition).bounds(partition)
-        )
+        self._check(topic, partition)
+        check_range(topic, partition, offset, *self._reader(topic).bounds(partition))
 
     def release(self, name: str, topic: str) -> None:
         """Nothing is held."""
@@ -145,67 +174,68 @@ class KafkaLog:
 
     def close(self) -> None:
         with self._lock:
-            for reader in self._readers:
-                reader.close()
-            self._readers.clear()
+            for _, client in self._clients:
+                client.close()
+            self._clients.clear()
             self._local = threading.local()
             if self._producer is not None:
-                self._producer.close(timeout=1)
+                self._producer.close(1)
                 self._producer = None
             self._admin.close()
 
     # --- clients ---
 
-    def _producing(self) -> KafkaProducer:
+    def _producing(self) -> Producer:
         with self._lock:
             if self._producer is None:
-                patience_ms = int(self._patience_s * 1000)
-                self._producer = KafkaProducer(
-                    bootstrap_servers=self._servers,
-                    acks="all",
-                    enable_idempotence=True,
-                    delivery_timeout_ms=patience_ms,
-                    request_timeout_ms=patience_ms // 3,
-                    max_block_ms=patience_ms,
-                    bootstrap_timeout_ms=patience_ms,
-                    reconnect_backoff_max_ms=1_000,
-                    kafka_client=creating_nothing,
-                    batch_size=256 << 10,
-                    max_request_size=MAX_RECORD_BYTES + (1 << 20),
-                    metrics_enabled=False,
-                )
+                self._producer = Producer(self._servers, self._patience_s, MAX_RECORD_BYTES)
             return self._producer
 
-    def _give_up(self, producer: KafkaProducer) -> None:
+    def _give_up(self, producer: Producer) -> None:
         """After a failure the next append starts with a new producer: the old one's order is broken."""
         with self._lock:
             if self._producer is producer:
                 self._producer = None
-        producer.close(timeout=0)
+        producer.close(0)
 
-    def _checked_reader(self, topic: str, partition: int) -> KafkaReader:
+    def _check(self, topic: str, partition: int) -> None:
         check_partition(topic, partition, self.partitions(topic))
         self._check_id()
-        return self._reader(topic)
+
+    def _tail(self) -> KafkaTail:
+        """This thread's."""
+        tail: KafkaTail | None = self._local.__dict__.get("tail")
+        if tail is None:
+            tail = self._local.tail = self._kept(lambda: KafkaTail(self._servers, self._patience_s))
+        return tail
 
     def _reader(self, topic: str) -> KafkaReader:
+        """This thread's of the topic."""
         readers: dict[str, tuple[KafkaReader, int]] = self._local.__dict__.setdefault("readers", {})
         if topic not in readers:
-            try:
-                reader = KafkaReader(self._servers, topic, self._patience_s, self._listed)
-            except KafkaError as error:
-                raise unavailable(self._url, error) from error
-            with self._lock:
-                for dead in [r for r in self._readers if not r.thread.is_alive()]:
-                    dead.close()
-                    self._readers.remove(dead)
-                self._readers.append(reader)
+            reader = self._kept(
+                lambda: KafkaReader(self._servers, topic, self._patience_s, self._listed)
+            )
             readers[topic] = (reader, self._appends)
         reader, appends = readers[topic]
         if appends != self._appends:
             reader.forget_ends()
             readers[topic] = (reader, self._appends)
         return reader
+
+    def _kept(self, make: Callable[[], C]) -> C:
+        """Makes a consumer for this thread, and closes those of threads that ended."""
+        try:
+            made = make()
+        except KafkaError as error:
+            raise unavailable(self._url, error) from error
+        with self._lock:
+            ended = [kept for kept in self._clients if not kept[0].is_alive()]
+            for kept in ended:
+                kept[1].close()
+                self._clients.remove(kept)
+            self._clients.append((threading.current_thread(), made))
+        return made
 
     # --- topics and the id ---
 

@@ -1,26 +1,23 @@
-"""One thread's reading of one Kafka topic: a consumer that stays where the last read ended.
+"""One thread's reading of one Kafka topic from anywhere: from an offset that it seeks to the end.
 
-Partitions are assigned and sought, never joined as a group: where a fold stands is part of its state, not of
-the broker's. Reads that go on from each other cost no seek; what the broker sent ahead waits in a buffer.
+A read says whether there is nothing more, and asks the broker for the end to know it. Reads that go on from
+each other cost no seek; what the broker sent ahead waits in a buffer.
 """
 
-import importlib.util
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
-from kafka.net.compat import KafkaNetClient
 
+from recsys.kafka_client import consumer_of, unavailable
 from recsys.log import LogUnavailable, Record, check_range
 
 FETCH_WAIT_MS: Final = 25  # a partition added or sought waits for the fetch in flight: not long
 ENDS_FRESH_S: Final = 0.02  # one request tells the ends of all partitions; own appends ask anew
 BUFFERED: Final = 10_000  # records of a partition that wait here; then no more are fetched
-FETCH_BYTES: Final = 1 << 20  # of a partition at once; a larger record comes alone
 
 # (topic, partitions, begins or ends) → offset by partition, asked on a connection of its own: on this one the
 # question would wait behind the fetch in flight.
@@ -31,7 +28,6 @@ class KafkaReader:
     """Reads one topic in one thread. ``offset`` may be any; going on from the last read is the quick way."""
 
     def __init__(self, servers: list[str], topic: str, patience_s: float, listed: Listed) -> None:
-        self.thread = threading.current_thread()
         self._topic, self._patience_s, self._listed = topic, patience_s, listed
         self._next: dict[int, int] = {}  # what the next sequential read of a partition asks for
         self._buffers: dict[int, deque[Record]] = {}
@@ -39,22 +35,7 @@ class KafkaReader:
         self._ends_at = 0.0
         self._probed: dict[int, int] = {}
         self._active: set[int] = set()  # assigned: being fetched
-        self._consumer = KafkaConsumer(
-            bootstrap_servers=servers,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            kafka_client=creating_nothing,
-            fetch_max_wait_ms=FETCH_WAIT_MS,
-            max_partition_fetch_bytes=FETCH_BYTES,
-            max_poll_records=2_000,
-            request_timeout_ms=int(patience_s * 1000),
-            bootstrap_timeout_ms=int(patience_s * 1000),
-            reconnect_backoff_max_ms=1_000,
-            metrics_enabled=False,
-            # In pure Python the check costs eight times the rest of a read; TCP checks the way here.
-            check_crcs=importlib.util.find_spec("crc32c") is not None,
-        )
+        self._consumer = consumer_of(servers, patience_s, fetch_max_wait_ms=FETCH_WAIT_MS)
 
     def read(self, partition: int, offset: int, limit: int) -> list[Record]:
         """Raises LogLost outside of what the broker has, LogUnavailable where it doesn't answer."""
@@ -103,6 +84,12 @@ class KafkaReader:
             time.sleep(min(timeout_s, 0.01))
         elif not any(self._buffers.values()):
             self._poll(int(timeout_s * 1000), *self._next)
+
+    def leave(self, partition: int) -> None:
+        """Reads no further here, until the next read."""
+        self._deactivate({partition})
+        self._next.pop(partition, None)
+        self._buffers.pop(partition, None)
 
     def forget_ends(self) -> None:
         """Something was appended: the known ends are old."""
@@ -180,19 +167,3 @@ class KafkaReader:
         if taken:
             self._next[partition] = taken[-1].offset + 1
         return taken
-
-
-def creating_nothing(**configs: Any) -> Any:
-    """A client whose questions create no topic. kafka-python 3.0.12 loses ``allow_auto_create_topics``, and
-    clients that lived through the loss of a broker's memory made its topics anew, with any partitions."""
-    client = KafkaNetClient(**configs)
-    client.cluster.config["allow_auto_create_topics"] = False
-    return client
-
-
-def unavailable(what: str, error: BaseException) -> LogUnavailable:
-    """The error for a broker that doesn't answer or refuses."""
-    return LogUnavailable(
-        f"{what}: Kafka doesn't do it: {type(error).__name__}: {error}. See that the broker of log.url runs "
-        "and answers"
-    )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from recsys import kafka_reader
+from recsys import kafka_log, kafka_reader, kafka_tail
 from recsys.broker import EmbeddedBroker
 from recsys.consumer import Consumer
 from recsys.kafka_log import KafkaLog
@@ -44,7 +44,7 @@ def test_a_broker_that_lost_its_memory_is_another_log(broker: EmbeddedBroker) ->
     with pytest.raises(LogLost, match="remove the state"):
         Consumer.resume(other, "t", saved_id, saved)
     # The client that lived through it finds out too, whatever it does first, and stays with it.
-    time.sleep(0.3)
+    time.sleep(kafka_log.CHECK_S + 0.1)
     for act in (
         fold.poll,
         lambda: log.append("t", some(1)),
@@ -65,7 +65,7 @@ def test_an_empty_broker_in_its_place_is_noticed_too(broker: EmbeddedBroker) -> 
     assert len(log.read("t", 0, 0)) == 3
     broker.kill()
     broker.start()
-    time.sleep(0.3)
+    time.sleep(kafka_log.CHECK_S + 0.1)
     with pytest.raises(LogLost):
         log.read("t", 0, 3)
     log.close()
@@ -114,6 +114,68 @@ def test_a_long_backlog_is_read_whole_in_turns(
     assert read == 16_000
     assert fold.offsets == {p: log.end("t", p) for p in range(4)} == dict.fromkeys(range(4), 4_000)
     log.close()
+
+
+def test_a_client_that_waits_takes_no_time(broker: EmbeddedBroker) -> None:
+    log = KafkaLog(broker.url)  # knows the topic of the log's id, then one that came later
+    log.create(Topic("t"))
+    log.append("t", some(1))
+    followed = len(log.read("t", 0, 0))
+    time.sleep(0.5)
+    before, until = time.process_time(), time.monotonic() + 1.0
+    while time.monotonic() < until:
+        assert log.read("t", 0, followed) == []
+        log.wait("t", 0.1)
+    assert time.process_time() - before < 0.2
+    log.close()
+
+
+def test_what_another_client_appends_comes_to_who_follows(broker: EmbeddedBroker) -> None:
+    log, other = KafkaLog(broker.url), KafkaLog(broker.url)
+    for topic in (Topic("t", 3), Topic("u")):
+        log.create(topic)
+    log.append("t", some(2, 1))
+    fold, few = Consumer(log, "t", range(3)), Consumer(log, "u", [0])
+    assert len(fold.poll()) == 2 and not fold.poll() and not few.poll()
+    late = []
+    for i in range(20):
+        sent = time.monotonic()
+        other.append("t" if i % 2 else "u", [Append(i % 2, b"k", b"%d" % i)])
+        while not (found := few.poll() + fold.poll()):
+            log.wait("t", 0.05)
+        assert [record.value for _, record in found] == [b"%d" % i]
+        late.append(time.monotonic() - sent)
+    # The first may have waited for the fetch that stood open before its partition was followed.
+    assert sorted(late)[10] < 0.1 and max(late) < 1.0
+    assert (log.end("t", 0), log.end("t", 1), log.end("u", 0)) == (0, 12, 10)
+    # What the follower appends itself is there at once.
+    log.append("t", some(1, 2))
+    assert len(fold.poll()) == 1
+    log.close()
+    other.close()
+
+
+def test_who_follows_and_falls_behind_catches_up(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_tail, "BUFFERED", 300)  # so that partitions are let go and taken up
+    log, other = KafkaLog(broker.url), KafkaLog(broker.url)
+    log.create(Topic("t", 2))
+    fold, values = Consumer(log, "t", range(2)), dict[int, list[int]]({0: [], 1: []})
+    assert not fold.poll() and not fold.poll()
+    for start in range(0, 4_000, 500):
+        for p in range(2):
+            other.append("t", [Append(p, b"k", b"%d" % i) for i in range(start, start + 500)])
+        log.wait("t", 0.05)
+        for p, record in fold.poll(100):
+            values[p].append(int(record.value))
+    until = time.monotonic() + 20
+    while min(map(len, values.values())) < 4_000 and time.monotonic() < until:
+        for p, record in fold.poll(100):
+            values[p].append(int(record.value))
+    assert values == {0: list(range(4_000)), 1: list(range(4_000))}
+    log.close()
+    other.close()
 
 
 def test_looking_at_the_end_disturbs_no_reading(broker: EmbeddedBroker) -> None:
