@@ -147,9 +147,9 @@ class KafkaLog:
     def end(self, topic: str, partition: int) -> int:
         self._check(topic, partition)
         followed = self._tail().end(topic, partition)
-        if followed is not None:
-            return max(followed, self._appended.get((topic, partition), 0))
-        return self._reader(topic).bounds(partition)[1]
+        if followed is None:
+            return self._reader(topic).end(partition)
+        return max(followed, self._appended.get((topic, partition), 0))
 
     def wait(self, topic: str, timeout_s: float) -> None:
         self.partitions(topic)
@@ -164,7 +164,12 @@ class KafkaLog:
 
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
         self._check(topic, partition)
-        check_range(topic, partition, offset, *self._reader(topic).bounds(partition))
+        reader = self._reader(topic)
+        there = max(
+            self._tail().end(topic, partition) or 0, self._appended.get((topic, partition), 0)
+        )
+        end = there if offset <= there else reader.end(partition)
+        check_range(topic, partition, offset, reader.begin(partition), end)
 
     def release(self, name: str, topic: str) -> None:
         """Nothing is held."""

@@ -34,6 +34,7 @@ class KafkaReader:
         self._ends: dict[int, int] = {}
         self._ends_at = 0.0
         self._probed: dict[int, int] = {}
+        self._told: dict[int, tuple[int, int]] = {}  # as listed, and the end that was found then
         self._active: set[int] = set()  # assigned: being fetched
         self._consumer = consumer_of(servers, patience_s, fetch_max_wait_ms=FETCH_WAIT_MS)
 
@@ -57,6 +58,14 @@ class KafkaReader:
 
     def begin(self, partition: int) -> int:
         return self._listed(self._topic, [partition], True)[partition]
+
+    def end(self, partition: int) -> int:
+        """One question, for all partitions whose end is asked for, where nothing was appended to this one."""
+        listed = self._listed_end(partition)
+        told = self._told.get(partition)
+        if told is None or told[0] != listed:
+            told = self._told[partition] = listed, self.bounds(partition)[1]
+        return told[1]
 
     def bounds(self, partition: int) -> tuple[int, int]:
         """(begin, end), asked of the broker now. The end is the high watermark that comes with the last
@@ -145,7 +154,9 @@ class KafkaReader:
         """What the broker listed as the end, at most ENDS_FRESH_S ago."""
         now = time.monotonic()
         if now - self._ends_at > ENDS_FRESH_S or partition not in self._ends:
-            self._ends = self._listed(self._topic, sorted({*self._next, partition}), False)
+            self._ends = self._listed(
+                self._topic, sorted({*self._next, *self._ends, partition}), False
+            )
             self._ends_at = now
         return self._ends[partition]
 

@@ -15,7 +15,8 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 from recsys.kafka_client import consumer_of, unavailable
 from recsys.log import Record
 
-OPEN_MS: Final = 500  # how long a fetch stays open; a partition that is newly followed waits for its end
+OPEN_MS: Final = 100  # the embedded broker sometimes answers only when half of it has passed; at start, a
+# partition that is newly followed waits for the end of the open fetch
 PACE_S: Final = 0.02  # between two polls: a fetch that brings one record costs as much as one that brings many
 BUFFERED: Final = 10_000  # records of a partition that wait here; then it is let go
 BUFFERED_BYTES: Final = 32 << 20

@@ -63,7 +63,7 @@ class Ticker:
         now_ms = self._clock()
         if now_ms < self._look_ms:
             return 0
-        self._look_ms = now_ms + self._idle.every_ms // 10
+        self._look_ms = now_ms + self._idle.every_ms // 4
         ends = [self._log.end(EVENTS, partition) for partition in range(self._partitions)]
         ticks = []
         for partition in self._idle.due(ends, now_ms):
