@@ -35,9 +35,9 @@ def consumer_of(servers: list[str], patience_s: float, fetch_max_wait_ms: int) -
 class Producer:
     """A KafkaProducer that waits for all acknowledgements and repeats nothing by its own retries.
 
-    It is told each topic before the first record of it. kafka-python 3.0.12 knows all topics from its start,
-    forgets those that it wasn't told when it asks for a new one, and then, if it had sent to one of them, asks
-    for that one's leader in an endless loop that takes a whole core.
+    It is told each topic before the first record of it. kafka-python 3.0.12 knows all topics from its start
+    and, when it asks for a new one, forgets those that it wasn't told. If it had sent to one of them, it then
+    asks for that one's leader in an endless loop that takes a whole core.
     """
 
     def __init__(self, servers: list[str], patience_s: float, max_record_bytes: int) -> None:

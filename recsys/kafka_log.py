@@ -57,7 +57,9 @@ class KafkaLog:
         self._lock = threading.RLock()
         self._local = threading.local()
         self._clients: list[tuple[threading.Thread, KafkaReader | KafkaTail]] = []
-        self._appended: dict[tuple[str, int], int] = {}  # what this client knows to be there: an end
+        self._appended: dict[
+            tuple[str, int], int
+        ] = {}  # what this client knows to be there: an end
         self._producer: Producer | None = None
         self._partitions: dict[str, int] = {}
         self._appends = 0

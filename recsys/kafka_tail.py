@@ -1,8 +1,8 @@
 """What one thread follows: the ends of its partitions, of all topics, in one consumer.
 
-Most reads of a system that keeps up find nothing, or what came a moment ago. Here one fetch stands open at the
-broker for all partitions that the thread has read to their end, and a read of them asks nothing: it takes what
-that fetch brought. Catching up, seeking and the search for what was lost are ``recsys.kafka_reader``'s.
+Most reads of a system that keeps up find nothing, or what came a moment ago. Here one fetch stands open at
+the broker for all partitions that the thread has read to their end, and a read of them asks nothing: it takes
+what that fetch brought. Catching up, seeking and finding out what was lost are ``recsys.kafka_reader``'s.
 """
 
 import time
@@ -15,9 +15,13 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 from recsys.kafka_client import consumer_of, unavailable
 from recsys.log import Record
 
-OPEN_MS: Final = 100  # the embedded broker sometimes answers only when half of it has passed; at start, a
+OPEN_MS: Final = (
+    100  # the embedded broker sometimes answers only when half of it has passed; at start, a
+)
 # partition that is newly followed waits for the end of the open fetch
-PACE_S: Final = 0.02  # between two polls: a fetch that brings one record costs as much as one that brings many
+PACE_S: Final = (
+    0.02  # between two polls: a fetch that brings one record costs as much as one that brings many
+)
 BUFFERED: Final = 10_000  # records of a partition that wait here; then it is let go
 BUFFERED_BYTES: Final = 32 << 20
 
@@ -80,7 +84,9 @@ class KafkaTail:
             if there is None:
                 return None
         if not there.buffer and at not in self._assigned:
-            del self._followed[at]  # it was let go, and all that had come is read: to catch up again
+            del self._followed[
+                at
+            ]  # it was let go, and all that had come is read: to catch up again
             return None
         return there.take(limit)
 
@@ -120,7 +126,9 @@ class KafkaTail:
             self._followed.clear()
             return self._assign()
         except KafkaError as error:
-            raise unavailable(", ".join(sorted({at.topic for at in self._assigned})), error) from error
+            raise unavailable(
+                ", ".join(sorted({at.topic for at in self._assigned})), error
+            ) from error
         finally:
             self._polled_at = time.monotonic()
         for at, records in polled.items():

@@ -1,4 +1,4 @@
-"""Reads sessions in the time that a request has for it: a store that hangs costs 20 ms, a busy loop nothing.
+"""Reads sessions in the time that a request has for it: a store that hangs costs 50 ms, a busy loop nothing.
 
 The wait is cut into slices. A slice in which nobody is answered means that the store hangs: the wait ends;
 where others were answered meanwhile, or the loop itself came late, the store is well and the wait goes on.
@@ -11,7 +11,7 @@ from typing import Final
 from recsys.hashing import Id
 from serving.session_store import SessionReader, StoreUnavailable
 
-SLICE_S: Final = 0.02
+SLICE_S: Final = 0.05
 LONGEST_S: Final = 1.0
 SHUN_S: Final = 0.5  # how long a store that failed is left alone
 FAILURES: Final = 3  # in a row, until then
@@ -54,7 +54,7 @@ class PatientReader:
             await asyncio.wait({task}, timeout=SLICE_S)
             if task.done():
                 return
-            late = time.monotonic() - began > 2 * SLICE_S
+            late = time.monotonic() - began > 1.25 * SLICE_S
             if not late and self._answers == answers:
                 break
         for _ in range(4):  # the answer may have arrived, and only waits for its turn

@@ -1,6 +1,7 @@
 """``recsys part NAME``: one part in this process, with the configuration that ``recsys up`` wrote."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +12,11 @@ import typer
 def run(name: str, state: str) -> int:
     """Runs the part to its end; returns the exit status."""
     from recsys.cli import plan as plans
-    from recsys.cli.parts import body
+    from recsys.cli.parts import body, niceness
     from recsys.loops import run_part
 
     config, _ = plans.read(state)
+    os.nice(niceness(name))
     # The body is imported inside, so that an import that fails is told in the heartbeat, like any failure.
     return run_part(name, config.state, lambda stop: body(name)(config, stop))
 

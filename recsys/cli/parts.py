@@ -12,6 +12,8 @@ from recsys.loops import Stop
 
 # The parts' bodies are imported by name in their own process, so that this table costs nothing to read.
 # What holds a connection to a Ray cluster ends with that cluster: it is bound to it.
+# What learns steps back for what answers.
+_LATER: Final = 5
 _PARTS: Final = (
     Part("broker", "recsys.cli.broker:run"),
     Part("log", "recsys.cli.parts:create_log", ("broker",), ("broker",), once=True),
@@ -19,11 +21,11 @@ _PARTS: Final = (
     Part("ray", "recsys.cli.ray_head:run", grace_s=15),
     Part("shards", "recsys.cli.shards:run", ("log", "ray"), ("ray",)),
     Part("session-fold", "serving.session_loop:run", ("log", "valkey")),
-    Part("counters", "serving.counter_loop:run", ("log",)),
-    Part("joiner", "training.joiner_loop:run", ("log",)),
-    Part("archive", "training.archive:run", ("log",)),
-    Part("sequencer", "training.sequencer_loop:run", ("log",)),
-    Part("director", "training.director:run", ("log",)),
+    Part("counters", "serving.counter_loop:run", ("log",), nice=_LATER),
+    Part("joiner", "training.joiner_loop:run", ("log",), nice=_LATER),
+    Part("archive", "training.archive:run", ("log",), nice=_LATER),
+    Part("sequencer", "training.sequencer_loop:run", ("log",), nice=_LATER),
+    Part("director", "training.director:run", ("log",), nice=_LATER),
     # Ray Train alone takes some twenty seconds, so nothing but viewers waits for these two.
     Part("trainer", "training.continual:run", ("log", "shards"), ("ray",), False, 180, 20),
     Part("serve", "recsys.cli.serve:run", ("log", "valkey", "shards"), ("ray",), False, 180, 20),
@@ -64,14 +66,23 @@ def _with_needs(parts: Iterable[Part], names: Iterable[str]) -> set[str]:
     return found
 
 
+def niceness(name: str) -> int:
+    """How far a part steps back. Raises ValueError for a name that isn't in the table."""
+    return _named(name).nice
+
+
 def body(name: str) -> Callable[[Config, Stop], None]:
     """A part's function, imported now. Raises ValueError for a name that isn't in the table."""
-    targets = {part.name: part.target for part in _PARTS}
-    if name not in targets:
-        raise ValueError(f"there is no part {name!r}, expected one of {', '.join(targets)}")
-    module, _, function = targets[name].partition(":")
+    module, _, function = _named(name).target.partition(":")
     found: Callable[[Config, Stop], None] = getattr(importlib.import_module(module), function)
     return found
+
+
+def _named(name: str) -> Part:
+    for part in _PARTS:
+        if part.name == name:
+            return part
+    raise ValueError(f"there is no part {name!r}, expected one of {', '.join(NAMES)}")
 
 
 def create_log(config: Config, stop: Stop) -> None:

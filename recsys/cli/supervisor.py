@@ -25,6 +25,7 @@ class Part:
     once: bool = False  # runs to its end: done with exit status 0
     ready_s: float = 120.0  # killed and tried again where it isn't ready by then
     grace_s: float = 10.0  # between TERM and KILL
+    nice: int = 0  # how far it steps back for the others where processors are few
 
 
 class State(StrEnum):
