@@ -27,6 +27,9 @@ from typing import Any, Final
 
 import msgspec
 
+from recsys.log import LogLost
+
+EXIT_LOG_LOST: Final = 4  # of a part whose log is lost: starting it again can't help
 _PASSWORD: Final = re.compile(r"(?<=://)[^/@\s]*@")
 _SECRET: Final = re.compile(r"key$|token|password|secret", re.IGNORECASE)
 _LOG_BYTES: Final = 5_000_000
@@ -213,7 +216,7 @@ def run_part(part: str, state: str | Path, body: Callable[[Stop], None]) -> int:
     """Runs a part's body in this process, to its end; returns the exit status.
 
     Called in the main thread: it takes SIGTERM and SIGINT. An exception of the body is logged and told in
-    the heartbeat's ``failure``, and is status 1.
+    the heartbeat's ``failure``, and is status 1; ``EXIT_LOG_LOST`` where the log is lost.
     """
     folder = run_folder(state)
     heartbeat = Heartbeat(part, folder / f"{part}.json")
@@ -234,7 +237,7 @@ def run_part(part: str, state: str | Path, body: Callable[[Stop], None]) -> int:
         done.set()
         beating.join()
         heartbeat.state("failed", failure[:500])
-        return 1
+        return EXIT_LOG_LOST if isinstance(error, LogLost) else 1
     done.set()
     beating.join()
     heartbeat.state("stopping")

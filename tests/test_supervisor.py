@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.cli.supervisor import HEALTHY_S, Part, State, Supervisor, delay_s
+from recsys.loops import EXIT_LOG_LOST
 
 
 class FakeProcess:
@@ -114,6 +115,35 @@ def test_a_dead_part_starts_again_with_growing_delay():
     assert waits == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0], abs=0.02)
     watched = world.supervisor.watched["fold"]
     assert watched.restarts == 8 and watched.last_exit == 1
+
+
+def test_what_lost_its_log_isnt_started_again():
+    world = World([Part("joiner", "m:joiner"), Part("fold", "m:fold")])
+    world.make_all_ready()
+    world.process("joiner").status = EXIT_LOG_LOST
+    for _ in range(5):
+        world.tick(60)
+    assert world.state("joiner") is State.LOST and world.names() == ["joiner", "fold"]
+    assert world.supervisor.lost == ["joiner"] and not world.supervisor.ready
+    assert "new state folder" in world.supervisor.watched["joiner"].reason
+    world.supervisor.stop()
+    world.tick()
+    world.tick()
+    assert world.supervisor.stopped
+
+
+def test_a_store_in_memory_isnt_started_again_empty_but_until_it_is_ready_it_is():
+    world = World([Part("broker", "m:broker", in_memory=True), Part("fold", "m:fold", ("broker",))])
+    world.tick()
+    world.process("broker").status = 1  # its port was taken, say: nothing was lost
+    world.tick()
+    assert world.state("broker") is State.BACKOFF
+    world.tick(1)
+    world.make_all_ready()
+    world.process("broker").status = -9
+    world.tick()
+    world.tick(60)
+    assert world.state("broker") is State.LOST and world.state("fold") is State.READY
 
 
 def test_a_minute_of_health_resets_the_delay():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from recsys.cli.plan import port_of
 from recsys.config import Config
+from recsys.log import LogLost
 from recsys.loops import Stop
 
 
@@ -17,8 +18,9 @@ def run(config: Config, stop: Stop) -> None:
     try:
         while not stop.wait(0.2):
             if not broker.is_running():
-                raise RuntimeError(
-                    f"the broker at {broker.url} ended by itself, and its log with it"
+                raise LogLost(
+                    f"the broker at {broker.url} ended, and the log that it held in memory with it: end "
+                    "everything (`recsys down`), and start with a new state folder"
                 )
     finally:
         broker.stop()

@@ -3,23 +3,25 @@
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from recsys.cli.plan import Plan
 from recsys.cli.supervisor import Part
 from recsys.config import Config
-from recsys.loops import Stop
+from recsys.log import LogLost
+from recsys.loops import Stop, write_atomically
 
 # The parts' bodies are imported by name in their own process, so that this table costs nothing to read.
 # What holds a connection to a Ray cluster ends with that cluster: it is bound to it.
 # What learns steps back for what answers.
 _LATER: Final = 5
 _PARTS: Final = (
-    Part("broker", "recsys.cli.broker:run"),
+    Part("broker", "recsys.cli.broker:run", in_memory=True),
     Part("log", "recsys.cli.parts:create_log", ("broker",), ("broker",), once=True),
     Part("valkey", "recsys.cli.valkey:run"),
     Part("ray", "recsys.cli.ray_head:run", grace_s=15),
-    Part("shards", "recsys.cli.shards:run", ("log", "ray"), ("ray",)),
+    Part("shards", "recsys.cli.shards:run", ("log", "ray"), ("ray",), grace_s=20),
     Part("session-fold", "serving.session_loop:run", ("log", "valkey")),
     Part("counters", "serving.counter_loop:run", ("log",), nice=_LATER),
     Part("joiner", "training.joiner_loop:run", ("log",), nice=_LATER),
@@ -86,11 +88,23 @@ def _named(name: str) -> Part:
 
 
 def create_log(config: Config, stop: Stop) -> None:
-    """The part that runs once: creates the topics, where they aren't there."""
+    """The part that runs once: creates the topics, where they aren't there. Raises LogLost where the state
+    folder was used with another log: sessions, counters and the model came from that one."""
     from recsys.open_log import create_topics, open_log
 
     log = open_log(config)
     try:
+        _same_log(Path(config.state) / "log.id", log.id, config.log.url)
         create_topics(log, config)
     finally:
         log.close()
+
+
+def _same_log(file: Path, log_id: str, url: str) -> None:
+    known = file.read_text().strip() if file.exists() else log_id
+    if known != log_id:
+        raise LogLost(
+            f"{file.parent} holds the state of log {known}, and the log at {url} is {log_id}: it was removed "
+            "or replaced, or a broker in memory ended. Bring it back, or start with a new state folder"
+        )
+    write_atomically(file, log_id.encode())

@@ -42,6 +42,11 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
         return all(part.state in ("ready", "done") for part in self.parts)
 
     @property
+    def lost(self) -> bool:
+        """Whether a part can't go on, however long one waits."""
+        return any(part.state == "lost" for part in self.parts)
+
+    @property
     def processes(self) -> list[Identity]:
         return [part.process for part in self.parts if part.process is not None]
 

@@ -51,6 +51,8 @@ def _drawn(found: Status, running: runs.Running, config: Config) -> Group:
         ("dead letters", _number(found.dead_letters)),
     ]
     lines = [Text(f"{name:<16} {value}") for name, value in facts]
+    for name, why in found.lost.items():
+        lines.insert(0, Text(f"LOST: {name}: {why}", style="red"))
     if not found.running:
         ago = duration(int(time.time() * 1000) - running.time_ms)
         lines.insert(0, Text(f"not running (last seen {ago} ago)", style="yellow"))

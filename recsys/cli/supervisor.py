@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
 
+from recsys.loops import EXIT_LOG_LOST
+
 FIRST_DELAY_S: Final = 0.2
 LONGEST_DELAY_S: Final = 10.0
 HEALTHY_S: Final = 60.0  # a part that was ready so long starts again without delay
@@ -25,6 +27,7 @@ class Part:
     once: bool = False  # runs to its end: done with exit status 0
     ready_s: float = 120.0  # killed and tried again where it isn't ready by then
     grace_s: float = 10.0  # between TERM and KILL
+    in_memory: bool = False  # what it holds ends with it: it isn't started again, empty
     nice: int = 0  # how far it steps back for the others where processors are few
 
 
@@ -34,6 +37,7 @@ class State(StrEnum):
     READY = "ready"
     DONE = "done"
     BACKOFF = "backoff"  # died; starts again at its time
+    LOST = "lost"  # died, and can't go on: what it needs to is lost. Only a person can help
     STOPPING = "stopping"  # TERM sent
     STOPPED = "stopped"
 
@@ -52,6 +56,10 @@ class Process(Protocol):
     def terminate(self) -> None: ...
 
     def kill(self) -> None: ...
+
+
+# Said where a part says nothing itself.
+_LOST: Final = "the log it worked on is lost; end everything (`recsys down`), and start with a new state folder"
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,11 @@ class Supervisor:
         return all(w.state in (State.READY, State.DONE) for w in self.watched.values())
 
     @property
+    def lost(self) -> list[str]:
+        """The parts that can't go on."""
+        return [name for name, w in self.watched.items() if w.state is State.LOST]
+
+    @property
     def stopped(self) -> bool:
         return all(w.state is State.STOPPED for w in self.watched.values())
 
@@ -163,13 +176,16 @@ class Supervisor:
 
     def _ended(self, w: Watched, status: int, now: float) -> None:
         excused, w.excused, w.process, w.last_exit = w.excused, False, None, status
+        lost = status == EXIT_LOG_LOST or (w.part.in_memory and w.state is State.READY)
         if self.stopping:
             self._move(w, State.STOPPED, now, f"exit {status}")
             return
         if w.part.once and status == 0 and w.state is not State.STOPPING:
             self._move(w, State.DONE, now)
             return
-        if excused:
+        if lost:
+            self._move(w, State.LOST, now, _LOST)
+        elif excused:
             self._move(w, State.WAITING, now, w.reason)
         else:
             reason = w.reason if w.state is State.STOPPING else f"exit {status}"

@@ -164,14 +164,16 @@ def _detach(config: Config, console: Console) -> int:
             console.print(parts_table(running, config))
             console.print(f"runs in the background; `recsys down --state {config.state}` ends it")
             return 0
+        if running is not None and running.supervisor.pid == process.pid and running.lost:
+            break
         time.sleep(0.1)
     if running is not None:
         console.print(parts_table(running, config))
-    what = (
-        "ended"
-        if process.poll() is not None
-        else f"is not ready after {_READY_S:.0f} s, and goes on trying"
-    )
+    what = f"is not ready after {_READY_S:.0f} s, and goes on trying"
+    if process.poll() is not None:
+        what = "ended"
+    elif running is not None and running.lost:
+        what = "can't get ready, and waits for `recsys down`"
     console.print(
         f"[red]recsys:[/red] the supervisor {what}; see {folder}/up.log and {folder}/up.out"
     )

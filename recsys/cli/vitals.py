@@ -65,6 +65,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     click_to_served_p95_ms: float | None = None
     restarts: int = 0
     dead_letters: int | None = None
+    lost: dict[str, str] = {}  # parts that can't go on, and why: their log is lost
     exposed: list[str] = []  # ports open beyond loopback, as part:host:port
     parts: list[PartStatus] = []
     server: dict[str, Any] = {}  # as GET /v1/status answers
@@ -119,6 +120,11 @@ def _judged(
         examples_per_s=_first_rate("examples", _EXAMPLES_FROM, by_name),
         restarts=sum(part.restarts for part in parts),
         dead_letters=waiting(log, DEAD_LETTERS, None) if log is not None else None,
+        lost={
+            part.name: by_name[part.name].failure or part.reason
+            for part in running.parts
+            if part.state == "lost"
+        },
         exposed=[
             f"{part.name}:{socket.host}:{socket.port}"
             for part in running.parts
