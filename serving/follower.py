@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
@@ -12,18 +13,30 @@ from recsys.records import DELTAS
 from serving.state_reader import Batch, StateReader
 
 _IDLE_S: Final = 0.02  # how long it waits for more
-_AWAY_S: Final = 0.5
+_RETRY_S: Final = 0.5
+PATIENCE_S: Final = 5.0  # a log that is away for longer leaves the replica too far behind
 
 
 class Follower:
     """Runs a ``StateReader``. ``failure`` says why it ended, if it did without being asked."""
 
-    def __init__(self, log: Log, reader: StateReader) -> None:
-        self._log, self._reader = log, reader
+    def __init__(
+        self, log: Log, reader: StateReader, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._log, self._reader, self._now_s = log, reader, now_s
         self.failure = ""
+        self._away: tuple[float, str] | None = None  # since when, and why; the thread sets it
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="state-reader", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def away(self) -> str:
+        """Why the log can't be reached, once that has lasted for ``PATIENCE_S``; empty before and after."""
+        away = self._away
+        if away is None or self._now_s() - away[0] <= PATIENCE_S:
+            return ""
+        return f"the log has been away for {self._now_s() - away[0]:.0f} s: {away[1]}"
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -56,11 +69,18 @@ class Follower:
     def _patiently(self, act: Callable[[], None]) -> None:
         """Tries again while the log is away."""
         while not self._stopping.is_set():
+            began = self._now_s()
             try:
-                return act()
-            except LogUnavailable as error:
+                act()
+            except (
+                LogUnavailable
+            ) as error:  # counted from where it was asked: that too may take seconds
+                self._away = (self._away[0] if self._away else began), str(error)
                 logging.getLogger(__name__).warning("log is away", extra={"error": str(error)})
-                self._stopping.wait(_AWAY_S)
+                self._stopping.wait(_RETRY_S)
+            else:
+                self._away = None
+                return
 
     def _hand_over(self, batch: Batch) -> None:
         """Has the event loop apply a batch, and waits until it did: so no more than one waits."""

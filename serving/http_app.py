@@ -143,9 +143,10 @@ def _add_health_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
 
     @app.get("/readyz", responses={503: {"description": "Still catching up, or cut off"}})
     async def readyz() -> Response:
-        """Whether the replica has caught up with the log, and how far it is behind."""
-        body = {"ready": service.ready, "lag": service.reader.lag, "failure": service.failure}
-        return _json(body, 200 if service.ready else 503)
+        """Whether the replica has caught up with the log and still reaches it; ``failure`` says why not."""
+        unready = service.unready
+        body = {"ready": not unready, "lag": service.reader.lag, "failure": unready}
+        return _json(body, 503 if unready else 200)
 
     @app.get("/metrics", response_class=Response)
     async def prometheus() -> Response:

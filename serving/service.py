@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -31,6 +31,8 @@ from serving.request import Answer, Request
 from serving.session_store import SessionReader, StoreUnavailable
 from serving.session_view import view_of
 from serving.state_reader import StateReader
+
+_STARTING: Final = "the replica is still reading the catalogue and the model"
 
 
 class Service:
@@ -70,7 +72,14 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        return self.reader.ready and not self.failure
+        return not self.unready
+
+    @property
+    def unready(self) -> str:
+        """Why the replica shouldn't be asked now; empty where it is ready. It may answer all the same."""
+        if self.failure or self.follower.away:
+            return self.failure or self.follower.away
+        return "" if self.reader.ready else _STARTING
 
     @property
     def failure(self) -> str:
@@ -80,7 +89,7 @@ class Service:
     async def recommend(self, request: Request) -> Answer:
         """Answers, and hands the impression to the writer. Raises Unavailable before it has caught up."""
         if not self.reader.ready:
-            raise Unavailable("the replica is still reading the catalogue and the model")
+            raise Unavailable(_STARTING)
         session, known = await self._session(request.user_id)
         policy = self.reader.policies.resolve(request.user_id)
         request_id = uuid.uuid4().hex

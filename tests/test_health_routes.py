@@ -1,0 +1,86 @@
+"""Health, readiness, metrics and pages over ASGI."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recsys.log import LogUnavailable
+from serving.follower import Follower
+from tests.toy_service import World, run
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_health_readiness_metrics_page_and_docs(world: World) -> None:
+    async def scenario(w: World) -> None:
+        await w.recommend()
+        assert (await w.client.get("/healthz")).status_code == 200
+        assert (await w.client.get("/readyz")).json()["ready"] is True
+        text = (await w.client.get("/metrics")).text
+        assert 'recsys_requests_total{route="/v1/recommend",status="200"} 1.0' in text
+        assert "recsys_items 60.0" in text
+        assert "<!doctype html>" in (await w.client.get("/")).text
+        assert (await w.client.get("/static/main.js")).status_code == 200
+        schema = (await w.client.get("/openapi.json")).json()
+        assert {"/v1/recommend", "/v1/events", "/v1/status"} <= schema["paths"].keys()
+        body = schema["components"]["schemas"]["RecommendIn"]
+        assert body["examples"][0]["user_id"] == "u42"
+        assert (await w.client.get("/docs")).status_code == 200
+
+    run(world, scenario)
+
+
+def test_not_ready_is_said_before_the_log_is_read(world: World) -> None:
+    async def scenario(w: World) -> None:
+        w.service.reader.ready = False
+        assert (await w.client.get("/readyz")).status_code == 503
+        answer = await w.client.post("/v1/recommend", json={"user_id": "u1"})
+        assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+
+    run(world, scenario)
+
+
+def test_a_replica_that_is_cut_off_from_the_log_is_not_ready_and_answers_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.follower._RETRY_S", 0.01)
+    now_s = [100.0]
+    world.service.follower = Follower(world.log, world.service.reader, lambda: now_s[0])
+    read = world.log.read
+    failed = []
+
+    def away(*_: Any) -> Any:
+        failed.append(1)
+        raise LogUnavailable("no broker answers")
+
+    async def until(condition: Callable[[], bool]) -> None:
+        for _ in range(500):
+            if condition():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("it didn't come to that")
+
+    async def scenario(w: World) -> None:
+        w.log.read = away  # type: ignore[method-assign]
+        await until(lambda: len(failed) > 2)
+        assert (await w.client.get("/readyz")).status_code == 200  # perhaps it comes back at once
+        now_s[0] += 6.0
+        told = await w.client.get("/readyz")
+        assert told.status_code == 503 and told.json()["ready"] is False
+        assert told.json()["failure"] == "the log has been away for 6 s: no broker answers"
+        assert (await w.client.get("/healthz")).status_code == 200
+        assert w.service.failure == ""  # else Serve would put another replica in its place
+        assert len((await w.recommend(n=5))["items"]) == 5
+        assert "recsys_ready 0.0" in (await w.client.get("/metrics")).text
+        w.log.read = read  # type: ignore[method-assign]
+        await until(lambda: w.service.ready)
+        again = await w.client.get("/readyz")
+        assert again.status_code == 200 and again.json()["failure"] == ""
+
+    run(world, scenario)
