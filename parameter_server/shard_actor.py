@@ -6,12 +6,13 @@ socket can't pass, and the oracle of the transport.
 """
 
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ray
 
@@ -36,6 +37,7 @@ from recsys.open_log import open_log
 from recsys.records import DELTAS
 
 NAMESPACE = "recsys"
+_LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,31 @@ def find_shards(spec: ShardSpec) -> list[Any]:
     return [ray.get_actor(actor_name(spec, part), NAMESPACE) for part in range(spec.parts)]
 
 
-def stop_shards(handles: Sequence[Any]) -> None:
-    """Stops shards for good; their state stays on disk."""
+def running_shards(spec: ShardSpec) -> list[Any]:
+    """The handles of those shards of a line that have a name now, whether they answer or not."""
+    handles = []
+    for part in range(spec.parts):
+        with contextlib.suppress(ValueError):
+            handles.append(ray.get_actor(actor_name(spec, part), NAMESPACE))
+    return handles
+
+
+def stop_shards(handles: Sequence[Any], timeout_s: float = 10.0) -> None:
+    """Stops shards for good and frees their names; their state stays on disk.
+
+    One that doesn't close its files within ``timeout_s`` (seconds, for all together) is killed all the same:
+    it comes back from them as after any kill.
+    """
+    asked = [handle.stop.remote() for handle in handles]
+    done, late = ray.wait(asked, num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
+    for answer in done:
+        try:
+            ray.get(answer)
+        except ray.exceptions.RayError as error:
+            _LOG.warning("a shard stops without having closed its files: %r", error)
+    if late:
+        _LOG.warning("%d shards don't close their files in %.0f s: killed", len(late), timeout_s)
     for handle in handles:
-        ray.get(handle.stop.remote())
         ray.kill(handle, no_restart=True)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -95,3 +96,37 @@ def test_a_second_start_finds_the_running_shards(ray, tmp_path):
     finally:
         actors.stop_shards(first)
         log.close()
+
+
+def test_stopped_shards_free_their_names_and_come_back_as_they_were(ray, tmp_path):
+    from parameter_server import shard_actor as actors
+
+    config, log = config_in(tmp_path)
+    spec = toy_spec(2, line="stopped")
+    run(actors, spec, actors.start_shards(spec, config, DENSE), "socket", 1, 1, until=13)
+    assert len(actors.running_shards(spec)) == 2
+    actors.stop_shards(actors.running_shards(spec))
+    deadline = time.monotonic() + 10
+    while actors.running_shards(spec):
+        assert time.monotonic() < deadline, "a name is still taken"
+        time.sleep(0.05)
+    handles = actors.start_shards(spec, config, DENSE)
+    try:
+        assert [ray.get(handle.status.remote())["step"] for handle in handles] == [13, 13]
+    finally:
+        actors.stop_shards(handles)
+        log.close()
+
+
+def test_one_that_does_not_close_is_killed_all_the_same(ray):
+    from parameter_server import shard_actor as actors
+
+    @ray.remote
+    class Busy:
+        def stop(self):
+            time.sleep(600)
+
+    handle = Busy.options(name="busy").remote()
+    actors.stop_shards([handle], timeout_s=0.5)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(handle.stop.remote(), timeout=10)

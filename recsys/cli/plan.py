@@ -18,6 +18,7 @@ from recsys.cli.processes import holders
 from recsys.config import Config, digest
 from recsys.loops import run_folder, write_atomically
 
+_LOOPBACK: Final = "127.0.0.1"
 EMBEDDED_KAFKA: Final = "kafka://"  # without an address: a broker of our own
 _FIRST_PORT: Final = 20_000  # of the range that free ports are taken from: below what systems give
 _LAST_PORT: Final = 29_999  # to outgoing connections, and above Ray's own defaults
@@ -50,6 +51,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     viewers: float = 0.0  # requests a second of simulated viewers; 0: none
     only: list[str] = []  # these parts and what they need; empty: all
     asked: str = ""  # digest of the configuration before anything was filled in
+
+    @property
+    def owns_ray(self) -> bool:
+        """Whether the Ray cluster is ours; else others may use it too."""
+        return "ray" in self.embedded
 
 
 class PortTaken(RuntimeError):
@@ -85,15 +91,21 @@ def resolve(
     sessions, log = config.sessions, config.log
     if sessions.url == "embedded":
         embedded.append("valkey")
-        sessions = replace(sessions, url=f"redis://127.0.0.1:{next(free)}/0")
+        sessions = replace(sessions, url=f"redis://{_LOOPBACK}:{next(free)}/0")
     if log.url == EMBEDDED_KAFKA:
         embedded.append("broker")
-        log = replace(log, url=f"{EMBEDDED_KAFKA}127.0.0.1:{next(free)}")
+        log = replace(log, url=f"{EMBEDDED_KAFKA}{_LOOPBACK}:{next(free)}")
     state = str(Path(config.state).resolve())
     ray = RayPorts(*(next(free) for _ in RayPorts.__struct_fields__))
     config = replace(config, state=state, serve=serve, sessions=sessions, log=log)
     plan = Plan(ray=ray, embedded=embedded, viewers=viewers, only=list(only), asked=asked)
     return config, plan
+
+
+def feed_url(config: Config) -> str:
+    """Where this machine reaches the API: over loopback where it binds to all interfaces."""
+    host = {"0.0.0.0": _LOOPBACK, "::": "::1"}.get(config.serve.host, config.serve.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.serve.port}"
 
 
 def port_of(url: str) -> int:
@@ -127,7 +139,7 @@ def _can_bind(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+            probe.bind((_LOOPBACK, port))
             return True
     return False
 

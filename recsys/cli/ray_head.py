@@ -38,7 +38,7 @@ def client_environment(config: Config, plan: Plan) -> dict[str, str]:
 
     Where the cluster isn't ours, the environment that we were started in says which, and how.
     """
-    if "ray" not in plan.embedded:
+    if not plan.owns_ray:
         return {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
     return {
         "RAY_ADDRESS": f"{_LOOPBACK}:{plan.ray.gcs}",
@@ -63,6 +63,14 @@ def serve_environment(ports: RayPorts) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.fallback_grpc),
     }
+
+
+def serve_host(config: Config, plan: Plan) -> str:
+    """Where Serve binds: proxies and replicas alike, each replica at a port of its own.
+
+    Behind our own HAProxy that is loopback: it alone binds ``serve.host`` (see ``ray_loopback``).
+    """
+    return _LOOPBACK if plan.owns_ray and haproxy() else config.serve.host
 
 
 def haproxy() -> str:
@@ -104,7 +112,7 @@ def head_environment(config: Config, plan: Plan, folder: Path) -> dict[str, str]
     }
     if binary := haproxy():
         script = folder / "haproxy"
-        write_haproxy(script, binary)
+        write_haproxy(script, binary, config.serve.host, config.serve.port)
         environment["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(script)
     return environment
 

@@ -1,5 +1,7 @@
 """Keeps Ray Serve's own ports on loopback: HAProxy's statistics and metrics, and a replica's handle port.
 
+Only the API's own port goes where ``serve.host`` says.
+
 Ray's settings reach all its other ports (see ``ray_head``). These three are bound to all interfaces by fixed
 strings, and the last reads pickled requests from whoever connects. ``keep_on_loopback`` runs in each worker
 process before it imports Serve; ``write_haproxy`` makes the program that Serve starts in HAProxy's place.
@@ -31,19 +33,25 @@ def keep_on_loopback() -> None:
     tls_utils.add_port_to_grpc_server = add_port_to_grpc_server
 
 
-def write_haproxy(path: Path, binary: str) -> None:
-    """Writes a shell script that puts every ``bind`` of the configuration on loopback, then becomes HAProxy.
+def write_haproxy(path: Path, binary: str, host: str, port: int) -> None:
+    """Writes a shell script that puts each ``bind`` of the configuration in its place, then becomes HAProxy.
 
-    Serve writes the configuration anew before each start, so the script runs at each; its process id stays
-    that of HAProxy, which Serve signals.
+    The API's port is bound on ``host`` and nowhere else, every other on loopback. Serve writes the
+    configuration anew before each start, so the script runs at each; its process id stays that of HAProxy,
+    which Serve signals.
     """
+    any_host = r"^([[:space:]]*bind[[:space:]]+)[^[:space:]]*:"
+    all_interfaces = r"^([[:space:]]*bind[[:space:]]+)(\*|0\.0\.0\.0|::)?:"
+    rules = [
+        f"s/{all_interfaces}([0-9]+)/\\1127.0.0.1:\\3/",
+        f"s/{any_host}{port}([[:space:]]|$)/\\1{host}:{port}\\2/",
+    ]
     path.write_text(
         "#!/bin/sh\n"
         'previous=""\n'
         'for argument in "$@"; do\n'
         '  if [ "$previous" = "-f" ]; then\n'
-        "    sed -i -E 's/^([[:space:]]*bind[[:space:]]+)(\\*|0\\.0\\.0\\.0|::)?:"
-        '([0-9]+)/\\1127.0.0.1:\\3/\' "$argument" || exit 1\n'
+        f'    sed -i -E {shlex.quote("; ".join(rules))} "$argument" || exit 1\n'
         "  fi\n"
         '  previous="$argument"\n'
         "done\n"

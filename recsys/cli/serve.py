@@ -1,22 +1,27 @@
-"""The part that drives the Serve application: starts it on loopback, watches it, takes it down at the end."""
+"""The part that drives the Serve application: starts it, watches it, takes it down at the end."""
 
 import os
 import time
 from typing import Any, Final
 
+from recsys.cli import plan as plans
+from recsys.cli.ray_head import client_environment, serve_host
 from recsys.config import Config
 from recsys.loops import Stop
 
 _REQUEST_TIMEOUT_S: Final = 30.0
 _LOOK_EVERY_S: Final = 2.0
-_UNHEALTHY_S: Final = (
-    60.0  # Serve replaces replicas by itself: only what it can't mend ends the part
-)
+# Serve replaces replicas by itself: only what it can't mend ends the part.
+_UNHEALTHY_S: Final = 60.0
 
 
 def run(config: Config, stop: Stop) -> None:
     """The part. Ready once a replica has caught up with the log and answers."""
-    _join_the_cluster(config)
+    _, plan = plans.read(config.state)
+    if (
+        "RAY_ADDRESS" not in os.environ
+    ):  # a part that a person runs: what Ray's client needs, before its import
+        os.environ.update(client_environment(config, plan))
     import ray
     from ray import serve
 
@@ -26,30 +31,28 @@ def run(config: Config, stop: Stop) -> None:
     try:
         serve.start(
             http_options={
-                "host": config.serve.host,
+                "host": serve_host(config, plan),
                 "port": config.serve.port,
                 "request_timeout_s": _REQUEST_TIMEOUT_S,
                 "keep_alive_timeout_s": 75,
             }
         )
         serve.run(application(config), name=APP, route_prefix="/", blocking=False)
-        url = f"http://{config.serve.host}:{config.serve.port}"
+        url = plans.feed_url(config)
         stop.heartbeat.address("feed", url)
         _wait_until_ready(url, stop)
         _watch(serve, APP, stop)
     finally:
-        serve.shutdown()
+        take_down(serve, APP, plan.owns_ray)
         ray.shutdown()
 
 
-def _join_the_cluster(config: Config) -> None:
-    """Sets the environment that a client of our Ray head needs, before Ray is imported."""
-    from recsys.cli import plan as plans
-    from recsys.cli.ray_head import client_environment
-
-    if "RAY_ADDRESS" not in os.environ:
-        _, plan = plans.read(config.state)
-        os.environ.update(client_environment(config, plan))
+def take_down(serve: Any, app: str, owns_ray: bool) -> None:
+    """Ends all of Serve where the Ray cluster is ours; else our application alone: others may run there."""
+    if owns_ray:
+        serve.shutdown()
+    elif app in serve.status().applications:
+        serve.delete(app)
 
 
 def _wait_until_ready(url: str, stop: Stop) -> None:

@@ -1,7 +1,9 @@
 """The part that looks after the shards: it sees to it that the live line's named actors exist and answer.
 
-The actors are detached: they outlive this part, and Ray restarts one that dies. Only where Ray gave one up
-(its record is dead, or the cluster is a new one) it is made anew, from its snapshot and write-ahead file.
+The actors are detached: they outlive this part where it dies, and Ray restarts one that dies. Only where Ray
+gave one up (its record is dead, or the cluster is a new one) it is made anew, from its snapshot and
+write-ahead file. Asked to stop, the part leaves them to end with our own Ray head; in a cluster that isn't
+ours it stops them.
 """
 
 import logging
@@ -11,6 +13,7 @@ from typing import Any, Final
 
 from parameter_server.shard import ShardSpec
 from recsys.blueprint import build_model, feature_set
+from recsys.cli import plan as plans
 from recsys.config import Config
 from recsys.loops import Heartbeat, Stop
 from training.line import spec_of
@@ -40,6 +43,9 @@ def run(config: Config, stop: Stop) -> None:
             keeper.start()
         tell(stop.heartbeat, keeper.statuses)
         stop.heartbeat.gauge("started", keeper.started)
+    _, plan = plans.read(config.state)
+    if not plan.owns_ray:
+        keeper.end()
     ray.shutdown()
 
 
@@ -69,6 +75,13 @@ class Keeper:
             _LOG.warning("shards don't start yet: %s", error)
             return False
         return True
+
+    def end(self) -> None:
+        """Stops every actor that has one of the line's names, and so frees the names."""
+        from parameter_server.shard_actor import running_shards, stop_shards
+
+        stop_shards(running_shards(self._spec))
+        self._handles = []
 
     def ask(self) -> bool:
         """Whether all shards answer; keeps what they said."""
