@@ -26,9 +26,8 @@ from recsys.config import TableConfig
 from recsys.hashing import key_of
 
 EPSILON: Final = 1e-8
-MAX_GRADIENT: Final = (
-    1e3  # of one component, summed over a step: far beyond what a sound loss gives
-)
+# Of one component, summed over a step: far beyond what a sound loss gives.
+MAX_GRADIENT: Final = 1e3
 ROW_COLUMNS: Final = ("keys", "values", "accumulator", "used_ms")
 Arrays = dict[str, NDArray[Any]]
 

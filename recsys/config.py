@@ -4,6 +4,7 @@
 Unknown keys are errors; every value is checked where it is made.
 """
 
+import re
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -50,9 +51,8 @@ class SessionConfig:
 
 @dataclass(frozen=True)
 class JoinConfig:
-    window_s: float = (
-        120.0  # event time after which an impression without an engagement is a negative
-    )
+    # Event time after which an impression without an engagement is a negative.
+    window_s: float = 120.0
     horizon_s: float = 3600.0  # how long after that an engagement still emits a correction
     all_shown: bool = False  # True where a data set says that what was served was all shown
 
@@ -64,9 +64,8 @@ class JoinConfig:
 @dataclass(frozen=True)
 class StepConfig:
     examples: int = 256  # a step is cut when so many examples wait ...
-    every_ms: int = (
-        250  # ... or the oldest has waited so long (wall time live, event time in replay)
-    )
+    # ... or the oldest has waited so long (wall time live, event time in replay).
+    every_ms: int = 250
     lanes: int = 4  # fixed: sums are in lane order, so the number of workers changes no bit
     snapshot_every: int = 500  # steps
     snapshots_kept: int = 3
@@ -147,7 +146,7 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class ServeConfig:
-    host: str = "127.0.0.1"
+    host: str = "127.0.0.1"  # what the API binds to; 0.0.0.0: every address of the machine
     port: int = 8000
     replicas: int = 1
     candidates: int = 300
@@ -155,6 +154,8 @@ class ServeConfig:
     max_ongoing: int = 100
 
     def __post_init__(self) -> None:
+        plain = re.fullmatch(r"[A-Za-z0-9.:-]+", self.host) is not None
+        _check(plain, "serve.host", self.host, "an address or a name, without a port or brackets")
         for name in ("port", "dashboard_port"):
             port = getattr(self, name)
             _check(0 <= port <= 65_535, f"serve.{name}", port, "0 (any free one) to 65535")

@@ -121,9 +121,8 @@ class Tick(msgspec.Struct, tag="tick", kw_only=True):
 
 
 Event = Item | User | Impression | Engagement | Tick
-ClientEvent = (
-    Item | User | Engagement
-)  # what may come from outside: impressions are written by the server
+# What may come from outside: impressions are written by the server.
+ClientEvent = Item | User | Engagement
 
 TYPES: Final = ("item", "user", "impression", "engagement", "tick")
 _IDS: Final = ("item_id", "user_id", "request_id", "event_id")

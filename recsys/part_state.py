@@ -90,9 +90,8 @@ class PartState:
             file.write(body)
             file.flush()
             os.fsync(file.fileno())
-        if (
-            path.exists()
-        ):  # ending between these two lines leaves the previous one, which load() takes
+        # Ending between these two lines leaves the previous one, which load() takes.
+        if path.exists():
             os.replace(path, self.folder / _PREVIOUS)
         os.replace(partial, path)
         folder = os.open(self.folder, os.O_RDONLY)

@@ -104,9 +104,8 @@ class EventReader:
         try:
             return decode(value)
         except Rejected:
-            self.unreadable += (
-                1  # the joiner, which reads the same records, keeps it in dead_letters
-            )
+            # The joiner, which reads the same records, keeps it in dead_letters.
+            self.unreadable += 1
             return None
 
     def _read_back(self, partition: int, begin: int) -> Recent:

@@ -75,6 +75,7 @@ def test_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("log: 3\n", ["mine.yaml:1", "log is 3", "a mapping"]),
         ("log:\n", ["mine.yaml:1", "log is None", "a mapping"]),
         ("log: {partitions: 0}\n", ["mine.yaml", "log.partitions is 0", "1 to 1024"]),
+        ("serve: {host: 'h:80/x'}\n", ["mine.yaml", "serve.host is 'h:80/x'", "without a port"]),
         ("nodes: 2\n", ["mine.yaml", "nodes is 2", "kafka://"]),
         ("\nextends: lap\n", ["mine.yaml:2", "extends is 'lap'", "cluster, laptop"]),
         ("extends: [laptop]\n", ["mine.yaml:1", "extends is ['laptop']"]),

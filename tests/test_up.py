@@ -28,7 +28,7 @@ from recsys.cli.ray_head import client_environment
 from recsys.cli.ray_loopback import loopback_of, write_haproxy
 from recsys.cli.runner import Runner, part_environment
 from recsys.cli.supervisor import Part, Supervisor
-from recsys.cli.table import addresses, duration, ports
+from recsys.cli.table import addresses, duration, ports, said_beyond_loopback
 from recsys.cli.vitals import Version, freshness, last_step, version_in, waiting
 from recsys.config import Config, LogConfig, ServeConfig, SessionConfig
 from recsys.log import Append, MemoryLog, Record, Topic
@@ -138,6 +138,17 @@ def test_ports_beyond_loopback_are_told_with_their_guard():
 def test_passwords_are_not_shown():
     config = replace(Config(), sessions=SessionConfig(url="redis://:hush@127.0.0.1:6379/0"))
     assert "hush" not in "".join(addresses(config))
+
+
+@pytest.mark.parametrize(
+    "host, told",
+    [("0.0.0.0", True), ("192.0.2.7", True), ("feed.example", True),
+     ("127.0.0.1", False), ("::1", False), ("localhost", False)],
+)  # fmt: skip
+def test_an_api_beyond_loopback_is_told_with_what_guards_it(host, told):
+    said = said_beyond_loopback(replace(Config(), state="s", serve=ServeConfig(host=host)))
+    assert bool(said) is told
+    assert not told or (f"{host}:8000" in said and "s/run/admin.key" in said)
 
 
 def test_durations():

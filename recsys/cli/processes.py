@@ -20,9 +20,8 @@ import psutil
 
 from recsys.loops import read_beat
 
-_SAME_START_S: Final = (
-    2.0  # start times are read against the clock, which may have been set meanwhile
-)
+# Start times are read against the clock, which may have been set meanwhile.
+_SAME_START_S: Final = 2.0
 _OUTPUT_BYTES: Final = 5_000_000
 
 

@@ -2,6 +2,7 @@
 
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -9,7 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from recsys.cli.processes import Socket
+from recsys.cli.plan import feed_url
+from recsys.cli.processes import Socket, is_loopback
 from recsys.cli.running import PartRecord, Running
 from recsys.config import Config
 from recsys.loops import read_beat
@@ -44,12 +46,26 @@ def addresses(config: Config) -> list[str]:
     """Where a person looks next."""
     serve = config.serve
     return [
-        f"feed       http://{serve.host}:{serve.port}",
+        f"feed       {feed_url(config)}",
         f"dashboard  http://127.0.0.1:{serve.dashboard_port}  (Ray's; token in {config.state}/run/ray.token)",
         f"sessions   {hide_password(config.sessions.url)}",
         f"log        {hide_password(config.log.url)}"
         + (f" in {config.state}/log" if config.log.url == "sqlite" else ""),
     ]
+
+
+def said_beyond_loopback(config: Config) -> str:
+    """One line on who else reaches the API, and what guards it; empty where nobody else does."""
+    serve = config.serve
+    with suppress(ValueError):  # a name
+        if is_loopback(serve.host):
+            return ""
+    if serve.host == "localhost":
+        return ""
+    return (
+        f"the API answers beyond loopback, on {serve.host}:{serve.port}: admin routes need the key in "
+        f"{config.state}/run/admin.key (it is set), viewers' routes none"
+    )
 
 
 def hide_password(url: str) -> str:

@@ -20,7 +20,7 @@ from recsys.cli.plan import EMBEDDED_KAFKA, Plan
 from recsys.cli.runner import Runner
 from recsys.cli.running import Running
 from recsys.cli.supervisor import Change
-from recsys.cli.table import parts_table
+from recsys.cli.table import parts_table, said_beyond_loopback
 from recsys.config import Config, digest
 from recsys.loops import log_to_file, run_folder
 
@@ -74,6 +74,8 @@ def start(
                 console.print(f"[red]recsys:[/red] {error}", highlight=False)
                 return 1
             plans.write(resolved, plan)
+            if beyond := said_beyond_loopback(resolved):
+                console.print(f"[yellow]recsys:[/yellow] {beyond}", highlight=False, soft_wrap=True)
             if not detach:
                 _run(resolved, plan, console)
                 return 0
