@@ -4,6 +4,9 @@ import time
 
 import pytest
 
+from recsys.cli.plan import EMBEDDED_KAFKA
+from recsys.cli.vitals import gather
+from recsys.client import ApiError
 from recsys.events import Engagement, decode
 from recsys.open_log import open_log
 from recsys.records import EVENTS, EXAMPLES, Example, unpack
@@ -15,7 +18,12 @@ pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 # Parts that come back in a moment, killed one every few seconds; then those that Ray has to start again.
 LIGHT = ("session-fold", "counters", "joiner", "archive", "sequencer", "director", "valkey")
 # A process that Ray runs: by part and by what its command line says.
-WITHIN = (("ray", "ShardActor"), ("ray", "ServeReplica"), ("ray", "RayTrainWorker"))
+WITHIN = (
+    ("ray", "ShardActor"),
+    ("ray", "ServeReplica"),
+    ("ray", "RayTrainWorker"),
+    ("ray", "haproxy.cfg"),
+)
 HEAVY = ("trainer", "serve", "shards")
 
 
@@ -64,6 +72,49 @@ def test_any_part_killed_comes_back_and_nothing_acknowledged_is_lost(tmp_path):
         later.stop()
     finally:
         system.down()
+
+
+def test_over_a_broker_parts_come_back_and_its_own_loss_is_told(tmp_path):
+    system = LiveSystem(tmp_path / "state", log=EMBEDDED_KAFKA)
+    try:
+        system.up()
+        system.publish_world()
+        traffic = Traffic(system)
+        time.sleep(4)
+        for name in LIGHT:
+            system.kill_part(name)
+            time.sleep(1.5)
+        for part, words in WITHIN:
+            assert system.kill_within(part, words), f"no process {words} to kill"
+            time.sleep(4)
+        system.wait_ready()
+        flowing = len(traffic.acknowledged)
+        _wait(lambda: len(traffic.acknowledged) > flowing, 30, "events are taken again")
+        traffic.stop()
+        _check_archive(system, traffic.acknowledged)
+        _check_examples_once(system)
+
+        assert system.kill_within("broker", "--listener-url")
+        _wait(lambda: "broker" in gather(system.state).lost, 30, "status says what is lost")
+        told = gather(system.state)
+        assert not told.ready and "new state folder" in told.lost["broker"]
+        with system.client() as client:  # nothing is acknowledged that nobody keeps
+            with pytest.raises(ApiError):
+                client.send_events([_like("u1", "late")])
+            assert client.recommend("u1", 3).items, "the feed still answers"
+        system.down()
+        with pytest.raises(AssertionError):
+            system.up()  # with a broker that has another log
+        assert "holds the state of log" in gather(system.state).lost["log"]
+    finally:
+        system.down()
+
+
+def _like(user_id, event_id):
+    now_ms = time.time_ns() // 1_000_000
+    return Engagement(
+        time_ms=now_ms, request_id="r", user_id=user_id, item_id="i", kind="like", event_id=event_id
+    )
 
 
 def _learned_all(system):

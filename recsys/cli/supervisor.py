@@ -59,7 +59,9 @@ class Process(Protocol):
 
 
 # Said where a part says nothing itself.
-_LOST: Final = "the log it worked on is lost; end everything (`recsys down`), and start with a new state folder"
+_LOST: Final = (
+    "the log it worked on is lost: end everything (`recsys down`), start with a new state folder"
+)
 
 
 @dataclass(frozen=True)
