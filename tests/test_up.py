@@ -13,13 +13,14 @@ import time
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import psutil
 import pytest
 
 from recsys.cli import plan as plans
-from recsys.cli import ray_head
+from recsys.cli import ray_head, valkey
 from recsys.cli import running as runs
 from recsys.cli.parts import NAMES, body, table
 from recsys.cli.plan import PortTaken, resolve
@@ -48,7 +49,7 @@ def config_in(folder, **changes):
 def test_resolving_fills_in_addresses_and_no_port_twice(tmp_path):
     config, plan = resolve(config_in(tmp_path, log=LogConfig(url="kafka://")))
     assert plan.embedded == ["ray", "valkey", "broker"]
-    assert re.fullmatch(r"redis://127\.0\.0\.1:\d+/0", config.sessions.url)
+    assert re.fullmatch(r"redis://recsys:[\w-]{32,}@127\.0\.0\.1:\d+/0", config.sessions.url)
     assert re.fullmatch(r"kafka://127\.0\.0\.1:\d+", config.log.url)
     taken = [config.serve.port, config.serve.dashboard_port, *msgspec.structs.astuple(plan.ray)]
     taken += [plans.port_of(config.sessions.url), plans.port_of(config.log.url)]
@@ -90,6 +91,26 @@ def test_configuration_and_secrets_come_back_and_are_their_owners_only(tmp_path)
     for path in (tmp_path / "run").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
+
+
+def test_the_embedded_store_s_password_is_new_each_time_and_shown_nowhere(tmp_path):
+    config, plan = resolve(config_in(tmp_path))
+    again, _ = resolve(config_in(tmp_path))
+    password, other = (urlsplit(c.sessions.url).password for c in (config, again))
+    assert len(password) >= 32 and password != other
+    assert password not in valkey.users(config.sessions.url)
+    assert password not in "".join(addresses(config)) and "***@127.0.0.1" in addresses(config)[2]
+    plans.write(config, plan)
+    there = [path.name for path in (tmp_path / "run").iterdir() if password in path.read_text()]
+    assert there == ["config.json"]
+
+
+def test_the_state_folder_is_made_for_its_owner_only(tmp_path):
+    with runs.held(tmp_path / "above" / "state"):
+        assert stat.S_IMODE((tmp_path / "above" / "state").stat().st_mode) == 0o700
+    tmp_path.chmod(0o750)
+    with runs.held(tmp_path):  # one that stands is left as it is
+        assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
 
 
 def test_reading_where_nothing_was_started_says_what_to_do(tmp_path):
@@ -422,6 +443,7 @@ def sessions_of(running):
 @pytest.mark.services
 def test_valkey_comes_back_with_its_data_and_orphans_are_ended(state):
     from redis import Redis
+    from redis.exceptions import NoPermissionError
 
     assert recsys("down", "--state", state)[0] == 0  # nothing there: fine
     status, text = recsys("up", "--state", state, "--only", "valkey,log", "--detach")
@@ -429,6 +451,10 @@ def test_valkey_comes_back_with_its_data_and_orphans_are_ended(state):
     config, _ = plans.read(state)
     client = Redis.from_url(config.sessions.url)
     client.set("user", "17")
+    stranger = Redis(port=plans.port_of(config.sessions.url))
+    with pytest.raises(NoPermissionError):
+        stranger.get("user")
+    assert stat.S_IMODE((state / "run" / "valkey.acl").stat().st_mode) == 0o600
     time.sleep(1.2)  # the append-only file is synced each second
     first = runs.read(state)
     server = next(

@@ -20,6 +20,7 @@ from recsys.loops import run_folder, write_atomically
 
 _LOOPBACK: Final = "127.0.0.1"
 EMBEDDED_KAFKA: Final = "kafka://"  # without an address: a broker of our own
+VALKEY_USER: Final = "recsys"
 _FIRST_PORT: Final = 20_000  # of the range that free ports are taken from: below what systems give
 _LAST_PORT: Final = 29_999  # to outgoing connections, and above Ray's own defaults
 
@@ -91,7 +92,11 @@ def resolve(
     sessions, log = config.sessions, config.log
     if sessions.url == "embedded":
         embedded.append("valkey")
-        sessions = replace(sessions, url=f"redis://{_LOOPBACK}:{next(free)}/0")
+        password = secrets.token_urlsafe(
+            32
+        )  # a port on loopback is open to everyone on the machine
+        url = f"redis://{VALKEY_USER}:{password}@{_LOOPBACK}:{next(free)}/0"
+        sessions = replace(sessions, url=url)
     if log.url == EMBEDDED_KAFKA:
         embedded.append("broker")
         log = replace(log, url=f"{EMBEDDED_KAFKA}{_LOOPBACK}:{next(free)}")

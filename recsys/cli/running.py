@@ -68,7 +68,10 @@ def read(state: str | Path) -> Running | None:
 def held(state: str | Path) -> Iterator[None]:
     """Holds the state folder while it lasts; raises AlreadyRuns where another process does.
 
-    The lock goes with the process, however that ends."""
+    A folder that isn't there is made, for its owner only: sessions and events are of persons. The lock goes
+    with the process, however that ends.
+    """
+    Path(state).mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(run_folder(state) / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,12 +1,20 @@
-"""The part that carries the embedded Valkey. Its append-only file is on: sessions outlive a restart."""
+"""The part that carries the embedded Valkey. Its append-only file is on: sessions outlive a restart.
 
+Everyone on the machine reaches loopback, so it answers those alone who know the password in ``sessions.url``,
+which stands in ``state/run/config.json``. Valkey itself is given the password's digest.
+"""
+
+import hashlib
 from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
 
 from recsys.cli.plan import port_of
 from recsys.config import Config
-from recsys.loops import Stop
+from recsys.loops import Stop, run_folder, write_atomically
 
 _SILENT = 6  # unanswered asks, half a second apart: a server busy with one long command isn't gone
+_USERS: Final = "valkey.acl"  # in state/run
 
 
 def run(config: Config, stop: Stop) -> None:
@@ -15,13 +23,18 @@ def run(config: Config, stop: Stop) -> None:
 
     folder = Path(config.state) / "valkey"
     folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(run_folder(config.state) / _USERS, users(config.sessions.url).encode())
     port = port_of(config.sessions.url)
     server = ValkeyServer(
         port=port,
         host="127.0.0.1",
         data_dir=folder,
-        # persist=True alone loses what was written since the last dump, even at a clean stop.
-        config={"appendonly": "yes", "appendfsync": "everysec"},
+        config={
+            # persist=True alone loses what was written since the last dump, even at a clean stop.
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "aclfile": f"../run/{_USERS}",  # relative to data_dir
+        },
     )
     server.start(timeout=60)  # it answers once the append-only file is read
     stop.heartbeat.address("valkey", f"127.0.0.1:{port}")
@@ -35,3 +48,13 @@ def run(config: Config, stop: Stop) -> None:
                 )
     finally:
         server.stop()
+
+
+def users(url: str) -> str:
+    """Valkey's user file: the user of ``url`` may do everything, anyone else may ask whether it is there."""
+    known = urlsplit(url)
+    digest = hashlib.sha256((known.password or "").encode()).hexdigest()
+    return (
+        "user default on nopass -@all +ping\n"
+        f"user {known.username} on #{digest} allkeys allchannels allcommands\n"
+    )

@@ -115,7 +115,7 @@ def read_progress(state: Path) -> Progress | None:
 
 
 def write_progress(state: Path, progress: Progress) -> None:
-    state.mkdir(parents=True, exist_ok=True)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomically(state / FILE, msgspec.json.encode(progress))
 
 
