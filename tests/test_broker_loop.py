@@ -1,5 +1,7 @@
 """The real parts in lockstep give the same bits as one process."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -26,9 +28,9 @@ def test_real_parts_predict_and_learn_the_same_bits(tmp_path, log, requests):
 
 def test_what_only_one_process_can_do_is_refused(tmp_path):
     dataset = open_dataset(write_log(tmp_path / "data", requests=2))
-    with pytest.raises(ValueError, match="without --through-broker"):
-        replay_through_broker(
-            dataset, ReplayOptions(frozen_after_ms=1, through_broker="sqlite"), iter
-        )
+    options = ReplayOptions(warm_up=False, through_broker="sqlite")
+    for alone in ({"frozen_after_ms": 1}, {"sync_every_ms": 1000}, {"warm_up": True}):
+        with pytest.raises(ValueError, match="without --through-broker"):
+            replay_through_broker(dataset, replace(options, **alone), iter)
     with pytest.raises(ValueError, match="expected sqlite, kafka"):
-        replay_through_broker(dataset, ReplayOptions(through_broker="mysql"), iter)
+        replay_through_broker(dataset, replace(options, through_broker="mysql"), iter)

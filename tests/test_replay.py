@@ -196,6 +196,7 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         (["--predictions", "no/such/folder/p.parquet"], "there is no folder"),
         (["--against", "nothing.parquet"], "can't be read"),
         (["--through-broker", "mysql"], "expected sqlite, kafka"),
+        (["--through-broker", "sqlite", "--warm-up"], "leave --warm-up out"),
     ],
 )
 def test_what_can_not_be_done_is_said_before_the_work(
@@ -206,6 +207,22 @@ def test_what_can_not_be_done_is_said_before_the_work(
     result = run(data, *arguments)
     assert result.exit_code == 2, result.output
     assert said in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warm", "told"),
+    [([], True, False), (["--warm-up"], True, False), (["--no-warm-up"], False, False),
+     (["--through-broker", "sqlite"], False, True),
+     (["--through-broker", "sqlite", "--no-warm-up"], False, False)],
+)  # fmt: skip
+def test_a_warm_up_that_is_left_out_is_told(
+    data: Path, whole: Replayed, arguments: list[str], warm: bool, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    asked: list[ReplayOptions] = []
+    monkeypatch.setattr("recsys.cli.replay._run", lambda _, options: asked.append(options) or whole)
+    result = run(data, *arguments)
+    assert result.exit_code == 0, result.output
+    assert asked[0].warm_up is warm and ("leaves the warm-up out" in result.stderr) is told
 
 
 def test_predictions_of_another_label_can_not_be_compared(data: Path, tmp_path: Path) -> None:

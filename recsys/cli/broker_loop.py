@@ -234,9 +234,14 @@ def replay_through_broker(
 ) -> "Replayed":
     """Replays through real parts in a folder of their own, which is removed at the end.
 
-    Warm-up, which folds and doesn't learn, is left out: compare with a replay that has none either. Raises
-    ValueError for freezing and for holding updates back, which only one process does.
+    Raises ValueError for freezing, for holding updates back and for warm-up, which only one process does:
+    compare with a replay that does none of them either.
     """
+    if options.warm_up:
+        raise ValueError(
+            "warm_up is True, expected False: it folds and doesn't learn, and what is on the log is learned; "
+            "replay in one process (without --through-broker)"
+        )
     if options.frozen_after_ms is not None or options.sync_every_ms:
         raise ValueError(
             "--frozen-after and --sync-every change what is served from the log; "
@@ -261,9 +266,7 @@ def replay_through_broker(
         stack.callback(loop.close, 0)
         player = BrokerPlayer(features, config, loop)
         player.follow(loop, store)
-        return replay_with(
-            player, dataset, replace(options, warm_up=False), progress, shards.digest
-        )
+        return replay_with(player, dataset, options, progress, shards.digest)
 
 
 @contextmanager

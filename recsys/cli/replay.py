@@ -160,7 +160,13 @@ def replay(
     ] = 0.0,
     from_: Annotated[str | None, typer.Option("--from", help="Event time to start at.")] = None,
     until: Annotated[str | None, typer.Option(help="Event time to stop before.")] = None,
-    warm_up: Annotated[bool, typer.Option(help="Fold what is known from before the log.")] = True,
+    warm_up: Annotated[
+        bool | None,
+        typer.Option(
+            "--warm-up/--no-warm-up",
+            help="Fold what is known from before the log: always, but with --through-broker.",
+        ),
+    ] = None,
     step_examples: Annotated[int, typer.Option(help="Examples in a step, at the most.")] = 64,
     step_every: Annotated[float, typer.Option(help="Event seconds that an example waits.")] = 600.0,
     through_broker: Annotated[
@@ -177,7 +183,7 @@ def replay(
             int(sync_every * 1000),
             _parse_time(from_, zone),
             _parse_time(until, zone),
-            warm_up,
+            _warms_up(warm_up, through_broker),
             step_examples,
             step_every,
             through_broker,
@@ -194,6 +200,23 @@ def replay(
     if report is not None:
         write_report(report, found)
     print_report(found, replayed)
+
+
+def _warms_up(asked: bool | None, through_broker: str) -> bool:
+    """Whether to warm up. Raises ValueError where it was asked for and can't be had."""
+    if not through_broker:
+        return asked is not False
+    if asked:
+        raise ValueError(
+            f"--warm-up is given with --through-broker {through_broker}, but what is folded without being "
+            "learned isn't on a log; leave --warm-up out, or replay in one process"
+        )
+    if asked is None:
+        typer.echo(
+            "recsys: --through-broker leaves the warm-up out; compare with a replay with --no-warm-up",
+            err=True,
+        )
+    return False
 
 
 def _check_folders(*files: Path | None) -> None:
