@@ -1,12 +1,19 @@
 """What every fold does with the log: reads on from where it was, and puts aside what it can't read."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
-from recsys.log import Append, Log, LogLost, Record
-from recsys.records import DEAD_LETTERS, DeadLetter, pack
+import msgspec
 
-REASON_CHARACTERS = 500
+from recsys.dedupe import Recent
+from recsys.events import Rejected
+from recsys.log import Append, Log, LogLost, LogUnavailable, Record
+from recsys.records import DEAD_LETTERS, DeadLetter, pack, unpack
+
+REASON_CHARACTERS: Final = 500
+LETTERS_KNOWN: Final = 100_000  # the newest letters, among which none is put twice
+UNREADABLE: Final = (Rejected, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Consumer:
@@ -62,19 +69,27 @@ def check_same(log: Log, saved_id: str, what: str) -> None:
 
 
 class DeadLetters:
-    """Puts aside what can't be read, raw, with the reason. ``counts`` is how many, by topic.
+    """Puts aside what can't be read of some ``topics``, raw, with the reason: each record once.
 
-    A fold that is restarted before its snapshot may put the same record again: (topic, partition, offset) is
-    the letter's id.
+    One part owns a topic's letters; who else reads the topic skips the record and counts it. What stands in
+    ``dead_letters`` is not put again, also after a restart. ``counts`` is how many it sent, by topic.
     """
 
-    def __init__(self, log: Log) -> None:
-        self._log = log
+    def __init__(self, log: Log, topics: Collection[str]) -> None:
+        self._log, self._topics = log, topics
+        self._known: Recent | None = None  # read from the log when the first letter comes
+        self._unsent: list[tuple[str, Append]] = []
         self.counts: Counter[str] = Counter()
 
     def put(
         self, topic: str, partition: int, record: Record, reason: str, time_ms: int = 0
     ) -> None:
+        """Writes a letter, which ``send`` sends. ``time_ms``: event time, where there is one."""
+        assert topic in self._topics, f"the dead letters of {topic!r} belong to another part"
+        if self._known is None:
+            self._known = self._standing()
+        if not self._known.add(_place(topic, partition, record.offset)):
+            return
         letter = DeadLetter(
             topic=topic,
             partition=partition,
@@ -83,5 +98,41 @@ class DeadLetters:
             raw=record.value,
             time_ms=time_ms,
         )
-        self._log.append(DEAD_LETTERS, [Append(0, record.key, pack(letter))])
-        self.counts[topic] += 1
+        self._unsent.append((topic, Append(0, record.key, pack(letter))))
+
+    def send(self) -> int:
+        """Appends what was put; returns how many letters that were. After LogUnavailable put them again:
+        which of them the log took is then looked up."""
+        unsent, self._unsent = self._unsent, []
+        if not unsent:
+            return 0
+        try:
+            self._log.append(DEAD_LETTERS, [append for _, append in unsent])
+        except LogUnavailable:
+            self._known = None
+            raise
+        self.counts.update(topic for topic, _ in unsent)
+        return len(unsent)
+
+    def forget(self) -> None:
+        """Throws away what was put and not sent: it will be put again."""
+        if self._unsent:
+            self._unsent, self._known = [], None
+
+    def _standing(self) -> Recent:
+        known, end = Recent(LETTERS_KNOWN), self._log.end(DEAD_LETTERS, 0)
+        offset = max(self._log.begin(DEAD_LETTERS, 0), end - LETTERS_KNOWN)
+        while records := self._log.read(DEAD_LETTERS, 0, offset):
+            for record in records:
+                try:
+                    letter = unpack(record.value, DeadLetter)
+                except UNREADABLE:
+                    continue
+                if letter.topic in self._topics:
+                    known.add(_place(letter.topic, letter.partition, letter.offset))
+            offset = records[-1].offset + 1
+        return known
+
+
+def _place(topic: str, partition: int, offset: int) -> str:
+    return f"{topic}/{partition}/{offset}"

@@ -1,7 +1,9 @@
+from collections.abc import Sequence
+
 import pytest
 
 from recsys.consumer import Consumer, DeadLetters
-from recsys.log import Append, LogLost, MemoryLog, Record, Topic
+from recsys.log import Append, LogLost, LogUnavailable, MemoryLog, Record, Topic
 from recsys.records import DEAD_LETTERS, DeadLetter, unpack
 
 
@@ -66,12 +68,70 @@ def test_a_poll_that_fails_has_moved_nothing(log: MemoryLog) -> None:
     assert consumer.offsets == {0: 0, 1: 0}
 
 
+def standing(log: MemoryLog) -> list[DeadLetter]:
+    return [unpack(r.value, DeadLetter) for r in log.read(DEAD_LETTERS, 0, 0)]
+
+
 def test_dead_letters_keep_what_was_there_and_are_counted(log: MemoryLog) -> None:
-    letters = DeadLetters(log)
+    letters = DeadLetters(log, ("t",))
     letters.put("t", 2, Record(7, b"u1", b"\xff\x00"), "no event " * 1000, time_ms=5)
     letters.put("t", 0, Record(8, b"", b""), "empty")
-    [first, second] = [unpack(r.value, DeadLetter) for r in log.read(DEAD_LETTERS, 0, 0)]
+    assert standing(log) == [] and letters.send() == 2 and letters.send() == 0
+    [first, second] = standing(log)
     assert (first.topic, first.partition, first.offset, first.time_ms) == ("t", 2, 7, 5)
     assert first.raw == b"\xff\x00" and len(first.reason) == 500
     assert second.reason == "empty"
     assert letters.counts == {"t": 2}
+
+
+def test_a_record_has_one_letter_whoever_reads_it_again(log: MemoryLog) -> None:
+    log.append(DEAD_LETTERS, [Append(0, b"", b"\xc1 no letter")])
+    for _ in range(3):  # restarts
+        letters = DeadLetters(log, ("t", "u"))
+        for _ in range(2):
+            for topic, offset in (("t", 7), ("t", 8), ("u", 7)):
+                letters.put(topic, 0, Record(offset, b"", b"x"), "?")
+            letters.send()
+    places = [
+        (x.topic, x.offset)
+        for x in (unpack(r.value, DeadLetter) for r in log.read(DEAD_LETTERS, 0, 1))
+    ]
+    assert places == [("t", 7), ("t", 8), ("u", 7)]
+
+
+@pytest.mark.parametrize("through", [0, 1, 2])
+def test_letters_of_a_failed_append_are_sent_once(log: MemoryLog, through: int) -> None:
+    class Flaky(MemoryLog):
+        fails = 1
+
+        def append(self, topic: str, records: Sequence[Append]) -> list[int]:
+            if self.fails:
+                self.fails -= 1
+                super().append(topic, records[:through])
+                raise LogUnavailable("away")
+            return super().append(topic, records)
+
+    flaky = Flaky()
+    flaky.create(Topic(DEAD_LETTERS))
+    letters = DeadLetters(flaky, ("t",))
+    for attempt in range(2):
+        letters.put("t", 0, Record(1, b"", b"x"), "?")
+        letters.put("t", 0, Record(2, b"", b"x"), "?")
+        if attempt == 0:
+            with pytest.raises(LogUnavailable):
+                letters.send()
+    letters.send()
+    assert [letter.offset for letter in standing(flaky)] == [1, 2]
+
+
+def test_what_was_put_and_thrown_away_can_be_put_again(log: MemoryLog) -> None:
+    letters = DeadLetters(log, ("t",))
+    letters.put("t", 0, Record(1, b"", b"x"), "?")
+    letters.forget()
+    letters.put("t", 0, Record(1, b"", b"x"), "?")
+    assert letters.send() == 1
+
+
+def test_another_parts_letters_are_not_put(log: MemoryLog) -> None:
+    with pytest.raises(AssertionError, match="belong to another part"):
+        DeadLetters(log, ("t",)).put("u", 0, Record(1, b"", b"x"), "?")

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +21,11 @@ def joiner(**changes: object) -> Joiner:
 
 def fed(its: Joiner, *events: object) -> list[Example]:
     return [e for n, event in enumerate(events) for e in its.feed(n, event)]  # type: ignore[arg-type]
+
+
+def recalling(events: Sequence[object]) -> Joiner:
+    """A joiner that reads impressions again, from their place among the events."""
+    return Joiner(0, LABELS, CONFIG, lambda offset: events[offset])  # type: ignore[arg-type,return-value]
 
 
 SHOWN = impression(1, 1, START_MS)
@@ -73,6 +80,7 @@ def test_a_later_engagement_corrects_until_the_horizon_and_is_late_after_it() ->
     assert its.feed(6, engagement(SHOWN, 0, "like", 300_001)) == []  # nothing new
     assert its.feed(7, engagement(SHOWN, 0, "long_view", 661_000)) == []
     assert (its.counts["late"], its.counts["corrections"], its.pending()) == (1, 1, 0)
+    assert its.counts["unmatched"] == 0
 
 
 def test_engagements_of_other_items_and_other_users_are_unmatched() -> None:
@@ -82,6 +90,18 @@ def test_engagements_of_other_items_and_other_users_are_unmatched() -> None:
     strange.item_id = "nobody"
     assert fed(its, SHOWN, strange, engagement(other, 0, "view", 20)) == []
     assert its.counts["unmatched"] == 2
+
+
+def test_an_engagement_whose_impression_never_came_is_unmatched_not_late() -> None:
+    its = joiner()
+    assert fed(its, engagement(SHOWN, 0, "view", 1_000)) == []
+    assert (its.counts["unmatched"], its.counts["late"]) == (1, 0)
+    its.feed(1, SHOWN)
+    its.advance(START_MS + 700_000)
+    again = joiner()
+    again.restore(its.pack())
+    again.feed(2, engagement(SHOWN, 1, "view", 700_000))
+    assert (again.counts["unmatched"], again.counts["late"]) == (1, 1)
 
 
 def test_repeats_count_once() -> None:
@@ -125,6 +145,57 @@ def test_a_restored_joiner_goes_on_with_the_same_examples(cut: int, requests: in
     assert found == expected
     assert second.counts == whole.counts
     assert [e.sequence for e in expected] == list(range(1, len(expected) + 1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(cut=st.integers(0, 200), requests=st.integers(1, 60))
+def test_impressions_read_again_give_the_examples_of_impressions_kept(
+    cut: int, requests: int
+) -> None:
+    events = feed(requests)
+    kept, its = joiner(), recalling(events)
+    expected = [e for n, event in enumerate(events) for e in kept.feed(n, event)]
+    found = [e for n, event in enumerate(events[:cut]) for e in its.feed(n, event)]
+    again = recalling(events)
+    again.restore(its.pack())
+    found += [e for n, event in enumerate(events[cut:], cut) for e in again.feed(n, event)]
+    assert found == expected
+    assert again.counts == kept.counts and again.counts["lost"] == 0
+
+
+def test_an_impression_that_is_gone_is_counted_and_changes_nothing_of_what_follows() -> None:
+    events = [
+        SHOWN,
+        engagement(SHOWN, 0, "view", 1_000),
+        Tick(time_ms=START_MS + 61_000),
+        engagement(SHOWN, 0, "like", 62_000),  # a correction
+        engagement(SHOWN, 1, "view", 63_000),  # an example after the window
+        other := impression(2, 1, START_MS + 64_000),
+        engagement(other, 0, "view", 1_000),
+    ]
+    whole = fed(recalling(events), *events)
+    its = Joiner(0, LABELS, CONFIG, lambda offset: None)
+    found = fed(its, *events)
+    assert [e.sequence for e in whole] == [1, 2, 3, 4] and found == [whole[0], whole[3]]
+    assert (its.counts["lost"], its.counts["corrections"], its.counts["examples"]) == (2, 0, 2)
+
+
+def test_after_its_window_an_impression_takes_little_memory() -> None:
+    """An hour's impressions are held, in memory and in each snapshot."""
+    events: list[object] = []
+    for n in range(300):
+        shown = impression(n, n % 12, START_MS + n, items=10)
+        events += [shown, *(engagement(shown, i, "view", 500 + i, watch_ms=500) for i in range(8))]
+    its = recalling(events)
+    fed(its, *events)
+    whole = len(its.pack())
+    its.advance(START_MS + 70_000)
+    ids = 9 * 300 * 40  # of the events, by which repeats are known: bounded by their number
+    per_impression = (len(its.pack()) - ids) / its.pending()
+    assert its.pending() == 300 and its.oldest() == 0
+    assert per_impression < 250 < (whole - ids) / 300 / 4
+    its.advance(START_MS + 700_000)
+    assert its.pending() == 0 and its.oldest() is None
 
 
 @settings(max_examples=25, deadline=None)

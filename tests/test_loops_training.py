@@ -21,8 +21,8 @@ from parameter_server.transport import SocketChannel, SocketServer
 from recsys import blueprint
 from recsys.blueprint import build_model
 from recsys.config import Config
-from recsys.events import FeatureBlock, Tick, decode, encode
-from recsys.log import Append, Log, LogLost, LogUnavailable, MemoryLog
+from recsys.events import Engagement, FeatureBlock, Tick, decode, encode
+from recsys.log import Append, Log, LogLost, LogUnavailable, MemoryLog, Record
 from recsys.loops import Heartbeat, Stop
 from recsys.open_log import create_topics, open_log
 from recsys.part_state import PartState
@@ -38,6 +38,7 @@ from recsys.records import (
     Live,
     Step,
     pack,
+    topics,
     unpack,
 )
 from recsys.ticker import Idle, Ticker
@@ -45,6 +46,7 @@ from tests.toy_feed import (
     DENSE,
     FEATURES,
     PARTITIONS,
+    START_MS,
     append_events,
     append_examples,
     example,
@@ -78,12 +80,19 @@ class FlakyLog(MemoryLog):
     def __init__(self) -> None:
         super().__init__()
         self.fail: dict[str, list[int]] = {}  # topic -> how many records get through, by failure
+        self.away = 0  # how many reads of examples fail
 
     def append(self, topic: str, records: Sequence[Append]) -> list[int]:
         if self.fail.get(topic):
             super().append(topic, records[: self.fail[topic].pop(0)])
             raise LogUnavailable(f"{topic} is away")
         return super().append(topic, records)
+
+    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
+        if self.away and topic == EXAMPLES:
+            self.away -= 1
+            raise LogUnavailable(f"{topic} is away")
+        return super().read(topic, partition, offset, limit)
 
 
 def everything(log: Log, topic: str, kind: type) -> list[list]:
@@ -173,9 +182,95 @@ def test_it_saves_by_its_clock_and_holds_the_log_behind_it(tmp_path: Path) -> No
     assert not list(tmp_path.rglob("*.msgpack"))
     clock.now_ms = 5_000
     loop.turn()
+    assert log.holds(EVENTS, 0) == {
+        "joiner": 0
+    }  # from its first impression, which may be read again
+    append_events(log, [Tick(time_ms=START_MS + 10_000_000)])
+    for now_ms in (10_000, 15_000):  # what is needed of the snapshot before is kept
+        clock.now_ms = now_ms
+        loop.turn()
     assert log.holds(EVENTS, 0) == {"joiner": log.end(EVENTS, 0)}
     again = join(log, PartState(tmp_path, "joiner"))
     assert again.offsets == loop.offsets and again.counts()["examples"] > 0
+
+
+def late_likes(log: MemoryLog) -> list[Append]:
+    """A like of each viewed item of the log's events, after the windows and before the horizons."""
+    likes = []
+    for partition in range(PARTITIONS):
+        for record in log.read(EVENTS, partition, log.begin(EVENTS, partition)):
+            event = decode(record.value)
+            if isinstance(event, Engagement) and event.kind == "view":
+                like = msgspec.structs.replace(
+                    event, kind="like", time_ms=START_MS + 600_000, watch_ms=None
+                )
+                likes.append(Append(partition, record.key, encode(like)))
+    return likes
+
+
+def test_impressions_are_read_again_from_the_log_that_is_held_for_them(tmp_path: Path) -> None:
+    log, clock = toy_log(), Clock()
+    append_events(log, [*feed(20), Tick(time_ms=START_MS + 500_000)])
+    loop = join(log, PartState(tmp_path, "joiner"), clock)
+    loop.turn()
+    loop.save()
+    likes = late_likes(log)
+    for partition in range(PARTITIONS):
+        log.trim(EVENTS, partition, log.end(EVENTS, partition))  # as far as it may
+    log.append(EVENTS, likes)
+    again = join(log, PartState(tmp_path, "joiner"))
+    drain(again)
+    counts = again.counts()
+    assert counts["corrections"] > 10 and counts["lost"] == 0 == counts["unmatched"]
+    corrected = [e for part in everything(log, EXAMPLES, Example) for e in part if e.correction]
+    assert all(e.features is not None and e.previous != e.labels for e in corrected)
+
+
+def test_a_log_that_lost_impressions_costs_their_corrections_alone(tmp_path: Path) -> None:
+    log = toy_log()
+    append_events(log, [*feed(20), Tick(time_ms=START_MS + 500_000)])
+    loop = join(log, PartState(tmp_path, "joiner"))
+    loop.turn()
+    likes = late_likes(log)
+    for partition in range(PARTITIONS):
+        log.trim(EVENTS, partition, log.end(EVENTS, partition) - 1)
+    before = loop.counts()
+    log.append(EVENTS, likes)
+    drain(loop)
+    counts = loop.counts()
+    assert counts["lost"] > 10 and counts["corrections"] == before["corrections"]
+    loop.save()  # holds what is left
+
+
+def test_a_log_that_is_away_while_it_goes_back_loses_nothing(tmp_path: Path) -> None:
+    log = FlakyLog()
+    for topic in topics(PARTITIONS):
+        log.create(topic)
+    append_events(log, feed(60))
+    loop = join(log, PartState(tmp_path, "joiner"))
+    log.fail[EXAMPLES] = [1]
+    log.away = 2  # reads, after that
+    for _ in range(3):
+        with pytest.raises(LogUnavailable):
+            drain(loop)
+        loop.save()  # as a part does that is stopped now: half a turn must not be saved
+    drain(loop)
+    assert everything(log, EXAMPLES, Example) == expected_examples(60)
+    drain(join(log, PartState(tmp_path, "joiner")))
+    assert everything(log, EXAMPLES, Example) == expected_examples(60)
+
+
+def test_a_snapshot_of_another_version_says_what_to_do(tmp_path: Path) -> None:
+    log = toy_log()
+    loop, state = join(log, PartState(tmp_path, "joiner")), PartState(tmp_path, "joiner")
+    loop.save()
+    saved = state.load(log.id)
+    assert saved is not None
+    packed = msgspec.msgpack.decode(saved.blob)
+    packed["joiners"] = dict.fromkeys(packed["joiners"], msgspec.msgpack.encode({"open": {}}))
+    state.save(log.id, saved.offsets, msgspec.msgpack.encode(packed))
+    with pytest.raises(ValueError, match="remove that folder"):
+        join(log, PartState(tmp_path, "joiner"))
 
 
 def test_the_snapshot_of_another_log_is_refused(tmp_path: Path) -> None:

@@ -3,32 +3,37 @@
 Exactly once, by its own output: after a restart the joiners go back to their snapshot and are fed again from
 the offset that belongs to it; what comes out is the same, with the same sequence numbers, and what stands in
 ``examples`` already is not appended again. An append that failed halfway is treated in the same way.
+
+An impression is read again from the log where something is done with it after its window. So the log keeps
+what comes after the oldest impression of the snapshot, not only after the snapshot itself.
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from recsys.blueprint import feature_set
+from recsys.clock import wall_ms
 from recsys.config import Config, JoinConfig
-from recsys.consumer import Consumer
-from recsys.events import Rejected, decode
+from recsys.consumer import UNREADABLE, Consumer, DeadLetters
+from recsys.events import Impression, Rejected, decode
 from recsys.features import FeatureSet
-from recsys.log import Append, Log, LogUnavailable
+from recsys.log import Append, Log, LogLost
 from recsys.loops import Stop
 from recsys.open_log import open_log
 from recsys.part_state import PartState
-from recsys.records import DEAD_LETTERS, EVENTS, EXAMPLES, DeadLetter, Example, pack, unpack
+from recsys.records import EVENTS, EXAMPLES, Example, pack
+from recsys.turns import Turns, patiently
 from training.joiner import Joiner
-from training.sequencer_loop import wall_ms
 
 PART: Final = "joiner"
 _READ: Final = 500  # records of each partition in a turn
 _SAVE_EVERY_MS: Final = 5_000
-_SAVE_SHARE: Final = 0.05  # of the time at most: the state holds an hour's impressions
+_SAVE_SHARE: Final = 0.05  # of the time at most: the state tells of an hour's impressions
 _LOG: Final = logging.getLogger(__name__)
 _BACK: Final = 1_000  # examples read at once, backwards
 
@@ -53,13 +58,14 @@ class _Place:
     joiners: dict[int, Joiner]
     offsets: dict[int, int]
     appended: dict[int, set[int]] = field(default_factory=dict)  # sequences
-    lettered: set[tuple[int, int]] = field(default_factory=set)  # (partition, offset)
 
 
-class JoinerLoop:
+class JoinerLoop(Turns):
     """The joiners of all partitions over a log. ``state`` keeps their snapshot; without it they start afresh.
 
-    ``clock`` (milliseconds) says when to save; the join itself knows event time only.
+    ``clock`` (milliseconds) says when to save; the join itself knows event time only. ``again`` is another
+    client of the same log, for impressions that are read again: a client that reads on from where it was is
+    slow to jump back and forth (Kafka).
     """
 
     def __init__(
@@ -69,10 +75,14 @@ class JoinerLoop:
         features: FeatureSet,
         clock: Callable[[], int],
         state: PartState | None = None,
+        again: Log | None = None,
     ) -> None:
         self._log, self._config, self._features = log, config, features
+        self._again = again or log
         self._clock, self._state = clock, state
         self._partitions = list(range(log.partitions(EVENTS)))
+        self._letters = DeadLetters(log, (EVENTS,))
+        self._needed: dict[int, int] | None = None  # by the newest snapshot; None where there is none
         self._due_ms = clock() + _SAVE_EVERY_MS
         self.unreadable = 0
         self.skipped = 0  # events passed over for want of a snapshot and of the beginning
@@ -95,49 +105,66 @@ class JoinerLoop:
         """Impressions held."""
         return sum(joiner.pending() for joiner in self._place.joiners.values())
 
-    def turn(self) -> int:
-        """Joins what is there; returns how many events. When it returns, their examples are appended.
-
-        After LogUnavailable it has gone back to its snapshot: call it again.
-        """
-        try:
-            return self._turn()
-        except LogUnavailable:
-            self._restore()
-            raise
-
     def save(self) -> None:
-        """Takes a snapshot; the log then keeps what comes after the one before it."""
-        if self._state is None:
+        """Takes a snapshot; the log then keeps what is needed to go on from the one before it."""
+        if self._state is None or self.astray:
             return
         started_ms = self._clock()
         joiners = {p: joiner.pack() for p, joiner in self._place.joiners.items()}
         blob = msgspec.msgpack.encode(_Packed(self._features.digest, joiners))
-        held = self._state.save(self._log.id, {EVENTS: self.offsets}, blob)
-        for partition, offset in held[EVENTS].items():
+        self._state.save(self._log.id, {EVENTS: self.offsets}, blob)
+        needed = self._needed_from()
+        for partition, offset in (self._needed or needed).items():
             self._log.hold(PART, EVENTS, partition, offset)
+        self._needed = needed
         now_ms = self._clock()
         self._due_ms = now_ms + max(_SAVE_EVERY_MS, int((now_ms - started_ms) / _SAVE_SHARE))
 
     def _turn(self) -> int:
+        """Joins what is there. When it returns, the examples are appended."""
         examples: list[Append] = []
-        letters: list[Append] = []
         read = self._consumer.poll(_READ)
         for partition, record in read:
+            joiner = self._place.joiners[partition]
             try:
                 event = decode(record.value)
             except Rejected as error:
-                self._reject(letters, partition, record.offset, record.value, str(error))
+                self.unreadable += 1
+                self._letters.put(EVENTS, partition, record, str(error), joiner.watermark_ms)
                 continue
-            for example in self._place.joiners[partition].feed(record.offset, event):
+            for example in joiner.feed(record.offset, event):
                 self._emit(examples, example)
         if examples:
             self._log.append(EXAMPLES, examples)
-        if letters:
-            self._log.append(DEAD_LETTERS, letters)
+        self._letters.send()
         if self._clock() >= self._due_ms:
             self.save()
         return len(read)
+
+    def _needed_from(self) -> dict[int, int]:
+        """The lowest offset that is read again when one goes on from here, by partition; where retention has
+        passed that (Kafka can't be held), the lowest that is left."""
+        needed = {}
+        for partition, offset in self._consumer.offsets.items():
+            oldest = self._place.joiners[partition].oldest()
+            if oldest is not None and oldest < offset:
+                offset = min(offset, max(oldest, self._log.begin(EVENTS, partition)))
+            needed[partition] = offset
+        return needed
+
+    def _recall(self, partition: int, offset: int) -> Impression | None:
+        """An impression, read again; None where the log no longer has it."""
+        try:
+            records = self._again.read(EVENTS, partition, offset, 1)
+        except LogLost:
+            return None
+        if not records or records[0].offset != offset:
+            return None
+        try:
+            event = decode(records[0].value)
+        except Rejected:
+            return None
+        return event if isinstance(event, Impression) else None
 
     def _emit(self, appends: list[Append], example: Example) -> None:
         appended = self._place.appended[example.partition]
@@ -147,26 +174,11 @@ class JoinerLoop:
             key = str(example.user_id).encode()
             appends.append(Append(example.partition, key, pack(example)))
 
-    def _reject(
-        self, appends: list[Append], partition: int, offset: int, raw: bytes, reason: str
-    ) -> None:
-        self.unreadable += 1
-        if (partition, offset) in self._place.lettered:
-            return
-        letter = DeadLetter(
-            topic=EVENTS,
-            partition=partition,
-            offset=offset,
-            reason=reason[:500],
-            raw=raw,
-            time_ms=self._place.joiners[partition].watermark_ms,
-        )
-        appends.append(Append(0, b"", pack(letter)))
-
     def _restore(self) -> None:
         """Goes to the snapshot, and looks up what was put out after it."""
         labels, join = self._features.schema.labels, self._join_config()
-        place = _Place({p: Joiner(p, labels, join) for p in self._partitions}, {})
+        joiners = {p: Joiner(p, labels, join, partial(self._recall, p)) for p in self._partitions}
+        place = _Place(joiners, {})
         saved = self._state.load(self._log.id) if self._state is not None else None
         if self._state is not None and self._state.note:
             _LOG.warning("%s", self._state.note)
@@ -178,15 +190,26 @@ class JoinerLoop:
                     f"{self._features.digest}: use another state folder for another feature set"
                 )
             for partition, joiner in place.joiners.items():
-                joiner.restore(packed.joiners[partition])
+                self._restore_one(joiner, packed.joiners[partition])
             place.offsets = dict(saved.offsets[EVENTS])
         for partition, joiner in place.joiners.items():
             place.appended[partition] = sequences_after(self._log, partition, joiner.sequence)
         if saved is None:
             self._begin_without_snapshot(place)
-        place.lettered = lettered(self._log)
-        self._place = place
+        self._letters.forget()
         self._consumer = Consumer(self._log, EVENTS, self._partitions, place.offsets)
+        self._place = place
+        self._needed = self._needed_from() if saved is not None else None
+
+    def _restore_one(self, joiner: Joiner, packed: bytes) -> None:
+        try:
+            joiner.restore(packed)
+        except msgspec.MsgspecError as error:
+            folder = self._state.folder if self._state is not None else ""
+            raise ValueError(
+                f"the joiner's snapshot in {folder} is of another version ({error}): remove that folder to "
+                "join again from the log's beginning; what stands in examples isn't appended again"
+            ) from error
 
     def _join_config(self) -> JoinConfig:
         """The schema may say too that all that is served is shown: it goes with the data."""
@@ -220,7 +243,7 @@ def sequences_after(log: Log, partition: int, sequence: int) -> set[int]:
             if record.offset < stop:
                 try:
                     block.append(decoder.decode(record.value).sequence)
-                except msgspec.MsgspecError:
+                except UNREADABLE:
                     continue
         found.update(number for number in block if number > sequence)
         if block and max(block) <= sequence:
@@ -229,30 +252,15 @@ def sequences_after(log: Log, partition: int, sequence: int) -> set[int]:
     return found
 
 
-def lettered(log: Log) -> set[tuple[int, int]]:
-    """(partition, offset) of the events that have a dead letter."""
-    found, offset = set(), log.begin(DEAD_LETTERS, 0)
-    while records := log.read(DEAD_LETTERS, 0, offset):
-        for record in records:
-            letter = unpack(record.value, DeadLetter)
-            if letter.topic == EVENTS:
-                found.add((letter.partition, letter.offset))
-        offset = records[-1].offset + 1
-    return found
-
-
 def run(config: Config, stop: Stop) -> None:
     """The part: joins until asked to stop, then takes a last snapshot."""
-    log = open_log(config)
-    loop = JoinerLoop(log, config, feature_set(config), wall_ms, PartState(config.state, PART))
+    log, again = open_log(config), open_log(config)
+    state = PartState(config.state, PART)
+    loop = JoinerLoop(log, config, feature_set(config), wall_ms, state, again)
     beat, told = stop.heartbeat, loop.counts()
     while not stop.is_set():
-        try:
-            moved = loop.turn()
-        except LogUnavailable as error:
-            _LOG.warning("log unavailable, trying again: %s", error)
-            beat.add("retries")
-            stop.wait(0.5)
+        moved = patiently(loop.turn, stop, _LOG)
+        if moved is None:
             continue
         beat.add("events", moved)
         counts = loop.counts()
@@ -264,4 +272,5 @@ def run(config: Config, stop: Stop) -> None:
         if not moved:
             log.wait(EVENTS, 0.05)
     loop.save()
+    again.close()
     log.close()
