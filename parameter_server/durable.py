@@ -8,7 +8,7 @@ which is also what a shard starts from; so shards come back on their own, and to
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -176,6 +176,10 @@ class DurableShard:
         if steps is not None and steps[0] > self._shard.applied + 1:
             self.lost = f"snapshot {self._shard.applied}, write-ahead file {steps[0]} to {steps[1]}"
             self._wal.clear()
+        elif steps is not None and steps[1] < self._shard.applied:
+            # A power cut took its end, or it is of an earlier number of shards: the snapshot holds all of it,
+            # and the next step behind it would leave a hole, at which the file would be cut.
+            self._wal.clear()
         for _, payload in self._wal.records(after=self._shard.applied):
             self._unpublished.clear()  # published before the step after it was written down
             self._apply(StepSum.decode(payload))
@@ -241,16 +245,3 @@ def load_shard(shard: Shard, snapshot: snapshots.Snapshot) -> None:
         for name in metas[0].keys() - {"step", "clock_ms"}
     }
     shard.load([snapshot.read(part) for part in range(snapshot.parts)], meta)
-
-
-def start_line(folder: Path, source: snapshots.Snapshot, spec: ShardSpec) -> None:
-    """Begins a line (or an epoch) as a copy of a snapshot: its shards then start from there."""
-    for part in range(spec.parts):
-        own = replace(spec, part=part)
-        dense = source.read(0, "dense/values").get("dense/values") if part == 0 else None
-        shard = Shard(own, dense)
-        load_shard(shard, source)
-        arrays, meta = shard.export()
-        snapshots.write_part(
-            folder, spec.line, spec.epoch, shard.applied, part, spec.parts, arrays, meta
-        )

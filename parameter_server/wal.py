@@ -46,10 +46,15 @@ class Wal:
         return self._end
 
     def append(self, step: int, payload: bytes) -> None:
-        """Writes one step. When it returns, the record outlives the process (``sync``: a power cut too).
+        """Writes one step, the one after the last (any, where the file is empty). When it returns, the record
+        outlives the process (``sync``: a power cut too).
 
         Where writing fails (a full disk), nothing of the record stays, and the error goes on.
         """
+        last = self._offsets[-1][0] if self._offsets else step - 1
+        assert step == last + 1, (
+            f"{self.path} ends with step {last}: {step} would be cut off at the next start"
+        )
         body = struct.pack("<Q", step) + payload
         data = memoryview(struct.pack("<II", len(payload), zlib.crc32(body)) + body)
         self._file.seek(self._end)

@@ -5,7 +5,7 @@ import pytest
 
 from parameter_server import snapshots
 from parameter_server.deltas import DeltaAssembler
-from parameter_server.durable import DurableShard, Home, start_line
+from parameter_server.durable import DurableShard, Home
 from parameter_server.parameter_client import LocalClient, Routed, part_of, route_lanes
 from parameter_server.shard import digest_of_shards
 from recsys.records import Delta
@@ -247,12 +247,10 @@ def test_a_corrupt_snapshot_and_its_cut_file_need_a_rewind(tmp_path):
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-def test_a_line_goes_on_as_another_with_another_number_of_shards(tmp_path, parts):
+def test_a_line_goes_on_with_another_number_of_shards(tmp_path, parts):
     line = Line(tmp_path, snapshot_every=10)
     work(line, ALL, 10)
-    source = snapshots.latest(tmp_path / "snapshots", "main").snapshot
-    other = toy_spec(parts, line="cand-1", epoch=2)
-    start_line(tmp_path / "snapshots", source, other)
+    other = toy_spec(parts)
     shards = []
     for part in range(parts):
         home = Home(tmp_path / "snapshots", tmp_path / f"other-{part}.wal")
@@ -265,3 +263,20 @@ def test_a_line_goes_on_as_another_with_another_number_of_shards(tmp_path, parts
     inserted = sum(shard.counters.inserted for shard in inner)
     work(line, ALL, STEPS)
     assert inserted == sum(shard.shard.counters.inserted for shard in line.shards)
+
+
+def test_a_file_that_ends_before_the_snapshot_leaves_no_hole(tmp_path):
+    """A power cut takes the file's unsynced tail, while the snapshot was synced."""
+    line = Line(tmp_path)
+    work(line, ALL, 8)
+    early = (tmp_path / "1.wal").read_bytes()
+    work(line, ALL, 10)
+    line.shards[1]._wal.close()
+    (tmp_path / "1.wal").write_bytes(early)
+    line.shards[1] = line.open(1)
+    assert line.where() == [10, 10]
+    work(line, ALL, 14)
+    line.crash(1)
+    assert line.shards[1].lost == "" and line.where() == [14, 14]
+    work(line, ALL, STEPS)
+    check(line)

@@ -109,3 +109,11 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
     wal.append(3, bytes([3]) * 30)
     wal.close()
     assert steps_of(Wal(tmp_path / "a.wal", "me")) == [1, 2, 3]
+
+
+def test_a_hole_is_not_written(tmp_path):
+    wal = filled(tmp_path / "a.wal")
+    for step in (5, 7):
+        with pytest.raises(AssertionError, match="ends with step 5"):
+            wal.append(step, b"")
+    assert wal.steps == (1, 5)
