@@ -15,6 +15,7 @@ import msgspec
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from recsys.hashing import Id
@@ -52,7 +53,7 @@ def build_app(service: Service, admin_key: Callable[[], str]) -> FastAPI:
         yield
         await service.stop()
 
-    app = FastAPI(
+    app: FastAPI = FastAPIOffline(  # /docs without a content delivery network
         title="recsys", version="1", lifespan=life,
         description="A recommender that learns from every swipe.",
     )  # fmt: skip

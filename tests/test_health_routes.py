@@ -1,6 +1,7 @@
 """Health, readiness, metrics and pages over ASGI."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,11 @@ def test_health_readiness_metrics_page_and_docs(world: World) -> None:
         assert {"/v1/recommend", "/v1/events", "/v1/status"} <= schema["paths"].keys()
         body = schema["components"]["schemas"]["RecommendIn"]
         assert body["examples"][0]["user_id"] == "u42"
-        assert (await w.client.get("/docs")).status_code == 200
+        docs = (await w.client.get("/docs")).text
+        needed = re.findall(r'(?:src|href)="([^"]+)"', docs)
+        assert needed, "the page has its script and style"
+        for path in needed:  # all from here: a laptop without a network reads them too
+            assert path.startswith("/") and (await w.client.get(path)).status_code == 200
 
     run(world, scenario)
 
