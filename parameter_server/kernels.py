@@ -205,18 +205,10 @@ def adagrad(values: Any, accumulator: Any, used: Any, slots: Any, gradients: Any
 def add_lane(index: Any, sum_keys: Any, sum_counts: Any, sums: Any, rows: Any, keys: Any,
              gradients: Any, counts: Any) -> Any:  # fmt: skip
     """Adds one lane's gradients to sums by key, keys in the order first seen; returns the number of sums."""
-    mask = np.uint64(index.shape[0] - 1)
+    slots = np.empty(keys.shape[0], np.int64)
+    rows = insert(index, sum_keys, rows, keys, slots)
     for i in range(keys.shape[0]):
-        key = keys[i]
-        cell = mix(np.uint64(key)) & mask
-        while index[cell, 1] >= 0 and index[cell, 0] != key:
-            cell = (cell + np.uint64(1)) & mask
-        if index[cell, 1] < 0:
-            index[cell, 0] = key
-            index[cell, 1] = rows
-            sum_keys[rows] = key
-            rows += 1
-        slot = np.uint64(index[cell, 1])
+        slot = np.uint64(slots[i])
         sum_counts[slot] += counts[i]
         for j in range(gradients.shape[1]):
             sums[slot, j] += gradients[i, j]
