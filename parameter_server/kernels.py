@@ -233,14 +233,5 @@ def split(keys: Any, shards: Any, owners: Any, order: Any, bounds: Any) -> None:
     bounds[0] = 0
 
 
-@kernel(types.void(_KEYS, _ROWS, _ROWS_OUT))
-def scatter_add(inverse: Any, gradients: Any, sums: Any) -> None:
-    """sums[inverse[i]] += gradients[i], in order."""
-    for i in range(inverse.shape[0]):
-        slot = np.uint64(inverse[i])
-        for j in range(gradients.shape[1]):
-            sums[slot, j] += gradients[i, j]
-
-
 def warm() -> None:
     """Everything is compiled when this module is imported; a part calls this before it reports ready."""

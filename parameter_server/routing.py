@@ -64,13 +64,6 @@ def unique(keys: Keys) -> tuple[Keys, Keys]:
     return found[:count], inverse
 
 
-def sum_by(inverse: Keys, gradients: Rows, count: int) -> Rows:
-    """Adds gradients (N, D) up by ``inverse`` of ``unique``: (count, D), in the order of the batch."""
-    sums = np.zeros((count, gradients.shape[1]), np.float32)
-    kernels.scatter_add(as_keys(inverse), as_rows(gradients), sums)
-    return sums
-
-
 def new_index(rows: int) -> Keys:
     """An empty index of ``kernels`` that holds ``rows`` keys at no more than 60% load."""
     cells = 8
