@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from recsys.clock import wall_ms
 from recsys.log import (
     Append,
     LogUnavailable,
@@ -29,16 +30,12 @@ IDLE_POLL_S: Final = 0.005  # after IDLE_S without a record, so that idle parts 
 IDLE_S: Final = 0.25
 
 
-def wall_ms() -> int:
-    """Now, by the wall clock: the append time, which retention goes by."""
-    return time.time_ns() // 1_000_000
-
-
 class SqliteLog:
     """The log in a folder. ``durability``: "process" outlives kill -9, "power" a power cut as well.
 
     Raises LogLost where a topic's file was removed or comes from another log, LogUnavailable where it can't
-    be written for ``patience_s`` (full disk, a lock that nobody gives back). ``clock`` gives append times.
+    be written for ``patience_s`` (full disk, a lock that nobody gives back). ``clock`` gives append times,
+    which retention goes by.
     """
 
     def __init__(

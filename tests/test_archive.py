@@ -1,6 +1,9 @@
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from recsys.events import Item, Tick, encode
@@ -81,18 +84,18 @@ def test_a_kill_at_any_time_neither_loses_nor_repeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log, clock = toy_log(), Clock()
-    real, calls = archives._write_file, 0
+    real, calls = archives._publish, 0
 
-    def dies(frame: pl.DataFrame, path: Path) -> None:
+    def dies(partial: Path, path: Path) -> None:
         nonlocal calls
         calls += 1
         if calls % 3 == 1:
-            raise KeyboardInterrupt  # before anything was written
-        real(frame, path)
+            raise KeyboardInterrupt  # before it took its place
+        real(partial, path)
         if calls % 3 == 2:
-            raise KeyboardInterrupt  # after it was
+            raise KeyboardInterrupt  # after it did
 
-    monkeypatch.setattr(archives, "_write_file", dies)
+    monkeypatch.setattr(archives, "_publish", dies)
     for n in range(30):
         append_events(log, feed(4, first=4 * n))
         ticks(log, START_MS + n * HOUR_MS // 5)
@@ -103,7 +106,7 @@ def test_a_kill_at_any_time_neither_loses_nor_repeats(
             its.flush()
         except KeyboardInterrupt:
             pass
-    monkeypatch.setattr(archives, "_write_file", real)
+    monkeypatch.setattr(archives, "_publish", real)
     its = Archive(log, tmp_path, clock)
     while its.turn():
         pass
@@ -134,6 +137,52 @@ def test_an_hour_that_is_over_becomes_one_file(tmp_path: Path) -> None:
         files_of(tmp_path, EVENTS)[1].path.parent
     }
     assert archived(tmp_path, EVENTS) == on_the_log(log, EVENTS)
+
+
+def test_a_merge_gives_the_same_rows_and_holds_a_part_of_them_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, clock = toy_log(), Clock()
+    its = Archive(log, tmp_path, clock)
+    for n in range(12):
+        append_examples(log, [example(k, partition=0) for k in range(n, n + 30)])
+        its.turn()
+        its.flush()
+    parts = [held for held in files_of(tmp_path, EXAMPLES) if held.partition == 0]
+    whole = pl.concat([pl.read_parquet(held.path, hive_partitioning=False) for held in parts])
+    assert len(parts) == 12 and len(whole) > 100
+    bound = whole.estimated_size() // 6
+    monkeypatch.setattr(archives, "_FLUSH_BYTES", bound)
+    monkeypatch.setattr(archives, "_MERGE_ROWS", 4)  # less than a file has
+    sizes = []
+    real = archives._row_groups
+
+    def measured(paths: Iterable[Path]) -> Iterator[pa.Table]:
+        for table in real(paths):
+            sizes.append(table.nbytes)
+            yield table
+
+    monkeypatch.setattr(archives, "_row_groups", measured)
+    archives.merge(parts)
+    [merged] = [held for held in files_of(tmp_path, EXAMPLES) if held.partition == 0]
+    assert (merged.first, merged.last) == (parts[0].first, parts[-1].last)
+    assert pl.read_parquet(merged.path, hive_partitioning=False).equals(whole)
+    assert len(sizes) >= 5 and max(sizes) < 2 * bound
+    about = pq.ParquetFile(merged.path).metadata
+    assert about.num_row_groups == len(sizes) and about.row_group(0).column(0).compression == "ZSTD"
+    assert archived(tmp_path, EXAMPLES) == on_the_log(log, EXAMPLES)
+
+
+def test_files_that_a_kill_left_half_are_removed(tmp_path: Path) -> None:
+    log, clock = toy_log(), Clock()
+    its = Archive(log, tmp_path, clock)
+    ticks(log, START_MS)
+    its.turn()
+    its.flush()
+    half = files_of(tmp_path, EVENTS)[0].path.with_name(".part-0-1-9.parquet.77")
+    half.write_bytes(b"PAR1")
+    Archive(log, tmp_path, clock)
+    assert not half.exists()
 
 
 def test_what_a_merge_left_over_is_not_read_twice_and_is_removed(tmp_path: Path) -> None:

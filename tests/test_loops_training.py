@@ -31,6 +31,7 @@ from recsys.records import (
     DEAD_LETTERS,
     EVENTS,
     EXAMPLES,
+    ITEMS,
     STEPS,
     DeadLetter,
     Delta,
@@ -558,6 +559,89 @@ def test_a_step_of_other_lanes_says_what_to_do() -> None:
         worker(log, fresh_client(other), other).turn()
 
 
+# --- step records that can't be read ---
+
+RUBBISH = [
+    b"\xc1rubbish",
+    b"\x81\xa4line\xa1\xff",
+    b"\x91" * 3000,
+    pack(Live(line="main", epoch=0)),
+]
+
+
+def copied(log: Log, steps: Sequence[bytes]) -> MemoryLog:
+    """The examples of a log, with other records of steps."""
+    copy = toy_log()
+    for partition in range(PARTITIONS):
+        records = log.read(EXAMPLES, partition, 0, 10_000)
+        copy.append(EXAMPLES, [Append(partition, r.key, r.value) for r in records])
+    copy.append(STEPS, [Append(0, b"main", value) for value in steps])
+    return copy
+
+
+def raw_steps(log: Log) -> list[bytes]:
+    return [record.value for record in log.read(STEPS, 0, 0)]
+
+
+@pytest.mark.parametrize("rubbish", RUBBISH)
+def test_records_between_steps_that_are_none_change_no_bit(rubbish: bytes) -> None:
+    log, config = trained_log(), toy_config()
+    steps = raw_steps(log)
+    noisy = copied(log, [rubbish, *(value for step in steps for value in (step, rubbish))])
+    clients = [fresh_client(config), fresh_client(config)]
+    for which, client in zip((log, noisy), clients, strict=True):
+        drain(its := worker(which, client, config))
+        assert its.step == 13 and its.counts["empty_steps"] == 0
+    assert digest_of_shards(clients[0].shards) == digest_of_shards(clients[1].shards)
+    cutter = sequence(noisy, Clock())
+    assert (cutter.step, cutter.offsets) == (13, sequence(log, Clock()).offsets)
+
+
+@pytest.mark.parametrize("lost", [[0], [5], [3, 4, 7]])
+def test_a_step_whose_record_cant_be_read_is_empty_wherever_one_begins(lost: list[int]) -> None:
+    log, config = trained_log(), toy_config()
+    steps = raw_steps(log)
+    for place in lost:
+        steps[place] = RUBBISH[place % 3]
+    broken = copied(log, steps)
+    whole = fresh_client(config, deltas := list[Delta]())
+    its = worker(broken, whole, config)
+    for _ in range(13):
+        its.turn()
+    assert (its.step, its.counts["empty_steps"]) == (13, len(lost))
+    assert its.counts["examples"] == 102 - 8 * len(lost)
+    assert [d.step for d in deltas] == list(range(1, 14))
+    client = fresh_client(config)
+    for _ in range(13):  # a new worker for each step, which begins to read there
+        worker(broken, client, config).turn()
+    assert digest_of_shards(client.shards) == digest_of_shards(whole.shards)
+    reader = StepReader(broken, "main", 0)
+    assert [reader.place(n) for n in range(1, 14)] == list(range(13))
+    assert reader.unreadable == len(lost) and reader.record(14) is None
+
+
+def test_a_newest_step_that_cant_be_read_is_cut_again() -> None:
+    log, clock = trained_log(), Clock()
+    steps = raw_steps(log)
+    broken = copied(log, [*steps[:-1], b"\xc1rubbish"])
+    loop = sequence(broken, clock)
+    assert loop.turn() > 0 and loop.step == 12  # its examples wait
+    clock.now_ms = 500
+    loop.turn()
+    assert unpack(raw_steps(broken)[-1], Step) == unpack(steps[-1], Step)
+    its = worker(broken, fresh_client(toy_config()), toy_config())
+    drain(its)
+    assert its.step == 13 and its.counts["empty_steps"] == 0
+
+
+def test_a_step_that_was_lost_without_a_trace_says_what_to_do() -> None:
+    log, config = trained_log(), toy_config()
+    steps = raw_steps(log)
+    its = worker(copied(log, steps[:5] + steps[6:]), fresh_client(config), config)
+    with pytest.raises(LogLost, match=r"steps/0 has no step 6 of line main.*a snapshot"):
+        drain(its)
+
+
 # --- ticks ---
 
 
@@ -748,6 +832,8 @@ def test_the_parts_run_over_one_log_and_stop_when_asked(tmp_path: Path) -> None:
     blueprint.decide(config, FEATURES)
     log = open_log(config)
     create_topics(log, config)
+    for topic in (EVENTS, ITEMS, STEPS):
+        log.append(topic, [Append(0, b"", b"\xc1rubbish")])
     bodies = {
         "joiner": joiner_loop.run,
         "sequencer": sequencer_loop.run,
@@ -763,6 +849,7 @@ def test_the_parts_run_over_one_log_and_stop_when_asked(tmp_path: Path) -> None:
     while not (
         stops["sequencer"].heartbeat.now().counters.get("steps", 0) >= 8
         and sum(stops["archive"].heartbeat.now().offsets.get(EXAMPLES, [])) > 60
+        and log.end(DEAD_LETTERS, 0) >= 3
     ):
         assert time.monotonic() < until, {n: s.heartbeat.now() for n, s in stops.items()}
         time.sleep(0.02)
@@ -778,5 +865,7 @@ def test_the_parts_run_over_one_log_and_stop_when_asked(tmp_path: Path) -> None:
     assert 60 < len(archived) <= made
     controls = [msgspec.msgpack.decode(r.value)["type"] for r in log.read(CONTROL, 0, 0)]
     assert controls.count("live") == 1
+    letters = everything(log, DEAD_LETTERS, DeadLetter)[0]
+    assert sorted(letter.topic for letter in letters) == [EVENTS, ITEMS, STEPS]
     assert PartState(tmp_path, "joiner").load(log.id) is not None
     log.close()

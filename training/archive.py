@@ -12,29 +12,35 @@ hour's many small files become one per partition once the hour is over.
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import msgspec
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from recsys.clock import wall_ms
 from recsys.config import Config
-from recsys.consumer import Consumer, check_same
-from recsys.events import Rejected, decode
-from recsys.log import Log, LogUnavailable, Record
+from recsys.consumer import UNREADABLE, Consumer, check_same
+from recsys.events import decode
+from recsys.log import Log, Record
 from recsys.loops import Stop, write_atomically
 from recsys.open_log import open_log
+from recsys.part_state import PartState
 from recsys.records import EVENTS, EXAMPLES, ITEMS, Example, unpack
-from training.sequencer_loop import wall_ms
+from recsys.turns import Turns, patiently
+from training.inspector import Inspector
 
 PART: Final = "archive"
 TOPICS: Final = (EVENTS, ITEMS, EXAMPLES)
 _FLUSH_MS: Final = 5_000
 _FLUSH_BYTES: Final = 32_000_000
 _READ: Final = 1_000
+_MERGE_ROWS: Final = 1_000  # read at once
 _HOUR_MS: Final = 3_600_000
 _NAME: Final = re.compile(r"part-(\d+)-(\d+)-(\d+)\.parquet")
 _LOG: Final = logging.getLogger(__name__)
@@ -74,7 +80,7 @@ class _Buffer:
     size: int = 0
 
 
-class Archive:
+class Archive(Turns):
     """Archives topics of a log into a folder. ``clock`` (milliseconds) says when to write."""
 
     def __init__(self, log: Log, folder: Path, clock: Callable[[], int]) -> None:
@@ -86,24 +92,14 @@ class Archive:
         self._buffers: dict[tuple[str, int], _Buffer] = {}
         self.written = 0
         self.files = 0
-        self._restart()
+        self._restore()
 
     def offsets(self, topic: str) -> list[int]:
         """The next offset to read, by partition."""
         return [offset for _, offset in sorted(self._consumers[topic].offsets.items())]
 
-    def turn(self) -> int:
-        """Reads what is there and writes what is due; returns how many records it read.
-
-        After LogUnavailable it goes on from what is written: call it again.
-        """
-        try:
-            return self._turn()
-        except LogUnavailable:
-            self._restart()
-            raise
-
     def _turn(self) -> int:
+        """Reads what is there and writes what is due."""
         moved = 0
         for topic, consumer in self._consumers.items():
             for partition, record in consumer.poll(_READ):
@@ -119,7 +115,8 @@ class Archive:
         for place in list(self._buffers):
             self._write(*place)
 
-    def _restart(self) -> None:
+    def _restore(self) -> None:
+        """Goes on from what is written."""
         self._buffers.clear()
         self._due_ms = self._clock() + _FLUSH_MS
         for topic in TOPICS:
@@ -165,7 +162,8 @@ class Archive:
         buffer = self._buffers.pop((topic, partition))
         first, last = buffer.rows[0][2], buffer.rows[-1][2]
         frame = pl.DataFrame(buffer.rows, schema=SCHEMA, orient="row")
-        _write_file(frame, _path(self._folder, topic, buffer.hour, partition, first, last))
+        with _beside(_path(self._folder, topic, buffer.hour, partition, first, last)) as partial:
+            frame.write_parquet(partial, compression="zstd")
         self.written += len(frame)
         self.files += 1
         self._log.hold(PART, topic, partition, last + 1)
@@ -197,6 +195,8 @@ def files_of(folder: Path, topic: str) -> list[Held]:
 
 def tidy(folder: Path, topic: str) -> list[Held]:
     """Removes what a kill left over, merges the hours that are over; returns the files, as ``files_of``."""
+    for half in (folder / topic).glob("day=*/hour=*/.part-*"):
+        half.unlink()
     kept = files_of(folder, topic)
     wanted = {held.path for held in kept}
     for held in _listed((folder / topic).glob("day=*/hour=*/*")):
@@ -212,14 +212,37 @@ def tidy(folder: Path, topic: str) -> list[Held]:
 
 
 def merge(parts: Sequence[Held]) -> None:
-    """Puts the files of one hour and partition into one, whose name covers theirs, and removes them."""
+    """Puts the files of one hour and partition into one, whose name covers theirs, and removes them.
+
+    An hour may be more than memory holds: no more than one row group of it is there at a time.
+    """
     if len(parts) < 2:
         return
-    frames = [pl.read_parquet(held.path, hive_partitioning=False) for held in parts]
     name = f"part-{parts[0].partition}-{parts[0].first}-{parts[-1].last}.parquet"
-    _write_file(pl.concat(frames), parts[0].path.with_name(name))
+    schema = pq.read_schema(parts[0].path)
+    with (
+        _beside(parts[0].path.with_name(name)) as partial,
+        pq.ParquetWriter(partial, schema, compression="zstd") as file,
+    ):
+        for table in _row_groups(held.path for held in parts):
+            file.write_table(table, row_group_size=len(table))
     for held in parts:
         held.path.unlink()
+
+
+def _row_groups(paths: Iterable[Path]) -> Iterator[pa.Table]:
+    """The rows of some files in order, as tables of about ``_FLUSH_BYTES``."""
+    batches, size = list[pa.RecordBatch](), 0
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_MERGE_ROWS, use_threads=False):
+                batches.append(batch)
+                size += batch.nbytes
+                if size >= _FLUSH_BYTES:
+                    yield pa.Table.from_batches(batches)
+                    batches, size = [], 0
+    if batches:
+        yield pa.Table.from_batches(batches)
 
 
 def hour_of(path: Path) -> int:
@@ -242,10 +265,16 @@ def _path(folder: Path, topic: str, hour: int, partition: int, first: int, last:
     return folder / topic / f"day={moment:%Y-%m-%d}" / f"hour={moment:%H}" / name
 
 
-def _write_file(frame: pl.DataFrame, path: Path) -> None:
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Where to write a file, which then takes its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    frame.write_parquet(partial, compression="zstd")
+    yield partial
+    _publish(partial, path)
+
+
+def _publish(partial: Path, path: Path) -> None:
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -262,7 +291,7 @@ def _row(topic: str, partition: int, record: Record, now_ms: int) -> tuple[tuple
             event = decode(record.value)
             kind, time_ms = type(event).__name__.lower(), event.time_ms
             fields = _fields(event)
-    except (Rejected, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         pass  # kept raw: its dead letter says why
     row = (topic, partition, record.offset, time_ms, record.key, kind, record.value, *fields)
     return row, time_ms
@@ -278,24 +307,25 @@ def _fields(of: object) -> tuple[Any, ...]:
 
 
 def run(config: Config, stop: Stop) -> None:
-    """The part: archives until asked to stop, then writes what it still has."""
+    """The part: archives until asked to stop, then writes what it still has. It judges what it and others
+    read of the small topics, too."""
     log = open_log(config)
     archive = Archive(log, Path(config.state) / "archive", wall_ms)
+    inspector = Inspector(log, PartState(config.state, PART), wall_ms)
     beat, written = stop.heartbeat, 0
     while not stop.is_set():
-        try:
-            moved = archive.turn()
-        except LogUnavailable as error:
-            _LOG.warning("log unavailable, trying again: %s", error)
-            beat.add("retries")
-            stop.wait(0.5)
+        moved = patiently(archive.turn, stop, _LOG)
+        judged = patiently(inspector.turn, stop, _LOG)
+        if moved is None or judged is None:
             continue
         beat.add("records", archive.written - written)
         written = archive.written
         beat.gauge("files", archive.files)
+        beat.gauge("unreadable", inspector.unreadable)
         for topic in TOPICS:
             beat.offsets(topic, archive.offsets(topic))
-        if not moved:
+        if not moved and not judged:
             stop.wait(0.2)
     archive.flush()
+    inspector.save()
     log.close()

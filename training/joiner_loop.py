@@ -82,7 +82,7 @@ class JoinerLoop(Turns):
         self._clock, self._state = clock, state
         self._partitions = list(range(log.partitions(EVENTS)))
         self._letters = DeadLetters(log, (EVENTS,))
-        self._needed: dict[int, int] | None = None  # by the newest snapshot; None where there is none
+        self._needed: dict[int, int] | None = None  # by the newest snapshot, where there is one
         self._due_ms = clock() + _SAVE_EVERY_MS
         self.unreadable = 0
         self.skipped = 0  # events passed over for want of a snapshot and of the beginning

@@ -5,26 +5,29 @@ the ticks of ``events`` (recsys/ticker.py), because it runs always and turns oft
 """
 
 import logging
-import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
 from recsys.blueprint import feature_set
+from recsys.clock import wall_ms
 from recsys.config import Config
-from recsys.consumer import Consumer
+from recsys.consumer import UNREADABLE, Consumer
 from recsys.features import FeatureSet
-from recsys.log import Append, Log, LogUnavailable
+from recsys.log import Append, Log
 from recsys.loops import Stop
 from recsys.open_log import open_log
 from recsys.records import EXAMPLES, STEPS, Step, pack, unpack
 from recsys.ticker import Ticker
+from recsys.turns import Turns, patiently
 from training.line import MAIN, learning_digest
 from training.sequencer import Sequencer
 
 _READ = 1000
 _WAITING = 8  # steps' worth of examples held before more are read
 _BACK = 256  # step records read at once, backwards
+_LOG = logging.getLogger(__name__)
 
 
 class _Closed(msgspec.Struct):
@@ -33,7 +36,16 @@ class _Closed(msgspec.Struct):
     closed_ms: int
 
 
-class SequencerLoop:
+class Place(NamedTuple):
+    """Where a line's steps go on: its newest step, and where the next one begins in ``examples``, by
+    partition; a partition is missing where no step has touched it. ``unreadable``: records passed over."""
+
+    step: int
+    offsets: dict[int, int]
+    unreadable: int
+
+
+class SequencerLoop(Turns):
     """Cuts one line's steps. ``clock`` gives milliseconds: wall time live, event time in replay."""
 
     def __init__(
@@ -50,7 +62,7 @@ class SequencerLoop:
         self._digest = learning_digest(config, features)
         self._decoder = msgspec.msgpack.Decoder(_Closed)
         self.unreadable = 0
-        self._find_place()
+        self._restore()
 
     @property
     def step(self) -> int:
@@ -67,18 +79,8 @@ class SequencerLoop:
         """The next offset of ``examples`` to read, by partition."""
         return dict(self._consumer.offsets)
 
-    def turn(self) -> int:
-        """Takes the examples that are there, cuts the steps that are due; returns how many it took and cut.
-
-        After LogUnavailable it has found its place again from what the log did take: call it again.
-        """
-        try:
-            return self._turn()
-        except LogUnavailable:
-            self._find_place()
-            raise
-
     def _turn(self) -> int:
+        """Takes the examples that are there, cuts the steps that are due."""
         now_ms, moved = self._clock(), 0
         if self.waiting < _WAITING * self._config.step.examples:
             for partition, record in self._consumer.poll(_READ):
@@ -98,13 +100,16 @@ class SequencerLoop:
         """What isn't an example still is part of a step: the worker leaves it out, and says so."""
         try:
             return self._decoder.decode(value).closed_ms
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             self.unreadable += 1
             return 0
 
-    def _find_place(self) -> None:
+    def _restore(self) -> None:
+        """Finds its place from what the log did take."""
         partitions = self._log.partitions(EXAMPLES)
-        step, offsets = last_place(self._log, self._line, self._epoch, partitions)
+        step, offsets, unreadable = last_place(self._log, self._line, self._epoch, partitions)
+        if unreadable:
+            _LOG.warning("%d records of %s can't be read: see dead_letters", unreadable, STEPS)
         for partition in range(partitions):
             offsets.setdefault(partition, self._log.begin(EXAMPLES, partition))
         self._sequencer = Sequencer(
@@ -118,23 +123,27 @@ class SequencerLoop:
         self._consumer = Consumer(self._log, EXAMPLES, list(range(partitions)), dict(offsets))
 
 
-def last_place(log: Log, line: str, epoch: int, partitions: int) -> tuple[int, dict[int, int]]:
-    """A line's newest step and where its next one begins, by partition: read backwards from the end.
-
-    A partition is missing where no step has touched it.
-    """
-    newest, offsets = 0, dict[int, int]()
+def last_place(log: Log, line: str, epoch: int, partitions: int) -> Place:
+    """A line's place, read backwards from the end. What can't be read is passed over: where that was the
+    newest record, its step is cut again."""
+    newest, offsets, unreadable = 0, dict[int, int](), 0
     begin, stop = log.begin(STEPS, 0), log.end(STEPS, 0)
     while stop > begin and len(offsets) < partitions:
         start = max(begin, stop - _BACK)
         for record in reversed(log.read(STEPS, 0, start, stop - start)):
-            step = unpack(record.value, Step)
-            if record.offset < stop and (step.line, step.epoch) == (line, epoch):
+            if record.offset >= stop:
+                continue
+            try:
+                step = unpack(record.value, Step)
+            except UNREADABLE:
+                unreadable += 1
+                continue
+            if (step.line, step.epoch) == (line, epoch):
                 newest = max(newest, step.step)
                 for part in step.ranges:
                     offsets.setdefault(part.partition, part.stop)
         stop = start
-    return newest, offsets
+    return Place(newest, offsets, unreadable)
 
 
 def run(config: Config, stop: Stop) -> None:
@@ -143,14 +152,15 @@ def run(config: Config, stop: Stop) -> None:
     loop = SequencerLoop(log, config, feature_set(config), wall_ms)
     ticker = Ticker(log, wall_ms)
     beat, before = stop.heartbeat, loop.step
+
+    def turn() -> int:
+        moved = loop.turn()
+        beat.add("ticks", ticker.turn())
+        return moved
+
     while not stop.is_set():
-        try:
-            moved = loop.turn()
-            beat.add("ticks", ticker.turn())
-        except LogUnavailable as error:
-            logging.getLogger(__name__).warning("log unavailable, trying again: %s", error)
-            beat.add("retries")
-            stop.wait(0.5)
+        moved = patiently(turn, stop, _LOG)
+        if moved is None:
             continue
         beat.add("steps", loop.step - before)
         before = loop.step
@@ -161,8 +171,3 @@ def run(config: Config, stop: Stop) -> None:
         if not moved:
             log.wait(EXAMPLES, 0.01 if loop.waiting else 0.05)
     log.close()
-
-
-def wall_ms() -> int:
-    """Now, in milliseconds since 1970."""
-    return time.time_ns() // 1_000_000

@@ -3,14 +3,19 @@
 Examples are ordered by (partition, offset) and cut into lanes by their number alone. A worker decodes only
 its own lanes. What can't be learned from (not an example, of another feature set, not finite) is left out,
 by a rule that looks at nothing but its bytes: whoever learns the step again leaves the same out.
+
+So it is with a record that can't be read: where its step is missing between two others of its line, it is an
+empty step for everyone. Its examples aren't learned, and the steps after it are.
 """
 
 from collections.abc import Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-import msgspec
 import numpy as np
+from msgspec.structs import replace
 
+from recsys.consumer import UNREADABLE
 from recsys.events import FeatureBlock
 from recsys.features import FeatureSet
 from recsys.log import Log, LogLost, Record
@@ -21,12 +26,16 @@ _READ_AHEAD = 64  # step records
 
 
 class StepReader:
-    """The step records of one (line, epoch), found by their number."""
+    """The step records of one (line, epoch), found by their number. ``unreadable``: records passed over."""
 
     def __init__(self, log: Log, line: str, epoch: int) -> None:
         self._log, self._line, self._epoch = log, line, epoch
         self._read: dict[int, tuple[int, Step]] = {}  # a few with their offsets, the newest read
         self._offset = 0
+        self._newest: int | None = None  # own step read last; None where an earlier one isn't known
+        self._passed: list[int] = []  # offsets that couldn't be read since then
+        self._judged = 0
+        self.unreadable = 0
 
     @property
     def offset(self) -> int:
@@ -34,7 +43,8 @@ class StepReader:
         return self._offset
 
     def record(self, step: int) -> Step | None:
-        """The record of a step; None where it isn't there yet. Never waits."""
+        """The record of a step, an empty one where it can't be read; None where it isn't there yet. Never
+        waits."""
         found = self._find(step)
         return found[1] if found else None
 
@@ -43,12 +53,21 @@ class StepReader:
         found = self._find(step)
         return found[0] if found else None
 
+    def check_to_come(self, step: int) -> None:
+        """Raises LogLost where a step that isn't there can't come any more, because later ones are there."""
+        if self._newest is not None and step < self._newest:
+            raise LogLost(
+                f"{STEPS}/0 has no step {step} of line {self._line}, epoch {self._epoch}, but step "
+                f"{self._newest} before offset {self._offset}: a record was lost. Bring the topic back as it "
+                "was, or start the shards from a snapshot of that step or a later one"
+            )
+
     def _find(self, step: int) -> tuple[int, Step] | None:
         if step not in self._read:
             if self._read and step < max(self._read):
                 self._read.clear()  # a line that went back
             if not self._read:
-                self._offset = self._start(step)
+                self._seek(self._start(step))
             self._advance(step)
         return self._read.get(step)
 
@@ -57,31 +76,67 @@ class StepReader:
         that of step s stands at s - 1 or a little later; where that doesn't show, all are read."""
         begin, end = self._log.begin(STEPS, 0), self._log.end(STEPS, 0)
         near = max(begin, min(step - 1, end) - _READ_AHEAD)
-        before = self._own(self._log.read(STEPS, 0, near, _READ_AHEAD))
-        return near if before and min(before) < step else begin
+        for record in self._log.read(STEPS, 0, near, _READ_AHEAD):
+            with suppress(*UNREADABLE):
+                own = self._own(record)
+                if own is not None:  # the first of them
+                    return near if own.step < step else begin
+        return begin
+
+    def _seek(self, offset: int) -> None:
+        self._offset, self._passed = offset, []
+        self._newest = 0 if offset == 0 else None
 
     def _advance(self, step: int) -> None:
         while step not in self._read:
             records = self._log.read(STEPS, 0, self._offset, _READ_AHEAD)
             if not records:
                 return
+            self._read = self._take(records) or self._read
             self._offset = records[-1].offset + 1
-            self._read = self._own(records) or self._read
 
-    def _own(self, records: Sequence[Record]) -> dict[int, tuple[int, Step]]:
-        steps = ((record.offset, unpack(record.value, Step)) for record in records)
-        own = (self._line, self._epoch)
-        return {step.step: (at, step) for at, step in steps if (step.line, step.epoch) == own}
+    def _take(self, records: Sequence[Record]) -> dict[int, tuple[int, Step]]:
+        """The own steps among some records, with those whose records can't be read."""
+        found: dict[int, tuple[int, Step]] = {}
+        for record in records:
+            try:
+                step = self._own(record)
+            except UNREADABLE:
+                self._passed.append(record.offset)
+                self.unreadable += record.offset >= self._judged
+                continue
+            if step is not None:
+                found |= self._missing_before(step)
+                found[step.step] = (record.offset, step)
+                self._newest, self._passed = max(step.step, self._newest or 0), []
+        self._judged = max(self._judged, records[-1].offset + 1)
+        return found
+
+    def _missing_before(self, step: Step) -> dict[int, tuple[int, Step]]:
+        """The steps between the own one read last and this one, where as many records can't be read. They
+        are those of one log for whoever reads it, wherever he begins."""
+        if self._newest is None:
+            return {}
+        missing = range(self._newest + 1, step.step)
+        if len(missing) > len(self._passed):
+            return {}
+        return {
+            number: (offset, replace(step, step=number, ranges=[], examples=0))
+            for number, offset in zip(missing, self._passed, strict=False)
+        }
+
+    def _own(self, record: Record) -> Step | None:
+        step = unpack(record.value, Step)
+        return step if (step.line, step.epoch) == (self._line, self._epoch) else None
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An example that isn't learned from, and why."""
+    """A record of ``examples`` that isn't learned from, and why."""
 
     partition: int
-    offset: int
+    record: Record
     reason: str
-    raw: bytes
 
 
 @dataclass
@@ -131,10 +186,10 @@ def _read_lane(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> 
         try:
             example = unpack(record.value, Example)
             reason = check.reason(example)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             reason = f"not an example: {error}"
         if reason:
-            lane.left_out.append(LeftOut(partition, record.offset, reason, record.value))
+            lane.left_out.append(LeftOut(partition, record, reason))
         else:
             found.append((partition, record, example))
     lane.examples = [example for _, _, example in found]
@@ -145,7 +200,7 @@ def _read_lane(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> 
                 lane.examples.append(example)
             else:
                 reason = "dense or outcomes has a number that isn't finite"
-                lane.left_out.append(LeftOut(partition, record.offset, reason, record.value))
+                lane.left_out.append(LeftOut(partition, record, reason))
     return lane
 
 

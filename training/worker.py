@@ -5,8 +5,10 @@ step stands on the log. So one that starts anywhere asks the shards where they a
 it; and each step is predicted before it is learned. Lane *l* is computed by worker ``l % workers``.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,16 +19,17 @@ from parameter_server.parameter_client import ParameterClient
 from parameter_server.routing import unique
 from parameter_server.shard import StepMismatch
 from recsys.config import Config
-from recsys.dedupe import Recent
-from recsys.log import Append, Log
+from recsys.consumer import DeadLetters
+from recsys.log import Log
 from recsys.model import Lookup
-from recsys.records import DEAD_LETTERS, EXAMPLES, DeadLetter, Step, pack
+from recsys.records import EXAMPLES, STEPS, Step
 from training.learner import Lane, Learner
 from training.line import MAIN, learning_digest
-from training.step_reader import ExampleCheck, LaneExamples, LeftOut, StepReader, read_lanes
+from training.step_reader import ExampleCheck, LaneExamples, StepReader, read_lanes
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
+_LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,13 @@ class Worker:
         self._digest = learning_digest(config, learner.features)
         self._check = ExampleCheck(learner.features, learner.model.ranker.shape.dense)
         self._reader = StepReader(log, line, epoch)
-        self._reported = Recent(10_000)
+        self._letters = DeadLetters(log, (EXAMPLES,))
         self._step: int | None = None  # the newest learned; None: ask the shards
         self._next: _Prepared | None = None
         self._rows: dict[str, Floats] | None = None  # those of ``_next``
         self._dense: Floats | None = None
-        self.counts = {"steps": 0, "examples": 0, "left_out": 0, "realigned": 0, "other_config": 0}
+        self.counts = {"steps": 0, "examples": 0, "left_out": 0, "realigned": 0, "other_config": 0,
+                       "empty_steps": 0}  # fmt: skip
 
     @property
     def step(self) -> int:
@@ -116,6 +120,8 @@ class Worker:
         self._step, self._next = step, following
         self.counts["steps"] += 1
         self.counts["examples"] += sum(len(lane.batch) for lane in prepared.lanes.values() if lane)
+        self.counts["left_out"] += sum(prepared.left_out.values())
+        self.counts["empty_steps"] += not prepared.step.ranges
         return prepared.step.examples
 
     def _find_place(self) -> bool:
@@ -136,7 +142,13 @@ class Worker:
         """All of a step that can be done before its rows are there; None where it has no record yet."""
         step = self._reader.record(number)
         if step is None:
+            self._reader.check_to_come(number)
             return None
+        if not step.ranges:
+            _LOG.error(
+                "%s/0: the record at offset %s can't be read: step %d is empty, its examples aren't learned",
+                STEPS, self._reader.place(number), number,
+            )  # fmt: skip
         if step.lanes != self._lanes:
             raise ValueError(
                 f"step {number} was cut into {step.lanes} lanes, this trainer has {self._lanes}: set "
@@ -169,27 +181,12 @@ class Worker:
         return LaneGradients(number, tables, learned.dense, learned.metrics | metrics)
 
     def _report(self, read: Mapping[int, LaneExamples]) -> dict[int, int]:
-        """Dead letters for what is left out, by the worker of its lane; returns how many, by lane. After a
-        crash they may be there twice, with the same (topic, partition, offset)."""
-        letters = []
+        """Dead letters for what is left out, by the worker of its lane; returns how many, by lane."""
         for lane in read.values():
             for out in lane.left_out:
-                if self._reported.add(f"{out.partition}/{out.offset}"):
-                    letters.append(Append(0, b"", pack(_letter(out))))
-        if letters:
-            self._log.append(DEAD_LETTERS, letters)
-            self.counts["left_out"] += len(letters)
+                self._letters.put(EXAMPLES, out.partition, out.record, out.reason)
+        self._letters.send()
         return {number: len(lane.left_out) for number, lane in read.items()}
-
-
-def _letter(out: LeftOut) -> DeadLetter:
-    return DeadLetter(
-        topic=EXAMPLES,
-        partition=out.partition,
-        offset=out.offset,
-        reason=out.reason[:500],
-        raw=out.raw,
-    )
 
 
 def _together(
