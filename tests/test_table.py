@@ -1,0 +1,49 @@
+"""The table of parts: what it says of ports, addresses and times."""
+
+from dataclasses import replace
+
+import pytest
+
+from recsys.cli.processes import Socket, is_loopback
+from recsys.cli.table import addresses, duration, ports, said_beyond_loopback
+from recsys.config import Config, ServeConfig, SessionConfig
+
+
+@pytest.mark.parametrize(
+    "host, expected",
+    [("127.0.0.1", True), ("::1", True), ("::ffff:127.0.0.1", True), ("127.0.0.53", True),
+     ("0.0.0.0", False), ("::", False), ("::ffff:192.0.2.2", False), ("fe80::1%eth0", False)],
+)  # fmt: skip
+def test_loopback(host, expected):
+    assert is_loopback(host) is expected
+
+
+def test_ports_beyond_loopback_are_told_with_their_guard():
+    sockets = [
+        Socket(1, "127.0.0.1", "x"),
+        Socket(2, "0.0.0.0", "haproxy"),
+        Socket(3, "::", "raylet"),
+    ]
+    assert ports(sockets) == "1 0.0.0.0:2 (OPEN to other machines) :::3 (guarded by token)"
+    many = [Socket(port, "::1", "x") for port in range(9)]
+    assert ports(many) == "0 1 2 3 …"
+
+
+def test_passwords_are_not_shown():
+    config = replace(Config(), sessions=SessionConfig(url="redis://:hush@127.0.0.1:6379/0"))
+    assert "hush" not in "".join(addresses(config))
+
+
+@pytest.mark.parametrize(
+    "host, told",
+    [("0.0.0.0", True), ("192.0.2.7", True), ("feed.example", True),
+     ("127.0.0.1", False), ("::1", False), ("localhost", False)],
+)  # fmt: skip
+def test_an_api_beyond_loopback_is_told_with_what_guards_it(host, told):
+    said = said_beyond_loopback(replace(Config(), state="s", serve=ServeConfig(host=host)))
+    assert bool(said) is told
+    assert not told or (f"{host}:8000" in said and "s/run/admin.key" in said)
+
+
+def test_durations():
+    assert [duration(ms) for ms in (-5, 999, 61_000, 7_500_000)] == ["0s", "0s", "1m01s", "2h05m"]

@@ -1,0 +1,43 @@
+"""What `recsys status` reads from the log and from what parts say."""
+
+from recsys.cli.vitals import Version, freshness, last_step, version_in, waiting
+from recsys.log import Append, MemoryLog, Record, Topic
+from recsys.records import STEPS, Step, pack
+
+
+def test_the_last_step_is_found_and_lag_is_counted():
+    log = MemoryLog()
+    log.create(Topic(STEPS))
+    assert last_step(log) is None and waiting(log, STEPS, [0]) == 0
+    for step in range(1, 8):
+        record = Step(
+            line="main", epoch=2, step=step, ranges=[], examples=0, lanes=1, time_ms=0, config=""
+        )
+        log.append(STEPS, [Append(0, b"main", pack(record))])
+    assert last_step(log) == Version("main", 2, 7)
+    assert waiting(log, STEPS, [5]) == 2 and waiting(log, STEPS, None) == 7
+    assert waiting(log, "nonsense", [0]) is None
+
+
+def test_the_last_step_is_found_behind_a_gap():
+    class Sparse(MemoryLog):
+        def end(self, topic, partition):
+            return super().end(topic, partition) + 40
+
+        def read(self, topic, partition, offset, limit=1000):
+            return [r for r in self._partitions(topic)[partition] if r.offset >= offset][:limit]
+
+    log = Sparse()
+    log.create(Topic(STEPS))
+    record = Step(
+        line="main", epoch=0, step=9, ranges=[], examples=0, lanes=1, time_ms=0, config=""
+    )
+    log._topics[STEPS][0].append(Record(3, b"", pack(record)))
+    assert last_step(log) == Version("main", 0, 9)
+
+
+def test_versions_and_freshness_are_read_from_where_they_stand():
+    at = {"line": "main", "epoch": 1, "step": 5, "more": True}
+    assert version_in(at) == version_in({"stamp": at}) == Version("main", 1, 5)
+    assert version_in({"line": 3}) is None and version_in({}) is None
+    assert freshness("x", {"gauges": {"x": 3}}, []) == 3.0 and freshness("x", {}, []) is None
