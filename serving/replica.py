@@ -1,10 +1,12 @@
 """Everything that one replica answers from, and how the log changes it. Pure: no clock, no I/O.
 
 Items, item state and steps are applied between requests, never during one, so that a request sees one
-version of everything, and its stamp says which.
+version of everything, and its stamp says which. Another snapshot is made beside it, and then takes its place.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,20 @@ from serving.row_store import RowStore
 
 Keys = NDArray[np.int64]
 Rows = NDArray[np.float32]
+_BLOCK: Final = 4096  # items whose vectors are made at once, beside a thread that answers
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Another version, made beside the one that answers. ``catalogue_offset``: of the items it knows."""
+
+    line: str
+    epoch: int
+    step: int
+    rows: dict[str, RowStore]
+    dense: Rows | None
+    index: ItemIndex
+    catalogue_offset: int
 
 
 class Replica:
@@ -92,7 +108,7 @@ class Replica:
             self._place(self._known(np.concatenate([moved.keys, moved.removed])))
         self.step, self.step_time_ms = delta.step, delta.time_ms
 
-    def load(
+    def prepare(
         self,
         tables: Mapping[str, tuple[Keys, Rows]],
         dense: Rows | None,
@@ -100,25 +116,41 @@ class Replica:
         line: str,
         epoch: int,
         step: int,
-    ) -> None:
-        """Starts from a serving snapshot: rows and dense parameters are replaced whole."""
+    ) -> Fresh:
+        """Makes all that a serving snapshot replaces, and changes nothing. For a thread beside the one that
+        answers, which goes on meanwhile; nothing may be applied before ``take``."""
+        seed, rows = self.config.model.seed, dict[str, RowStore]()
         for table in tables_of(self.config.model):
-            store = RowStore(table, self.config.model.seed)
             if table.name in tables:
-                store.set(*tables[table.name])
-            self.rows[table.name] = store
-        if dense is not None and len(dense):
-            self.model.write_dense(dense)
-        self.line, self.epoch, self.step = line, epoch, step
-        self._place(np.arange(len(self.catalogue)))
+                rows[table.name] = RowStore.filled(table, seed, *tables[table.name])
+            else:
+                rows[table.name] = RowStore(table, seed)
+        index, total = ItemIndex(self.config.model.vector_dim), len(self.catalogue)
+        vectors = np.empty((total, index.dim), np.float32)
+        for start in range(0, total, _BLOCK):
+            part = slice(start, min(start + _BLOCK, total))
+            vectors[part] = self._vectors(np.arange(part.start, part.stop), rows["items"])
+        index.set(np.arange(total), vectors)
+        return Fresh(line, epoch, step, rows, dense, index, self.catalogue_offset)
+
+    def take(self, fresh: Fresh) -> None:
+        """Starts from what was prepared: rows, dense parameters and vectors are replaced whole, at once."""
+        assert fresh.catalogue_offset == self.catalogue_offset, "items were applied since prepare"
+        self.rows, self.index = fresh.rows, fresh.index
+        if fresh.dense is not None and len(fresh.dense):
+            self.model.write_dense(fresh.dense)
+        self.line, self.epoch, self.step = fresh.line, fresh.epoch, fresh.step
 
     def _place(self, indices: Keys) -> None:
-        """Sets the vectors of items: the projection of their content plus their row."""
-        if not len(indices):
-            return
+        if len(indices):
+            self.index.set(indices, self._vectors(indices, self.rows["items"]))
+
+    def _vectors(self, indices: Keys, rows: RowStore) -> Rows:
+        """The vectors of items (N, V): the projection of their content plus their row."""
         keys_NI = self.catalogue.keys[indices]
         content = content_vectors(keys_NI[:, self._group_columns], self.index.dim)
-        self.index.set(indices, content + self.rows["items"].lookup(keys_NI[:, 0].copy()))
+        out: Rows = content + rows.lookup(keys_NI[:, 0].copy())
+        return out
 
     def _known(self, keys: Keys) -> Keys:
         found = (self.catalogue.index_of_key(key) for key in keys.tolist())

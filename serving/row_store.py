@@ -3,6 +3,8 @@
 An id without a row gets the initial value that it has at its shard, so both sides agree on it unasked.
 """
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,16 +14,26 @@ from recsys.config import TableConfig
 
 Keys = NDArray[np.int64]
 Rows = NDArray[np.float32]
+_BLOCK: Final = 8192
 
 
 class RowStore:
-    """Rows of one table by key. One thread reads and writes it, between requests."""
+    """Rows of one table by key, with ``room`` for so many at first. One thread reads and writes it."""
 
-    def __init__(self, config: TableConfig, seed: int) -> None:
+    def __init__(self, config: TableConfig, seed: int, room: int = 8) -> None:
         self.config = config
         self._seed = seed
-        self._ids = IdMap()
-        self._values = np.zeros((8, config.dim), np.float32)
+        self._ids = IdMap(max(room, 8))
+        self._values = np.zeros((max(room, 8), config.dim), np.float32)
+
+    @classmethod
+    def filled(cls, config: TableConfig, seed: int, keys: Keys, values: Rows) -> "RowStore":
+        """A store of distinct keys. It is filled in blocks, so that no other thread waits long for it."""
+        store = cls(config, seed, room=len(keys))
+        for start in range(0, len(keys), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            store.set(keys[part], values[part])
+        return store
 
     def __len__(self) -> int:
         return len(self._ids)

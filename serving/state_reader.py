@@ -1,7 +1,8 @@
 """What a replica follows: items, item state, the live line's weights, control; and how far it has come.
 
-``read`` waits on disks and decodes, in a thread; ``apply`` changes the replica, between two requests. A batch
-is small, so that no request waits long for it. A replica is ready when it has once caught up with the log.
+``read`` waits on disks, decodes and makes the tables of a snapshot, in a thread; ``apply`` changes the
+replica, between two requests. A batch is small, and a snapshot is only swapped in, so that no request waits
+long for it. A replica is ready when it has once caught up with the log.
 """
 
 import logging
@@ -37,7 +38,7 @@ from recsys.records import (
 )
 from serving.freshness import Freshness, Rate
 from serving.line_reader import LineReader, Loaded
-from serving.replica import Replica
+from serving.replica import Fresh, Replica
 
 R = TypeVar("R")
 MAIN: Final = "main"
@@ -58,9 +59,9 @@ class _Example(msgspec.Struct):
 class Batch:
     """What one reading found, in the order in which it is to be applied."""
 
+    fresh: Fresh | None = None  # a snapshot's, made from the items that were applied before
     items: list[tuple[Item, int]] = field(default_factory=list)
     states: list[tuple[ItemState, int]] = field(default_factory=list)
-    loaded: Loaded | None = None
     steps: list[StepDelta] = field(default_factory=list)
     policies: Policies | None = None
     records: list[Step] = field(default_factory=list)  # of steps
@@ -69,18 +70,19 @@ class Batch:
 
     def __bool__(self) -> bool:
         return bool(
-            self.items or self.states or self.loaded or self.steps or self.policies
+            self.fresh or self.items or self.states or self.steps or self.policies
             or self.records or self.examples or self.events_end is not None
         )  # fmt: skip
 
     @property
     def full(self) -> bool:
         """Whether there may be more of what answers are made from."""
-        return bool(self.items or self.states or self.loaded or self.steps)
+        return bool(self.fresh or self.items or self.states or self.steps)
 
 
 class StateReader:
-    """Reads for one replica, and applies to it. ``read`` belongs to one thread, all else to another."""
+    """Reads for one replica, and applies to it. ``read`` belongs to one thread, all else to another; what one
+    ``read`` found is applied before the next begins."""
 
     def __init__(
         self, log: Log, replica: Replica, config: Config, now_ms: Callable[[], int]
@@ -179,8 +181,15 @@ class StateReader:
         else:
             loaded = self.line.mend(self._now_ms())
         if loaded is not None:
-            batch.loaded, batch.steps = loaded, []
+            batch.fresh, batch.steps = self._prepared(loaded), []
         batch.steps.extend(self.line.read(limit))
+
+    def _prepared(self, loaded: Loaded) -> Fresh:
+        rows = loaded.rows
+        tables = {} if rows is None else rows.tables
+        dense = None if rows is None else rows.dense
+        version = {"epoch": loaded.epoch, "step": loaded.step}
+        return self.replica.prepare(tables, dense, line=loaded.line, **version)
 
     def _read_progress(self, batch: Batch) -> None:
         """What says how fast the system learns: steps, examples, ends. Nothing is answered from it."""
@@ -219,6 +228,8 @@ class StateReader:
     def apply(self, batch: Batch) -> None:
         """Changes the replica. Never during a request."""
         now_ms = self._now_ms()
+        if batch.fresh is not None:
+            self.replica.take(batch.fresh)
         if batch.items:
             self.replica.apply_items([item for item, _ in batch.items], batch.items[-1][1])
         for state, offset in batch.states:
@@ -230,20 +241,11 @@ class StateReader:
             del self._ranges[next(iter(self._ranges))]
         for partition, offset, request_id, item_id in batch.examples:
             self.freshness.example(partition, offset, request_id, item_id)
-        if batch.loaded is not None:
-            self._load(batch.loaded)
         for delta in batch.steps:
             self._apply_step(delta, now_ms)
         if batch.events_end is not None:
             self.events.tell(batch.events_end, now_ms)
             self.examples.tell(self._learned, now_ms)
-
-    def _load(self, loaded: Loaded) -> None:
-        rows = loaded.rows
-        tables = {} if rows is None else rows.tables
-        dense = None if rows is None else rows.dense
-        version = {"epoch": loaded.epoch, "step": loaded.step}
-        self.replica.load(tables, dense, line=loaded.line, **version)
 
     def _apply_step(self, delta: StepDelta, now_ms: int) -> None:
         self.replica.apply_step(delta)

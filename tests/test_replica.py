@@ -27,7 +27,7 @@ def digest(replica: Replica) -> str:
 def load_from(replica: Replica, other: Replica, **version: object) -> None:
     tables = {name: store.export() for name, store in other.rows.items()}
     its = {"line": other.line, "epoch": other.epoch, "step": other.step} | version
-    replica.load(tables, other.model.read_dense(), **its)  # type: ignore[arg-type]
+    replica.take(replica.prepare(tables, other.model.read_dense(), **its))  # type: ignore[arg-type]
 
 
 def row_of(item_id: str, value: float, step: int) -> StepDelta:
@@ -54,6 +54,22 @@ def test_a_snapshot_replaces_everything_that_was_there() -> None:
     assert other.index.vectors.tobytes() == fresh.index.vectors.tobytes()
     other.apply_step(step_delta(other, 5))  # and goes on from there
     assert other.step == 5
+
+
+def test_what_is_prepared_changes_nothing_until_it_is_taken() -> None:
+    replica, other = made(steps=2), made(steps=9)
+    before, vectors, version = digest(replica), replica.index.vectors.copy(), replica.version
+    tables = {name: store.export() for name, store in other.rows.items()}
+    dense = other.model.read_dense()
+    fresh = replica.prepare(tables, dense, line="main", epoch=0, step=9)
+    assert (digest(replica), replica.version) == (before, version)
+    assert replica.index.vectors.tobytes() == vectors.tobytes()
+    replica.take(fresh)
+    assert digest(replica) == digest(other) != before
+    late = replica.prepare(tables, dense, line="main", epoch=0, step=9)
+    replica.apply_item(item(50), 41)
+    with pytest.raises(AssertionError):  # it would have no vector for the new item
+        replica.take(late)
 
 
 def test_a_step_never_goes_back() -> None:

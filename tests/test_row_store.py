@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parameter_server.rows import initial_rows
 from recsys.config import TableConfig
+from serving import row_store
 from serving.row_store import RowStore
 
 TABLE = TableConfig("features", 3, 0.1, initial=0.5)
@@ -34,3 +36,15 @@ def test_it_holds_what_a_dictionary_would(changes: list[tuple[str, set[int]]]) -
     keys, rows = store.export()
     assert keys.tolist() == sorted(expected) and len(store) == len(expected)
     assert all((row == expected[key]).all() for key, row in zip(keys.tolist(), rows, strict=True))
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 23])
+def test_filled_in_blocks_it_is_as_set_at_once(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(row_store, "_BLOCK", 5)
+    keys = np.arange(count, dtype=np.int64) * 7 - 20
+    rows = np.arange(3 * count, dtype=np.float32).reshape(count, 3)
+    filled, once = RowStore.filled(TABLE, 7, keys, rows), RowStore(TABLE, 7)
+    once.set(keys, rows)
+    filled.set(KEYS, np.ones((len(KEYS), 3), np.float32))  # and grows on
+    once.set(KEYS, np.ones((len(KEYS), 3), np.float32))
+    assert all((a == b).all() for a, b in zip(filled.export(), once.export(), strict=True))

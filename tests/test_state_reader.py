@@ -1,5 +1,6 @@
 """A replica follows the log: catalogue, item state, steps; snapshots, gaps, a log that is away."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,33 @@ def test_steps_follow_the_snapshot_and_stand_only_when_whole(fixture: Fixture) -
     fixture.put(DELTAS, half)
     fixture.turn()
     assert fixture.reader.replica.step == 199
+
+
+def test_a_large_snapshot_is_swapped_in_within_milliseconds(fixture: Fixture) -> None:
+    for i in range(2_000):
+        fixture.item(i)
+    fixture.turn()
+    many = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 300_000)
+    dims = {"features": 17, "items": 32, "users": 32}
+    for epoch in (1, 2, 3):
+        arrays = {"dense/values": fixture.reader.replica.model.read_dense()}
+        for name, dim in dims.items():
+            arrays[f"table/{name}/keys"] = many
+            arrays[f"table/{name}/values"] = np.full((len(many), dim), epoch, np.float32)
+        write_part(fixture.folder, "main", epoch, 5, 0, 1, arrays, {"step": 5})
+        fixture.put(CONTROL, Live(line="main", epoch=epoch))
+        fixture.item(5_000 + epoch)  # in the same batch: its vector is made from the new rows
+    took_ms = []
+    for _ in range(3):
+        fixture.reader._live = None  # begins anew
+        batch = fixture.reader.read()
+        began = time.perf_counter()
+        fixture.reader.apply(batch)
+        took_ms.append((time.perf_counter() - began) * 1_000)
+    replica = fixture.reader.replica
+    assert replica.version == ("main", 3, 5) and len(replica.rows["users"]) == 300_000
+    assert min(took_ms) < 15, took_ms  # building them takes ten times as long
+    assert len(replica.index) == len(replica.catalogue) == 2_003
 
 
 def test_other_lines_and_damaged_deltas_are_passed(fixture: Fixture) -> None:
