@@ -123,12 +123,8 @@ serve.run(Hello.bind(), name="hello")
 """
 
 
-@pytest.mark.services
-def test_serve_answers_behind_haproxy_and_all_ports_are_loopback(state, tmp_path):
-    import httpx
-
-    status, text = recsys("up", "--state", state, "--only", "ray", "--detach")
-    assert status == 0, text
+def serve_hello(state, tmp_path):
+    """Runs the application in the Ray that is up; returns its URL once it answers."""
     config, plan = plans.read(state)
     app = tmp_path / "hello.py"
     app.write_text(APP.replace("PORT", str(config.serve.port)))
@@ -139,6 +135,30 @@ def test_serve_answers_behind_haproxy_and_all_ports_are_loopback(state, tmp_path
     assert ran.returncode == 0, ran.stderr
     url = f"http://127.0.0.1:{config.serve.port}/hello"
     wait_for(lambda: urllib.request.urlopen(url).read() == b'{"hello":1}')
+    return url
+
+
+@pytest.mark.services
+def test_only_the_api_s_port_follows_the_configured_host(state, tmp_path):
+    status, text = recsys(
+        "up", "--state", state, "--only", "ray", "--detach", RECSYS__SERVE__HOST="0.0.0.0"
+    )
+    assert status == 0, text
+    serve_hello(state, tmp_path)
+    sockets = listening(sessions_of(runs.read(state)))["ray"]
+    port = plans.read(state)[0].serve.port
+    beyond = {(found.host, found.port) for found in sockets if not found.loopback}
+    assert beyond == {("0.0.0.0", port)} and len(sockets) >= 15
+
+
+@pytest.mark.services
+def test_serve_answers_behind_haproxy_and_all_ports_are_loopback(state, tmp_path):
+    import httpx
+
+    status, text = recsys("up", "--state", state, "--only", "ray", "--detach")
+    assert status == 0, text
+    url = serve_hello(state, tmp_path)
+    config, _ = plans.read(state)
     with httpx.Client() as client:
         times = []
         for _ in range(500):
