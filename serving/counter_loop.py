@@ -7,7 +7,6 @@ counters are told again now and then, and what was told before is trimmed, so th
 import logging
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -18,9 +17,10 @@ from recsys.config import Config
 from recsys.events import Engagement, Impression
 from recsys.features import FeatureSet
 from recsys.item_counters import ItemCounters
-from recsys.log import Append, Log, LogLost, LogUnavailable
-from recsys.loops import Stop, write_atomically
+from recsys.log import Append, Log, LogUnavailable
+from recsys.loops import Stop
 from recsys.open_log import open_log
+from recsys.part_state import PartState
 from recsys.records import EVENTS, ITEM_STATE, ItemState, pack
 from serving.event_reader import EventReader
 
@@ -31,12 +31,13 @@ _SAVE_SHARE: Final = 0.05  # of the time at most goes into saving, however much 
 _KEYS: Final = 1_000  # of one record
 _AGAIN_AFTER: Final = 5_000  # records, then all counters are told again
 _COUNTERS: Final = 2_000_000  # rows: those longest untouched go when there are twice as many
+_LOG: Final = logging.getLogger(__name__)
 
 
-class _Saved(msgspec.Struct):
-    log_id: str
+class _Counted(msgspec.Struct):
+    """What a snapshot says beside the offsets: the counters, and the requests whose context is remembered."""
+
     features: str
-    offsets: list[int]
     keys: bytes
     values: bytes
     last_ms: bytes
@@ -44,17 +45,21 @@ class _Saved(msgspec.Struct):
 
 
 class CounterLoop:
-    """The fold of ``events`` into item counters. ``folder`` is where it keeps its snapshot; None: nowhere."""
+    """The fold of ``events`` into item counters. ``state`` keeps its snapshot; without it, it has none.
+
+    Raises LogLost where the snapshot is of another log. One that can't be read is passed over: for the one
+    before it, or for what the log still holds.
+    """
 
     def __init__(
         self,
         log: Log,
         features: FeatureSet,
-        folder: Path | None = None,
+        state: PartState | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._log, self._features, self._now_ms = log, features, now_ms
-        self._file = None if folder is None else folder / "state.msgpack"
+        self._state = state
         self.events = EventReader(log, features)
         self.fold = ItemCounters(features)
         self._told_ms = self._saved_ms = 0
@@ -89,23 +94,21 @@ class CounterLoop:
         self._append(self.fold.take_changed())
 
     def save(self) -> None:
-        """Writes the fold's snapshot whole, and holds the log from there."""
-        if self._file is None:
+        """Takes a snapshot; the log then keeps what comes after the one before it."""
+        if self._state is None:
             return
         started = time.monotonic()
         keys, values, last_ms = self.fold.counters.export()
-        saved = _Saved(
-            self._log.id,
+        counted = _Counted(
             self._features.digest,
-            list(self.events.offsets),
             keys.tobytes(),
             values.tobytes(),
             last_ms.tobytes(),
             self.fold.requests(),
         )
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._file, msgspec.msgpack.encode(saved))
-        for partition, offset in enumerate(saved.offsets):
+        offsets = {EVENTS: dict(enumerate(self.events.offsets))}
+        held = self._state.save(self._log.id, offsets, msgspec.msgpack.encode(counted))
+        for partition, offset in held[EVENTS].items():
             self._log.hold(NAME, EVENTS, partition, offset)
         self._saved_ms = self._now_ms()
         took_ms = (time.monotonic() - started) * 1000
@@ -135,39 +138,40 @@ class CounterLoop:
             self._records += 1
 
     def _restore(self) -> list[int] | None:
-        """Loads the snapshot and returns its offsets; None where there is none."""
-        if self._file is None or not self._file.exists():
+        """Loads the snapshot and returns its offsets; None where there is none to go on from."""
+        if self._state is None:
             return None
-        saved = msgspec.msgpack.decode(self._file.read_bytes(), type=_Saved)
-        if saved.log_id != self._log.id:
-            raise LogLost(
-                f"{self._file} is folded from log {saved.log_id}, this one is {self._log.id}: remove it, "
-                "or use another state folder"
-            )
-        if saved.features != self._features.digest:
-            return None  # counts other things: begins anew
-        keys = np.frombuffer(saved.keys, np.int64)
-        values = np.frombuffer(saved.values, np.float32).reshape(-1, self.fold.counters.columns)
-        self.fold.counters.set(keys, values, np.frombuffer(saved.last_ms, np.int64))
-        self.fold.remember(saved.requests)
-        return saved.offsets
+        try:
+            saved = self._state.load(self._log.id)
+            counted = saved and msgspec.msgpack.decode(saved.blob, type=_Counted)
+        except (ValueError, msgspec.MsgspecError) as error:
+            _LOG.warning("counting again from where the log begins: %s", error)
+            return None
+        if self._state.note:
+            _LOG.warning("%s", self._state.note)
+        if not saved or not counted or counted.features != self._features.digest:
+            return None  # with other features it counts other things: begins anew
+        keys = np.frombuffer(counted.keys, np.int64)
+        values = np.frombuffer(counted.values, np.float32).reshape(-1, self.fold.counters.columns)
+        self.fold.counters.set(keys, values, np.frombuffer(counted.last_ms, np.int64))
+        self.fold.remember(counted.requests)
+        return [saved.offsets[EVENTS][p] for p in range(len(saved.offsets[EVENTS]))]
 
 
 def run(config: Config, stop: Stop) -> None:
     """The part: turns until it is asked to stop, then saves. After an error it begins from its snapshot."""
     log = open_log(config)
-    folder, features = Path(config.state) / "parts" / NAME, feature_set(config)
-    logger = logging.getLogger(__name__)
+    state, features = PartState(config.state, NAME), feature_set(config)
     loop: CounterLoop | None = None
     try:
         while not stop.is_set(starting=loop is None):
             try:
-                loop = loop or CounterLoop(log, features, folder)
+                loop = loop or CounterLoop(log, features, state)
                 moved = loop.turn()
             except LogUnavailable as error:
                 loop = None
                 stop.heartbeat.add("failed_turns")
-                logger.warning("turn failed, beginning again", extra={"error": str(error)})
+                _LOG.warning("turn failed, beginning again", extra={"error": str(error)})
                 stop.wait(0.3, starting=True)
                 continue
             stop.heartbeat.add("events", moved)

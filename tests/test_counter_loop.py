@@ -11,9 +11,10 @@ from recsys.events import Engagement, Event, Impression, Item, Served, encode
 from recsys.features import FeatureSet
 from recsys.hashing import key_of, partition_of
 from recsys.log import Append, LogLost, MemoryLog
+from recsys.part_state import PartState
 from recsys.records import EVENTS, ITEM_STATE, ITEMS, ItemState, topics, unpack
 from serving import counter_loop
-from serving.counter_loop import CounterLoop
+from serving.counter_loop import NAME, CounterLoop
 
 FEATURES = FeatureSet(FEED_SCHEMA)
 NOW_MS = 1_790_000_000_000
@@ -137,13 +138,13 @@ def test_a_repeated_event_counts_once(log: MemoryLog, clock: Clock) -> None:
 
 def test_a_crash_anywhere_changes_nothing(log: MemoryLog, clock: Clock, tmp_path: Path) -> None:
     calm = CounterLoop(log, FEATURES, now_ms=clock)
-    loop = CounterLoop(log, FEATURES, tmp_path, clock)
+    loop = CounterLoop(log, FEATURES, PartState(tmp_path, NAME), clock)
     for number in range(60):
         append(log, *watched(number, number % 5, "like" if number % 4 else "view"))
         clock.now_ms += 700
         loop.turn()
         if number % 9 == 8:  # killed: what was counted since the newest snapshot is counted again
-            loop = CounterLoop(log, FEATURES, tmp_path, clock)
+            loop = CounterLoop(log, FEATURES, PartState(tmp_path, NAME), clock)
     turn_all(loop)
     turn_all(calm)
     same(loop.fold.counters, calm.fold.counters)
@@ -156,12 +157,12 @@ def test_the_context_of_a_request_outlives_a_restart(
     log: MemoryLog, clock: Clock, tmp_path: Path
 ) -> None:
     calm = CounterLoop(log, FEATURES, now_ms=clock)
-    loop = CounterLoop(log, FEATURES, tmp_path, clock)
+    loop = CounterLoop(log, FEATURES, PartState(tmp_path, NAME), clock)
     impression, engagement = watched(1)
     append(log, impression)
     loop.turn()
     loop.save()
-    loop = CounterLoop(log, FEATURES, tmp_path, clock)
+    loop = CounterLoop(log, FEATURES, PartState(tmp_path, NAME), clock)
     append(log, engagement)
     turn_all(loop)
     turn_all(calm)
@@ -182,12 +183,41 @@ def test_all_is_told_again_and_the_old_is_trimmed(
     assert content(told(log)) == content(loop.fold.counters)  # also what changed long ago
 
 
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_snapshot_is_passed_over_and_told(
+    log: MemoryLog, clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: int
+) -> None:
+    calm, state = CounterLoop(log, FEATURES, now_ms=clock), PartState(tmp_path, NAME)
+    loop = CounterLoop(log, FEATURES, state, clock)
+    for number in range(30):
+        append(log, *watched(number, number % 5))
+        if number % 10 == 5:
+            turn_all(loop)
+            loop.save()
+    for name in ("state.msgpack", "state.previous.msgpack")[:damaged]:
+        raw = bytearray((state.folder / name).read_bytes())
+        raw[len(raw) // 2] ^= 1
+        (state.folder / name).write_bytes(raw)
+    held = [log.holds(EVENTS, p)[NAME] for p in range(4)]
+    again = CounterLoop(log, FEATURES, PartState(tmp_path, NAME), clock)
+    said = "went on from the snapshot before it" if damaged == 1 else "counting again from where"
+    assert said in caplog.text and "SHA-256" in caplog.text
+    assert again.events.offsets == (held if damaged == 1 else [0] * 4)
+    turn_all(again)
+    turn_all(calm)
+    same(again.fold.counters, calm.fold.counters)
+    again.save()  # and from here on all is well
+    caplog.clear()
+    CounterLoop(log, FEATURES, PartState(tmp_path, NAME), clock)
+    assert caplog.text == ""
+
+
 def test_the_snapshot_of_another_log_is_refused(
     log: MemoryLog, clock: Clock, tmp_path: Path
 ) -> None:
-    CounterLoop(log, FEATURES, tmp_path, clock).save()
+    CounterLoop(log, FEATURES, PartState(tmp_path, NAME), clock).save()
     other = MemoryLog()
     for topic in topics(4):
         other.create(topic)
     with pytest.raises(LogLost, match="state.msgpack"):
-        CounterLoop(other, FEATURES, tmp_path, clock)
+        CounterLoop(other, FEATURES, PartState(tmp_path, NAME), clock)
