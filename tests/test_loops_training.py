@@ -634,12 +634,17 @@ def test_a_newest_step_that_cant_be_read_is_cut_again() -> None:
     assert its.step == 13 and its.counts["empty_steps"] == 0
 
 
-def test_a_step_that_was_lost_without_a_trace_says_what_to_do() -> None:
+def test_steps_that_nobody_can_tell_apart_say_what_to_do() -> None:
     log, config = trained_log(), toy_config()
     steps = raw_steps(log)
-    its = worker(copied(log, steps[:5] + steps[6:]), fresh_client(config), config)
-    with pytest.raises(LogLost, match=r"steps/0 has no step 6 of line main.*a snapshot"):
-        drain(its)
+    broken = copied(log, [*steps[:5], b"\xc1rubbish", *steps[7:]])  # one record in the place of two
+    client = fresh_client(config)
+    with pytest.raises(LogLost, match=r"steps/0 has no step 6 .*offsets \[5\].*of step 7"):
+        drain(worker(broken, client, config))
+    assert client.where() == [4]  # it looks one step ahead
+    only_missing = worker(copied(log, steps[:5] + steps[6:]), fresh_client(config), config)
+    drain(only_missing)  # waits: where no record is broken, one may be on its way
+    assert only_missing.step == 5
 
 
 # --- ticks ---

@@ -34,6 +34,7 @@ class StepReader:
         self._offset = 0
         self._newest: int | None = None  # own step read last; None where an earlier one isn't known
         self._passed: list[int] = []  # offsets that couldn't be read since then
+        self._lost, self._lost_at = range(0), list[int]()
         self._judged = 0
         self.unreadable = 0
 
@@ -54,12 +55,14 @@ class StepReader:
         return found[0] if found else None
 
     def check_to_come(self, step: int) -> None:
-        """Raises LogLost where a step that isn't there can't come any more, because later ones are there."""
-        if self._newest is not None and step < self._newest:
+        """Raises LogLost where a step can't come any more: more steps are missing than records can't be read,
+        so that nobody can say which of them were there."""
+        if step in self._lost:
             raise LogLost(
-                f"{STEPS}/0 has no step {step} of line {self._line}, epoch {self._epoch}, but step "
-                f"{self._newest} before offset {self._offset}: a record was lost. Bring the topic back as it "
-                "was, or start the shards from a snapshot of that step or a later one"
+                f"{STEPS}/0 has no step {step} of line {self._line}, epoch {self._epoch}, but later ones: "
+                f"{len(self._lost)} steps are missing where {len(self._lost_at)} records can't be read, at "
+                f"offsets {self._lost_at[:5]}. Bring the topic back as it was, start the shards from a "
+                f"snapshot of step {self._lost.stop - 1} or later, or begin anew in another state folder"
             )
 
     def _find(self, step: int) -> tuple[int, Step] | None:
@@ -84,7 +87,7 @@ class StepReader:
         return begin
 
     def _seek(self, offset: int) -> None:
-        self._offset, self._passed = offset, []
+        self._offset, self._passed, self._lost = offset, [], range(0)
         self._newest = 0 if offset == 0 else None
 
     def _advance(self, step: int) -> None:
@@ -119,6 +122,8 @@ class StepReader:
             return {}
         missing = range(self._newest + 1, step.step)
         if len(missing) > len(self._passed):
+            if self._passed:
+                self._lost, self._lost_at = missing, self._passed
             return {}
         return {
             number: (offset, replace(step, step=number, ranges=[], examples=0))
