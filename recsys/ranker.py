@@ -11,7 +11,9 @@ Legend: B batch, S slots, D embedding, T history, O outcomes, F dense, L outputs
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -125,9 +127,10 @@ def targets(labels_BK: Tensor, watch_ms_B: Tensor) -> Tensor:
     return torch.cat([labels_BK, watch[:, None]], 1)
 
 
-def watch_seconds(output: Tensor) -> Tensor:
-    """Predicted watch time from the last output's probability."""
-    return torch.expm1(output * WATCH_SCALE)
+def watch_seconds(output: ArrayLike) -> NDArray[np.float64]:
+    """Predicted watch time in seconds from the last output's probability: what ``targets`` took it from."""
+    seconds: NDArray[np.float64] = np.expm1(np.asarray(output, np.float64) * WATCH_SCALE)
+    return seconds
 
 
 def loss_per_output(logits_BL: Tensor, targets_BL: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from recsys.events import Impression, Served, Stamp
 from recsys.feature_builder import FeatureBuilder
 from recsys.features import RequestFeatures
 from recsys.hashing import Id, key_of
-from recsys.ranker import WATCH_SCALE
+from recsys.ranker import watch_seconds
 from recsys.session import Session
 from serving.explanation import reasons
 from serving.filters import wanted_items
@@ -161,7 +161,7 @@ class Pipeline:
         total = np.zeros(len(predictions_NL))
         for k, label in enumerate(labels):
             total += weights.get(label, 0.0) * predictions_NL[:, k]
-        minutes = np.expm1(predictions_NL[:, len(labels)].astype(np.float64) * WATCH_SCALE) / 60.0
+        minutes = watch_seconds(predictions_NL[:, len(labels)]) / 60.0
         out: NDArray[np.float64] = total + weights.get("watch", 0.0) * minutes
         return out
 
@@ -243,5 +243,4 @@ class Pipeline:
     def _named(self, predictions_L: Floats) -> dict[str, float]:
         labels = self.replica.features.schema.labels
         named = {label: float(p) for label, p in zip(labels, predictions_L, strict=False)}
-        watch = float(np.expm1(float(predictions_L[len(labels)]) * WATCH_SCALE))
-        return named | {"watch_s": watch}
+        return named | {"watch_s": float(watch_seconds(predictions_L[len(labels)]))}
