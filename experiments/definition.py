@@ -17,12 +17,11 @@ A file is one experiment::
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from recsys.config import PolicyConfig, override
+from recsys.config import PolicyConfig, check_weights, override
 from recsys.marked_yaml import Marked, YamlError
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -77,8 +76,11 @@ class Experiment:
         _check(abs(total - 1) < 1e-6, "the sum of the arms' shares", total, "1")
 
 
-def read_experiment(text: str, file: object, policy: PolicyConfig) -> Experiment:
-    """One experiment from its YAML text; ``policy`` is what its overrides are checked against.
+def read_experiment(
+    text: str, file: object, policy: PolicyConfig, labels: Sequence[str] | None = None
+) -> Experiment:
+    """One experiment from its YAML text; ``policy`` is what its overrides are checked against, and ``labels``
+    (of the schema, where it is known) what may have a weight.
 
     Raises YamlError with the file, the line and the reason.
     """
@@ -90,27 +92,23 @@ def read_experiment(text: str, file: object, policy: PolicyConfig) -> Experiment
     arms = values["arms"]
     if not isinstance(arms, dict):
         raise marked.error(f"arms is {arms!r}, expected arms by their names", "arms")
-    made = [_arm(marked, name, policy) for name in arms]
+    made = [_arm(marked, name, policy, labels) for name in arms]
     experiment: Experiment = _made(marked, Experiment, {**values, "arms": made})
     return experiment
 
 
-def read_experiments(texts: Mapping[str, str], policy: PolicyConfig) -> tuple[Experiment, ...]:
+def read_experiments(
+    texts: Mapping[str, str], policy: PolicyConfig, labels: Sequence[str] | None = None
+) -> tuple[Experiment, ...]:
     """Several experiments, by the names of their files; raises YamlError also where two don't fit."""
     found: list[Experiment] = []
     for file, text in sorted(texts.items()):
-        experiment = read_experiment(text, file, policy)
+        experiment = read_experiment(text, file, policy, labels)
         clash = next((c for c in (_clash(other, experiment) for other in found) if c), None)
         if clash:
             raise YamlError(file, 1, clash)
         found.append(experiment)
     return tuple(found)
-
-
-def load_experiments(folder: Path, policy: PolicyConfig) -> tuple[Experiment, ...]:
-    """All ``*.yaml`` of a folder."""
-    files = sorted(folder.glob("*.yaml"))
-    return read_experiments({str(file): file.read_text("utf-8") for file in files}, policy)
 
 
 def apply_overrides(
@@ -125,16 +123,22 @@ def apply_overrides(
         raise ValueError(f"{where}: {error}") from None
 
 
-def _arm(marked: Marked, name: Any, policy: PolicyConfig) -> Arm:
+def _arm(marked: Marked, name: Any, policy: PolicyConfig, labels: Sequence[str] | None) -> Arm:
     if marked.value["arms"][name] is None:
         raise marked.error(f"arm {name!r} is empty, expected {{share: ...}}", "arms", name)
     values = marked.mapping(_ARM_KEYS, "arms", name)
     arm: Arm = _made(marked, Arm, {**values, "name": name}, "arms", name)
     for path, value in arm.overrides.items():
         try:
-            apply_overrides(policy, [Arm(arm.name, 1.0, {path: value})], path)
+            changed = apply_overrides(policy, [Arm(arm.name, 1.0, {path: value})], path)
+            if labels is not None:
+                check_weights(changed, labels)
         except ValueError as error:
             raise marked.error(str(error), "arms", name, "overrides", path) from None
+    try:  # each fits alone; together they may put one item at two ranks
+        apply_overrides(policy, [arm])
+    except ValueError as error:
+        raise marked.error(str(error), "arms", name, "overrides") from None
     return arm
 
 
@@ -174,5 +178,7 @@ def _clash(one: Experiment, other: Experiment) -> str | None:
 
 
 def _paths(experiment: Experiment) -> list[str]:
+    """What an experiment changes; fixed slots as one, since an item may be fixed at one rank only."""
     paths = {path for arm in experiment.arms for path in arm.overrides}
+    paths = {"fixed" if path.startswith("fixed.") else path for path in paths}
     return sorted(paths | {"line"} if any(arm.line for arm in experiment.arms) else paths)

@@ -48,8 +48,3 @@ class Policies:
             arms={name: arm.name for name, arm in given.items()},
             line=line,
         )
-
-
-def resolve(base: PolicyConfig, experiments: Sequence[Experiment], user_id: Id) -> Policy:
-    """One policy once; on the path of requests keep a ``Policies``."""
-    return Policies(base, experiments).resolve(user_id)

@@ -5,12 +5,14 @@ Unknown keys are errors; every value is checked where it is made.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from recsys.hashing import digest_of
+from recsys.events import ENGAGEMENT_KINDS
+from recsys.hashing import Id, digest_of
 
 
 def _check(holds: bool, name: str, value: object, expected: str) -> None:
@@ -164,6 +166,11 @@ class ServeConfig:
             _check(number >= 1, f"serve.{name}", number, "at least 1")
 
 
+WATCH: Final = "watch"  # the weight of predicted watch time, beside those of the labels
+SOURCES: Final = ("vector", "similar", "topic", "popular", "fresh")  # of candidates
+RANKS: Final = 100  # of the longest list that may be asked for
+
+
 @dataclass(frozen=True)
 class PolicyConfig:
     """What an arm may override by a dotted path: it changes the answer, never the model."""
@@ -193,10 +200,52 @@ class PolicyConfig:
             "fresh": 30,
         }
     )
+    # Items that stand at a rank, 0 being the first: {0: "v7"}. Text that is a number is a rank too.
+    fixed: dict[int | str, Id] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, weight in self.weights.items():
+            known = name == WATCH or name in ENGAGEMENT_KINDS
+            _check(known, f"policy.weights.{name}", weight,
+                   f"only labels of the schema (of {', '.join(ENGAGEMENT_KINDS)}) and {WATCH!r}")  # fmt: skip
+        for name, share in self.sources.items():
+            _check(name in SOURCES, f"policy.sources.{name}", share,
+                   f"only the sources {', '.join(SOURCES)}")  # fmt: skip
+        object.__setattr__(self, "fixed", _ranks(self.fixed))
         _check(self.temperature > 0, "policy.temperature", self.temperature, "a positive number")
         _check(0 <= self.explore <= 1, "policy.explore", self.explore, "0 to 1")
+
+
+def _ranks(fixed: dict[int | str, Id]) -> dict[int | str, Id]:
+    """The items by rank, as numbers, in order."""
+    found: dict[int, Id] = {}
+    for key, item_id in fixed.items():
+        rank = int(key) if isinstance(key, str) and key.isdecimal() else key
+        sound = isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank < RANKS
+        _check(sound, f"policy.fixed.{key}", item_id, f"a rank of 0 to {RANKS - 1} before the item")
+        text = isinstance(item_id, str) and 0 < len(item_id) <= 256
+        whole = isinstance(item_id, int) and not isinstance(item_id, bool)
+        _check(text or whole, f"policy.fixed.{key}", item_id, "an item's id")
+        assert isinstance(rank, int)
+        found[rank] = item_id
+    for rank, item_id in found.items():
+        twice = [other for other, its in found.items() if str(its) == str(item_id)]
+        _check(
+            len(twice) == 1, f"policy.fixed.{rank}", item_id, f"an item at one rank, not at {twice}"
+        )
+    return {rank: found[rank] for rank in sorted(found)}
+
+
+def check_weights(policy: PolicyConfig, labels: Sequence[str]) -> None:
+    """Raises ValueError for a weight of what isn't predicted: neither a label of the schema nor watch time.
+
+    A default that nobody changed may stay, though a data set knows fewer labels: it weighs nothing.
+    """
+    usual = PolicyConfig().weights
+    for name, weight in policy.weights.items():
+        known = name == WATCH or name in labels or usual.get(name) == weight
+        _check(known, f"policy.weights.{name}", weight,
+               f"only labels of the schema ({', '.join(labels)}) and {WATCH!r}")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -281,4 +330,6 @@ def _as_type_of(old: Any, value: Any, path: str) -> Any:
 
 def digest(config: Any) -> str:
     """The digest of a configuration: equal values, equal digest."""
-    return digest_of(msgspec.json.encode(msgspec.to_builtins(config), order="deterministic"))
+    return digest_of(
+        msgspec.json.encode(msgspec.to_builtins(config, str_keys=True), order="deterministic")
+    )

@@ -68,7 +68,7 @@ class Retrieval:
         }
         found, failed = dict[int, list[str]](), list[str]()
         for name, share in shares.items():
-            if share <= 0 or name not in sources:
+            if share <= 0:
                 continue
             try:
                 indices = dict.fromkeys(sources[name](share).tolist())

@@ -16,7 +16,7 @@ import msgspec
 from experiments.definition import Experiment, read_experiments
 from experiments.policy import Policies
 from parameter_server.deltas import StepDelta
-from recsys.config import Config
+from recsys.config import Config, check_weights
 from recsys.events import Item, Rejected, decode
 from recsys.hashing import Id
 from recsys.log import Log, LogLost
@@ -87,6 +87,8 @@ class StateReader:
     def __init__(
         self, log: Log, replica: Replica, config: Config, now_ms: Callable[[], int]
     ) -> None:
+        """Raises ValueError where the configuration weighs what the replica's schema doesn't have."""
+        check_weights(config.policy, replica.features.schema.labels)
         self._log, self.replica, self._config, self._now_ms = log, replica, config, now_ms
         self.line = LineReader(log, Path(config.state) / "snapshots")
         self.freshness = Freshness()
@@ -142,7 +144,9 @@ class StateReader:
 
     def _policies_of(self, said: Experiments) -> Policies | None:
         try:
-            found: tuple[Experiment, ...] = read_experiments(said.configs, self._config.policy)
+            found: tuple[Experiment, ...] = read_experiments(
+                said.configs, self._config.policy, self.replica.features.schema.labels
+            )
         except (YamlError, ValueError) as error:
             self.unreadable += 1
             logging.getLogger(__name__).error(

@@ -12,7 +12,6 @@ from experiments.assignment import assign
 from experiments.definition import (
     Arm,
     Experiment,
-    load_experiments,
     read_experiment,
     read_experiments,
 )
@@ -114,6 +113,16 @@ def test_a_file_is_an_experiment() -> None:
         ("explore: 0.0", "explored: 0.0", r"g.yaml:8: explored: there is no 'explored'"),
         ("explore: 0.0", "explore: 7", r"g.yaml:8: .*explore is 7.*0 to 1"),
         ("weights.like: 2", "weights.like: much", r"g.yaml:9: weights.like: "),
+        ("weights.like: 2", "weights.lik: 2", r"g.yaml:9: policy.weights.lik is 2, .*long_view"),
+        ("weights.like: 2", "weights: {lik: 2}", r"g.yaml:9: policy.weights.lik is 2, .*'watch'"),
+        ("weights.like: 2", "sources.vectr: 2", r"g.yaml:9: policy.sources.vectr is 2, .*vector"),
+        ("weights.like: 2", "fixed.first: v1", r"g.yaml:9: policy.fixed.first is 'v1', .*0 to 99"),
+        ("weights.like: 2", "fixed.1: true", r"g.yaml:9: policy.fixed.1 is True, .*item's id"),
+        (
+            "explore: 0.0",
+            "fixed.3: v1\n      fixed.1: v1",
+            r"g.yaml:7: policy.fixed.3 is 'v1', .*one rank",
+        ),
         ("layer: ranking", "traffic: 2", r"g.yaml:2: traffic is 2"),
         ("layer: ranking", "layer: [", r"g.yaml:\d: "),
         ("treatment:", "control:", r"g.yaml:5: the key 'control' stands twice"),
@@ -124,6 +133,15 @@ def test_a_mistake_is_told_with_its_line(old: str, new: str, says: str) -> None:
         read_experiment(GOOD.replace(old, new), "g.yaml", PolicyConfig())
 
 
+def test_a_weight_is_of_a_label_that_the_schema_has() -> None:
+    found = read_experiment(GOOD, "g.yaml", PolicyConfig(), labels=("like",))
+    assert found.arms[1].overrides["weights.like"] == 2
+    with pytest.raises(
+        YamlError, match=r"g.yaml:9: policy.weights.like is 2.0, .*\(long_view, click\)"
+    ):
+        read_experiments({"g.yaml": GOOD}, PolicyConfig(), labels=("long_view", "click"))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -131,6 +149,15 @@ def test_a_mistake_is_told_with_its_line(old: str, new: str, says: str) -> None:
         ({"greedy": "other"}, r"shares users of the layer 'ranking' with 'greedy'"),
         ({"greedy": "other", "ranking": "looks"}, r"both change 'explore', in different layers"),
         ({"greedy": "other", "ranking": "looks", "explore: 0.0": "weights: {}"}, "both change"),
+        (
+            {
+                "greedy": "other",
+                "ranking": "looks",
+                "explore: 0.0": "fixed.1: v1",
+                "weights.like: 2": "",
+            },
+            "both change 'fixed'",
+        ),
     ],
 )
 def test_experiments_that_do_not_fit_together_are_refused(change: dict, says: str) -> None:
@@ -138,9 +165,11 @@ def test_experiments_that_do_not_fit_together_are_refused(change: dict, says: st
     for old, new in change.items():
         text = text.replace(old, new)
     with pytest.raises(YamlError, match=f"h.yaml:1: .*{says}"):
-        read_experiments({"g.yaml": GOOD, "h.yaml": text}, PolicyConfig())
+        other = GOOD.replace("explore: 0.0", "explore: 0.0\n      fixed.0: v1")
+        read_experiments({"g.yaml": other, "h.yaml": text}, PolicyConfig())
 
 
 def test_the_shipped_experiments_are_read() -> None:
     folder = Path(__file__).parents[1] / "experiments" / "configs"
-    assert [e.name for e in load_experiments(folder, PolicyConfig())] == ["default"]
+    texts = {file.name: file.read_text("utf-8") for file in folder.glob("*.yaml")}
+    assert [e.name for e in read_experiments(texts, PolicyConfig())] == ["default"]

@@ -69,7 +69,7 @@ def test_the_impression_carries_the_features_of_the_chosen_items_in_order() -> N
 
 def test_the_scores_are_the_weighted_sum_of_what_the_model_predicts() -> None:
     replica = made()
-    weights = {"long_view": 2.0, "like": -1.0, "watch": 0.5, "unknown": 9.0}
+    weights = {"long_view": 2.0, "like": -1.0, "watch": 0.5, "click": 9.0}
     answer = ask(replica, by=policy(weights=weights, per_author=0), explain=True)
     assert answer.impression.features is not None
     features = read_block(answer.impression.features, FEATURES)

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.assignment import assign
 from experiments.definition import Arm, Experiment
-from experiments.policy import Policies, resolve
+from experiments.policy import Policies
 from recsys.config import PolicyConfig
 
 BASE = PolicyConfig()
@@ -18,7 +18,7 @@ USERS = [f"u{i}" for i in range(300)]
 
 
 def test_without_experiments_everyone_has_the_base() -> None:
-    policy = resolve(BASE, [], "u1")
+    policy = Policies(BASE).resolve("u1")
     assert policy.config == BASE and policy.arms == {} and policy.line == ""
 
 
@@ -44,18 +44,27 @@ def test_users_of_the_same_arms_share_one_policy() -> None:
 
 def test_the_digest_is_of_what_answers_not_of_who_asks() -> None:
     same = Experiment("aa", (Arm("a", 0.5), Arm("b", 0.5, {"explore": BASE.explore})))
-    digests = {resolve(BASE, [same], user).digest for user in USERS}
-    assert digests == {resolve(BASE, [], "anyone").digest}
-    assert resolve(replace(BASE, explore=0.1), [], "u1").digest not in digests
+    digests = {Policies(BASE, [same]).resolve(user).digest for user in USERS}
+    assert digests == {Policies(BASE).resolve("anyone").digest}
+    assert Policies(replace(BASE, explore=0.1)).resolve("u1").digest not in digests
 
 
 def test_an_arm_may_name_its_line() -> None:
     on_b = Experiment("b", (Arm("b", 1.0, line="arm-b"),), layer="model")
-    policy = resolve(BASE, [LIKES, on_b], "u1")
-    assert policy.line == "arm-b" and policy.digest != resolve(BASE, [LIKES], "u1").digest
+    policy = Policies(BASE, [LIKES, on_b]).resolve("u1")
+    assert policy.line == "arm-b" and policy.digest != Policies(BASE, [LIKES]).resolve("u1").digest
 
 
 def test_an_override_that_does_not_fit_is_an_error() -> None:
     wrong = Experiment("w", (Arm("on", 1.0, {"weights.like": "much"}),))
     with pytest.raises(ValueError, match="Expected `float`"):
-        resolve(BASE, [wrong], "u1")
+        Policies(BASE, [wrong]).resolve("u1")
+
+
+def test_fixed_slots_are_overridden_by_rank() -> None:
+    base = PolicyConfig(fixed={0: "v1", 2: "v2"})
+    arm = Experiment("pin", (Arm("on", 1.0, {"fixed.2": "v9", "fixed.4": 7}),))
+    assert Policies(base, [arm]).resolve("u1").config.fixed == {0: "v1", 2: "v9", 4: 7}
+    none = Experiment("none", (Arm("on", 1.0, {"fixed": {}}),))
+    assert Policies(base, [none]).resolve("u1").config.fixed == {}
+    assert Policies(base).resolve("u1").digest != Policies(BASE).resolve("u1").digest

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from recsys.config import SOURCES, PolicyConfig
 from recsys.feature_builder import FeatureBuilder
 from serving.replica import Replica
 from serving.retrieval import Found, Retrieval, liked_groups
@@ -21,6 +22,13 @@ def collect(
     )
     mask = np.ones(len(replica.catalogue), np.bool_) if wanted is None else wanted
     return Retrieval(replica).collect(its, user, mask, shares, limit, salt)
+
+
+def test_the_policy_names_the_sources_that_there_are() -> None:
+    assert tuple(ALL) == SOURCES == tuple(PolicyConfig().sources)
+    assert collect(made(), {"vectr": 3}).failed == [
+        "vectr"
+    ]  # no policy has it: it is refused before
 
 
 def test_every_source_keeps_to_its_share_and_to_what_is_wanted() -> None:

@@ -4,9 +4,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from recsys.config import RUNS, LogConfig, cluster, laptop
+from recsys.config import RUNS, Config, LogConfig, cluster, digest, laptop
 from recsys.settings import PREFIX, BadSettings, load
 
 
@@ -66,6 +67,18 @@ def test_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert config.state == "elsewhere"
 
 
+def test_fixed_slots_come_from_the_file_and_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, "policy: {fixed: {3: v7, 0: 12}}\n")
+    assert load(file).policy.fixed == {0: 12, 3: "v7"} and list(load(file).policy.fixed) == [0, 3]
+    monkeypatch.setenv("RECSYS__POLICY__FIXED", '{"3": "v8", "1": "v9"}')
+    config = load(file)
+    assert config.policy.fixed == {0: 12, 1: "v9", 3: "v8"}
+    again = msgspec.json.decode(msgspec.json.encode(config), type=Config)  # as a replica is told
+    assert again == config and digest(again) == digest(config)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -76,6 +89,11 @@ def test_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("log:\n", ["mine.yaml:1", "log is None", "a mapping"]),
         ("log: {partitions: 0}\n", ["mine.yaml", "log.partitions is 0", "1 to 1024"]),
         ("serve: {host: 'h:80/x'}\n", ["mine.yaml", "serve.host is 'h:80/x'", "without a port"]),
+        ("policy: {weights: {lik: 2}}\n", ["mine.yaml", "policy.weights.lik is 2.0", "'watch'"]),
+        ("policy: {sources: {vectr: 2}}\n", ["mine.yaml", "policy.sources.vectr is 2", "similar"]),
+        ("policy: {fixed: {100: v1}}\n", ["mine.yaml", "policy.fixed.100 is 'v1'", "0 to 99"]),
+        ("policy: {fixed: {0: 7, 2: '7'}}\n", ["mine.yaml", "policy.fixed.0 is 7", "one rank"]),
+        ("policy: {fixed: {0: [v1]}}\n", ["mine.yaml:1", "policy.fixed.0 is ['v1']", "str"]),
         ("nodes: 2\n", ["mine.yaml", "nodes is 2", "kafka://"]),
         ("\nextends: lap\n", ["mine.yaml:2", "extends is 'lap'", "cluster, laptop"]),
         ("extends: [laptop]\n", ["mine.yaml:1", "extends is ['laptop']"]),

@@ -12,7 +12,7 @@ from experiments.policy import Policies
 from parameter_server.deltas import seal
 from parameter_server.snapshots import write_part
 from recsys.blueprint import FEED_SCHEMA
-from recsys.config import Config
+from recsys.config import Config, PolicyConfig
 from recsys.events import Item, encode
 from recsys.features import FeatureSet
 from recsys.hashing import key_of
@@ -261,10 +261,23 @@ def test_experiments_change_policies_and_bad_ones_do_not(fixture: Fixture) -> No
     fixture.put(CONTROL, Experiments(revision=2, configs={"more": "arms: 7"}))
     fixture.turn()
     assert fixture.reader.policies is good and fixture.reader.unreadable == 1
-    fixture.put(CONTROL, Experiments(revision=3))
+    unknown = EXPERIMENT.replace("explore", "weights.skip")  # an engagement, and no label here
+    fixture.put(CONTROL, Experiments(revision=3, configs={"more": unknown}))
+    fixture.turn()
+    assert fixture.reader.policies is good and fixture.reader.unreadable == 2
+    fixture.put(CONTROL, Experiments(revision=4))
     fixture.turn()
     assert isinstance(fixture.reader.policies, Policies)
     assert fixture.reader.policies.resolve("u1").arms == {}
+
+
+def test_a_weight_of_what_is_not_predicted_is_refused_at_the_start(fixture: Fixture) -> None:
+    weights = fixture.config.policy.weights | {"skip": -1.0}
+    fixture.config = replace(fixture.config, policy=PolicyConfig(weights=weights))
+    with pytest.raises(
+        ValueError, match=r"policy.weights.skip is -1.0, expected .*long_view.*'watch'"
+    ):
+        fixture.another()
 
 
 def test_what_was_read_before_the_log_went_away_is_applied_after(

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from experiments.policy import Policy, resolve
+from experiments.policy import Policies, Policy
 from parameter_server.deltas import Changed, StepDelta
 from recsys.config import Config, PolicyConfig, ServeConfig
 from recsys.events import Engagement, Item
@@ -26,7 +26,7 @@ def config(candidates: int = 60) -> Config:
 
 
 def policy(**changes: object) -> Policy:
-    return resolve(PolicyConfig(**changes), [], "u")  # type: ignore[arg-type]
+    return Policies(PolicyConfig(**changes)).resolve("u")  # type: ignore[arg-type]
 
 
 def item(n: int, **more: object) -> Item:
