@@ -6,6 +6,7 @@ fails is skipped and named in ``degraded``; an answer comes whatever happens to 
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,8 +57,10 @@ class Pipeline:
         give the same answer."""
         degraded: list[str] = []
         found, removed = self._candidates(request, session, policy, now_ms, request_id, degraded)
+        fixed = self._fixed(request, session, policy, found)
+        found |= {index: ["fixed"] for index in fixed.values()}
         ranked = self._rank(request, session, policy, now_ms, found, degraded)
-        drawn = self._select(request, policy, ranked, request_id)
+        drawn = self._select(request, policy, ranked, fixed, request_id)
         stamp = self._stamp(session, policy)
         items = [
             self._item(request, session, ranked, rank, int(position), float(propensity))
@@ -125,6 +128,23 @@ class Pipeline:
         removed = {"unknown": len(distinct) - len(alive), "excluded": len(alive) - len(kept)}
         return {i: ["given"] for i in kept}, removed
 
+    def _fixed(
+        self, request: Request, session: Session, policy: Policy, found: Mapping[int, list[str]]
+    ) -> dict[int, int]:
+        """Catalogue indices by the rank that they are fixed to, of those that may come: seen, but not hidden."""
+        catalogue = self.replica.catalogue
+        excluded = {str(item_id) for item_id in request.exclude_ids}
+        fixed: dict[int, int] = {}
+        for rank, item_id in policy.config.fixed.items():
+            index = catalogue.index_of(item_id)
+            if index is None or int(rank) >= request.n or not catalogue.alive[index]:
+                continue
+            hidden = int(catalogue.keys[index, 0]) in session.hidden
+            missing = request.candidate_ids is not None and index not in found
+            if not hidden and not missing and str(item_id) not in excluded:
+                fixed[int(rank)] = index
+        return fixed
+
     def _rank(
         self,
         request: Request,
@@ -172,7 +192,14 @@ class Pipeline:
         out: NDArray[np.float64] = places / max(1, int(places.max(initial=1)))
         return out
 
-    def _select(self, request: Request, policy: Policy, ranked: _Ranked, request_id: str) -> Drawn:
+    def _select(
+        self,
+        request: Request,
+        policy: Policy,
+        ranked: _Ranked,
+        fixed: Mapping[int, int],
+        request_id: str,
+    ) -> Drawn:
         groups = None
         if self.replica.features.schema.groups and request.candidate_ids is None:
             name = self.replica.features.schema.groups[0]
@@ -186,6 +213,7 @@ class Pipeline:
             request_id=request_id,
             groups_N=groups,
             per_group=policy.config.per_author,
+            fixed={rank: ranked.indices.index(index) for rank, index in fixed.items()},
         )
 
     def _stamp(self, session: Session, policy: Policy) -> Stamp:

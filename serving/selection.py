@@ -3,9 +3,11 @@
 At each rank an item is drawn from those that remain: with probability 1 - ε by softmax(score / τ) (Plackett
 1975, Luce 1959), with ε uniformly. The propensity, P(item at this rank | ranks above, policy), is the
 mixture's probability at that rank, exactly. Draws are hashes of (seed, request, rank): the same request
-gives the same list.
+gives the same list. An item that is fixed to a rank stands there with propensity 1; all other ranks are drawn
+from the rest.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,32 +38,45 @@ def draw(
     groups_N: NDArray[np.int64] | None = None,
     per_group: int = 0,
     seed: int = 0,
+    fixed: Mapping[int, int] | None = None,
 ) -> Drawn:
     """Draws up to ``n`` candidates. Not more than ``per_group`` of one group (0: any number); a group of 0
     is no group. Fewer come where the candidates run out.
+
+    ``fixed`` are positions by their ranks: they aren't drawn, stand whatever their group has, and count for
+    it from the first rank on. Where all others have run out before, they move up, in order.
 
     A score that is no number is below all others: it is drawn, evenly, once nothing else is left.
     """
     sound_N = ~np.isnan(scores_N)
     left_N = np.ones(len(scores_N), np.bool_)
     taken: dict[int, int] = {}
-    positions, propensities = [], []
-    for rank in range(min(n, len(scores_N))):
-        open_N = left_N & sound_N
-        if not open_N.any():
-            if not left_N.any():
-                break
-            open_N = left_N
-        p_N = mixture(scores_N, open_N, temperature, explore)
-        position = _at(p_N, uniform(seed, request_id, rank))
-        positions.append(position)
-        propensities.append(p_N[position])
+
+    def take(position: int) -> None:
         left_N[position] = False
         if groups_N is not None and per_group:
             group = int(groups_N[position])
             taken[group] = taken.get(group, 0) + 1
             if group and taken[group] >= per_group:
                 left_N[groups_N == group] = False
+
+    waiting = dict(sorted((rank, at) for rank, at in (fixed or {}).items() if rank < n))
+    for position in waiting.values():
+        take(position)
+    positions, propensities = [], []
+    for rank in range(min(n, len(scores_N))):
+        if waiting and (rank in waiting or not left_N.any()):
+            position, propensity = waiting.pop(rank if rank in waiting else min(waiting)), 1.0
+        elif left_N.any():
+            open_N = left_N & sound_N if (left_N & sound_N).any() else left_N
+            p_N = mixture(scores_N, open_N, temperature, explore)
+            position = _at(p_N, uniform(seed, request_id, rank))
+            propensity = float(p_N[position])
+            take(position)
+        else:
+            break
+        positions.append(position)
+        propensities.append(propensity)
     return Drawn(np.array(positions, np.int64), np.array(propensities, np.float64))
 
 

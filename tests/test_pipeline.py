@@ -155,6 +155,44 @@ def test_one_author_has_no_more_places_than_the_policy_gives() -> None:
         assert len(set(authors)) == len(authors) == 9
 
 
+def test_a_fixed_item_stands_at_its_rank_and_the_impression_says_so() -> None:
+    replica, by = made(), policy(per_author=0, fixed={0: "v11", 3: "v30", 9: "v2"})
+    for n in range(20):
+        answer = ask(replica, request_id=f"r{n}", by=by)
+        assert (ids(answer)[0], ids(answer)[3]) == ("v11", "v30") and len(set(ids(answer))) == 5
+        for rank, (shown, served) in enumerate(
+            zip(answer.items, answer.impression.items, strict=True)
+        ):
+            pinned = rank in (0, 3)
+            assert (shown.sources == ("fixed",)) == pinned == ("fixed" in served.sources)
+            assert (served.propensity == 1.0) == pinned and shown.score is not None
+    seen = viewer(replica, liked=(3,), seen=(11, 30))
+    assert ids(ask(replica, seen, by=by))[0] == "v11"
+
+
+def test_a_fixed_item_that_the_viewer_may_not_have_leaves_its_rank_to_the_others() -> None:
+    replica = made()
+    replica.apply_item(Item(time_ms=1, item_id="v5", removed=True), 41)
+    session = Session("u", FEATURES)
+    session.hidden.append(key_of("item", "v6"))
+    by = policy(per_author=0, fixed={0: "v5", 1: "v6", 2: "v7", 3: "nobody", 4: "v8"})
+    for n in range(5):
+        answer = ask(replica, session, f"r{n}", by=by, exclude_ids=("v7",), n=5)
+        assert len(answer.items) == 5 and not {"v5", "v6", "v7"} & set(ids(answer))
+        assert [i.sources == ("fixed",) for i in answer.items] == [False] * 4 + [True]
+    given = ask(replica, session, by=by, candidate_ids=("v1", "v8", "v2", "v3", "v4", "v9"))
+    assert ids(given)[4] == "v8" and given.items[4].propensity == 1.0
+    given = ask(replica, session, by=by, candidate_ids=("v1", "v2", "v3"))
+    assert sorted(ids(given)) == ["v1", "v2", "v3"]
+
+
+def test_in_a_catalogue_of_fixed_items_alone_they_move_up() -> None:
+    replica = made(items=2)
+    answer = ask(replica, Session("u", FEATURES), by=policy(fixed={1: "v1", 3: "v0"}), n=5)
+    assert ids(answer) == ["v1", "v0"]
+    assert [i.propensity for i in answer.items] == [1.0, 1.0]
+
+
 def test_without_a_model_the_popular_come_first_and_the_answer_says_so() -> None:
     replica = made(steps=0)
     popular(replica, {7: 30, 9: 20})

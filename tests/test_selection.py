@@ -105,6 +105,58 @@ def test_a_group_has_no_more_places_than_it_may(per_group: int) -> None:
     assert len(drawn(np.zeros(8), 8, groups_N=groups, per_group=0).positions) == 8
 
 
+def test_beside_fixed_items_each_propensity_is_the_mixture_of_what_is_left() -> None:
+    for n in range(50):
+        out = drawn(SCORES, request_id=f"r{n}", explore=0.2, fixed={1: 0, 3: 4})
+        assert (out.positions[1], out.positions[3]) == (0, 4)
+        assert sorted(out.positions.tolist()) == [0, 1, 2, 3, 4]
+        left = np.array([False, True, True, True, False])
+        for rank, (position, propensity) in enumerate(
+            zip(out.positions, out.propensities, strict=True)
+        ):
+            if rank in (1, 3):
+                assert propensity == 1.0
+                continue
+            weights = np.exp(SCORES / 0.3) * left
+            expected = 0.8 * weights[position] / weights.sum() + 0.2 / left.sum()
+            assert propensity == pytest.approx(expected)
+            left[position] = False
+
+
+def test_beside_a_fixed_item_the_others_come_as_often_as_their_propensity_says() -> None:
+    draws = 20_000
+    first, third = np.zeros(5), np.zeros(5)  # the third, given that item 1 came first
+    for n in range(draws):
+        a, pinned, b = drawn(SCORES, 3, f"r{n}", fixed={1: 0, 8: 2}).positions
+        assert pinned == 0
+        first[a] += 1
+        if a == 1:
+            third[b] += 1
+    open_N = np.array([False, True, True, True, True])
+    for counts in (first, third):
+        p_N = mixture(SCORES, open_N, 0.3, 0.1)
+        total = counts.sum()
+        sigma = np.sqrt(total * p_N * (1 - p_N))
+        assert (np.abs(counts - total * p_N) <= 4 * sigma + 1e-9).all()
+        open_N[1] = False
+
+
+def test_fixed_items_count_for_their_group_first_and_stand_whatever_it_has() -> None:
+    groups = np.array([7, 7, 7, 0, 9, 9])
+    for n in range(50):
+        out = drawn(np.zeros(6), 6, f"r{n}", groups_N=groups, per_group=1, fixed={2: 0, 3: 1})
+        assert out.positions[2:4].tolist() == [0, 1]
+        chosen = groups[out.positions].tolist()
+        assert (chosen.count(7), chosen.count(0), chosen.count(9)) == (2, 1, 1)
+        assert out.propensities[0] == pytest.approx(1 / 3)  # of item 3 and the two of group 9
+
+
+def test_where_the_others_run_out_fixed_items_move_up_in_order() -> None:
+    out = drawn(SCORES[:3], 9, fixed={4: 2, 6: 0})
+    assert out.positions.tolist() == [1, 2, 0] and out.propensities == pytest.approx([1.0] * 3)
+    assert drawn(SCORES[:1], 3, fixed={2: 0}).positions.tolist() == [0]
+
+
 def test_a_score_that_is_no_number_comes_after_all_others() -> None:
     scores = np.array([np.nan, 0.1, -np.inf, np.nan, 0.2])
     for n in range(50):
