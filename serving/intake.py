@@ -101,7 +101,10 @@ class Intake:
         await self._commit(ITEMS, [self._record(item)])
 
     async def erase_user(self, user_id: Id) -> None:
-        """Asks all folds to forget a user: a tombstone among the user's events, and an erasure."""
+        """Asks the session fold to drop a session: a tombstone among the user's events, and an erasure.
+
+        Nobody else acts on either yet: logs, archive, item counters and weights keep what came of the events.
+        """
         now_ms = self._now_ms()
         tombstone = User(time_ms=now_ms, user_id=user_id, removed=True)
         await self._commit(EVENTS, [self._record(tombstone)])

@@ -131,7 +131,7 @@ class Pipeline:
     def _fixed(
         self, request: Request, session: Session, policy: Policy, found: Mapping[int, list[str]]
     ) -> dict[int, int]:
-        """Catalogue indices by the rank that they are fixed to, of those that may come: seen, but not hidden."""
+        """Catalogue indices by the rank that they are fixed to: of what may come. What was seen may, too."""
         catalogue = self.replica.catalogue
         excluded = {str(item_id) for item_id in request.exclude_ids}
         fixed: dict[int, int] = {}
