@@ -78,10 +78,9 @@ def resolve(
             "RAY_ADDRESS to it, or set nodes to 1"
         )
     asked = digest(config)
-    named = {"serve.port": config.serve.port}
-    if not ray_address:
-        named["serve.dashboard_port"] = config.serve.dashboard_port
-    _check_free({name: port for name, port in named.items() if port})
+    named = {"serve.port": config.serve.port, "serve.dashboard_port": config.serve.dashboard_port}
+    if not ray_address:  # in a cluster of others Serve may run already, and have its port
+        _check_free({name: port for name, port in named.items() if port})
     free = _free_ports(avoid=set(named.values()))
     serve = replace(
         config.serve,
