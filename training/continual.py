@@ -32,6 +32,7 @@ from parameter_server.parameter_client import Worker as WorkerId
 from parameter_server.shard import ShardSpec
 from parameter_server.shard_actor import NAMESPACE, connect, find_shards
 from recsys.blueprint import build_model, feature_set
+from recsys.clock import wall_ms
 from recsys.config import Config
 from recsys.loops import Stop
 from recsys.open_log import open_log
@@ -40,7 +41,6 @@ from training.jagged import keyed_jagged
 from training.learner import Learner
 from training.line import MAIN, spec_of
 from training.progress import Progress
-from training.sequencer_loop import wall_ms
 from training.trainer_run import Failure, TrainerRun
 from training.worker import Worker
 

@@ -15,13 +15,14 @@ import msgspec
 import experiments
 from experiments.definition import read_experiments
 from parameter_server import snapshots
+from recsys.blueprint import feature_set
+from recsys.clock import wall_ms
 from recsys.config import Config
 from recsys.log import Append, Log, LogLost, LogUnavailable
 from recsys.loops import Stop
 from recsys.open_log import open_log
 from recsys.records import CONTROL, EXAMPLES, Control, Experiments, Live, pack, unpack
 from training.line import MAIN
-from training.sequencer_loop import wall_ms
 from training.step_reader import StepReader
 
 PART: Final = "director"
@@ -44,7 +45,7 @@ class Director:
         """``experiments``: YAML texts by file name; what can't be read is refused before anyone is told."""
         self._log, self._clock = log, clock
         self._configs = dict(experiments or {})
-        read_experiments(self._configs, config.policy)
+        read_experiments(self._configs, config.policy, feature_set(config).schema.labels)
         self._folder = Path(config.state) / "snapshots"
         self._kept = config.step.snapshots_kept
         self._offset = log.begin(CONTROL, 0)
@@ -75,7 +76,7 @@ class Director:
             for record in records:
                 try:
                     control: Any = unpack(record.value, Control)  # type: ignore[arg-type]
-                except msgspec.MsgspecError as error:
+                except (msgspec.MsgspecError, RecursionError) as error:
                     _LOG.error("control record %d can't be read: %s", record.offset, error)
                     continue
                 if isinstance(control, Live):

@@ -21,7 +21,7 @@ from recsys.cli.runner import Runner
 from recsys.cli.running import Running
 from recsys.cli.supervisor import Change
 from recsys.cli.table import parts_table, said_beyond_loopback
-from recsys.config import Config, digest
+from recsys.config import Config, check_weights, digest
 from recsys.loops import log_to_file, run_folder
 
 _READY_S: Final = 240.0  # how long --detach waits for all parts
@@ -85,8 +85,11 @@ def start(
 
 
 def _planned(config: Config, viewers: float, only: list[str]) -> tuple[Config, Plan]:
+    from recsys.blueprint import feature_set  # imports torch: not for --help
+
     address = os.environ.get("RAY_ADDRESS", "")
     resolved, plan = plans.resolve(config, viewers=viewers, only=only, ray_address=address)
+    check_weights(resolved.policy, feature_set(resolved).schema.labels)
     table(plan)  # an unknown name in ``only`` is told before anything starts
     return resolved, plan
 
