@@ -52,10 +52,12 @@ def test_a_port_in_use_is_named_with_its_holder(tmp_path):
         config = replace(config_in(tmp_path), serve=replace(FREE, port=port))
         with pytest.raises(PortTaken) as raised:
             resolve(config)
+        theirs, _ = resolve(
+            config, ray_address="10.0.0.1:6379"
+        )  # Serve that runs there may have it
+    assert theirs.serve.port == port
     assert f"port {port} (serve.port)" in str(raised.value)
     assert f"process {os.getpid()}" in str(raised.value)
-        theirs, _ = resolve(config, ray_address="10.0.0.1:6379")  # Serve that runs there has it
-    assert theirs.serve.port == port
     assert "RECSYS__SERVE__PORT" in str(raised.value)
 
 

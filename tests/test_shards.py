@@ -1,5 +1,6 @@
 """The part that looks after the shards: whose Ray it is decides what it leaves behind."""
 
+import signal
 from dataclasses import replace
 
 import pytest
@@ -41,7 +42,13 @@ def test_only_in_a_cluster_of_others_do_the_actors_end_with_the_part(
             said.append("ended")
 
     monkeypatch.setattr(shards, "Keeper", Keeper)
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    before = signal.getsignal(signal.SIGTERM)
+    # Ray's driver takes the signal by which a part is asked to stop.
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN))
     monkeypatch.setattr(ray, "shutdown", lambda: said.append("left"))
-    shards.run(config, stop)
+    try:
+        shards.run(config, stop)
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert said == (["ended", "left"] if ended else ["left"])

@@ -7,6 +7,7 @@ ours it stops them.
 """
 
 import logging
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +31,9 @@ def run(config: Config, stop: Stop) -> None:
 
     config = replace(config, state=str(Path(config.state).resolve()))
     if not ray.is_initialized():
+        asked = signal.getsignal(signal.SIGTERM)
         ray.init(namespace=NAMESPACE, log_to_driver=False)
+        signal.signal(signal.SIGTERM, asked)  # Ray's own would end this process before its shards
     spec = spec_of(config)
     keeper = Keeper(config, spec)
     while not stop.is_set(starting=True):
