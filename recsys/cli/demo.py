@@ -200,13 +200,8 @@ def _stop(state: Path, console: Console) -> None:
                 time.sleep(0.2)
 
 
-def url_of(config: Config) -> str:
-    host = "127.0.0.1" if config.serve.host in ("0.0.0.0", "::") else config.serve.host
-    return f"http://{host}:{config.serve.port}"
-
-
 def _say_where(config: Config, console: Console) -> None:
-    url = url_of(config)
+    url = plans.feed_url(config)
     console.print(
         f"\nfeed       {url}\nAPI docs   {url}/docs\n"
         f"dashboard  http://127.0.0.1:{config.serve.dashboard_port}"

@@ -17,7 +17,7 @@ from recsys.cli import demo_check as checks
 from recsys.cli import plan as plans
 from recsys.cli import running as runs
 from recsys.cli import warmup
-from recsys.cli.demo import started, url_of, wait_until_caught_up
+from recsys.cli.demo import started, wait_until_caught_up
 from recsys.cli.demo_books import Books, open_books
 from recsys.cli.demo_check import Clock, Counts, Sampled, Viewer, Watcher
 from recsys.cli.demo_crowd import Background
@@ -70,7 +70,7 @@ def _measure(config: Config, measured: _Measured, console: Console) -> None:
     warm = gather(state).served
     found["warm_step"] = figures.at_least(warm.step if warm else None, 1)
     counts = Counts()
-    with _books(config) as books, Client(url_of(config), timeout_s=10.0) as client:
+    with _books(config) as books, Client(plans.feed_url(config), timeout_s=10.0) as client:
         # Each impression of a data set is one view at least: what the joiner lost would be missing here.
         warm_examples = books.examples_before()
         found["warm_examples"] = figures.at_least(warm_examples, 0.95 * progress.impressions)
@@ -99,7 +99,7 @@ def _freshness(
     config: Config, viewer: Viewer, books: Books, found: dict[str, Figure]
 ) -> dict[str, int]:
     """Both delays under load; returns what the load came to."""
-    sampled, url = Sampled(), url_of(config)
+    sampled, url = Sampled(), plans.feed_url(config)
     watching = Counts()
     with Background(url, RATE) as background, Client(url, timeout_s=10.0) as client:
         _settle(books)

@@ -24,9 +24,8 @@ _TICK_S: Final = 0.02
 _REPORT_S: Final = 10.0
 _THREADS: Final = 8
 _BATCH: Final = 100  # events in one request
-_KEPT: Final = (
-    5_000  # events that wait for a server which doesn't answer; older ones are lost, and counted
-)
+# Events that wait for a server which doesn't answer; older ones are lost, and counted.
+_KEPT: Final = 5_000
 _AGAIN_S: Final = 1.0
 # Of one list of eight: the request, and what is done with the items until the viewer has had enough.
 EVENTS_PER_LIST: Final = 13.0

@@ -201,7 +201,7 @@ def last_step(log: Log) -> Version | None:
 
 def server_status(config: Config) -> dict[str, Any]:
     """What the server says of itself; empty where it doesn't answer."""
-    url = f"http://{config.serve.host}:{config.serve.port}/v1/status"
+    url = f"{plans.feed_url(config)}/v1/status"
     with suppress(OSError, ValueError, urllib.error.URLError):
         with urllib.request.urlopen(url, timeout=_HTTP_S) as answer:
             found = json.loads(answer.read())
