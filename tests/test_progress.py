@@ -1,4 +1,4 @@
-"""What the trainer says of itself is read from the deltas, also from a topic with something unreadable in it."""
+"""What the trainer says of itself is read from the deltas, and what can't be read of them is passed over."""
 
 from recsys.log import Append, MemoryLog
 from recsys.loops import Heartbeat
