@@ -122,7 +122,8 @@ class DeadLetters:
     def _standing(self) -> Recent:
         known, end = Recent(LETTERS_KNOWN), self._log.end(DEAD_LETTERS, 0)
         offset = max(self._log.begin(DEAD_LETTERS, 0), end - LETTERS_KNOWN)
-        while records := self._log.read(DEAD_LETTERS, 0, offset):
+        # Not until a read finds nothing: a Kafka client would follow the topic from then on.
+        while offset < end and (records := self._log.read(DEAD_LETTERS, 0, offset)):
             for record in records:
                 try:
                     letter = unpack(record.value, DeadLetter)

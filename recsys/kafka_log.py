@@ -36,7 +36,6 @@ ID_TOPIC: Final = "__recsys_log_id"
 MAX_RECORD_BYTES: Final = 16 << 20  # a delta of a big step; Kafka's own default is 1 MB
 CHECK_S: Final = 1.0  # a broker that came back empty is noticed so soon
 OWN_S: Final = 0.1  # what this client appended comes to its tail within it, or is sought
-GRACE_S: Final = 1.0  # one that just started may not know its topics yet
 
 
 class KafkaLog:
@@ -64,6 +63,7 @@ class KafkaLog:
         self._partitions: dict[str, int] = {}
         self._appends = 0
         self._id, self._checked = "", 0.0  # no checks until the id is known
+        self._absent_since = 0.0  # since when the broker doesn't know the id's topic
         patience_ms = int(patience_s * 1000)
         try:
             self._admin = KafkaAdminClient(
@@ -120,10 +120,11 @@ class KafkaLog:
                 f"there: {type(error).__name__}: {error}. See that the broker at {self._url} runs; "
                 "appending again may repeat records, which consumers drop"
             ) from error
-        for record, offset in zip(records, offsets, strict=True):
-            at = (topic, record[0])
-            self._appended[at] = max(offset + 1, self._appended.get(at, 0))
-        self._appends += 1
+        with self._lock:
+            for record, offset in zip(records, offsets, strict=True):
+                at = (topic, record[0])
+                self._appended[at] = max(offset + 1, self._appended.get(at, 0))
+            self._appends += 1
         self._check_id()
         return offsets
 
@@ -304,9 +305,16 @@ class KafkaLog:
         moment = time.monotonic()
         if not self._id or (not now and moment - self._checked < CHECK_S):
             return
-        deadline = moment + GRACE_S
-        while (topic_id := self._topic_id()) is None and time.monotonic() < deadline:
-            time.sleep(0.1)
+        topic_id = self._topic_id()
+        if topic_id is None:
+            self._absent_since = self._absent_since or moment
+            if moment - self._absent_since < self._patience_s:
+                # A broker that was just started, or that elects a leader, may not know its topics yet.
+                raise LogUnavailable(
+                    f"{self._url} doesn't know topic {ID_TOPIC} now; see that it is up"
+                )
+        else:
+            self._absent_since = 0.0
         if topic_id is None or topic_id != self._incarnation:
             found = self._first_id() if topic_id is not None else None
             if found != self._id:

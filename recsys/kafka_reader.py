@@ -17,7 +17,9 @@ from recsys.log import LogUnavailable, Record, check_range
 
 FETCH_WAIT_MS: Final = 25  # a partition added or sought waits for the fetch in flight: not long
 ENDS_FRESH_S: Final = 0.02  # one request tells the ends of all partitions; own appends ask anew
-BUFFERED: Final = 10_000  # records of a partition that wait here; then no more are fetched
+# Records and bytes of a partition that wait here; then no more are fetched.
+BUFFERED: Final = 10_000
+BUFFERED_BYTES: Final = 4 << 20
 
 # (topic, partitions, begins or ends) → offset by partition, asked on a connection of its own: on this one the
 # question would wait behind the fetch in flight.
@@ -120,9 +122,7 @@ class KafkaReader:
         """Takes what the broker sent, of these partitions and of others that still have room."""
         # Unassigned, not paused: a partition paused and resumed may get nothing more (kafka-python 3.0.12
         # puts the batch that it had at hand aside, and doesn't take it up again).
-        self._deactivate(
-            {p for p, b in self._buffers.items() if len(b) >= BUFFERED} - {*partitions}
-        )
+        self._deactivate({p for p, b in self._buffers.items() if _is_full(b)} - {*partitions})
         new = set(partitions) - self._active
         if new:
             self._active |= new
@@ -178,3 +178,7 @@ class KafkaReader:
         if taken:
             self._next[partition] = taken[-1].offset + 1
         return taken
+
+
+def _is_full(buffer: deque[Record]) -> bool:
+    return len(buffer) >= BUFFERED or sum(len(record.value) for record in buffer) >= BUFFERED_BYTES

@@ -15,14 +15,13 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 from recsys.kafka_client import consumer_of, unavailable
 from recsys.log import Record
 
-OPEN_MS: Final = (
-    100  # the embedded broker sometimes answers only when half of it has passed; at start, a
-)
-# partition that is newly followed waits for the end of the open fetch
-PACE_S: Final = (
-    0.02  # between two polls: a fetch that brings one record costs as much as one that brings many
-)
-BUFFERED: Final = 10_000  # records of a partition that wait here; then it is let go
+# How long a fetch stays open. The embedded broker sometimes answers only when half of it has passed; and a
+# partition that is newly followed waits for the end of the fetch that stands open.
+OPEN_MS: Final = 100
+# Between two polls: a fetch that brings one record costs as much as one that brings many.
+PACE_S: Final = 0.02
+# Records and bytes of a partition that wait here; then it is let go.
+BUFFERED: Final = 10_000
 BUFFERED_BYTES: Final = 32 << 20
 
 
@@ -84,9 +83,8 @@ class KafkaTail:
             if there is None:
                 return None
         if not there.buffer and at not in self._assigned:
-            del self._followed[
-                at
-            ]  # it was let go, and all that had come is read: to catch up again
+            # It was let go, and all that had come is read: the reader catches up.
+            del self._followed[at]
             return None
         return there.take(limit)
 

@@ -109,7 +109,9 @@ class CounterLoop:
         offsets = {EVENTS: dict(enumerate(self.events.offsets))}
         held = self._state.save(self._log.id, offsets, msgspec.msgpack.encode(counted))
         for partition, offset in held[EVENTS].items():
-            self._log.hold(NAME, EVENTS, partition, offset)
+            # A snapshot that wasn't taken up may reach back behind what is left of the log.
+            there = max(offset, self._log.begin(EVENTS, partition))
+            self._log.hold(NAME, EVENTS, partition, there)
         self._saved_ms = self._now_ms()
         took_ms = (time.monotonic() - started) * 1000
         self._save_every_ms = max(_SAVE_EVERY_MS, int(took_ms / _SAVE_SHARE))

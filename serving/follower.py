@@ -72,9 +72,8 @@ class Follower:
             began = self._now_s()
             try:
                 act()
-            except (
-                LogUnavailable
-            ) as error:  # counted from where it was asked: that too may take seconds
+            except LogUnavailable as error:
+                # Counted from where it was asked: that too may take seconds.
                 self._away = (self._away[0] if self._away else began), str(error)
                 logging.getLogger(__name__).warning("log is away", extra={"error": str(error)})
                 self._stopping.wait(_RETRY_S)

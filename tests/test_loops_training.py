@@ -243,6 +243,27 @@ def test_a_log_that_lost_impressions_costs_their_corrections_alone(tmp_path: Pat
     loop.save()  # holds what is left
 
 
+def test_a_hold_that_retention_overtook_is_held_where_the_log_begins(tmp_path: Path) -> None:
+    class Unheld(MemoryLog):
+        """As Kafka: nothing can be held there, it only checks."""
+
+        def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
+            super().hold(name, topic, partition, offset)
+            self.release(name, topic)
+
+    log = Unheld()
+    for topic in topics(PARTITIONS):
+        log.create(topic)
+    append_events(log, feed(20))
+    loop = join(log, PartState(tmp_path, "joiner"))
+    loop.turn()
+    loop.save()
+    for partition in range(PARTITIONS):
+        log.trim(EVENTS, partition, log.end(EVENTS, partition))
+    loop.save()  # what this one holds, the log no longer has
+    assert not loop.turn()
+
+
 def test_a_log_that_is_away_while_it_goes_back_loses_nothing(tmp_path: Path) -> None:
     log = FlakyLog()
     for topic in topics(PARTITIONS):

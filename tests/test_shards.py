@@ -7,10 +7,9 @@ import pytest
 
 from recsys.cli import plan as plans
 from recsys.cli import shards
-from recsys.config import Config, ServeConfig
+from recsys.config import Config
 from recsys.loops import Stop
-
-FREE = ServeConfig(port=0, dashboard_port=0)
+from tests.toy_plan import FREE
 
 
 @pytest.mark.parametrize("address, ended", [("", False), ("10.0.0.1:6379", True)])

@@ -14,12 +14,16 @@ class FakeProcess:
     def __init__(self, part, pid, stubborn=False):
         self.part, self.pid, self.stubborn = part, pid, stubborn
         self.status, self.is_ready, self.asked, self.killed = None, False, 0, False
+        self.said = ""
 
     def exit_status(self):
         return self.status
 
     def ready(self):
         return self.is_ready
+
+    def failure(self):
+        return self.said
 
     def terminate(self):
         self.asked += 1
@@ -126,6 +130,10 @@ def test_what_lost_its_log_isnt_started_again():
     assert world.state("joiner") is State.LOST and world.names() == ["joiner", "fold"]
     assert world.supervisor.lost == ["joiner"] and not world.supervisor.ready
     assert "new state folder" in world.supervisor.watched["joiner"].reason
+    world.process("fold").said = "LogLost: retention passed it"  # what it says itself goes before
+    world.process("fold").status = EXIT_LOG_LOST
+    world.tick()
+    assert world.supervisor.watched["fold"].reason == "LogLost: retention passed it"
     world.supervisor.stop()
     world.tick()
     world.tick()
@@ -203,6 +211,22 @@ def test_a_part_that_never_gets_ready_is_ended_and_tried_again():
     assert first.killed
     changes = world.tick()
     assert [(c.state, c.reason) for c in changes] == [(State.BACKOFF, "not ready after 5 s")]
+
+
+def test_stopping_keeps_what_is_needed_by_way_of_a_part_that_is_done():
+    broker = Part("broker", "m:broker")
+    log = Part("log", "m:log", needs=("broker",), once=True)
+    world = World(
+        [broker, log, Part("archive", "m:archive", needs=("log",))], stubborn=("archive",)
+    )
+    world.make_all_ready()
+    world.supervisor.stop()
+    world.tick()
+    assert world.state("archive") is State.STOPPING and world.state("broker") is State.READY
+    world.process("archive").status = 0
+    world.tick()
+    world.tick()
+    assert world.supervisor.stopped
 
 
 def test_stopping_goes_backwards_and_kills_the_stubborn():

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from recsys.cli.processes import Socket, is_loopback
-from recsys.cli.table import addresses, duration, ports, said_beyond_loopback
+from recsys.cli.running import PartRecord
+from recsys.cli.table import addresses, duration, note, ports, said_beyond_loopback
 from recsys.config import Config, ServeConfig, SessionConfig
 
 
@@ -27,6 +28,13 @@ def test_ports_beyond_loopback_are_told_with_their_guard():
     assert ports(sockets) == "1 0.0.0.0:2 (OPEN to other machines) :::3 (guarded by token)"
     many = [Socket(port, "::1", "x") for port in range(9)]
     assert ports(many) == "0 1 2 3 …"
+
+
+def test_a_lost_part_says_its_reason_and_nothing_else(tmp_path):
+    record = PartRecord(
+        name="joiner", state="lost", reason="LogLost: retention passed it", last_exit=4
+    )
+    assert note(record, tmp_path) == "LogLost: retention passed it"
 
 
 def test_passwords_are_not_shown():

@@ -112,8 +112,9 @@ class Archive(Turns):
     def flush(self) -> None:
         """Writes everything that was read."""
         self._due_ms = self._clock() + _FLUSH_MS
-        for place in list(self._buffers):
-            self._write(*place)
+        written = {place: self._write(*place) for place in list(self._buffers)}
+        for (topic, partition), offset in written.items():  # all files first: the log may be away
+            self._log.hold(PART, topic, partition, offset)
 
     def _restore(self) -> None:
         """Goes on from what is written."""
@@ -150,7 +151,7 @@ class Archive(Turns):
         hour, before = self._time_ms[place] // _HOUR_MS, before_ms // _HOUR_MS
         buffer = self._buffers.get(place)
         if buffer is not None and (hour != before or buffer.size > _FLUSH_BYTES):
-            self._write(topic, partition)
+            self._log.hold(PART, topic, partition, self._write(topic, partition))
         if before and hour != before:
             there = _path(self._folder, topic, before, partition, 0, 0).parent
             merge([held for held in _listed(there.glob("*")) if held.partition == partition])
@@ -158,7 +159,8 @@ class Archive(Turns):
         buffer.rows.append(row)
         buffer.size += len(record.value)
 
-    def _write(self, topic: str, partition: int) -> None:
+    def _write(self, topic: str, partition: int) -> int:
+        """Writes what waits; returns the offset after it."""
         buffer = self._buffers.pop((topic, partition))
         first, last = buffer.rows[0][2], buffer.rows[-1][2]
         frame = pl.DataFrame(buffer.rows, schema=SCHEMA, orient="row")
@@ -166,7 +168,7 @@ class Archive(Turns):
             frame.write_parquet(partial, compression="zstd")
         self.written += len(frame)
         self.files += 1
-        self._log.hold(PART, topic, partition, last + 1)
+        return last + 1
 
 
 def read_archive(folder: Path, topic: str) -> pl.LazyFrame:

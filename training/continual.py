@@ -34,9 +34,11 @@ from parameter_server.shard_actor import NAMESPACE, connect, find_shards
 from recsys.blueprint import build_model, feature_set
 from recsys.clock import wall_ms
 from recsys.config import Config
+from recsys.log import LogLost
 from recsys.loops import Stop
 from recsys.open_log import open_log
 from recsys.records import STEPS
+from recsys.turns import patiently
 from training.jagged import keyed_jagged
 from training.learner import Learner
 from training.line import MAIN, spec_of
@@ -75,7 +77,7 @@ def run(config: Config, stop: Stop) -> None:
             raise RuntimeError(
                 f"run {name} ended: {ended.reason or 'another driver has taken over'}"
             )
-        progress.turn(wall_ms())
+        patiently(lambda: progress.turn(wall_ms()), stop, _LOG)
         progress.tell(beat)
         beat.gauge("group_starts", its.read().starts)
         failure = its.failure()
@@ -83,6 +85,8 @@ def run(config: Config, stop: Stop) -> None:
             told = failure
             beat.add("worker_failures")
             _LOG.error("worker %d ended: %s", failure.rank, failure.text)
+            if failure.text.startswith(LogLost.__name__):
+                raise LogLost(f"worker {failure.rank} can't go on: {failure.text}")
     ray.shutdown()
     log.close()
 

@@ -115,7 +115,9 @@ class JoinerLoop(Turns):
         self._state.save(self._log.id, {EVENTS: self.offsets}, blob)
         needed = self._needed_from()
         for partition, offset in (self._needed or needed).items():
-            self._log.hold(PART, EVENTS, partition, offset)
+            # Where nothing can be held, retention may have passed it since.
+            there = max(offset, self._log.begin(EVENTS, partition))
+            self._log.hold(PART, EVENTS, partition, there)
         self._needed = needed
         now_ms = self._clock()
         self._due_ms = now_ms + max(_SAVE_EVERY_MS, int((now_ms - started_ms) / _SAVE_SHARE))
@@ -153,11 +155,13 @@ class JoinerLoop(Turns):
         return needed
 
     def _recall(self, partition: int, offset: int) -> Impression | None:
-        """An impression, read again; None where the log no longer has it."""
+        """An impression, read again; None where retention has passed it. Raises LogLost for another log."""
         try:
             records = self._again.read(EVENTS, partition, offset, 1)
         except LogLost:
-            return None
+            if offset < self._again.begin(EVENTS, partition):
+                return None
+            raise
         if not records or records[0].offset != offset:
             return None
         try:

@@ -180,6 +180,8 @@ def wait_until_caught_up(
         status = gather(state)
         if not status.running:
             raise NotReady(f"the system has ended; see {state / 'run' / 'up.log'}")
+        for name, why in status.lost.items():
+            raise NotReady(f"{name} can't go on: {why}")
         left = behind(status)
         tell(", ".join(f"{count:,} {name} to go" for name, count in left.items()))
         quiet = quiet + 1 if max(left.values()) <= _FEW else 0
@@ -218,6 +220,9 @@ def _stay(config: Config, console: Console) -> None:
         running = runs.read(config.state)
         if running is None or not alive(running.supervisor):
             raise NotReady("the system has ended; see `recsys status`")
+        for part in running.parts:
+            if part.state == "lost":
+                raise NotReady(f"{part.name} can't go on: {part.reason}")
         said = server_status(config)
         if said:
             console.print(_line(said), highlight=False, soft_wrap=True)

@@ -101,10 +101,11 @@ def create_log(config: Config, stop: Stop) -> None:
 
 
 def _same_log(file: Path, log_id: str, url: str) -> None:
-    known = file.read_text().strip() if file.exists() else log_id
-    if known != log_id:
+    known = file.read_text().strip() if file.exists() else ""  # a power cut may have emptied it
+    if known and known != log_id:
         raise LogLost(
             f"{file.parent} holds the state of log {known}, and the log at {url} is {log_id}: it was removed "
             "or replaced, or a broker in memory ended. Bring it back, or start with a new state folder"
         )
-    write_atomically(file, log_id.encode())
+    if not known:
+        write_atomically(file, log_id.encode())

@@ -91,9 +91,8 @@ def resolve(
     sessions, log = config.sessions, config.log
     if sessions.url == "embedded":
         embedded.append("valkey")
-        password = secrets.token_urlsafe(
-            32
-        )  # a port on loopback is open to everyone on the machine
+        # A port on loopback is open to everyone on the machine.
+        password = secrets.token_urlsafe(32)
         url = f"redis://{VALKEY_USER}:{password}@{_LOOPBACK}:{next(free)}/0"
         sessions = replace(sessions, url=url)
     if log.url == EMBEDDED_KAFKA:

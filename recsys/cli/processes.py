@@ -123,6 +123,11 @@ class Child:
         beat = read_beat(self._heartbeat)
         return beat is not None and beat.pid == self.pid and beat.state == "ready"
 
+    def failure(self) -> str:
+        """What this very process wrote into its heartbeat when it failed."""
+        beat = read_beat(self._heartbeat)
+        return beat.failure if beat is not None and beat.pid == self.pid else ""
+
     def terminate(self) -> None:
         """Asks the leader, which ends what it started itself."""
         with contextlib.suppress(OSError):

@@ -18,9 +18,8 @@ _UNHEALTHY_S: Final = 60.0
 def run(config: Config, stop: Stop) -> None:
     """The part. Ready once a replica has caught up with the log and answers."""
     _, plan = plans.read(config.state)
-    if (
-        "RAY_ADDRESS" not in os.environ
-    ):  # a part that a person runs: what Ray's client needs, before its import
+    if "RAY_ADDRESS" not in os.environ:
+        # A part that a person runs: what Ray's client needs, before its import.
         os.environ.update(client_environment(config, plan))
     import ray
     from ray import serve

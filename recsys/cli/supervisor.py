@@ -53,6 +53,9 @@ class Process(Protocol):
 
     def ready(self) -> bool: ...
 
+    def failure(self) -> str:
+        """What it says it ended of; empty where it says nothing."""
+
     def terminate(self) -> None: ...
 
     def kill(self) -> None: ...
@@ -109,6 +112,7 @@ class Supervisor:
     stopping: bool = False
     watched: dict[str, Watched] = field(init=False)
     _changes: list[Change] = field(init=False, default_factory=list)
+    _behind: dict[str, set[str]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.watched = {part.name: Watched(part, since=self.clock()) for part in self.parts}
@@ -121,6 +125,9 @@ class Supervisor:
                     f"table ({', '.join(sorted(known))}), each once; fix recsys/cli/parts.py"
                 )
             known.add(part.name)
+            # Also what is needed by way of a part that is done: a log's topics are made, its broker runs.
+            behind = set(part.needs).union(*(self._behind[name] for name in part.needs))
+            self._behind[part.name] = behind
 
     @property
     def ready(self) -> bool:
@@ -177,6 +184,7 @@ class Supervisor:
             self._terminate(w, now, f"not ready after {w.part.ready_s:g} s")
 
     def _ended(self, w: Watched, status: int, now: float) -> None:
+        said = w.process.failure() if w.process is not None else ""
         excused, w.excused, w.process, w.last_exit = w.excused, False, None, status
         lost = status == EXIT_LOG_LOST or (w.part.in_memory and w.state is State.READY)
         if self.stopping:
@@ -186,7 +194,7 @@ class Supervisor:
             self._move(w, State.DONE, now)
             return
         if lost:
-            self._move(w, State.LOST, now, _LOST)
+            self._move(w, State.LOST, now, said or _LOST)
         elif excused:
             self._move(w, State.WAITING, now, w.reason)
         else:
@@ -227,7 +235,7 @@ class Supervisor:
                 self._move(w, State.STOPPED, now)
             return
         needed = any(
-            w.part.name in other.part.needs and other.process is not None
+            other.process is not None and w.part.name in self._behind[other.part.name]
             for other in self.watched.values()
         )
         if w.state is not State.STOPPING and not needed:

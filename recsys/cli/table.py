@@ -18,7 +18,7 @@ from recsys.loops import read_beat
 
 _COLOURS: Final = {
     "ready": "green", "done": "green", "starting": "yellow", "waiting": "dim", "backoff": "red",
-    "stopping": "yellow", "stopped": "dim",
+    "stopping": "yellow", "stopped": "dim", "lost": "red",
 }  # fmt: skip
 # These answer calls that carry the cluster's token only.
 _GUARDED: Final = ("gcs_server", "raylet")
@@ -86,6 +86,8 @@ def beyond(socket: Socket) -> str:
 
 def note(part: PartRecord, state: Path) -> str:
     """Why a part isn't ready, or what it last died of."""
+    if part.state == "lost":
+        return part.reason
     said = part.reason if part.state not in ("ready", "done", "stopped") else ""
     if part.last_exit not in (None, 0) or part.state == "backoff":
         beat = read_beat(state / "run" / f"{part.name}.json")

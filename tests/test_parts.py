@@ -1,0 +1,39 @@
+"""The part that makes the log's topics: a state folder belongs to one log."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from recsys.cli.parts import NAMES, create_log, niceness
+from recsys.config import Config
+from recsys.log import LogLost
+from recsys.loops import Stop
+from recsys.open_log import open_log
+from recsys.records import EVENTS
+
+
+def test_topics_are_made_and_another_log_is_refused(tmp_path: Path) -> None:
+    config = replace(Config(), state=str(tmp_path))
+    create_log(config, Stop())
+    known = (tmp_path / "log.id").read_text()
+    log = open_log(config)
+    assert log.id == known and log.partitions(EVENTS) == config.log.partitions
+    log.close()
+    create_log(config, Stop())  # the same again: nothing to say
+
+    (tmp_path / "log.id").write_text("")  # as a power cut may leave it
+    create_log(config, Stop())
+    assert (tmp_path / "log.id").read_text() == known
+
+    shutil.rmtree(tmp_path / "log")
+    with pytest.raises(LogLost, match=f"holds the state of log {known}.*new state folder"):
+        create_log(config, Stop())
+
+
+def test_what_learns_steps_back_for_what_answers() -> None:
+    back = {name for name in NAMES if niceness(name) > 0}
+    assert back == {"counters", "joiner", "archive", "sequencer", "director"}
+    with pytest.raises(ValueError, match="'nobody', expected one of broker"):
+        niceness("nobody")
