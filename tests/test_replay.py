@@ -173,6 +173,42 @@ def test_a_log_of_nothing_has_an_empty_report(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r.json").read_text())["rows"] == 0
 
 
+def test_it_ends_when_the_step_asked_for_has_been_learned(data: Path, whole: Replayed) -> None:
+    fourth = replayed(data, until_step=4)
+    assert fourth.steps == 4 and fourth.digest != whole.digest
+    n = len(fourth.predictions.request_id)
+    assert 0 < n < len(whole.predictions.request_id)
+    same = np.asarray(whole.predictions.scores["click"])[:n]
+    assert np.asarray(fourth.predictions.scores["click"]).tobytes() == same.tobytes()
+    # The same state as that of a log that ends there.
+    end_ms = int(np.asarray(fourth.predictions.time_ms)[-1]) + 1
+    assert replayed(data, until_step=4, until_ms=end_ms + EVERY_MS).digest == fourth.digest
+    assert replayed(data, until_step=whole.steps).digest == whole.digest
+
+
+def test_several_steps_that_are_due_at_once_end_with_the_one_asked_for(data: Path) -> None:
+    few = {"step_examples": 1, "until_ms": START_MS + 20 * EVERY_MS}
+    digests = [replayed(data, until_step=step, **few).digest for step in (4, 5)]
+    assert digests[0] != digests[1] and replayed(data, until_step=5, **few).steps == 5
+
+
+def test_the_digest_is_all_that_is_printed(data: Path, whole: Replayed) -> None:
+    assert run(data, "--digest").stdout == whole.digest + "\n"
+    asked = run(data, "--digest", "--until-version", "0.3").stdout
+    assert asked == replayed(data, until_step=3).digest + "\n" != whole.digest + "\n"
+
+
+@pytest.mark.services
+def test_the_digest_of_a_step_is_the_same_through_a_broker(tmp_path: Path) -> None:
+    folder = write_log(tmp_path / "data", 40)
+    options = ["--no-warm-up", "--digest", "--until-version", 20, "--step-examples", 3]
+    one, real = run(folder, *options), run(folder, *options, "--through-broker", "sqlite")
+    assert one.exit_code == real.exit_code == 0, real.output
+    assert one.stdout == real.stdout
+    other = run(folder, "--no-warm-up", "--digest", "--step-examples", 3)
+    assert len(one.stdout) == 65 and one.stdout != other.stdout
+
+
 # --- what can't be done is said, with exit code 2 --------------------------------------------------
 
 
@@ -195,6 +231,8 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         (["--report", "no/such/folder/r.json"], "there is no folder"),
         (["--predictions", "no/such/folder/p.parquet"], "there is no folder"),
         (["--against", "nothing.parquet"], "can't be read"),
+        (["--until-version", "1.4"], "expected a step from 1 on"),
+        (["--until-version", "0"], "expected a step from 1 on"),
         (["--through-broker", "mysql"], "expected sqlite, kafka"),
         (["--through-broker", "sqlite", "--warm-up"], "leave --warm-up out"),
     ],
@@ -223,6 +261,12 @@ def test_a_warm_up_that_is_left_out_is_told(
     result = run(data, *arguments)
     assert result.exit_code == 0, result.output
     assert asked[0].warm_up is warm and ("leaves the warm-up out" in result.stderr) is told
+
+
+def test_a_step_that_the_log_does_not_reach_is_named(data: Path, whole: Replayed) -> None:
+    result = run(data, "--until-version", 5000)
+    assert result.exit_code == 2
+    assert f"ends at step {whole.steps}" in " ".join(result.stderr.split())
 
 
 def test_predictions_of_another_label_can_not_be_compared(data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ by waiting, this does by ``advance``: steps that are due by event time are learn
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from parameter_server.deltas import DeltaAssembler, Gap, StepDelta
 from parameter_server.parameter_client import LocalClient
@@ -15,7 +16,7 @@ from recsys.events import Engagement, Event, Impression
 from recsys.features import FeatureSet
 from recsys.hashing import partition_of
 from recsys.log import Append, MemoryLog
-from recsys.records import EXAMPLES, STEPS, Delta, Example, pack, topics
+from recsys.records import EXAMPLES, STEPS, Delta, Example, Step, pack, topics
 from training.joiner import Joiner
 from training.learner import Learner
 from training.line import MAIN, learning_digest, spec_of
@@ -35,7 +36,9 @@ class DirectLoop:
         labels, partitions = features.schema.labels, config.log.partitions
         self.joiners = [Joiner(p, labels, config.join) for p in range(partitions)]
         digest = learning_digest(config, features)
-        self.sequencer = Sequencer(config.step, line=MAIN, epoch=0, digest=digest)
+        self.sequencer: Sequencer | StepsUntil = Sequencer(
+            config.step, line=MAIN, epoch=0, digest=digest
+        )
         model = build_model(features, config.model)
         self._deltas: list[Delta] = []
         self.client = LocalClient.fresh(spec_of(config), model.read_dense(), self._deltas.append)
@@ -84,3 +87,33 @@ class DirectLoop:
             found.extend(steps)
         self._deltas.clear()
         return found
+
+
+class StepsUntil:
+    """In place of a loop's sequencer: no step after ``last`` is cut here, or seen to be learned.
+
+    A sequencer on a log may cut several steps in a turn. Their records stay there, but ``step`` tells nobody
+    of them, and so no worker is asked to learn them.
+    """
+
+    def __init__(self, sequencer: Any, last: int) -> None:
+        self._sequencer, self._last = sequencer, last
+
+    @property
+    def step(self) -> int:
+        return min(int(self._sequencer.step), self._last)
+
+    @property
+    def done(self) -> bool:
+        return self.step == self._last
+
+    def cut(self, now_ms: int) -> Step | None:
+        step: Step | None = None if self.done else self._sequencer.cut(now_ms)
+        return step
+
+    def turn(self) -> int:
+        read: int = self._sequencer.turn()
+        return read
+
+    def arrived(self, *example: int) -> None:
+        self._sequencer.arrived(*example)

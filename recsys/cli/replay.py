@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recsys.cli.direct_loop import DirectLoop
+from recsys.cli.direct_loop import DirectLoop, StepsUntil
 from recsys.cli.player import Player
 from recsys.cli.recorder import Recorder
 from recsys.cli.replay_report import print_report, report_of, with_bar
@@ -41,6 +41,7 @@ class ReplayOptions:
     step_examples: int = 64
     step_every_s: float = 600.0  # event time: a data set is sparser than live traffic
     through_broker: str = ""  # "", or the log to use: sqlite or kafka
+    until_step: int | None = None  # the last step that is learned; the replay ends with it
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,28 @@ def replay_with(
     progress: Progress,
     digest: Callable[[], str],
 ) -> Replayed:
-    """Plays all events of a data set and gathers what came out. ``digest`` is asked at the end."""
+    """Plays all events of a data set and gathers what came out. ``digest`` is asked at the end.
+
+    With ``until_step`` it ends when that step has been learned; raises ValueError where the log ends before.
+    """
     started = time.monotonic()
+    loop: Any = player.loop
+    if options.until_step is not None:
+        loop.sequencer = StepsUntil(loop.sequencer, options.until_step)
     contexts = dataset.schema.names("context", CATEGORICAL)
     recorder = Recorder(dataset.schema.labels, contexts[0] if contexts else None)
     player.on_scored = recorder.scored
     for event in progress(_with_warm_up(player, dataset, options)):
+        if options.until_step is not None and not isinstance(event, Item | User):
+            player.advance(event.time_ms)
+            if loop.sequencer.done:
+                break
         if isinstance(event, Engagement):
             recorder.happened(event)
         player.play(event)
     player.finish()
+    if options.until_step is not None:
+        _learn_the_rest(player, options.until_step)
     counts: dict[str, int] = {}
     for joiner in getattr(player.loop, "joiners", ()):
         for name, count in joiner.counts.items():
@@ -114,6 +127,17 @@ def replay_with(
     )
 
 
+def _learn_the_rest(player: Player, until_step: int) -> None:
+    """Learns what is due when the events end. Raises ValueError where the step asked for isn't reached."""
+    loop: Any = player.loop
+    player.advance(player.now_ms)
+    if not loop.sequencer.done:
+        raise ValueError(
+            f"--until-version is {until_step}, but the log ends at step {loop.sequencer.step}; "
+            "name a step up to that, or leave it out"
+        )
+
+
 def _with_warm_up(player: Player, dataset: Dataset, options: ReplayOptions) -> Iterator[Event]:
     """The events to play; what is from before the log is folded, and not learned from, on the way."""
     warm = not options.warm_up
@@ -123,6 +147,18 @@ def _with_warm_up(player: Player, dataset: Dataset, options: ReplayOptions) -> I
                 player.fold(old)
             warm = True
         yield event
+
+
+def _parse_version(text: str | None) -> int | None:
+    """The step of ``120`` or, as the predictions have it, ``0.120``; a replay has epoch 0 only."""
+    if text is None:
+        return None
+    epoch, _, step = text.rpartition(".")
+    if epoch not in ("", "0") or not step.isdecimal() or int(step) < 1:
+        raise ValueError(
+            f"--until-version is {text!r}, expected a step from 1 on, e.g. 120 or 0.120 (epoch.step)"
+        )
+    return int(step)
 
 
 def _parse_time(text: str | None, utc_offset_h: float) -> int | None:
@@ -172,6 +208,12 @@ def replay(
     through_broker: Annotated[
         str, typer.Option(help="Run the real parts in lockstep over this log: sqlite or kafka.")
     ] = "",
+    until_version: Annotated[
+        str | None, typer.Option(help="End when this step has been learned: 120, or 0.120.")
+    ] = None,
+    digest: Annotated[
+        bool, typer.Option("--digest", help="Print the SHA-256 of the learned state, and no table.")
+    ] = False,
 ) -> None:
     """Scores, then learns from a data set in event time."""
     try:
@@ -187,6 +229,7 @@ def replay(
             step_examples,
             step_every,
             through_broker,
+            _parse_version(until_version),
         )
         _check_folders(report, predictions)
         theirs = None if against is None else _theirs(against, dataset.labels[0])
@@ -199,7 +242,10 @@ def replay(
     found = report_of(data, dataset, options, replayed, theirs)
     if report is not None:
         write_report(report, found)
-    print_report(found, replayed)
+    if digest:
+        typer.echo(replayed.digest)
+    else:
+        print_report(found, replayed)
 
 
 def _warms_up(asked: bool | None, through_broker: str) -> bool:
