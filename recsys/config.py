@@ -90,9 +90,16 @@ class TableConfig:
     initial: float = 0.0
     admit_after: int = 1  # an id gets its own row when it has been seen so often
     ttl_s: int = 0  # a row not used for so long leaves; 0 keeps it
+    # MiB of each shard for rows, optimizer state, map and counts of sightings: at it, the least recently
+    # used rows leave; 0 is no budget.
+    budget_mb: float = 0.0
+    sketch_mb: float = 1.0  # MiB of all shards together for counts of sightings; unused with admit_after 1
 
     def __post_init__(self) -> None:
         _check(1 <= self.dim <= 1024, f"table {self.name}.dim", self.dim, "1 to 1024")
+        _check(1 <= self.admit_after <= 255, f"table {self.name}.admit_after", self.admit_after, "1 to 255")
+        _check(self.budget_mb >= 0, f"table {self.name}.budget_mb", self.budget_mb, "0 (none) or more MiB")
+        _check(self.sketch_mb > 0, f"table {self.name}.sketch_mb", self.sketch_mb, "more than 0 MiB")
         _check(self.learning_rate > 0, f"table {self.name}.learning_rate", self.learning_rate,
                "a positive number")  # fmt: skip
 
@@ -103,12 +110,12 @@ class ModelConfig:
     dim: int = 16  # of a categorical row
     vector_dim: int = 32  # of an item vector and the user side
     hidden: tuple[int, ...] = (128, 64)
-    row_rate: float = 0.05  # row-wise Adagrad
+    row_rate: float = 0.01  # row-wise Adagrad
     row_initial: float = 0.01
     vector_rate: float = 0.05
     retrieval_weight: float = 0.2  # of the user side's loss beside the ranker's
     side_weight: float = 0.3  # of the other labels' loss beside the first one's
-    dense_rate: float = 0.001  # Adam
+    dense_rate: float = 0.0003  # Adam
     ttl_s: int = 30 * 24 * 3600
     seed: int = 0
 
