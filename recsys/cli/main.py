@@ -22,6 +22,7 @@ COMMANDS = {
     "viewers": ("recsys.cli.viewers:viewers", "Sends simulated viewers to a running server."),
     "data": ("recsys.cli.data:data", "Fetches data sets."),
     "replay": ("recsys.cli.replay:replay", "Scores, then learns from a data set in event time."),
+    "study": ("recsys.cli.study:study", "Measures what freshness is worth."),
     "bench": ("recsys.cli.bench:bench", "Measures speed beside what one would pick instead."),
 }
 

@@ -1,0 +1,115 @@
+"""Copies of the ranker's parameters that sync at different times, all scored over one replay.
+
+Building features is the expensive part of a replay, and on a log of the past it hangs on no weight. So one
+player builds them once, one learner learns once, and every copy scores the same requests with the parameters
+that a replica would have had that syncs so rarely. A copy's scores are those of its own replay, bit for bit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parameter_server.deltas import StepDelta
+from recsys.blueprint import build_model
+from recsys.cli.player import Player, Scored
+from recsys.config import Config
+from recsys.features import FeatureSet, RequestFeatures
+from recsys.model import tables_of
+from serving.row_store import RowStore
+from serving.scoring import probabilities
+
+_TOGETHER = 512  # requests scored together at the most; the scores don't depend on it
+
+
+@dataclass(frozen=True)
+class Sync:
+    """When a copy takes what was learned: at multiples of ``every_ms`` (0: at each step), and nothing of
+    steps whose examples closed at ``frozen_after_ms`` or later."""
+
+    name: str
+    every_ms: int = 0
+    frozen_after_ms: int | None = None
+
+
+class Copy:
+    """The ranker's parameters as of one kind of sync, and the scores that they gave for the first label."""
+
+    def __init__(self, features: FeatureSet, config: Config, sync: Sync) -> None:
+        self.sync = sync
+        self._model = build_model(features, config.model)
+        (table,) = (t for t in tables_of(config.model) if t.name == "features")
+        self._rows = RowStore(table, config.model.seed)
+        self._waiting: list[RequestFeatures] = []
+        self._held: list[StepDelta] = []
+        self._frozen = False
+        self._scores: list[NDArray[np.float32]] = []
+
+    def show(self, requests: Sequence[RequestFeatures]) -> None:
+        """Requests to be scored with what the copy has now."""
+        self._waiting.extend(requests)
+        if len(self._waiting) >= _TOGETHER:
+            self._score()
+
+    def advance(self, deltas: Sequence[StepDelta], before_ms: int, now_ms: int) -> None:
+        """Time goes from ``before_ms`` to ``now_ms``, and these steps were learned on the way."""
+        for delta in deltas:
+            until_ms = self.sync.frozen_after_ms
+            self._frozen = self._frozen or (until_ms is not None and delta.time_ms >= until_ms)
+            if not self._frozen:
+                self._held.append(delta)
+        every_ms = self.sync.every_ms
+        if not self._held or (every_ms and before_ms // every_ms == now_ms // every_ms):
+            return
+        self._score()
+        for delta in self._held:
+            if "features" in delta.tables:
+                changed = delta.tables["features"]
+                self._rows.set(changed.keys, changed.values)
+                self._rows.remove(changed.removed)
+            if delta.dense is not None:
+                self._model.write_dense(delta.dense)
+        self._held.clear()
+
+    def scores(self) -> NDArray[np.float32]:
+        """The scores (N,) of all that was shown, in order."""
+        self._score()
+        return np.concatenate(self._scores or [np.zeros(0, np.float32)])
+
+    def _score(self) -> None:
+        if self._waiting:
+            scored_NL = probabilities(self._model, {"features": self._rows}, self._waiting)
+            self._scores.append(scored_NL[:, 0].copy())
+            self._waiting.clear()
+
+
+@dataclass
+class SideBySide(Player):
+    """A player whose copies score. Its own replica learns nothing, and ``on_scored`` is given zeros."""
+
+    syncs: Sequence[Sync] = ()
+    copies: list[Copy] = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.copies = [Copy(self.features, self.config, sync) for sync in self.syncs]
+
+    def advance(self, now_ms: int) -> None:
+        before_ms, self.now_ms = self.now_ms, max(self.now_ms, now_ms)
+        deltas = self.loop.advance(now_ms)
+        self.flush()
+        for copy in self.copies:
+            copy.advance(deltas, before_ms, now_ms)
+
+    def flush(self) -> None:
+        """Hands what waits to the copies: each scores before it changes."""
+        line, epoch, step = self.replica.version
+        outputs = len(self.features.schema.labels) + 1
+        for features, impression in self._waiting:
+            nothing = np.zeros((len(features.items_NI), outputs), np.float32)
+            self.on_scored(Scored(impression, nothing, line, epoch, step))
+        requests = [features for features, _ in self._waiting]
+        self._waiting.clear()
+        for copy in self.copies:
+            copy.show(requests)

@@ -1,0 +1,96 @@
+"""A log of the simulated world, as a data set: lists drawn at random, answered by people whose tastes drift.
+
+The lists hang on no model, so every sync interval is judged on the same rows. What a viewer didn't reach is
+left out of the list: there is nothing to be judged by.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from recsys.blueprint import FEED_SCHEMA
+from recsys.events import Event, Impression, Item, Served
+from recsys.hashing import uniform
+from recsys.schema import Schema
+from recsys.world import World
+
+_HOUR_MS = 3_600_000
+_LIST = 8  # items in a list, before the viewer has had enough
+
+
+@dataclass
+class WorldLog:
+    """``hours`` of a drifting world. The seed changes people, items, drift, and what is shown."""
+
+    seed: int
+    hours: float = 72.0
+    users: int = 200
+    items: int = 300
+    requests_per_s: float = 0.04
+    name: str = "world"
+    window_s: float = 120.0
+    all_shown: bool = True
+    utc_offset_h: float = 0.0
+    vectors: dict[str, int] = field(default_factory=dict)
+    dead_letters: Counter[str] = field(default_factory=Counter)
+    repeats: int = 0
+
+    def __post_init__(self) -> None:
+        if self.hours <= 0:
+            raise ValueError(f"hours is {self.hours}, expected a positive number of hours")
+        self._made: list[Event] = []
+
+    @property
+    def schema(self) -> Schema:
+        return replace(FEED_SCHEMA, shown_by="impression")
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.schema.labels)
+
+    def events(self, from_ms: int | None = None, until_ms: int | None = None) -> Iterator[Event]:
+        """Items and users first, then everything in time order."""
+        if not self._made:
+            self._made = self._make()
+        for event in self._made:
+            state = not hasattr(event, "request_id")
+            if (until_ms is None or event.time_ms < until_ms) and (
+                state or from_ms is None or event.time_ms >= from_ms
+            ):
+                yield event
+
+    def warmup(self) -> Iterator[Event]:
+        """Nothing is known from before."""
+        return iter(())
+
+    def _make(self) -> list[Event]:
+        world = World(
+            self.seed,
+            self.users,
+            self.items,
+            publish_every_s=900.0,
+            requests_per_s=self.requests_per_s,
+        )
+        stop_ms = world.start_ms + round(self.hours * _HOUR_MS)
+        catalogue = world.items(stop_ms)
+        events: list[Event] = [*catalogue, *world.users()]
+        for n, request in enumerate(world.next_requests(world.start_ms, stop_ms)):
+            events.extend(
+                self._answered(world, catalogue, f"r{n}", request.user_id, request.time_ms)
+            )
+        first = [event for event in events if event.time_ms <= world.start_ms]
+        later = [event for event in events if event.time_ms > world.start_ms]
+        return first + sorted(later, key=lambda event: event.time_ms)
+
+    def _answered(
+        self, world: World, catalogue: list[Item], request_id: str, user_id: str, now_ms: int
+    ) -> list[Event]:
+        """One list with what was done with it. ``catalogue``: oldest first, some of it still to come."""
+        there = sum(item.time_ms <= now_ms for item in catalogue)
+        draws = (uniform(self.seed, "what", request_id, rank) for rank in range(_LIST))
+        ids = list(dict.fromkeys(catalogue[int(draw * there)].item_id for draw in draws))
+        done = world.react(user_id, ids, request_id, now_ms)
+        seen = {str(e.item_id) for e in done if e.kind == "view"}
+        served = [Served(item_id=item_id) for item_id in ids if str(item_id) in seen]
+        shown = Impression(time_ms=now_ms, request_id=request_id, user_id=user_id, items=served)
+        return [shown, *done]
