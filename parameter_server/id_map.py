@@ -1,16 +1,22 @@
 """Ids to slots without collisions: every key has a slot of its own, and slots are always 0 … count - 1.
 
 Keeping slots dense makes exports slices and expiry a scan; so a removal moves the last rows into the holes,
-and whoever keeps columns beside the map moves them the same way (``Moves``).
+and whoever keeps columns beside the map moves them the same way (``Moves``). Memory grows in small steps, so
+that little of it lies idle between two of them.
 """
 
-from typing import Any, NamedTuple
+import math
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server import kernels
 from parameter_server.routing import Keys, as_keys, new_index
+
+LOAD: Final = (
+    0.7  # keys per cell of the index at most: a hit then takes about two probes, in one line
+)
 
 
 class Moves(NamedTuple):
@@ -30,7 +36,9 @@ class Moves(NamedTuple):
 class IdMap:
     """Open addressing with linear probing and backward-shift deletion, over int64 keys (any value)."""
 
-    def __init__(self, capacity: int = 8) -> None:
+    def __init__(self, capacity: int = 8, limit: int = 0) -> None:
+        """``limit``: the rows at which memory stops growing ahead of need (0: none). More may come."""
+        self._limit = limit
         self._index = new_index(capacity)
         self._keys = np.zeros(capacity, np.int64)
         self._count = 0
@@ -74,20 +82,32 @@ class IdMap:
         return moves
 
     def _make_room(self, rows: int) -> None:
-        if rows > len(self._keys):
-            self._keys = grown(self._keys, rows)
-        if rows > len(self._index) * 0.6:
-            self._index = new_index(2 * rows)
-            kernels.insert(
-                self._index, self._keys, 0, self.keys.copy(), np.empty(self._count, np.int64)
-            )
+        self._keys = grown(self._keys, rows, self._limit)
+        if rows > len(self._index) * LOAD:
+            cells = max(math.ceil(rows / LOAD), len(self._index) * 5 // 4, 8)
+            if rows <= self._limit:
+                cells = min(cells, math.ceil(self._limit / LOAD))
+            self._rebuild(cells)
+
+    def shrink(self) -> None:
+        """Gives back what lies beyond ``limit``, for rows that came from a time with a higher one."""
+        if self._limit and self._count <= self._limit < len(self._keys):
+            self._keys = self._keys[: self._limit].copy()
+            self._rebuild(math.ceil(self._limit / LOAD))
+
+    def _rebuild(self, cells: int) -> None:
+        self._index = np.empty((cells, 2), np.int64)
+        self._index[:, 1] = kernels.EMPTY
+        slots = np.empty(self._count, np.int64)
+        kernels.insert(self._index, self._keys, 0, self.keys.copy(), slots)
 
 
-def grown(column: NDArray[Any], rows: int) -> NDArray[Any]:
-    """A copy with room for at least ``rows`` rows: doubled as often as needed, zeros behind."""
-    capacity = max(len(column), 8)
-    while capacity < rows:
-        capacity *= 2
-    out = np.zeros((capacity, *column.shape[1:]), column.dtype)
-    out[: len(column)] = column
-    return out
+def grown(column: NDArray[Any], rows: int, limit: int = 0) -> NDArray[Any]:
+    """The column with room for at least ``rows`` rows, zeros behind: a sixteenth more than it had, and no
+    more than ``limit`` where that is enough. Only for the owner of the column: it is the same memory, made
+    larger (the system moves the pages of a large array and copies nothing), so no view may be in use."""
+    if rows > len(column):
+        room = max(rows, len(column) + max(len(column) // 16, 8))
+        room = min(room, limit) if rows <= limit else room
+        column.resize((room, *column.shape[1:]), refcheck=False)
+    return column

@@ -4,8 +4,9 @@ Every kernel has an explicit signature, so it is compiled (or read from numba's 
 in the middle of a step; inputs are typed read-only, which takes both read-only and writable arrays. No fast
 maths: each loop is IEEE arithmetic in the order written, whatever the machine's vector width.
 
-An id map is ``index`` int64 (H, 2), H a power of two: [key, slot], slot -1 where empty. Probing is linear
-from ``mix(key) & (H - 1)``; a deletion shifts back what was pushed past it, so no tombstones are left.
+An id map is ``index`` int64 (H, 2): [key, slot], slot -1 where empty. Probing is linear from a key's home,
+the low half of ``mix(key)`` scaled to H: any H below 2³² will do, so that a map may grow by less than
+doubling. A deletion shifts back what was pushed past it, so no tombstones are left.
 """
 
 # N keys in a batch, D row dimension, H cells of an index, R rows
@@ -23,6 +24,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _2_POW_53 = float(1 << 53)
+_LOW_HALF = np.uint64(0xFFFF_FFFF)
 
 
 def _read(kind: Any, dimensions: int) -> Any:
@@ -55,15 +57,21 @@ def mix(value: Any) -> Any:
     return z ^ (z >> np.uint64(31))
 
 
+@kernel(types.uint64(_int, types.uint64))
+def home_of(key: Any, cells: Any) -> Any:
+    """The cell from which a key is probed for. The low half: the high half chose the shard."""
+    return ((mix(np.uint64(key)) & _LOW_HALF) * cells) >> np.uint64(32)
+
+
 @kernel(types.void(_read(_int, 2), _KEYS, _KEYS_OUT))
 def find(index: Any, keys: Any, slots: Any) -> None:
     """Writes the slot of each key, EMPTY where it has none."""
-    mask = np.uint64(index.shape[0] - 1)
+    one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(index.shape[0])
     for i in range(keys.shape[0]):
         key = keys[i]
-        cell = mix(np.uint64(key)) & mask
+        cell = home_of(key, cells)
         while index[cell, 1] >= 0 and index[cell, 0] != key:
-            cell = (cell + np.uint64(1)) & mask
+            cell = cell + one if cell + one < cells else zero
         slots[i] = index[cell, 1]
 
 
@@ -73,12 +81,12 @@ def insert(index: Any, row_keys: Any, rows: Any, keys: Any, slots: Any) -> Any:
 
     The caller has made room for ``len(keys)`` more in both ``index`` and ``row_keys``.
     """
-    mask = np.uint64(index.shape[0] - 1)
+    one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(index.shape[0])
     for i in range(keys.shape[0]):
         key = keys[i]
-        cell = mix(np.uint64(key)) & mask
+        cell = home_of(key, cells)
         while index[cell, 1] >= 0 and index[cell, 0] != key:
-            cell = (cell + np.uint64(1)) & mask
+            cell = cell + one if cell + one < cells else zero
         if index[cell, 1] < 0:
             index[cell, 0] = key
             index[cell, 1] = rows
@@ -91,33 +99,36 @@ def insert(index: Any, row_keys: Any, rows: Any, keys: Any, slots: Any) -> Any:
 @kernel(types.void(_INDEX, _KEYS))
 def erase(index: Any, keys: Any) -> None:
     """Takes keys out of the index, and moves back what had been pushed past them (Knuth 6.4, algorithm R)."""
-    one, mask = np.uint64(1), np.uint64(index.shape[0] - 1)
+    one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(index.shape[0])
     for i in range(keys.shape[0]):
         key = keys[i]
-        cell = mix(np.uint64(key)) & mask
+        cell = home_of(key, cells)
         while index[cell, 1] >= 0 and index[cell, 0] != key:
-            cell = (cell + one) & mask
+            cell = cell + one if cell + one < cells else zero
         if index[cell, 1] < 0:
             continue
-        hole, cell = cell, (cell + one) & mask
+        hole = cell
+        cell = cell + one if cell + one < cells else zero
         while index[cell, 1] >= 0:
-            home = mix(np.uint64(index[cell, 0])) & mask
-            if ((cell - home) & mask) >= ((cell - hole) & mask):
+            home = home_of(index[cell, 0], cells)
+            pushed = cell - home if cell >= home else cell + cells - home
+            behind = cell - hole if cell >= hole else cell + cells - hole
+            if pushed >= behind:
                 index[hole, 0] = index[cell, 0]
                 index[hole, 1] = index[cell, 1]
                 hole = cell
-            cell = (cell + one) & mask
+            cell = cell + one if cell + one < cells else zero
         index[hole, 1] = EMPTY
 
 
 @kernel(types.void(_INDEX, _KEYS, _KEYS))
 def move(index: Any, keys: Any, slots: Any) -> None:
     """Sets new slots for keys that are in the index."""
-    mask = np.uint64(index.shape[0] - 1)
+    one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(index.shape[0])
     for i in range(keys.shape[0]):
-        cell = mix(np.uint64(keys[i])) & mask
+        cell = home_of(keys[i], cells)
         while index[cell, 0] != keys[i] or index[cell, 1] < 0:
-            cell = (cell + np.uint64(1)) & mask
+            cell = cell + one if cell + one < cells else zero
         index[cell, 1] = slots[i]
 
 
@@ -213,6 +224,40 @@ def add_lane(index: Any, sum_keys: Any, sum_counts: Any, sums: Any, rows: Any, k
         for j in range(gradients.shape[1]):
             sums[slot, j] += gradients[i, j]
     return rows
+
+
+@kernel(types.void(types.uint8[:, ::1], types.uint32[::1], _int, _int, types.uint64, _KEYS, _COUNTS,
+                   _int, _int, _flag[::1]))  # fmt: skip
+def sight(cells: Any, added: Any, first: Any, blocks: Any, seed: Any, keys: Any, counts: Any,
+          enough_at: Any, window: Any, enough: Any) -> None:  # fmt: skip
+    """Counts sightings, one key after the other, and says which have been seen often enough.
+
+    A key's block is the high half of its hash scaled to ``blocks``, of which ``cells`` (K, 64) has those from
+    ``first``. In it, the key has a cell in each of four rows of 16; its estimate is the smallest. Only cells
+    below the new estimate are raised (Estan and Varghese's conservative update). A block is halved as soon as
+    ``window`` sightings were added to it.
+    """
+    seed_mixed = mix(seed)
+    for i in range(keys.shape[0]):
+        key = np.uint64(keys[i])
+        block = np.int64(((mix(key) >> np.uint64(32)) * np.uint64(blocks)) >> np.uint64(32)) - first
+        draw = mix(key ^ seed_mixed)
+        seen = np.int64(255)
+        for r in range(4):
+            at = 16 * r + np.int64((draw >> np.uint64(4 * r)) & np.uint64(15))
+            seen = min(seen, np.int64(cells[block, at]))
+        more = min(np.int64(counts[i]), enough_at)
+        seen = min(seen + more, np.int64(255))
+        for r in range(4):
+            at = 16 * r + np.int64((draw >> np.uint64(4 * r)) & np.uint64(15))
+            cells[block, at] = max(np.int64(cells[block, at]), seen)
+        enough[i] = seen >= enough_at
+        total = np.int64(added[block]) + more
+        if total >= window:
+            for c in range(cells.shape[1]):
+                cells[block, c] >>= np.uint8(1)
+            total >>= 1
+        added[block] = total
 
 
 @kernel(types.void(_KEYS, _int, _KEYS_OUT, _KEYS_OUT, _KEYS_OUT))

@@ -1,4 +1,5 @@
-"""A table: rows by id with their optimizer state, admitted when seen often enough, expired when unused.
+"""A table: rows by id with their optimizer state, admitted when seen often enough, expired when unused or
+when there are more than a budget of memory holds.
 
 Row-wise Adagrad (Duchi et al. 2011, one accumulator a row as FBGEMM's EXACT_ROWWISE_ADAGRAD): with g the
 summed gradient of a row of dimension D,
@@ -20,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server import kernels
-from parameter_server.id_map import IdMap, grown
+from parameter_server.id_map import LOAD, IdMap, grown
 from parameter_server.routing import Keys, Rows, as_keys, as_rows
+from parameter_server.sketch import SKETCH_COLUMNS, Sketch, blocks_of
 from recsys.config import TableConfig
 from recsys.hashing import key_of
 
@@ -29,6 +31,8 @@ EPSILON: Final = 1e-8
 # Of one component, summed over a step: far beyond what a sound loss gives.
 MAX_GRADIENT: Final = 1e3
 ROW_COLUMNS: Final = ("keys", "values", "accumulator", "used_ms")
+# The fraction of the rows that leaves at once when the budget is reached: finding them is a scan of all.
+EVICTED: Final = 1 / 32
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -50,6 +54,24 @@ def initial_rows(config: TableConfig, seed: int, keys: Keys) -> Rows:
     return out
 
 
+def rows_within(budget_mb: float, dim: int, beside: int = 0) -> int:
+    """How many rows of a dimension a budget in MiB holds, with their map and ``beside`` bytes of the sketch;
+    0 where there is no budget. Raises ValueError where it holds no row."""
+    if not budget_mb:
+        return 0
+    a_row = (
+        4 * dim + 4 + 8 + 8 + 16 / LOAD
+    )  # values, accumulator, used_ms, key; a cell of the index
+    rows = int((budget_mb * 2**20 - beside) / a_row)
+    if rows < 1:
+        raise ValueError(
+            f"budget_mb is {budget_mb}, expected more than {(beside + a_row) / 2**20:.3f}: the counts of "
+            f"sightings take {beside} bytes of it and a row of dimension {dim} {a_row:.0f}; raise budget_mb "
+            "or lower sketch_mb"
+        )
+    return rows
+
+
 @dataclass(frozen=True)
 class Applied:
     """What one ``apply`` did. ``keys`` are the rows that changed, in the order given."""
@@ -57,36 +79,51 @@ class Applied:
     keys: Keys
     inserted: int
     refused: int  # a gradient that isn't finite or exceeds the bound: the row stays as it is
-    waiting: int  # not seen often enough for a row of its own
+    waiting: int  # not seen often enough for a row of its own, or no room for one
+    evicted: Keys  # what left to make room, ascending
+    evicted_rows: Rows  # as they were, (E, D)
 
 
 class Table:
     """The rows of one table that one shard owns. Not thread-safe; the owner locks."""
 
-    def __init__(self, config: TableConfig, seed: int, bound: float = MAX_GRADIENT) -> None:
+    def __init__(
+        self,
+        config: TableConfig,
+        seed: int,
+        bound: float = MAX_GRADIENT,
+        part: int = 0,
+        parts: int = 1,
+    ) -> None:
+        """Raises ValueError where the budget holds no row, or ``parts`` doesn't divide the sketch."""
         self.config = config
         self._bound = bound
         self._seed = np.uint64(table_seed(seed, config.name))
-        self._ids = IdMap()
+        self._sketch: Sketch | None = None
+        if config.admit_after > 1:
+            blocks = blocks_of(config.sketch_mb)
+            self._sketch = Sketch(int(self._seed), blocks, config.admit_after, part, parts)
+        beside = self._sketch.nbytes if self._sketch else 0
+        self._limit = rows_within(config.budget_mb, config.dim, beside)
+        self._ids = IdMap(limit=self._limit)
         self._values = np.zeros((8, config.dim), np.float32)
         self._accumulator = np.zeros(8, np.float32)
         self._used_ms = np.zeros(8, np.int64)
-        self._waiting = IdMap()
-        self._seen = np.zeros(8, np.int64)
-        self._seen_ms = np.zeros(8, np.int64)
 
     def __len__(self) -> int:
         return len(self._ids)
 
     @property
     def waiting(self) -> int:
-        """How many ids have been seen, but not often enough."""
-        return len(self._waiting)
+        """How many sightings of ids without a row are remembered."""
+        return self._sketch.sightings if self._sketch else 0
 
     @property
     def nbytes(self) -> int:
-        columns = (self._values, self._accumulator, self._used_ms, self._seen, self._seen_ms)
-        return self._ids.nbytes + self._waiting.nbytes + sum(c.nbytes for c in columns)
+        """All that the table has allocated: what ``budget_mb`` bounds."""
+        columns = (self._values, self._accumulator, self._used_ms)
+        beside = self._sketch.nbytes if self._sketch else 0
+        return self._ids.nbytes + beside + sum(column.nbytes for column in columns)
 
     def lookup(self, keys: Keys) -> Rows:
         """The rows of keys, (N, D). An id without a row gets its initial value, and no row by being asked."""
@@ -97,7 +134,11 @@ class Table:
         return out
 
     def apply(self, keys: Keys, gradients: Rows, counts: NDArray[np.int32], now_ms: int) -> Applied:
-        """Learns from summed gradients (N, D) of distinct keys; ``counts`` are the examples behind each."""
+        """Learns from summed gradients (N, D) of distinct keys; ``counts`` are the examples behind each.
+
+        At the budget, the rows that were used least recently leave first, none of them of this batch; new ids
+        that still find no room get no row, the last ones of the batch first.
+        """
         keys, gradients = as_keys(keys), as_rows(gradients)
         if gradients.shape != (len(keys), self.config.dim):
             raise ValueError(
@@ -108,7 +149,12 @@ class Table:
         refused = int(kernels.screen(gradients, self._bound, sound))
         slots = self._ids.find(keys)
         new = np.flatnonzero((slots < 0) & sound)
-        admitted = self._admit(keys, counts, new, now_ms)
+        admitted = self._admit(keys, counts, new)
+        evicted, evicted_rows = self._make_room(len(admitted), slots)
+        if len(evicted):
+            slots = self._ids.find(keys)
+        if self._limit:
+            admitted = admitted[: max(0, self._limit - len(self))]
         if len(admitted):
             slots[admitted] = self._insert(keys[admitted])
         if refused:
@@ -117,15 +163,12 @@ class Table:
         kernels.adagrad(self._values, self._accumulator, self._used_ms, slots, gradients, rate,
                         EPSILON, now_ms)  # fmt: skip
         changed = keys if len(admitted) == len(new) and not refused else keys[slots >= 0]
-        return Applied(changed, len(admitted), refused, len(new) - len(admitted))
+        waiting = len(new) - len(admitted)
+        return Applied(changed, len(admitted), refused, waiting, evicted, evicted_rows)
 
     def expire(self, now_ms: int) -> Keys:
         """Removes rows unused for longer than the time-to-live; returns their keys, ascending."""
-        stale = self.stale(now_ms)
-        if self.config.ttl_s:
-            before_ms = now_ms - 1000 * self.config.ttl_s
-            self._forget(np.flatnonzero(self._seen_ms[: len(self._waiting)] < before_ms))
-        return self.remove(stale)
+        return self.remove(self.stale(now_ms))
 
     def stale(self, now_ms: int) -> Keys:
         """The keys of rows unused for longer than the time-to-live, ascending: what ``expire`` removes."""
@@ -136,26 +179,22 @@ class Table:
 
     def remove(self, keys: Keys) -> Keys:
         """Removes the rows of distinct keys; returns those that had one, ascending. The next free slots are
-        those rows', zeroed, so nothing of them is left."""
+        those rows', zeroed, so nothing of them is left. The sketch keeps its counts: they name no id."""
         keys = as_keys(keys)
-        waiting = self._waiting.find(keys)
-        self._forget(waiting[waiting >= 0])
         slots = self._ids.find(keys)
         self._drop(slots[slots >= 0])
         return np.sort(keys[slots >= 0])
 
     def export(self) -> Arrays:
         """Copies of everything, for a snapshot: rows in no particular order."""
-        rows, waiting = len(self._ids), len(self._waiting)
-        return {
+        rows = len(self._ids)
+        out: Arrays = {
             "keys": self._ids.keys.copy(),
             "values": self._values[:rows].copy(),
             "accumulator": self._accumulator[:rows].copy(),
             "used_ms": self._used_ms[:rows].copy(),
-            "waiting_keys": self._waiting.keys.copy(),
-            "waiting_seen": self._seen[:waiting].copy(),
-            "waiting_ms": self._seen_ms[:waiting].copy(),
         }
+        return out | self._sketch.export() if self._sketch else out
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Adds the rows of an export to an empty table (or one that has none of them)."""
@@ -163,47 +202,55 @@ class Table:
         self._values[slots] = arrays["values"]
         self._accumulator[slots] = arrays["accumulator"]
         self._used_ms[slots] = arrays["used_ms"]
-        slots = self._wait(as_keys(arrays["waiting_keys"]))
-        self._seen[slots] = arrays["waiting_seen"]
-        self._seen_ms[slots] = arrays["waiting_ms"]
+        if self._sketch and "sketch_at" in arrays:
+            self._sketch.load(arrays)
 
     def digest(self) -> str:
         """SHA-256 of all state, whatever the order in which it came about."""
         return digest_of_exports([self.export()])
 
-    def _admit(self, keys: Keys, counts: NDArray[np.int32], new: Keys, now_ms: int) -> Keys:
-        """Which of the ``new`` positions get a row now; the others are remembered as seen."""
-        if self.config.admit_after <= 1 or not len(new):
+    def _admit(self, keys: Keys, counts: NDArray[np.int32], new: Keys) -> Keys:
+        """Which of the ``new`` positions get a row now; the others are counted as seen."""
+        if self._sketch is None or not len(new):
             return new
-        slots = self._wait(keys[new])
-        self._seen[slots] += np.asarray(counts)[new]
-        self._seen_ms[slots] = now_ms
-        enough = self._seen[slots] >= self.config.admit_after
-        self._forget(slots[enough])
-        return new[enough]
+        return new[self._sketch.see(keys[new], np.asarray(counts)[new])]
+
+    def _make_room(self, rows: int, kept: Keys) -> tuple[Keys, Rows]:
+        """Removes the rows used least recently, by (time, key), until ``rows`` more fit the budget, and a
+        batch of them at least; those at the slots ``kept`` stay. Returns keys, ascending, and values."""
+        excess = len(self) + rows - self._limit
+        if not self._limit or excess <= 0:
+            return np.empty(0, np.int64), np.empty((0, self.config.dim), np.float32)
+        may_leave = np.ones(len(self), np.bool_)
+        may_leave[kept[kept >= 0]] = False
+        slots = np.flatnonzero(may_leave)
+        leaving = min(len(slots), max(excess, int(self._limit * EVICTED)))
+        if leaving < len(slots):
+            used = self._used_ms[slots]
+            newest = np.partition(used, leaving)[leaving]
+            slots = slots[used <= newest]
+            order = np.lexsort((self._ids.keys[slots], self._used_ms[slots]))
+            slots = slots[order[:leaving]]
+        slots = slots[np.argsort(self._ids.keys[slots])]
+        left = self._ids.keys[slots], self._values[slots]
+        self._drop(slots)
+        if (
+            len(self._values) > self._limit >= len(self)
+        ):  # they came from a time with a larger budget
+            self._ids.shrink()
+            self._values = self._values[: self._limit].copy()
+            self._accumulator = self._accumulator[: self._limit].copy()
+            self._used_ms = self._used_ms[: self._limit].copy()
+        return left
 
     def _insert(self, keys: Keys) -> Keys:
         slots = self._ids.insert(keys)
         rows = len(self._ids)
-        if rows > len(self._values):
-            self._values = grown(self._values, rows)
-            self._accumulator = grown(self._accumulator, rows)
-            self._used_ms = grown(self._used_ms, rows)
+        self._values = grown(self._values, rows, self._limit)
+        self._accumulator = grown(self._accumulator, rows, self._limit)
+        self._used_ms = grown(self._used_ms, rows, self._limit)
         kernels.draw(self._seed, self.config.initial, keys, slots, self._values)
         return slots
-
-    def _wait(self, keys: Keys) -> Keys:
-        slots = self._waiting.insert(keys)
-        if len(self._waiting) > len(self._seen):
-            self._seen = grown(self._seen, len(self._waiting))
-            self._seen_ms = grown(self._seen_ms, len(self._waiting))
-        return slots
-
-    def _forget(self, slots: Keys) -> None:
-        if len(slots):
-            moves = self._waiting.remove(slots)
-            moves.apply(self._seen)
-            moves.apply(self._seen_ms)
 
     def _drop(self, slots: Keys) -> None:
         if len(slots):
@@ -215,11 +262,14 @@ class Table:
 def digest_of_exports(exports: Sequence[Mapping[str, NDArray[Any]]]) -> str:
     """SHA-256 of a table that several shards hold parts of: the same however it is cut up."""
     sha = hashlib.sha256()
-    for keys, *columns in (ROW_COLUMNS, ("waiting_keys", "waiting_seen", "waiting_ms")):
-        ids = np.concatenate([e[keys] for e in exports])
-        order = np.argsort(ids, kind="stable")
-        sha.update(np.int64(len(ids)).tobytes())
-        sha.update(ids[order].tobytes())
-        for name in columns:
-            sha.update(np.concatenate([e[name] for e in exports])[order].tobytes())
+    ids = np.concatenate([e["keys"] for e in exports])
+    order = np.argsort(ids, kind="stable")
+    sha.update(np.int64(len(ids)).tobytes())
+    sha.update(ids[order].tobytes())
+    for name in ROW_COLUMNS[1:]:
+        sha.update(np.concatenate([e[name] for e in exports])[order].tobytes())
+    counted = sorted((e for e in exports if "sketch_at" in e), key=lambda e: int(e["sketch_at"][0]))
+    for name in SKETCH_COLUMNS[1:]:
+        for export in counted:
+            sha.update(export[name].tobytes())
     return sha.hexdigest()

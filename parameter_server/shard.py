@@ -18,7 +18,8 @@ from parameter_server.deltas import seal
 from parameter_server.dense import Dense, Vector
 from parameter_server.lanes import LaneGradients, StepSum, add_lanes
 from parameter_server.routing import Keys, Rows, as_keys, shard_of
-from parameter_server.rows import MAX_GRADIENT, Arrays, Table, digest_of_exports
+from parameter_server.rows import MAX_GRADIENT, ROW_COLUMNS, Arrays, Table, digest_of_exports
+from parameter_server.sketch import SKETCH_COLUMNS
 from recsys.config import TableConfig
 from recsys.records import Delta, TableRows
 
@@ -73,6 +74,7 @@ class Counters:
     updated: int = 0
     inserted: int = 0
     expired: int = 0
+    evicted: int = 0  # left because of the budget, the least recently used first
     refused_rows: int = 0
     refused_dense: int = 0
 
@@ -93,7 +95,9 @@ class Shard:
         if dense is not None and spec.part != 0:
             raise ValueError(f"part is {spec.part}, but dense parameters live on part 0 alone")
         self.spec = spec
-        self.tables = {t.name: Table(t, spec.seed, spec.bound) for t in spec.tables}
+        self.tables = {
+            t.name: Table(t, spec.seed, spec.bound, spec.part, spec.parts) for t in spec.tables
+        }
         self.dense = None if dense is None else Dense(dense, spec.dense_rate, spec.bound)
         self.applied = 0
         self.clock_ms = 0  # the newest event time seen: it never goes back, whatever steps say
@@ -184,16 +188,22 @@ class Shard:
         learned = none if part is None else part.keys
         leaving = np.union1d(forget, table.stale(self.clock_ms)) if expiry else forget
         old_keys = np.union1d(learned, leaving) if len(leaving) else learned
-        old_rows, changed = table.lookup(old_keys), none
+        old_rows, changed, removed = table.lookup(old_keys), none, none
         if part is not None:
             done = table.apply(part.keys, part.gradients, part.counts, self.clock_ms)
             changed = done.keys
             self.counters.updated += len(changed)
             self.counters.inserted += done.inserted
             self.counters.refused_rows += done.refused
-        removed = table.remove(forget) if len(forget) else none
-        if len(removed):
-            changed = changed[~np.isin(changed, removed)]
+            self.counters.evicted += len(done.evicted)
+            if len(done.evicted):
+                removed = done.evicted
+                old_keys = np.concatenate([old_keys, done.evicted])
+                old_rows = np.concatenate([old_rows, done.evicted_rows])
+        if len(forget):
+            forgotten = table.remove(forget)
+            changed = changed[~np.isin(changed, forgotten)]
+            removed = np.concatenate([removed, forgotten])
         if expiry:
             expired = table.expire(self.clock_ms)
             self.counters.expired += len(expired)
@@ -228,22 +238,20 @@ class Shard:
         it takes the rows that it owns. Only for a shard that has learned nothing."""
         for arrays in parts:
             for name, table in self.tables.items():
-                table.load(self._owned({k: arrays[f"table/{name}/{k}"] for k in TABLE_COLUMNS}))
+                columns = {k: arrays[f"table/{name}/{k}"] for k in ROW_COLUMNS}
+                counted = {k: arrays[f"table/{name}/{k}"] for k in SKETCH_COLUMNS
+                           if f"table/{name}/{k}" in arrays}  # fmt: skip
+                table.load(self._owned(columns) | counted)
             if self.dense is not None and "dense/values" in arrays:
                 self.dense.load({k: arrays[f"dense/{k}"] for k in ("values", "m", "v", "t")})
         self.applied, self.clock_ms = meta["step"], meta["clock_ms"]
-        self.counters = Counters(**{k: meta[k] for k in vars(self.counters)})
+        self.counters = Counters(**{k: meta.get(k, 0) for k in vars(self.counters)})
 
     def _owned(self, arrays: Arrays) -> Arrays:
         if self.spec.parts == 1:
             return arrays
-        owned = {}
-        for ids, prefix in (("keys", ""), ("waiting_keys", "waiting_")):
-            mine = shard_of(as_keys(arrays[ids]), self.spec.parts) == self.spec.part
-            for name, column in arrays.items():
-                if name.startswith("waiting_") == bool(prefix):
-                    owned[name] = column[mine]
-        return owned
+        mine = shard_of(as_keys(arrays["keys"]), self.spec.parts) == self.spec.part
+        return {name: column[mine] for name, column in arrays.items()}
 
     @property
     def nbytes(self) -> int:
@@ -252,11 +260,6 @@ class Shard:
     def digest(self) -> str:
         """SHA-256 of all state. Shards that together hold one line: see ``digest_of_shards``."""
         return digest_of_shards([self])
-
-
-TABLE_COLUMNS = (
-    "keys", "values", "accumulator", "used_ms", "waiting_keys", "waiting_seen", "waiting_ms",
-)  # fmt: skip
 
 
 def digest_of_shards(shards: Sequence[Shard]) -> str:

@@ -93,13 +93,15 @@ class TableConfig:
     # MiB of each shard for rows, optimizer state, map and counts of sightings: at it, the least recently
     # used rows leave; 0 is no budget.
     budget_mb: float = 0.0
-    sketch_mb: float = 1.0  # MiB of all shards together for counts of sightings; unused with admit_after 1
+    # MiB of all shards together for counts of sightings, where admit_after is above 1.
+    sketch_mb: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(1 <= self.dim <= 1024, f"table {self.name}.dim", self.dim, "1 to 1024")
-        _check(1 <= self.admit_after <= 255, f"table {self.name}.admit_after", self.admit_after, "1 to 255")
-        _check(self.budget_mb >= 0, f"table {self.name}.budget_mb", self.budget_mb, "0 (none) or more MiB")
-        _check(self.sketch_mb > 0, f"table {self.name}.sketch_mb", self.sketch_mb, "more than 0 MiB")
+        name = f"table {self.name}"
+        _check(1 <= self.dim <= 1024, f"{name}.dim", self.dim, "1 to 1024")
+        _check(1 <= self.admit_after <= 255, f"{name}.admit_after", self.admit_after, "1 to 255")
+        _check(self.budget_mb >= 0, f"{name}.budget_mb", self.budget_mb, "0 (none) or more MiB")
+        _check(self.sketch_mb > 0, f"{name}.sketch_mb", self.sketch_mb, "more than 0 MiB")
         _check(self.learning_rate > 0, f"table {self.name}.learning_rate", self.learning_rate,
                "a positive number")  # fmt: skip
 

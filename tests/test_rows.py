@@ -20,11 +20,11 @@ def ones(count):
     return np.ones(count, np.int32)
 
 
-def clashing(count, bits=3):
-    """Keys that all want the same cell of a small index."""
+def clashing(count):
+    """Keys that all want the last cell of an index of up to 32."""
     keys = np.arange(400 * count, dtype=np.int64)
-    cells = splitmix64(keys.view(np.uint64)) & np.uint64((1 << bits) - 1)
-    return keys[cells == (1 << bits) - 1][:count]
+    low_half = splitmix64(keys.view(np.uint64)) & np.uint64(0xFFFF_FFFF)
+    return keys[low_half >= np.uint64(31 << 27)][:count]
 
 
 # A handful of keys with clashes in the last cell (so that probing wraps) and the extremes of int64.
@@ -70,9 +70,10 @@ TestIdMap.settings = settings(max_examples=60, stateful_step_count=30, deadline=
 
 
 class TableMachine(RuleBasedStateMachine):
-    """A table with admission and a time-to-live, against a dict of rows."""
+    """A table with admission and a time-to-live, against a dict of rows. No two keys of the pool share a
+    block of the sketch, so it counts exactly."""
 
-    config = TableConfig("t", 2, 0.1, initial=0.3, admit_after=3, ttl_s=10)
+    config = TableConfig("t", 2, 0.1, initial=0.3, admit_after=3, ttl_s=10, sketch_mb=0.3)
 
     def __init__(self):
         super().__init__()
@@ -98,11 +99,12 @@ class TableMachine(RuleBasedStateMachine):
                 refused += 1
                 continue
             if key not in self.rows:
-                seen, _ = self.seen.get(key, (0, 0))
-                self.seen[key] = (seen + count, self.now_ms)
-                if seen + count < 3:
+                seen, added = self.seen.get(key, (0, 0))
+                seen, added = seen + count, added + count
+                halved = added >= 16 * (3 - 1)
+                self.seen[key] = (seen // 2, added // 2) if halved else (seen, added)
+                if seen < 3:
                     continue
-                del self.seen[key]
                 self.rows[key] = (self.initial(key), np.float32(0), 0)
             changed.append(key)
             row, total, _ = self.rows[key]
@@ -121,7 +123,6 @@ class TableMachine(RuleBasedStateMachine):
         assert self.table.expire(self.now_ms).tolist() == gone
         for key in gone:
             del self.rows[key]
-        self.seen = {k: v for k, v in self.seen.items() if v[1] >= old}
 
     @rule(keys=st.sets(st.sampled_from(POOL), max_size=3))
     def remove(self, keys):
@@ -129,7 +130,6 @@ class TableMachine(RuleBasedStateMachine):
         assert self.table.remove(ids(*keys)).tolist() == gone
         for key in keys:
             self.rows.pop(key, None)
-            self.seen.pop(key, None)
 
     @rule()
     def save_and_load(self):
@@ -140,7 +140,8 @@ class TableMachine(RuleBasedStateMachine):
 
     @invariant()
     def same_as_the_dict(self):
-        assert len(self.table) == len(self.rows) and self.table.waiting == len(self.seen)
+        assert len(self.table) == len(self.rows)
+        assert self.table.waiting == sum(added for _, added in self.seen.values())
         rows = self.table.lookup(ids(*POOL))
         assert np.isfinite(rows).all()
         for key, row in zip(POOL, rows, strict=True):
@@ -211,6 +212,14 @@ def test_the_digest_knows_content_and_no_order():
     assert digest_of_exports([filled([1]).export(), filled([3, 2]).export()]) == one.digest()
 
 
+def test_a_row_takes_no_more_than_one_and_a_half_times_its_floats_whatever_the_number_of_rows():
+    table, gradients = Table(TableConfig("t", 32, 0.1), 0), np.zeros((500, 32), np.float32)
+    for start in range(0, 60_000, 500):
+        table.apply(np.arange(start, start + 500), gradients, ones(500), 1)
+        if start >= 5_000:
+            assert table.nbytes <= 1.5 * 4 * 32 * len(table)
+
+
 def test_growth_keeps_everything():
     table = Table(PLAIN, 0)
     keys = np.arange(5_000) * 2**50 + 3
@@ -220,6 +229,11 @@ def test_growth_keeps_everything():
     assert len(table) == 5_000
     step = np.float32(0.1) / (np.float32(1) + np.float32(EPSILON))
     assert (table.lookup(keys) == initial_rows(PLAIN, 0, keys) - step).all()
+
+
+def test_no_two_keys_of_the_pool_share_a_block_of_the_sketch():
+    high_half = splitmix64(ids(*POOL).view(np.uint64)) >> np.uint64(32)
+    assert len(set(((high_half * np.uint64(5040)) >> np.uint64(32)).tolist())) == len(POOL)
 
 
 def test_gradients_of_another_dimension_are_named():
