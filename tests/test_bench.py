@@ -23,4 +23,4 @@ def test_the_table_bench_tells_its_figures_beside_the_peer(tmp_path):
 
 def test_an_unknown_bench_is_refused():
     result = CliRunner().invoke(load("recsys.cli.bench:bench", "bench"), ["nonsense"])
-    assert result.exit_code == 2 and "expected table" in result.output
+    assert result.exit_code == 2 and "expected table, train, join" in result.output

@@ -1,0 +1,204 @@
+"""``recsys bench join``: events per second through the joiner, alone and as the loop over a log in memory.
+
+Impressions of ten items with features of the feed's size, views, likes; some come late, so that corrections
+read their impression again, and some come twice. Beside it stands a join of the whole log at once in Polars,
+which knows neither event time, repeats nor corrections: it is what a nightly job would do. All that the
+loop emits is checked against it.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from recsys.blueprint import FEED_SCHEMA
+from recsys.config import Config, JoinConfig
+from recsys.events import Engagement, Event, FeatureBlock, Impression, Served, Tick, decode, encode
+from recsys.feature_builder import FeatureBuilder
+from recsys.features import FeatureSet
+from recsys.hashing import partition_of
+from recsys.log import Append, MemoryLog
+from recsys.records import EVENTS, EXAMPLES, Example, topics, unpack
+
+ITEMS: Final = 10  # of an impression
+START_MS: Final = 1_700_000_000_000
+FEATURES: Final = FeatureSet(FEED_SCHEMA)
+CONFIG: Final = Config(join=JoinConfig(window_s=60.0, horizon_s=600.0))
+_GAP_MS: Final = 10  # between two impressions: 100 lists a second
+_LATE: Final = 0.05  # of the likes come after the window
+_TWICE: Final = 0.01  # of the engagements
+
+
+@dataclass(frozen=True)
+class Written:
+    """Events with their partitions, in time order, as they stand on the log."""
+
+    records: list[tuple[int, bytes]]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+def measure_join(events: int, seed: int) -> dict[str, Any]:
+    """Events per second over at least ``events`` events; raises RuntimeError where the joins differ."""
+    written = write_events(draw_events(events, seed))
+    core = _core(written)
+    loop, ours = _loop(written)
+    batch, theirs = _polars(written)
+    if ours != theirs:
+        raise RuntimeError(
+            f"{len(ours ^ theirs)} labels differ between the joiner and the join of the whole log, "
+            "expected none: a bench of wrong labels says nothing"
+        )
+    return {
+        "what": f"{len(written)} events: lists of {ITEMS}, features of the feed, "
+        f"{_LATE:.0%} of likes after the window",
+        "figures": {"events_per_s": loop, "core_events_per_s": core},
+        "comparators": {"polars_whole_log_at_once": {"events_per_s": batch}},
+    }
+
+
+def draw_events(count: int, seed: int) -> list[Event]:
+    """At least ``count`` impressions and engagements in time order: the same seed, the same events."""
+    draw = np.random.default_rng(seed)
+    block = _block(draw)
+    events: list[Event] = []
+    number = 0
+    while len(events) < count:
+        time_ms, user = START_MS + number * _GAP_MS, f"u{int(draw.integers(5_000))}"
+        items = [Served(item_id=f"v{item}") for item in draw.choice(20_000, ITEMS, replace=False)]
+        request_id = f"r{number}"
+        events.append(
+            Impression(
+                time_ms=time_ms, request_id=request_id, user_id=user, items=items, features=block
+            )
+        )
+        seen, chances = int(draw.integers(1, ITEMS + 1)), draw.random((ITEMS, 4))
+        for served, (watched, liked, late, twice) in zip(items[:seen], chances, strict=False):
+            time_ms += 200 + int(watched * 4_000)
+            done = _engagements(time_ms, request_id, user, served, watched, liked, late)
+            events += done + (done[-1:] if twice < _TWICE else [])
+        number += 1
+    events.sort(key=lambda event: event.time_ms)
+    return events
+
+
+def _engagements(
+    time_ms: int, request_id: str, user: str, served: Served, watched: float, liked: float, late: float
+) -> list[Event]:  # fmt: skip
+    def engagement(kind: str, after_ms: int = 0, watch_ms: int | None = None) -> Event:
+        return Engagement(
+            time_ms=time_ms + after_ms, request_id=request_id, user_id=user, item_id=served.item_id,
+            kind=kind, watch_ms=watch_ms,
+        )  # fmt: skip
+
+    done = [engagement("long_view")] if watched > 0.7 else []
+    done.append(engagement("view", 0, int(watched * 4_000)))
+    if liked < 0.2:
+        done.append(engagement("like", 90_000 if late < _LATE else 500))
+    return done
+
+
+def _block(draw: np.random.Generator) -> FeatureBlock:
+    """A block of the sizes of a real one; the joiner cuts it and looks into nothing."""
+    history = FEATURES.history_length
+    return FeatureBlock(
+        feature_set=FEATURES.digest,
+        user_keys=draw.bytes(8 * FEATURES.user_columns),
+        item_keys=draw.bytes(8 * FEATURES.item_columns * ITEMS),
+        history=draw.bytes(8 * history * FEATURES.history_keys),
+        outcomes=draw.bytes(4 * history * FEATURES.outcomes),
+        dense=draw.bytes(4 * FeatureBuilder(FEATURES).dense_width * ITEMS),
+    )
+
+
+def write_events(events: list[Event]) -> Written:
+    """Encoded, each in the partition of its user; at last a tick in each, by which every window is over."""
+    partitions = CONFIG.log.partitions
+    records = [(partition_of(_user(event), partitions), encode(event)) for event in events]
+    tick = encode(Tick(time_ms=events[-1].time_ms + 120_000))
+    return Written(records + [(partition, tick) for partition in range(partitions)])
+
+
+def _user(event: Event) -> str:
+    assert isinstance(event, Impression | Engagement)
+    return str(event.user_id)
+
+
+def _core(written: Written) -> float:
+    """Decoded events through the pure joiners: what the join itself costs."""
+    from training.joiner import Joiner, Recall
+
+    parts: list[list[Event]] = [[] for _ in range(CONFIG.log.partitions)]
+    for partition, value in written.records:
+        parts[partition].append(decode(value))
+
+    def again(events: list[Event]) -> Recall:
+        return lambda offset: events[offset] if isinstance(events[offset], Impression) else None  # type: ignore[return-value]
+
+    joiners = [
+        Joiner(partition, FEATURES.schema.labels, CONFIG.join, again(events))
+        for partition, events in enumerate(parts)
+    ]
+
+    def join() -> None:
+        for joiner, events in zip(joiners, parts, strict=True):
+            for offset, event in enumerate(events):
+                joiner.feed(offset, event)
+
+    return _rate(len(written), join)
+
+
+def _loop(written: Written) -> tuple[float, set[tuple[Any, ...]]]:
+    """The part's loop: reads, decodes, joins, encodes, appends. Also returns the final labels."""
+    from training.joiner_loop import JoinerLoop
+
+    log = MemoryLog()
+    for topic in topics(CONFIG.log.partitions):
+        log.create(topic)
+    log.append(EVENTS, [Append(partition, b"", value) for partition, value in written.records])
+    loop = JoinerLoop(log, CONFIG, FEATURES, lambda: 0)
+
+    def join() -> None:
+        while loop.turn():
+            pass
+
+    rate = _rate(len(written), join)
+    final: dict[tuple[str, str], tuple[int, ...]] = {}
+    for partition in range(CONFIG.log.partitions):
+        for record in log.read(EXAMPLES, partition, 0, log.end(EXAMPLES, partition)):
+            example = unpack(record.value, Example)
+            final[example.request_id, str(example.item_id)] = tuple(map(int, example.labels))
+    return rate, {(*place, *labels) for place, labels in final.items()}
+
+
+def _polars(written: Written) -> tuple[float, set[tuple[Any, ...]]]:
+    """The shown items of the whole log with their labels, joined at once."""
+    import polars as pl
+
+    labels, found = FEATURES.schema.labels, list[Any]()
+
+    def join() -> None:
+        served, done = list[tuple[str, str]](), list[tuple[str, str, str]]()
+        for _, value in written.records:
+            event = decode(value)
+            if isinstance(event, Impression):
+                served.extend((event.request_id, str(item.item_id)) for item in event.items)
+            elif isinstance(event, Engagement):
+                done.append((event.request_id, str(event.item_id), event.kind))
+        shown = pl.DataFrame(served, ["request", "item"], orient="row")
+        kinds = pl.DataFrame(done, ["request", "item", "kind"], orient="row")
+        happened = kinds.group_by("request", "item").agg(
+            [(pl.col("kind") == label).any().cast(pl.Int8).alias(label) for label in labels]
+        )
+        found.append(shown.join(happened, on=["request", "item"]))
+
+    return _rate(len(written), join), set(found[0].rows())
+
+
+def _rate(count: int, work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return round(count / (time.perf_counter() - started), 1)
