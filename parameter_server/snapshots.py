@@ -97,6 +97,7 @@ def write_part(
         target.rename(version / f".old-{uuid.uuid4().hex}")
     beside.rename(target)
     sync_folder(version)
+    sync_folder(version.parent)
     for old in version.glob(".old-*"):
         shutil.rmtree(old, ignore_errors=True)
     return target

@@ -32,9 +32,14 @@ class Wal:
         self._offsets: list[tuple[int, int]] = []  # (step, where its record begins), ascending
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            _replace(path, self._head)
+            _put(path, self._head)
+            sync_folder(path.parent)
         self._file = path.open("r+b", buffering=0)
         self._end = self._open()
+        if sync:
+            # A process may have died between writing and syncing: what is found is answered for from now on.
+            os.fdatasync(self._file.fileno())
+            sync_folder(path.parent)
 
     @property
     def steps(self) -> tuple[int, int] | None:
@@ -85,24 +90,27 @@ class Wal:
             return
         start = kept[0][1] if kept else self._end
         self._file.seek(start)
-        _replace(self.path, self._head + self._file.read(self._end - start))
-        self._reopen()
         shift = start - len(self._head)
-        self._offsets = [(s, offset - shift) for s, offset in kept]
-        self._end -= shift
+        self._renew(
+            self._head + self._file.read(self._end - start),
+            [(s, offset - shift) for s, offset in kept],
+        )
 
     def clear(self) -> None:
         """Drops every record: the state goes back to a snapshot."""
-        _replace(self.path, self._head)
-        self._reopen()
-        self._offsets, self._end = [], len(self._head)
+        self._renew(self._head, [])
 
     def close(self) -> None:
         self._file.close()
 
-    def _reopen(self) -> None:
+    def _renew(self, data: bytes, offsets: list[tuple[int, int]]) -> None:
+        """Goes on in a new file. The folder is synced last: once the name is the new file's, an error of that
+        must not leave this writing into the old one, which nobody finds again."""
+        _put(self.path, data)
         self._file.close()
         self._file = self.path.open("r+b", buffering=0)
+        self._offsets, self._end = offsets, len(data)
+        sync_folder(self.path.parent)
 
     def _open(self) -> int:
         """Reads the file through once, notes where records begin and cuts what doesn't check."""
@@ -129,15 +137,15 @@ class Wal:
         return end
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Writes a file so that after a crash it is there whole or not at all."""
+def _put(path: Path, data: bytes) -> None:
+    """Writes a file so that it is there whole or not at all; whether it outlives a power cut is its folder's
+    matter."""
     beside = path.with_suffix(f".{os.getpid()}.new")
     with beside.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
-    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

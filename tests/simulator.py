@@ -8,7 +8,6 @@ what breaks and when. After a storm there is calm, in which everything settles, 
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +23,6 @@ from parameter_server.parameter_client import Channel, ShardedClient, part_of
 from parameter_server.parameter_client import Worker as WorkerId
 from parameter_server.shard import ShardSpec
 from parameter_server.shard_service import ShardService
-from parameter_server.wal import sync_folder
 from parameter_server.wire import Answer, Exchange, Frame, Rewind
 from recsys.config import TableConfig
 from recsys.events import Event
@@ -160,9 +158,6 @@ class Simulation:
         self.seed, self.folder = seed, folder
         rates = (0.004, 0.015, 0.03, 0.06)
         self.power = seed % 2 == 0
-        self.sync_at_opening = (
-            True  # of the write-ahead file, which doesn't do it yet: docs/faults.md
-        )
         self.chance = Chance(seed, rates[seed % 4] if rate is None else rate, self.power)
         self.disk = Disk(folder, self.chance)
         self.clock = Clock()
@@ -298,9 +293,6 @@ class Simulation:
             shard.chance = self.chance
             what = (part, shard.applied, self.answered[part], shard.lost)
             hold("what was answered is kept", shard.applied >= self.answered[part], what)
-            if self.power and self.sync_at_opening:
-                os.fdatasync(shard._wal._file.fileno())
-                sync_folder(shard._wal.path.parent)
             shard.flush()
             there = self._shards[part] = shard, ShardService(shard, "token")
         return there

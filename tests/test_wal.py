@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parameter_server import wal as wals
 from parameter_server.wal import Wal, WalMismatch
 
 
@@ -117,3 +118,24 @@ def test_a_hole_is_not_written(tmp_path):
         with pytest.raises(AssertionError, match="ends with step 5"):
             wal.append(step, b"")
     assert wal.steps == (1, 5)
+
+
+@pytest.mark.parametrize("how", [lambda wal: wal.truncate_before(3), lambda wal: wal.clear()])
+def test_a_folder_that_cannot_be_synced_leaves_the_file_that_has_the_name(
+    tmp_path, monkeypatch, how
+):
+    wal = filled(tmp_path / "a.wal", 4)
+
+    def full(folder):
+        raise OSError(5, "the disk is ill")
+
+    monkeypatch.setattr(wals, "sync_folder", full)
+    with pytest.raises(OSError, match="ill"):
+        how(wal)
+    monkeypatch.undo()
+    wal.append(5, b"five")
+    assert (5, b"five") in steps_with_payload(Wal(tmp_path / "a.wal", "me"))
+
+
+def steps_with_payload(wal):
+    return list(wal.records())
