@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from parameter_server.deltas import DeltaAssembler, Gap, to_arrays
+from parameter_server.id_map import LOAD
 from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.rows import EPSILON, Table, initial_rows, rows_within
 from parameter_server.shard import Shard, ShardSpec
@@ -28,7 +29,7 @@ def ones(count):
 
 def budget_for(rows, dim):
     """MiB that hold just so many rows."""
-    mb = rows * (4 * dim + 20 + 16 / 0.7) / 2**20 + 1e-9
+    mb = rows * (4 * dim + 20 + 16 / LOAD) / 2**20 + 1e-9
     assert rows_within(mb, dim) == rows
     return mb
 
