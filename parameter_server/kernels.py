@@ -241,6 +241,7 @@ def sight(cells: Any, added: Any, first: Any, blocks: Any, seed: Any, keys: Any,
     for i in range(keys.shape[0]):
         key = np.uint64(keys[i])
         block = np.int64(((mix(key) >> np.uint64(32)) * np.uint64(blocks)) >> np.uint64(32)) - first
+        block %= cells.shape[0]  # another shard's key must not write beyond
         draw = mix(key ^ seed_mixed)
         seen = np.int64(255)
         for r in range(4):

@@ -47,6 +47,12 @@ def test_who_comes_again_soon_is_seen_among_many_who_come_once():
     assert said[0] == 0 and said[1] < 0.05 and said[2] > 0.95
 
 
+def test_the_keys_of_another_shard_write_nowhere_else():
+    sketch = Sketch(0, UNIT, 2, 1, 2)
+    sketch.see(some_keys(10_000), ones(10_000))
+    assert sketch.sightings == 10_000  # none fell outside, none made a block full
+
+
 def test_counts_decay():
     sketch, one = Sketch(1, UNIT, 2), some_keys(1)
     sketch.see(one, ones(1))
