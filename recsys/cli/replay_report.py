@@ -44,12 +44,12 @@ def report_of(
 
 
 def judged_rows(dataset: Dataset, predictions: Predictions) -> NDArray[np.bool_]:
-    """The rows that are judged: the second half of the days (for six days, the last three)."""
+    """The rows that are judged: those of the later half of the days (of six or seven, the last three)."""
     days = (np.asarray(predictions.time_ms) + int(dataset.utc_offset_h * 3_600_000)) // _DAY_MS
     known = np.unique(days)
     if not len(known):
         return np.zeros(0, np.bool_)
-    judged: NDArray[np.bool_] = days >= known[len(known) // 2]
+    judged: NDArray[np.bool_] = days >= known[-max(1, len(known) // 2)]
     return judged
 
 

@@ -45,7 +45,7 @@ def _study() -> None:
 
 
 def judged_from_ms(dataset: Dataset) -> int:
-    """When the second half of a log's days begins: from then on rows are judged, and `frozen` is frozen.
+    """When the later half of a log's days begins: from then on rows are judged, and `frozen` is frozen.
 
     Raises ValueError for a log of fewer than two days: nothing would have been learned before.
     """
@@ -56,7 +56,7 @@ def judged_from_ms(dataset: Dataset) -> int:
             f"{dataset.name} has impressions of {len(known)} days, expected 2 or more: the first half is "
             "learned from, the second is judged"
         )
-    return int(known[len(known) // 2]) * _DAY_MS - round(dataset.utc_offset_h * 60 * _MINUTE_MS)
+    return int(known[-(len(known) // 2)]) * _DAY_MS - round(dataset.utc_offset_h * 60 * _MINUTE_MS)
 
 
 def syncs_of(frozen_after_ms: int) -> list[Sync]:
