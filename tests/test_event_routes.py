@@ -71,6 +71,7 @@ def test_a_bad_event_in_a_body_costs_itself_alone(world: World, bad: bytes, fiel
     run(world, scenario)
 
 
+@pytest.mark.slow
 def test_without_a_log_events_are_refused_and_impressions_kept(world: World) -> None:
     append = world.log.append
 

@@ -27,6 +27,8 @@ from training import joiner_loop, sequencer_loop
 from training.joiner import Joiner
 from training.joiner_loop import JoinerLoop
 
+pytestmark = pytest.mark.slow
+
 Patch = pytest.MonkeyPatch
 BUGS: dict[str, tuple[Callable[[Patch], None], set[str]]] = {}
 SEEDS = (3, 2, 23, 22, 7, 6)  # even ones have power cuts

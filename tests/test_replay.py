@@ -174,6 +174,7 @@ def test_a_log_of_nothing_has_an_empty_report(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r.json").read_text())["rows"] == 0
 
 
+@pytest.mark.slow
 def test_it_ends_when_the_step_asked_for_has_been_learned(data: Path, whole: Replayed) -> None:
     fourth = replayed(data, until_step=4)
     assert fourth.steps == 4 and fourth.digest != whole.digest
@@ -193,6 +194,7 @@ def test_several_steps_that_are_due_at_once_end_with_the_one_asked_for(data: Pat
     assert digests[0] != digests[1] and replayed(data, until_step=5, **few).steps == 5
 
 
+@pytest.mark.slow
 def test_the_digest_is_all_that_is_printed(data: Path, whole: Replayed) -> None:
     assert run(data, "--digest").stdout == whole.digest + "\n"
     asked = run(data, "--digest", "--until-version", "0.3").stdout
@@ -265,6 +267,7 @@ def test_a_warm_up_that_is_left_out_is_told(
     assert asked[0].warm_up is warm and ("leaves the warm-up out" in result.stderr) is told
 
 
+@pytest.mark.slow
 def test_a_step_that_the_log_does_not_reach_is_named(data: Path, whole: Replayed) -> None:
     result = run(data, "--until-version", 5000)
     assert result.exit_code == 2

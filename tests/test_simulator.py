@@ -7,7 +7,7 @@ import pytest
 from tests.simulator import Simulation
 from tests.simulator_oracles import check
 
-FAST = range(20)
+FAST = range(6)
 ALL = range(200)
 
 

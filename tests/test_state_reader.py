@@ -177,6 +177,7 @@ def test_steps_follow_the_snapshot_and_stand_only_when_whole(fixture: Fixture) -
     assert fixture.reader.replica.step == 199
 
 
+@pytest.mark.slow
 def test_a_large_snapshot_is_swapped_in_within_milliseconds(fixture: Fixture) -> None:
     for i in range(2_000):
         fixture.item(i)

@@ -24,6 +24,7 @@ def small(seed: int = 1) -> WorldLog:
     return WorldLog(seed, hours=30, users=12, items=30, requests_per_s=0.0015)
 
 
+@pytest.mark.slow
 def test_a_copy_scores_as_a_replay_of_its_own() -> None:
     world = small()
     from_ms = judged_from_ms(world)
@@ -44,6 +45,7 @@ def test_a_copy_scores_as_a_replay_of_its_own() -> None:
     assert not np.array_equal(frozen, fresh)
 
 
+@pytest.mark.slow
 def test_a_seed_changes_what_the_model_starts_from_and_how_the_world_drifts() -> None:
     one, other = (judge(small(), OPTIONS, seed)[0] for seed in (0, 1))
     assert np.array_equal(one.labels_N, other.labels_N)
@@ -114,6 +116,7 @@ def test_the_picture_shows_every_seed_and_the_mean() -> None:
     assert {"A < B", "b & c"} <= {element.text for element in root}
 
 
+@pytest.mark.slow
 def test_it_prints_and_writes_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recsys.cli.study._SAMPLES", 20)
     file, picture = tmp_path / "f.json", tmp_path / "f.svg"

@@ -4,17 +4,14 @@ torchrec is the oracle: its ``FusedEmbeddingBagCollection`` with row-wise Adagra
 """
 
 from collections.abc import Iterator
+from typing import Any
 
-import fbgemm_gpu  # noqa: F401  (before torchrec: it loads the operators)
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
-from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
-from torchrec.optim import RowWiseAdagrad
 
 from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.parameter_client import LocalClient
@@ -79,8 +76,14 @@ class Ours:
         self.client.exchange(self.step, self.step, [LaneGradients(0, gradients, dense)], None)
 
 
-def theirs_of(table: TableConfig) -> FusedEmbeddingBagCollection:
+def theirs_of(table: TableConfig) -> Any:
     """A collection of one table: a rate of its own needs an optimizer of its own."""
+    # Imported here: it takes two seconds, also where these tests aren't run.
+    import fbgemm_gpu  # noqa: F401  (before torchrec: it loads the operators)
+    from torchrec import EmbeddingBagConfig, PoolingType
+    from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+    from torchrec.optim import RowWiseAdagrad
+
     collection = FusedEmbeddingBagCollection(
         [
             EmbeddingBagConfig(
@@ -98,7 +101,9 @@ def theirs_of(table: TableConfig) -> FusedEmbeddingBagCollection:
     return collection
 
 
-def jagged(name: str, bag: NDArray[np.int64]) -> KeyedJaggedTensor:
+def jagged(name: str, bag: NDArray[np.int64]) -> Any:
+    from torchrec import KeyedJaggedTensor
+
     lengths = torch.full((len(bag),), bag.shape[1], dtype=torch.int64)
     return KeyedJaggedTensor.from_lengths_sync(
         keys=[name], values=torch.from_numpy(bag.reshape(-1)), lengths=lengths

@@ -140,6 +140,7 @@ def test_a_warm_up_that_was_killed_is_gone_on_with(
         assert len(ours) - len(theirs) <= 200 * after
 
 
+@pytest.mark.slow
 def test_it_is_done_once_and_with_one_past(tmp_path: Path) -> None:
     log = _log()
     warmup.begin(tmp_path, PAST, NOW_MS)
