@@ -12,6 +12,8 @@ from recsys.events import Engagement, Impression, Item, Served, User
 from serving.request import Request
 from tests.toy_crowd import FEATURES, START_MS, TOPICS, Crowd, crowd_config, items, share, topic_of
 
+pytestmark = pytest.mark.slow
+
 MINUTE_MS = 60_000
 
 
