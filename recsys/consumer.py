@@ -68,6 +68,13 @@ def check_same(log: Log, saved_id: str, what: str) -> None:
         )
 
 
+def hold_what_is_left(log: Log, name: str, topic: str, offsets: Mapping[int, int]) -> None:
+    """Holds ``offsets`` by partition, or where the log begins by now: it may not be held everywhere, and
+    retention may have passed a place that was noted a while ago."""
+    for partition, offset in offsets.items():
+        log.hold(name, topic, partition, max(offset, log.begin(topic, partition)))
+
+
 class DeadLetters:
     """Puts aside what can't be read of some ``topics``, raw, with the reason: each record once.
 

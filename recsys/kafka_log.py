@@ -56,9 +56,8 @@ class KafkaLog:
         self._lock = threading.RLock()
         self._local = threading.local()
         self._clients: list[tuple[threading.Thread, KafkaReader | KafkaTail]] = []
-        self._appended: dict[
-            tuple[str, int], int
-        ] = {}  # what this client knows to be there: an end
+        # What this client appended is there up to here.
+        self._appended: dict[tuple[str, int], int] = {}
         self._producer: Producer | None = None
         self._partitions: dict[str, int] = {}
         self._appends = 0
@@ -149,10 +148,9 @@ class KafkaLog:
 
     def end(self, topic: str, partition: int) -> int:
         self._check(topic, partition)
-        followed = self._tail().end(topic, partition)
-        if followed is None:
+        if self._tail().end(topic, partition) is None:
             return self._reader(topic).end(partition)
-        return max(followed, self._appended.get((topic, partition), 0))
+        return self._known_end(topic, partition)
 
     def wait(self, topic: str, timeout_s: float) -> None:
         self.partitions(topic)
@@ -168,9 +166,7 @@ class KafkaLog:
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
         self._check(topic, partition)
         reader = self._reader(topic)
-        there = max(
-            self._tail().end(topic, partition) or 0, self._appended.get((topic, partition), 0)
-        )
+        there = self._known_end(topic, partition)
         end = there if offset <= there else reader.end(partition)
         check_range(topic, partition, offset, reader.begin(partition), end)
 
@@ -190,6 +186,11 @@ class KafkaLog:
                 self._producer.close(1)
                 self._producer = None
             self._admin.close()
+
+    def _known_end(self, topic: str, partition: int) -> int:
+        """An end that needs no asking: what was followed or appended; there may be more."""
+        followed = self._tail().end(topic, partition) or 0
+        return max(followed, self._appended.get((topic, partition), 0))
 
     # --- clients ---
 

@@ -5,13 +5,13 @@ each other cost no seek; what the broker sent ahead waits in a buffer.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from kafka import TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
+from recsys.kafka_buffer import Buffer
 from recsys.kafka_client import consumer_of, unavailable
 from recsys.log import LogUnavailable, Record, check_range
 
@@ -32,7 +32,7 @@ class KafkaReader:
     def __init__(self, servers: list[str], topic: str, patience_s: float, listed: Listed) -> None:
         self._topic, self._patience_s, self._listed = topic, patience_s, listed
         self._next: dict[int, int] = {}  # what the next sequential read of a partition asks for
-        self._buffers: dict[int, deque[Record]] = {}
+        self._buffers: dict[int, Buffer] = {}
         self._ends: dict[int, int] = {}
         self._ends_at = 0.0
         self._probed: dict[int, int] = {}
@@ -78,8 +78,8 @@ class KafkaReader:
         listed = self._listed_end(partition)
         if listed <= begin:
             return begin, begin
-        before, kept = self._next.get(partition), self._buffers.get(partition, deque())
-        self._buffers[partition], self._next[partition] = deque(), listed - 1
+        before, kept = self._next.get(partition), self._buffers.get(partition, Buffer())
+        self._buffers[partition], self._next[partition] = Buffer(), listed - 1
         self._deactivate({partition})
         self._fetch(partition, listed - 1)
         end: int = self._consumer.highwater(at)
@@ -114,7 +114,7 @@ class KafkaReader:
         if self._next.get(partition) == offset:
             return False
         self._next[partition] = offset
-        self._buffers[partition] = deque()
+        self._buffers[partition] = Buffer()
         self._deactivate({partition})
         return True
 
@@ -122,14 +122,17 @@ class KafkaReader:
         """Takes what the broker sent, of these partitions and of others that still have room."""
         # Unassigned, not paused: a partition paused and resumed may get nothing more (kafka-python 3.0.12
         # puts the batch that it had at hand aside, and doesn't take it up again).
-        self._deactivate({p for p, b in self._buffers.items() if _is_full(b)} - {*partitions})
+        self._deactivate(
+            {p for p, b in self._buffers.items() if b.is_full(BUFFERED, BUFFERED_BYTES)}
+            - {*partitions}
+        )
         new = set(partitions) - self._active
         if new:
             self._active |= new
             self._assign()
             for partition in new:
                 buffer = self._buffers[partition]
-                position = buffer[-1].offset + 1 if buffer else self._next[partition]
+                position = buffer.last.offset + 1 if buffer else self._next[partition]
                 self._consumer.seek(TopicPartition(self._topic, partition), position)
         try:
             polled = self._consumer.poll(timeout_ms)
@@ -138,9 +141,9 @@ class KafkaReader:
         except KafkaError as error:
             raise unavailable(self._topic, error) from error
         for at, found in polled.items():
-            self._buffers[at.partition].extend(
-                Record(r.offset, r.key or b"", r.value or b"") for r in found
-            )
+            buffer = self._buffers[at.partition]
+            for r in found:
+                buffer.put(Record(r.offset, r.key or b"", r.value or b""))
 
     def _deactivate(self, partitions: set[int]) -> None:
         if partitions & self._active:
@@ -173,12 +176,7 @@ class KafkaReader:
                 )
 
     def _take(self, partition: int, limit: int) -> list[Record]:
-        buffer = self._buffers[partition]
-        taken = [buffer.popleft() for _ in range(min(limit, len(buffer)))]
+        taken = self._buffers[partition].take(limit)
         if taken:
             self._next[partition] = taken[-1].offset + 1
         return taken
-
-
-def _is_full(buffer: deque[Record]) -> bool:
-    return len(buffer) >= BUFFERED or sum(len(record.value) for record in buffer) >= BUFFERED_BYTES

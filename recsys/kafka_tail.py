@@ -6,12 +6,12 @@ what that fetch brought. Catching up, seeking and finding out what was lost are 
 """
 
 import time
-from collections import deque
 from typing import Final
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
+from recsys.kafka_buffer import Buffer
 from recsys.kafka_client import consumer_of, unavailable
 from recsys.log import Record
 
@@ -31,24 +31,21 @@ class _Followed:
     def __init__(self, offset: int) -> None:
         self.next = offset  # of the next read
         self.position = offset  # after what is in the buffer
-        self.buffer: deque[Record] = deque()
-        self.size = 0  # bytes in the buffer
+        self.buffer = Buffer()
 
     def put(self, record: Record) -> None:
-        self.buffer.append(record)
+        self.buffer.put(record)
         self.position = record.offset + 1
-        self.size += len(record.value)
 
     def take(self, limit: int) -> list[Record]:
-        taken = [self.buffer.popleft() for _ in range(min(limit, len(self.buffer)))]
+        taken = self.buffer.take(limit)
         if taken:
             self.next = taken[-1].offset + 1
-            self.size -= sum(len(record.value) for record in taken)
         return taken
 
     @property
     def full(self) -> bool:
-        return len(self.buffer) >= BUFFERED or self.size >= BUFFERED_BYTES
+        return self.buffer.is_full(BUFFERED, BUFFERED_BYTES)
 
 
 class KafkaTail:

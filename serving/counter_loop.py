@@ -14,6 +14,7 @@ import numpy as np
 
 from recsys.blueprint import feature_set
 from recsys.config import Config
+from recsys.consumer import hold_what_is_left
 from recsys.events import Engagement, Impression
 from recsys.features import FeatureSet
 from recsys.item_counters import ItemCounters
@@ -108,10 +109,8 @@ class CounterLoop:
         )
         offsets = {EVENTS: dict(enumerate(self.events.offsets))}
         held = self._state.save(self._log.id, offsets, msgspec.msgpack.encode(counted))
-        for partition, offset in held[EVENTS].items():
-            # A snapshot that wasn't taken up may reach back behind what is left of the log.
-            there = max(offset, self._log.begin(EVENTS, partition))
-            self._log.hold(NAME, EVENTS, partition, there)
+        # A snapshot that wasn't taken up may reach back behind what is left of the log.
+        hold_what_is_left(self._log, NAME, EVENTS, held[EVENTS])
         self._saved_ms = self._now_ms()
         took_ms = (time.monotonic() - started) * 1000
         self._save_every_ms = max(_SAVE_EVERY_MS, int(took_ms / _SAVE_SHARE))

@@ -128,7 +128,8 @@ def test_what_lost_its_log_isnt_started_again():
     for _ in range(5):
         world.tick(60)
     assert world.state("joiner") is State.LOST and world.names() == ["joiner", "fold"]
-    assert world.supervisor.lost == ["joiner"] and not world.supervisor.ready
+    lost = [name for name, w in world.supervisor.watched.items() if w.state is State.LOST]
+    assert lost == ["joiner"] and not world.supervisor.ready
     assert "new state folder" in world.supervisor.watched["joiner"].reason
     world.process("fold").said = "LogLost: retention passed it"  # what it says itself goes before
     world.process("fold").status = EXIT_LOG_LOST

@@ -19,7 +19,7 @@ import msgspec
 from recsys.blueprint import feature_set
 from recsys.clock import wall_ms
 from recsys.config import Config, JoinConfig
-from recsys.consumer import UNREADABLE, Consumer, DeadLetters
+from recsys.consumer import UNREADABLE, Consumer, DeadLetters, hold_what_is_left
 from recsys.events import Impression, Rejected, decode
 from recsys.features import FeatureSet
 from recsys.log import Append, Log, LogLost
@@ -114,10 +114,7 @@ class JoinerLoop(Turns):
         blob = msgspec.msgpack.encode(_Packed(self._features.digest, joiners))
         self._state.save(self._log.id, {EVENTS: self.offsets}, blob)
         needed = self._needed_from()
-        for partition, offset in (self._needed or needed).items():
-            # Where nothing can be held, retention may have passed it since.
-            there = max(offset, self._log.begin(EVENTS, partition))
-            self._log.hold(PART, EVENTS, partition, there)
+        hold_what_is_left(self._log, PART, EVENTS, self._needed or needed)
         self._needed = needed
         now_ms = self._clock()
         self._due_ms = now_ms + max(_SAVE_EVERY_MS, int((now_ms - started_ms) / _SAVE_SHARE))

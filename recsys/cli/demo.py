@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -180,12 +180,16 @@ def wait_until_caught_up(
         status = gather(state)
         if not status.running:
             raise NotReady(f"the system has ended; see {state / 'run' / 'up.log'}")
-        for name, why in status.lost.items():
-            raise NotReady(f"{name} can't go on: {why}")
+        _check_lost(status.lost)
         left = behind(status)
         tell(", ".join(f"{count:,} {name} to go" for name, count in left.items()))
         quiet = quiet + 1 if max(left.values()) <= _FEW else 0
         time.sleep(0.7)
+
+
+def _check_lost(lost: Mapping[str, str]) -> None:
+    for name, why in lost.items():
+        raise NotReady(f"{name} can't go on: {why}")
 
 
 def _stop(state: Path, console: Console) -> None:
@@ -220,9 +224,7 @@ def _stay(config: Config, console: Console) -> None:
         running = runs.read(config.state)
         if running is None or not alive(running.supervisor):
             raise NotReady("the system has ended; see `recsys status`")
-        for part in running.parts:
-            if part.state == "lost":
-                raise NotReady(f"{part.name} can't go on: {part.reason}")
+        _check_lost(running.lost)
         said = server_status(config)
         if said:
             console.print(_line(said), highlight=False, soft_wrap=True)

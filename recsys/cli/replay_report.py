@@ -46,11 +46,16 @@ def report_of(
 def judged_rows(dataset: Dataset, predictions: Predictions) -> NDArray[np.bool_]:
     """The rows that are judged: those of the later half of the days (of six or seven, the last three)."""
     days = (np.asarray(predictions.time_ms) + int(dataset.utc_offset_h * 3_600_000)) // _DAY_MS
-    known = np.unique(days)
-    if not len(known):
+    if not len(days):
         return np.zeros(0, np.bool_)
-    judged: NDArray[np.bool_] = days >= known[-max(1, len(known) // 2)]
+    judged: NDArray[np.bool_] = days >= first_judged_day(days)
     return judged
+
+
+def first_judged_day(days: NDArray[np.int64]) -> int:
+    """The first day of the later half of the days that there are, of at least one."""
+    known = np.unique(days)
+    return int(known[-max(1, len(known) // 2)])
 
 
 def slices_of(dataset: Dataset, replayed: "Replayed") -> dict[str, NDArray[np.bool_]]:

@@ -42,9 +42,9 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
         return all(part.state in ("ready", "done") for part in self.parts)
 
     @property
-    def lost(self) -> bool:
-        """Whether a part can't go on, however long one waits."""
-        return any(part.state == "lost" for part in self.parts)
+    def lost(self) -> dict[str, str]:
+        """The parts that can't go on, however long one waits, and why."""
+        return {part.name: part.reason for part in self.parts if part.state == "lost"}
 
     @property
     def processes(self) -> list[Identity]:

@@ -12,7 +12,7 @@ import typer
 
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.replay import Progress, ReplayOptions, config_for, replay_with
-from recsys.cli.replay_report import with_bar
+from recsys.cli.replay_report import first_judged_day, with_bar
 from recsys.cli.study_copies import SideBySide, Sync
 from recsys.cli.study_figures import Judged, draw_aucs, figures, plot
 from recsys.cli.study_world import WorldLog
@@ -50,13 +50,13 @@ def judged_from_ms(dataset: Dataset) -> int:
     Raises ValueError for a log of fewer than two days: nothing would have been learned before.
     """
     times = [event.time_ms for event in dataset.events() if isinstance(event, Impression)]
-    known = np.unique(days(times, dataset.utc_offset_h)) if times else np.zeros(0, np.int64)
-    if len(known) < 2:
+    shown = days(times, dataset.utc_offset_h) if times else np.zeros(0, np.int64)
+    if (count := len(np.unique(shown))) < 2:
         raise ValueError(
-            f"{dataset.name} has impressions of {len(known)} days, expected 2 or more: the first half is "
+            f"{dataset.name} has impressions of {count} days, expected 2 or more: the first half is "
             "learned from, the second is judged"
         )
-    return int(known[-(len(known) // 2)]) * _DAY_MS - round(dataset.utc_offset_h * 60 * _MINUTE_MS)
+    return first_judged_day(shown) * _DAY_MS - round(dataset.utc_offset_h * 60 * _MINUTE_MS)
 
 
 def syncs_of(frozen_after_ms: int) -> list[Sync]:

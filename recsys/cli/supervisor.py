@@ -135,11 +135,6 @@ class Supervisor:
         return all(w.state in (State.READY, State.DONE) for w in self.watched.values())
 
     @property
-    def lost(self) -> list[str]:
-        """The parts that can't go on."""
-        return [name for name, w in self.watched.items() if w.state is State.LOST]
-
-    @property
     def stopped(self) -> bool:
         return all(w.state is State.STOPPED for w in self.watched.values())
 

@@ -120,7 +120,7 @@ def _judged(
         examples_per_s=_first_rate("examples", _EXAMPLES_FROM, by_name),
         restarts=sum(part.restarts for part in parts),
         dead_letters=waiting(log, DEAD_LETTERS, None) if log is not None else None,
-        lost={part.name: part.reason for part in running.parts if part.state == "lost"},
+        lost=running.lost,
         exposed=[
             f"{part.name}:{socket.host}:{socket.port}"
             for part in running.parts
