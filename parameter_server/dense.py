@@ -3,6 +3,13 @@
     m ← β₁ m + (1 - β₁) g     v ← β₂ v + (1 - β₂) g²     w ← w - rate · m̂ / (√v̂ + ε)
 
 with m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ), all float32. What the numbers mean is the model's business.
+
+Workers learn with w; replicas are given its running average (Polyak, Juditsky 1992; exponential, as the
+noise around a moving optimum has no beginning to average from)
+
+    a ← d a + (1 - d) w    d = min(average, (1 + t) / (10 + t))
+
+whose d is small at first, so that a new line isn't held back by where it started.
 """
 
 import hashlib
@@ -17,15 +24,21 @@ Vector = NDArray[np.float32]
 BETA_1: Final = 0.9
 BETA_2: Final = 0.999
 EPSILON: Final = 1e-8
+DENSE_COLUMNS: Final = ("values", "averaged", "m", "v", "t")  # of an export
 
 
 class Dense:
-    """One flat parameter vector (P,) and its optimizer state."""
+    """One flat parameter vector (P,), its optimizer state, and the ``averaged`` vector (P,) to serve."""
 
-    def __init__(self, values: Vector, rate: float, bound: float = 1e3) -> None:
+    def __init__(
+        self, values: Vector, rate: float, bound: float = 1e3, average: float = 0.0
+    ) -> None:
+        """``average``: what is kept of the running average at each step; 0 serves the newest values."""
         self.values = np.array(values, np.float32).reshape(-1)
+        self.averaged = self.values
         self._rate = rate
         self._bound = bound
+        self._average = average
         self._m = np.zeros_like(self.values)
         self._v = np.zeros_like(self.values)
         self._t = 0
@@ -34,7 +47,7 @@ class Dense:
         """Learns from a summed gradient (P,). False, and nothing changes, where a component isn't finite or
         exceeds the bound: one bad number would stay in m and v for ever.
 
-        Replaces ``values`` by a new array, so what was handed out before stays as it was.
+        Replaces ``values`` and ``averaged`` by new arrays, so what was handed out before stays as it was.
         """
         if gradient.shape != self.values.shape:
             raise ValueError(
@@ -51,12 +64,15 @@ class Dense:
         rate = np.float32(self._rate / (1 - BETA_1**self._t))
         root = np.sqrt(self._v * np.float32(1 / (1 - BETA_2**self._t)))
         self.values = self.values - rate * self._m / (root + np.float32(EPSILON))
+        keep = np.float32(min(self._average, (1 + self._t) / (10 + self._t)))
+        self.averaged = keep * self.averaged + (one - keep) * self.values
         return True
 
     def export(self) -> dict[str, NDArray[Any]]:
         """Copies of everything, for a snapshot."""
         return {
             "values": self.values.copy(),
+            "averaged": self.averaged.copy(),
             "m": self._m.copy(),
             "v": self._v.copy(),
             "t": np.array([self._t], np.int64),
@@ -70,6 +86,7 @@ class Dense:
                 f"{self.values.size}: start a new line for another model"
             )
         self.values = np.array(arrays["values"], np.float32)
+        self.averaged = np.array(arrays["averaged"], np.float32)
         self._m = np.array(arrays["m"], np.float32)
         self._v = np.array(arrays["v"], np.float32)
         self._t = int(arrays["t"][0])

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.deltas import seal
-from parameter_server.dense import Dense, Vector
+from parameter_server.dense import DENSE_COLUMNS, Dense, Vector
 from parameter_server.lanes import LaneGradients, StepSum, add_lanes
 from parameter_server.routing import Keys, Rows, as_keys, shard_of
 from parameter_server.rows import MAX_GRADIENT, ROW_COLUMNS, Arrays, Table, digest_of_exports
@@ -48,6 +48,7 @@ class ShardSpec:
     epoch: int = 0
     seed: int = 0
     dense_rate: float = 0.001
+    dense_average: float = 0.0  # see parameter_server.dense
     expire_every: int = 64  # steps between two looks for rows past their time-to-live
     bound: float = MAX_GRADIENT
 
@@ -98,7 +99,9 @@ class Shard:
         self.tables = {
             t.name: Table(t, spec.seed, spec.bound, spec.part, spec.parts) for t in spec.tables
         }
-        self.dense = None if dense is None else Dense(dense, spec.dense_rate, spec.bound)
+        self.dense = None
+        if dense is not None:
+            self.dense = Dense(dense, spec.dense_rate, spec.bound, spec.dense_average)
         self.applied = 0
         self.clock_ms = 0  # the newest event time seen: it never goes back, whatever steps say
         self.counters = Counters()
@@ -174,7 +177,7 @@ class Shard:
                 part=self.spec.part,
                 parts=self.spec.parts,
                 tables=changed,
-                dense=self.dense.values.tobytes() if self.dense is not None else b"",
+                dense=self.dense.averaged.tobytes() if self.dense is not None else b"",
                 metrics=dict(total.metrics) if first else {},
                 time_ms=self.clock_ms,
             )
@@ -243,7 +246,7 @@ class Shard:
                            if f"table/{name}/{k}" in arrays}  # fmt: skip
                 table.load(self._owned(columns) | counted)
             if self.dense is not None and "dense/values" in arrays:
-                self.dense.load({k: arrays[f"dense/{k}"] for k in ("values", "m", "v", "t")})
+                self.dense.load({k: arrays[f"dense/{k}"] for k in DENSE_COLUMNS})
         self.applied, self.clock_ms = meta["step"], meta["clock_ms"]
         self.counters = Counters(**{k: meta.get(k, 0) for k in vars(self.counters)})
 

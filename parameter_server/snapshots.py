@@ -145,7 +145,7 @@ class ServingRows(NamedTuple):
 
 
 def load_rows(folder: Path, line: str, epoch: int | None = None) -> ServingRows:
-    """The rows and dense parameters of the newest usable snapshot. Raises NoSnapshot."""
+    """The rows and dense parameters, as they are served, of the newest usable snapshot. Raises NoSnapshot."""
     snapshot, reasons = latest(folder, line, epoch)
     if snapshot is None:
         raise NoSnapshot(f"{folder}/{line}", reasons)
@@ -155,7 +155,7 @@ def load_rows(folder: Path, line: str, epoch: int | None = None) -> ServingRows:
         path = _part(snapshot.folder, part, snapshot.parts) / _ARRAYS
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():
-                if name == "dense/values":
+                if name == "dense/averaged":
                     dense = file.get_tensor(name)
                 elif name.startswith("table/") and name.endswith("/keys"):
                     table = name.removeprefix("table/").removesuffix("/keys")

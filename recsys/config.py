@@ -112,12 +112,15 @@ class ModelConfig:
     dim: int = 16  # of a categorical row
     vector_dim: int = 32  # of an item vector and the user side
     hidden: tuple[int, ...] = (128, 64)
-    row_rate: float = 0.01  # row-wise Adagrad
+    row_rate: float = 0.005  # row-wise Adagrad
     row_initial: float = 0.01
     vector_rate: float = 0.05
     retrieval_weight: float = 0.2  # of the user side's loss beside the ranker's
     side_weight: float = 0.3  # of the other labels' loss beside the first one's
-    dense_rate: float = 0.0003  # Adam
+    dense_rate: float = 0.0005  # Adam
+    # What replicas are given of the dense parameters is their running average over steps, of which so much is
+    # kept at each; 0 is the newest.
+    dense_average: float = 0.99
     ttl_s: int = 30 * 24 * 3600
     seed: int = 0
 
@@ -126,6 +129,8 @@ class ModelConfig:
         _check(self.features in kinds, "model.features", self.features, f"one of {kinds}")
         _check(1 <= self.dim <= 1024, "model.dim", self.dim, "1 to 1024")
         _check(1 <= self.vector_dim <= 1024, "model.vector_dim", self.vector_dim, "1 to 1024")
+        _check(0 <= self.dense_average < 1, "model.dense_average", self.dense_average,
+               "0 (the newest) or more, below 1")  # fmt: skip
         _check(self.ttl_s >= 0, "model.ttl_s", self.ttl_s, "0 (for ever) or more seconds")
         for name in ("row_rate", "dense_rate", "vector_rate"):
             rate = getattr(self, name)

@@ -34,8 +34,27 @@ def test_what_was_handed_out_stays_as_it_was():
     assert (values == 1).all() and (dense.values != 1).all()
 
 
+def test_what_is_served_is_the_running_average():
+    rng, dense = np.random.default_rng(1), Dense(np.zeros(4, np.float32), 0.1, average=0.9)
+    assert (dense.averaged == dense.values).all()
+    expected = np.zeros(4)
+    for step in range(1, 201):
+        dense.apply(rng.standard_normal(4).astype(np.float32))
+        keep = min(0.9, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * dense.values
+    np.testing.assert_allclose(dense.averaged, expected, rtol=1e-4)
+    assert (dense.averaged != dense.values).all()
+
+
+def test_without_an_average_the_newest_is_served():
+    dense = Dense(np.ones(3, np.float32), 0.01)
+    dense.apply(np.ones(3, np.float32))
+    assert (dense.averaged == dense.values).all()
+
+
 def test_it_goes_on_from_an_export():
-    one, other = Dense(np.ones(3, np.float32), 0.01), Dense(np.zeros(3, np.float32), 0.01)
+    one = Dense(np.ones(3, np.float32), 0.01, average=0.5)
+    other = Dense(np.zeros(3, np.float32), 0.01, average=0.5)
     one.apply(np.ones(3, np.float32))
     other.load(one.export())
     one.apply(np.ones(3, np.float32))

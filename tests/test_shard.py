@@ -115,7 +115,7 @@ def test_deltas_fold_to_the_rows_of_the_shards():
                 rows[name].update(zip(keys.tolist(), values, strict=True))
                 for key in removed.tolist():
                     del rows[name][key]
-    assert assembler.step == 60 and (dense == shards[0].dense.values).all()
+    assert assembler.step == 60 and (dense == shards[0].dense.averaged).all()
     for name in rows:
         exports = [shard.tables[name].export() for shard in shards]
         assert len(rows[name]) == sum(len(e["keys"]) for e in exports) > 10

@@ -21,7 +21,7 @@ def arrays(step, part):
         "table/items/accumulator": np.ones(1, np.float32),
         "table/users/keys": np.empty(0, np.int64),
         "table/users/values": np.empty((0, 3), np.float32),
-    } | ({"dense/values": np.full(4, step, np.float32)} if part == 0 else {})
+    } | ({"dense/averaged": np.full(4, step, np.float32)} if part == 0 else {})
 
 
 def write(folder, step, part, parts=2, epoch=0):
@@ -44,7 +44,7 @@ def test_a_snapshot_is_what_was_written(tmp_path):
         for name, array in arrays(5, part).items():
             read = snapshot.read(part)[name]
             assert (read == array).all() and read.dtype == array.dtype and read.shape == array.shape
-    assert set(snapshot.read(0, "dense/")) == {"dense/values"}
+    assert set(snapshot.read(0, "dense/")) == {"dense/averaged"}
 
 
 def test_serving_reads_rows_and_no_optimizer(tmp_path):

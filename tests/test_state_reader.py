@@ -96,7 +96,7 @@ class Fixture:
         arrays = {
             "table/features/keys": np.array([KEY], np.int64),
             "table/features/values": np.full((1, dim), value, np.float32),
-            "dense/values": dense,
+            "dense/averaged": dense,
         }
         write_part(self.folder, line, epoch, step, 0, 1, arrays, {"step": step})
 
@@ -185,7 +185,7 @@ def test_a_large_snapshot_is_swapped_in_within_milliseconds(fixture: Fixture) ->
     many = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 300_000)
     dims = {"features": 17, "items": 32, "users": 32}
     for epoch in (1, 2, 3):
-        arrays = {"dense/values": fixture.reader.replica.model.read_dense()}
+        arrays = {"dense/averaged": fixture.reader.replica.model.read_dense()}
         for name, dim in dims.items():
             arrays[f"table/{name}/keys"] = many
             arrays[f"table/{name}/values"] = np.full((len(many), dim), epoch, np.float32)

@@ -23,6 +23,7 @@ def spec_of(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
         epoch=epoch,
         seed=config.model.seed,
         dense_rate=config.model.dense_rate,
+        dense_average=config.model.dense_average,
     )
 
 
