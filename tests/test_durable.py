@@ -202,7 +202,7 @@ def test_what_serving_loads_are_the_rows_of_the_shards(tmp_path):
     for name, (keys, values) in tables.items():
         assert len(keys) > 10
         assert (line.lookup(STEPS, {name: keys})[name] == values).all()
-    assert (dense == line.dense(STEPS)).all()
+    assert (dense == line.shards[0].shard.dense.averaged).all()
 
 
 def test_snapshots_in_the_background_change_no_bit(tmp_path):

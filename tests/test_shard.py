@@ -134,7 +134,7 @@ def test_a_delta_says_what_changed():
     keys, values, removed = to_arrays(delta)["features"]
     assert keys.tolist() == [5, 6, 7, 8, 9] and len(removed) == 0
     assert (values == shard.lookup(1, {"features": keys})["features"]).all()
-    assert delta.dense == shard.dense.values.tobytes() != DENSE.tobytes()
+    assert delta.dense == shard.dense.averaged.tobytes() != DENSE.tobytes()
 
 
 def test_ids_below_the_admission_threshold_are_no_rows_and_in_no_delta():
