@@ -41,6 +41,25 @@ class Example(msgspec.Struct, kw_only=True):
     features: FeatureBlock | None = None  # of this one item: N = 1
 
 
+class Erased(msgspec.Struct, frozen=True, kw_only=True, tag="erased"):
+    """What is left of an example, or of a ``Forget``, whose user was forgotten: an empty place among
+    ``examples``, so that the others stay where they were and steps are cut into the same lanes."""
+
+    sequence: int
+    closed_ms: int
+
+
+class Forget(msgspec.Struct, frozen=True, kw_only=True, tag="forget"):
+    """After a user's last example: the step that it is in drops the user's rows. (partition, offset) is the
+    request's place among the user's events."""
+
+    partition: int
+    offset: int
+    sequence: int  # as those of examples
+    user_id: Id
+    closed_ms: int
+
+
 class Range(msgspec.Struct, frozen=True):
     """Offsets [start, stop) of one partition of ``examples``."""
 
@@ -123,10 +142,12 @@ class Experiments(msgspec.Struct, frozen=True, kw_only=True, tag="experiments"):
 
 
 class Erasure(msgspec.Struct, frozen=True, kw_only=True, tag="erasure"):
-    """A user asked to be forgotten."""
+    """A user asked to be forgotten: all that stands before ``offset`` among their events, and what came of
+    it. ``user_id`` is empty once that is done."""
 
     user_id: Id
     time_ms: int = 0
+    offset: int = 0  # of the tombstone in the user's partition of ``events``
 
 
 Control = Live | Experiments | Erasure
@@ -185,4 +206,13 @@ def unpack(value: bytes, kind: type[R]) -> R:
         raise msgspec.DecodeError(str(error)) from None
 
 
+def without_example(value: bytes) -> Erased | Forget | None:
+    """A record of ``examples`` that isn't one by intent; None where it is one, or can't be read."""
+    try:
+        return _without.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 _encoder = msgspec.msgpack.Encoder()
+_without: "msgspec.msgpack.Decoder[Erased | Forget]" = msgspec.msgpack.Decoder(Erased | Forget)

@@ -49,10 +49,11 @@ _LAG_EVERY_MS: Final = 1_000
 
 
 class _Example(msgspec.Struct):
-    """What is read of an example: not its features."""
+    """What is read of an example: not its features. A place without one, of a user who is forgotten, has no
+    request."""
 
-    request_id: str
-    item_id: Id
+    request_id: str = ""
+    item_id: Id = ""
 
 
 @dataclass
@@ -206,7 +207,7 @@ class StateReader:
             for record in self._log.read(EXAMPLES, partition, offset, _EXAMPLES):
                 self._examples[partition] = record.offset + 1
                 example = self._unpack(record.value, _example)
-                if example is not None:
+                if example is not None and example.request_id:
                     found = (partition, record.offset, example.request_id, example.item_id)
                     batch.examples.append(found)
         now_ms = self._now_ms()

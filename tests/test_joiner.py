@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.config import JoinConfig
-from recsys.events import Tick
+from recsys.events import Tick, User
 from recsys.features import read_block
-from recsys.records import Example
+from recsys.records import Example, Forget
 from tests.toy_feed import FEATURES, START_MS, engagement, feed, impression
 from training.joiner import Joiner
 
@@ -220,3 +220,26 @@ def test_a_state_of_something_else_is_refused() -> None:
 
     with pytest.raises(msgspec.MsgspecError):
         joiner().restore(b"\x93\x01\x02\x03")
+
+
+def test_a_tombstone_ends_what_is_held_of_its_user_alone() -> None:
+    its = joiner()
+    events = [
+        (closed := impression(1, 1, START_MS)),
+        engagement(closed, 0, "view", 1_000),
+        Tick(time_ms=START_MS + 70_000),  # the window of the first is over
+        (open_ := impression(2, 1, START_MS + 70_000)),
+        (other := impression(3, 2, START_MS + 70_000)),
+    ]
+    fed(its, *events)
+    assert its.feed(5, User(time_ms=START_MS + 71_000, user_id="u1", removed=True)) == [
+        Forget(partition=0, offset=5, sequence=2, user_id="u1", closed_ms=START_MS + 71_000)
+    ]
+    late = [engagement(closed, 0, "like", 72_000), engagement(open_, 0, "view", 3_000)]
+    assert fed(its, *late) == [] and its.counts["unmatched"] == 2
+    [kept] = its.feed(9, engagement(other, 1, "view", 4_000))
+    assert (kept.user_id, kept.sequence) == ("u2", 3)
+    assert its.advance(START_MS + 10_000_000) == [] and its.pending() == 0
+    again = impression(4, 1, START_MS + 10_000_000)
+    [back] = fed(its, again, engagement(again, 0, "view", 9))
+    assert back.user_id == "u1", "who comes back is learned from again"

@@ -10,6 +10,9 @@ is counted as unmatched. What was served but never shown (where the client names
 counted and is no negative. The joiner knows nothing of features: it cuts the block that the impression
 carries.
 
+Where a user's tombstone comes (a ``User`` that is removed), what is held of the user goes, and a ``Forget``
+is emitted in the place of what would have followed: no example of theirs comes after it.
+
 While its window is open, an impression is held whole. After it, all that is held is who did what with which
 item, as packed bytes: few engagements come so late, and for each of them the impression is read again.
 """
@@ -22,14 +25,16 @@ import msgspec
 
 from recsys.config import JoinConfig
 from recsys.dedupe import Recent
-from recsys.events import Engagement, Event, Impression, decode, encode, repeat_key
+from recsys.events import Engagement, Event, Impression, User, decode, encode, repeat_key
 from recsys.features import one_item
-from recsys.records import Example
+from recsys.hashing import Id
+from recsys.records import Example, Forget
 
 Recall = Callable[[int], Impression | None]
 _RECENT: Final = 100_000  # events by whose ids repeats are known
 _LEFT: Final = 20_000  # impressions of which it is known that their horizon is over
 _NEVER: Final = -1
+Joined = Example | Forget
 
 
 class _Item(msgspec.Struct, array_like=True):
@@ -104,9 +109,9 @@ class Joiner:
         self._recent = Recent(_RECENT)
         self._left = Recent(_LEFT)
 
-    def feed(self, offset: int, event: Event) -> list[Example]:
+    def feed(self, offset: int, event: Event) -> list[Joined]:
         """Takes one event; returns the examples and corrections that it brought about, in order."""
-        out = self.advance(event.time_ms)
+        out: list[Joined] = [*self.advance(event.time_ms)]
         if isinstance(event, Impression | Engagement):
             if not self._recent.add(repeat_key(event)):
                 self.counts["repeats"] += 1
@@ -114,6 +119,8 @@ class Joiner:
                 self._show(offset, event)
             else:
                 out.extend(self._engage(event))
+        elif isinstance(event, User) and event.removed:
+            out.append(self._forget(offset, event.user_id))
         return out
 
     def advance(self, now_ms: int) -> list[Example]:
@@ -124,8 +131,7 @@ class Joiner:
             due_ms, request_id = heapq.heappop(self._timers)
             if request_id in self._open:
                 out.extend(self._close(request_id, due_ms))
-            else:
-                del self._closed[request_id]
+            elif self._closed.pop(request_id, None) is not None:  # else its user was forgotten
                 self._left.add(request_id)
         return out
 
@@ -187,6 +193,25 @@ class Joiner:
         if opened is None:
             self._closed[request_id] = _encoder.encode(held)
         return out
+
+    def _forget(self, offset: int, user_id: Id) -> Forget:
+        """Lets go of all that is held of a user. Timers run out by themselves."""
+        name = str(user_id)
+        held = [request for request, its in self._open.items() if its.held.user_id == name]
+        for request_id in held:
+            del self._open[request_id]
+        packed = self._closed.items()
+        held = [request for request, its in packed if _held.decode(its).user_id == name]
+        for request_id in held:
+            del self._closed[request_id]
+        self.sequence += 1
+        return Forget(
+            partition=self.partition,
+            offset=offset,
+            sequence=self.sequence,
+            user_id=user_id,
+            closed_ms=self.watermark_ms,
+        )
 
     def _note(self, item: _Item, engagement: Engagement) -> None:
         item.shown = True

@@ -26,9 +26,9 @@ from recsys.log import Append, Log, LogLost
 from recsys.loops import Stop
 from recsys.open_log import open_log
 from recsys.part_state import PartState
-from recsys.records import EVENTS, EXAMPLES, Example, pack
+from recsys.records import EVENTS, EXAMPLES, pack
 from recsys.turns import Turns, patiently
-from training.joiner import Joiner
+from training.joiner import Joined, Joiner
 
 PART: Final = "joiner"
 _READ: Final = 500  # records of each partition in a turn
@@ -167,7 +167,7 @@ class JoinerLoop(Turns):
             return None
         return event if isinstance(event, Impression) else None
 
-    def _emit(self, appends: list[Append], example: Example) -> None:
+    def _emit(self, appends: list[Append], example: Joined) -> None:
         appended = self._place.appended[example.partition]
         if example.sequence in appended:
             appended.remove(example.sequence)

@@ -2,7 +2,8 @@
 
 Examples are ordered by (partition, offset) and cut into lanes by their number alone. A worker decodes only
 its own lanes. What can't be learned from (not an example, of another feature set, not finite) is left out,
-by a rule that looks at nothing but its bytes: whoever learns the step again leaves the same out.
+by a rule that looks at nothing but its bytes: whoever learns the step again leaves the same out. The place of
+one whose user was forgotten stays, empty, so that the others keep their lanes.
 
 So it is with a record that can't be read: where its step is missing between two others of its line, it is an
 empty step for everyone. Its examples aren't learned, and the steps after it are.
@@ -18,8 +19,9 @@ from msgspec.structs import replace
 from recsys.consumer import UNREADABLE
 from recsys.events import FeatureBlock
 from recsys.features import FeatureSet
+from recsys.hashing import Id
 from recsys.log import Log, LogLost, Record
-from recsys.records import EXAMPLES, STEPS, Example, Step, unpack
+from recsys.records import EXAMPLES, STEPS, Example, Forget, Step, unpack, without_example
 from training.sequencer import lanes_of
 
 _READ_AHEAD = 64  # step records
@@ -146,10 +148,11 @@ class LeftOut:
 
 @dataclass
 class LaneExamples:
-    """What one lane of a step learns from, and what it doesn't."""
+    """What one lane of a step learns from, what it doesn't, and the users whose rows leave with it."""
 
     examples: list[Example] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    forget: list[Id] = field(default_factory=list)
 
 
 def read_lanes(
@@ -193,6 +196,11 @@ def _read_lane(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> 
             reason = check.reason(example)
         except UNREADABLE as error:
             reason = f"not an example: {error}"
+            empty = without_example(record.value)
+            if isinstance(empty, Forget):
+                lane.forget.append(empty.user_id)
+            if empty is not None:
+                continue
         if reason:
             lane.left_out.append(LeftOut(partition, record, reason))
         else:

@@ -6,7 +6,7 @@ it; and each step is predicted before it is learned. Lane *l* is computed by wor
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ from parameter_server.routing import unique
 from parameter_server.shard import StepMismatch
 from recsys.config import Config
 from recsys.consumer import DeadLetters
+from recsys.hashing import Id, key_of
 from recsys.log import Log
 from recsys.model import Lookup
 from recsys.records import EXAMPLES, STEPS, Step
@@ -37,12 +38,14 @@ class _Prepared:
     """A step's own lanes as arrays, and which rows they need.
 
     ``keys`` are those of all the own lanes, each once; ``places[lane][table]`` says where a lane's rows are
-    among them. A lane without examples has no ``Lane``.
+    among them. A lane without examples has no ``Lane``. ``forget``: by lane, the keys of users whose rows
+    leave with the step.
     """
 
     step: Step
     lanes: Mapping[int, Lane | None]
     left_out: Mapping[int, int]
+    forget: Mapping[int, Mapping[str, Keys]]
     keys: Mapping[str, Keys]
     places: Mapping[int, Mapping[str, Keys]]
 
@@ -162,15 +165,17 @@ class Worker:
         }
         left_out = self._report(read)
         keys, places = _together({n: lane.lookup.keys for n, lane in lanes.items() if lane})
-        return _Prepared(step, lanes, left_out, keys, places)
+        forget = {lane: _keys_of(its.forget) for lane, its in read.items()}
+        return _Prepared(step, lanes, left_out, forget, keys, places)
 
     def _learn(
         self, prepared: _Prepared, number: int, rows: Mapping[str, Floats], dense: Floats
     ) -> LaneGradients:
         lane, left_out = prepared.lanes[number], prepared.left_out[number]
+        forget = prepared.forget[number]
         metrics = {"left_out": float(left_out)} if left_out else {}
         if lane is None:
-            return LaneGradients(number, metrics=metrics)
+            return LaneGradients(number, metrics=metrics, forget=forget)
         own = {table: rows[table][at] for table, at in prepared.places[number].items()}
         learned = self._learner.learn(lane, own, dense)
         counts = examples_behind(lane.lookup)
@@ -178,7 +183,7 @@ class Worker:
             table: RowGradients(keys, gradients, counts[table])
             for table, (keys, gradients) in learned.gradients.items()
         }
-        return LaneGradients(number, tables, learned.dense, learned.metrics | metrics)
+        return LaneGradients(number, tables, learned.dense, learned.metrics | metrics, forget)
 
     def _report(self, read: Mapping[int, LaneExamples]) -> dict[int, int]:
         """Dead letters for what is left out, by the worker of its lane; returns how many, by lane."""
@@ -187,6 +192,14 @@ class Worker:
                 self._letters.put(EXAMPLES, out.partition, out.record, out.reason)
         self._letters.send()
         return {number: len(lane.left_out) for number, lane in read.items()}
+
+
+def _keys_of(users: Sequence[Id]) -> dict[str, Keys]:
+    """The rows that stand for some users alone, by table: their own, and that of the id as a feature."""
+    if not users:
+        return {}
+    keys = np.array(sorted({key_of("user", user) for user in users}), np.int64)
+    return {"features": keys, "users": keys}
 
 
 def _together(

@@ -16,8 +16,8 @@ from recsys.events import Engagement, Event, Impression
 from recsys.features import FeatureSet
 from recsys.hashing import partition_of
 from recsys.log import Append, MemoryLog
-from recsys.records import EXAMPLES, STEPS, Delta, Example, Step, pack, topics
-from training.joiner import Joiner
+from recsys.records import EXAMPLES, STEPS, Delta, Step, pack, topics
+from training.joiner import Joined, Joiner
 from training.learner import Learner
 from training.line import MAIN, learning_digest, spec_of
 from training.sequencer import Sequencer
@@ -73,7 +73,7 @@ class DirectLoop:
         """SHA-256 of the canonical state of the line."""
         return digest_of_shards(self.client.shards)
 
-    def _arrive(self, examples: Iterable[Example], now_ms: int) -> None:
+    def _arrive(self, examples: Iterable[Joined], now_ms: int) -> None:
         for example in examples:
             record = Append(example.partition, str(example.user_id).encode(), pack(example))
             (offset,) = self.log.append(EXAMPLES, [record])
