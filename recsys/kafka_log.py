@@ -8,7 +8,7 @@ nothing can be held there. Transactions and groups aren't used: state carries it
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, TypeVar
 
 from kafka import KafkaAdminClient, TopicPartition
@@ -22,12 +22,14 @@ from recsys.log import (
     Append,
     LogLost,
     LogUnavailable,
+    LogUnchangeable,
     Record,
     Topic,
     check_appends,
     check_partition,
     check_partitions,
     check_range,
+    find_keyed,
     no_topic,
 )
 
@@ -175,6 +177,15 @@ class KafkaLog:
 
     def holds(self, topic: str, partition: int) -> dict[str, int]:
         return {}
+
+    def keyed(self, topic: str, partition: int, keys: Collection[bytes], before: int) -> list[int]:
+        return find_keyed(self, topic, partition, keys, before)
+
+    def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
+        raise LogUnchangeable(
+            f"{topic}: Kafka keeps records as they were appended, until retention drops them "
+            "(log.retention_hours); what can't wait for it must be deleted in Kafka, with the topic"
+        )
 
     def close(self) -> None:
         with self._lock:

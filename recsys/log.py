@@ -10,7 +10,7 @@ from, and nothing at or after a held offset is dropped.
 import re
 import threading
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -60,6 +60,10 @@ class LogLost(RuntimeError):
 class LogUnavailable(RuntimeError):
     """The log can't take or give records now (broker away, disk full). What it acknowledged is still there;
     of the records of a failed append, any may have been committed: consumers drop repeats by their ids."""
+
+
+class LogUnchangeable(RuntimeError):
+    """The log's records can't be changed (Kafka): they go with its retention alone."""
 
 
 def no_topic(topic: str, there: Iterable[str]) -> KeyError:
@@ -154,7 +158,27 @@ class Log(Protocol):
     def holds(self, topic: str, partition: int) -> dict[str, int]:
         """The held offsets by name: the lowest is what keeps the log from being dropped."""
 
+    def keyed(self, topic: str, partition: int, keys: Collection[bytes], before: int) -> list[int]:
+        """The offsets < ``before`` of the records that have one of some keys, ascending. It looks at all."""
+
+    def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
+        """Puts other keys and values in the place of records; returns how many of them were still there.
+        What stood there can't be read any more, by nobody. Raises LogUnchangeable (Kafka). Who reads the
+        records a second time finds others than before: see that nobody has to (``holds``)."""
+
     def close(self) -> None: ...
+
+
+def find_keyed(
+    log: Log, topic: str, partition: int, keys: Collection[bytes], before: int
+) -> list[int]:
+    """``Log.keyed`` for a log that can do no better than read everything."""
+    found, offset = list[int](), log.begin(topic, partition)
+    stop = min(before, log.end(topic, partition))
+    while offset < stop and (records := log.read(topic, partition, offset)):
+        found += [r.offset for r in records if r.key in keys and r.offset < stop]
+        offset = records[-1].offset + 1
+    return found
 
 
 class MemoryLog:
@@ -230,6 +254,17 @@ class MemoryLog:
     def holds(self, topic: str, partition: int) -> dict[str, int]:
         self._records(topic, partition)
         return dict(self._holds.get((topic, partition), {}))
+
+    def keyed(self, topic: str, partition: int, keys: Collection[bytes], before: int) -> list[int]:
+        return find_keyed(self, topic, partition, keys, before)
+
+    def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
+        with self._lock:
+            begin, end = self.begin(topic, partition), self.end(topic, partition)
+            there = [record for record in records if begin <= record.offset < end]
+            for record in there:
+                self._records(topic, partition)[record.offset - begin] = record
+        return len(there)
 
     def close(self) -> None: ...
 

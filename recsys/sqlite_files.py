@@ -144,11 +144,15 @@ class SqliteFiles:
         self._commits += 1
         wal = self.folder / f"{topic}.sqlite-wal"
         if self._commits % 16 == 0 and wal.exists() and wal.stat().st_size > WAL_BYTES:
-            db = self.connection(topic).db
-            with contextlib.suppress(sqlite3.OperationalError):  # busy: the next time
-                db.execute(f"PRAGMA busy_timeout = {CUT_PATIENCE_MS}")
-                db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            db.execute("PRAGMA busy_timeout = 0")
+            self.cut_wal(topic)
+
+    def cut_wal(self, topic: str) -> None:
+        """Copies the WAL back and cuts it, where no reader is in it for longer than ``CUT_PATIENCE_MS``."""
+        db = self.connection(topic).db
+        with contextlib.suppress(sqlite3.OperationalError):  # busy: the next time
+            db.execute(f"PRAGMA busy_timeout = {CUT_PATIENCE_MS}")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        db.execute("PRAGMA busy_timeout = 0")
 
     def close(self) -> None:
         """Closes the connections of all threads; none may be in use."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recsys.log import Append, Log, LogLost, MemoryLog, Topic
+from recsys.log import Append, Log, LogLost, LogUnchangeable, MemoryLog, Record, Topic
 from recsys.sqlite_log import SqliteLog
 
 KINDS = ["memory", "sqlite", pytest.param("kafka", marks=pytest.mark.services)]
@@ -304,3 +304,33 @@ def test_sqlite_does_what_memory_does(tmp_path: Path, acts: list[tuple]) -> None
             outcomes.append((outcome, state, rows))
         assert outcomes[0] == outcomes[1], act
     logs[1].close()
+
+
+def test_records_are_found_by_their_keys(log: Log, topic: str) -> None:
+    offsets = log.append(topic, [Append(1, b"k%d" % (n % 5), b"") for n in range(40)])
+    log.append(topic, [Append(0, b"k1", b"")])
+    found = log.keyed(topic, 1, {b"k1", b"k4", b"no"}, offsets[32])
+    assert found == [offsets[n] for n in range(32) if n % 5 in (1, 4)]
+    assert log.keyed(topic, 1, {b"k1"}, 1 << 60)[-1] == offsets[36]
+    assert log.keyed(topic, 2, {b"k1"}, 1 << 60) == []
+
+
+def test_a_record_is_replaced_in_its_place_or_the_log_says_that_it_cannot(
+    open_: Callable[[], Log], topic: str
+) -> None:
+    log = open_()
+    offsets = log.append(topic, some(6))
+    log.trim(topic, 0, offsets[2])
+    others = [Record(offsets[n], b"", b"gone" * n) for n in (1, 2, 4)]
+    if type(log).__name__ == "KafkaLog":
+        with pytest.raises(LogUnchangeable, match="retention"):
+            log.replace(topic, 0, others)
+        assert read_all(log, topic)[-6:] == [b"v%d" % n for n in range(6)]
+        return
+    assert log.replace(topic, 0, others) == 2  # one isn't there any more
+    for reader in (log, open_()):
+        records = reader.read(topic, 0, offsets[2])
+        assert [r.offset for r in records] == offsets[2:]
+        assert [r.value for r in records] == [b"gone" * 2, b"v3", b"gone" * 4, b"v5"]
+        assert [r.key for r in records] == [b"", b"k3", b"", b"k5"]
+    assert log.append(topic, some(1)) == [offsets[-1] + 1]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from recsys import sqlite_files, sqlite_log
-from recsys.log import Append, LogLost, LogUnavailable, Topic
+from recsys.log import Append, LogLost, LogUnavailable, Record, Topic
 from recsys.sqlite_log import SqliteLog
 
 HOUR_MS = 3_600_000
@@ -301,3 +301,19 @@ def test_names_that_are_no_files_are_refused() -> None:
     for name in ("", "../t", "a/b", "ü", "x" * 101):
         with pytest.raises(ValueError, match="topic name"):
             Topic(name)
+
+
+# --- forgetting ---
+
+
+def test_nothing_of_what_was_replaced_stays_in_the_files(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path)
+    log.create(Topic("t", 1))
+    log.append("t", [Append(0, b"user-%d" % n, b"secret-%d " % n * 900) for n in range(20)])
+    assert log.replace("t", 0, [Record(n, b"", b"x") for n in range(0, 20, 2)]) == 10
+    files = b"".join(path.read_bytes() for path in tmp_path.glob("t.sqlite*"))
+    for n in range(20):
+        assert (b"secret-%d " % n in files) == (b"user-%d" % n in files) == (n % 2 == 1)
+    (size,) = sqlite3.connect(tmp_path / "t.sqlite").execute("SELECT bytes FROM bounds").fetchone()
+    kept = [record for record in log.read("t", 0, 0)]
+    assert size == sum(len(record.key) + len(record.value) for record in kept)
