@@ -23,7 +23,7 @@ MAX_ID_LENGTH: Final = 256
 MAX_TIME_MS: Final = 253_402_300_799_999  # the last of the year 9999: dates end there
 
 
-class Stamp(msgspec.Struct, frozen=True, kw_only=True):
+class Stamp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What an answer was made from. ``step`` never goes back within one replica and epoch."""
 
     line: str = "main"
@@ -36,7 +36,7 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True):
     arms: dict[str, str] = {}
 
 
-class Served(msgspec.Struct, kw_only=True):
+class Served(msgspec.Struct, kw_only=True, gc=False):
     """One item of an impression, at its rank in the list."""
 
     item_id: Id
@@ -45,7 +45,7 @@ class Served(msgspec.Struct, kw_only=True):
     sources: list[str] = []
 
 
-class FeatureBlock(msgspec.Struct, frozen=True, kw_only=True):
+class FeatureBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Features as served of one request with N items, as raw little-endian arrays.
 
     ``user_keys`` int64 (U,) and ``item_keys`` int64 (N, I), 0 where a slot has fewer values; ``history``
@@ -84,7 +84,7 @@ class User(msgspec.Struct, tag="user", kw_only=True):
     v: int = 1
 
 
-class Impression(msgspec.Struct, tag="impression", kw_only=True):
+class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
     """One request's list as served, with the features, stamp and propensities that it was made with."""
 
     time_ms: int
@@ -100,7 +100,7 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True):
     v: int = 1
 
 
-class Engagement(msgspec.Struct, tag="engagement", kw_only=True):
+class Engagement(msgspec.Struct, tag="engagement", kw_only=True, gc=False):
     """What the viewer did with one served item. A ``view`` says that it left the screen, and ends it."""
 
     time_ms: int

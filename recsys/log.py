@@ -206,9 +206,11 @@ class MemoryLog:
         check_appends(topic, self.partitions(topic), records)
         offsets = []
         with self._lock:
+            there = self._partitions(topic)
+            begins = [self.begin(topic, partition) for partition in range(len(there))]
             for partition, key, value in records:
-                offset = self.end(topic, partition)
-                self._records(topic, partition).append(Record(offset, key, value))
+                offset = begins[partition] + len(there[partition])
+                there[partition].append(Record(offset, key, value))
                 offsets.append(offset)
         return offsets
 
