@@ -4,7 +4,8 @@ Each derived record says where it came from, so that a consumer drops repeats: e
 Training and serving meet only in these records (and in snapshots); all are MessagePack on the log.
 """
 
-from typing import Final, TypeVar
+from collections.abc import Iterable
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -15,16 +16,35 @@ from recsys.log import Topic
 R = TypeVar("R")
 
 
-class Example(msgspec.Struct, kw_only=True):
-    """One shown item with its engagements. (partition, offset, index) of its impression is its id.
+class Lesson(msgspec.Struct, kw_only=True, gc=False):
+    """What is learned of an example, and its id. Whoever learns decodes this much of it: the rest takes five
+    times as long. A field that learning needs belongs here, all others into ``Example``.
 
     ``labels`` are in the order of the feature set's labels. A ``correction`` carries the labels as they are
     now, and ``previous`` those that were learned before.
+
+    ``arrived``: of the engagements that a label stands for, the share that comes by the time such an example
+    is emitted, in (0, 1]; empty: all. In a correction, 0 where the example was weighted for it already.
+    ``kept``: the rate at which examples without an engagement are kept. ``left_out``: this one was not, and
+    an engagement came later; its ``previous`` were never learned (training/open_labels.py).
     """
 
     partition: int
     offset: int
     index: int
+    labels: list[float]
+    watch_ms: int = 0
+    correction: bool = False
+    previous: list[float] = []
+    arrived: list[float] = []
+    kept: float = 1.0
+    left_out: bool = False
+    features: FeatureBlock | None = None  # of this one item: N = 1
+
+
+class Example(Lesson, kw_only=True):
+    """One shown item with its engagements. (partition, offset, index) of its impression is its id."""
+
     sequence: int  # the how-manyth example of its partition: repeats after a restart have the same
     request_id: str
     user_id: Id
@@ -32,13 +52,8 @@ class Example(msgspec.Struct, kw_only=True):
     surface: str
     shown_ms: int
     closed_ms: int  # event time at which it was emitted
-    labels: list[float]
-    watch_ms: int = 0
-    correction: bool = False
-    previous: list[float] = []
     propensity: float = 1.0
     stamp: Stamp | None = None
-    features: FeatureBlock | None = None  # of this one item: N = 1
 
 
 class Erased(msgspec.Struct, frozen=True, kw_only=True, tag="erased"):
@@ -83,7 +98,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TableRows(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows of one table: keys int64 (n,), values float32 (n, dim), removed int64 (m,), little-endian."""
+    """Rows of one table: keys int64 (n,), values (n, dim) in the delta's format, removed int64 (m,),
+    little-endian."""
 
     table: str
     dim: int
@@ -105,9 +121,11 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     part: int
     parts: int
     tables: list[TableRows] = []
-    dense: bytes = b""  # float32, the flat dense parameters; from part 0 only
+    format: str = "fp32"  # of rows and dense parameters: parameter_server/rounding.py
+    dense: bytes = b""  # the flat dense parameters; from part 0 only
     metrics: dict[str, float] = {}  # prequential sums of the step; from part 0 only
     time_ms: int = 0
+    digest: int | None = None  # now and then: of all that this part has published
     checksum: int = 0
 
 
@@ -201,9 +219,25 @@ def pack(record: msgspec.Struct) -> bytes:
 def unpack(value: bytes, kind: type[R]) -> R:
     """Reads a derived record; raises msgspec.MsgspecError where it isn't one."""
     try:
-        return msgspec.msgpack.decode(value, type=kind)
+        return _decoder(kind).decode(value)
     except UnicodeDecodeError as error:  # msgspec lets it through: a text in it is no UTF-8
         raise msgspec.DecodeError(str(error)) from None
+
+
+def unpack_all(values: Iterable[bytes], kind: type[R]) -> list[R]:
+    """As ``unpack``, for many; raises at the first that isn't one."""
+    try:
+        return list(map(_decoder(kind).decode, values))
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from None
+
+
+def _decoder(kind: type[R]) -> "msgspec.msgpack.Decoder[R]":
+    """One for each kind: to make one takes longer than to read a small record."""
+    found = _decoders.get(kind)
+    if found is None:
+        found = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    return found
 
 
 def without_example(value: bytes) -> Erased | Forget | None:
@@ -215,4 +249,5 @@ def without_example(value: bytes) -> Erased | Forget | None:
 
 
 _encoder = msgspec.msgpack.Encoder()
+_decoders: dict[type, "msgspec.msgpack.Decoder[Any]"] = {}
 _without: "msgspec.msgpack.Decoder[Erased | Forget]" = msgspec.msgpack.Decoder(Erased | Forget)

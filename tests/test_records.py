@@ -1,10 +1,13 @@
 """Derived records as they stand on the log, and the topics that hold them."""
 
+import gc
+
 import msgspec
 import pytest
 
 from recsys import records
-from recsys.events import FeatureBlock, Stamp
+from recsys.events import FeatureBlock, Stamp, Tick
+from recsys.garbage import no_collection
 from recsys.records import (
     Control,
     DeadLetter,
@@ -13,6 +16,7 @@ from recsys.records import (
     Example,
     Experiments,
     ItemState,
+    Lesson,
     Live,
     Range,
     Step,
@@ -20,6 +24,7 @@ from recsys.records import (
     pack,
     topics,
     unpack,
+    unpack_all,
 )
 
 EXAMPLE = Example(
@@ -81,3 +86,19 @@ def test_examples_are_partitioned_as_events_and_what_is_folded_from_the_start_ne
     assert kept_for_ever == {records.ITEMS, records.STEPS, records.CONTROL}
     assert by_name[records.EVENTS].retention_ms == 2 * 3_600_000
     assert all(t.partitions == 1 for n, t in by_name.items() if n not in ("events", "examples"))
+
+
+def test_a_lesson_is_what_is_learned_of_an_example() -> None:
+    lesson = unpack_all([pack(EXAMPLE)], Lesson)[0]
+    assert {name: getattr(EXAMPLE, name) for name in Lesson.__struct_fields__} == {
+        name: getattr(lesson, name) for name in Lesson.__struct_fields__
+    }
+    with pytest.raises(msgspec.MsgspecError):
+        unpack_all([pack(EXAMPLE), pack(Tick(time_ms=1))], Lesson)
+
+
+def test_nothing_is_collected_in_a_pause_even_where_it_fails() -> None:
+    with pytest.raises(ZeroDivisionError), no_collection():
+        assert not gc.isenabled()
+        1 / 0  # noqa: B018
+    assert gc.isenabled()

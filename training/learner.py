@@ -19,7 +19,7 @@ from recsys.events import FeatureBlock
 from recsys.features import FeatureSet, UnknownFeatureSet
 from recsys.model import Lookup, Model, lookup_of, padded
 from recsys.ranker import loss_per_output, targets
-from recsys.records import Example
+from recsys.records import Lesson
 from recsys.vectors import retrieval_loss
 
 Keys = NDArray[np.int64]
@@ -56,7 +56,7 @@ class Learner:
         self.features: FeatureSet = model.features
         self._jagged = jagged
 
-    def prepare(self, examples: Sequence[Example]) -> Lane:
+    def prepare(self, examples: Sequence[Lesson]) -> Lane:
         """Arrays of a lane's examples. Raises UnknownFeatureSet where they were served with another set."""
         batch = self._batch([_features(e, self.features.digest) for e in examples])
         labels = np.array([e.labels for e in examples], np.float32)
@@ -134,7 +134,7 @@ class Learner:
         return out
 
 
-def _features(example: Example, digest: str) -> FeatureBlock:
+def _features(example: Lesson, digest: str) -> FeatureBlock:
     block = example.features
     if block is None:
         raise ValueError("an example has no features; it can't be learned from before a backfill")
@@ -146,7 +146,7 @@ def _features(example: Example, digest: str) -> FeatureBlock:
     return block
 
 
-def _weights(examples: Sequence[Example], labels_BK: Floats) -> Floats:
+def _weights(examples: Sequence[Lesson], labels_BK: Floats) -> Floats:
     """Every label of a first-time example; of a correction only the labels that have become true."""
     weights = np.ones_like(labels_BK)
     for b, example in enumerate(examples):

@@ -12,6 +12,7 @@ empty step for everyone. Its examples aren't learned, and the steps after it are
 from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 from msgspec.structs import replace
@@ -21,10 +22,21 @@ from recsys.events import FeatureBlock
 from recsys.features import FeatureSet
 from recsys.hashing import Id
 from recsys.log import Log, LogLost, Record
-from recsys.records import EXAMPLES, STEPS, Example, Forget, Step, unpack, without_example
+from recsys.records import (
+    EXAMPLES,
+    STEPS,
+    Forget,
+    Lesson,
+    Range,
+    Step,
+    unpack,
+    unpack_all,
+    without_example,
+)  # fmt: skip
 from training.sequencer import lanes_of
 
 _READ_AHEAD = 64  # step records
+_MAX_WATCH_MS = 1 << 53
 
 
 class StepReader:
@@ -150,7 +162,7 @@ class LeftOut:
 class LaneExamples:
     """What one lane of a step learns from, what it doesn't, and the users whose rows leave with it."""
 
-    examples: list[Example] = field(default_factory=list)
+    examples: list[Lesson] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     forget: list[Id] = field(default_factory=list)
 
@@ -158,42 +170,79 @@ class LaneExamples:
 def read_lanes(
     log: Log, step: Step, own: Container[int], check: "ExampleCheck"
 ) -> dict[int, LaneExamples]:
-    """The own lanes of a step, by lane. Raises LogLost where the log no longer has its examples."""
+    """The own lanes of a step, by lane. Raises LogLost where the log no longer has its examples.
+
+    Where offsets have no holes, a record's place among the step's follows from its offset, and no more than
+    the own lanes is read.
+    """
+    mine = {
+        lane: places
+        for lane, places in enumerate(lanes_of(step.examples, step.lanes))
+        if lane in own
+    }
+    if sum(part.stop - part.start for part in step.ranges) == step.examples:
+        return {
+            lane: _read_lane(_read(log, step, _cut(step.ranges, places), len(places)), check)
+            for lane, places in mine.items()
+        }
     records = records_of(log, step)
-    lanes = {}
-    for lane, places in enumerate(lanes_of(len(records), step.lanes)):
-        if lane in own:
-            lanes[lane] = _read_lane([records[i] for i in places], check)
-    return lanes
+    return {
+        lane: _read_lane(records[places.start : places.stop], check)
+        for lane, places in mine.items()
+    }
 
 
 def records_of(log: Log, step: Step) -> list[tuple[int, Record]]:
     """All records of a step's ranges as (partition, record), in the order that lanes are cut from."""
+    return _read(log, step, step.ranges, step.examples)
+
+
+def _cut(ranges: Sequence[Range], places: range) -> list[Range]:
+    """The ranges of some places among all offsets of a step's ranges."""
+    found, before = [], 0
+    for part in sorted(ranges, key=lambda part: part.partition):
+        start = part.start + max(0, places.start - before)
+        stop = min(part.stop, part.start + places.stop - before)
+        if start < stop:
+            found.append(Range(part.partition, start, stop))
+        before += part.stop - part.start
+    return found
+
+
+def _read(log: Log, step: Step, ranges: Sequence[Range], examples: int) -> list[tuple[int, Record]]:
     found: list[tuple[int, Record]] = []
-    for part in sorted(step.ranges, key=lambda part: part.partition):
+    for part in sorted(ranges, key=lambda part: part.partition):
         offset = part.start
         while offset < part.stop:
             records = log.read(EXAMPLES, part.partition, offset, part.stop - offset)
-            inside = [record for record in records if record.offset < part.stop]
-            found.extend((part.partition, record) for record in inside)
-            if not inside or len(inside) < len(records):
+            beyond = bool(records) and records[-1].offset >= part.stop
+            if beyond:
+                records = [record for record in records if record.offset < part.stop]
+            found.extend(zip(repeat(part.partition), records, strict=False))
+            if beyond or not records:
                 break
-            offset = inside[-1].offset + 1
-    if len(found) != step.examples:
+            offset = records[-1].offset + 1
+    if len(found) != examples:
         raise LogLost(
-            f"step {step.step} of {step.line} was cut from {step.examples} examples, and the log has "
-            f"{len(found)} of them in {step.ranges}: it lost some. Start again from a snapshot of a later "
-            "step, and keep examples for longer than the trainer may be away (log.retention_hours)"
+            f"step {step.step} of {step.line} was cut from {step.examples} examples in {step.ranges}, and of "
+            f"{examples} in {list(ranges)} the log has {len(found)}: it lost some. Start again from a "
+            "snapshot of a later step, and keep examples for longer than the trainer may be away "
+            "(log.retention_hours)"
         )
     return found
 
 
 def _read_lane(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> LaneExamples:
-    lane, found = LaneExamples(), list[tuple[int, Record, Example]]()
+    """All of a lane at once; one by one where not every record is what it should be, which is rare."""
+    with suppress(*UNREADABLE):
+        lessons = unpack_all([record.value for _, record in records], Lesson)
+        if check.all_fit(lessons):
+            return LaneExamples(lessons)
+    lane = LaneExamples()
     for partition, record in records:
         try:
-            example = unpack(record.value, Example)
-            reason = check.reason(example)
+            lesson = unpack(record.value, Lesson)
+            reason = check.reason(lesson)
         except UNREADABLE as error:
             reason = f"not an example: {error}"
             empty = without_example(record.value)
@@ -204,16 +253,7 @@ def _read_lane(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> 
         if reason:
             lane.left_out.append(LeftOut(partition, record, reason))
         else:
-            found.append((partition, record, example))
-    lane.examples = [example for _, _, example in found]
-    if not check.all_finite(lane.examples):  # rare, so that each is looked at only now
-        lane.examples = []
-        for partition, record, example in found:
-            if check.all_finite([example]):
-                lane.examples.append(example)
-            else:
-                reason = "dense or outcomes has a number that isn't finite"
-                lane.left_out.append(LeftOut(partition, record, reason))
+            lane.examples.append(lesson)
     return lane
 
 
@@ -234,22 +274,37 @@ class ExampleCheck:
         self._sizes = tuple(self._bytes.values())
         self._labels = len(features.schema.labels)
 
-    def reason(self, example: Example) -> str:
-        """Why an example can't be learned from; empty where it can, if its arrays are finite."""
+    def reason(self, example: Lesson) -> str:
+        """Why an example can't be learned from; empty where it can."""
         block = example.features
         if block is None:
             return "it has no features: they must be filled in first"
         if block.feature_set != self._digest:
             return f"feature set is {block.feature_set}, expected {self._digest}"
-        return self._wrong_size(example, block) or self._wrong_number(example)
+        return self._wrong_size(example, block) or self._wrong_number(example, block)
 
-    def all_finite(self, examples: Sequence[Example]) -> bool:
-        """Whether dense features and outcomes are finite in all of some examples of the right sizes."""
-        blocks = [example.features for example in examples if example.features is not None]
-        joined = b"".join([block.dense + block.outcomes for block in blocks])
-        return bool(np.isfinite(np.frombuffer(joined, np.float32)).all())
+    def all_fit(self, examples: Sequence[Lesson]) -> bool:
+        """Whether ``reason`` has none against any of some examples, of all at once."""
+        sizes = {
+            (b.feature_set, len(b.user_keys), len(b.item_keys), len(b.history), len(b.outcomes), len(b.dense))
+            if b is not None
+            else None
+            for b in [example.features for example in examples]
+        }  # fmt: skip
+        lengths = {len(example.labels) for example in examples}
+        lengths |= {len(example.previous) for example in examples if example.correction}
+        if not sizes <= {(self._digest, *self._sizes)} or not lengths <= {self._labels}:
+            return False
+        labels = np.array([example.labels for example in examples], np.float64)
+        watch_ms = [example.watch_ms for example in examples]
+        return (
+            bool(((labels >= 0.0) & (labels <= 1.0)).all())
+            and min(watch_ms, default=0) >= 0
+            and max(watch_ms, default=0) < _MAX_WATCH_MS
+            and _finite([e.features for e in examples if e.features])
+        )
 
-    def _wrong_size(self, example: Example, block: FeatureBlock) -> str:
+    def _wrong_size(self, example: Lesson, block: FeatureBlock) -> str:
         sizes = (
             len(block.user_keys),
             len(block.item_keys),
@@ -264,9 +319,17 @@ class ExampleCheck:
             return f"it has {len(example.labels)} labels, expected {self._labels}"
         return ""
 
-    def _wrong_number(self, example: Example) -> str:
+    def _wrong_number(self, example: Lesson, block: FeatureBlock) -> str:
         if not all([0.0 <= label <= 1.0 for label in example.labels]):
             return f"labels are {example.labels}, expected 0 to 1"
-        if not 0 <= example.watch_ms < 1 << 53:
+        if not 0 <= example.watch_ms < _MAX_WATCH_MS:
             return f"watch_ms is {example.watch_ms}, expected milliseconds, not negative"
+        if not _finite([block]):
+            return "dense or outcomes has a number that isn't finite"
         return ""
+
+
+def _finite(blocks: Sequence[FeatureBlock]) -> bool:
+    """Whether dense features and outcomes, of the right sizes, are finite in all of some blocks."""
+    joined = b"".join([block.dense for block in blocks] + [block.outcomes for block in blocks])
+    return bool(np.isfinite(np.frombuffer(joined, np.float32)).all())

@@ -20,6 +20,7 @@ from parameter_server.routing import unique
 from parameter_server.shard import StepMismatch
 from recsys.config import Config
 from recsys.consumer import DeadLetters
+from recsys.garbage import no_collection
 from recsys.hashing import Id, key_of
 from recsys.log import Log
 from recsys.model import Lookup
@@ -158,11 +159,12 @@ class Worker:
                 f"step.lanes to {step.lanes}, or use another state folder"
             )
         self.counts["other_config"] += step.config != self._digest
-        read = read_lanes(self._log, step, self._own, self._check)
-        lanes = {
-            lane: self._learner.prepare(its.examples) if its.examples else None
-            for lane, its in read.items()
-        }
+        with no_collection():
+            read = read_lanes(self._log, step, self._own, self._check)
+            lanes = {
+                lane: self._learner.prepare(its.examples) if its.examples else None
+                for lane, its in read.items()
+            }
         left_out = self._report(read)
         keys, places = _together({n: lane.lookup.keys for n, lane in lanes.items() if lane})
         forget = {lane: _keys_of(its.forget) for lane, its in read.items()}

@@ -17,7 +17,7 @@ from recsys.events import FeatureBlock
 from recsys.features import FeatureSet
 from recsys.hashing import splitmix64
 from recsys.log import Append, Log
-from recsys.records import EXAMPLES, Example, pack
+from recsys.records import EXAMPLES, Example, Lesson, pack
 from recsys.schema import CATEGORICAL, Schema
 
 START_MS: Final = 1_700_000_000_000
@@ -95,7 +95,7 @@ def _example(drawn: Drawn, n: int, partition: int, offset: int, row: NDArray[np.
     )
 
 
-def one_hot(examples: list[Example]) -> Drawn:
+def one_hot(examples: list[Lesson]) -> Drawn:
     """The arrays of decoded examples again: a key for each field, without what a slot leaves empty."""
     blocks = [example.features for example in examples]
     user = np.frombuffer(b"".join([b.user_keys for b in blocks if b]), np.int64)

@@ -17,9 +17,10 @@ from torch import Tensor
 from recsys.blueprint import build_model
 from recsys.cli.bench_examples import FEATURES, FIELDS, Drawn, one_hot
 from recsys.config import Config
+from recsys.garbage import no_collection
 from recsys.open_log import open_log
 from recsys.ranker import loss_per_output, targets
-from recsys.records import EXAMPLES, Example, unpack
+from recsys.records import EXAMPLES, Lesson, unpack_all
 
 _WARM: Final = 8  # batches before the clock starts
 _THREADS: Final = (1, 2)
@@ -88,14 +89,16 @@ def batches_of(config: Config, batch: int) -> Iterator[Drawn]:
     offset, share = [0] * partitions, batch // partitions
     try:
         while True:
-            found: list[Example] = []
-            for partition in range(partitions):
-                records = log.read(EXAMPLES, partition, offset[partition], share)
-                found.extend([unpack(record.value, Example) for record in records])
-                offset[partition] += len(records)
+            with no_collection():  # read and decoded as our workers do
+                found: list[Lesson] = []
+                for partition in range(partitions):
+                    records = log.read(EXAMPLES, partition, offset[partition], share)
+                    found.extend(unpack_all([record.value for record in records], Lesson))
+                    offset[partition] += len(records)
+                drawn = one_hot(found)
             if not found:
                 return
-            yield one_hot(found)
+            yield drawn
     finally:
         log.close()
 
