@@ -182,6 +182,7 @@ class SqliteFiles:
         db = _open(path)
         self.patiently(lambda: db.execute(f"PRAGMA synchronous = {self._sync}"))
         db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        log_id, partitions = self.patiently(
             lambda: db.execute("SELECT log_id, partitions FROM about").fetchone()
         )
         if log_id != self.id:
