@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from recsys.datasets.source import Dataset
 from recsys.events import Event, Impression
+from recsys.metrics import days
 from recsys.report import Predictions, build_report, compare
 from recsys.schema import CATEGORICAL
 
@@ -56,6 +57,21 @@ def first_judged_day(days: NDArray[np.int64]) -> int:
     """The first day of the later half of the days that there are, of at least one."""
     known = np.unique(days)
     return int(known[-max(1, len(known) // 2)])
+
+
+def judged_from_ms(dataset: Dataset) -> int:
+    """When the later half of a log's days begins: from then on rows are judged, and `frozen` is frozen.
+
+    Raises ValueError for a log of fewer than two days: nothing would have been learned before.
+    """
+    times = [event.time_ms for event in dataset.events() if isinstance(event, Impression)]
+    shown = days(times, dataset.utc_offset_h) if times else np.zeros(0, np.int64)
+    if (count := len(np.unique(shown))) < 2:
+        raise ValueError(
+            f"{dataset.name} has impressions of {count} days, expected 2 or more: the first half is "
+            "learned from, the second is judged"
+        )
+    return first_judged_day(shown) * _DAY_MS - round(dataset.utc_offset_h * 3_600_000)
 
 
 def slices_of(dataset: Dataset, replayed: "Replayed") -> dict[str, NDArray[np.bool_]]:

@@ -1,4 +1,7 @@
-"""`recsys study freshness DATA|world`: what serving fresh weights is worth (docs/freshness.md)."""
+"""`recsys study freshness DATA|world`: what serving fresh weights is worth (docs/freshness.md).
+
+`recsys study quality` is in recsys/cli/study_quality.py.
+"""
 
 import json
 import os
@@ -12,16 +15,15 @@ import typer
 
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.replay import Progress, ReplayOptions, config_for, replay_with
-from recsys.cli.replay_report import first_judged_day, with_bar
+from recsys.cli.replay_report import judged_from_ms, with_bar
 from recsys.cli.study_copies import SideBySide, Sync
 from recsys.cli.study_figures import Judged, draw_aucs, figures, plot
+from recsys.cli.study_quality import quality
 from recsys.cli.study_world import WorldLog
 from recsys.config import Config, ModelConfig
 from recsys.datasets.open import open_dataset
 from recsys.datasets.source import DataError, Dataset
-from recsys.events import Impression
 from recsys.features import FeatureSet
-from recsys.metrics import days
 
 _SAMPLES = 500  # draws of users
 _MINUTE_MS = 60_000
@@ -37,26 +39,12 @@ _EVERY_MS = (
 )
 
 study = typer.Typer(add_completion=False, no_args_is_help=True)
+study.command()(quality)
 
 
 @study.callback()
 def _study() -> None:
     """Measures what a part of the design is worth."""
-
-
-def judged_from_ms(dataset: Dataset) -> int:
-    """When the later half of a log's days begins: from then on rows are judged, and `frozen` is frozen.
-
-    Raises ValueError for a log of fewer than two days: nothing would have been learned before.
-    """
-    times = [event.time_ms for event in dataset.events() if isinstance(event, Impression)]
-    shown = days(times, dataset.utc_offset_h) if times else np.zeros(0, np.int64)
-    if (count := len(np.unique(shown))) < 2:
-        raise ValueError(
-            f"{dataset.name} has impressions of {count} days, expected 2 or more: the first half is "
-            "learned from, the second is judged"
-        )
-    return first_judged_day(shown) * _DAY_MS - round(dataset.utc_offset_h * 60 * _MINUTE_MS)
 
 
 def syncs_of(frozen_after_ms: int) -> list[Sync]:
