@@ -101,14 +101,13 @@ class Intake:
         await self._commit(ITEMS, [self._record(item)])
 
     async def erase_user(self, user_id: Id) -> None:
-        """Asks the session fold to drop a session: a tombstone among the user's events, and an erasure.
-
-        Nobody else acts on either yet: logs, archive, item counters and weights keep what came of the events.
-        """
+        """Asks everybody to forget a user: a tombstone among the user's events, for who folds them, and an
+        erasure that says where it stands, for what was written before it. docs/operations.md says who does
+        what, and when."""
         now_ms = self._now_ms()
         tombstone = User(time_ms=now_ms, user_id=user_id, removed=True)
-        await self._commit(EVENTS, [self._record(tombstone)])
-        erasure = Erasure(user_id=user_id, time_ms=now_ms)
+        (offset,) = await self._commit(EVENTS, [self._record(tombstone)])
+        erasure = Erasure(user_id=user_id, time_ms=now_ms, offset=offset)
         await self._commit(CONTROL, [Append(0, b"", pack(erasure))])
 
     def _read_upserts(

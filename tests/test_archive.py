@@ -18,8 +18,10 @@ from tests.toy_feed import (
     feed,
     toy_log,
 )
-from training import archive as archives
-from training.archive import Archive, files_of, read_archive
+from training import archive
+from training import archive_files as archives
+from training.archive import Archive, read_archive
+from training.archive_files import files_of
 
 HOUR_MS = 3_600_000
 
@@ -152,7 +154,7 @@ def test_a_merge_gives_the_same_rows_and_holds_a_part_of_them_at_a_time(
     whole = pl.concat([pl.read_parquet(held.path, hive_partitioning=False) for held in parts])
     assert len(parts) == 12 and len(whole) > 100
     bound = whole.estimated_size() // 6
-    monkeypatch.setattr(archives, "_FLUSH_BYTES", bound)
+    monkeypatch.setattr(archives, "FLUSH_BYTES", bound)
     monkeypatch.setattr(archives, "_MERGE_ROWS", 4)  # less than a file has
     sizes = []
     real = archives._row_groups
@@ -205,7 +207,7 @@ def test_what_a_merge_left_over_is_not_read_twice_and_is_removed(tmp_path: Path)
 def test_a_log_that_is_away_for_a_while_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "_FLUSH_BYTES", 2_000)  # it writes while it takes what was read
+    monkeypatch.setattr(archive, "FLUSH_BYTES", 2_000)  # it writes while it takes what was read
 
     class Away(MemoryLog):
         fails = 0

@@ -6,22 +6,17 @@ It is the log's cold half: each record stands here as it stood on the log, and t
 not here yet. A file is written beside and renamed, and its name says which offsets it holds; so the names say
 where to go on, and a kill at any time neither loses nor repeats a record. A record's day and hour are those
 of its partition's event time when it came: a late one lies where it was read, and offsets stay together. An
-hour's many small files become one per partition once the hour is over.
+hour's many small files become one per partition once the hour is over. Who is forgotten is taken out of the
+files (training/erasure.py).
 """
 
 import logging
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recsys.clock import wall_ms
 from recsys.config import Config
@@ -31,18 +26,27 @@ from recsys.log import Log, Record
 from recsys.loops import Stop, write_atomically
 from recsys.open_log import open_log
 from recsys.part_state import PartState
-from recsys.records import EVENTS, EXAMPLES, ITEMS, Example, unpack
+from recsys.records import EVENTS, EXAMPLES, ITEMS, Example, unpack, without_example
 from recsys.turns import Turns, patiently
+from training.archive_files import (
+    FLUSH_BYTES,
+    beside,
+    files_of,
+    hour_of,
+    listed,
+    merge,
+    path_of,
+    tidy,
+)
+from training.erasure import PART as ERASURES
+from training.erasure import Eraser
 from training.inspector import Inspector
 
 PART: Final = "archive"
 TOPICS: Final = (EVENTS, ITEMS, EXAMPLES)
 _FLUSH_MS: Final = 5_000
-_FLUSH_BYTES: Final = 32_000_000
 _READ: Final = 1_000
-_MERGE_ROWS: Final = 1_000  # read at once
 _HOUR_MS: Final = 3_600_000
-_NAME: Final = re.compile(r"part-(\d+)-(\d+)-(\d+)\.parquet")
 _LOG: Final = logging.getLogger(__name__)
 SCHEMA: Final = pl.Schema(
     {
@@ -51,7 +55,7 @@ SCHEMA: Final = pl.Schema(
         "offset": pl.Int64,
         "time_ms": pl.Int64,
         "key": pl.Binary,
-        "type": pl.String,  # of the event; "example"; "unreadable"
+        "type": pl.String,  # of the event; "example", "erased", "forget"; "unreadable"
         "value": pl.Binary,  # the record as it stood on the log
         "user_id": pl.String,
         "item_id": pl.String,
@@ -60,15 +64,6 @@ SCHEMA: Final = pl.Schema(
         "watch_ms": pl.Int64,
     }
 )
-
-
-class Held(NamedTuple):
-    """A file of the archive and the offsets [first, last] that it covers."""
-
-    path: Path
-    partition: int
-    first: int
-    last: int
 
 
 @dataclass
@@ -150,11 +145,11 @@ class Archive(Turns):
         self._time_ms[place] = max(time_ms, before_ms)
         hour, before = self._time_ms[place] // _HOUR_MS, before_ms // _HOUR_MS
         buffer = self._buffers.get(place)
-        if buffer is not None and (hour != before or buffer.size > _FLUSH_BYTES):
+        if buffer is not None and (hour != before or buffer.size > FLUSH_BYTES):
             self._log.hold(PART, topic, partition, self._write(topic, partition))
         if before and hour != before:
-            there = _path(self._folder, topic, before, partition, 0, 0).parent
-            merge([held for held in _listed(there.glob("*")) if held.partition == partition])
+            there = path_of(self._folder, topic, before, partition, 0, 0).parent
+            merge([held for held in listed(there.glob("*")) if held.partition == partition])
         buffer = self._buffers.setdefault(place, _Buffer(hour))
         buffer.rows.append(row)
         buffer.size += len(record.value)
@@ -164,11 +159,11 @@ class Archive(Turns):
         buffer = self._buffers.pop((topic, partition))
         first, last = buffer.rows[0][2], buffer.rows[-1][2]
         frame = pl.DataFrame(buffer.rows, schema=SCHEMA, orient="row")
-        with _beside(_path(self._folder, topic, buffer.hour, partition, first, last)) as partial:
+        with beside(path_of(self._folder, topic, buffer.hour, partition, first, last)) as partial:
             frame.write_parquet(partial, compression="zstd")
         self.written += len(frame)
         self.files += 1
-        return last + 1
+        return int(last) + 1
 
 
 def read_archive(folder: Path, topic: str) -> pl.LazyFrame:
@@ -182,111 +177,13 @@ def read_archive(folder: Path, topic: str) -> pl.LazyFrame:
     )
 
 
-def files_of(folder: Path, topic: str) -> list[Held]:
-    """The files of a topic that hold each record once, by partition and offset.
-
-    A file whose offsets another one covers was left over by a kill between merging and removing.
-    """
-    kept: list[Held] = []
-    for held in _listed((folder / topic).glob("day=*/hour=*/*")):
-        before = kept[-1] if kept else None
-        if before is None or before.partition != held.partition or before.last < held.last:
-            kept.append(held)
-    return kept
-
-
-def tidy(folder: Path, topic: str) -> list[Held]:
-    """Removes what a kill left over, merges the hours that are over; returns the files, as ``files_of``."""
-    for half in (folder / topic).glob("day=*/hour=*/.part-*"):
-        half.unlink()
-    kept = files_of(folder, topic)
-    wanted = {held.path for held in kept}
-    for held in _listed((folder / topic).glob("day=*/hour=*/*")):
-        if held.path not in wanted:
-            held.path.unlink()
-    hours: dict[tuple[int, Path], list[Held]] = {}
-    for held in kept:
-        hours.setdefault((held.partition, held.path.parent), []).append(held)
-    for (partition, there), parts in hours.items():
-        if there != max(path for p, path in hours if p == partition):
-            merge(parts)
-    return files_of(folder, topic)
-
-
-def merge(parts: Sequence[Held]) -> None:
-    """Puts the files of one hour and partition into one, whose name covers theirs, and removes them.
-
-    An hour may be more than memory holds: no more than one row group of it is there at a time.
-    """
-    if len(parts) < 2:
-        return
-    name = f"part-{parts[0].partition}-{parts[0].first}-{parts[-1].last}.parquet"
-    schema = pq.read_schema(parts[0].path)
-    with (
-        _beside(parts[0].path.with_name(name)) as partial,
-        pq.ParquetWriter(partial, schema, compression="zstd") as file,
-    ):
-        for table in _row_groups(held.path for held in parts):
-            file.write_table(table, row_group_size=len(table))
-    for held in parts:
-        held.path.unlink()
-
-
-def _row_groups(paths: Iterable[Path]) -> Iterator[pa.Table]:
-    """The rows of some files in order, as tables of about ``_FLUSH_BYTES``."""
-    batches, size = list[pa.RecordBatch](), 0
-    for path in paths:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_MERGE_ROWS, use_threads=False):
-                batches.append(batch)
-                size += batch.nbytes
-                if size >= _FLUSH_BYTES:
-                    yield pa.Table.from_batches(batches)
-                    batches, size = [], 0
-    if batches:
-        yield pa.Table.from_batches(batches)
-
-
-def hour_of(path: Path) -> int:
-    """The hour of a file's folder, since 1970."""
-    day, hour = (part.partition("=")[2] for part in path.parts[-3:-1])
-    return int(datetime.fromisoformat(f"{day}T{hour}:00+00:00").timestamp()) // 3600
-
-
-def _listed(paths: Iterable[Path]) -> list[Held]:
-    """The archive's files among some paths, by partition and offset, of two that begin alike the longer one
-    first."""
-    named = ((path, _NAME.fullmatch(path.name)) for path in paths)
-    found = [Held(path, *map(int, match.groups())) for path, match in named if match]
-    return sorted(found, key=lambda held: (held.partition, held.first, -held.last))
-
-
-def _path(folder: Path, topic: str, hour: int, partition: int, first: int, last: int) -> Path:
-    moment = datetime.fromtimestamp(hour * 3600, UTC)
-    name = f"part-{partition}-{first}-{last}.parquet"
-    return folder / topic / f"day={moment:%Y-%m-%d}" / f"hour={moment:%H}" / name
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Where to write a file, which then takes its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    yield partial
-    _publish(partial, path)
-
-
-def _publish(partial: Path, path: Path) -> None:
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 def _row(topic: str, partition: int, record: Record, now_ms: int) -> tuple[tuple[Any, ...], int]:
     """A record as a row of ``SCHEMA``, and its event time (``now_ms`` where it can't be read)."""
     kind, time_ms, fields = "unreadable", now_ms, (None,) * 5
     try:
-        if topic == EXAMPLES:
+        if topic == EXAMPLES and (empty := without_example(record.value)) is not None:
+            kind, time_ms, fields = type(empty).__name__.lower(), empty.closed_ms, _fields(empty)
+        elif topic == EXAMPLES:
             example = unpack(record.value, Example)
             kind, time_ms, fields = "example", example.closed_ms, _fields(example)
         else:
@@ -310,20 +207,24 @@ def _fields(of: object) -> tuple[Any, ...]:
 
 def run(config: Config, stop: Stop) -> None:
     """The part: archives until asked to stop, then writes what it still has. It judges what it and others
-    read of the small topics, too."""
+    read of the small topics, too, and erases who asked to be forgotten."""
     log = open_log(config)
     archive = Archive(log, Path(config.state) / "archive", wall_ms)
     inspector = Inspector(log, PartState(config.state, PART), wall_ms)
+    eraser = Eraser(log, Path(config.state) / "archive", PartState(config.state, ERASURES), wall_ms)
     beat, written = stop.heartbeat, 0
     while not stop.is_set():
         moved = patiently(archive.turn, stop, _LOG)
         judged = patiently(inspector.turn, stop, _LOG)
-        if moved is None or judged is None:
+        erased = patiently(eraser.turn, stop, _LOG)
+        if moved is None or judged is None or erased is None:
             continue
         beat.add("records", archive.written - written)
         written = archive.written
         beat.gauge("files", archive.files)
         beat.gauge("unreadable", inspector.unreadable)
+        beat.gauge("to_forget", eraser.waiting)
+        beat.gauge("forgotten", eraser.done)
         for topic in TOPICS:
             beat.offsets(topic, archive.offsets(topic))
         if not moved and not judged:
