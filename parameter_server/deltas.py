@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from parameter_server.dense import Vector
+from parameter_server.rounding import FORMATS, dense_bytes, read_dense, read_rows, row_bytes
 from parameter_server.routing import Keys, Rows
 from recsys.records import Delta, unpack
 
@@ -30,7 +31,9 @@ class Changed(NamedTuple):
 def checksum(delta: Delta) -> int:
     """The CRC-32 of everything in a delta except ``checksum`` itself."""
     head = (delta.epoch, delta.step, delta.base_step, delta.part, delta.parts, delta.time_ms)
+    digest = b"" if delta.digest is None else struct.pack("<Q", delta.digest)
     crc = _add(zlib.crc32(struct.pack("<6q", *head)), delta.line.encode())
+    crc = _add(_add(crc, delta.format.encode()), digest)
     for rows in delta.tables:
         crc = _add(crc, rows.table.encode())
         crc = zlib.crc32(struct.pack("<q", rows.dim), crc)
@@ -49,21 +52,28 @@ def seal(delta: Delta) -> Delta:
 
 def is_sound(delta: Delta) -> bool:
     """Whether the checksum is right and every array has the length that it should."""
-    if delta.checksum != checksum(delta) or not 0 <= delta.part < delta.parts:
+    if not 0 <= (delta.digest or 0) < 2**64 or delta.checksum != checksum(delta):
+        return False
+    if not 0 <= delta.part < delta.parts or delta.format not in FORMATS:
         return False
     for rows in delta.tables:
         count, odd = divmod(len(rows.keys), 8)
-        if odd or len(rows.removed) % 8 or len(rows.values) != 4 * rows.dim * count:
+        if (
+            rows.dim < 1
+            or odd
+            or len(rows.removed) % 8
+            or len(rows.values) != row_bytes(rows.dim, delta.format) * count
+        ):
             return False
-    return len(delta.dense) % 4 == 0
+    return len(delta.dense) % dense_bytes(delta.format) == 0
 
 
 def to_arrays(delta: Delta) -> dict[str, Changed]:
-    """The changed and removed rows by table, as read-only views."""
+    """The changed and removed rows by table, rows as float32."""
     return {
         rows.table: Changed(
             np.frombuffer(rows.keys, np.int64),
-            np.frombuffer(rows.values, np.float32).reshape(-1, rows.dim),
+            read_rows(rows.values, rows.dim, delta.format),
             np.frombuffer(rows.removed, np.int64),
         )
         for rows in delta.tables
@@ -72,13 +82,15 @@ def to_arrays(delta: Delta) -> dict[str, Changed]:
 
 @dataclass(frozen=True)
 class StepDelta:
-    """One step with all its parts: apply it whole, between two requests."""
+    """One step with all its parts: apply it whole, between two requests. ``digest``: where it isn't None, of
+    all rows that are there after it."""
 
     step: int
     time_ms: int
     tables: Mapping[str, Changed]
     dense: Vector | None
     metrics: Mapping[str, float]
+    digest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,12 @@ class DeltaAssembler:
             self._keep(delta)
         return self._gap or self._take()
 
+    def diverge(self, step: int) -> Gap:
+        """Says that what was folded up to ``step`` isn't what was published: a gap, though nothing lacks."""
+        reason = f"the rows held after step {step} aren't those that were published"
+        self._gap = Gap(self.step + 1, step, reason)
+        return self._gap
+
     def restart(self, epoch: int, step: int) -> list[StepDelta]:
         """Goes on after a snapshot; returns what was waiting for it."""
         if epoch != self.epoch:
@@ -195,10 +213,12 @@ def _join(parts: list[Delta]) -> StepDelta:
         name: Changed(*(np.concatenate(column) for column in zip(*changes, strict=True)))
         for name, changes in tables.items()
     }
-    dense = [np.frombuffer(part.dense, np.float32) for part in parts if part.dense]
+    dense = [read_dense(part.dense, part.format) for part in parts if part.dense]
     metrics = {name: value for part in parts for name, value in part.metrics.items()}
+    digests = [part.digest for part in parts if part.digest is not None]
+    whole = sum(digests) % 2**64 if len(digests) == len(parts) else None
     first = parts[0]
-    return StepDelta(first.step, first.time_ms, joined, dense[0] if dense else None, metrics)
+    return StepDelta(first.step, first.time_ms, joined, dense[0] if dense else None, metrics, whole)
 
 
 def _add(crc: int, data: bytes) -> int:

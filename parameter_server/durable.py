@@ -148,6 +148,7 @@ class DurableShard:
                 "time_ms": self._shard.clock_ms,
                 "rows": tables,
                 "waiting": {name: t.waiting for name, t in self._shard.tables.items()},
+                "held_back": self._shard.published.held,
                 "bytes": self._shard.nbytes,
                 "wal_bytes": self._wal.nbytes,
                 "wal_cut_bytes": self._wal.cut_bytes,
@@ -200,13 +201,13 @@ class DurableShard:
         with self._lock:
             self._flush()
 
-    def _try_to_write(self, step: int, arrays: Arrays, meta: Mapping[str, int]) -> None:
+    def _try_to_write(self, step: int, arrays: Arrays, meta: Mapping[str, Any]) -> None:
         try:
             self._write(step, arrays, meta)
         except Exception as error:  # the line goes on: the file reaches back to the snapshot before
             self.snapshot_error = f"step {step}: {error!r}"
 
-    def _write(self, step: int, arrays: Arrays, meta: Mapping[str, int]) -> None:
+    def _write(self, step: int, arrays: Arrays, meta: Mapping[str, Any]) -> None:
         spec, home = self.spec, self._home
         snapshots.write_part(
             home.snapshots, spec.line, spec.epoch, step, spec.part, spec.parts, arrays, meta
@@ -242,6 +243,6 @@ def load_shard(shard: Shard, snapshot: snapshots.Snapshot) -> None:
     metas = [snapshot.meta(part) for part in range(snapshot.parts)]
     meta = metas[0] | {  # what was counted goes to part 0, so that the sum over shards stays
         name: sum(m[name] for m in metas) if spec.part == 0 else 0
-        for name in metas[0].keys() - {"step", "clock_ms"}
+        for name in metas[0].keys() - {"step", "clock_ms", "delta_format"}
     }
     shard.load([snapshot.read(part) for part in range(snapshot.parts)], meta)

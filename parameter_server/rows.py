@@ -128,10 +128,15 @@ class Table:
     def lookup(self, keys: Keys) -> Rows:
         """The rows of keys, (N, D). An id without a row gets its initial value, and no row by being asked."""
         keys = as_keys(keys)
+        return self.look(keys)[0]
+
+    def look(self, keys: Keys) -> tuple[Rows, NDArray[np.bool_]]:
+        """As ``lookup``, and which of the keys have a row (N,)."""
+        keys = as_keys(keys)
         out = np.empty((len(keys), self.config.dim), np.float32)
         slots = self._ids.find(keys)
         kernels.gather(self._values, slots, self._seed, self.config.initial, keys, out)
-        return out
+        return out, slots >= 0
 
     def apply(self, keys: Keys, gradients: Rows, counts: NDArray[np.int32], now_ms: int) -> Applied:
         """Learns from summed gradients (N, D) of distinct keys; ``counts`` are the examples behind each.

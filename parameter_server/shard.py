@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 
 from parameter_server.deltas import seal
 from parameter_server.dense import DENSE_COLUMNS, Dense, Vector
+from parameter_server.held_back import HELD_COLUMNS
 from parameter_server.lanes import LaneGradients, StepSum, add_lanes
+from parameter_server.published import Change, Published, Removed
+from parameter_server.rounding import check_format, round_dense
 from parameter_server.routing import Keys, Rows, as_keys, shard_of
 from parameter_server.rows import MAX_GRADIENT, ROW_COLUMNS, Arrays, Table, digest_of_exports
 from parameter_server.sketch import SKETCH_COLUMNS
 from recsys.config import TableConfig
-from recsys.records import Delta, TableRows
+from recsys.records import Delta
 
 
 class StepMismatch(RuntimeError):
@@ -51,6 +54,10 @@ class ShardSpec:
     dense_average: float = 0.0  # see parameter_server.dense
     expire_every: int = 64  # steps between two looks for rows past their time-to-live
     bound: float = MAX_GRADIENT
+    delta_format: str = "fp32"  # see parameter_server.rounding
+    delta_bytes: int = 0  # of rows that a step sends; 0 sends all. See parameter_server.published
+    settle_every: int = 500  # steps between two that send whatever is held back
+    digest_every: int = 64  # steps between two that say the digest of what was published
 
     def __post_init__(self) -> None:
         names = [table.name for table in self.tables]
@@ -58,10 +65,10 @@ class ShardSpec:
             raise ValueError(f"tables are {names}, expected distinct names")
         if not 0 <= self.part < self.parts:
             raise ValueError(f"part is {self.part}, expected 0 to {self.parts - 1}")
-        if self.lanes < 1 or self.expire_every < 1:
-            raise ValueError(
-                f"lanes is {self.lanes} and expire_every {self.expire_every}, expected 1 or more"
-            )
+        for name in ("lanes", "expire_every", "settle_every", "digest_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        check_format(self.delta_format)
 
     @property
     def dims(self) -> dict[str, int]:
@@ -102,6 +109,7 @@ class Shard:
         self.dense = None
         if dense is not None:
             self.dense = Dense(dense, spec.dense_rate, spec.bound, spec.dense_average)
+        self.published = Published(spec.tables, spec.seed, spec.delta_format, spec.delta_bytes)
         self.applied = 0
         self.clock_ms = 0  # the newest event time seen: it never goes back, whatever steps say
         self.counters = Counters()
@@ -157,68 +165,89 @@ class Shard:
             raise StepMismatch(self.spec.part, total.step, self.applied)
         self.clock_ms = max(self.clock_ms, total.time_ms)
         undo: dict[str, tuple[Keys, Rows]] = {}
-        changed: list[TableRows] = []
+        changes: dict[str, Change] = {}
         for name, table in self.tables.items():
-            rows, undo[name] = self._apply_table(total, table)
-            if rows.keys or rows.removed:
-                changed.append(rows)
+            changes[name], undo[name] = self._apply_table(total, table)
         before = self.dense.values if self.dense is not None else None
         if self.dense is not None and total.dense is not None:
             self.counters.refused_dense += not self.dense.apply(total.dense)
         self._undo = _Undo(undo, before)
         self.applied = total.step
-        first = self.spec.part == 0
+        return self._delta(total, changes)
+
+    def _delta(self, total: StepSum, changes: Mapping[str, Change]) -> Delta:
+        """What is published of the newest step."""
+        spec, dense = self.spec, b""
+        settle = total.step % spec.settle_every == 0
+        rows = self.published.publish(changes, lambda name, k: self.tables[name].lookup(k), settle)
+        if self.dense is not None:
+            dense, _ = round_dense(self.dense.averaged, spec.delta_format)
         return seal(
             Delta(
-                line=self.spec.line,
-                epoch=self.spec.epoch,
+                line=spec.line,
+                epoch=spec.epoch,
                 step=total.step,
                 base_step=total.step - 1,
-                part=self.spec.part,
-                parts=self.spec.parts,
-                tables=changed,
-                dense=self.dense.averaged.tobytes() if self.dense is not None else b"",
-                metrics=dict(total.metrics) if first else {},
+                part=spec.part,
+                parts=spec.parts,
+                tables=rows,
+                format=spec.delta_format,
+                dense=dense,
+                metrics=dict(total.metrics) if spec.part == 0 else {},
                 time_ms=self.clock_ms,
+                digest=self.published.digest if total.step % spec.digest_every == 0 else None,
             )
         )
 
-    def _apply_table(self, total: StepSum, table: Table) -> tuple[TableRows, tuple[Keys, Rows]]:
+    def _apply_table(self, total: StepSum, table: Table) -> tuple[Change, tuple[Keys, Rows]]:
         """Learns, then removes what expired or is to be forgotten; returns the change and how to undo it."""
         name, none = table.config.name, np.empty(0, np.int64)
         part, forget = total.tables.get(name), total.forget.get(name, none)
         expiry = total.step % self.spec.expire_every == 0
         learned = none if part is None else part.keys
-        leaving = np.union1d(forget, table.stale(self.clock_ms)) if expiry else forget
-        old_keys = np.union1d(learned, leaving) if len(leaving) else learned
-        old_rows, changed, removed = table.lookup(old_keys), none, none
+        leaving = np.union1d(forget, table.stale(self.clock_ms)) if expiry else np.unique(forget)
+        (old, there), (left, was_there) = table.look(learned), table.look(leaving)
+        counts, changed = np.empty(0, np.int32), np.empty(0, np.bool_)
+        evicted, evicted_rows = none, left[:0]
         if part is not None:
             done = table.apply(part.keys, part.gradients, part.counts, self.clock_ms)
-            changed = done.keys
-            self.counters.updated += len(changed)
+            self.counters.updated += len(done.keys)
             self.counters.inserted += done.inserted
             self.counters.refused_rows += done.refused
             self.counters.evicted += len(done.evicted)
-            if len(done.evicted):
-                removed = done.evicted
-                old_keys = np.concatenate([old_keys, done.evicted])
-                old_rows = np.concatenate([old_rows, done.evicted_rows])
+            counts, evicted, evicted_rows = part.counts, done.evicted, done.evicted_rows
+            changed = np.ones(len(learned), np.bool_)
+            if len(done.keys) < len(learned):
+                changed = np.isin(learned, done.keys)
+        gone = none
         if len(forget):
-            forgotten = table.remove(forget)
-            changed = changed[~np.isin(changed, forgotten)]
-            removed = np.concatenate([removed, forgotten])
+            gone = table.remove(forget)
+            changed &= ~np.isin(learned, gone)
         if expiry:
             expired = table.expire(self.clock_ms)
             self.counters.expired += len(expired)
-            removed = np.concatenate([removed, expired])
-        rows = TableRows(
-            table=name,
-            dim=table.config.dim,
-            keys=changed.tobytes(),
-            values=table.lookup(changed).tobytes(),
-            removed=removed.tobytes(),
+            gone = np.concatenate([gone, expired])
+        at = np.searchsorted(leaving, gone)
+        removed = Removed(
+            np.concatenate([evicted, gone]),
+            np.concatenate([evicted_rows, left[at]]),
+            np.concatenate([np.ones(len(evicted), np.bool_), was_there[at]]),
         )
-        return rows, (old_keys, old_rows)
+        if not changed.all():
+            kept, rows, known, counts = (
+                learned[changed],
+                old[changed],
+                there[changed],
+                counts[changed],
+            )
+        else:
+            kept, rows, known = learned, old, there
+        change = Change(kept, rows, known, table.lookup(kept), counts, removed)
+        undo = (
+            np.concatenate([learned, leaving, evicted]),
+            np.concatenate([old, left, evicted_rows]),
+        )
+        return change, undo
 
     def _undo_for(self, step: int) -> _Undo | None:
         if step == self.applied:
@@ -227,16 +256,23 @@ class Shard:
             return self._undo
         raise StepMismatch(self.spec.part, step, self.applied)
 
-    def export(self) -> tuple[Arrays, dict[str, int]]:
-        """Everything, for a snapshot: arrays by name ("table/NAME/COLUMN", "dense/COLUMN") and numbers."""
+    def export(self) -> tuple[Arrays, dict[str, Any]]:
+        """Everything, for a snapshot: arrays by name ("table/NAME/COLUMN", "held/NAME/COLUMN",
+        "dense/COLUMN"), and numbers and the format that was published in."""
         arrays: Arrays = {}
         for name, table in self.tables.items():
             arrays |= {f"table/{name}/{k}": v for k, v in table.export().items()}
         if self.dense is not None:
             arrays |= {f"dense/{k}": v for k, v in self.dense.export().items()}
-        return arrays, {"step": self.applied, "clock_ms": self.clock_ms} | vars(self.counters)
+        arrays |= self.published.export()
+        meta = {
+            "step": self.applied,
+            "clock_ms": self.clock_ms,
+            "delta_format": self.spec.delta_format,
+        }
+        return arrays, meta | vars(self.counters)
 
-    def load(self, parts: Sequence[Mapping[str, NDArray[Any]]], meta: Mapping[str, int]) -> None:
+    def load(self, parts: Sequence[Mapping[str, NDArray[Any]]], meta: Mapping[str, Any]) -> None:
         """Becomes what was exported, from its own part or, where the number of shards changes, from all:
         it takes the rows that it owns. Only for a shard that has learned nothing."""
         for arrays in parts:
@@ -244,7 +280,10 @@ class Shard:
                 columns = {k: arrays[f"table/{name}/{k}"] for k in ROW_COLUMNS}
                 counted = {k: arrays[f"table/{name}/{k}"] for k in SKETCH_COLUMNS
                            if f"table/{name}/{k}" in arrays}  # fmt: skip
-                table.load(self._owned(columns) | counted)
+                columns = self._owned(columns)
+                table.load(columns | counted)
+                held = {k: arrays[f"held/{name}/{k}"] for k in HELD_COLUMNS}
+                self.published.load(name, columns["keys"], columns["values"], self._owned(held))
             if self.dense is not None and "dense/values" in arrays:
                 self.dense.load({k: arrays[f"dense/{k}"] for k in DENSE_COLUMNS})
         self.applied, self.clock_ms = meta["step"], meta["clock_ms"]
@@ -261,8 +300,12 @@ class Shard:
         return sum(table.nbytes for table in self.tables.values())
 
     def digest(self) -> str:
-        """SHA-256 of all state. Shards that together hold one line: see ``digest_of_shards``."""
-        return digest_of_shards([self])
+        """SHA-256 of all state. Shards that together hold one line: see ``digest_of_shards``, without what is
+        held back from replicas, for that depends on their number."""
+        sha = hashlib.sha256(digest_of_shards([self]).encode())
+        for array in self.published.export().values():
+            sha.update(array.tobytes())
+        return sha.hexdigest()
 
 
 def digest_of_shards(shards: Sequence[Shard]) -> str:

@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from parameter_server.held_back import HELD_COLUMNS
+from parameter_server.published import published_rows
+from parameter_server.rounding import round_dense
 from parameter_server.wal import sync_folder
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -137,7 +140,8 @@ def prune(folder: Path, line: str, keep: int) -> list[str]:
 
 
 class ServingRows(NamedTuple):
-    """What serving needs of a snapshot: no optimizer. ``tables`` are (keys (R,), values (R, D)) by name."""
+    """What serving needs of a snapshot: rows as they were published, no optimizer. ``tables`` are (keys (R,),
+    values (R, D)) by name."""
 
     snapshot: Snapshot
     tables: dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]]
@@ -145,22 +149,27 @@ class ServingRows(NamedTuple):
 
 
 def load_rows(folder: Path, line: str, epoch: int | None = None) -> ServingRows:
-    """The rows and dense parameters, as they are served, of the newest usable snapshot. Raises NoSnapshot."""
+    """The rows and dense parameters of the newest usable snapshot, as they were published: what a replica
+    holds that has followed every delta. Raises NoSnapshot."""
     snapshot, reasons = latest(folder, line, epoch)
     if snapshot is None:
         raise NoSnapshot(f"{folder}/{line}", reasons)
     dense = None
-    found: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
+    found: dict[str, list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = {}
     for part in range(snapshot.parts):
+        format = snapshot.meta(part).get("delta_format", "fp32")
         path = _part(snapshot.folder, part, snapshot.parts) / _ARRAYS
         with safe_open(path, framework="numpy") as file:
-            for name in file.keys():
-                if name == "dense/averaged":
-                    dense = file.get_tensor(name)
-                elif name.startswith("table/") and name.endswith("/keys"):
+            names = set(file.keys())
+            if "dense/averaged" in names:
+                _, dense = round_dense(file.get_tensor("dense/averaged"), format)
+            for name in names:
+                if name.startswith("table/") and name.endswith("/keys"):
                     table = name.removeprefix("table/").removesuffix("/keys")
-                    rows = file.get_tensor(f"table/{table}/values")
-                    found.setdefault(table, []).append((file.get_tensor(name), rows))
+                    held = {c: file.get_tensor(f"held/{table}/{c}") for c in HELD_COLUMNS
+                            if f"held/{table}/{c}" in names}  # fmt: skip
+                    keys, rows = file.get_tensor(name), file.get_tensor(f"table/{table}/values")
+                    found.setdefault(table, []).append(published_rows(keys, rows, held, format))
     tables = {
         table: (np.concatenate([k for k, _ in rows]), np.concatenate([v for _, v in rows]))
         for table, rows in found.items()

@@ -141,8 +141,15 @@ class ModelConfig:
 class ParameterServerConfig:
     shards: int = 2
     transport: str = "socket"  # socket | ray (the fallback and oracle)
+    delta_format: str = "fp16"  # fp32 | fp16 | int8: what rows are rounded to for replicas
+    # KiB of rows that a shard sends in a step, what matters most first and the rest later; 0 sends all.
+    delta_kb: float = 0.0
 
     def __post_init__(self) -> None:
+        formats = ("fp32", "fp16", "int8")
+        _check(self.delta_format in formats, "parameter_server.delta_format", self.delta_format,
+               f"one of {formats}")  # fmt: skip
+        _check(self.delta_kb >= 0, "parameter_server.delta_kb", self.delta_kb, "0 or more KiB")
         _check(self.shards >= 1, "parameter_server.shards", self.shards, "at least 1")
         known = ("socket", "ray")
         _check(self.transport in known, "parameter_server.transport", self.transport,

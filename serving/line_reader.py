@@ -88,6 +88,13 @@ class LineReader:
                 steps.extend(found)
         return steps
 
+    def diverge(self, step: int) -> None:
+        """What was applied up to ``step`` isn't what was published. Reading further back wouldn't mend it: a
+        newer snapshot does. Called between two reads, whoever applies."""
+        assert self.assembler is not None, "start first"
+        self._found(self.assembler.diverge(step))
+        self._whole = True
+
     def mend(self, now_ms: int) -> Loaded | None:
         """For a gap, looked for about each second: a newer snapshot to load; None while there is none."""
         if self.gap is None or self.assembler is None or now_ms - self._tried_ms < _RETRY_MS:

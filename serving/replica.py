@@ -93,8 +93,9 @@ class Replica:
         self.popularity.update(keys, values, last_ms)
         self.item_state_offset = offset
 
-    def apply_step(self, delta: StepDelta) -> None:
-        """One whole step of the line that is served. Steps never go back within an epoch."""
+    def apply_step(self, delta: StepDelta) -> bool:
+        """One whole step of the line that is served. Steps never go back within an epoch. False where, by the
+        delta's digest, the rows then aren't those that were published: start from a snapshot."""
         if delta.step <= self.step:
             raise ValueError(f"step {delta.step} came after {self.step}; a replica never goes back")
         for name, changed in delta.tables.items():
@@ -107,6 +108,12 @@ class Replica:
             moved = delta.tables["items"]
             self._place(self._known(np.concatenate([moved.keys, moved.removed])))
         self.step, self.step_time_ms = delta.step, delta.time_ms
+        return delta.digest is None or delta.digest == self.digest
+
+    @property
+    def digest(self) -> int:
+        """Of all rows, modulo 2⁶⁴."""
+        return sum(store.digest for store in self.rows.values()) % 2**64
 
     def prepare(
         self,

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.id_map import IdMap, grown
-from parameter_server.rows import initial_rows
+from parameter_server.rounding import digest_of_rows
+from parameter_server.rows import initial_rows, table_seed
 from recsys.config import TableConfig
 
 Keys = NDArray[np.int64]
@@ -23,6 +24,8 @@ class RowStore:
     def __init__(self, config: TableConfig, seed: int, room: int = 8) -> None:
         self.config = config
         self._seed = seed
+        self._digest_seed = table_seed(seed, config.name)
+        self._digest = 0
         self._ids = IdMap(max(room, 8))
         self._values = np.zeros((max(room, 8), config.dim), np.float32)
 
@@ -38,6 +41,12 @@ class RowStore:
     def __len__(self) -> int:
         return len(self._ids)
 
+    @property
+    def digest(self) -> int:
+        """Of all rows, modulo 2⁶⁴: what ``parameter_server.published`` says of the same rows. It is kept by
+        what each change replaces, so a row that isn't what was set shows once it changes again."""
+        return self._digest
+
     def lookup(self, keys: Keys) -> Rows:
         """The rows of keys, (N, D)."""
         slots = self._ids.find(keys)
@@ -49,9 +58,12 @@ class RowStore:
 
     def set(self, keys: Keys, values: Rows) -> None:
         """Overwrites the rows of distinct keys."""
+        before = len(self._ids)
         slots = self._ids.insert(keys)
         if len(self._ids) > len(self._values):
             self._values = grown(self._values, len(self._ids))
+        self._count(keys, self._values[slots], slots < before, -1)
+        self._count(keys, values, np.ones(len(keys), np.bool_), 1)
         self._values[slots] = values
 
     def remove(self, keys: Keys) -> None:
@@ -59,7 +71,13 @@ class RowStore:
         slots = self._ids.find(keys)
         slots = slots[slots >= 0]
         if len(slots):
+            there = np.ones(len(slots), np.bool_)
+            self._count(self._ids.keys[slots], self._values[slots], there, -1)
             self._ids.remove(slots).apply(self._values)
+
+    def _count(self, keys: Keys, rows: Rows, chosen: NDArray[np.bool_], sign: int) -> None:
+        its = digest_of_rows(self._digest_seed, keys, rows, chosen)
+        self._digest = (self._digest + sign * its) % 2**64
 
     def export(self) -> tuple[Keys, Rows]:
         """All keys, ascending, with their rows: what a digest is made of."""

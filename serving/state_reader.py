@@ -253,7 +253,8 @@ class StateReader:
             self.examples.tell(self._learned, now_ms)
 
     def _apply_step(self, delta: StepDelta, now_ms: int) -> None:
-        self.replica.apply_step(delta)
+        if not self.replica.apply_step(delta):
+            self.line.diverge(delta.step)
         record = self._ranges.pop(delta.step, None)
         if record is not None and record.line == self.replica.line:
             self._learned += record.examples

@@ -1,0 +1,238 @@
+"""What rows and dense parameters are rounded to before they are published, and the digest of a set of rows.
+
+    format   a row of dimension D on the wire                           error of a component x
+    fp32     D float32, little-endian                                   none
+    fp16     D float16, to nearest, ties to even; beyond ±65,504 that   2⁻¹¹ |x|, at least 2⁻²⁵
+    int8     its scale s = max |x| / 127 as float32, then D int8        s / 2
+
+Rounding is a function of the row alone, the same in every process: shard and replica agree on what a row is
+published as without sending it. Dense parameters are float16 in the format int8 too: they have no rows, and
+one scale for all of them would lose the small ones.
+"""
+
+# N rows, D dimension, S bytes of a row on the wire
+
+from functools import cache
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from parameter_server.kernels import kernel, mix
+from parameter_server.routing import Keys, Rows, as_keys, as_rows
+from recsys.hashing import splitmix64
+
+FORMATS: Final = ("fp32", "fp16", "int8")
+Packed = NDArray[np.uint8]
+_SCALE_BYTES: Final = 4
+_TINY: Final = np.float32(1e-30)  # int8: smaller rows are zero, their scale has no inverse
+
+
+def _read(kind: Any, dimensions: int) -> Any:
+    return types.Array(kind, dimensions, "C", readonly=True)
+
+
+_KEYS, _ROWS, _U32 = _read(types.int64, 1), _read(types.float32, 2), _read(types.uint32, 2)
+_ROWS_OUT, _U32_OUT = types.float32[:, ::1], types.uint32[:, ::1]
+
+
+class Rounded(NamedTuple):
+    """Rows as they go over the wire (N, S), and what a reader makes of them (N, D)."""
+
+    packed: Packed
+    rows: Rows
+
+
+def check_format(name: str) -> str:
+    """The format; raises ValueError for one that isn't there."""
+    if name not in FORMATS:
+        raise ValueError(f"delta format is {name!r}, expected one of {', '.join(FORMATS)}")
+    return name
+
+
+def row_bytes(dim: int, format: str) -> int:
+    """S, the bytes of one row on the wire, without its key."""
+    return {"fp32": 4 * dim, "fp16": 2 * dim, "int8": _SCALE_BYTES + dim}[format]
+
+
+def round_rows(rows: Rows, format: str) -> Rounded:
+    """Rounds rows (N, D) of finite numbers."""
+    rows = as_rows(rows)
+    count, dim = rows.shape
+    if format == "fp32":
+        return Rounded(rows.view(np.uint8).reshape(count, 4 * dim), rows)
+    out = np.empty_like(rows)
+    if format == "fp16":
+        halves = np.empty((count, dim), np.uint16)
+        _halve(rows, rows.view(np.uint32), halves, out, out.view(np.uint32))
+        return Rounded(halves.view(np.uint8).reshape(count, 2 * dim), out)
+    scales, codes = np.empty(count, np.float32), np.empty((count, dim), np.int8)
+    _quantise(rows, scales, codes, out)
+    packed = np.empty((count, _SCALE_BYTES + dim), np.uint8)
+    packed[:, :_SCALE_BYTES] = scales.view(np.uint8).reshape(count, _SCALE_BYTES)
+    packed[:, _SCALE_BYTES:] = codes.view(np.uint8)
+    return Rounded(packed, out)
+
+
+def read_rows(data: bytes, dim: int, format: str) -> Rows:
+    """The rows (N, D) that ``data`` holds, N times S bytes."""
+    packed = np.frombuffer(data, np.uint8).reshape(-1, row_bytes(dim, format))
+    if format == "fp32":
+        return packed.view(np.float32)
+    if format == "fp16":
+        return _floats(packed.view(np.uint16))
+    scales = packed[:, :_SCALE_BYTES].copy().view(np.float32)
+    codes = packed[:, _SCALE_BYTES:].view(np.int8)
+    out: Rows = codes.astype(np.float32) * scales
+    return out
+
+
+def round_dense(dense: NDArray[np.float32], format: str) -> tuple[bytes, NDArray[np.float32]]:
+    """Dense parameters (P,) as bytes on the wire, and what a reader makes of them."""
+    packed, rows = round_rows(dense.reshape(1, -1), _dense_format(format))
+    return packed.tobytes(), rows.reshape(-1)
+
+
+def read_dense(data: bytes, format: str) -> NDArray[np.float32]:
+    """The dense parameters (P,) that ``data`` holds."""
+    if _dense_format(format) == "fp32":
+        return np.frombuffer(data, np.float32)
+    return _floats(np.frombuffer(data, np.uint16).reshape(1, -1)).reshape(-1)
+
+
+def _floats(halves: NDArray[np.uint16]) -> Rows:
+    out = np.empty(halves.shape, np.float32)
+    _widen(halves, out, out.view(np.uint32))
+    return out
+
+
+def dense_bytes(format: str) -> int:
+    """The bytes of one dense parameter on the wire."""
+    return 4 if _dense_format(format) == "fp32" else 2
+
+
+def _dense_format(format: str) -> str:
+    return "fp32" if format == "fp32" else "fp16"
+
+
+def digest_of_rows(seed: int, keys: Keys, rows: Rows, chosen: NDArray[np.bool_]) -> int:
+    """The sum, modulo 2⁶⁴, of a hash of each ``chosen`` (key, row): whatever their order, and a row more or
+    less, or another in its place, costs no more than its own hash.
+
+    A row is hashed by one multiplier for each of its 32-bit words (Carter, Wegman 1979; Lemire, Kaser 2014):
+    two rows of one key agree by chance with 2⁻³³ at most. A set of wrong rows goes unnoticed with 2⁻⁶⁴ beside
+    that. It is no defence against one who chooses rows to that end. ``seed``: of the table.
+    """
+    words = as_rows(rows).view(np.uint32)
+    multipliers = _multipliers(seed, words.shape[1])
+    return int(_sum_of_rows(np.uint64(seed), multipliers, as_keys(keys), words, chosen))
+
+
+@cache
+def _multipliers(seed: int, dim: int) -> NDArray[np.uint64]:
+    return splitmix64(np.uint64(seed) + np.arange(1, dim + 1, dtype=np.uint64))
+
+
+def distances(left: Rows, right: Rows) -> NDArray[np.float64]:
+    """The Euclidean distance of each pair of rows (N,), summed in order."""
+    out = np.empty(len(left), np.float64)
+    _distances(as_rows(left), as_rows(right), out)
+    return out
+
+
+def differ(left: Rows, right: Rows) -> NDArray[np.bool_]:
+    """Which pairs of rows aren't bit for bit the same (N,)."""
+    out = np.empty(len(left), np.bool_)
+    _differ(as_rows(left).view(np.uint32), as_rows(right).view(np.uint32), out)
+    return out
+
+
+@kernel(types.void(_ROWS, _U32, types.uint16[:, ::1], _ROWS_OUT, _U32_OUT))
+def _halve(values: Any, bits: Any, halves: Any, out: Any, out_bits: Any) -> None:
+    """Rounds to float16, to nearest, ties to even; saturates. ``out`` are the same numbers as float32.
+
+    A normal half is the upper bits of the float after half a step was added; for one below 2⁻¹⁴ the addition
+    of 0.5 shifts out what a half doesn't hold (both after F. Giesen, float_to_half_fast3_rtne).
+    """
+    half = np.float32(0.5)
+    for i in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            word = bits[i, j]
+            sign = word & np.uint32(0x8000_0000)
+            size = word ^ sign
+            if size >= np.uint32(0x477F_F000):
+                size = np.uint32(0x477F_E000)
+            if size >= np.uint32(0x3880_0000):
+                odd = (size >> np.uint32(13)) & np.uint32(1)
+                kept = (size + np.uint32(0xFFF) + odd) & np.uint32(0xFFFF_E000)
+                out_bits[i, j] = kept | sign
+                code = (kept - np.uint32(0x3800_0000)) >> np.uint32(13)
+            else:
+                shifted = abs(values[i, j]) + half
+                code = np.uint32((shifted - half) * np.float32(16_777_216.0))
+                out[i, j] = shifted - half
+                out_bits[i, j] |= sign
+            halves[i, j] = np.uint16(code | (sign >> np.uint32(16)))
+
+
+@kernel(types.void(_read(types.uint16, 2), _ROWS_OUT, _U32_OUT))
+def _widen(halves: Any, out: Any, out_bits: Any) -> None:
+    """float16 as float32, exactly. What isn't finite is never published."""
+    for i in range(halves.shape[0]):
+        for j in range(halves.shape[1]):
+            word = np.uint32(halves[i, j])
+            size = word & np.uint32(0x7FFF)
+            if size >= np.uint32(0x400):
+                out_bits[i, j] = (size << np.uint32(13)) + np.uint32(0x3800_0000)
+            else:
+                out[i, j] = np.float32(size) * np.float32(2.0**-24)
+            out_bits[i, j] |= (word & np.uint32(0x8000)) << np.uint32(16)
+
+
+@kernel(types.void(_ROWS, types.float32[::1], types.int8[:, ::1], _ROWS_OUT))
+def _quantise(values: Any, scales: Any, codes: Any, out: Any) -> None:
+    """Rounds each row to 255 steps of its own size."""
+    for i in range(values.shape[0]):
+        top = np.float32(0)
+        for j in range(values.shape[1]):
+            top = max(top, abs(values[i, j]))
+        scale, inverse = np.float32(0), np.float32(0)
+        if top >= _TINY:
+            scale, inverse = top / np.float32(127), np.float32(127) / top
+        scales[i] = scale
+        for j in range(values.shape[1]):
+            code = np.int8(np.rint(values[i, j] * inverse))
+            codes[i, j] = code
+            out[i, j] = np.float32(code) * scale
+
+
+@kernel(types.uint64(types.uint64, _read(types.uint64, 1), _KEYS, _U32, _read(types.boolean, 1)))
+def _sum_of_rows(seed: Any, multipliers: Any, keys: Any, words: Any, chosen: Any) -> Any:
+    total = np.uint64(0)
+    for i in range(keys.shape[0]):
+        if chosen[i]:
+            row = np.uint64(0)
+            for j in range(words.shape[1]):
+                row += np.uint64(words[i, j]) * multipliers[j]
+            total += mix(row + mix(np.uint64(keys[i]) ^ seed))
+    return total
+
+
+@kernel(types.void(_ROWS, _ROWS, types.float64[::1]))
+def _distances(left: Any, right: Any, out: Any) -> None:
+    for i in range(left.shape[0]):
+        total = 0.0
+        for j in range(left.shape[1]):
+            step = np.float64(left[i, j]) - np.float64(right[i, j])
+            total += step * step
+        out[i] = np.sqrt(total)
+
+
+@kernel(types.void(_U32, _U32, types.boolean[::1]))
+def _differ(left: Any, right: Any, out: Any) -> None:
+    for i in range(left.shape[0]):
+        other = False
+        for j in range(left.shape[1]):
+            other |= left[i, j] != right[i, j]
+        out[i] = other
