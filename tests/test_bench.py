@@ -12,13 +12,16 @@ pytest.importorskip("fbgemm_gpu")
 
 def test_the_table_bench_tells_its_figures_beside_the_peer(tmp_path):
     file = tmp_path / "bench.json"
-    arguments = ["table", "--rows", "10000", "--batches", "2", "--json", str(file)]
+    arguments = ["table", "--rows", "20000", "--batches", "2", "--json", str(file)]
     result = CliRunner().invoke(load("recsys.cli.bench:bench", "bench"), arguments)
     assert result.exit_code == 0, result.output
     found = json.loads(file.read_text())
     assert found["bench"] == "table" and found["seed"] == 0
-    for figures in (found["figures"], found["comparators"]["fbgemm"]):
+    assert set(found["comparators"]) == {"fbgemm", "torchrec", "embedding_bag", "python_dict"}
+    for figures in (found["figures"], *found["comparators"].values()):
         assert figures["lookups_per_s"] > 0 and figures["updates_per_s"] > 0
+    assert found["figures"]["published_per_s"] > 0
+    assert 1 < found["figures"]["times_its_floats"]
 
 
 def test_an_unknown_bench_is_refused():

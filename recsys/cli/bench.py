@@ -29,7 +29,7 @@ def bench(
             "through the joiner."
         ),
     ] = "table",
-    rows: Annotated[int, typer.Option(help="table: rows in it.")] = 200_000,
+    rows: Annotated[int, typer.Option(help="table: rows in it.")] = 1_000_000,
     batches: Annotated[int, typer.Option(help="table, train: batches that are timed.")] = 50,
     ids: Annotated[int, typer.Option(help="train: ids of each of the 24 fields.")] = 100_000,
     batch: Annotated[int, typer.Option(help="train: examples of a worker in a step.")] = 1_024,

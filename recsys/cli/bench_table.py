@@ -1,4 +1,8 @@
-"""``recsys bench table``: rows of the parameter server in one process, beside FBGEMM's fused table."""
+"""``recsys bench table``: one shard's rows in one process, beside tables that one would pick instead.
+
+Ids are of 64 bits and no row collides; admission is on (a row after the second sight), and which rows a batch
+touched is kept, as publishing needs it. A batch has distinct ids, drawn uniformly.
+"""
 
 import time
 from collections.abc import Callable
@@ -6,77 +10,86 @@ from typing import Any, Final
 
 import numpy as np
 
+from recsys.config import TableConfig
+
 BATCH: Final = 10_000
-_DIM: Final = 32
+DIM: Final = 32
+RATE: Final = 0.05
+_CONFIG: Final = TableConfig("bench", DIM, RATE, initial=0.01, admit_after=2)
+_BATCHES: Final = 32  # different ones: together they touch far more rows than caches hold
 
 
 def measure_table(rows: int, batches: int, seed: int) -> dict[str, Any]:
-    """Our table, with ids of 64 bits, admission and touched rows; beside it FBGEMM's with dense indices."""
+    """Ids per second, ours beside the others, over the same rows, batches and gradients."""
+    from recsys.cli.bench_rows import embedding_bag, fbgemm, python_dict, torchrec
+
     draw = np.random.default_rng(seed)
-    keys = draw.integers(-(2**63), 2**63 - 1, rows, dtype=np.int64)
-    chosen = [draw.choice(rows, BATCH, replace=False) for _ in range(8)]
-    gradients = draw.normal(size=(BATCH, _DIM)).astype(np.float32)
-    ours = _ours(keys, chosen, gradients, batches)
-    return {"figures": ours, "comparators": {"fbgemm": _fbgemm(rows, chosen, gradients, batches)}}
+    keys = np.unique(draw.integers(-(2**63), 2**63 - 1, rows, dtype=np.int64))
+    draw.shuffle(keys)
+    chosen = [draw.choice(len(keys), BATCH, replace=False) for _ in range(_BATCHES)]
+    gradients = draw.normal(size=(BATCH, DIM)).astype(np.float32)
+    return {
+        "what": f"{len(keys)} rows of {DIM} floats, batches of {BATCH} distinct ids drawn uniformly",
+        "figures": ours(keys, chosen, gradients, batches),
+        "comparators": {
+            "fbgemm": fbgemm(len(keys), chosen, gradients, batches),
+            "torchrec": torchrec(len(keys), chosen, gradients, batches),
+            "embedding_bag": embedding_bag(len(keys), chosen, gradients, batches),
+            "python_dict": python_dict(keys, chosen, gradients, max(1, batches // 10)),
+        },
+    }
 
 
-def _ours(keys: Any, chosen: list[Any], gradients: Any, batches: int) -> dict[str, float]:
+def ours(keys: Any, chosen: list[Any], gradients: Any, batches: int) -> dict[str, float]:
+    """``lookups``: ids to values, copied out. ``updates``: they learn, and the rows that changed are told.
+    ``published``: a whole step of a shard, which also keeps what it needs to go back by one step and makes
+    the delta, with the changed rows' values and its checksum."""
     from parameter_server.kernels import warm
-    from parameter_server.rows import Table
-    from recsys.config import TableConfig
+    from parameter_server.lanes import RowGradients, StepSum
+    from parameter_server.shard import Shard, ShardSpec
 
     warm()
-    table, counts = Table(TableConfig("bench", _DIM, 0.05, 0.01), 0), np.ones(BATCH, np.int32)
+    shard = Shard(ShardSpec((_CONFIG,), lanes=1))
+    table, counts = shard.tables[_CONFIG.name], np.ones(BATCH, np.int32)
     for start in range(0, len(keys), BATCH):
         part = keys[start : start + BATCH]
-        table.apply(part, gradients[: len(part)], counts[: len(part)], 0)
+        size = len(part)
+        table.apply(part, gradients[:size], 2 * counts[:size], 0)  # seen twice: admitted
     picked = [keys[indices] for indices in chosen]
-    return {
-        "lookups_per_s": _rate(lambda i: table.lookup(picked[i % 8]), batches),
-        "updates_per_s": _rate(lambda i: table.apply(picked[i % 8], gradients, counts, i), batches),
+    sums = [{_CONFIG.name: RowGradients(its, gradients, counts)} for its in picked]
+    touched = 0
+
+    def update(i: int) -> None:
+        nonlocal touched
+        touched += len(table.apply(picked[i % _BATCHES], gradients, counts, i).keys)
+
+    def publish(i: int) -> None:
+        step = shard.applied + 1
+        shard.apply(StepSum(step, step, sums[i % _BATCHES], None, {}))
+
+    found = {
+        "lookups_per_s": rate(lambda i: table.lookup(picked[i % _BATCHES]), batches),
+        "updates_per_s": rate(update, batches),
+        "published_per_s": rate(publish, batches),
         "bytes_per_row": round(table.nbytes / len(table), 1),
+        "times_its_floats": round(table.nbytes / len(table) / (4 * DIM), 3),
     }
+    assert touched == BATCH * (batches + 1), f"{touched} touched of {BATCH * (batches + 1)}"
+    return found
 
 
-def _fbgemm(rows: int, chosen: list[Any], gradients: Any, batches: int) -> dict[str, float]:
-    """Length-1 bags, fused row-wise Adagrad: forward is the lookup, backward the update."""
-    import torch
-    from fbgemm_gpu.split_embedding_configs import EmbOptimType
-    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
-    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-        ComputeDevice,
-        SplitTableBatchedEmbeddingBagsCodegen,
-    )
-
-    torch.set_num_threads(1)
-    table = SplitTableBatchedEmbeddingBagsCodegen(
-        [(rows, _DIM, EmbeddingLocation.HOST, ComputeDevice.CPU)],
-        optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-        learning_rate=0.05,
-    )
-    offsets = torch.arange(BATCH + 1)
-    indices, upstream = [torch.from_numpy(c) for c in chosen], torch.from_numpy(gradients)
-
-    def forward(i: int) -> None:
-        with torch.no_grad():
-            table(indices[i % 8], offsets)
-
-    passed = 0.0
-    for i in range(batches + 1):
-        output = table(indices[i % 8], offsets)
-        started = time.perf_counter()
-        output.backward(upstream)
-        passed += time.perf_counter() - started if i else 0.0
-    return {
-        "lookups_per_s": _rate(forward, batches),
-        "updates_per_s": round(BATCH * batches / passed, 1),
-    }
-
-
-def _rate(work: Callable[[int], object], batches: int) -> float:
-    """Ids per second over all batches but the first, which warms up."""
+def rate(work: Callable[[int], object], batches: int) -> float:
+    """Ids per second, by the median batch: the first warms up, and one that others interrupt counts for no
+    more than any other."""
     work(0)
+    return per_second([_timed(work, i) for i in range(1, batches + 1)])
+
+
+def per_second(seconds: list[float]) -> float:
+    return round(BATCH / float(np.median(seconds)), 1)
+
+
+def _timed(work: Callable[[int], object], i: int) -> float:
     started = time.perf_counter()
-    for i in range(batches):
-        work(i)
-    return round(BATCH * batches / (time.perf_counter() - started), 1)
+    work(i)
+    return time.perf_counter() - started
