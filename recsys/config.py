@@ -57,9 +57,14 @@ class JoinConfig:
     window_s: float = 120.0
     horizon_s: float = 3600.0  # how long after that an engagement still emits a correction
     all_shown: bool = False  # True where a data set says that what was served was all shown
+    # The share of examples without any engagement that is learned from; predictions stay calibrated.
+    negatives: float = 1.0
+    memory_mb: float = 512.0  # MiB that impressions may take before they go to disk
 
     def __post_init__(self) -> None:
         _check(self.window_s > 0, "join.window_s", self.window_s, "a positive number of seconds")
+        _check(0 < self.negatives <= 1, "join.negatives", self.negatives, "above 0, at most 1")
+        _check(self.memory_mb > 0, "join.memory_mb", self.memory_mb, "more than 0 MiB")
         _check(self.horizon_s >= 0, "join.horizon_s", self.horizon_s, "0 or more seconds")
 
 
@@ -100,10 +105,38 @@ class TableConfig:
         name = f"table {self.name}"
         _check(1 <= self.dim <= 1024, f"{name}.dim", self.dim, "1 to 1024")
         _check(1 <= self.admit_after <= 255, f"{name}.admit_after", self.admit_after, "1 to 255")
+        _check(self.ttl_s >= 0, f"{name}.ttl_s", self.ttl_s, "0 (for ever) or more seconds")
         _check(self.budget_mb >= 0, f"{name}.budget_mb", self.budget_mb, "0 (none) or more MiB")
         _check(self.sketch_mb > 0, f"{name}.sketch_mb", self.sketch_mb, "more than 0 MiB")
         _check(self.learning_rate > 0, f"table {self.name}.learning_rate", self.learning_rate,
                "a positive number")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RowsConfig:
+    """What may be set of one of the model's tables; name and dimension are the model's matter."""
+
+    learning_rate: float = 0.0  # 0: model.row_rate for features, model.vector_rate for the others
+    admit_after: int = 1  # an id gets its own row when it has been seen so often
+    ttl_s: int = -1  # a row not used for so long leaves; 0 keeps it; -1: model.ttl_s
+    budget_mb: float = 0.0  # as in TableConfig: MiB of each shard; 0 is no budget
+    sketch_mb: float = 1.0  # as in TableConfig: MiB of all shards together
+
+    def __post_init__(self) -> None:
+        rate, after, name = self.learning_rate, self.admit_after, "model.tables"
+        _check(rate >= 0, f"{name}.*.learning_rate", rate, "0 (the model's) or a positive number")
+        _check(1 <= after <= 255, f"{name}.*.admit_after", after, "1 to 255")
+        _check(self.ttl_s >= -1, f"{name}.*.ttl_s", self.ttl_s,
+               "-1 (model.ttl_s), 0 (for ever) or more seconds")  # fmt: skip
+        _check(self.budget_mb >= 0, f"{name}.*.budget_mb", self.budget_mb, "0 (none) or more MiB")
+        _check(self.sketch_mb > 0, f"{name}.*.sketch_mb", self.sketch_mb, "more than 0 MiB")
+
+
+@dataclass(frozen=True)
+class TablesConfig:
+    features: RowsConfig = field(default_factory=RowsConfig)
+    items: RowsConfig = field(default_factory=RowsConfig)
+    users: RowsConfig = field(default_factory=RowsConfig)
 
 
 @dataclass(frozen=True)
@@ -123,6 +156,7 @@ class ModelConfig:
     dense_average: float = 0.99
     ttl_s: int = 30 * 24 * 3600
     seed: int = 0
+    tables: TablesConfig = field(default_factory=TablesConfig)
 
     def __post_init__(self) -> None:
         kinds = ("ids", "ids+history", "all")

@@ -12,25 +12,41 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from recsys.batch import Batch
-from recsys.config import ModelConfig, TableConfig
+from recsys.config import ModelConfig, RowsConfig, TableConfig
 from recsys.features import FeatureSet
 from recsys.ranker import Ranker, RankerShape
+from recsys.row_kernels import distinct
+from recsys.row_layers import pooled
 from recsys.vectors import UserSide, content_vectors
 
 Keys = NDArray[np.int64]
 
 
 def tables_of(config: ModelConfig) -> tuple[TableConfig, ...]:
-    """The tables that this model's rows live in."""
+    """The tables that this model's rows live in. Their names and dimensions follow from the model; the rest
+    is set by ``model.tables``, or for all of them where it says nothing."""
+    model, its = config, config.tables
     return (
-        TableConfig(
-            "features", config.dim + 1, config.row_rate, config.row_initial, ttl_s=config.ttl_s
-        ),
-        TableConfig("items", config.vector_dim, config.vector_rate, 0.0, ttl_s=config.ttl_s),
-        TableConfig("users", config.vector_dim, config.vector_rate, 0.0, ttl_s=config.ttl_s),
+        _table("features", model.dim + 1, model.row_rate, model.row_initial, its.features, model),
+        _table("items", model.vector_dim, model.vector_rate, 0.0, its.items, model),
+        _table("users", model.vector_dim, model.vector_rate, 0.0, its.users, model),
+    )
+
+
+def _table(
+    name: str, dim: int, rate: float, initial: float, its: RowsConfig, model: ModelConfig
+) -> TableConfig:
+    return TableConfig(
+        name,
+        dim,
+        its.learning_rate or rate,
+        initial,
+        its.admit_after,
+        model.ttl_s if its.ttl_s < 0 else its.ttl_s,
+        its.budget_mb,
+        its.sketch_mb,
     )
 
 
@@ -67,14 +83,13 @@ def lookup_of(batch: Batch) -> Lookup:
 
 
 def _unique(*parts: Keys) -> tuple[Keys, Keys]:
-    """Unique non-zero keys, and each key's place among them: the place after the last for 0."""
-    unique, at = np.unique(np.concatenate(parts), return_inverse=True)
-    at = at.reshape(-1).astype(np.int64)
-    zero = int(np.searchsorted(unique, 0))
-    if zero < len(unique) and unique[zero] == 0:
-        unique = np.delete(unique, zero)
-        at = np.where(at == zero, len(unique), np.where(at > zero, at - 1, at))
-    return unique, at
+    """Unique non-zero keys in the order first seen, and each key's place among them: the place after the
+    last for 0."""
+    keys = np.concatenate(parts)
+    cells = np.full(1 << (2 * len(keys)).bit_length(), -1, np.int32)
+    found, at = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
+    count = distinct(keys, cells, found, at)
+    return found[:count], at
 
 
 class Model(nn.Module):
@@ -102,27 +117,21 @@ class Model(nn.Module):
     def rank(self, batch: Batch, lookup: Lookup, rows_UR: Tensor) -> Tensor:
         """The ranker's logits (B, L)."""
         size = len(batch)
-        lengths = batch.sparse.lengths()
-        offsets = torch.zeros(len(lengths), dtype=torch.int64)
-        torch.cumsum(lengths[:-1], 0, out=offsets[1:])
-        pooled = F.embedding_bag(lookup.slot_index, rows_UR, offsets, mode="mean")
-        pooled_BSR = pooled.view(-1, size, pooled.shape[1]).transpose(0, 1)
-        history_BTR = self._history(batch, lookup, rows_UR)
+        pooled_BSR = pooled(rows_UR, lookup.slot_index, batch.sparse.lengths(), size)
+        history_BTR = self._history(lookup, rows_UR)
         outcomes = torch.from_numpy(batch.outcomes_BTO)
         logits: Tensor = self.ranker(
             pooled_BSR, history_BTR, outcomes, torch.from_numpy(batch.dense_BF)
         )
         return logits
 
-    def _history(self, batch: Batch, lookup: Lookup, rows_UR: Tensor) -> Tensor:
+    def _history(self, lookup: Lookup, rows_UR: Tensor) -> Tensor:
         """The mean row of each history entry's keys, (B or 1, T, R)."""
         b, t, h = lookup.history_index.shape
-        flat = lookup.history_index.reshape(b * t, h)
         if t == 0:
             return rows_UR.new_zeros((b, 0, rows_UR.shape[1]))
-        total = F.embedding_bag(flat, rows_UR, mode="sum")
-        count = torch.from_numpy((batch.history_BTH != 0).sum(-1)).reshape(-1, 1).clamp(min=1)
-        return (total / count).view(b, t, -1)
+        lengths = torch.full((b * t,), h)
+        return pooled(rows_UR, lookup.history_index.reshape(-1), lengths, b * t).view(b, t, -1)
 
     def user_vectors(
         self, batch: Batch, lookup: Lookup, users_UV: Tensor, items_UV: Tensor

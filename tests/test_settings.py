@@ -134,3 +134,32 @@ def test_an_error_in_the_environment_names_the_variable(
 def test_a_name_that_is_neither_run_nor_file() -> None:
     with pytest.raises(BadSettings, match="'desktop', expected one of cluster, laptop or"):
         load("desktop")
+
+
+def test_a_table_is_set_by_its_own_path_and_the_others_keep_the_models(tmp_path: Path) -> None:
+    from recsys.config import override
+    from recsys.model import tables_of
+
+    file = written(
+        tmp_path,
+        "model:\n"
+        "  ttl_s: 60\n"
+        "  tables:\n"
+        "    features: {budget_mb: 64, admit_after: 2, sketch_mb: 0.5}\n"
+        "    users: {ttl_s: 0, learning_rate: 0.5}\n",
+    )
+    config = override(load(file), {"model.tables.items.budget_mb": 3})
+    features, items, users = tables_of(config.model)
+    assert (features.budget_mb, features.admit_after, features.sketch_mb) == (64, 2, 0.5)
+    assert (items.budget_mb, items.admit_after, items.ttl_s) == (3, 1, 60)
+    assert (users.ttl_s, users.learning_rate) == (0, 0.5)
+    assert items.learning_rate == config.model.vector_rate and features.ttl_s == 60
+    assert features.learning_rate == config.model.row_rate
+
+
+@pytest.mark.parametrize(
+    "said", ["admit_after: 0", "budget_mb: -1", "ttl_s: -2", "learning_rate: -1", "sketch_mb: 0"]
+)
+def test_a_table_that_cannot_be_is_refused_by_its_key(tmp_path: Path, said: str) -> None:
+    with pytest.raises(BadSettings, match=f"model.tables.*{said.partition(':')[0]}"):
+        load(written(tmp_path, f"model: {{tables: {{items: {{{said}}}}}}}\n"))
