@@ -42,6 +42,7 @@ from recsys.turns import patiently
 from training.jagged import keyed_jagged
 from training.learner import Learner
 from training.line import MAIN, spec_of
+from training.live import live_epoch
 from training.progress import Progress
 from training.trainer_run import Failure, TrainerRun
 from training.worker import Worker
@@ -63,14 +64,15 @@ def run(config: Config, stop: Stop) -> None:
     config = replace(config, state=str(Path(config.state).resolve()))
     if not ray.is_initialized():
         ray.init(namespace=NAMESPACE, log_to_driver=False)
-    if not _await_shards(spec_of(config), stop):
+    log = open_log(config)
+    epoch = live_epoch(log)
+    if not _await_shards(spec_of(config, epoch=epoch), stop):
         return
     name = f"{MAIN}-{uuid.uuid4().hex[:8]}"
     its = _run_of(config)
     its.begin(name)
-    ended = _Fit(_trainer(config, name))
-    log = open_log(config)
-    progress, beat = Progress(log, MAIN), stop.heartbeat
+    ended = _Fit(_trainer(config, name, epoch))
+    progress, beat = Progress(log, MAIN, epoch), stop.heartbeat
     told: Failure | None = None
     while not stop.wait(0.05, starting=its.read().starts == 0):
         if ended.is_set():
@@ -134,7 +136,7 @@ def _await_shards(spec: ShardSpec, stop: Stop) -> bool:
     return False
 
 
-def _trainer(config: Config, name: str) -> TorchTrainer:
+def _trainer(config: Config, name: str, epoch: int) -> TorchTrainer:
     # How soon a dead worker is noticed; 2 s without.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     runs = Path(config.state) / "parts" / PART / "runs"
@@ -145,7 +147,7 @@ def _trainer(config: Config, name: str) -> TorchTrainer:
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     return TorchTrainer(
         train_loop,
-        train_loop_config={"config": msgspec.to_builtins(config), "run": name},
+        train_loop_config={"config": msgspec.to_builtins(config), "run": name, "epoch": epoch},
         torch_config=GlooByFile(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.trainer.workers,
@@ -172,7 +174,7 @@ def train_loop(settings: dict[str, Any]) -> None:
         )
         if generation:
             _meet(config, rank, generation)
-            _work(config, rank, generation)
+            _work(config, rank, generation, settings["epoch"])
     except Exception as error:
         if isinstance(error, StaleWorker) and not its.is_newest(name):
             return
@@ -193,9 +195,9 @@ def _meet(config: Config, rank: int, generation: int) -> None:
     )
 
 
-def _work(config: Config, rank: int, generation: int) -> None:
+def _work(config: Config, rank: int, generation: int, epoch: int) -> None:
     workers = ray.train.get_context().get_world_size()
-    spec, log = spec_of(config), open_log(config)
+    spec, log = spec_of(config, epoch=epoch), open_log(config)
     client = connect(
         spec,
         find_shards(spec),
@@ -203,7 +205,7 @@ def _work(config: Config, rank: int, generation: int) -> None:
         config.parameter_server.transport,
     )
     learner = Learner(build_model(feature_set(config), config.model), keyed_jagged)
-    worker = Worker(rank, workers, log, client, learner, config)
+    worker = Worker(rank, workers, log, client, learner, config, MAIN, epoch)
     reported = 0
     while True:
         if not worker.turn():

@@ -59,8 +59,7 @@ class Director:
         """Folds ``control``, and does what is due; returns how many records it read and wrote."""
         moved = self._fold()
         if self.live is None:
-            first = Live(line=MAIN, epoch=0, reason="the first line", time_ms=self._clock())
-            self._log.append(CONTROL, [Append(0, b"", pack(first))])
+            point(self._log, MAIN, 0, "the first line", self._clock())
             moved += 1 + self._fold()
         moved += self._publish_experiments()
         if self._clock() >= self._due_ms:
@@ -117,6 +116,12 @@ class Director:
             self._log.hold(name, EXAMPLES, partition, offset)
         except LogLost as error:  # too late: the line can't go back to that snapshot
             _LOG.error("%s: %s", name, error)
+
+
+def point(log: Log, line: str, epoch: int, reason: str, time_ms: int) -> None:
+    """Moves the live pointer."""
+    live = Live(line=line, epoch=epoch, reason=reason, time_ms=time_ms)
+    log.append(CONTROL, [Append(0, b"", pack(live))])
 
 
 def starts_after(reader: StepReader, step: int) -> dict[int, int]:

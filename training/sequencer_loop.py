@@ -22,6 +22,7 @@ from recsys.records import EXAMPLES, STEPS, Step, pack, unpack
 from recsys.ticker import Ticker
 from recsys.turns import Turns, patiently
 from training.line import MAIN, learning_digest
+from training.live import live_epoch
 from training.sequencer import Sequencer
 
 _READ = 1000
@@ -125,7 +126,8 @@ class SequencerLoop(Turns):
 
 def last_place(log: Log, line: str, epoch: int, partitions: int) -> Place:
     """A line's place, read backwards from the end. What can't be read is passed over: where that was the
-    newest record, its step is cut again."""
+    newest record, its step is cut again. An epoch begins with steps of the one before it: what those haven't
+    touched, that one has."""
     newest, offsets, unreadable = 0, dict[int, int](), 0
     begin, stop = log.begin(STEPS, 0), log.end(STEPS, 0)
     while stop > begin and len(offsets) < partitions:
@@ -138,8 +140,8 @@ def last_place(log: Log, line: str, epoch: int, partitions: int) -> Place:
             except UNREADABLE:
                 unreadable += 1
                 continue
-            if (step.line, step.epoch) == (line, epoch):
-                newest = max(newest, step.step)
+            if step.line == line and step.epoch <= epoch:
+                newest = max(newest, step.step if step.epoch == epoch else 0)
                 for part in step.ranges:
                     offsets.setdefault(part.partition, part.stop)
         stop = start
@@ -149,7 +151,7 @@ def last_place(log: Log, line: str, epoch: int, partitions: int) -> Place:
 def run(config: Config, stop: Stop) -> None:
     """The part: cuts steps, and ticks idle partitions of ``events``, until asked to stop."""
     log = open_log(config)
-    loop = SequencerLoop(log, config, feature_set(config), wall_ms)
+    loop = SequencerLoop(log, config, feature_set(config), wall_ms, epoch=live_epoch(log))
     ticker = Ticker(log, wall_ms)
     beat, before = stop.heartbeat, loop.step
 

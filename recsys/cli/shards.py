@@ -17,7 +17,9 @@ from recsys.blueprint import build_model, feature_set
 from recsys.cli import plan as plans
 from recsys.config import Config
 from recsys.loops import Heartbeat, Stop
+from recsys.open_log import open_log
 from training.line import spec_of
+from training.live import live_epoch
 
 _ANSWER_S: Final = 5.0
 _LOG: Final = logging.getLogger(__name__)
@@ -34,7 +36,9 @@ def run(config: Config, stop: Stop) -> None:
         asked = signal.getsignal(signal.SIGTERM)
         ray.init(namespace=NAMESPACE, log_to_driver=False)
         signal.signal(signal.SIGTERM, asked)  # Ray's own would end this process before its shards
-    spec = spec_of(config)
+    log = open_log(config)
+    spec = spec_of(config, epoch=live_epoch(log))
+    log.close()
     keeper = Keeper(config, spec)
     while not stop.is_set(starting=True):
         if keeper.start() and keeper.ask():
