@@ -150,6 +150,7 @@ class DurableShard:
                 "waiting": {name: t.waiting for name, t in self._shard.tables.items()},
                 "held_back": self._shard.published.held,
                 "bytes": self._shard.nbytes,
+                "table_bytes": {name: t.nbytes for name, t in self._shard.tables.items()},
                 "wal_bytes": self._wal.nbytes,
                 "wal_cut_bytes": self._wal.cut_bytes,
                 "unpublished": len(self._unpublished),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parameter_server import refusals
 from parameter_server.deltas import seal
 from parameter_server.dense import DENSE_COLUMNS, Dense, Vector
 from parameter_server.held_back import HELD_COLUMNS
@@ -157,7 +158,8 @@ class Shard:
             raise ValueError(
                 f"step {step} came with lanes {numbers}, expected each of 0 to {self.spec.lanes - 1} once"
             )
-        return add_lanes(step, time_ms, lanes, self.spec.dims)
+        total = add_lanes(step, time_ms, lanes, self.spec.dims)
+        return refusals.marked(total, lanes, self.spec.bound, self.spec.part)
 
     def apply(self, total: StepSum) -> Delta:
         """Applies the next step's sum, made now or read from the write-ahead file: equal sums, equal bits."""
@@ -193,7 +195,11 @@ class Shard:
                 tables=rows,
                 format=spec.delta_format,
                 dense=dense,
-                metrics=dict(total.metrics) if spec.part == 0 else {},
+                metrics={
+                    name: value
+                    for name, value in total.metrics.items()
+                    if spec.part == 0 or name.startswith(refusals.PREFIX)
+                },
                 time_ms=self.clock_ms,
                 digest=self.published.digest if total.step % spec.digest_every == 0 else None,
             )

@@ -3,14 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.shard import Shard, ShardSpec
+from recsys.config import TableConfig
 from recsys.events import Item, Tick, encode
 from recsys.log import Append, LogLost, LogUnavailable, MemoryLog
 from recsys.part_state import PartState
 from recsys.records import (
     CONTROL,
     DEAD_LETTERS,
+    DELTAS,
     ITEM_STATE,
     ITEMS,
     STEPS,
@@ -19,6 +25,7 @@ from recsys.records import (
     Experiments,
     ItemState,
     Live,
+    Range,
     Step,
     pack,
     topics,
@@ -141,3 +148,38 @@ def test_letters_that_could_not_be_sent_are_sent_once(tmp_path: Path, through: i
     while its.turn():
         pass
     assert letters(log) == [(CONTROL, 0, BAD[0]), (CONTROL, 1, BAD[1])]
+
+
+def refusing(log: MemoryLog, again: int = 1) -> None:
+    """Step 2 of two shards, both of which refuse something; step 1 and 3 are sound."""
+    steps = [replace(STEP, step=n, ranges=[Range(1, 3 * n, 3 * n + 2), Range(2, n, n + 1)], examples=3)
+             for n in (1, 2, 3)]  # fmt: skip
+    append(log, STEPS, [pack(step) for step in steps])
+    for _ in range(again):
+        for part in (0, 1):
+            shard = Shard(ShardSpec((TableConfig("t", 2, 0.1),), lanes=2, part=part, parts=2))
+            for step in (1, 2, 3):
+                bad = np.full((1, 2), np.nan if step == 2 else 1.0, np.float32)
+                row = RowGradients(np.array([part], np.int64), bad, np.ones(1, np.int32))
+                delta = shard.learn(step, 0, [LaneGradients(0), LaneGradients(1, {"t": row})])
+                assert delta is not None
+                append(log, DELTAS, [pack(delta)])
+
+
+def test_a_step_of_which_something_is_refused_is_set_aside_once_with_its_offsets(
+    tmp_path: Path,
+) -> None:
+    log = toy_log()
+    refusing(log, again=2)  # shards came back, and published again
+    inspector = inspect(log, tmp_path)
+    while inspector.turn():
+        pass
+    again = inspect(log, tmp_path)  # it was killed before it saved
+    while again.turn():
+        pass
+    (record,) = log.read(DEAD_LETTERS, 0, 0)
+    letter = unpack(record.value, DeadLetter)
+    assert (letter.topic, letter.offset, unpack(letter.raw, Step).step) == (STEPS, 1, 2)
+    for said in ("step 2 of main/0", "shard 0", "of lanes 1", "1: 6 to 7, 2: 2 to 2", "3 examples"):
+        assert said in letter.reason, letter.reason
+    assert inspector.unreadable == 0 and inspector.set_aside == 4

@@ -6,6 +6,7 @@ import pytest
 from parameter_server.deltas import DeltaAssembler, Gap, to_arrays
 from parameter_server.lanes import LaneGradients, RowGradients, StepSum
 from parameter_server.parameter_client import LocalClient, fresh_shards
+from parameter_server.refusals import told_by
 from parameter_server.rows import initial_rows
 from parameter_server.shard import Shard, StepMismatch, digest_of_shards
 from recsys.records import pack
@@ -206,3 +207,28 @@ def test_specs_are_checked():
         replace(toy_spec(), tables=(TABLES[0], TABLES[0]))
     with pytest.raises(ValueError, match="dense parameters live on part 0"):
         Shard(replace(toy_spec(2), part=1), DENSE)
+
+
+def test_what_is_refused_is_told_with_its_lanes_and_the_same_after_a_restart():
+    shard, again = Shard(toy_spec(), DENSE), Shard(toy_spec(), DENSE)
+    good = shard.learn(1, 0, [lane(0, 5), *idle(1, 2, 3)])
+    assert not [name for name in good.metrics if name.startswith("refused")]
+    bad = [lane(0, 5), lane(1, 6, 7, gradient=np.nan), lane(2, 5, gradient=1e9), *idle(3)]
+    again.learn(1, 0, [lane(0, 5), *idle(1, 2, 3)])
+    total = shard.merge(2, 0, bad)
+    told = shard.apply(total)
+    assert told_by(told.metrics, 0) == "shard 0 refused the gradients of 3 rows, of lanes 1, 2"
+    assert again.apply(StepSum.decode(total.encode())) == told and shard.counters.refused_rows == 3
+    assert all(
+        np.isfinite(rows).all() for rows in shard.lookup(2, {"features": np.arange(9)}).values()
+    )
+
+
+def test_what_only_the_sum_exceeds_and_other_parts_refuse_is_told_too():
+    shard = Shard(toy_spec(), DENSE)
+    told = shard.learn(1, 0, [lane(0, 5, gradient=900.0), lane(1, 5, gradient=900.0), *idle(2, 3)])
+    assert "of no lane alone" in told_by(told.metrics, 0)
+    other = Shard(replace(toy_spec(2), part=1))
+    lanes = [lane(0, 5, gradient=np.inf, metrics={"examples": 1.0}), *idle(1, 2, 3)]
+    told = other.learn(1, 0, lanes)
+    assert told_by(told.metrics, 1) and "examples" not in told.metrics and not told_by({}, 1)

@@ -3,6 +3,7 @@
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from recsys.cli import plan as plans
@@ -41,6 +42,7 @@ def test_only_in_a_cluster_of_others_do_the_actors_end_with_the_part(
             said.append("ended")
 
     monkeypatch.setattr(shards, "Keeper", Keeper)
+    monkeypatch.setattr(shards, "live_epoch", lambda _: 0)
     before = signal.getsignal(signal.SIGTERM)
     # Ray's driver takes the signal by which a part is asked to stop.
     monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN))
@@ -51,3 +53,32 @@ def test_only_in_a_cluster_of_others_do_the_actors_end_with_the_part(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert said == (["ended", "left"] if ended else ["left"])
+
+
+def test_the_heartbeat_says_what_each_table_holds_and_let_go(tmp_path):
+    from parameter_server.durable import DurableShard, Home
+    from parameter_server.lanes import LaneGradients, RowGradients
+    from parameter_server.parameter_client import part_of
+    from parameter_server.shard import ShardSpec
+    from recsys.config import TableConfig
+    from recsys.loops import Heartbeat
+
+    tables = (TableConfig("a", 8, 0.1, budget_mb=0.005), TableConfig("b", 8, 0.1, admit_after=2))
+    statuses = []
+    for part in (0, 1):
+        home = Home(tmp_path / "snapshots", tmp_path / f"{part}.wal")
+        shard = DurableShard(part_of(ShardSpec(tables, 1, parts=2), part), home, lambda _: None)
+        for step in (1, 2):
+            keys = np.arange(step * 60, step * 60 + 50)
+            rows = RowGradients(keys, np.ones((50, 8), np.float32), np.ones(50, np.int32))
+            shard.learn(step, step, [LaneGradients(0, {"a": rows, "b": rows})])
+        told = {"refused_connections": 0}
+        statuses.append(shard.status() | told)
+        shard.close()
+    beat = Heartbeat("shards")
+    shards.tell(beat, statuses)
+    said = beat._beat.gauges
+    assert said["evicted"] > 0 and said["evicted"] + said["rows.a"] <= 200
+    assert said["rows"] == said["rows.a"] + said["rows.b"] and said["rows.b"] == 0
+    assert said["waiting"] == said["waiting.b"] > 0 == said["waiting.a"]
+    assert 0 < said["table_bytes.a"] <= 2 * 0.005 * 2**20

@@ -109,8 +109,12 @@ def tell(beat: Heartbeat, statuses: list[dict[str, Any]]) -> None:
         return
     beat.gauge("step", min(status["step"] for status in statuses))
     beat.gauge("rows", sum(sum(status["rows"].values()) for status in statuses))
-    for name in ("bytes", "wal_bytes", "expired", "refused_rows", "refused_dense"):
+    for name in ("bytes", "wal_bytes", "expired", "evicted", "refused_rows", "refused_dense"):
         beat.gauge(name, sum(status[name] for status in statuses))
+    beat.gauge("waiting", sum(sum(status["waiting"].values()) for status in statuses))
+    for name in ("rows", "waiting", "table_bytes"):
+        for table in statuses[0][name]:
+            beat.gauge(f"{name}.{table}", sum(status[name][table] for status in statuses))
     beat.gauge("refused_connections", sum(status["refused_connections"] for status in statuses))
     for status in statuses:
         beat.gauge(f"step.{status['part']}", status["step"])
