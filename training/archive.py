@@ -223,6 +223,7 @@ def run(config: Config, stop: Stop) -> None:
         written = archive.written
         beat.gauge("files", archive.files)
         beat.gauge("unreadable", inspector.unreadable)
+        beat.gauge("set_aside", inspector.set_aside)
         beat.gauge("to_forget", eraser.waiting)
         beat.gauge("forgotten", eraser.done)
         for topic in TOPICS:
