@@ -17,7 +17,9 @@ import pytest
 from parameter_server import deltas, shard, snapshots
 from parameter_server.deltas import DeltaAssembler, seal
 from parameter_server.durable import DurableShard
+from parameter_server.held_back import Held
 from parameter_server.lanes import StepSum, add_lanes
+from parameter_server.published import Published
 from parameter_server.rows import Table
 from parameter_server.shard import Shard
 from parameter_server.wal import Wal
@@ -31,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 Patch = pytest.MonkeyPatch
 BUGS: dict[str, tuple[Callable[[Patch], None], set[str]]] = {}
-SEEDS = (3, 2, 23, 22, 7, 6)  # even ones have power cuts
+SEEDS = (3, 2, 23, 22, 7, 6, 11)  # even ones have power cuts
 
 
 def bug(*names: str) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
@@ -52,7 +54,10 @@ KEPT = "what was answered is kept"
 COPIED = (
     "published and replica rows are equal",
     "a replica drops what expired",
+    "a replica has every row",
     "dense parameters are equal",
+    "digests of published and replica rows are equal",
+    "what isn't held back is published",
 )
 
 
@@ -94,13 +99,15 @@ def output_not_looked_up_after_restart(patch: Patch) -> None:
 def correction_counted_twice(patch: Patch) -> None:
     real = Joiner._emit
 
-    def emit(self: Joiner, held: Any, index: int, *rest: Any) -> Any:
-        learned = held.items[index].learned
-        out = real(self, held, index, *rest)
+    def emit(
+        self: Joiner, held: Any, index: int, impression: Any, closed_ms: int, out: Any
+    ) -> None:
+        learned, before = held.learned[index], len(out)
+        real(self, held, index, impression, closed_ms, out)
         if learned >= 0:
-            held.items[index].learned = learned  # so that the next engagement corrects it again
-        return out + [
-            msgspec.structs.replace(e, sequence=self.sequence) for e in out if e.correction
+            held.learned[index] = learned  # so that the next engagement corrects it again
+        out += [
+            msgspec.structs.replace(e, sequence=self.sequence) for e in out[before:] if e.correction
         ]
 
     patch.setattr(Joiner, "_emit", emit)
@@ -268,6 +275,39 @@ def lane_order_dropped(patch: Patch) -> None:
         return add_lanes(step, time_ms, [replace(x, lane=n) for n, x in enumerate(lanes)], dims)
 
     patch.setattr(shard, "add_lanes", unordered)
+
+
+@bug(*COPIED)
+def held_back_row_forgotten(patch: Patch) -> None:
+    real = Held.put
+
+    def put(self: Held, keys: Any, *columns: Any) -> None:
+        real(self, keys[1:], *(column[1:] for column in columns))
+
+    patch.setattr(Held, "put", put)
+
+
+@bug(AGAIN, *COPIED)
+def held_back_rows_left_out_of_the_snapshot(patch: Patch) -> None:
+    real = Published.export
+
+    def export(self: Published) -> Any:
+        return {name: array[:0] for name, array in real(self).items()}
+
+    def snapshot(self: DurableShard) -> None:
+        with pytest.MonkeyPatch.context() as within:
+            within.setattr(Published, "export", export)
+            self._write(self._shard.applied, *self._shard.export())
+
+    patch.setattr(DurableShard, "snapshot", snapshot)
+
+
+@bug("digests of published and replica rows are equal")
+def tombstone_not_in_the_digest(patch: Patch) -> None:
+    def remove(self: Published, name: str, removed: Any) -> None:
+        self._held[name].pop(removed.keys)
+
+    patch.setattr(Published, "_remove", remove)
 
 
 @pytest.mark.parametrize("name", BUGS)

@@ -4,6 +4,8 @@ Exactly once, by its own output: after a restart the joiners go back to their sn
 the offset that belongs to it; what comes out is the same, with the same sequence numbers, and what stands in
 ``examples`` already is not appended again. An append that failed halfway is treated in the same way.
 
+Beyond ``join.memory_mb`` what the joiners hold is on disk, beside the snapshot and in step with it.
+
 An impression is read again from the log where something is done with it after its window. So the log keeps
 what comes after the oldest impression of the snapshot, not only after the snapshot itself.
 """
@@ -22,13 +24,16 @@ from recsys.config import Config, JoinConfig
 from recsys.consumer import UNREADABLE, Consumer, DeadLetters, hold_what_is_left
 from recsys.events import Impression, Rejected, decode
 from recsys.features import FeatureSet
-from recsys.log import Append, Log, LogLost
+from recsys.garbage import no_collection
+from recsys.log import Append, Log, LogLost, Record
 from recsys.loops import Stop
 from recsys.open_log import open_log
 from recsys.part_state import PartState
 from recsys.records import EVENTS, EXAMPLES, pack
 from recsys.turns import Turns, patiently
 from training.joiner import Joined, Joiner
+from training.spill import Spill, SpillLost
+from training.sqlite_spill import SqliteSpill
 
 PART: Final = "joiner"
 _READ: Final = 500  # records of each partition in a turn
@@ -82,6 +87,7 @@ class JoinerLoop(Turns):
         self._clock, self._state = clock, state
         self._partitions = list(range(log.partitions(EVENTS)))
         self._letters = DeadLetters(log, (EVENTS,))
+        self._spills: dict[int, Spill] = {}
         self._needed: dict[int, int] | None = None  # by the newest snapshot, where there is one
         self._due_ms = clock() + _SAVE_EVERY_MS
         self.unreadable = 0
@@ -105,6 +111,10 @@ class JoinerLoop(Turns):
         """Impressions held."""
         return sum(joiner.pending() for joiner in self._place.joiners.values())
 
+    def spilled(self) -> int:
+        """Of these, on disk."""
+        return sum(joiner.spilled() for joiner in self._place.joiners.values())
+
     def save(self) -> None:
         """Takes a snapshot; the log then keeps what is needed to go on from the one before it."""
         if self._state is None or self.astray:
@@ -119,26 +129,35 @@ class JoinerLoop(Turns):
         now_ms = self._clock()
         self._due_ms = now_ms + max(_SAVE_EVERY_MS, int((now_ms - started_ms) / _SAVE_SHARE))
 
+    def close(self) -> None:
+        """Lets go of the files; what came after the last ``save`` is gone from them."""
+        for spill in self._spills.values():
+            spill.close()
+
     def _turn(self) -> int:
         """Joins what is there. When it returns, the examples are appended."""
         examples: list[Append] = []
         read = self._consumer.poll(_READ)
-        for partition, record in read:
-            joiner = self._place.joiners[partition]
-            try:
-                event = decode(record.value)
-            except Rejected as error:
-                self.unreadable += 1
-                self._letters.put(EVENTS, partition, record, str(error), joiner.watermark_ms)
-                continue
-            for example in joiner.feed(record.offset, event):
-                self._emit(examples, example)
+        with no_collection():
+            for partition, record in read:
+                self._join(partition, record, examples)
         if examples:
             self._log.append(EXAMPLES, examples)
         self._letters.send()
         if self._clock() >= self._due_ms:
             self.save()
         return len(read)
+
+    def _join(self, partition: int, record: Record, examples: list[Append]) -> None:
+        joiner = self._place.joiners[partition]
+        try:
+            event = decode(record.value)
+        except Rejected as error:
+            self.unreadable += 1
+            self._letters.put(EVENTS, partition, record, str(error), joiner.watermark_ms)
+            return
+        for example in joiner.feed(record.offset, event):
+            self._emit(examples, example)
 
     def _needed_from(self) -> dict[int, int]:
         """The lowest offset that is read again when one goes on from here, by partition; where retention has
@@ -178,7 +197,13 @@ class JoinerLoop(Turns):
     def _restore(self) -> None:
         """Goes to the snapshot, and looks up what was put out after it."""
         labels, join = self._features.schema.labels, self._join_config()
-        joiners = {p: Joiner(p, labels, join, partial(self._recall, p)) for p in self._partitions}
+        cap = int(join.memory_mb * 2**20 / len(self._partitions))
+        self.close()
+        self._spills = {p: self._spill(p) for p in self._partitions} if self._state else {}
+        joiners = {
+            p: Joiner(p, labels, join, partial(self._recall, p), self._spills.get(p), cap)
+            for p in self._partitions
+        }
         place = _Place(joiners, {})
         saved = self._state.load(self._log.id) if self._state is not None else None
         if self._state is not None and self._state.note:
@@ -202,13 +227,20 @@ class JoinerLoop(Turns):
         self._place = place
         self._needed = self._needed_from() if saved is not None else None
 
+    def _spill(self, partition: int) -> Spill:
+        assert self._state is not None
+        return SqliteSpill(self._state.folder / f"spill-{partition}.sqlite")
+
     def _restore_one(self, joiner: Joiner, packed: bytes) -> None:
         try:
             joiner.restore(packed)
-        except msgspec.MsgspecError as error:
+        except ValueError as error:  # msgspec's too
             folder = self._state.folder if self._state is not None else ""
+            what = (
+                "doesn't fit its spill" if isinstance(error, SpillLost) else "is of another version"
+            )
             raise ValueError(
-                f"the joiner's snapshot in {folder} is of another version ({error}): remove that folder to "
+                f"the joiner's snapshot in {folder} {what} ({error}): remove that folder to "
                 "join again from the log's beginning; what stands in examples isn't appended again"
             ) from error
 
@@ -269,9 +301,11 @@ def run(config: Config, stop: Stop) -> None:
             beat.add(name, max(0, count - told[name]))
         told = counts
         beat.gauge("pending", loop.pending())
+        beat.gauge("spilled", loop.spilled())
         beat.offsets(EVENTS, [offset for _, offset in sorted(loop.offsets.items())])
         if not moved:
             log.wait(EVENTS, 0.05)
     loop.save()
+    loop.close()
     again.close()
     log.close()

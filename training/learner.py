@@ -18,9 +18,10 @@ from recsys.batch import Batch, Jagged, assemble
 from recsys.events import FeatureBlock
 from recsys.features import FeatureSet, UnknownFeatureSet
 from recsys.model import Lookup, Model, lookup_of, padded
-from recsys.ranker import loss_per_output, targets
+from recsys.ranker import targets
 from recsys.records import Lesson
 from recsys.vectors import retrieval_loss
+from training.open_labels import Told, told
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -34,7 +35,7 @@ class Lane:
     lookup: Lookup
     labels_BK: Floats
     watch_ms_B: Floats
-    weights_BK: Floats  # 0 where a correction changes nothing
+    told: Told  # what the labels tell: open ones, corrections, those that stand for others
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Learner:
             lookup_of(batch),
             labels,
             np.array([e.watch_ms for e in examples], np.float32),
-            _weights(examples, labels),
+            told(examples, labels),
         )
 
     def _batch(self, blocks: Sequence[FeatureBlock]) -> Batch:
@@ -94,7 +95,7 @@ class Learner:
         leaves = {name: padded(rows[name]).requires_grad_() for name in lane.lookup.keys}
         logits_BL = self.model.rank(lane.batch, lane.lookup, leaves["features"])
         wanted = targets(torch.from_numpy(lane.labels_BK), torch.from_numpy(lane.watch_ms_B))
-        losses_BL = loss_per_output(logits_BL, wanted)
+        losses_BL = lane.told.losses(logits_BL, wanted)
         total = (losses_BL * self._output_weights(lane)).sum()
         if len(lane.batch) > 1 and self.features.history_length:
             total = total + self.model.config.retrieval_weight * self._retrieval(lane, leaves)
@@ -104,7 +105,9 @@ class Learner:
             probabilities,
             {name: (keys, _gradient(leaves[name])) for name, keys in lane.lookup.keys.items()},
             self.model.dense_gradient(),
-            self._metrics(lane, losses_BL.detach().numpy(), probabilities),
+            self._metrics(
+                lane, lane.told.judged(logits_BL.detach(), wanted).numpy(), probabilities
+            ),
         )
 
     def _output_weights(self, lane: Lane) -> torch.Tensor:
@@ -112,25 +115,23 @@ class Learner:
         side = self.model.config.side_weight
         weights = torch.full((lane.labels_BK.shape[1] + 1,), side)
         weights[0] = 1.0
-        per_label = torch.from_numpy(lane.weights_BK)
-        watch = per_label.amin(1, keepdim=True)  # a correction doesn't learn its watch time again
-        return weights * torch.cat([per_label, watch], 1)
+        return weights * torch.from_numpy(lane.told.weights_BL)
 
     def _retrieval(self, lane: Lane, leaves: dict[str, torch.Tensor]) -> torch.Tensor:
         users = self.model.user_vectors(lane.batch, lane.lookup, leaves["users"], leaves["items"])
         items = self.model.item_vectors(lane.batch, lane.lookup, leaves["items"])
-        liked = torch.from_numpy(lane.labels_BK[:, 0] * lane.weights_BK[:, 0])
+        liked = torch.from_numpy(lane.told.liked_B)
         ids = torch.from_numpy(lane.batch.item_B)
         return retrieval_loss(users, items, ids, liked, self.model.user_side.sharpness)
 
     def _metrics(self, lane: Lane, losses_BL: Floats, probabilities_BL: Floats) -> dict[str, float]:
-        """Prequential sums over the lane's first-time examples."""
-        fresh = lane.weights_BK.min(1) > 0
-        out = {"examples": float(fresh.sum())}
+        """Prequential sums over the lane's first-time examples, and those that sampling left out."""
+        fresh, stands = lane.told.fresh_B, lane.told.stands_B[lane.told.fresh_B]
+        out = {"examples": float(stands.sum())}
         for k, label in enumerate(self.features.schema.labels):
-            out[f"loss.{label}"] = float(losses_BL[fresh, k].sum())
-            out[f"predicted.{label}"] = float(probabilities_BL[fresh, k].sum())
-            out[f"happened.{label}"] = float(lane.labels_BK[fresh, k].sum())
+            out[f"loss.{label}"] = float((losses_BL[fresh, k] * stands).sum())
+            out[f"predicted.{label}"] = float((probabilities_BL[fresh, k] * stands).sum())
+            out[f"happened.{label}"] = float((lane.told.happened_BK[fresh, k] * stands).sum())
         return out
 
 
@@ -144,15 +145,6 @@ def _features(example: Lesson, digest: str) -> FeatureBlock:
             "the model must be trained on, and serve, the set that was logged"
         )
     return block
-
-
-def _weights(examples: Sequence[Lesson], labels_BK: Floats) -> Floats:
-    """Every label of a first-time example; of a correction only the labels that have become true."""
-    weights = np.ones_like(labels_BK)
-    for b, example in enumerate(examples):
-        if example.correction:
-            weights[b] = labels_BK[b] > np.array(example.previous, np.float32)
-    return weights
 
 
 def _gradient(leaf: torch.Tensor) -> Floats:
