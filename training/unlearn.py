@@ -26,7 +26,7 @@ from recsys.consumer import UNREADABLE
 from recsys.features import FeatureSet
 from recsys.hashing import Id, partition_of
 from recsys.log import Append, Log, Record
-from recsys.records import DELTAS, EXAMPLES, STEPS, Step, pack, unpack
+from recsys.records import DELTAS, EXAMPLES, STEPS, Step, pack, unpack, without_example
 from training.director import point
 from training.erasure import changes_records, erase_records, left_of
 from training.learner import Learner
@@ -108,11 +108,15 @@ class _Without:
         )
 
     def places(self, partition: int) -> list[int]:
-        """The offsets of what is left out, ascending."""
+        """The offsets of the examples that are left out, ascending."""
         end = self._log.end(EXAMPLES, partition)
         offsets = self._log.keyed(EXAMPLES, partition, [self._key], end)
         records = (self._log.read(EXAMPLES, partition, offset, 1)[0] for offset in offsets)
-        return [record.offset for record in records if self._left(record) is not None]
+        return [
+            record.offset
+            for record in records
+            if self._left(record) is not None and without_example(record.value) is None
+        ]
 
     def _left(self, record: Record) -> Record | None:
         if record.key != self._key:

@@ -1,0 +1,111 @@
+"""``recsys forget`` on a stopped state folder, and what it refuses."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from recsys.blueprint import decide
+from recsys.cli import plan as plans
+from recsys.cli import running as runs
+from recsys.cli.forget import Refused, forget_user
+from recsys.cli.main import app
+from recsys.cli.processes import identify
+from recsys.config import Config, LogConfig
+from recsys.events import Engagement, Impression, User, decode
+from recsys.hashing import partition_of
+from recsys.log import Log
+from recsys.loops import write_atomically
+from recsys.open_log import create_topics, open_log
+from recsys.records import CONTROL, EVENTS, EXAMPLES, Erasure, unpack
+from tests.test_unlearn import learn
+from tests.toy_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
+from training.live import live_epoch
+from training.standstill import finish
+
+USER = "u3"
+WHERE = partition_of(USER, PARTITIONS)
+
+
+def started(folder: Path, kafka: bool = False) -> Config:
+    """A state folder as `up` leaves it behind."""
+    config = replace(toy_config(str(folder)), log=LogConfig(partitions=PARTITIONS))
+    if kafka:
+        config = replace(config, log=replace(config.log, url=plans.EMBEDDED_KAFKA))
+    config, plan = plans.resolve(config)
+    plans.write(config, plan)
+    decide(config, FEATURES)
+    return config
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Iterator[tuple[Config, Log]]:
+    config = started(tmp_path)
+    log = open_log(config)
+    create_topics(log, config)
+    append_events(log, feed(24))
+    finish(log, config, FEATURES)
+    learn(config, log)
+    yield config, log
+    log.close()
+
+
+def test_a_stopped_system_is_told_and_unlearns(stopped: tuple[Config, Log], tmp_path: Path) -> None:
+    config, log = stopped
+    keyed = log.keyed(EXAMPLES, WHERE, [USER.encode()], 1 << 60)
+    done = CliRunner().invoke(app, ["forget", USER, "--state", str(tmp_path), "--unlearn"])
+    assert done.exit_code == 0, done.output
+    assert f"unlearned {len(keyed)} examples" in done.output and "epoch 1" in done.output
+    tombstone = log.read(EVENTS, WHERE, log.end(EVENTS, WHERE) - 1)[0]
+    event = decode(tombstone.value)
+    assert isinstance(event, User) and event.removed and str(event.user_id) == USER
+    [said] = [
+        its
+        for its in (r.value for r in log.read(CONTROL, 0, 0))
+        if (b"erasure" in its and unpack(its, Erasure).offset == tombstone.offset)
+    ]
+    assert unpack(said, Erasure).user_id == USER
+    assert live_epoch(log) == 1
+    assert log.keyed(EXAMPLES, WHERE, [USER.encode()], 1 << 60) == []
+    assert learn(config, log) in done.output
+    again = forget_user(USER, tmp_path, unlearn=True)
+    assert "no step has learned from them" in again[-1]
+
+
+@pytest.mark.slow
+def test_without_unlearn_the_model_stays_as_it_is(
+    stopped: tuple[Config, Log], tmp_path: Path
+) -> None:
+    config, log = stopped
+    seen = learn(config, log)
+    said = forget_user(USER, tmp_path, unlearn=False)
+    assert len(said) == 2 and "when the system runs again" in said[0]
+    assert learn(config, log) == seen and live_epoch(log) == 0
+    events = (decode(r.value) for r in log.read(EVENTS, WHERE, 0))
+    assert any(isinstance(e, Impression | Engagement) and e.user_id == USER for e in events)
+
+
+def test_a_folder_in_which_nothing_was_started_is_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["forget", USER, "--state", str(tmp_path / "no")])
+    assert done.exit_code == 2 and "nothing was started" in done.output
+
+
+def test_a_log_that_was_in_memory_is_gone_already(tmp_path: Path) -> None:
+    started(tmp_path, kafka=True)
+    with pytest.raises(Refused, match="memory of a broker"):
+        forget_user(USER, tmp_path, unlearn=True)
+
+
+def test_unlearning_beside_a_running_system_is_refused(tmp_path: Path) -> None:
+    started(tmp_path)
+    now_ms = int(time.time() * 1000)
+    here = identify(os.getpid())
+    running = runs.Running(supervisor=here, asked="", started_ms=now_ms, time_ms=now_ms)
+    write_atomically(tmp_path / "run" / "up.json", msgspec.json.encode(running))
+    with pytest.raises(Refused, match="recsys down"):
+        forget_user(USER, tmp_path, unlearn=True)
