@@ -131,9 +131,9 @@ def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], st
 
     @app.delete("/v1/users/{user_id:path}", **common)
     async def erase_user(user_id: str) -> Response:
-        """Removes a user's session: profile, history, own counters, what was seen and hidden, as soon as the
-        fold reads the request, mostly within a second. What they did before stays in the log until retention
-        and in the archive, and what was counted and learned from it stays. docs/api.md says it whole."""
+        """Forgets a user: the session as soon as the fold reads the request, mostly within a second, the rows
+        with the next steps, log and archive about an hour later. What others' item counters and the shared
+        weights have of them stays; docs/api.md says it whole."""
         await service.intake.erase_user(_id(user_id, "user_id"))
         return _json(_results_of([Result(0, ACCEPTED)]), 202)
 
