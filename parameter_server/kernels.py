@@ -11,50 +11,23 @@ doubling. A deletion shifts back what was pushed past it, so no tombstones are l
 
 # N keys in a batch, D row dimension, H cells of an index, R rows
 
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
-F = TypeVar("F", bound=Callable[..., Any])
+from recsys.compiled import GAMMA, read_only
+from recsys.compiled import kernel as kernel
+from recsys.compiled import mix as mix
 
 EMPTY: Final = -1
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
 _2_POW_53 = float(1 << 53)
 _LOW_HALF = np.uint64(0xFFFF_FFFF)
 
 
-def _read(kind: Any, dimensions: int) -> Any:
-    return types.Array(kind, dimensions, "C", readonly=True)
-
-
 _int, _float, _flag = types.int64, types.float32, types.boolean
-_KEYS, _COUNTS, _ROWS = _read(_int, 1), _read(types.int32, 1), _read(_float, 2)
+_KEYS, _COUNTS, _ROWS = read_only(_int, 1), read_only(types.int32, 1), read_only(_float, 2)
 _INDEX, _KEYS_OUT, _ROWS_OUT = _int[:, ::1], _int[::1], _float[:, ::1]
-
-
-def kernel(signature: Any) -> Callable[[F], F]:
-    """Compiles a function; kept in numba's cache where there is a folder that it may write to."""
-
-    def compiled(function: F) -> F:
-        try:
-            return njit(signature, cache=True, nogil=True)(function)  # type: ignore[no-any-return]
-        except RuntimeError:  # a read-only install without a home: compile in every process
-            return njit(signature, nogil=True)(function)  # type: ignore[no-any-return]
-
-    return compiled
-
-
-@kernel(types.uint64(types.uint64))
-def mix(value: Any) -> Any:
-    """SplitMix64's finaliser: the same function as ``recsys.hashing.splitmix64``."""
-    z = value + _GAMMA
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    return z ^ (z >> np.uint64(31))
 
 
 @kernel(types.uint64(_int, types.uint64))
@@ -63,7 +36,7 @@ def home_of(key: Any, cells: Any) -> Any:
     return ((mix(np.uint64(key)) & _LOW_HALF) * cells) >> np.uint64(32)
 
 
-@kernel(types.void(_read(_int, 2), _KEYS, _KEYS_OUT))
+@kernel(types.void(read_only(_int, 2), _KEYS, _KEYS_OUT))
 def find(index: Any, keys: Any, slots: Any) -> None:
     """Writes the slot of each key, EMPTY where it has none."""
     one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(index.shape[0])
@@ -145,12 +118,12 @@ def draw(seed: Any, initial: Any, keys: Any, targets: Any, out: Any) -> None:
         row = out[targets[i]]
         cell = mix(np.uint64(keys[i]) ^ seed_mixed)
         for j in range(row.shape[0]):
-            cell += _GAMMA
+            cell += GAMMA
             u = np.float64(mix(cell) >> np.uint64(11)) / _2_POW_53
             row[j] = np.float32((2.0 * u - 1.0) * scale)
 
 
-@kernel(_int(_read(_float, 2), _KEYS, types.uint64, _float, _KEYS, _ROWS_OUT))
+@kernel(_int(read_only(_float, 2), _KEYS, types.uint64, _float, _KEYS, _ROWS_OUT))
 def gather(values: Any, slots: Any, seed: Any, initial: Any, keys: Any, out: Any) -> Any:
     """Copies rows by slot; an EMPTY slot gets its key's initial row. Returns how many were EMPTY."""
     scale, seed_mixed, dim, empty = np.float64(initial), mix(seed), out.shape[1], 0
@@ -163,7 +136,7 @@ def gather(values: Any, slots: Any, seed: Any, initial: Any, keys: Any, out: Any
         empty += 1
         cell = mix(np.uint64(keys[i]) ^ seed_mixed)
         for j in range(dim):
-            cell += _GAMMA
+            cell += GAMMA
             u = np.float64(mix(cell) >> np.uint64(11)) / _2_POW_53
             out[i, j] = np.float32((2.0 * u - 1.0) * scale)
     return empty

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys.features import FeatureSet, RequestFeatures
+from recsys.row_kernels import jag
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -100,18 +101,21 @@ def assemble(
     dense_BF: Floats,
 ) -> Batch:
     """A batch from arrays; the two of the history may have one row for all."""
-    values, lengths, names = [], [], []
-    for matrix, slots in ((user_BU, features.user_slots), (items_BI, features.item_slots)):
-        for slot in slots:
-            columns = matrix[:, slot.start : slot.stop]
-            there = columns != 0
-            names.append(slot.name)
-            values.append(columns[there])
-            lengths.append(there.sum(1))
+    size, slots = len(items_BI), [*features.user_slots, *features.item_slots]
+    values = np.empty(user_BU.size + items_BI.size, np.int64)
+    lengths, count = np.empty((len(slots), size), np.int64), 0
+    for matrix, some, first in (
+        (user_BU, features.user_slots, 0),
+        (items_BI, features.item_slots, len(features.user_slots)),
+    ):
+        starts = np.array([slot.start for slot in some], np.int64)
+        stops = np.array([slot.stop for slot in some], np.int64)
+        own = lengths[first : first + len(some)].reshape(-1)
+        count = jag(np.ascontiguousarray(matrix, np.int64), starts, stops, values, own, count)
     sparse = Sparse(
-        names,
-        torch.from_numpy(np.concatenate(values)),
-        torch.from_numpy(np.concatenate(lengths)),
+        [slot.name for slot in slots],
+        torch.from_numpy(values[:count]),
+        torch.from_numpy(lengths.reshape(-1)),
     )
     return Batch(
         sparse,

@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from recsys.row_layers import interacted
+
 WATCH_SCALE: Final = 6.4  # log1p(600 s): the watch output is a fraction of it
 _PRIOR_LOGIT: Final = -1.5  # where every output starts: engagements are rarer than not
 
@@ -53,7 +55,6 @@ class Ranker(nn.Module):
         layers = [nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
         self.layers = nn.ModuleList(layers)
         self.sharpness = nn.Parameter(torch.tensor(1.0))
-        self.left, self.right = torch.triu_indices(shape.slots, shape.slots, offset=1)
         _reset(layers, seed)
 
     def forward(
@@ -65,27 +66,16 @@ class Ranker(nn.Module):
         have one row for all. An example's logits don't hang on its place in the batch (serving/scoring.py).
         """
         dim = self.shape.dim
-        rows_BSD, linear_BS = pooled_BSR[..., :dim], pooled_BSR[..., dim]
-        pairs = self._pairs(rows_BSD)
-        parts = [rows_BSD.flatten(1), pairs, dense_BF]
+        wide, main_B = interacted(pooled_BSR)
+        parts = [wide, dense_BF] if self.shape.dense else [wide]
         if self.shape.history:
-            item_BD = rows_BSD[:, self.shape.item_slot]
+            item_BD = pooled_BSR[:, self.shape.item_slot, :dim]
             parts += self._attend(item_BD, history_BTR[..., :dim], outcomes_BTO)
-        x = torch.cat(parts, 1)
+        x = torch.cat(parts, 1) if len(parts) > 1 else wide
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         logits_BL: Tensor = self.layers[-1](x)
-        main = linear_BS.sum(1) + pairs.sum(1)
-        return torch.cat([logits_BL[:, :1] + main[:, None], logits_BL[:, 1:]], 1)
-
-    def _pairs(self, rows_BSD: Tensor) -> Tensor:
-        """The dot product of each two slots, (B, P).
-
-        Each example's rows begin at a cache line: the last bits of a product hang on the alignment.
-        """
-        aligned = F.pad(rows_BSD, (0, -rows_BSD.shape[2] % 16)).contiguous()
-        dots_BSS = torch.bmm(aligned, aligned.transpose(1, 2))
-        return dots_BSS[:, self.left, self.right]
+        return torch.cat([logits_BL[:, :1] + main_B[:, None], logits_BL[:, 1:]], 1)
 
     def _attend(self, item_BD: Tensor, history_BTD: Tensor, outcomes_BTO: Tensor) -> list[Tensor]:
         """What the viewer did with items like this one, and with all of the recent ones.
