@@ -6,27 +6,23 @@ reading, decoding, looking up, learning, writing down, applying and publishing. 
 a running system, and no row goes through it; here it is left out.
 """
 
-import multiprocessing
-import queue
 import secrets
 import tempfile
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from recsys.cli.bench_examples import FEATURES, FIELDS, append_examples, draw_examples
+from recsys.cli.bench_parts import Told, answers, end, telling, ways
 from recsys.config import Config, ModelConfig, ParameterServerConfig, StepConfig
 
 WORKERS: Final = 2
 SHARDS: Final = 2
 BATCH: Final = 1024  # examples of one worker in a step; of a loop in one process, in a step
 WARM: Final = 4  # steps before the clock starts
-_PATIENCE_S: Final = 300.0
 
 
 @dataclass(frozen=True)
@@ -36,9 +32,6 @@ class Job:
     config: Config
     steps: int
     token: str
-
-
-Told = Any  # a queue: (who, number, value), or ("failed", number, reason)
 
 
 def measure_train(
@@ -67,16 +60,16 @@ def measure_train(
 
 def ours(job: Job, apart: bool = True) -> dict[str, float]:
     """Learns all steps through the shards; the clock runs from the end of the last warm step."""
-    told, stop, start = _ways(apart)
+    told, stop, start = ways(apart)
     with ExitStack() as stack:
         shards = [start(serve, job, part, told, stop) for part in range(SHARDS)]
-        stack.callback(_end, shards, stop)
-        ports = _answers(told, "shard", SHARDS, shards)
+        stack.callback(end, shards, stop)
+        ports = answers(told, "shard", SHARDS, shards)
         workers = [start(work, job, rank, ports, told) for rank in range(WORKERS)]
-        stack.callback(_end, workers, stop)
-        spans = list(_answers(told, "worker", WORKERS, [*shards, *workers]).values())
+        stack.callback(end, workers, stop)
+        spans = list(answers(told, "worker", WORKERS, [*shards, *workers]).values())
         stop.set()
-        busy = [*_answers(told, "served", SHARDS, []).values(), *(cpu_s for *_, cpu_s in spans)]
+        busy = [*answers(told, "served", SHARDS, []).values(), *(cpu_s for *_, cpu_s in spans)]
     passed = max(ended for _, ended, _ in spans) - min(begun for begun, *_ in spans)
     timed = (job.steps - WARM) * job.config.step.examples
     found = {
@@ -89,7 +82,7 @@ def ours(job: Job, apart: bool = True) -> dict[str, float]:
 
 def serve(job: Job, part: int, told: Told, stop: Any) -> None:
     """One shard with its write-ahead file, until asked to stop."""
-    with _telling(told, part):
+    with telling(told, part):
         import torch
 
         from parameter_server.durable import DurableShard, Home
@@ -133,7 +126,7 @@ def serve(job: Job, part: int, told: Told, stop: Any) -> None:
 
 def work(job: Job, rank: int, ports: dict[int, int], told: Told) -> None:
     """One worker: learns to the last step, and tells when the warm steps and the last one ended."""
-    with _telling(told, rank):
+    with telling(told, rank):
         from parameter_server.parameter_client import ShardedClient, hello
         from parameter_server.parameter_client import Worker as WorkerId
         from parameter_server.transport import Address, SocketChannel
@@ -189,59 +182,3 @@ def _write(config: Config, drawn: Any) -> None:
     while sequencer.turn():
         pass
     log.close()
-
-
-def _ways(apart: bool) -> tuple[Told, Any, Callable[..., Any]]:
-    """A queue, an event, and how a part is started."""
-    if apart:
-        context = multiprocessing.get_context("spawn")
-        told, stop, kind = context.Queue(), context.Event(), context.Process
-    else:
-        told, stop, kind = queue.Queue(), threading.Event(), threading.Thread  # type: ignore[assignment]
-
-    def start(part: Callable[..., None], *arguments: Any) -> Any:
-        started = kind(target=part, args=arguments, daemon=True)
-        started.start()
-        return started
-
-    return told, stop, start
-
-
-def _answers(told: Told, who: str, count: int, parts: list[Any]) -> dict[int, Any]:
-    """What ``count`` parts tell, by number. Raises RuntimeError where a part fails or says nothing."""
-    found: dict[int, Any] = {}
-    until = time.monotonic() + _PATIENCE_S
-    while len(found) < count:
-        try:
-            kind, number, value = told.get(timeout=1.0)
-        except queue.Empty:
-            dead = [part for part in parts if getattr(part, "exitcode", None)]
-            if dead or time.monotonic() > until:
-                raise RuntimeError(
-                    f"{len(found)} of {count} parts of kind {who!r} answered, {len(dead)} ended, expected "
-                    f"all within {_PATIENCE_S:.0f} s: see what they said above, or take fewer --batches"
-                ) from None
-            continue
-        if kind == "failed":
-            raise RuntimeError(f"part {number} of the bench failed: {value}")
-        if kind == who:
-            found[number] = value
-    return found
-
-
-@contextmanager
-def _telling(told: Told, number: int) -> Iterator[None]:
-    """What goes wrong in a part is told to the one who waits for it."""
-    try:
-        yield
-    except Exception:
-        told.put(("failed", number, traceback.format_exc()))
-
-
-def _end(parts: list[Any], stop: Any) -> None:
-    stop.set()
-    for part in parts:
-        part.join(20)
-        if part.is_alive() and hasattr(part, "terminate"):
-            part.terminate()
-            part.join(5)
