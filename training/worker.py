@@ -39,8 +39,8 @@ class _Prepared:
     """A step's own lanes as arrays, and which rows they need.
 
     ``keys`` are those of all the own lanes, each once; ``places[lane][table]`` says where a lane's rows are
-    among them. A lane without examples has no ``Lane``. ``forget``: by lane, the keys of users whose rows
-    leave with the step.
+    among them, and is empty where there is but one lane. A lane without examples has no ``Lane``. ``forget``:
+    by lane, the keys of users whose rows leave with the step.
     """
 
     step: Step
@@ -178,7 +178,8 @@ class Worker:
         metrics = {"left_out": float(left_out)} if left_out else {}
         if lane is None:
             return LaneGradients(number, metrics=metrics, forget=forget)
-        own = {table: rows[table][at] for table, at in prepared.places[number].items()}
+        places = prepared.places[number]
+        own = {table: its[places[table]] if places else its for table, its in rows.items()}
         learned = self._learner.learn(lane, own, dense)
         counts = examples_behind(lane.lookup)
         tables = {
@@ -207,7 +208,10 @@ def _keys_of(users: Sequence[Id]) -> dict[str, Keys]:
 def _together(
     lanes: Mapping[int, Mapping[str, Keys]],
 ) -> tuple[dict[str, Keys], dict[int, dict[str, Keys]]]:
-    """Each key of several lanes once, by table, and where each lane's keys are among them."""
+    """Each key of several lanes once, by table, and where each lane's keys are among them. Those of a lane
+    alone are as they should be; ``places`` has nothing for it."""
+    if len(lanes) == 1:
+        return dict(*lanes.values()), {lane: {} for lane in lanes}
     keys: dict[str, Keys] = {}
     places: dict[int, dict[str, Keys]] = {lane: {} for lane in lanes}
     for table in next(iter(lanes.values()), {}):
