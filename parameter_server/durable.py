@@ -60,8 +60,7 @@ class DurableShard:
         self._writer: threading.Thread | None = None
         self._untidy: int | None = None  # the newest snapshot, until all its parts are there
         self.snapshot_error = ""  # of the newest snapshot that could not be written
-        owner = f"{spec.line}/{spec.epoch}/{spec.part}-of-{spec.parts}"
-        self._wal = Wal(home.wal, owner, home.sync)
+        self._wal = Wal(home.wal, owner_of(spec), home.sync)
         self.passed_over: list[str] = []
         self.lost = ""
         self._start()
@@ -235,15 +234,25 @@ class DurableShard:
             self._writer.join()
 
 
+def owner_of(spec: ShardSpec) -> str:
+    """Whose a write-ahead file is."""
+    return f"{spec.line}/{spec.epoch}/{spec.part}-of-{spec.parts}"
+
+
 def load_shard(shard: Shard, snapshot: snapshots.Snapshot) -> None:
     """Fills a new shard from a snapshot, whatever number of shards wrote it."""
-    spec = shard.spec
-    if snapshot.parts == spec.parts:
-        shard.load([snapshot.read(spec.part)], snapshot.meta(spec.part))
+    if snapshot.parts == shard.spec.parts:
+        part = shard.spec.part
+        shard.load([snapshot.read(part)], snapshot.meta(part))
         return
-    metas = [snapshot.meta(part) for part in range(snapshot.parts)]
-    meta = metas[0] | {  # what was counted goes to part 0, so that the sum over shards stays
-        name: sum(m[name] for m in metas) if spec.part == 0 else 0
+    parts = range(snapshot.parts)
+    load_cut(shard, [snapshot.read(part) for part in parts], [snapshot.meta(p) for p in parts])
+
+
+def load_cut(shard: Shard, parts: Sequence[Arrays], metas: Sequence[Mapping[str, Any]]) -> None:
+    """Fills a new shard from the exports of all parts of another number of shards."""
+    meta = dict(metas[0]) | {  # what was counted goes to part 0, so that the sum over shards stays
+        name: sum(m[name] for m in metas) if shard.spec.part == 0 else 0
         for name in metas[0].keys() - {"step", "clock_ms", "delta_format"}
     }
-    shard.load([snapshot.read(part) for part in range(snapshot.parts)], meta)
+    shard.load(parts, meta)

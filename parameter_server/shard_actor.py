@@ -17,7 +17,7 @@ from typing import Any, Final
 import ray
 
 from parameter_server.dense import Vector
-from parameter_server.durable import DurableShard, Home
+from parameter_server.durable import DurableShard, Home, Publish
 from parameter_server.kernels import warm
 from parameter_server.parameter_client import (
     Channel,
@@ -27,12 +27,13 @@ from parameter_server.parameter_client import (
     hello,
     part_of,
 )
+from parameter_server.reshard import Files, Recut, recut
 from parameter_server.shard import ShardSpec
 from parameter_server.shard_service import ShardService
 from parameter_server.transport import Address, SocketChannel, SocketServer
 from parameter_server.wire import Frame, Refusal, encode, from_bytes
 from recsys.config import Config
-from recsys.log import Append
+from recsys.log import Append, Log
 from recsys.open_log import open_log
 from recsys.records import DELTAS
 
@@ -55,7 +56,11 @@ class ShardActor:
     def __init__(self, spec: ShardSpec, config: Config, dense: Vector | None, host: str) -> None:
         warm()
         self._shard = DurableShard(
-            spec, home_of(spec, config), _publisher(spec, config), dense, background=True
+            spec,
+            home_of(spec, config),
+            publisher(open_log(config), spec.line),
+            dense,
+            background=True,
         )
         self._service = ShardService(self._shard, secrets.token_hex(16))
         self._server = SocketServer(self._service, host)
@@ -90,15 +95,35 @@ class ShardActor:
 
 def home_of(spec: ShardSpec, config: Config) -> Home:
     """Where a shard keeps its files, under the state folder."""
-    state = Path(config.state).resolve()
-    name = f"{spec.line}-{spec.epoch}-{spec.part}-of-{spec.parts}.wal"
+    files = files_of(config)
     return Home(
-        snapshots=state / "snapshots",
-        wal=state / "parts" / "shards" / name,
+        snapshots=files.snapshots,
+        wal=files.wal(spec),
         snapshot_every=config.step.snapshot_every,
         snapshots_kept=config.step.snapshots_kept,
-        sync=config.log.durability == "power",
+        sync=files.sync,
     )
+
+
+def files_of(config: Config) -> Files:
+    """Where all shards keep theirs."""
+    state = Path(config.state).resolve()
+    power = config.log.durability == "power"
+    return Files(state / "snapshots", state / "parts" / "shards", power)
+
+
+def prepare(spec: ShardSpec, config: Config, dense: Vector | None) -> Recut | None:
+    """Before the shards start: stops those of another number of shards that still run, and cuts what they
+    left for the number that there is now."""
+    files = files_of(config)
+    for parts in files.counts(spec):
+        if parts != spec.parts:
+            stop_shards(running_shards(replace(spec, parts=parts)))
+    log = open_log(config)
+    try:
+        return recut(spec, files, publisher(log, spec.line), dense)
+    finally:
+        log.close()
 
 
 def start_shards(
@@ -238,9 +263,9 @@ def _greeter(spec: ShardSpec, part: int, worker: Worker) -> Callable[[str], Any]
     return lambda token: hello(spec, part, worker, token)
 
 
-def _publisher(spec: ShardSpec, config: Config) -> Callable[[Sequence[bytes]], None]:
-    log = open_log(config)
-    key = spec.line.encode()
+def publisher(log: Log, line: str) -> Publish:
+    """Appends deltas of a line."""
+    key = line.encode()
 
     def publish(deltas: Sequence[bytes]) -> None:
         log.append(DELTAS, [Append(0, key, delta) for delta in deltas])

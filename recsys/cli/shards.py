@@ -40,6 +40,7 @@ def run(config: Config, stop: Stop) -> None:
     spec = spec_of(config, epoch=live_epoch(log))
     log.close()
     keeper = Keeper(config, spec)
+    keeper.prepare()
     while not stop.is_set(starting=True):
         if keeper.start() and keeper.ask():
             break
@@ -82,6 +83,14 @@ class Keeper:
             _LOG.warning("shards don't start yet: %s", error)
             return False
         return True
+
+    def prepare(self) -> None:
+        """Where there were more or fewer shards before, their state is cut anew: once, before any starts."""
+        from parameter_server.shard_actor import prepare
+
+        done = prepare(self._spec, self._config, self._dense)
+        if done is not None:
+            _LOG.info("%d shards became %d at step %d", done.parts, self._spec.parts, done.step)
 
     def end(self) -> None:
         """Stops every actor that has one of the line's names, and so frees the names."""

@@ -1,0 +1,132 @@
+"""Another number of shards: what the old ones had is cut anew, before the new ones start.
+
+The old shards are made again from the newest snapshot and their write-ahead files, up to the step that all of
+them have written down. Together they become a snapshot of that step in as many parts as there are shards now,
+and the new ones start from it: nothing is learned again, and nothing that replicas were sent changes. The old
+files go last, so a kill at any time leaves the old shards or the new.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from parameter_server import snapshots
+from parameter_server.dense import Vector
+from parameter_server.durable import Publish, load_cut, load_shard, owner_of
+from parameter_server.lanes import StepSum
+from parameter_server.parameter_client import part_of
+from parameter_server.shard import Shard, ShardSpec
+from parameter_server.wal import Wal
+from recsys.records import pack
+
+_FILE: Final = re.compile(r"(?P<line>.+)-(?P<epoch>\d+)-(?P<part>\d+)-of-(?P<parts>\d+)\.wal")
+
+
+class Recut(NamedTuple):
+    """What was done: from how many shards, at which step."""
+
+    parts: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a line's shards keep their files."""
+
+    snapshots: Path
+    wals: Path  # the folder
+    sync: bool = False
+
+    def wal(self, spec: ShardSpec) -> Path:
+        """The write-ahead file of one shard."""
+        return self.wals / f"{spec.line}-{spec.epoch}-{spec.part}-of-{spec.parts}.wal"
+
+    def counts(self, spec: ShardSpec) -> list[int]:
+        """The numbers of shards of which a line and epoch has write-ahead files."""
+        found = (_FILE.fullmatch(file.name) for file in self.wals.glob("*.wal"))
+        own = (m for m in found if m and (m["line"], int(m["epoch"])) == (spec.line, spec.epoch))
+        return sorted({int(m["parts"]) for m in own})
+
+
+def recut(
+    spec: ShardSpec, files: Files, publish: Publish, dense: Vector | None = None
+) -> Recut | None:
+    """Cuts what other numbers of shards left for ``spec.parts``; None where they left no more than is in the
+    snapshot and the own files. No shard of the line may run. ``dense``: as a line begins.
+
+    The newest delta of each old shard is published once more: a crash may have kept it from being so.
+    """
+    others = [parts for parts in files.counts(spec) if parts != spec.parts]
+    if not others:
+        return None
+    newest = snapshots.latest(files.snapshots, spec.line, spec.epoch).snapshot
+    base = 0 if newest is None else newest.step
+    reach = {parts: _reach(replace(spec, parts=parts), files, base) for parts in others}
+    best = max(others, key=lambda parts: reach[parts])
+    done = None
+    if reach[best] > _reach(spec, files, base):
+        old = replace(spec, parts=best)
+        _write(spec, files, _recover(old, files, newest, reach[best], publish, dense))
+        done = Recut(best, reach[best])
+    for parts in others:
+        for part in range(parts):
+            files.wal(part_of(replace(spec, parts=parts), part)).unlink(missing_ok=True)
+    return done
+
+
+def _reach(spec: ShardSpec, files: Files, base: int) -> int:
+    """The newest step that all shards of a layout have, going on from a snapshot at ``base``."""
+    reached = []
+    for part in range(spec.parts):
+        own = part_of(spec, part)
+        if not files.wal(own).exists():
+            return base
+        wal = Wal(files.wal(own), owner_of(own), files.sync)
+        first, last = wal.steps or (base + 1, base)
+        wal.close()
+        reached.append(last if first <= base + 1 else base)
+    return max(base, min(reached))
+
+
+def _recover(
+    spec: ShardSpec,
+    files: Files,
+    newest: snapshots.Snapshot | None,
+    step: int,
+    publish: Publish,
+    dense: Vector | None,
+) -> list[Shard]:
+    shards = []
+    for part in range(spec.parts):
+        own = part_of(spec, part)
+        shard = Shard(own, dense if part == 0 else None)
+        if newest is not None:
+            load_shard(shard, newest)
+        wal = Wal(files.wal(own), owner_of(own), files.sync)
+        delta = None
+        for number, payload in wal.records(after=shard.applied):
+            if number > step:
+                break
+            delta = shard.apply(StepSum.decode(payload))
+        wal.close()
+        if delta is not None:
+            publish([pack(delta)])
+        shards.append(shard)
+    return shards
+
+
+def _write(spec: ShardSpec, files: Files, old: Sequence[Shard]) -> None:
+    """A snapshot in the new number of parts. One new shard is in memory at a time."""
+    exports = [shard.export() for shard in old]
+    first = old[0].dense
+    for part in range(spec.parts):
+        own = part_of(spec, part)
+        shard = Shard(own, first.values if part == 0 and first is not None else None)
+        load_cut(shard, [arrays for arrays, _ in exports], [meta for _, meta in exports])
+        arrays, meta = shard.export()
+        step, parts = old[0].applied, spec.parts
+        snapshots.write_part(
+            files.snapshots, spec.line, spec.epoch, step, part, parts, arrays, meta
+        )

@@ -1,0 +1,182 @@
+"""Other numbers of shards: state, lookups and what is learned afterwards are those of a line that never had
+another."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parameter_server import reshard, snapshots
+from parameter_server.deltas import DeltaAssembler, Gap
+from parameter_server.durable import DurableShard, Home
+from parameter_server.lanes import LaneGradients
+from parameter_server.parameter_client import LocalClient, part_of, route_lanes
+from parameter_server.reshard import Files, Recut, recut
+from parameter_server.shard import ShardSpec, digest_of_shards
+from serving.row_store import RowStore
+from tests.toy_line import DENSE, LANES, TABLES, keys_of, toy_spec, work
+
+ALL = list(range(LANES))
+SPEC = toy_spec(2, delta_format="fp16", delta_bytes=120, settle_every=17, digest_every=3)
+
+
+class Line(LocalClient):
+    """Durable shards of one layout, in this process."""
+
+    def __init__(self, folder: Path, spec: ShardSpec, publish: Callable[[list[bytes]], None]):
+        files = files_in(folder)
+        self.done = recut(spec, files, publish, DENSE)
+        self.durable = []
+        for part in range(spec.parts):
+            own = part_of(spec, part)
+            home = Home(files.snapshots, files.wal(own), snapshot_every=10, snapshots_kept=2)
+            first = DENSE if part == 0 else None
+            self.durable.append(DurableShard(own, home, publish, first))
+        super().__init__([its.shard for its in self.durable])
+
+    def exchange(self, step, time_ms, lanes, next_keys):  # type: ignore[no-untyped-def]
+        for its, own in zip(self.durable, route_lanes(lanes, len(self.durable)), strict=True):
+            its.learn(step, time_ms, own)
+        return None if next_keys is None else self.lookup(step, next_keys), self.dense(step)
+
+    def close(self) -> None:
+        for its in self.durable:
+            its.close()
+
+
+def files_in(folder: Path) -> Files:
+    return Files(folder / "snapshots", folder / "wals")
+
+
+def oracle(until: int) -> LocalClient:
+    line = LocalClient.fresh(replace(SPEC, parts=1), DENSE)
+    work(line, ALL, until)
+    return line
+
+
+def scores(line: LocalClient, step: int) -> bytes:
+    rows = line.lookup(step, keys_of(step, 1)) | line.lookup(step, keys_of(step - 3, 0))
+    return b"".join(array.tobytes() for array in (*rows.values(), line.dense(step)))
+
+
+def test_two_shards_become_three_and_one_and_change_no_bit(tmp_path: Path) -> None:
+    published: list[bytes] = []
+    for parts, until, came in ((2, 17, None), (3, 24, Recut(2, 17)), (1, 38, Recut(3, 24))):
+        line = Line(tmp_path, replace(SPEC, parts=parts), published.extend)
+        assert line.done == came
+        if came is not None:
+            before = oracle(came.step)
+            assert line.where() == [came.step] * parts
+            assert digest_of_shards(line.shards) == digest_of_shards(before.shards)
+            assert scores(line, came.step) == scores(before, came.step)
+        work(line, ALL, until)
+        assert digest_of_shards(line.shards) == digest_of_shards(oracle(until).shards)
+        assert line.shards[0].counters.updated > 0
+        counted = sum(shard.counters.updated for shard in line.shards)
+        assert counted == sum(shard.counters.updated for shard in oracle(until).shards)
+        line.close()
+        names = sorted(file.name for file in (tmp_path / "wals").iterdir())
+        assert names == [f"main-0-{part}-of-{parts}.wal" for part in range(parts)]
+
+
+def test_a_replica_goes_on_over_the_change(tmp_path: Path) -> None:
+    published: list[bytes] = []
+    assembler = DeltaAssembler("main", 0, 0)
+    copies = {table.name: RowStore(table, SPEC.seed) for table in TABLES}
+    fed = 0
+    for parts, until in ((2, 17), (3, 34), (1, 51)):  # each ends with a step that settles
+        line = Line(tmp_path, replace(SPEC, parts=parts), published.extend)
+        work(line, ALL, until)
+        line.close()
+        for value in published[fed:]:
+            steps = assembler.feed(value)
+            assert not isinstance(steps, Gap), steps
+            for step in steps:
+                for name, changed in step.tables.items():
+                    copies[name].set(changed.keys, changed.values)
+                    copies[name].remove(changed.removed)
+        fed = len(published)
+        assert assembler.step == until
+        for table in TABLES:
+            for shard in line.shards:
+                keys = shard.tables[table.name].export()["keys"]
+                mine, its = copies[table.name].lookup(keys), shard.tables[table.name].lookup(keys)
+                assert np.abs(mine - its).max(initial=0) < 1e-2
+    assert assembler.refusals.corrupt == 0
+
+
+def test_a_shard_that_is_a_step_ahead_waits_for_the_others(tmp_path: Path) -> None:
+    line = Line(tmp_path, SPEC, lambda values: None)
+    work(line, ALL, 15)
+    ahead = line.durable[1]
+    ahead._publish = lambda values: None
+    lanes = []
+
+    def caught(step: int, time_ms: int, own: object) -> None:
+        lanes.append((step, time_ms, own))
+        raise InterruptedError
+
+    line.durable[0].learn = caught  # type: ignore[method-assign]
+    with pytest.raises(InterruptedError):
+        work(line, ALL, 16)
+    step, time_ms, own = lanes[0]
+    ahead.learn(step, time_ms, [LaneGradients(lane) for lane in ALL])  # its own of the step
+    assert (line.durable[0].applied, ahead.applied) == (15, 16)
+    line.close()
+    after = Line(tmp_path, replace(SPEC, parts=3), lambda values: None)
+    assert after.done == Recut(2, 15)
+    work(after, ALL, 30)
+    assert digest_of_shards(after.shards) == digest_of_shards(oracle(30).shards)
+
+
+@pytest.mark.parametrize("dies_at", ["first part", "second part", "removal"])
+def test_killed_on_the_way_it_is_the_old_shards_or_the_new(
+    tmp_path: Path, dies_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(tmp_path, SPEC, lambda values: None)
+    work(line, ALL, 17)
+    line.close()
+    real, left = snapshots.write_part, {"first part": 0, "second part": 1, "removal": 99}[dies_at]
+
+    def write_part(*arguments: object) -> Path:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        return real(*arguments)  # type: ignore[arg-type]
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(reshard.snapshots, "write_part", write_part)
+        if dies_at == "removal":
+            patch.setattr(Path, "unlink", unlink)
+        recut(replace(SPEC, parts=3), files_in(tmp_path), lambda values: None, DENSE)
+    for parts in (2, 3) if dies_at == "second part" else (3,):  # someone may change his mind
+        line = Line(tmp_path, replace(SPEC, parts=parts), lambda values: None)
+        assert line.where() == [17] * parts
+        assert digest_of_shards(line.shards) == digest_of_shards(oracle(17).shards)
+        line.close()
+
+
+def test_what_a_snapshot_holds_already_needs_no_cutting(tmp_path: Path) -> None:
+    line = Line(tmp_path, SPEC, lambda values: None)
+    work(line, ALL, 20)  # a snapshot is taken at each tenth step
+    line.close()
+    after = Line(tmp_path, replace(SPEC, parts=3), lambda values: None)
+    assert after.done is None and after.where() == [20, 20, 20]
+    assert digest_of_shards(after.shards) == digest_of_shards(oracle(20).shards)
+
+
+def test_a_file_that_is_missing_costs_the_steps_after_the_snapshot_alone(tmp_path: Path) -> None:
+    line = Line(tmp_path, SPEC, lambda values: None)
+    work(line, ALL, 17)
+    line.close()
+    files_in(tmp_path).wal(part_of(SPEC, 1)).unlink()
+    after = Line(tmp_path, replace(SPEC, parts=3), lambda values: None)
+    assert after.done is None and after.where() == [10, 10, 10]  # trainers learn them again
+    work(after, ALL, 17)
+    assert digest_of_shards(after.shards) == digest_of_shards(oracle(17).shards)
