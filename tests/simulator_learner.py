@@ -6,8 +6,10 @@ it, rows that expire, and rows that depend on each other and on the order of sum
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,6 +18,12 @@ from recsys.hashing import key_of, uniforms
 from recsys.records import Example
 from tests.toy_feed import DENSE as DENSE_WIDTH
 from tests.toy_feed import FEATURES
+from training import step_reader
+
+
+def whole_examples() -> AbstractContextManager[Any]:
+    """Within it, workers decode all of an example: counting needs to know which it is, learning doesn't."""
+    return mock.patch.object(step_reader, "Lesson", Example)
 
 
 def counted(example: Example) -> list[int]:

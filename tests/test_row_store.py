@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.rows import initial_rows
+from parameter_server.rounding import digest_of_rows
+from parameter_server.rows import initial_rows, table_seed
 from recsys.config import TableConfig
 from serving import row_store
 from serving.row_store import RowStore
@@ -36,6 +37,8 @@ def test_it_holds_what_a_dictionary_would(changes: list[tuple[str, set[int]]]) -
     keys, rows = store.export()
     assert keys.tolist() == sorted(expected) and len(store) == len(expected)
     assert all((row == expected[key]).all() for key, row in zip(keys.tolist(), rows, strict=True))
+    everyone = np.ones(len(keys), np.bool_)
+    assert store.digest == digest_of_rows(table_seed(7, "features"), keys, rows, everyone)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 23])
@@ -48,3 +51,14 @@ def test_filled_in_blocks_it_is_as_set_at_once(monkeypatch: pytest.MonkeyPatch, 
     filled.set(KEYS, np.ones((len(KEYS), 3), np.float32))  # and grows on
     once.set(KEYS, np.ones((len(KEYS), 3), np.float32))
     assert all((a == b).all() for a, b in zip(filled.export(), once.export(), strict=True))
+    assert filled.digest == once.digest != 0
+
+
+def test_a_row_that_is_not_what_was_set_shows_in_the_digest_once_it_changes() -> None:
+    one, other = RowStore(TABLE, 7), RowStore(TABLE, 7)
+    for store in (one, other):
+        store.set(KEYS, np.ones((len(KEYS), 3), np.float32))
+    other._values[4] *= 2
+    for store in (one, other):
+        store.set(KEYS[3:6], np.zeros((3, 3), np.float32))
+    assert one.digest != other.digest

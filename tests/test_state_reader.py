@@ -10,12 +10,14 @@ import pytest
 
 from experiments.policy import Policies
 from parameter_server.deltas import seal
+from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.parameter_client import LocalClient
 from parameter_server.snapshots import write_part
 from recsys.blueprint import FEED_SCHEMA
 from recsys.config import Config, PolicyConfig
 from recsys.events import Item, encode
 from recsys.features import FeatureSet
-from recsys.hashing import key_of
+from recsys.hashing import key_of, uniforms
 from recsys.log import Append, LogUnavailable, MemoryLog
 from recsys.records import (
     CONTROL,
@@ -37,6 +39,7 @@ from recsys.records import (
 )
 from serving.replica import Replica
 from serving.state_reader import StateReader
+from training.line import spec_of
 
 FEATURES = FeatureSet(FEED_SCHEMA)
 NOW_MS = 1_790_000_000_000
@@ -230,6 +233,54 @@ def test_a_gap_waits_for_a_newer_snapshot(fixture: Fixture) -> None:
     fixture.step(20, 20.0)
     fixture.turn()
     assert fixture.reader.replica.step == 20 and fixture.reader.line.gap is None
+
+
+@pytest.mark.parametrize("fault", ["a delta never came", "a row was harmed", "a row was dropped"])
+def test_what_diverged_from_the_shards_is_found_by_the_digest_and_mended(
+    fixture: Fixture, fault: str
+) -> None:
+    """Deltas of shards that round and hold back; a snapshot from which replica and shards agree again."""
+    spec = replace(spec_of(fixture.config), delta_bytes=200, digest_every=4, settle_every=50)
+    client = LocalClient.fresh(spec, np.zeros(3, np.float32), lambda d: fixture.put(DELTAS, d))
+    fixture.reader.replica.model.write_dense = lambda flat: None  # type: ignore[method-assign]
+
+    def learn(until: int) -> None:
+        while client.shards[0].applied < until:
+            step = client.shards[0].applied + 1
+            keys = np.unique((30 * uniforms(step, np.arange(40), 1)[:, 0] ** 2).astype(np.int64))
+            keys = np.append(keys, 1_000) if step == 1 else keys
+            some = uniforms(step, keys, spec.dims["features"]).astype(np.float32)
+            rows = {"features": RowGradients(keys, some, np.ones(len(keys), np.int32))}
+            lanes = [LaneGradients(n, rows if n == 0 else {}) for n in range(spec.lanes)]
+            client.exchange(step, 0, lanes, None)
+            fixture.turn()
+
+    learn(9)
+    assert fixture.reader.replica.step == 9 and fixture.reader.line.gaps == 0
+    store = fixture.reader.replica.rows["features"]
+    if fault == "a delta never came":
+        real, store.set = store.set, lambda keys, values: None  # type: ignore[method-assign]
+        learn(10)
+        store.set = real  # type: ignore[method-assign]
+    elif fault == "a row was harmed":
+        store._values[:10] += 1
+    else:
+        store.remove(np.array([1_000]))
+    learn(20)
+    assert fixture.reader.line.gaps == 1 and "aren't those" in str(fixture.reader.line.gap)
+    stood = fixture.reader.replica.step
+    assert stood in (12, 16, 20)  # what was applied stays, answers go on
+    learn(24)
+    assert fixture.reader.replica.step == stood and fixture.reader.line.gaps == 1
+    for shard in client.shards:
+        assert shard.published.held["features"] > 0
+        arrays, meta = shard.export()
+        arrays["dense/averaged"] = np.zeros(3, np.float32)
+        write_part(fixture.folder, "main", 0, 24, shard.spec.part, spec.parts, arrays, meta)
+    learn(40)
+    reader = fixture.reader
+    assert reader.replica.step == 40 and reader.line.gap is None and reader.line.gaps == 1
+    assert reader.replica.digest == sum(s.published.digest for s in client.shards) % 2**64
 
 
 def test_repeated_deltas_change_nothing(fixture: Fixture) -> None:
