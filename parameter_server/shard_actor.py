@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import ray
 
 from parameter_server.dense import Vector
@@ -38,6 +39,7 @@ from recsys.open_log import open_log
 from recsys.records import DELTAS
 
 NAMESPACE = "recsys"
+_PIECE: Final = 64 << 10  # bytes; Ray takes up to 100 KB into a call
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -53,13 +55,15 @@ class Placement:
 class ShardActor:
     """One shard behind a socket. The rest is ``DurableShard`` and ``ShardService``."""
 
-    def __init__(self, spec: ShardSpec, config: Config, dense: Vector | None, host: str) -> None:
+    def __init__(self, spec: ShardSpec, config: Config, host: str, *dense: bytes) -> None:
+        """``dense``: the initial parameters of part 0, in pieces."""
         warm()
+        initial = np.frombuffer(b"".join(dense), np.float32) if dense else None
         self._shard = DurableShard(
             spec,
             home_of(spec, config),
             publisher(open_log(config), spec.line),
-            dense,
+            initial,
             background=True,
         )
         self._service = ShardService(self._shard, secrets.token_hex(16))
@@ -146,9 +150,17 @@ def start_shards(
             num_cpus=placement.cpus,
         )
         own = part_of(spec, part)
-        handles.append(actor.remote(own, config, dense if part == 0 else None, placement.host))
+        pieces = _pieces(dense) if part == 0 and dense is not None else []
+        handles.append(actor.remote(own, config, placement.host, *pieces))
     ray.get([handle.address.remote() for handle in handles])
     return handles
+
+
+def _pieces(dense: Vector) -> list[bytes]:
+    """The parameters as arguments that travel within the call. A larger one would be an object of its own in
+    Ray, which goes when the actor has started: then Ray can't start it again."""
+    data = np.ascontiguousarray(dense, np.float32).tobytes()
+    return [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
 
 
 def find_shards(spec: ShardSpec) -> list[Any]:
