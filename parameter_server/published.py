@@ -177,10 +177,17 @@ class Published:
             rows = len(its.keys) + len(held)
             costs.append(np.full(rows, self._cost(name), np.int64))
             tables.append(np.full(rows, number))
-        order = np.lexsort(tuple(map(np.concatenate, (tables, keys, [-w for w in weights]))))
-        spent = np.cumsum(np.concatenate(costs)[order])
-        goes = np.zeros(len(order), np.bool_)
-        goes[order[: max(1, int(np.searchsorted(spent, self._budget, "right")))]] = True
+        weight, cost = np.concatenate(weights), np.concatenate(costs)
+        # No more rows than this fit, so only they and their equals need be put in order.
+        most = self._budget // min(map(self._cost, moved)) + 1
+        first = np.arange(len(weight))
+        if most < len(weight):
+            first = np.flatnonzero(weight >= np.partition(weight, -most)[-most])
+        columns = np.concatenate(tables), np.concatenate(keys), -weight
+        order = first[np.lexsort(tuple(column[first] for column in columns))]
+        count = int(np.searchsorted(np.cumsum(cost[order]), self._budget, "right"))
+        goes = np.zeros(len(weight), np.bool_)
+        goes[order[: max(1, count)]] = True
         cuts = np.split(goes, np.cumsum([len(part) for part in keys])[:-1])
         return {name: (cuts[2 * n], cuts[2 * n + 1]) for n, name in enumerate(moved)}
 

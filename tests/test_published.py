@@ -163,6 +163,29 @@ def test_ties_go_by_key_whatever_the_order_in_which_they_came():
         assert sorted(world.step(moves)["b"]) == [1, 3]
 
 
+@given(st.lists(st.tuples(KEYS, st.sampled_from([1.0, 2.0, 3.0]), st.integers(0, 3)), max_size=30))
+def test_the_order_is_by_traffic_and_change_then_key_then_table(moves):
+    """However few of the rows are put in order to find the first."""
+    world, its = World("fp32", 50), {key: (by, n) for key, by, n in moves}
+    weights = {}
+    for (table, key), (by, n) in its.items():
+        start = world.rows_of(table, np.array([key]))[0]
+        now = start + np.float32(by)
+        weights[table, key] = n * np.sqrt(
+            sum((float(a) - float(b)) ** 2 for a, b in zip(now, start, strict=True))
+        )
+    left = sorted(weights, key=lambda k: (-weights[k], k[1], k[0]))
+    moves = [(*key, *its[key]) for key in its]
+    while left:
+        cost, count = 0, 0
+        for table, _ in left:
+            cost += KEY_BYTES + row_bytes(DIMS[table], "fp32")
+            count += cost <= 50
+        went = world.step(moves)
+        assert {(t, k) for t, ks in went.items() for k in ks} == set(left[: max(1, count)])
+        left, moves = left[max(1, count) :], []
+
+
 def test_a_row_that_rounds_to_what_replicas_hold_is_not_sent():
     world = World()
     world.step([("b", 1, 1.0, 1)])

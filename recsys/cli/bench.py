@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-NAMES: Final = ("table", "train", "join")
+NAMES: Final = ("table", "train", "join", "sync")
 _PACKAGES: Final = (
     "torch",
     "fbgemm-gpu-cpu",
@@ -26,14 +26,15 @@ def bench(
         str,
         typer.Argument(
             help="table: rows of the parameter server; train: examples through two shards; join: events "
-            "through the joiner."
+            "through the joiner; sync: rows from a shard to a replica."
         ),
     ] = "table",
     rows: Annotated[int, typer.Option(help="table: rows in it.")] = 1_000_000,
-    batches: Annotated[int, typer.Option(help="table, train: batches that are timed.")] = 50,
-    ids: Annotated[int, typer.Option(help="train: ids of each of the 24 fields.")] = 100_000,
+    batches: Annotated[int, typer.Option(help="table, train, sync: batches that are timed.")] = 50,
+    ids: Annotated[int, typer.Option(help="train, sync: ids of each of the 24 fields.")] = 100_000,
     batch: Annotated[int, typer.Option(help="train: examples of a worker in a step.")] = 1_024,
     events: Annotated[int, typer.Option(help="join: events.")] = 200_000,
+    budget_kb: Annotated[int, typer.Option(help="sync: KiB of rows in a step.")] = 64,
     seed: Annotated[int, typer.Option(help="Of keys, examples, events.")] = 0,
     apart: Annotated[
         bool,
@@ -65,6 +66,13 @@ def bench(
 
         _check("events", events, 1)
         options, measured = {"events": events}, measure_join(events, seed)
+    elif name == "sync":
+        from recsys.cli.bench_sync import measure_sync
+
+        options = {"ids": ids, "batches": batches, "budget-kb": budget_kb}
+        for option, value in options.items():
+            _check(option, value, 1)
+        measured = measure_sync(ids, batches, seed, budget_kb)
     else:
         raise typer.BadParameter(f"there is no bench {name!r}, expected {', '.join(NAMES)}")
     words = [f"--{option} {value}" for option, value in (options | {"seed": seed}).items()]
