@@ -1,7 +1,8 @@
 """A log of the simulated world, as a data set: lists drawn at random, answered by people whose tastes drift.
 
-The lists hang on no model, so every sync interval is judged on the same rows. What a viewer didn't reach is
-left out of the list: there is nothing to be judged by.
+The lists hang on no model, so every sync interval is judged on the same rows. Three in four of what is shown
+was published within the last day, as in a feed of short videos; the rest may be of any age. What a viewer
+didn't reach is left out of the list: there is nothing to be judged by.
 """
 
 from collections import Counter
@@ -16,6 +17,9 @@ from recsys.world import World
 
 _HOUR_MS = 3_600_000
 _LIST = 8  # items in a list, before the viewer has had enough
+_OF_ANY_AGE = 4  # one rank in so many
+_PUBLISH_EVERY_S = 900.0
+_NEW = round(86_400 / _PUBLISH_EVERY_S)  # items published in a day
 
 
 @dataclass
@@ -68,7 +72,7 @@ class WorldLog:
             self.seed,
             self.users,
             self.items,
-            publish_every_s=900.0,
+            publish_every_s=_PUBLISH_EVERY_S,
             requests_per_s=self.requests_per_s,
         )
         stop_ms = world.start_ms + round(self.hours * _HOUR_MS)
@@ -87,8 +91,12 @@ class WorldLog:
     ) -> list[Event]:
         """One list with what was done with it. ``catalogue``: oldest first, some of it still to come."""
         there = sum(item.time_ms <= now_ms for item in catalogue)
-        draws = (uniform(self.seed, "what", request_id, rank) for rank in range(_LIST))
-        ids = list(dict.fromkeys(catalogue[int(draw * there)].item_id for draw in draws))
+        draws = [uniform(self.seed, "what", request_id, rank) for rank in range(_LIST)]
+        ages = [
+            draw * (there if n % _OF_ANY_AGE == 0 else min(_NEW, there))
+            for n, draw in enumerate(draws)
+        ]
+        ids = list(dict.fromkeys(catalogue[there - 1 - int(age)].item_id for age in ages))
         done = world.react(user_id, ids, request_id, now_ms)
         seen = {str(e.item_id) for e in done if e.kind == "view"}
         served = [Served(item_id=item_id) for item_id in ids if str(item_id) in seen]
