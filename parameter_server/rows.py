@@ -203,7 +203,7 @@ class Table:
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Adds the rows of an export to an empty table (or one that has none of them)."""
-        slots = self._insert(as_keys(arrays["keys"]))
+        slots = self._place(as_keys(arrays["keys"]))
         self._values[slots] = arrays["values"]
         self._accumulator[slots] = arrays["accumulator"]
         self._used_ms[slots] = arrays["used_ms"]
@@ -249,12 +249,18 @@ class Table:
         return left
 
     def _insert(self, keys: Keys) -> Keys:
+        """Gives keys rows at their initial values; returns the slots."""
+        slots = self._place(keys)
+        kernels.draw(self._seed, self.config.initial, keys, slots, self._values)
+        return slots
+
+    def _place(self, keys: Keys) -> Keys:
+        """Gives keys rows whose values are yet to be set; returns the slots."""
         slots = self._ids.insert(keys)
         rows = len(self._ids)
         self._values = grown(self._values, rows, self._limit)
         self._accumulator = grown(self._accumulator, rows, self._limit)
         self._used_ms = grown(self._used_ms, rows, self._limit)
-        kernels.draw(self._seed, self.config.initial, keys, slots, self._values)
         return slots
 
     def _drop(self, slots: Keys) -> None:
