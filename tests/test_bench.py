@@ -26,4 +26,28 @@ def test_the_table_bench_tells_its_figures_beside_the_peer(tmp_path):
 
 def test_an_unknown_bench_is_refused():
     result = CliRunner().invoke(load("recsys.cli.bench:bench", "bench"), ["nonsense"])
-    assert result.exit_code == 2 and "expected table, train, join" in result.output
+    assert result.exit_code == 2 and "there is no bench 'nonsense'" in result.output
+
+
+def test_the_first_that_holds_is_when_it_happened():
+    from recsys.cli.bench_freshness import _when
+
+    notes = [(1.0, 3), (2.0, 5), (4.0, 9)]
+    assert [_when(notes, lambda done, s=s: done >= s) for s in (1, 4, 9, 10)] == [
+        1.0,
+        2.0,
+        4.0,
+        None,
+    ]
+
+
+@pytest.mark.slow
+def test_the_freshness_bench_follows_views_to_answers(tmp_path):
+    from recsys.cli.bench_freshness import STAGES, measure_freshness
+
+    found = measure_freshness(2, 200, every_ms=100, shards=2, seed=0, warm_s=1.0)["figures"]
+    assert found["views"] > 100 and found["unlearned"] == 0
+    for stage in (*STAGES, "view_to_answer"):
+        assert 0 <= found[stage]["p50"] <= found[stage]["p95"] <= found[stage]["p99"]
+    assert found["view_to_answer"]["p50"] > 0
+    assert set(found["cores_busy"]) == {"joined", "cut", "learned", "published", "applied"}

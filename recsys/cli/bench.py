@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-NAMES: Final = ("table", "train", "join", "sync")
+NAMES: Final = ("table", "train", "join", "freshness", "sync", "recovery")
 _PACKAGES: Final = (
     "torch",
     "fbgemm-gpu-cpu",
@@ -26,15 +26,22 @@ def bench(
         str,
         typer.Argument(
             help="table: rows of the parameter server; train: examples through two shards; join: events "
-            "through the joiner; sync: rows from a shard to a replica."
+            "through the joiner; freshness: from the end of a view to the answer that has learned it; "
+            "sync: rows from a shard to a replica; recovery: a killed shard, until it answers again."
         ),
     ] = "table",
-    rows: Annotated[int, typer.Option(help="table: rows in it.")] = 1_000_000,
+    rows: Annotated[int, typer.Option(help="table, recovery: rows in it.")] = 1_000_000,
     batches: Annotated[int, typer.Option(help="table, train, sync: batches that are timed.")] = 50,
     ids: Annotated[int, typer.Option(help="train, sync: ids of each of the 24 fields.")] = 100_000,
     batch: Annotated[int, typer.Option(help="train: examples of a worker in a step.")] = 1_024,
     events: Annotated[int, typer.Option(help="join: events.")] = 200_000,
+    seconds: Annotated[int, typer.Option(help="freshness: seconds that are measured.")] = 20,
+    rate: Annotated[int, typer.Option(help="freshness: events offered in a second.")] = 1_000,
+    every_ms: Annotated[int, typer.Option(help="freshness: step.every_ms.")] = 250,
+    shards: Annotated[int, typer.Option(help="freshness: shards.")] = 1,
     budget_kb: Annotated[int, typer.Option(help="sync: KiB of rows in a step.")] = 64,
+    steps: Annotated[int, typer.Option(help="recovery: steps in the write-ahead file.")] = 400,
+    kills: Annotated[int, typer.Option(help="recovery: how often the shard is killed.")] = 3,
     seed: Annotated[int, typer.Option(help="Of keys, examples, events.")] = 0,
     apart: Annotated[
         bool,
@@ -66,6 +73,13 @@ def bench(
 
         _check("events", events, 1)
         options, measured = {"events": events}, measure_join(events, seed)
+    elif name == "freshness":
+        from recsys.cli.bench_freshness import measure_freshness
+
+        options = {"seconds": seconds, "rate": rate, "every-ms": every_ms, "shards": shards}
+        for option, value in options.items():
+            _check(option, value, 1)
+        measured = measure_freshness(seconds, rate, every_ms, shards, seed)
     elif name == "sync":
         from recsys.cli.bench_sync import measure_sync
 
@@ -73,6 +87,13 @@ def bench(
         for option, value in options.items():
             _check(option, value, 1)
         measured = measure_sync(ids, batches, seed, budget_kb)
+    elif name == "recovery":
+        from recsys.cli.bench_recovery import measure_recovery
+
+        options = {"rows": rows, "steps": steps, "kills": kills}
+        for option, value in options.items():
+            _check(option, value, 1)
+        measured = measure_recovery(rows, steps, kills, seed)
     else:
         raise typer.BadParameter(f"there is no bench {name!r}, expected {', '.join(NAMES)}")
     words = [f"--{option} {value}" for option, value in (options | {"seed": seed}).items()]
