@@ -17,7 +17,7 @@ from torch import Tensor
 from recsys.blueprint import build_model
 from recsys.cli.bench_examples import FEATURES, FIELDS, Drawn, one_hot
 from recsys.config import Config
-from recsys.garbage import no_collection
+from recsys.garbage import no_collection, settle
 from recsys.open_log import open_log
 from recsys.ranker import loss_per_output, targets
 from recsys.records import EXAMPLES, Lesson, unpack_all
@@ -128,6 +128,7 @@ def _rate(
     optimizer = torch.optim.Adam(model.ranker.parameters(), lr=config.model.dense_rate, fused=True)
     weights = torch.tensor([1.0] + [config.model.side_weight] * len(FEATURES.schema.labels))
     none = torch.zeros(1, 0, config.model.dim + 1), torch.zeros(1, 0, FEATURES.outcomes)
+    settle()
     done, started, busy = 0, time.perf_counter(), time.process_time()
     for number, drawn in enumerate(islice(batches_of(config, batch), batches)):
         if number == min(_WARM, batches // 2):

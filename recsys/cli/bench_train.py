@@ -18,6 +18,7 @@ from typing import Any, Final
 from recsys.cli.bench_examples import FEATURES, FIELDS, append_examples, draw_examples
 from recsys.cli.bench_parts import Told, answers, end, telling, ways
 from recsys.config import Config, ModelConfig, ParameterServerConfig, StepConfig
+from recsys.garbage import settle
 
 WORKERS: Final = 2
 SHARDS: Final = 2
@@ -116,6 +117,7 @@ def serve(job: Job, part: int, told: Told, stop: Any) -> None:
             background=True,
         )
         server = SocketServer(ShardService(shard, job.token))
+        settle()
         told.put(("shard", part, server.address.port))
         stop.wait()
         told.put(("served", part, time.process_time() - warm_s))
@@ -127,9 +129,12 @@ def serve(job: Job, part: int, told: Told, stop: Any) -> None:
 def work(job: Job, rank: int, ports: dict[int, int], told: Told) -> None:
     """One worker: learns to the last step, and tells when the warm steps and the last one ended."""
     with telling(told, rank):
+        import torch
+
         from parameter_server.parameter_client import ShardedClient, hello
         from parameter_server.parameter_client import Worker as WorkerId
         from parameter_server.transport import Address, SocketChannel
+        from recsys.batch import Sparse
         from recsys.blueprint import build_model
         from recsys.open_log import open_log
         from training.jagged import keyed_jagged
@@ -149,6 +154,8 @@ def work(job: Job, rank: int, ports: dict[int, int], told: Told) -> None:
         log, client = open_log(config), ShardedClient(spec, channels, who)
         learner = Learner(build_model(FEATURES, config.model), keyed_jagged)
         worker = Worker(rank, WORKERS, log, client, learner, config)
+        keyed_jagged(Sparse([], torch.empty(0), torch.empty(0)))  # torchrec's import, a second
+        settle()
         begun = warm_s = 0.0
         while worker.step < job.steps:
             worker.turn()
