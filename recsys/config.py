@@ -194,11 +194,16 @@ class ParameterServerConfig:
 class TrainerConfig:
     workers: int = 2
     cpus_per_worker: float = 0.3
+    device: str = "cpu"  # or "cuda": where the network and a lane's rows are while it learns
+    gpus_per_worker: float = 0.5  # what Ray books, where ``device`` is "cuda"
 
     def __post_init__(self) -> None:
         _check(self.workers >= 1, "trainer.workers", self.workers, "at least 1")
         share = self.cpus_per_worker
         _check(share > 0, "trainer.cpus_per_worker", share, "a positive number")
+        _check(self.device in ("cpu", "cuda"), "trainer.device", self.device, "cpu or cuda")
+        share = self.gpus_per_worker
+        _check(share > 0, "trainer.gpus_per_worker", share, "a positive number")
 
 
 @dataclass(frozen=True)

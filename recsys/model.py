@@ -115,14 +115,13 @@ class Model(nn.Module):
         self.user_side = UserSide(config.vector_dim)
 
     def rank(self, batch: Batch, lookup: Lookup, rows_UR: Tensor) -> Tensor:
-        """The ranker's logits (B, L)."""
-        size = len(batch)
+        """The ranker's logits (B, L), where the rows are."""
+        size, device = len(batch), rows_UR.device
         pooled_BSR = pooled(rows_UR, lookup.slot_index, batch.sparse.lengths(), size)
         history_BTR = self._history(lookup, rows_UR)
-        outcomes = torch.from_numpy(batch.outcomes_BTO)
-        logits: Tensor = self.ranker(
-            pooled_BSR, history_BTR, outcomes, torch.from_numpy(batch.dense_BF)
-        )
+        outcomes = torch.from_numpy(batch.outcomes_BTO).to(device)
+        dense = torch.from_numpy(batch.dense_BF).to(device)
+        logits: Tensor = self.ranker(pooled_BSR, history_BTR, outcomes, dense)
         return logits
 
     def _history(self, lookup: Lookup, rows_UR: Tensor) -> Tensor:
@@ -138,9 +137,10 @@ class Model(nn.Module):
     ) -> Tensor:
         """The user side (B, V)."""
         content = content_vectors(batch.history_BTH[..., 1:], self.config.vector_dim)
-        past_BTV = items_UV[lookup.past_index] + torch.from_numpy(content)
-        outcomes = torch.from_numpy(batch.outcomes_BTO)
-        users_BV = users_UV[lookup.user_index]
+        device = items_UV.device
+        past_BTV = items_UV[lookup.past_index.to(device)] + torch.from_numpy(content).to(device)
+        outcomes = torch.from_numpy(batch.outcomes_BTO).to(device)
+        users_BV = users_UV[lookup.user_index.to(device)]
         size = len(users_BV)
         vectors: Tensor = self.user_side(
             users_BV, past_BTV.expand(size, -1, -1), outcomes.expand(size, -1, -1)
@@ -150,7 +150,8 @@ class Model(nn.Module):
     def item_vectors(self, batch: Batch, lookup: Lookup, items_UV: Tensor) -> Tensor:
         """The batch's items as vectors (B, V)."""
         content = content_vectors(batch.item_groups_BG, self.config.vector_dim)
-        return items_UV[lookup.item_index] + torch.from_numpy(content)
+        device = items_UV.device
+        return items_UV[lookup.item_index.to(device)] + torch.from_numpy(content).to(device)
 
     def dense_size(self) -> int:
         return sum(p.numel() for p in self.parameters())
@@ -158,7 +159,7 @@ class Model(nn.Module):
     def read_dense(self) -> NDArray[np.float32]:
         """All dense parameters as one flat vector, in the order of ``parameters()``."""
         flat = torch.cat([p.detach().reshape(-1) for p in self.parameters()])
-        out: NDArray[np.float32] = flat.numpy().copy()
+        out: NDArray[np.float32] = flat.cpu().numpy().copy()
         return out
 
     def write_dense(self, flat: NDArray[np.float32]) -> None:
@@ -177,7 +178,7 @@ class Model(nn.Module):
     def dense_gradient(self) -> NDArray[np.float32]:
         """The gradients of all dense parameters, flat; zeros where there is none."""
         parts = [(p.grad if p.grad is not None else torch.zeros_like(p)) for p in self.parameters()]
-        out: NDArray[np.float32] = torch.cat([g.reshape(-1) for g in parts]).numpy()
+        out: NDArray[np.float32] = torch.cat([g.reshape(-1) for g in parts]).cpu().numpy()
         return out
 
 

@@ -21,10 +21,7 @@ def pooled(rows_UR: Tensor, index: Tensor, lengths: Tensor, batch: int) -> Tenso
     ``index``: the row of each place; ``lengths`` (S · B,): the places of each bag, slot by slot.
     """
     if rows_UR.is_cuda:
-        offsets = torch.cumsum(lengths, 0) - lengths
-        none = len(rows_UR) - 1
-        flat = F.embedding_bag(index, rows_UR, offsets, mode="mean", padding_idx=none)
-        return flat.view(-1, batch, rows_UR.shape[1]).transpose(0, 1)
+        return pooled_by_torch(rows_UR, index, lengths, batch)
     out: Tensor = _Pooled.apply(rows_UR, index, lengths, batch)  # type: ignore[no-untyped-call]
     return out
 
@@ -33,14 +30,27 @@ def interacted(rows_BSR: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings and the dot product of each two slots (B, S · D + P); the sum of products and linear terms
     (B,)."""
     if rows_BSR.is_cuda:
-        slots, dim = rows_BSR.shape[1], rows_BSR.shape[2] - 1
-        rows_BSD = rows_BSR[..., :dim]
-        left, right = torch.triu_indices(slots, slots, offset=1, device=rows_BSR.device)
-        pairs_BP = torch.bmm(rows_BSD, rows_BSD.transpose(1, 2))[:, left, right]
-        wide = torch.cat([rows_BSD.flatten(1), pairs_BP], 1)
-        return wide, rows_BSR[..., dim].sum(1) + pairs_BP.sum(1)
+        return interacted_by_torch(rows_BSR)
     found: tuple[Tensor, Tensor] = _Interacted.apply(rows_BSR)  # type: ignore[no-untyped-call]
     return found
+
+
+def pooled_by_torch(rows_UR: Tensor, index: Tensor, lengths: Tensor, batch: int) -> Tensor:
+    """``pooled`` on any device."""
+    index, lengths = index.to(rows_UR.device), lengths.to(rows_UR.device)
+    offsets, none = torch.cumsum(lengths, 0) - lengths, len(rows_UR) - 1
+    flat = F.embedding_bag(index, rows_UR, offsets, mode="mean", padding_idx=none)
+    return flat.view(-1, batch, rows_UR.shape[1]).transpose(0, 1)
+
+
+def interacted_by_torch(rows_BSR: Tensor) -> tuple[Tensor, Tensor]:
+    """``interacted`` on any device."""
+    slots, dim = rows_BSR.shape[1], rows_BSR.shape[2] - 1
+    rows_BSD = rows_BSR[..., :dim]
+    left, right = torch.triu_indices(slots, slots, offset=1, device=rows_BSR.device)
+    pairs_BP = torch.bmm(rows_BSD, rows_BSD.transpose(1, 2))[:, left, right]
+    wide = torch.cat([rows_BSD.flatten(1), pairs_BP], 1)
+    return wide, rows_BSR[..., dim].sum(1) + pairs_BP.sum(1)
 
 
 class _Pooled(Function):

@@ -64,7 +64,9 @@ def retrieval_loss(
     The same item elsewhere in the batch is no negative. 0 where nothing was liked or there is no other.
     """
     logits_BB = sharpness * (user_BV @ item_BV.T)
-    same_BB = (items_B[:, None] == items_B[None, :]) & ~torch.eye(len(items_B), dtype=torch.bool)
+    same_BB = (items_B[:, None] == items_B[None, :]) & ~torch.eye(
+        len(items_B), dtype=torch.bool, device=items_B.device
+    )
     logits_BB = logits_BB.masked_fill(same_BB, -1e9)
     log_p_B = logits_BB.diagonal() - torch.logsumexp(logits_BB, 1)
     return -(log_p_B * liked_B).sum()

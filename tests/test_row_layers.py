@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
 from recsys.row_kernels import distinct, jag
-from recsys.row_layers import interacted, pooled
+from recsys.row_layers import interacted, interacted_by_torch, pooled, pooled_by_torch
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -94,3 +94,15 @@ def test_columns_become_jagged_slot_by_slot(rows: list[list[int]]) -> None:
     parts = [[k for k in row[a:b] if k] for a, b in zip(starts, stops, strict=True) for row in rows]
     assert values[:count].tolist() == [-1, *(key for part in parts for key in part)]
     assert lengths.tolist() == [len(part) for part in parts]
+
+
+def test_what_a_gpu_computes_is_what_the_loops_do() -> None:
+    rows, index = numbers(7, 5), torch.tensor([0, 6, 2, 2, 1, 6, 5])
+    rows[6] = 0
+    lengths = torch.tensor([2, 1, 0, 3, 0, 1])
+    torch.testing.assert_close(
+        pooled_by_torch(rows, index, lengths, 2), pooled(rows, index, lengths, 2)
+    )
+    some = numbers(4, 6, 17)
+    for a, b in zip(interacted_by_torch(some), interacted(some), strict=True):
+        torch.testing.assert_close(a, b)

@@ -33,7 +33,7 @@ from parameter_server.shard import ShardSpec
 from parameter_server.shard_actor import NAMESPACE, connect, find_shards
 from recsys.blueprint import build_model, feature_set
 from recsys.clock import wall_ms
-from recsys.config import Config
+from recsys.config import Config, TrainerConfig
 from recsys.log import LogLost
 from recsys.loops import Stop
 from recsys.open_log import open_log
@@ -151,7 +151,8 @@ def _trainer(config: Config, name: str, epoch: int) -> TorchTrainer:
         torch_config=GlooByFile(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.trainer.workers,
-            resources_per_worker={"CPU": config.trainer.cpus_per_worker},
+            use_gpu=config.trainer.device == "cuda",
+            resources_per_worker=resources_of(config.trainer),
         ),
         run_config=ray.train.RunConfig(
             name=name,
@@ -160,6 +161,12 @@ def _trainer(config: Config, name: str, epoch: int) -> TorchTrainer:
             worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
         ),
     )
+
+
+def resources_of(trainer: TrainerConfig) -> dict[str, float]:
+    """What Ray books for a worker."""
+    booked = {"CPU": trainer.cpus_per_worker}
+    return booked | ({"GPU": trainer.gpus_per_worker} if trainer.device == "cuda" else {})
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -204,7 +211,8 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> None:
         WorkerId(rank, workers, generation),
         config.parameter_server.transport,
     )
-    learner = Learner(build_model(feature_set(config), config.model), keyed_jagged)
+    model = build_model(feature_set(config), config.model)
+    learner = Learner(model, keyed_jagged, config.trainer.device)
     worker = Worker(rank, workers, log, client, learner, config, MAIN, epoch)
     reported = 0
     while True:

@@ -18,7 +18,7 @@ from recsys.batch import Batch, Jagged, assemble
 from recsys.events import FeatureBlock
 from recsys.features import FeatureSet, UnknownFeatureSet
 from recsys.model import Lookup, Model, lookup_of, padded
-from recsys.ranker import targets
+from recsys.ranker import loss_per_output, targets
 from recsys.records import Lesson
 from recsys.vectors import retrieval_loss
 from training.open_labels import Told, told
@@ -51,9 +51,19 @@ class Learned:
 class Learner:
     """Learns lanes with a model whose dense parameters are set from outside."""
 
-    def __init__(self, model: Model, jagged: Callable[[Jagged], Jagged] | None = None) -> None:
-        """``jagged`` may put another jagged tensor in the place of a batch's own (training/jagged.py)."""
-        self.model = model
+    def __init__(
+        self,
+        model: Model,
+        jagged: Callable[[Jagged], Jagged] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """``jagged`` may put another jagged tensor in the place of a batch's own (training/jagged.py).
+
+        ``device``: where the network and a lane's rows are while it learns; arrays come from the processor and
+        go back to it. Raises ValueError for "cuda" where there is none.
+        """
+        self.model = model.to(checked_device(device))
+        self._device = device
         self.features: FeatureSet = model.features
         self._jagged = jagged
 
@@ -63,11 +73,18 @@ class Learner:
         labels = np.array([e.labels for e in examples], np.float32)
         return Lane(
             batch,
-            lookup_of(batch),
+            self._lookup(batch),
             labels,
             np.array([e.watch_ms for e in examples], np.float32),
             told(examples, labels),
         )
+
+    def _lookup(self, batch: Batch) -> Lookup:
+        """Which rows a batch learns: without a history, nothing is learned of users' and items' vectors."""
+        lookup = lookup_of(batch)
+        if self.features.history_length:
+            return lookup
+        return replace(lookup, keys={"features": lookup.keys["features"]})
 
     def _batch(self, blocks: Sequence[FeatureBlock]) -> Batch:
         """One column of all blocks at a time: array by array, it takes five times as long."""
@@ -92,8 +109,10 @@ class Learner:
         """Predicts, then returns the gradients. ``rows[table]`` are those of ``lane.lookup.keys``."""
         self.model.write_dense(dense)
         self.model.zero_grad(set_to_none=True)
-        leaves = {name: padded(rows[name]).requires_grad_() for name in lane.lookup.keys}
-        logits_BL = self.model.rank(lane.batch, lane.lookup, leaves["features"])
+        leaves = {
+            name: padded(rows[name]).to(self._device).requires_grad_() for name in lane.lookup.keys
+        }
+        logits_BL = self.model.rank(lane.batch, lane.lookup, leaves["features"]).cpu()
         wanted = targets(torch.from_numpy(lane.labels_BK), torch.from_numpy(lane.watch_ms_B))
         losses_BL = lane.told.losses(logits_BL, wanted)
         total = (losses_BL * self._output_weights(lane)).sum()
@@ -105,9 +124,7 @@ class Learner:
             probabilities,
             {name: (keys, _gradient(leaves[name])) for name, keys in lane.lookup.keys.items()},
             self.model.dense_gradient(),
-            self._metrics(
-                lane, lane.told.judged(logits_BL.detach(), wanted).numpy(), probabilities
-            ),
+            self._metrics(lane, self._judged(lane, losses_BL, logits_BL, wanted), probabilities),
         )
 
     def _output_weights(self, lane: Lane) -> torch.Tensor:
@@ -120,9 +137,19 @@ class Learner:
     def _retrieval(self, lane: Lane, leaves: dict[str, torch.Tensor]) -> torch.Tensor:
         users = self.model.user_vectors(lane.batch, lane.lookup, leaves["users"], leaves["items"])
         items = self.model.item_vectors(lane.batch, lane.lookup, leaves["items"])
-        liked = torch.from_numpy(lane.told.liked_B)
-        ids = torch.from_numpy(lane.batch.item_B)
-        return retrieval_loss(users, items, ids, liked, self.model.user_side.sharpness)
+        liked = torch.from_numpy(lane.told.liked_B).to(self._device)
+        ids = torch.from_numpy(lane.batch.item_B).to(self._device)
+        return retrieval_loss(users, items, ids, liked, self.model.user_side.sharpness).cpu()
+
+    def _judged(
+        self, lane: Lane, losses_BL: torch.Tensor, logits_BL: torch.Tensor, wanted_BL: torch.Tensor
+    ) -> Floats:
+        """The losses of what would be seen without sampling: those learned, where nothing is open."""
+        seen = lane.told.seen
+        if seen is not None:
+            losses_BL = loss_per_output(seen.logits(logits_BL), wanted_BL)
+        out: Floats = losses_BL.detach().numpy()
+        return out
 
     def _metrics(self, lane: Lane, losses_BL: Floats, probabilities_BL: Floats) -> dict[str, float]:
         """Prequential sums over the lane's first-time examples, and those that sampling left out."""
@@ -147,9 +174,20 @@ def _features(example: Lesson, digest: str) -> FeatureBlock:
     return block
 
 
+def checked_device(device: str) -> str:
+    """A device of ``trainer.device``, where it is there. Raises ValueError where it isn't."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "trainer.device is 'cuda', and torch sees no CUDA device here: set it to cpu, or see that the "
+            "machine has one, with its driver, and that torch was built for CUDA (torch.version.cuda is "
+            f"{torch.version.cuda})"
+        )
+    return device
+
+
 def _gradient(leaf: torch.Tensor) -> Floats:
     """The gradient without the row of zeros."""
     if leaf.grad is None:
         return np.zeros((leaf.shape[0] - 1, leaf.shape[1]), np.float32)
-    out: Floats = leaf.grad[:-1].numpy()
+    out: Floats = leaf.grad[:-1].cpu().numpy()
     return out
