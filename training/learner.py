@@ -59,8 +59,8 @@ class Learner:
     ) -> None:
         """``jagged`` may put another jagged tensor in the place of a batch's own (training/jagged.py).
 
-        ``device``: where the network and a lane's rows are while it learns; arrays come from the processor and
-        go back to it. Raises ValueError for "cuda" where there is none.
+        ``device``: where the network and a lane's rows are while it learns; arrays come from the processor
+        and go back to it. Raises ValueError for "cuda" where there is none.
         """
         self.model = model.to(checked_device(device))
         self._device = device
