@@ -65,7 +65,7 @@ def round_rows(rows: Rows, format: str) -> Rounded:
     out = np.empty_like(rows)
     if format == "fp16":
         halves = np.empty((count, dim), np.uint16)
-        _halve(rows, rows.view(np.uint32), halves, out, out.view(np.uint32))
+        _halve(rows.view(np.uint32), halves, out.view(np.uint32))
         return Rounded(halves.view(np.uint8).reshape(count, 2 * dim), out)
     scales, codes = np.empty(count, np.float32), np.empty((count, dim), np.int8)
     _quantise(rows, scales, codes, out)
@@ -103,7 +103,7 @@ def read_dense(data: bytes, format: str) -> NDArray[np.float32]:
 
 def _floats(halves: NDArray[np.uint16]) -> Rows:
     out = np.empty(halves.shape, np.float32)
-    _widen(halves, out, out.view(np.uint32))
+    _widen(halves, out.view(np.uint32))
     return out
 
 
@@ -148,46 +148,45 @@ def differ(left: Rows, right: Rows) -> NDArray[np.bool_]:
     return out
 
 
-@kernel(types.void(_ROWS, _U32, types.uint16[:, ::1], _ROWS_OUT, _U32_OUT))
-def _halve(values: Any, bits: Any, halves: Any, out: Any, out_bits: Any) -> None:
-    """Rounds to float16, to nearest, ties to even; saturates. ``out`` are the same numbers as float32.
+@kernel(types.void(_U32, types.uint16[:, ::1], _U32_OUT))
+def _halve(bits: Any, halves: Any, out_bits: Any) -> None:
+    """Rounds float32 (as bits) to float16, to nearest, ties to even; saturates. ``out_bits`` are the same
+    numbers as float32.
 
     A normal half is the upper bits of the float after half a step was added; for one below 2⁻¹⁴ the addition
-    of 0.5 shifts out what a half doesn't hold (both after F. Giesen, float_to_half_fast3_rtne).
+    of 0.5 shifts out what a half doesn't hold (both after F. Giesen, float_to_half_fast3_rtne). Both are
+    computed and one is chosen, and no array is given twice, so that the loop is compiled to vectors.
     """
-    half = np.float32(0.5)
-    for i in range(values.shape[0]):
-        for j in range(values.shape[1]):
+    for i in range(bits.shape[0]):
+        for j in range(bits.shape[1]):
             word = bits[i, j]
-            sign = word & np.uint32(0x8000_0000)
-            size = word ^ sign
-            if size >= np.uint32(0x477F_F000):
-                size = np.uint32(0x477F_E000)
-            if size >= np.uint32(0x3880_0000):
-                odd = (size >> np.uint32(13)) & np.uint32(1)
-                kept = (size + np.uint32(0xFFF) + odd) & np.uint32(0xFFFF_E000)
-                out_bits[i, j] = kept | sign
-                code = (kept - np.uint32(0x3800_0000)) >> np.uint32(13)
-            else:
-                shifted = abs(values[i, j]) + half
-                code = np.uint32((shifted - half) * np.float32(16_777_216.0))
-                out[i, j] = shifted - half
-                out_bits[i, j] |= sign
-            halves[i, j] = np.uint16(code | (sign >> np.uint32(16)))
+            sign = np.uint32(word & np.uint32(0x8000_0000))
+            size = np.uint32(min(np.uint32(word ^ sign), np.uint32(0x477F_E000)))
+            odd = np.uint32(np.uint32(size >> np.uint32(13)) & np.uint32(1))
+            normal = np.uint32(np.uint32(size + np.uint32(0xFFF) + odd) & np.uint32(0xFFFF_E000))
+            shifted = np.float32(size.view(np.float32) + np.float32(0.5))
+            tiny = np.float32(shifted - np.float32(0.5)).view(np.uint32)
+            code = np.uint32(np.uint32(normal - np.uint32(0x3800_0000)) >> np.uint32(13))
+            if size < np.uint32(0x3880_0000):
+                normal = tiny
+                code = np.uint32(shifted.view(np.uint32) - np.uint32(0x3F00_0000))
+            out_bits[i, j] = np.uint32(normal | sign)
+            halves[i, j] = np.uint16(code | np.uint32(sign >> np.uint32(16)))
 
 
-@kernel(types.void(_read(types.uint16, 2), _ROWS_OUT, _U32_OUT))
-def _widen(halves: Any, out: Any, out_bits: Any) -> None:
+@kernel(types.void(_read(types.uint16, 2), _U32_OUT))
+def _widen(halves: Any, out_bits: Any) -> None:
     """float16 as float32, exactly. What isn't finite is never published."""
     for i in range(halves.shape[0]):
         for j in range(halves.shape[1]):
             word = np.uint32(halves[i, j])
-            size = word & np.uint32(0x7FFF)
-            if size >= np.uint32(0x400):
-                out_bits[i, j] = (size << np.uint32(13)) + np.uint32(0x3800_0000)
-            else:
-                out[i, j] = np.float32(size) * np.float32(2.0**-24)
-            out_bits[i, j] |= (word & np.uint32(0x8000)) << np.uint32(16)
+            size = np.uint32(word & np.uint32(0x7FFF))
+            normal = np.uint32(np.uint32(size << np.uint32(13)) + np.uint32(0x3800_0000))
+            tiny = np.float32(np.float32(np.int32(size)) * np.float32(2.0**-24)).view(np.uint32)
+            if size < np.uint32(0x400):
+                normal = tiny
+            sign = np.uint32(np.uint32(word & np.uint32(0x8000)) << np.uint32(16))
+            out_bits[i, j] = np.uint32(normal | sign)
 
 
 @kernel(types.void(_ROWS, types.float32[::1], types.int8[:, ::1], _ROWS_OUT))
