@@ -12,6 +12,7 @@ from experiments.policy import Policies
 from parameter_server.deltas import seal
 from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.parameter_client import LocalClient
+from parameter_server.shard import Shard
 from parameter_server.snapshots import write_part
 from recsys.blueprint import FEED_SCHEMA
 from recsys.config import Config, PolicyConfig
@@ -235,52 +236,88 @@ def test_a_gap_waits_for_a_newer_snapshot(fixture: Fixture) -> None:
     assert fixture.reader.replica.step == 20 and fixture.reader.line.gap is None
 
 
+class Shards:
+    """Shards that round and hold back, and whose deltas a replica follows."""
+
+    def __init__(self, fixture: Fixture, before: "Shards | None" = None, **changes: Any) -> None:
+        """``before``: shards whose snapshot these start from."""
+        self.fixture = fixture
+        its: dict[str, Any] = {"delta_bytes": 200, "digest_every": 4, "settle_every": 50} | changes
+        self.spec = replace(spec_of(fixture.config), **its)
+        publish = lambda delta: fixture.put(DELTAS, delta)  # noqa: E731
+        self.client = LocalClient.fresh(self.spec, np.zeros(3, np.float32), publish)
+        for shard, other in zip(self.all, before.all if before else [], strict=False):
+            arrays, meta = other.export()
+            shard.load([arrays], meta)
+        fixture.reader.replica.model.write_dense = lambda flat: None  # type: ignore[method-assign]
+
+    @property
+    def all(self) -> list[Shard]:
+        return self.client.shards
+
+    def learn(self, until: int) -> None:
+        while self.all[0].applied < until:
+            step = self.all[0].applied + 1
+            keys = np.unique((30 * uniforms(step, np.arange(40), 1)[:, 0] ** 2).astype(np.int64))
+            keys = np.append(keys, 1_000) if step == 1 else keys
+            some = uniforms(step, keys, self.spec.dims["features"]).astype(np.float32)
+            rows = {"features": RowGradients(keys, some, np.ones(len(keys), np.int32))}
+            lanes = [LaneGradients(n, rows if n == 0 else {}) for n in range(self.spec.lanes)]
+            self.client.exchange(step, 0, lanes, None)
+            self.fixture.turn()
+
+    def snapshot(self) -> None:
+        for shard in self.all:
+            assert shard.published.held["features"] > 0
+            arrays, meta = shard.export()
+            arrays["dense/averaged"] = np.zeros(3, np.float32)
+            part, parts = shard.spec.part, shard.spec.parts
+            write_part(self.fixture.folder, "main", 0, shard.applied, part, parts, arrays, meta)
+
+    @property
+    def digest(self) -> int:
+        return sum(shard.published.digest for shard in self.all) % 2**64
+
+
 @pytest.mark.parametrize("fault", ["a delta never came", "a row was harmed", "a row was dropped"])
 def test_what_diverged_from_the_shards_is_found_by_the_digest_and_mended(
     fixture: Fixture, fault: str
 ) -> None:
-    """Deltas of shards that round and hold back; a snapshot from which replica and shards agree again."""
-    spec = replace(spec_of(fixture.config), delta_bytes=200, digest_every=4, settle_every=50)
-    client = LocalClient.fresh(spec, np.zeros(3, np.float32), lambda d: fixture.put(DELTAS, d))
-    fixture.reader.replica.model.write_dense = lambda flat: None  # type: ignore[method-assign]
-
-    def learn(until: int) -> None:
-        while client.shards[0].applied < until:
-            step = client.shards[0].applied + 1
-            keys = np.unique((30 * uniforms(step, np.arange(40), 1)[:, 0] ** 2).astype(np.int64))
-            keys = np.append(keys, 1_000) if step == 1 else keys
-            some = uniforms(step, keys, spec.dims["features"]).astype(np.float32)
-            rows = {"features": RowGradients(keys, some, np.ones(len(keys), np.int32))}
-            lanes = [LaneGradients(n, rows if n == 0 else {}) for n in range(spec.lanes)]
-            client.exchange(step, 0, lanes, None)
-            fixture.turn()
-
-    learn(9)
-    assert fixture.reader.replica.step == 9 and fixture.reader.line.gaps == 0
+    shards, line = Shards(fixture), fixture.reader.line
+    shards.learn(9)
+    assert fixture.reader.replica.step == 9 and line.gaps == 0
     store = fixture.reader.replica.rows["features"]
     if fault == "a delta never came":
         real, store.set = store.set, lambda keys, values: None  # type: ignore[method-assign]
-        learn(10)
+        shards.learn(10)
         store.set = real  # type: ignore[method-assign]
     elif fault == "a row was harmed":
         store._values[:10] += 1
     else:
         store.remove(np.array([1_000]))
-    learn(20)
-    assert fixture.reader.line.gaps == 1 and "aren't those" in str(fixture.reader.line.gap)
+    shards.learn(20)
+    assert line.gaps == 1 and "aren't those that were published" in str(line.gap)
     stood = fixture.reader.replica.step
     assert stood in (12, 16, 20)  # what was applied stays, answers go on
-    learn(24)
-    assert fixture.reader.replica.step == stood and fixture.reader.line.gaps == 1
-    for shard in client.shards:
-        assert shard.published.held["features"] > 0
-        arrays, meta = shard.export()
-        arrays["dense/averaged"] = np.zeros(3, np.float32)
-        write_part(fixture.folder, "main", 0, 24, shard.spec.part, spec.parts, arrays, meta)
-    learn(40)
-    reader = fixture.reader
-    assert reader.replica.step == 40 and reader.line.gap is None and reader.line.gaps == 1
-    assert reader.replica.digest == sum(s.published.digest for s in client.shards) % 2**64
+    shards.learn(24)
+    assert fixture.reader.replica.step == stood and line.gaps == 1
+    shards.snapshot()
+    shards.learn(40)
+    assert fixture.reader.replica.step == 40 and line.gap is None and line.gaps == 1
+    assert fixture.reader.replica.digest == shards.digest
+
+
+def test_another_format_of_deltas_is_followed_from_the_next_snapshot_on(fixture: Fixture) -> None:
+    before = Shards(fixture)
+    before.learn(9)
+    shards = Shards(fixture, before, delta_format="int8")
+    shards.learn(12)
+    assert fixture.reader.line.gaps == 1 and fixture.reader.replica.step == 12
+    shards.learn(14)
+    shards.snapshot()
+    shards.learn(24)
+    assert fixture.reader.replica.step == 24 and fixture.reader.line.gap is None
+    assert fixture.reader.replica.digest == shards.digest
 
 
 def test_repeated_deltas_change_nothing(fixture: Fixture) -> None:
