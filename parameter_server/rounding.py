@@ -26,6 +26,9 @@ from recsys.hashing import splitmix64
 FORMATS: Final = ("fp32", "fp16", "int8")
 Packed = NDArray[np.uint8]
 _SCALE_BYTES: Final = 4
+_HUGE: Final = np.float32(
+    3e38
+)  # int8: beyond it is as it, or 127 times the scale might be infinite
 _TINY: Final = np.float32(1e-30)  # int8: smaller rows are zero, their scale has no inverse
 
 
@@ -197,11 +200,12 @@ def _quantise(values: Any, scales: Any, codes: Any, out: Any) -> None:
         for j in range(values.shape[1]):
             top = max(top, abs(values[i, j]))
         scale, inverse = np.float32(0), np.float32(0)
+        top = min(top, _HUGE)
         if top >= _TINY:
             scale, inverse = top / np.float32(127), np.float32(127) / top
         scales[i] = scale
         for j in range(values.shape[1]):
-            code = np.int8(np.rint(values[i, j] * inverse))
+            code = np.int8(np.rint(min(max(values[i, j], -top), top) * inverse))  # has no -0
             codes[i, j] = code
             out[i, j] = np.float32(code) * scale
 

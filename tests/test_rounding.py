@@ -42,7 +42,17 @@ def test_fp16_is_numpys_at_every_half_beside_it_and_in_the_middle():
     assert round_rows(rows, "fp16").packed.tobytes() == halves(rows).tobytes()
 
 
+MODERATE = arrays.arrays(
+    np.float32, (3, 5), elements=st.floats(width=32, min_value=-(2.0**120), max_value=2.0**120)
+)
+
+
 @given(ROWS)
+def test_int8_is_never_infinite(rows):
+    assert np.isfinite(round_rows(rows, "int8").rows).all()
+
+
+@given(MODERATE)
 def test_int8_errs_by_half_a_step_of_the_row_at_most(rows):
     _, rounded = round_rows(rows, "int8")
     top = np.abs(rows).max(1, keepdims=True, initial=0)
