@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from recsys.linear_layer import linear
 from recsys.row_layers import interacted
 
 WATCH_SCALE: Final = 6.4  # log1p(600 s): the watch output is a fraction of it
@@ -73,7 +74,8 @@ class Ranker(nn.Module):
             parts += self._attend(item_BD, history_BTR[..., :dim], outcomes_BTO)
         x = torch.cat(parts, 1) if len(parts) > 1 else wide
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            assert isinstance(layer, nn.Linear)
+            x = F.relu(linear(x, layer.weight, layer.bias))
         logits_BL: Tensor = self.layers[-1](x)
         return torch.cat([logits_BL[:, :1] + main_B[:, None], logits_BL[:, 1:]], 1)
 
