@@ -324,12 +324,14 @@ class Joiner:
         )
 
     def _arrived(self, mark: int, again: bool) -> list[float]:
+        by_window = 1 if mark & BY_WINDOW else 0
+        if not again:
+            return self._delays.arrived(by_window) if mark >> FORESEEN else []
+        # Once a share is known, negatives count for less: corrections of those from before don't fit in.
         foreseen = mark >> FORESEEN
-        if not foreseen:
-            return []
-        if again:
-            return [1.0 - label for label in self._labels(foreseen)]
-        return self._delays.arrived(1 if mark & BY_WINDOW else 0)
+        if not mark & AFTER:
+            foreseen |= self._delays.foreseen(by_window)
+        return [1.0 - label for label in self._labels(foreseen)] if foreseen else []
 
     def _labels(self, bits: int) -> list[float]:
         found = self._lists.get(bits)

@@ -5,29 +5,33 @@ engagement a share r is kept. Both change the odds of what is *seen*, in a known
 what was seen, and the model's logit z stays that of the final label.
 
 **Open labels.** With p = σ(z) the chance that the label becomes true by the horizon, and F the share of such
-labels that are true by now (``arrived``), a 1 is seen with chance pF: the delayed feedback model (Chapelle
-2014, "Modeling delayed feedback in display advertising"), with F learned beside (training/delay.py). Its odds
-are pF / (1 − pF) = F eᶻ / (1 + (1 − F) eᶻ), so
+labels that are true by now (``arrived``), a 1 is seen with chance pF, as in the delayed feedback model
+(Chapelle 2014, "Modeling delayed feedback in display advertising"); F is learned beside (training/delay.py).
+The loss's slope in z is taken as
 
-    logit of what is seen = z + ln F − softplus(z + ln(1 − F)).
+    Fσ(z) − label,
 
-The log loss of that is least at the true p at once, whatever the traffic does meanwhile. The alternatives
-wait for the corrections: negatives that are outweighed when their positives come (Ktena et al. 2019,
-"Addressing delayed feedback for continuous training"; Yang et al. 2021, "Capturing delayed feedback in
-conversion rate prediction via elapsed-time sampling") are right in the long run, and until then take a new
-item's p for pF.
-The price is that a correction has nothing left to teach the ranker where F was known; it teaches F, and
-retrieval, which learns from positives alone. F is one number for all items: where some get their labels later
-than others, theirs are taken for too few, and the sum over all stays right.
+whose mean is 0 at the true p at once, whatever the traffic does meanwhile. (Chapelle's log loss has that
+slope times (1 − σ) / (1 − Fσ). Without it the loss is convex: a z that once went far up comes back, which
+under the log loss it doesn't, as there a 0 says little against a p near 1.)
+
+The alternatives wait for the corrections: negatives that are outweighed when their positives come (Ktena et
+al. 2019, "Addressing delayed feedback for continuous training"; Yang et al. 2021, "Capturing delayed feedback
+in conversion rate prediction via elapsed-time sampling") are right in the long run, and until then take a new
+item's p for pF. The price is that a correction has nothing left to teach the ranker where F was known; it
+teaches F, and retrieval, which learns from positives alone. F is one number for all items: where some get
+their labels later than others, theirs are taken for too few, and the sum over all stays right.
 
 Where F isn't known (1), a correction undoes the negative: ℓ(1) − ℓ(0) beside the ℓ(0) from before is ℓ(1).
 
 **Sampling.** Of examples without an engagement r is kept (``kept``), of the others all. For each label, let
 those that are 0 beside another label that is 1 weigh r: then whatever else an example has, a 0 counts with
 chance r, and the odds of a 1 among what counts are 1/r times the true ones (King and Zeng 2001, "Logistic
-regression in rare events data"; He et al. 2014, at Facebook, undo it after training):
+regression in rare events data"; He et al. 2014, at Facebook, undo it after training). Both together:
 
-    logit of what is seen = (the one above) − ln r,    served is z.
+    slope = σ(logit of what is seen) − label,   that logit = z + ln F − softplus(z + ln(1 − F)) − ln r
+
+as pF has the odds F eᶻ / (1 + (1 − F) eᶻ). Served is z.
 
 An example that was left out and gets a label later (``left_out``) learns that 1 alone, with weight one: its
 zeros are told by those that were kept. Where it was kept, the negative is undone. Both come to ℓ(1).
@@ -55,12 +59,13 @@ _CLOSED = -100.0  # ln(1 − F) where F is 1: e to it is nothing in float32
 class Seen:
     """How the logits of what is seen differ from the model's, and which negatives are undone.
 
-    ``log_arrived_BL`` = ln F, ``log_open_BL`` = ln(1 − F), ``log_kept_B1`` = ln r, ``undone_BL`` 0 or 1.
+    ``log_arrived_BL`` = ln F, ``log_open_BL`` = ln(1 − F), ``log_kept_BL`` = ln r, ``undone_BL`` 0 or 1; for
+    watch time nothing differs.
     """
 
     log_arrived_BL: Tensor
     log_open_BL: Tensor
-    log_kept_B1: Tensor
+    log_kept_BL: Tensor
     undone_BL: Tensor
 
     def logits(self, logits_BL: Tensor) -> Tensor:
@@ -80,18 +85,15 @@ class Told:
     seen: Seen | None = None
 
     def losses(self, logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
-        """The loss of each output (B, L), without weights."""
+        """What to descend, for each output (B, L) and without weights: its slopes are meant, not its values,
+        unless ``seen`` is None."""
         seen = self.seen
         if seen is None:
             return loss_per_output(logits_BL, targets_BL)
-        labels = seen.logits(logits_BL) - seen.log_kept_B1
-        of_seen = torch.cat([labels[:, :-1], logits_BL[:, -1:]], 1)
-        return loss_per_output(of_seen, targets_BL) - seen.undone_BL * softplus(of_seen)
-
-    def judged(self, logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
-        """The loss of what would be seen without sampling (B, L)."""
-        logits = logits_BL if self.seen is None else self.seen.logits(logits_BL)
-        return loss_per_output(logits, targets_BL)
+        with torch.no_grad():
+            chance_BL = torch.sigmoid(seen.logits(logits_BL) - seen.log_kept_BL)
+            slope_BL = chance_BL * (1.0 - seen.undone_BL) - targets_BL
+        return slope_BL * logits_BL
 
 
 def told(examples: Sequence[Lesson], labels_BK: Floats) -> Told:
@@ -128,7 +130,7 @@ def told(examples: Sequence[Lesson], labels_BK: Floats) -> Told:
         Seen(
             torch.from_numpy(np.log(share_BL)),
             torch.from_numpy(log_open_BL),
-            torch.from_numpy(np.log(kept_B1)),
+            torch.from_numpy(_wider(np.log(kept_B1).repeat(labels, 1), 0.0)),
             torch.from_numpy(_wider(undone_BK, 0.0)),
         ),
     )
