@@ -34,12 +34,13 @@ from parameter_server.shard_actor import NAMESPACE, connect, find_shards
 from recsys.blueprint import build_model, feature_set
 from recsys.clock import wall_ms
 from recsys.config import Config, TrainerConfig
+from recsys.garbage import settle
 from recsys.log import LogLost
 from recsys.loops import Stop
 from recsys.open_log import open_log
 from recsys.records import STEPS
 from recsys.turns import patiently
-from training.jagged import keyed_jagged
+from training.jagged import keyed_jagged, load
 from training.learner import Learner
 from training.line import MAIN, spec_of
 from training.live import live_epoch
@@ -214,6 +215,8 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> None:
     model = build_model(feature_set(config), config.model)
     learner = Learner(model, keyed_jagged, config.trainer.device)
     worker = Worker(rank, workers, log, client, learner, config, MAIN, epoch)
+    load()
+    settle()
     reported = 0
     while True:
         if not worker.turn():

@@ -4,6 +4,7 @@ The numbers are the same either way, so are the gradients, bit for bit: a batch 
 goes into torchrec's modules as it is, and a laptop without torchrec still trains.
 """
 
+import importlib
 import importlib.util
 
 from recsys.batch import Jagged
@@ -12,6 +13,12 @@ from recsys.batch import Jagged
 def installed() -> bool:
     """Whether torchrec is there. Its import takes a second, so it waits for the first use."""
     return importlib.util.find_spec("torchrec") is not None
+
+
+def load() -> None:
+    """Imports torchrec now, where it is there, instead of at the first use."""
+    if installed():
+        importlib.import_module("torchrec.sparse.jagged_tensor")
 
 
 def keyed_jagged(sparse: Jagged) -> Jagged:

@@ -129,15 +129,12 @@ def serve(job: Job, part: int, told: Told, stop: Any) -> None:
 def work(job: Job, rank: int, ports: dict[int, int], told: Told) -> None:
     """One worker: learns to the last step, and tells when the warm steps and the last one ended."""
     with telling(told, rank):
-        import torch
-
         from parameter_server.parameter_client import ShardedClient, hello
         from parameter_server.parameter_client import Worker as WorkerId
         from parameter_server.transport import Address, SocketChannel
-        from recsys.batch import Sparse
         from recsys.blueprint import build_model
         from recsys.open_log import open_log
-        from training.jagged import keyed_jagged
+        from training.jagged import keyed_jagged, load
         from training.learner import Learner
         from training.line import spec_of
         from training.worker import Worker
@@ -154,7 +151,7 @@ def work(job: Job, rank: int, ports: dict[int, int], told: Told) -> None:
         log, client = open_log(config), ShardedClient(spec, channels, who)
         learner = Learner(build_model(FEATURES, config.model), keyed_jagged)
         worker = Worker(rank, WORKERS, log, client, learner, config)
-        keyed_jagged(Sparse([], torch.empty(0), torch.empty(0)))  # torchrec's import, a second
+        load()
         settle()
         begun = warm_s = 0.0
         while worker.step < job.steps:
