@@ -89,9 +89,11 @@ def _run(task: Task, seconds: float, rate: float, seed: int) -> Found:
     log.append(ITEMS, [Append(0, str(item.item_id).encode(), encode(item)) for item in items])
     events = draw_views(config, items, int(seconds * rate), seed)[: int(seconds * rate)]
     told, stop, start = ways(True)
+    _, over, _ = ways(True)  # for the shards: a worker may be asking one when it is told to stop
     with ExitStack() as stack:
-        parts = [start(serve, task, part, told, stop) for part in range(shards)]
-        stack.callback(end, parts, stop)
+        parts = [start(serve, task, part, told, over) for part in range(shards)]
+        stack.callback(end, parts, over)
+        stack.callback(stop.set)
         ports = answers(told, "shard", shards, parts)
         parts += [start(part, task, told, stop) for part in (join, cut, follow)]
         parts.append(start(learn, task, ports, told, stop))
@@ -101,7 +103,10 @@ def _run(task: Task, seconds: float, rate: float, seed: int) -> Found:
         stop.set()
         notes: dict[str, list[Notes]] = {kind: [] for kind in STAGES}
         busy: dict[str, float] = {}
-        for kind, noted, cpu_s in answers(told, "noted", 4 + shards, parts).values():
+        told_by = list(answers(told, "noted", 4, parts).values())
+        over.set()
+        told_by += answers(told, "noted", shards, parts).values()
+        for kind, noted, cpu_s in told_by:
             notes.setdefault(kind, []).append(noted)
             busy[kind] = busy.get(kind, 0.0) + cpu_s
     log.close()
