@@ -114,7 +114,7 @@ class Engagement(msgspec.Struct, tag="engagement", kw_only=True, gc=False):
     v: int = 1
 
 
-class Tick(msgspec.Struct, tag="tick", kw_only=True):
+class Tick(msgspec.Struct, tag="tick", kw_only=True, gc=False):
     """Moves event time on an idle partition, so that windows close."""
 
     time_ms: int

@@ -13,12 +13,20 @@ def run(name: str, state: str) -> int:
     """Runs the part to its end; returns the exit status."""
     from recsys.cli import plan as plans
     from recsys.cli.parts import body, niceness
-    from recsys.loops import run_part
+    from recsys.garbage import settle
+    from recsys.loops import Stop, run_part
 
     config, _ = plans.read(state)
     os.nice(niceness(name))
-    # The body is imported inside, so that an import that fails is told in the heartbeat, like any failure.
-    return run_part(name, config.state, lambda stop: body(name)(config, stop))
+
+    def work(stop: Stop) -> None:
+        loop = body(
+            name
+        )  # imported inside, so that a failure of it is told in the heartbeat, like any
+        settle()
+        loop(config, stop)
+
+    return run_part(name, config.state, work)
 
 
 def part(
