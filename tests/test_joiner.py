@@ -10,6 +10,7 @@ from recsys.features import read_block
 from recsys.records import Example, Forget
 from tests.toy_feed import FEATURES, START_MS, engagement, feed, impression
 from training.joiner import Joiner
+from training.spill import MemorySpill
 
 LABELS = list(FEATURES.schema.labels)
 CONFIG = JoinConfig(window_s=60, horizon_s=600)
@@ -243,3 +244,110 @@ def test_a_tombstone_ends_what_is_held_of_its_user_alone() -> None:
     again = impression(4, 1, START_MS + 10_000_000)
     [back] = fed(its, again, engagement(again, 0, "view", 9))
     assert back.user_id == "u1", "who comes back is learned from again"
+
+
+# --- what is open, and what is left out ---
+
+
+def watched(requests: int, **more: object) -> list[object]:
+    """A view of each item, and a like of every second one long after it: half of its likes come early."""
+    events: list[object] = []
+    for n in range(requests):
+        shown = impression(n, n, START_MS + 1_000 * n)
+        early = [engagement(shown, 0, "like", 100)]
+        views = [engagement(shown, i, "view", 200) for i in range(3)]
+        events += [shown, *early, *views, engagement(shown, 1, "like", 300_000)]
+    return sorted(events, key=lambda event: event.time_ms)  # type: ignore[attr-defined]
+
+
+def test_an_example_says_what_share_of_its_labels_has_come_by_then() -> None:
+    its = joiner()
+    out = fed(its, *watched(2_000))
+    assert out[0].arrived == [], "nothing is known yet"
+    first = [e for e in out if not e.correction][-100:]
+    assert all(e.arrived == [1.0, pytest.approx(0.5, abs=0.02)] for e in first)
+    assert {tuple(e.arrived) for e in out[-200:] if e.correction} == {(1.0, 0.0)}
+    again = joiner()
+    again.restore(its.pack())
+    later = impression(9_999, 1, START_MS + 2_300_000)
+    assert fed(again, later, engagement(later, 0, "view", 1))[-1].arrived == first[-1].arrived
+
+
+def test_negatives_are_left_out_by_a_hash_and_come_back_with_an_engagement() -> None:
+    """The rest is as without sampling; what was left out comes back once, and is corrected like others."""
+    events = watched(300)
+    whole, its = joiner(), joiner(window_s=60, horizon_s=600, negatives=0.25)
+    out, all_ = fed(its, *events), fed(whole, *events)
+    labels = {(e.offset, e.index): e.labels for e in all_ if not e.correction}
+    kept = {(e.offset, e.index) for e in out if not e.correction and not e.left_out}
+    assert kept >= {place for place, its_ in labels.items() if any(its_)}
+    assert its.counts["sampled_out"] == len(labels) - len(kept)
+    assert 0.2 < (len(kept) - 300) / 600 < 0.3 and {e.kept for e in out} == {0.25}
+    back = [e for e in out if e.left_out]
+    assert back and all(not e.correction and e.previous == [0.0, 0.0] for e in back)
+    assert {(e.offset, e.index) for e in back} | kept > {
+        (e.offset, e.index) for e in out if e.correction
+    }
+    assert fed(joiner(window_s=60, horizon_s=600, negatives=0.25), *events) == out
+    [one] = [e for e in back if e.index == 1][:1]
+    shown = events[one.offset]
+    [more] = its.feed(10**6, engagement(shown, 1, "long_view", 301_000))  # type: ignore[arg-type]
+    assert more.correction and more.left_out and more.previous == one.labels
+
+
+def batch_join(events: Sequence[object], horizon_ms: int) -> dict[tuple[str, str], list[float]]:
+    """The labels of each item that was engaged with before its horizon, in event time at which it came."""
+    found: dict[tuple[str, str], list[float]] = {}
+    shown: dict[str, int] = {}
+    waiting: list[object] = []
+    now_ms = 0
+    for event in events:
+        now_ms = max(now_ms, event.time_ms)  # type: ignore[attr-defined]
+        if hasattr(event, "items"):
+            shown.setdefault(event.request_id, event.time_ms)
+        elif hasattr(event, "kind"):
+            waiting.append((event, now_ms))
+    for event, came_ms in waiting:  # type: ignore[misc]
+        if came_ms < shown[event.request_id] + horizon_ms:
+            labels = found.setdefault((event.request_id, str(event.item_id)), [0.0] * len(LABELS))
+            if event.kind in LABELS:
+                labels[LABELS.index(event.kind)] = 1.0
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    requests=st.integers(1, 40),
+    delays=st.lists(st.tuples(st.integers(0, 200), st.integers(1, 40)), max_size=30),
+    repeats=st.lists(st.integers(0, 200), max_size=10),
+    negatives=st.sampled_from([1.0, 0.3]),
+    cap=st.sampled_from([0, 20_000]),
+)
+def test_final_labels_are_those_of_a_batch_join_for_any_order_and_repeats(
+    requests: int,
+    delays: list[tuple[int, int]],
+    repeats: list[int],
+    negatives: float,
+    cap: int,
+) -> None:
+    """Engagements come later than they should, some twice; of what was left out, only those without a label
+    are missing."""
+    events = list[object](feed(requests)[:-1])
+    for at, by in delays:
+        at %= len(events)
+        if hasattr(events[at], "kind"):
+            events.insert(min(len(events), at + by), events.pop(at))
+    for at in repeats:
+        at %= len(events)
+        events.insert(at + (at * 7) % (len(events) - at), events[at])
+    events.append(Tick(time_ms=START_MS + 10_000_000))
+    config = JoinConfig(window_s=60, horizon_s=30, negatives=negatives)
+    its = Joiner(0, LABELS, config, None, MemorySpill() if cap else None, cap)
+    final = {(e.request_id, str(e.item_id)): e.labels for e in fed(its, *events)}
+    truth = batch_join(events, 90_000)
+    missing = {place: labels for place, labels in truth.items() if place not in final}
+    assert final == {place: labels for place, labels in truth.items() if place not in missing}
+    assert not any(any(labels) for labels in missing.values())
+    back = its.counts["sampled_out"] - len(missing)
+    assert back >= 0 and (negatives < 1.0 or not missing)
+    assert its.pending() == 0

@@ -1,5 +1,5 @@
-"""Predictions stay calibrated though labels are open and negatives are sampled: the real joiner and learner on
-a stream whose chances are known."""
+"""Predictions stay calibrated though labels are open and negatives are sampled: the real joiner and learner
+on a stream whose chances are known."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace

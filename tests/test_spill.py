@@ -13,7 +13,18 @@ from recsys.events import Event, User
 from recsys.log import MemoryLog
 from recsys.part_state import PartState
 from recsys.records import EXAMPLES
-from tests.toy_feed import FEATURES, PARTITIONS, START_MS, append_events, feed, toy_config, toy_log
+from tests.toy_feed import (
+    FEATURES,
+    PARTITIONS,
+    START_MS,
+    append_events,
+    feed,
+    impression,
+    toy_config,
+    toy_log,
+)
+from training import shelf
+from training.held import Open, held_of
 from training.joiner import Joiner
 from training.joiner_loop import JoinerLoop
 from training.spill import MemorySpill, Row, Spill, SpillLost
@@ -122,6 +133,23 @@ def test_a_file_that_was_killed_stands_at_its_newest_mark(tmp_path: Path) -> Non
 
 
 # --- a joiner with one ---
+
+
+@settings(max_examples=25, deadline=None)
+@given(due=st.lists(st.integers(0, 20), min_size=30, max_size=60), now_ms=st.integers(0, 25))
+def test_timers_run_out_in_one_order_wherever_they_are(due: list[int], now_ms: int) -> None:
+    its = shelf.Shelf(False, MemorySpill(), 20_000)
+    for n, due_ms in enumerate(due):
+        shown = impression(n, 1, START_MS)
+        its.add(f"r{n:02}", Open(held_of(n, shown, False), shown, 1_000), due_ms)
+    assert its.spilled and len(its.open) > 5
+    expected = sorted((due_ms, f"r{n:02}") for n, due_ms in enumerate(due) if due_ms <= now_ms)
+    assert list(its.due(now_ms)) == expected
+
+
+@pytest.fixture(autouse=True)
+def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "_AT_ONCE", 2)
 
 
 def shaken(requests: int, order: list[int]) -> list[Event]:

@@ -73,8 +73,8 @@ class Delays:
         state, now = self.state, now_ms // self._width_ms
         if now <= state.slice:
             return
-        first = state.slice if state.cohorts else now - 1
-        last = min(now, first + SLICES + 2)  # by then every cohort is through
+        first = state.slice
+        last = min(now, first + SLICES + 2) if state.cohorts else first  # by then all are through
         for at in range(first + 1, last + 1):
             self._discount(_DECAY)
             for column, age in enumerate(_AGES, 1):
