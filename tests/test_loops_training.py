@@ -525,6 +525,11 @@ def test_what_cant_be_learned_from_is_left_out_once_and_for_ever(tmp_path: Path)
         example(11, labels=[float("nan"), 0.0]),
         example(12, watch_ms=-5),
         example(13, correction=True, previous=[1.0]),
+        example(14, left_out=True, previous=[1.0]),
+        example(15, arrived=[0.0, 1.0]),
+        example(16, arrived=[1.0]),
+        example(17, kept=0.0),
+        example(18, correction=True, previous=[0.0, 0.0], arrived=[float("nan"), 1.0]),
     ]
     log, clock, config = toy_log(), Clock(), toy_config(examples=100)
     append_examples(log, good + bad)
@@ -535,9 +540,9 @@ def test_what_cant_be_learned_from_is_left_out_once_and_for_ever(tmp_path: Path)
     loop.turn()
     client, deltas = fresh_client(config, deltas := list[Delta]()), deltas
     its = worker(log, client, config)
-    assert its.turn() == 15
-    assert (its.counts["examples"], its.counts["left_out"]) == (6, 9)
-    assert (deltas[0].metrics["examples"], deltas[0].metrics["left_out"]) == (6, 9)
+    assert its.turn() == 20
+    assert (its.counts["examples"], its.counts["left_out"]) == (6, 14)
+    assert (deltas[0].metrics["examples"], deltas[0].metrics["left_out"]) == (6, 14)
     letters = everything(log, DEAD_LETTERS, DeadLetter)[0]
     assert {(x.topic, x.partition, x.offset) for x in letters} == {
         (EXAMPLES, p, o)
@@ -545,7 +550,7 @@ def test_what_cant_be_learned_from_is_left_out_once_and_for_ever(tmp_path: Path)
         for o in range(log.end(EXAMPLES, p))
         if (p, o) not in {(n % PARTITIONS, n // PARTITIONS) for n in range(6)}
     }
-    assert len(letters) == 9
+    assert len(letters) == 14
     assert all(np.isfinite(shard.dense.values).all() for shard in client.shards if shard.dense)
 
 

@@ -52,6 +52,7 @@ from recsys.ranker import loss_per_output
 from recsys.records import Lesson
 
 Floats = NDArray[np.float32]
+_LEAST = 1e-6  # share that may have arrived
 _CLOSED = -100.0  # ln(1 − F) where F is 1: e to it is nothing in float32
 
 
@@ -96,11 +97,30 @@ class Told:
         return slope_BL * logits_BL
 
 
+def is_open(example: Lesson) -> bool:
+    """Whether its labels tell less, or more, than what they are."""
+    return bool(example.arrived) or example.left_out or example.kept != 1.0
+
+
+def fault_of(example: Lesson, labels: int) -> str:
+    """Why it can't be told what an example of so many labels tells; empty where it can."""
+    if example.left_out and len(example.previous) != labels:
+        return f"it has {len(example.previous)} previous labels, expected {labels}"
+    if not 0.0 < example.kept <= 1.0:
+        return f"kept is {example.kept}, expected above 0, at most 1"
+    least = 0.0 if example.correction or example.left_out else _LEAST
+    if len(example.arrived) not in (0, labels) or not all(
+        [least <= f <= 1 for f in example.arrived]
+    ):
+        return f"arrived is {example.arrived}, expected {labels} shares of {least} to 1"
+    return ""
+
+
 def told(examples: Sequence[Lesson], labels_BK: Floats) -> Told:
     """What the labels (0 or 1) of some examples tell."""
     size, labels = labels_BK.shape
     ones = np.ones((size, labels + 1), np.float32)
-    if not any([e.correction or e.left_out or e.arrived or e.kept != 1.0 for e in examples]):
+    if not any([e.correction or is_open(e) for e in examples]):
         return Told(ones, labels_BK[:, 0], np.ones(size, bool), ones[:, 0], labels_BK)
     kept_B1 = np.array([[e.kept] for e in examples], np.float32)
     left_out_B1 = np.array([[e.left_out] for e in examples])

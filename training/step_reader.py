@@ -33,6 +33,7 @@ from recsys.records import (
     unpack_all,
     without_example,
 )  # fmt: skip
+from training.open_labels import fault_of, is_open
 from training.sequencer import lanes_of
 
 _READ_AHEAD = 64  # step records
@@ -281,7 +282,11 @@ class ExampleCheck:
             return "it has no features: they must be filled in first"
         if block.feature_set != self._digest:
             return f"feature set is {block.feature_set}, expected {self._digest}"
-        return self._wrong_size(example, block) or self._wrong_number(example, block)
+        return (
+            self._wrong_size(example, block)
+            or self._wrong_number(example, block)
+            or fault_of(example, self._labels)
+        )
 
     def all_fit(self, examples: Sequence[Lesson]) -> bool:
         """Whether ``reason`` has none against any of some examples, of all at once."""
@@ -301,6 +306,9 @@ class ExampleCheck:
             bool(((labels >= 0.0) & (labels <= 1.0)).all())
             and min(watch_ms, default=0) >= 0
             and max(watch_ms, default=0) < _MAX_WATCH_MS
+            and not any(
+                [fault_of(example, self._labels) for example in examples if is_open(example)]
+            )
             and _finite([e.features for e in examples if e.features])
         )
 
