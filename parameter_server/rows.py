@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from parameter_server import kernels
 from parameter_server.id_map import LOAD, IdMap, grown
 from parameter_server.routing import Keys, Rows, as_keys, as_rows
-from parameter_server.sketch import SKETCH_COLUMNS, Sketch, blocks_of
+from parameter_server.sketch import BLOCK_BYTES, SKETCH_COLUMNS, Sketch, blocks_of, check_parts
 from recsys.config import TableConfig
 from recsys.hashing import key_of
 
@@ -72,11 +72,24 @@ def rows_within(budget_mb: float, dim: int, beside: int = 0) -> int:
     return rows
 
 
+def check_table(config: TableConfig, parts: int) -> None:
+    """Raises ValueError where the budget holds no row, or ``parts`` shards would share a block of the sketch:
+    what ``Table`` would refuse, before anything is started."""
+    beside = 0
+    if config.admit_after > 1:
+        blocks = blocks_of(config.sketch_mb)
+        check_parts(blocks, parts)
+        beside = blocks // parts * BLOCK_BYTES
+    rows_within(config.budget_mb, config.dim, beside)
+
+
 @dataclass(frozen=True)
 class Applied:
-    """What one ``apply`` did. ``keys`` are the rows that changed, in the order given."""
+    """What one ``apply`` did. ``keys`` are the rows that changed, in the order given; ``slots``, where they
+    stand until the table changes again."""
 
     keys: Keys
+    slots: Keys
     inserted: int
     refused: int  # a gradient that isn't finite or exceeds the bound: the row stays as it is
     waiting: int  # not seen often enough for a row of its own, or no room for one
@@ -167,9 +180,16 @@ class Table:
         rate = self.config.learning_rate
         kernels.adagrad(self._values, self._accumulator, self._used_ms, slots, gradients, rate,
                         EPSILON, now_ms)  # fmt: skip
-        changed = keys if len(admitted) == len(new) and not refused else keys[slots >= 0]
+        changed = keys
+        if len(admitted) < len(new) or refused:
+            changed, slots = keys[slots >= 0], slots[slots >= 0]
         waiting = len(new) - len(admitted)
-        return Applied(changed, len(admitted), refused, waiting, evicted, evicted_rows)
+        return Applied(changed, slots, len(admitted), refused, waiting, evicted, evicted_rows)
+
+    def rows_at(self, slots: Keys) -> Rows:
+        """The rows (N, D) at slots that ``apply`` told: a ``lookup`` that needs to find nothing."""
+        rows: Rows = self._values.take(slots, axis=0)
+        return rows
 
     def expire(self, now_ms: int) -> Keys:
         """Removes rows unused for longer than the time-to-live; returns their keys, ascending."""

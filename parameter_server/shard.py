@@ -248,7 +248,9 @@ class Shard:
             )
         else:
             kept, rows, known = learned, old, there
-        change = Change(kept, rows, known, table.lookup(kept), counts, removed)
+        moved = part is None or len(gone)  # rows may stand elsewhere since they were learned
+        after = table.lookup(kept) if moved else table.rows_at(done.slots)
+        change = Change(kept, rows, known, after, counts, removed)
         undo = (
             np.concatenate([learned, leaving, evicted]),
             np.concatenate([old, left, evicted_rows]),
