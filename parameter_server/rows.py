@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from parameter_server import kernels
 from parameter_server.id_map import LOAD, IdMap, grown
 from parameter_server.routing import Keys, Rows, as_keys, as_rows
-from parameter_server.sketch import SKETCH_COLUMNS, Sketch, blocks_of
+from parameter_server.sketch import BLOCK_BYTES, SKETCH_COLUMNS, Sketch, blocks_of, check_parts
 from recsys.config import TableConfig
 from recsys.hashing import key_of
 
@@ -70,6 +70,17 @@ def rows_within(budget_mb: float, dim: int, beside: int = 0) -> int:
             "or lower sketch_mb"
         )
     return rows
+
+
+def check_table(config: TableConfig, parts: int) -> None:
+    """Raises ValueError where the budget holds no row, or ``parts`` shards would share a block of the sketch:
+    what ``Table`` would refuse, before anything is started."""
+    beside = 0
+    if config.admit_after > 1:
+        blocks = blocks_of(config.sketch_mb)
+        check_parts(blocks, parts)
+        beside = blocks // parts * BLOCK_BYTES
+    rows_within(config.budget_mb, config.dim, beside)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,14 @@ from parameter_server.lanes import LaneGradients, StepSum, add_lanes
 from parameter_server.published import Change, Published, Removed
 from parameter_server.rounding import check_format, round_dense
 from parameter_server.routing import Keys, Rows, as_keys, shard_of
-from parameter_server.rows import MAX_GRADIENT, ROW_COLUMNS, Arrays, Table, digest_of_exports
+from parameter_server.rows import (
+    MAX_GRADIENT,
+    ROW_COLUMNS,
+    Arrays,
+    Table,
+    check_table,
+    digest_of_exports,
+)
 from parameter_server.sketch import SKETCH_COLUMNS
 from recsys.config import TableConfig
 from recsys.records import Delta
@@ -70,6 +77,8 @@ class ShardSpec:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
         check_format(self.delta_format)
+        for table in self.tables:
+            check_table(table, self.parts)
 
     @property
     def dims(self) -> dict[str, int]:

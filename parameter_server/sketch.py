@@ -22,6 +22,7 @@ from parameter_server import kernels
 from parameter_server.routing import Keys
 
 CELLS: Final = 64  # of a block, one byte each: one cache line
+BLOCK_BYTES: Final = CELLS + 4  # with the number of sightings in it
 UNIT: Final = (
     5040  # blocks come in multiples of it: 1 to 10, 12, 14, 15, 16 and many more divide it
 )
@@ -31,7 +32,17 @@ SKETCH_COLUMNS: Final = ("sketch_at", "sketch_cells", "sketch_added")
 
 def blocks_of(sketch_mb: float) -> int:
     """How many blocks a sketch of about so many MiB has, over all shards of a table."""
-    return max(1, round(sketch_mb * 2**20 / (CELLS + 4) / UNIT)) * UNIT
+    return max(1, round(sketch_mb * 2**20 / BLOCK_BYTES / UNIT)) * UNIT
+
+
+def check_parts(blocks: int, parts: int) -> None:
+    """Raises ValueError where shards would share a block."""
+    if blocks % parts:
+        raise ValueError(
+            f"parts is {parts}, expected a divisor of {blocks}: a table with admit_after above 1 counts "
+            f"sightings in {blocks} blocks, and a block has one shard; take 8, 16 or another divisor, or "
+            "admit_after 1"
+        )
 
 
 class Sketch:
@@ -39,12 +50,7 @@ class Sketch:
 
     def __init__(self, seed: int, blocks: int, enough: int, part: int = 0, parts: int = 1) -> None:
         """``enough``: the sightings that an id needs. Raises ValueError where shards would share a block."""
-        if blocks % parts:
-            raise ValueError(
-                f"parts is {parts}, expected a divisor of {blocks}: a table with admit_after above 1 counts "
-                f"sightings in {blocks} blocks, and a block has one shard; take 8, 16 or another divisor, or "
-                "admit_after 1"
-            )
+        check_parts(blocks, parts)
         self._seed, self._blocks, self._enough = np.uint64(seed), blocks, enough
         self._first = blocks // parts * part
         self._window = 16 * (enough - 1)  # sightings, after which a block is halved
