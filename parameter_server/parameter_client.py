@@ -54,10 +54,17 @@ class ParameterClient(Protocol):
         """The flat dense parameters after ``step`` (empty where the line has none). Raises StepMismatch."""
 
     def exchange(
-        self, step: int, time_ms: int, lanes: Sequence[LaneGradients], next_keys: KeysByTable | None
+        self,
+        step: int,
+        time_ms: int,
+        lanes: Sequence[LaneGradients],
+        next_keys: KeysByTable | None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> tuple[RowsByTable | None, Vector]:
         """Gives this worker's lanes of ``step``; returns, once everyone's are learned, the rows of
-        ``next_keys`` and the dense parameters after it. Giving a step again does no harm."""
+        ``next_keys`` and the dense parameters after it. Giving a step again does no harm.
+
+        ``meanwhile`` is called where an answer is waited for, once all is on its way."""
 
     def align(self) -> int:
         """The step that everyone can go on from; brings shards that lost steps back to a common snapshot.
@@ -96,9 +103,14 @@ class LocalClient:
         return np.empty(0, np.float32) if dense is None else dense
 
     def exchange(
-        self, step: int, time_ms: int, lanes: Sequence[LaneGradients], next_keys: KeysByTable | None
+        self,
+        step: int,
+        time_ms: int,
+        lanes: Sequence[LaneGradients],
+        next_keys: KeysByTable | None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> tuple[RowsByTable | None, Vector]:
-        """All lanes at once: there is nobody else."""
+        """All lanes at once: there is nobody else, and nobody to wait for."""
         for shard, own in zip(self._shards, route_lanes(lanes, len(self._shards)), strict=True):
             delta = shard.learn(step, time_ms, own)
             if delta is not None and self._publish is not None:
@@ -154,7 +166,12 @@ class ShardedClient:
         return self._lookup(step, {})[1]
 
     def exchange(
-        self, step: int, time_ms: int, lanes: Sequence[LaneGradients], next_keys: KeysByTable | None
+        self,
+        step: int,
+        time_ms: int,
+        lanes: Sequence[LaneGradients],
+        next_keys: KeysByTable | None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> tuple[RowsByTable | None, Vector]:
         routed = Routed(next_keys or {}, self._shards)
         generation = self._worker.generation
@@ -162,7 +179,7 @@ class ShardedClient:
             exchange_frame(generation, step, time_ms, own, routed.of(part))
             for part, own in enumerate(route_lanes(lanes, self._shards))
         ]
-        rows, dense = self._rows(frames, routed)
+        rows, dense = self._rows(frames, routed, meanwhile)
         return None if next_keys is None else rows, dense
 
     def align(self) -> int:
@@ -188,12 +205,15 @@ class ShardedClient:
             frames.append(Frame(Lookup(step, list(own)), list(own.values())))
         return self._rows(frames, routed)
 
-    def _ask(self, frames: Sequence[Frame]) -> list[tuple[Answer, Sequence[Array]]]:
+    def _ask(
+        self, frames: Sequence[Frame], meanwhile: Callable[[], None] = lambda: None
+    ) -> list[tuple[Answer, Sequence[Array]]]:
         """Sends to all before it reads from any, so that shards work at the same time; and reads from all
         before it raises for one, so that no reply is left on the way."""
         try:
             for channel, frame in zip(self._channels, frames, strict=True):
                 channel.send(frame)
+            meanwhile()
             replies = [channel.receive() for channel in self._channels]
         except BaseException:
             self.close()  # else a reply still on the way would be taken for the next one
@@ -209,10 +229,15 @@ class ShardedClient:
     def _applied(self, question: Frame) -> list[int]:
         return [answer.applied for answer, _ in self._ask([question] * len(self._channels))]
 
-    def _rows(self, frames: Sequence[Frame], routed: "Routed") -> tuple[RowsByTable, Vector]:
+    def _rows(
+        self,
+        frames: Sequence[Frame],
+        routed: "Routed",
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> tuple[RowsByTable, Vector]:
         dense = np.empty(0, np.float32)
         rows = []
-        for answer, arrays in self._ask(frames):
+        for answer, arrays in self._ask(frames, meanwhile):
             rows.append(dict(zip(answer.tables, arrays, strict=False)))
             if answer.dense:
                 dense = arrays[-1]

@@ -36,7 +36,7 @@ class Line(LocalClient):
             self.durable.append(DurableShard(own, home, publish, first))
         super().__init__([its.shard for its in self.durable])
 
-    def exchange(self, step, time_ms, lanes, next_keys):  # type: ignore[no-untyped-def]
+    def exchange(self, step, time_ms, lanes, next_keys, meanwhile=None):  # type: ignore[no-untyped-def]
         for its, own in zip(self.durable, route_lanes(lanes, len(self.durable)), strict=True):
             its.learn(step, time_ms, own)
         return None if next_keys is None else self.lookup(step, next_keys), self.dense(step)

@@ -280,3 +280,22 @@ def test_a_lane_that_never_comes_is_named(tmp_path):
 
 def test_the_token_is_in_no_text(servers):
     assert TOKEN not in repr(servers.address(0)) and TOKEN not in f"{servers.address(0)}"
+
+
+def test_meanwhile_comes_between_question_and_answer_and_its_failure_leaves_no_reply(servers):
+    client, seen = servers.client(), []
+    lanes = [LaneGradients(lane) for lane in ALL]
+    until = time.monotonic() + 5
+
+    def meanwhile():
+        while min(shard.applied for shard in servers.shards) < 1 and time.monotonic() < until:
+            time.sleep(0.01)
+        seen.append([shard.applied for shard in servers.shards])
+
+    client.exchange(1, 0, lanes, None, meanwhile)
+    assert seen == [[1, 1]]  # learned by then, though nobody had read an answer
+    with pytest.raises(ZeroDivisionError):
+        client.exchange(2, 0, lanes, None, lambda: 1 // 0)
+    rows = client.lookup(2, {"items": np.arange(3)})
+    assert rows["items"].shape[0] == 3
+    client.close()

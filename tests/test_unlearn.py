@@ -60,7 +60,7 @@ class Shards(LocalClient):
             self.durable.append(DurableShard(part_of(spec, part), home, publish, first))
         super().__init__([its.shard for its in self.durable])
 
-    def exchange(self, step, time_ms, lanes, next_keys):  # type: ignore[no-untyped-def]
+    def exchange(self, step, time_ms, lanes, next_keys, meanwhile=None):  # type: ignore[no-untyped-def]
         from parameter_server.parameter_client import route_lanes
 
         for its, own in zip(self.durable, route_lanes(lanes, len(self.durable)), strict=True):

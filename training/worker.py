@@ -8,6 +8,7 @@ it; and each step is predicted before it is learned. Lane *l* is computed by wor
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -80,6 +81,7 @@ class Worker:
         self._letters = DeadLetters(log, (EXAMPLES,))
         self._step: int | None = None  # the newest learned; None: ask the shards
         self._next: _Prepared | None = None
+        self._after: _Prepared | None = None  # the step after ``_next``
         self._rows: dict[str, Floats] | None = None  # those of ``_next``
         self._dense: Floats | None = None
         self.counts = {"steps": 0, "examples": 0, "left_out": 0, "realigned": 0, "other_config": 0,
@@ -117,9 +119,14 @@ class Worker:
         if self._dense is None:
             self._dense = self._client.dense(step - 1)
         gradients = [self._learn(prepared, lane, self._rows, self._dense) for lane in self._own]
-        following = self._prepare(step + 1)
+        following = self._after or self._prepare(step + 1)
+        self._after = None
         self._rows, self._dense = self._client.exchange(
-            step, prepared.step.time_ms, gradients, following.keys if following else None
+            step,
+            prepared.step.time_ms,
+            gradients,
+            following.keys if following else None,
+            partial(self._prepare_ahead, step + 2) if following else _nothing,
         )
         self._step, self._next = step, following
         self.counts["steps"] += 1
@@ -140,7 +147,14 @@ class Worker:
         return True
 
     def _forget(self) -> None:
-        self._step = self._next = self._rows = self._dense = None
+        self._step = self._next = self._after = self._rows = self._dense = None
+
+    def _prepare_ahead(self, number: int) -> None:
+        """While the shards learn: the step after the next, where it is there already."""
+        try:
+            self._after = self._prepare(number)
+        except Exception:
+            self._after = None  # it is met again when the step is due
 
     def _prepare(self, number: int) -> _Prepared | None:
         """All of a step that can be done before its rows are there; None where it has no record yet."""
@@ -203,6 +217,9 @@ def _keys_of(users: Sequence[Id]) -> dict[str, Keys]:
         return {}
     keys = np.array(sorted({key_of("user", user) for user in users}), np.int64)
     return {"features": keys, "users": keys}
+
+
+def _nothing() -> None: ...
 
 
 def _together(
