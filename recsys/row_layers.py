@@ -77,7 +77,9 @@ class _Interacted(Function):
     @staticmethod
     def forward(ctx: Any, rows_BSR: Tensor) -> tuple[Tensor, Tensor]:
         size, slots, width = rows_BSR.shape
-        aligned = rows_BSR.new_zeros((size, slots, width - 1 + -(width - 1) % 16))
+        beside = -(width - 1) % 16
+        made = rows_BSR.new_zeros if beside else rows_BSR.new_empty
+        aligned = made((size, slots, width - 1 + beside))
         wide = rows_BSR.new_empty((size, slots * (width - 1) + slots * (slots - 1) // 2))
         main = rows_BSR.new_empty(size)
         rows = rows_BSR.detach().contiguous().numpy()
