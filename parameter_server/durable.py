@@ -224,6 +224,7 @@ class DurableShard:
         spec, home = self.spec, self._home
         complete = snapshots.complete_steps(home.snapshots, spec.line, spec.epoch)
         if complete:
+            snapshots.settle(home.snapshots, spec.line, spec.epoch, complete[-1])
             self._wal.truncate_before(complete[-1] + 1)
             snapshots.prune(home.snapshots, spec.line, home.snapshots_kept)
             if complete[-1] >= self._untidy:

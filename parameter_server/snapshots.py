@@ -4,6 +4,10 @@
 
 A part is written beside and renamed, so it is there whole or not at all; its manifest carries the SHA-256
 of its arrays. A snapshot is complete when all parts are there. Weights are safetensors: reading runs no code.
+
+Mostly a part holds what changed since the snapshot before it. The files that it builds on, a full one and
+other increments, lie in its folder too, as hard links: so a snapshot needs no other one, removing one harms
+none, and no byte is written or kept twice. After some increments a full one is written again.
 """
 
 import hashlib
@@ -12,7 +16,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,6 +27,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from parameter_server import increments
 from parameter_server.held_back import HELD_COLUMNS
 from parameter_server.published import published_rows
 from parameter_server.rounding import round_dense
@@ -30,8 +36,12 @@ from parameter_server.wal import sync_folder
 Arrays = Mapping[str, NDArray[Any]]
 _ARRAYS: Final = "arrays.safetensors"
 _MANIFEST: Final = "manifest.json"
+FULL_EVERY: Final = 8  # of so many snapshots at least one is full
 _VERSION: Final = re.compile(r"(\d{6})-(\d{12})")
 _LINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+Wanted = Callable[[str], bool]
 
 
 class NoSnapshot(LookupError):
@@ -58,10 +68,10 @@ class Snapshot:
         """What the writer of a part said beside its arrays."""
         return dict(self.manifests[part]["meta"])
 
-    def read(self, part: int, prefix: str = "") -> dict[str, NDArray[Any]]:
-        """The arrays of one part whose names begin with ``prefix``."""
-        with safe_open(_part(self.folder, part, self.parts) / _ARRAYS, framework="numpy") as file:
-            return {k: file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}
+    def read(self, part: int, wanted: Wanted = lambda name: True) -> dict[str, NDArray[Any]]:
+        """The arrays of one part whose names are ``wanted``; rows in no particular order. Whoever wants a
+        column of rows must want their keys."""
+        return _read(_part(self.folder, part, self.parts), self.manifests[part], wanted)
 
 
 class Found(NamedTuple):
@@ -80,7 +90,8 @@ def write_part(
     version.mkdir(parents=True, exist_ok=True)
     beside = version / f".{part}-{uuid.uuid4().hex}"
     beside.mkdir()
-    save_file(dict(arrays), beside / _ARRAYS)
+    its, chain = _increment(folder, line, (epoch, step), part, parts, arrays, beside)
+    save_file(dict(its), beside / _ARRAYS)
     manifest = {
         "line": line,
         "epoch": epoch,
@@ -89,6 +100,7 @@ def write_part(
         "parts": parts,
         "sha256": _sha256(beside / _ARRAYS),
         "bytes": (beside / _ARRAYS).stat().st_size,
+        "chain": chain,
         "meta": dict(meta),
     }
     (beside / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
@@ -126,17 +138,49 @@ def complete_steps(folder: Path, line: str, epoch: int) -> list[int]:
     return [step for e, step in numbers if e == epoch]
 
 
+def settle(folder: Path, line: str, epoch: int, step: int) -> None:
+    """Makes a complete snapshot outlive a power cut. Whoever gives something up for it must ask for this: a
+    sibling may have died after it renamed its part and before it synced the folder."""
+    version = _line(folder, line) / f"{epoch:06d}-{step:012d}"
+    sync_folder(version)
+    sync_folder(version.parent)
+
+
 def prune(folder: Path, line: str, keep: int) -> list[str]:
-    """Removes what is older than the ``keep`` newest complete snapshots; returns the names removed."""
+    """Removes what is older than the ``keep`` newest complete snapshots; returns the names removed. Where all
+    of these build on one full file, the newest that builds on another stays too, should that one go bad."""
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected at least 1")
     complete = [version for version in _versions(folder, line) if _is_complete(version)]
     if len(complete) <= keep:
         return []
-    old = [v for v in _versions(folder, line) if _number(v) < _number(complete[-keep])]
+    for version in complete[-keep:]:
+        sync_folder(version)  # see ``settle``
+    spare = _spare(complete, keep)
+    old = [
+        v for v in _versions(folder, line) if _number(v) < _number(complete[-keep]) and v != spare
+    ]
     for version in old:
         shutil.rmtree(version, ignore_errors=True)  # a sibling shard may be removing it too
     return [version.name for version in old]
+
+
+def _spare(complete: Sequence[Path], keep: int) -> Path | None:
+    bases = [_bases(version) for version in complete]
+    if any(base != bases[-1] for base in bases[-keep:]):
+        return None
+    others = (v for v, base in zip(complete, bases, strict=True) if not base & bases[-1])
+    return max(others, default=None, key=_number)
+
+
+def _bases(version: Path) -> frozenset[str]:
+    """The SHA-256 of the full file of each part; none where a manifest can't be read."""
+    found = set()
+    for part in range(parts := _parts(version)):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            manifest = json.loads((_part(version, part, parts) / _MANIFEST).read_text())
+            found.add([*manifest["chain"], manifest][0]["sha256"])
+    return frozenset(found)
 
 
 class ServingRows(NamedTuple):
@@ -158,23 +202,97 @@ def load_rows(folder: Path, line: str, epoch: int | None = None) -> ServingRows:
     found: dict[str, list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = {}
     for part in range(snapshot.parts):
         format = snapshot.meta(part).get("delta_format", "fp32")
-        path = _part(snapshot.folder, part, snapshot.parts) / _ARRAYS
-        with safe_open(path, framework="numpy") as file:
-            names = set(file.keys())
-            if "dense/averaged" in names:
-                _, dense = round_dense(file.get_tensor("dense/averaged"), format)
-            for name in names:
-                if name.startswith("table/") and name.endswith("/keys"):
-                    table = name.removeprefix("table/").removesuffix("/keys")
-                    held = {c: file.get_tensor(f"held/{table}/{c}") for c in HELD_COLUMNS
-                            if f"held/{table}/{c}" in names}  # fmt: skip
-                    keys, rows = file.get_tensor(name), file.get_tensor(f"table/{table}/values")
-                    found.setdefault(table, []).append(published_rows(keys, rows, held, format))
+        arrays = snapshot.read(part, _is_served)
+        if "dense/averaged" in arrays:
+            _, dense = round_dense(arrays["dense/averaged"], format)
+        for name, keys in arrays.items():
+            if name.startswith("table/") and name.endswith("/keys"):
+                table = name.removeprefix("table/").removesuffix("/keys")
+                held = {c: arrays[f"held/{table}/{c}"] for c in HELD_COLUMNS
+                        if f"held/{table}/{c}" in arrays}  # fmt: skip
+                rows = published_rows(keys, arrays[f"table/{table}/values"], held, format)
+                found.setdefault(table, []).append(rows)
     tables = {
         table: (np.concatenate([k for k, _ in rows]), np.concatenate([v for _, v in rows]))
         for table, rows in found.items()
     }
     return ServingRows(snapshot, tables, dense)
+
+
+def _is_served(name: str) -> bool:
+    """All but the optimizer's."""
+    rows = ("keys", "values", increments.REMOVED)
+    return name.startswith("held/") or name == "dense/averaged" or name.endswith(rows)
+
+
+def _increment(
+    folder: Path,
+    line: str,
+    number: tuple[int, int],
+    part: int,
+    parts: int,
+    arrays: Arrays,
+    beside: Path,
+) -> tuple[Arrays, list[dict[str, Any]]]:
+    """What to write of a part: its increment and the chain that it goes on, which is linked into ``beside``;
+    or all of it and no chain, where there is nothing to go on, or it wouldn't pay."""
+    before = [
+        v for v in _versions(folder, line)
+        if _number(v)[0] == number[0] and _number(v) < number and _parts(v) == parts and _is_complete(v)
+    ]  # fmt: skip
+    if not before:
+        return arrays, []
+    base = _part(before[-1], part, parts)
+    try:
+        manifest = json.loads((base / _MANIFEST).read_text())
+        chain = [*manifest["chain"], {k: manifest[k] for k in ("sha256", "bytes")}]
+        if len(chain) >= FULL_EVERY:
+            return arrays, []
+        _check_files(base, manifest)
+        its = increments.difference(_read(base, manifest), arrays)
+        grown = sum(link["bytes"] for link in chain[1:]) + sum(a.nbytes for a in its.values())
+        if grown > chain[0]["bytes"]:
+            return arrays, []
+        for place, link in enumerate([*map(_link, range(len(chain) - 1)), _ARRAYS]):
+            os.link(base / link, beside / _link(place))
+    except (OSError, ValueError, KeyError, SafetensorError):  # damaged, or a disk without links
+        return arrays, []
+    return its, chain
+
+
+def _link(place: int) -> str:
+    """The name of a file that a part builds on, the full one first."""
+    return f"chain-{place}.safetensors"
+
+
+def _files(folder: Path, manifest: Mapping[str, Any]) -> list[tuple[Path, str]]:
+    """All files of a part in the order in which they build on each other, each with its SHA-256."""
+    names = [*map(_link, range(len(manifest["chain"]))), _ARRAYS]
+    digests = [link["sha256"] for link in (*manifest["chain"], manifest)]
+    return [(folder / name, sha) for name, sha in zip(names, digests, strict=True)]
+
+
+def _read(
+    folder: Path, manifest: Mapping[str, Any], wanted: Wanted = lambda name: True
+) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for place, (path, _) in enumerate(_files(folder, manifest)):
+        with safe_open(path, framework="numpy") as file:
+            its = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
+        arrays = increments.apply(arrays, its) if place else its
+    return arrays
+
+
+def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises ValueError where a file isn't what its digest says."""
+    for path, sha256 in _files(folder, manifest):
+        if _sha256(path) != sha256:
+            raise ValueError(f"{path.name} is corrupt: its SHA-256 isn't the manifest's")
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{path.name} can't be read: {error}") from None
 
 
 def _check(version: Path, line: str) -> Snapshot:
@@ -190,13 +308,10 @@ def _check(version: Path, line: str) -> Snapshot:
         expected = {"line": line, "epoch": epoch, "step": step, "part": part, "parts": parts}
         if any(manifest[name] != value for name, value in expected.items()):
             raise ValueError(f"the manifest of part {part} says {manifest}, expected {expected}")
-        if _sha256(folder / _ARRAYS) != manifest["sha256"]:
-            raise ValueError(f"part {part} is corrupt: its SHA-256 isn't the manifest's")
         try:
-            with safe_open(folder / _ARRAYS, framework="numpy"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"part {part} can't be read: {error}") from None
+            _check_files(folder, manifest)
+        except ValueError as error:
+            raise ValueError(f"part {part}: {error}") from None
         manifests.append(manifest)
     return Snapshot(version, line, epoch, step, parts, tuple(manifests))
 

@@ -160,15 +160,17 @@ class Disk:
     """Everything under a folder, with the page cache: what isn't synced may be gone after a power cut.
 
     Use it as a context: it stands in the place of ``os.fsync``, ``os.fdatasync``, ``os.rename``,
-    ``os.replace``, ``Path.open`` and safetensors' ``save_file``. It doesn't know of folders that were made
-    and not synced: those stay.
+    ``os.replace``, ``os.link``, ``Path.open`` and safetensors' ``save_file``. It doesn't know of folders that
+    were made and not synced: those stay.
     """
 
     def __init__(self, folder: Path, chance: Chance) -> None:
         self.folder, self._chance = folder, chance
         self._unsynced: dict[int, int] = {}  # inode -> bytes that are safe
         self._renames: list[tuple[str, str, bytes | None]] = []  # from, to, the file that was there
-        self._real = {n: getattr(os, n) for n in ("fsync", "fdatasync", "rename", "replace")}
+        self._real = {
+            n: getattr(os, n) for n in ("fsync", "fdatasync", "rename", "replace", "link")
+        }
         self._open, self._save = pathlib.Path.open, snapshots.save_file
         self._patches = ExitStack()
 
@@ -183,6 +185,7 @@ class Disk:
         enter(mock.patch.object(os, "fdatasync", self._sync))
         enter(mock.patch.object(os, "rename", lambda a, b: self._rename("rename", a, b)))
         enter(mock.patch.object(os, "replace", lambda a, b: self._rename("replace", a, b)))
+        enter(mock.patch.object(os, "link", self._link))
         enter(mock.patch.object(pathlib.Path, "open", opens))
         enter(mock.patch.object(snapshots, "save_file", self._saves))
         return self
@@ -258,6 +261,11 @@ class Disk:
         self._real[how](origin, target)
         self._renames.append((str(origin), str(target), before))
         self._chance.point("rename")
+
+    def _link(self, origin: Any, target: Any) -> None:
+        self._chance.point("link")
+        self._real["link"](origin, target)
+        self._chance.point("link")
 
     def _saves(self, arrays: Any, path: Path) -> None:
         self._chance.point("write")

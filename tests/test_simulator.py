@@ -42,6 +42,6 @@ def test_nothing_is_lost_doubled_or_different_over_200_seeds(tmp_path: Path) -> 
     assert crashes > 1_000 and gaps > 50 and held_back > 1_000
     everything = {
         "answer", "append", "append failed", "read failed", "write", "disk full", "sync", "rename",
-        "power", "dropped", "repeated", "reordered", "cut", "flipped",
+        "link", "power", "dropped", "repeated", "reordered", "cut", "flipped",
     }  # fmt: skip
     assert {what for what, times in struck.items() if times >= 20} == everything

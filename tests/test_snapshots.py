@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
+from parameter_server import snapshots
 from parameter_server.snapshots import (
     NoSnapshot,
     complete_steps,
@@ -44,7 +45,7 @@ def test_a_snapshot_is_what_was_written(tmp_path):
         for name, array in arrays(5, part).items():
             read = snapshot.read(part)[name]
             assert (read == array).all() and read.dtype == array.dtype and read.shape == array.shape
-    assert set(snapshot.read(0, "dense/")) == {"dense/averaged"}
+    assert set(snapshot.read(0, lambda name: name.startswith("dense/"))) == {"dense/averaged"}
 
 
 def test_serving_reads_rows_and_no_optimizer(tmp_path):
@@ -117,7 +118,8 @@ def test_the_newest_is_of_the_highest_epoch_or_of_the_one_asked_for(tmp_path):
     assert latest(tmp_path, "main", epoch=0, step=20).snapshot is None
 
 
-def test_pruning_keeps_the_newest_complete_ones_and_what_is_being_written(tmp_path):
+def test_pruning_keeps_the_newest_complete_ones_and_what_is_being_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshots, "FULL_EVERY", 1)  # no two build on one file
     write_all(tmp_path, 1, 2, 4, 5)
     write(tmp_path, 3, 0)
     write(tmp_path, 6, 0)
@@ -149,3 +151,95 @@ def test_nothing_there_is_said(tmp_path):
 def test_a_line_is_no_path(tmp_path):
     with pytest.raises(ValueError, match="line is '../x'"):
         write_part(tmp_path, "../x", 0, 1, 0, 1, {}, {})
+
+
+# --- increments ---
+
+
+def rows(step, count=2_000):
+    """Of many rows a few change in a step, one leaves and one comes."""
+    keys = np.arange(step, count + step, dtype=np.int64)
+    values = np.repeat(keys[:, None], 8, 1).astype(np.float32)
+    values[: 3 * step] += step
+    return {
+        "table/items/keys": keys,
+        "table/items/values": values,
+        "table/items/accumulator": keys.astype(np.float32),
+        "table/items/used_ms": keys * step,
+        "dense/averaged": np.full(4, step, np.float32),
+    } | ({"table/items/used_ms": np.where(keys < 3 * step, step, 0)})
+
+
+def write_rows(folder, *steps):
+    for step in steps:
+        write_part(folder, "main", 0, step, 0, 1, rows(step), {"step": step})
+
+
+def same(read, step):
+    order = np.argsort(read["table/items/keys"])
+    return all(
+        np.array_equal(read[name][order] if name.startswith("table/") else read[name], array)
+        for name, array in rows(step).items()
+    ) and set(read) == set(rows(step))
+
+
+def files(folder, step):
+    return sorted((folder / "main" / f"000000-{step:012d}").glob("part-*/*.safetensors"))
+
+
+def test_a_snapshot_holds_what_changed_and_reads_as_the_whole(tmp_path):
+    write_rows(tmp_path, *range(1, 12))
+    for step in range(1, 12):
+        assert same(latest(tmp_path, "main", step=step).snapshot.read(0), step)
+    counts = [len(files(tmp_path, step)) for step in range(1, 12)]
+    assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3]  # a full one at least each eighth time
+    own = [f.stat().st_size for s in (1, 2) for f in files(tmp_path, s) if f.name[0] == "a"]
+    assert own[1] < own[0] / 20
+    nodes = {file.stat().st_ino for step in range(1, 9) for file in files(tmp_path, step)}
+    assert len(nodes) == 8  # no byte is kept twice
+    _, tables, dense = load_rows(tmp_path, "main")
+    keys, values = tables["items"]
+    assert (values[np.argsort(keys)] == rows(11)["table/items/values"]).all() and (
+        dense == 11
+    ).all()
+
+
+def test_a_full_one_is_written_where_increments_would_not_pay(tmp_path):
+    everything = rows(1)
+    for step in (1, 2, 3):
+        everything = everything | {"table/items/values": everything["table/items/values"] + 1}
+        write_part(tmp_path, "main", 0, step, 0, 1, everything, {})
+    assert [len(files(tmp_path, step)) for step in (1, 2, 3)] == [1, 2, 1]
+
+
+def test_removing_what_it_builds_on_harms_no_snapshot(tmp_path):
+    write_rows(tmp_path, *range(1, 7))
+    prune(tmp_path, "main", 1)
+    assert complete_steps(tmp_path, "main", 0) == [6]
+    assert same(latest(tmp_path, "main").snapshot.read(0), 6)
+
+
+def test_a_bad_link_costs_the_snapshots_on_it_and_a_spare_one_is_kept(tmp_path):
+    for step in range(1, 13):
+        write_rows(tmp_path, step)
+        prune(tmp_path, "main", 2)
+    assert complete_steps(tmp_path, "main", 0) == [8, 11, 12]  # 9 is full, 8 is of the chain before
+    full = files(tmp_path, 12)[1]
+    assert full.name == "chain-0.safetensors"
+    data = full.read_bytes()
+    full.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    snapshot, reasons = latest(tmp_path, "main")
+    assert snapshot.step == 8 and same(snapshot.read(0), 8)
+    assert len(reasons) == 2 and all("chain-0.safetensors is corrupt" in told for told in reasons)
+    write_rows(tmp_path, 13)  # it doesn't build on what is bad
+    assert [file.name for file in files(tmp_path, 13)] == ["arrays.safetensors"]
+
+
+def test_where_files_cannot_be_linked_all_is_written(tmp_path, monkeypatch):
+    def refuses(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(snapshots.os, "link", refuses)
+    write_rows(tmp_path, 1, 2)
+    assert [len(files(tmp_path, step)) for step in (1, 2)] == [1, 1]
+    assert same(latest(tmp_path, "main").snapshot.read(0), 2)
