@@ -46,6 +46,10 @@ def test_where_traffic_grows_the_young_dont_count_for_what_they_cant_have() -> N
     assert its.arrived(1) == [pytest.approx(TRUE, rel=0.08)]
 
 
+def test_it_says_nothing_before_the_first_horizon_is_over() -> None:
+    assert counted([20] * 320).arrived(1) == [] != counted([20] * 345).arrived(1)
+
+
 def test_it_follows_a_drift_of_the_delay() -> None:
     fast = counted([20] * 1500, mean_s=5.0)
     assert fast.arrived(1)[0] == pytest.approx(1 - np.exp(-2), rel=0.02)

@@ -144,5 +144,6 @@ class Delays:
         for column in range(start + 1, start + _COLUMNS):
             if self.state.through[column] > 0:
                 share *= self.state.before[column] / self.state.through[column]
+        whole = self.state.through[start + _COLUMNS - 1] > 0  # a cohort has reached the horizon
         believed = self.state.before[start + 1] >= _ENOUGH and _LEAST <= share <= _ALL
-        return share if believed else 1.0
+        return share if whole and believed else 1.0
