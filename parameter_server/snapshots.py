@@ -155,7 +155,8 @@ def prune(folder: Path, line: str, keep: int) -> list[str]:
     if len(complete) <= keep:
         return []
     for version in complete[-keep:]:
-        sync_folder(version)  # see ``settle``
+        with suppress(FileNotFoundError):  # a sibling knows of newer ones, and has removed it
+            sync_folder(version)  # see ``settle``
     spare = _spare(complete, keep)
     old = [
         v for v in _versions(folder, line) if _number(v) < _number(complete[-keep]) and v != spare
