@@ -142,6 +142,7 @@ def test_timers_run_out_in_one_order_wherever_they_are(due: list[int], now_ms: i
     for n, due_ms in enumerate(due):
         shown = impression(n, 1, START_MS)
         its.add(f"r{n:02}", Open(held_of(n, shown, False), shown, 1_000), due_ms)
+        assert its.bytes <= 20_000 and len(its) == n + 1
     assert its.spilled and len(its.open) > 5
     expected = sorted((due_ms, f"r{n:02}") for n, due_ms in enumerate(due) if due_ms <= now_ms)
     assert list(its.due(now_ms)) == expected
