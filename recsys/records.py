@@ -25,8 +25,8 @@ class Lesson(msgspec.Struct, kw_only=True, gc=False):
 
     ``arrived``: of the engagements that a label stands for, the share that comes by the time such an example
     is emitted, in (0, 1]; empty: all. In a correction, 0 where the example was weighted for it already.
-    ``kept``: the rate at which examples without an engagement are kept. ``left_out``: this one was not, and
-    an engagement came later; its ``previous`` were never learned (training/open_labels.py).
+    ``kept``: the rate at which examples without an engagement are kept. ``sampled_out``: this one was not,
+    and an engagement came later; its ``previous`` were never learned (training/open_labels.py).
     """
 
     partition: int
@@ -38,7 +38,7 @@ class Lesson(msgspec.Struct, kw_only=True, gc=False):
     previous: list[float] = []
     arrived: list[float] = []
     kept: float = 1.0
-    left_out: bool = False
+    sampled_out: bool = False
     features: FeatureBlock | None = None  # of this one item: N = 1
 
 

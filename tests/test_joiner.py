@@ -273,17 +273,17 @@ def test_an_example_says_what_share_of_its_labels_has_come_by_then() -> None:
     assert fed(again, later, engagement(later, 0, "view", 1))[-1].arrived == first[-1].arrived
 
 
-def test_negatives_are_left_out_by_a_hash_and_come_back_with_an_engagement() -> None:
+def test_negatives_are_sampled_out_by_a_hash_and_come_back_with_an_engagement() -> None:
     """The rest is as without sampling; what was left out comes back once, and is corrected like others."""
     events = watched(300)
     whole, its = joiner(), joiner(window_s=60, horizon_s=600, negatives=0.25)
     out, all_ = fed(its, *events), fed(whole, *events)
     labels = {(e.offset, e.index): e.labels for e in all_ if not e.correction}
-    kept = {(e.offset, e.index) for e in out if not e.correction and not e.left_out}
+    kept = {(e.offset, e.index) for e in out if not e.correction and not e.sampled_out}
     assert kept >= {place for place, its_ in labels.items() if any(its_)}
     assert its.counts["sampled_out"] == len(labels) - len(kept)
     assert 0.2 < (len(kept) - 300) / 600 < 0.3 and {e.kept for e in out} == {0.25}
-    back = [e for e in out if e.left_out]
+    back = [e for e in out if e.sampled_out]
     assert back and all(not e.correction and e.previous == [0.0, 0.0] for e in back)
     assert {(e.offset, e.index) for e in back} | kept > {
         (e.offset, e.index) for e in out if e.correction
@@ -292,7 +292,7 @@ def test_negatives_are_left_out_by_a_hash_and_come_back_with_an_engagement() -> 
     [one] = [e for e in back if e.index == 1][:1]
     shown = events[one.offset]
     [more] = its.feed(10**6, engagement(shown, 1, "long_view", 301_000))  # type: ignore[arg-type]
-    assert more.correction and more.left_out and more.previous == one.labels
+    assert more.correction and more.sampled_out and more.previous == one.labels
 
 
 def batch_join(events: Sequence[object], horizon_ms: int) -> dict[tuple[str, str], list[float]]:

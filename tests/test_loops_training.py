@@ -525,7 +525,7 @@ def test_what_cant_be_learned_from_is_left_out_once_and_for_ever(tmp_path: Path)
         example(11, labels=[float("nan"), 0.0]),
         example(12, watch_ms=-5),
         example(13, correction=True, previous=[1.0]),
-        example(14, left_out=True, previous=[1.0]),
+        example(14, sampled_out=True, previous=[1.0]),
         example(15, arrived=[0.0, 1.0]),
         example(16, arrived=[1.0]),
         example(17, kept=0.0),

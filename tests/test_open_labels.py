@@ -239,7 +239,7 @@ def test_what_is_corrected_comes_to_the_final_label_whether_it_was_kept_or_not(
     negative = example(0, labels=[0.0, 0.0], kept=kept)
     now = dict(labels=[1.0, 0.0], previous=[0.0, 0.0], kept=kept)
     was_kept = np.add(slopes(negative, logit), slopes(example(0, correction=True, **now), logit))
-    was_not = slopes(example(0, left_out=True, **now), logit)
+    was_not = slopes(example(0, sampled_out=True, **now), logit)
     mean = kept * np.array(was_kept) + (1 - kept) * np.array(was_not)
     np.testing.assert_allclose(mean[:2], slopes(final, logit)[:2], atol=1e-4)
 
@@ -264,12 +264,12 @@ def test_labels_that_are_final_are_learned_as_ever() -> None:
         np.testing.assert_allclose(slopes(one, 0.3), slopes(marked, 0.3), rtol=1e-6)
 
 
-def test_sums_of_predictions_stand_for_those_that_were_left_out() -> None:
+def test_sums_of_predictions_stand_for_those_that_were_sampled_out() -> None:
     learner = Learner(build_model(FEATURES, CONFIG.model))
     made = [
         example(0, labels=[0.0, 0.0], kept=0.25),
         example(1, labels=[1.0, 0.0], kept=0.25, arrived=[0.5, 1.0]),
-        example(2, labels=[1.0, 0.0], previous=[0.0, 0.0], left_out=True, kept=0.25),
+        example(2, labels=[1.0, 0.0], previous=[0.0, 0.0], sampled_out=True, kept=0.25),
     ]
     lane = learner.prepare(made)
     rows = {t.name: initial_rows(t, 0, lane.lookup.keys[t.name]) for t in tables_of(CONFIG.model)}

@@ -5,7 +5,7 @@ import msgspec
 from recsys.events import Engagement, Impression
 
 NEVER = -1  # in ``learned``: no example was made yet
-SHOWN, LEFT_OUT, BY_WINDOW, AFTER = 1, 2, 4, 8  # marks; above them the labels that were foreseen
+SHOWN, SAMPLED_OUT, BY_WINDOW, AFTER = 1, 2, 4, 8  # marks; above them the labels that were foreseen
 FORESEEN = 4  # by how many bits a mark's labels are shifted
 
 
@@ -13,7 +13,7 @@ class Held(msgspec.Struct, array_like=True, gc=False):
     """What was done with an impression's items, by rank.
 
     ``labels``: bit *l* is label *l*; ``learned``: those of the newest example, ``NEVER`` before the first.
-    ``marks``: ``SHOWN``; ``LEFT_OUT``, the first example was by sampling; ``BY_WINDOW``, the window ended it;
+    ``marks``: ``SHOWN``; ``SAMPLED_OUT``, the first example was; ``BY_WINDOW``, the window ended it;
     ``AFTER``, what made it came after the window; and the labels that were foreseen (training/delay.py).
     ``kept``: the impression, where it can't be read again.
     """

@@ -38,8 +38,8 @@ from training.held import (
     AFTER,
     BY_WINDOW,
     FORESEEN,
-    LEFT_OUT,
     NEVER,
+    SAMPLED_OUT,
     SHOWN,
     Held,
     Open,
@@ -271,7 +271,7 @@ class Joiner:
             mark |= self._delays.foreseen(by_window) << FORESEEN
         kept = labels or is_kept(request_id, index, self.config.negatives)
         if not kept:
-            mark |= LEFT_OUT
+            mark |= SAMPLED_OUT
             held.learned[index] = 0
             self.counts["sampled_out"] += 1
         held.marks[index] = mark
@@ -289,9 +289,9 @@ class Joiner:
         whoever joins the events again, before or after it went, gives the same numbers."""
         labels, learned, mark = held.labels[index], held.learned[index], held.marks[index]
         held.learned[index] = labels
-        left_out = mark & LEFT_OUT != 0
+        sampled_out = mark & SAMPLED_OUT != 0
         again = learned != NEVER  # it was emitted before, or left out
-        correction = again and not (left_out and learned == 0)
+        correction = again and not (sampled_out and learned == 0)
         self.sequence += 1
         if impression is None:
             self.counts["lost"] += 1
@@ -319,7 +319,7 @@ class Joiner:
                 features=one_item(block, index, len(impression.items)) if block else None,
                 arrived=self._arrived(mark, again),
                 kept=self.config.negatives,
-                left_out=left_out,
+                sampled_out=sampled_out,
             )
         )
 

@@ -33,8 +33,8 @@ regression in rare events data"; He et al. 2014, at Facebook, undo it after trai
 
 as pF has the odds F eᶻ / (1 + (1 − F) eᶻ). Served is z.
 
-An example that was left out and gets a label later (``left_out``) learns that 1 alone, with weight one: its
-zeros are told by those that were kept. Where it was kept, the negative is undone. Both come to ℓ(1).
+An example that was left out and gets a label later (``sampled_out``) teaches that 1 alone, with weight one:
+its zeros are told by those that were kept. Where it was kept, the negative is undone. Both come to ℓ(1).
 
 Legend: B examples, K labels, L outputs (labels, then watch time).
 """
@@ -99,16 +99,16 @@ class Told:
 
 def is_open(example: Lesson) -> bool:
     """Whether its labels tell less, or more, than what they are."""
-    return bool(example.arrived) or example.left_out or example.kept != 1.0
+    return bool(example.arrived) or example.sampled_out or example.kept != 1.0
 
 
 def fault_of(example: Lesson, labels: int) -> str:
     """Why it can't be told what an example of so many labels tells; empty where it can."""
-    if example.left_out and len(example.previous) != labels:
+    if example.sampled_out and len(example.previous) != labels:
         return f"it has {len(example.previous)} previous labels, expected {labels}"
     if not 0.0 < example.kept <= 1.0:
         return f"kept is {example.kept}, expected above 0, at most 1"
-    least = 0.0 if example.correction or example.left_out else _LEAST
+    least = 0.0 if example.correction or example.sampled_out else _LEAST
     if len(example.arrived) not in (0, labels) or not all(
         [least <= f <= 1 for f in example.arrived]
     ):
@@ -123,8 +123,8 @@ def told(examples: Sequence[Lesson], labels_BK: Floats) -> Told:
     if not any([e.correction or is_open(e) for e in examples]):
         return Told(ones, labels_BK[:, 0], np.ones(size, bool), ones[:, 0], labels_BK)
     kept_B1 = np.array([[e.kept] for e in examples], np.float32)
-    left_out_B1 = np.array([[e.left_out] for e in examples])
-    again_B1 = np.array([[e.correction] for e in examples]) | left_out_B1
+    sampled_out_B1 = np.array([[e.sampled_out] for e in examples])
+    again_B1 = np.array([[e.correction] for e in examples]) | sampled_out_B1
     arrived_BK = np.array([e.arrived or [1.0] * labels for e in examples], np.float32)
     previous = [
         e.previous if again else [0.0] * labels for e, again in zip(examples, again_B1, strict=True)
@@ -135,7 +135,7 @@ def told(examples: Sequence[Lesson], labels_BK: Floats) -> Told:
     first_BK = np.where((labels_BK > 0) | negative_B1, 1.0, kept_B1)
     weights_BK = np.where(again_B1, new_BK & (arrived_BK > 0), first_BK)
     watch_B1 = np.where(again_B1, 0.0, np.where(negative_B1, 1.0, kept_B1))
-    undone_BK = again_B1 & ~left_out_B1 & new_BK
+    undone_BK = again_B1 & ~sampled_out_B1 & new_BK
     share_BK = np.where(again_B1, 1.0, arrived_BK)
     share_BL = _wider(share_BK, 1.0)
     with np.errstate(divide="ignore"):
