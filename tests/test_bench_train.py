@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from recsys.blueprint import build_model
@@ -16,6 +17,7 @@ from recsys.cli.bench_examples import (
     draw_examples,
     one_hot,
 )
+from recsys.cli.bench_loops import by_ours, by_torch
 from recsys.cli.main import load
 from recsys.config import ModelConfig
 from recsys.log import MemoryLog
@@ -67,8 +69,14 @@ def test_the_bench_tells_its_figures_beside_the_peers(tmp_path):
     assert found["bench"] == "train" and "--together" in found["command"]
     assert found["figures"]["examples_per_s"] > 0
     peers = found["comparators"]
-    assert set(peers) == {"torchrec", "embedding_bag", "vowpalwabbit", "river"}
-    for name in ("torchrec", "embedding_bag"):
+    assert set(peers) == {
+        "torchrec",
+        "torchrec_our_layers",
+        "embedding_bag",
+        "vowpalwabbit",
+        "river",
+    }
+    for name in ("torchrec", "torchrec_our_layers", "embedding_bag"):
         assert peers[name]["examples_per_s"] > 0 and peers[name]["threads"] in (1, 2)
 
 
@@ -104,3 +112,9 @@ def test_peers_that_arent_installed_say_so(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_linear.importlib.util, "find_spec", lambda name: None)
     for peer in (bench_linear.vowpal_wabbit, bench_linear.river):
         assert "not installed" in peer(bench_train._config(str(tmp_path), 8), 8)["absent"]
+
+
+def test_a_loop_by_torch_computes_what_a_loop_by_our_layers_does():
+    ranker = build_model(FEATURES, ModelConfig()).ranker
+    rows = torch.randn(8, FIELDS, ModelConfig().dim + 1, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(by_torch(ranker, rows), by_ours(ranker, rows), rtol=1e-4, atol=1e-5)

@@ -2,7 +2,8 @@
 
 They read the same records from the same log, learn the same network with the same losses and rates, and keep
 nothing: no write-ahead file, no deltas, no ids of 64 bits (a key is hashed to one of ``ids`` rows, so some
-share one). All that differs is where rows live and how they learn.
+share one). The network is made of torch's own layers, as whoever uses these tables would write it; or of ours,
+and then all that differs is where rows live and how they learn.
 """
 
 import time
@@ -13,21 +14,26 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from recsys.blueprint import build_model
 from recsys.cli.bench_examples import FEATURES, FIELDS, Drawn, one_hot
 from recsys.config import Config
 from recsys.garbage import no_collection, settle
 from recsys.open_log import open_log
-from recsys.ranker import loss_per_output, targets
+from recsys.ranker import Ranker, loss_per_output, targets
 from recsys.records import EXAMPLES, Lesson, unpack_all
+from recsys.row_layers import interacted_by_torch
 
 _WARM: Final = 8  # batches before the clock starts
 _THREADS: Final = (1, 2)
 Rows = Callable[[Tensor], Tensor]  # indices (F, B) -> rows (B, F, D + 1), which learn by backward
+Network = Callable[[Ranker, Tensor], Tensor]  # rows (B, F, D + 1) -> logits (B, L)
 
 
-def fused(config: Config, ids: int, batch: int, batches: int) -> dict[str, Any]:
+def fused(
+    config: Config, ids: int, batch: int, batches: int, our_layers: bool = False
+) -> dict[str, Any]:
     """FBGEMM's fused row-wise Adagrad, what torchrec trains with on a CPU; the better of 1 and 2 threads."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
@@ -55,7 +61,7 @@ def fused(config: Config, ids: int, batch: int, batches: int) -> dict[str, Any]:
 
         return rows, lambda: None
 
-    return _better(config, ids, batch, batches, made)
+    return _better(config, ids, batch, batches, made, by_ours if our_layers else by_torch)
 
 
 def embedding_bag(config: Config, ids: int, batch: int, batches: int) -> dict[str, Any]:
@@ -79,7 +85,25 @@ def embedding_bag(config: Config, ids: int, batch: int, batches: int) -> dict[st
 
         return rows, learn
 
-    return _better(config, ids, batch, batches, made)
+    return _better(config, ids, batch, batches, made, by_torch)
+
+
+def by_ours(ranker: Ranker, rows_BFR: Tensor) -> Tensor:
+    """The ranker's logits (B, L) of rows (B, F, D + 1), without history and numbers, by our layers."""
+    shape = ranker.shape
+    none = torch.zeros(1, 0, shape.dim + 1), torch.zeros(1, 0, shape.outcomes)
+    logits: Tensor = ranker(rows_BFR, *none, torch.zeros(len(rows_BFR), 0))
+    return logits
+
+
+def by_torch(ranker: Ranker, rows_BFR: Tensor) -> Tensor:
+    """The same by torch's own operations: ``bmm``, the pairs by index as torchrec's interaction takes them,
+    and ``nn.Linear``."""
+    x, main_B = interacted_by_torch(rows_BFR)
+    for layer in ranker.layers[:-1]:
+        x = F.relu(layer(x))
+    logits_BL: Tensor = ranker.layers[-1](x)
+    return torch.cat([logits_BL[:, :1] + main_B[:, None], logits_BL[:, 1:]], 1)
 
 
 def batches_of(config: Config, batch: int) -> Iterator[Drawn]:
@@ -109,25 +133,32 @@ def _better(
     batch: int,
     batches: int,
     made: Callable[[], tuple[Rows, Callable[[], None]]],
+    network: Network,
 ) -> dict[str, Any]:
     before, found = torch.get_num_threads(), list[dict[str, Any]]()
     try:
         for threads in _THREADS:
             torch.set_num_threads(threads)
-            found.append(_rate(config, ids, batch, batches, *made()) | {"threads": threads})
+            rate = _rate(config, ids, batch, batches, *made(), network)
+            found.append(rate | {"threads": threads})
     finally:
         torch.set_num_threads(before)
     return max(found, key=lambda its: float(its["examples_per_s"]))
 
 
 def _rate(
-    config: Config, ids: int, batch: int, batches: int, rows: Rows, learn: Callable[[], None]
+    config: Config,
+    ids: int,
+    batch: int,
+    batches: int,
+    rows: Rows,
+    learn: Callable[[], None],
+    network: Network,
 ) -> dict[str, Any]:
     """Examples per second, and what each takes of the processor, over all batches but the first few."""
     model = build_model(FEATURES, config.model)
     optimizer = torch.optim.Adam(model.ranker.parameters(), lr=config.model.dense_rate, fused=True)
     weights = torch.tensor([1.0] + [config.model.side_weight] * len(FEATURES.schema.labels))
-    none = torch.zeros(1, 0, config.model.dim + 1), torch.zeros(1, 0, FEATURES.outcomes)
     settle()
     done, started, busy = 0, time.perf_counter(), time.process_time()
     for number, drawn in enumerate(islice(batches_of(config, batch), batches)):
@@ -137,7 +168,7 @@ def _rate(
         wanted = targets(
             torch.from_numpy(drawn.labels_NK), torch.from_numpy(drawn.watch_ms_N.astype(np.float32))
         )
-        logits = model.ranker(rows(indices), *none, torch.zeros(len(drawn.keys_NF), 0))
+        logits = network(model.ranker, rows(indices))
         torch.sigmoid(logits.detach())  # it predicts before it learns, as ours does
         (loss_per_output(logits, wanted) * weights).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()

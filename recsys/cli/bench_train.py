@@ -52,6 +52,9 @@ def measure_train(
             "figures": ours(Job(config, steps, secrets.token_hex(16)), apart),
             "comparators": {
                 "torchrec": fused(config, ids, batch, batches * WORKERS),
+                "torchrec_our_layers": fused(
+                    config, ids, batch, batches * WORKERS, our_layers=True
+                ),
                 "embedding_bag": embedding_bag(config, ids, batch, batches * WORKERS),
                 "vowpalwabbit": vowpal_wabbit(config, batch * batches),
                 "river": river(config, min(5_000, batch * batches)),
