@@ -2,7 +2,7 @@
 
 They read the same records from the same log, learn the same network with the same losses and rates, and keep
 nothing: no write-ahead file, no deltas, no ids of 64 bits (a key is hashed to one of ``ids`` rows, so some
-share one). The network is made of torch's own layers, as whoever uses these tables would write it; or of ours,
+share one). The network is of torch's own layers, as whoever uses these tables would write it; or of ours,
 and then all that differs is where rows live and how they learn.
 """
 
