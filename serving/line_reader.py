@@ -51,23 +51,31 @@ class LineReader:
         self.gaps = 0
         self._epoch: int | None = None  # as asked for; None: whatever is newest
         self._tried_ms = 0
+        self._useless: tuple[int, int] | None = None  # the newest snapshot, where it can't be used
         self._whole = False  # whether the deltas were read from their very beginning
 
     def start(self, line: str, epoch: int | None) -> Loaded:
         """Goes to a line (of the newest epoch, without one): what to load, before the steps after it."""
         self._epoch = epoch
+        loaded = self._load(line)
+        self._go_on_after(loaded)
+        return loaded
+
+    def _load(self, line: str) -> Loaded:
+        """The newest usable snapshot; nothing of where this reader stands changes."""
         try:
-            rows = load_rows(self._folder, line, epoch)
-            loaded = Loaded(line, rows.snapshot.epoch, rows.snapshot.step, rows)
+            rows = load_rows(self._folder, line, self._epoch)
+            return Loaded(line, rows.snapshot.epoch, rows.snapshot.step, rows)
         except NoSnapshot as error:
             if error.reasons:
                 logging.getLogger(__name__).warning("snapshots passed over: %s", error.reasons)
-            loaded = Loaded(line, epoch or 0, 0, None)
-        self.assembler = DeltaAssembler(line, loaded.epoch, loaded.step)
-        self.gap = None
-        self.offset = self._first_after(loaded)
-        self._whole = self.offset == self._log.begin(DELTAS, 0)
-        return loaded
+            return Loaded(line, self._epoch or 0, 0, None)
+
+    def _go_on_after(self, loaded: Loaded) -> None:
+        offset = self._first_after(loaded)
+        self._whole = offset == self._log.begin(DELTAS, 0)
+        self.assembler = DeltaAssembler(loaded.line, loaded.epoch, loaded.step)
+        self.offset, self.gap, self._useless = offset, None, None
 
     def read(self, limit: int = 64) -> list[StepDelta]:
         """The steps that became complete. ``limit``: of records read."""
@@ -101,10 +109,13 @@ class LineReader:
             return None
         self._tried_ms = now_ms
         line, epoch, step = self.assembler.line, self.assembler.epoch, self.assembler.step
-        if self._newest(line) > (epoch, step):
-            loaded = self.start(line, self._epoch)
+        newest = self._newest(line)
+        if newest > (epoch, step) and newest != self._useless:
+            loaded = self._load(line)
             if (loaded.epoch, loaded.step) > (epoch, step):
+                self._go_on_after(loaded)
                 return loaded
+            self._useless = newest  # damaged, and what is older says nothing new: never go back
         if not self._whole:  # what is missing may stand further back than was looked for it
             self.offset, self._whole, self.gap = self._log.begin(DELTAS, 0), True, None
             self.assembler = DeltaAssembler(line, epoch, step)

@@ -236,6 +236,28 @@ def test_a_gap_waits_for_a_newer_snapshot(fixture: Fixture) -> None:
     assert fixture.reader.replica.step == 20 and fixture.reader.line.gap is None
 
 
+def test_a_damaged_snapshot_that_is_the_newest_leaves_a_replica_where_it_is(
+    fixture: Fixture,
+) -> None:
+    fixture.put(CONTROL, Live(line="main", epoch=0, time_ms=1))
+    fixture.snapshot(2, 2.0)
+    for step in range(3, 8):
+        fixture.step(step, float(step))
+    fixture.turn()
+    assert fixture.reader.replica.step == 7
+    for step in range(9, 20):  # 8 is missing
+        fixture.step(step, float(step))
+    fixture.snapshot(15, 15.0)
+    weights = next((fixture.folder / "main" / f"000000-{15:012d}").glob("*/arrays.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    for _ in range(3):  # none that is usable is newer than what was applied
+        fixture.turn()
+        assert fixture.reader.replica.step == 7 and fixture.reader.line.gap is not None
+    fixture.snapshot(18, 18.0)
+    fixture.turn()
+    assert fixture.reader.replica.step == 19 and fixture.reader.line.gap is None
+
+
 class Shards:
     """Shards that round and hold back, and whose deltas a replica follows."""
 
