@@ -8,7 +8,7 @@ Nothing here reads a clock, a file or a socket; ``parameter_server.durable`` mak
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,6 @@ from parameter_server.rows import (
     ROW_COLUMNS,
     Arrays,
     Table,
-    check_table,
     digest_of_exports,
 )
 from parameter_server.sketch import SKETCH_COLUMNS
@@ -77,8 +76,6 @@ class ShardSpec:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
         check_format(self.delta_format)
-        for table in self.tables:
-            check_table(table, self.parts)
 
     @property
     def dims(self) -> dict[str, int]:
@@ -275,7 +272,7 @@ class Shard:
 
     def export(self) -> tuple[Arrays, dict[str, Any]]:
         """Everything, for a snapshot: arrays by name ("table/NAME/COLUMN", "held/NAME/COLUMN",
-        "dense/COLUMN"), and numbers and the format that was published in."""
+        "dense/COLUMN"), and numbers, what the tables were set to and the format that was published in."""
         arrays: Arrays = {}
         for name, table in self.tables.items():
             arrays |= {f"table/{name}/{k}": v for k, v in table.export().items()}
@@ -286,6 +283,7 @@ class Shard:
             "step": self.applied,
             "clock_ms": self.clock_ms,
             "delta_format": self.spec.delta_format,
+            "tables": [asdict(table) for table in self.spec.tables],
         }
         return arrays, meta | vars(self.counters)
 

@@ -14,6 +14,7 @@ from parameter_server.durable import DurableShard, Home
 from parameter_server.lanes import LaneGradients
 from parameter_server.parameter_client import LocalClient, part_of, route_lanes
 from parameter_server.reshard import Files, Recut, recut
+from parameter_server.rows import ROW_COLUMNS, digest_of_exports
 from parameter_server.shard import ShardSpec, digest_of_shards
 from serving.row_store import RowStore
 from tests.toy_line import DENSE, LANES, TABLES, keys_of, toy_spec, work
@@ -59,6 +60,16 @@ def oracle(until: int) -> LocalClient:
 def scores(line: LocalClient, step: int) -> bytes:
     rows = line.lookup(step, keys_of(step, 1)) | line.lookup(step, keys_of(step - 3, 0))
     return b"".join(array.tobytes() for array in (*rows.values(), line.dense(step)))
+
+
+def digest_of_rows(line: LocalClient) -> str:
+    """Of rows and optimizer, without the counts of sightings."""
+    exports = [shard.tables[table.name].export() for table in TABLES for shard in line.shards]
+    whole = []
+    for number, _ in enumerate(TABLES):
+        part = exports[number * len(line.shards) : (number + 1) * len(line.shards)]
+        whole.append(digest_of_exports([{k: e[k] for k in ROW_COLUMNS} for e in part]))
+    return " ".join(whole)
 
 
 def test_two_shards_become_three_and_one_and_change_no_bit(tmp_path: Path) -> None:
@@ -169,6 +180,58 @@ def test_what_a_snapshot_holds_already_needs_no_cutting(tmp_path: Path) -> None:
     after = Line(tmp_path, replace(SPEC, parts=3), lambda values: None)
     assert after.done is None and after.where() == [20, 20, 20]
     assert digest_of_shards(after.shards) == digest_of_shards(oracle(20).shards)
+
+
+def test_the_number_may_change_together_with_what_a_table_is_set_to(tmp_path: Path) -> None:
+    unlike = tuple(replace(table, admit_after=1) for table in TABLES)
+    tight = tuple(replace(table, budget_mb=300 / 2**20) for table in unlike)  # a few rows
+    old = replace(SPEC, parts=11, tables=unlike)
+    line = Line(tmp_path, old, lambda values: None)
+    work(line, ALL, 5)
+    line.close()
+    first = LocalClient.fresh(replace(old, parts=1), DENSE)
+    work(first, ALL, 5)
+    rows = scores(first, 5)
+
+    sights = replace(SPEC, parts=10)  # 11 parts can't share the counts of sightings
+    line = Line(tmp_path, sights, lambda values: None)
+    assert line.done == Recut(11, 5) and line.where() == [5] * 10
+    assert digest_of_rows(line) == digest_of_rows(first) and scores(line, 5) == rows
+    work(line, ALL, 7)
+    counted = sum(shard.tables["items"].waiting for shard in line.shards)
+    rows, before = scores(line, 7), digest_of_rows(line)
+    line.close()
+
+    line = Line(tmp_path, replace(SPEC, parts=9), lambda values: None)
+    assert sum(shard.tables["items"].waiting for shard in line.shards) == counted > 0
+    work(line, ALL, 9)
+    rows, before = scores(line, 9), digest_of_rows(line)
+    line.close()
+
+    line = Line(tmp_path, replace(SPEC, parts=8, tables=tight), lambda values: None)
+    assert line.done == Recut(9, 9)  # a smaller budget makes none of the old steps lose a row
+    assert digest_of_rows(line) == before and scores(line, 9) == rows
+    assert not sum(shard.counters.evicted for shard in line.shards)
+    work(line, ALL, 10)
+    assert sum(shard.counters.evicted for shard in line.shards) > 0
+    line.close()
+
+
+def test_settings_that_changed_after_the_snapshot_may_not_fit_the_old_number(
+    tmp_path: Path,
+) -> None:
+    line = Line(tmp_path, replace(SPEC, parts=10), lambda values: None)
+    work(line, ALL, 10)  # a snapshot of 10 parts that count sightings
+    line.close()
+    unlike = tuple(replace(table, admit_after=1) for table in TABLES)
+    line = Line(tmp_path, replace(SPEC, parts=11, tables=unlike), lambda values: None)
+    work(line, ALL, 13)
+    rows, before = scores(line, 13), digest_of_rows(line)
+    line.close()
+    line = Line(tmp_path, replace(SPEC, parts=12), lambda values: None)
+    assert line.done == Recut(11, 13)
+    assert digest_of_rows(line) == before and scores(line, 13) == rows
+    line.close()
 
 
 def test_a_file_that_is_missing_costs_the_steps_after_the_snapshot_alone(tmp_path: Path) -> None:

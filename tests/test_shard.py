@@ -8,8 +8,7 @@ from parameter_server.lanes import LaneGradients, RowGradients, StepSum
 from parameter_server.parameter_client import LocalClient, fresh_shards
 from parameter_server.refusals import told_by
 from parameter_server.rows import initial_rows
-from parameter_server.shard import Shard, ShardSpec, StepMismatch, digest_of_shards
-from recsys.config import TableConfig
+from parameter_server.shard import Shard, StepMismatch, digest_of_shards
 from recsys.records import pack
 from tests.toy_line import DENSE, LANES, TABLES, toy_spec, union, work
 
@@ -233,11 +232,3 @@ def test_what_only_the_sum_exceeds_and_other_parts_refuse_is_told_too():
     lanes = [lane(0, 5, gradient=np.inf, metrics={"examples": 1.0}), *idle(1, 2, 3)]
     told = other.learn(1, 0, lanes)
     assert told_by(told.metrics, 1) and "examples" not in told.metrics and not told_by({}, 1)
-
-
-@pytest.mark.parametrize("said", [{"admit_after": 2}, {"budget_mb": 1e-6}])
-def test_tables_that_no_shard_could_hold_are_refused_before_one_starts(said):
-    table = TableConfig("t", 8, 0.1, **said)
-    with pytest.raises(ValueError, match="budget_mb is|parts is 11"):
-        ShardSpec((table,), lanes=1, parts=11)
-    assert ShardSpec((replace(table, budget_mb=2.0),), lanes=1, parts=10).parts == 10

@@ -23,6 +23,7 @@ from recsys.cli.supervisor import Change
 from recsys.cli.table import parts_table, said_beyond_loopback
 from recsys.config import Config, check_weights, digest
 from recsys.loops import log_to_file, run_folder
+from recsys.settings import BadSettings
 
 _READY_S: Final = 240.0  # how long --detach waits for all parts
 _DRAW_EVERY_S: Final = 0.25
@@ -61,7 +62,8 @@ def log_url(log: str) -> str:
 def start(
     config: Config, *, detach: bool = False, viewers: float = 0.0, only: list[str] | None = None
 ) -> int:
-    """Starts a configuration; returns the exit status: 0 also where it runs already, 1 where another does."""
+    """Starts a configuration; returns the exit status: 0 also where it runs already, 1 where another does, 2
+    where its settings are wrong."""
     console = Console()
     try:
         with runs.held(config.state):
@@ -72,7 +74,7 @@ def start(
                 resolved, plan = _planned(config, viewers, only or [])
             except (plans.PortTaken, ValueError) as error:
                 console.print(f"[red]recsys:[/red] {error}", highlight=False)
-                return 1
+                return 2 if isinstance(error, BadSettings) else 1
             plans.write(resolved, plan)
             if beyond := said_beyond_loopback(resolved):
                 console.print(f"[yellow]recsys:[/yellow] {beyond}", highlight=False, soft_wrap=True)
@@ -86,10 +88,14 @@ def start(
 
 def _planned(config: Config, viewers: float, only: list[str]) -> tuple[Config, Plan]:
     from recsys.blueprint import feature_set  # imports torch: not for --help
+    from training.line import spec_of
 
     address = os.environ.get("RAY_ADDRESS", "")
     resolved, plan = plans.resolve(config, viewers=viewers, only=only, ray_address=address)
     check_weights(resolved.policy, feature_set(resolved).schema.labels)
+    spec_of(
+        resolved
+    )  # tables that no shard could hold are told here, not by a part that never gets ready
     table(plan)  # an unknown name in ``only`` is told before anything starts
     return resolved, plan
 

@@ -1,0 +1,36 @@
+"""What a line is, from the configuration: which tables are refused, and what its digest names."""
+
+from pathlib import Path
+
+import pytest
+
+from recsys.cli import up
+from recsys.config import Config, laptop, override
+from recsys.settings import BadSettings
+from training.line import spec_of
+
+ELEVEN = {"parameter_server.shards": 11, "model.tables.items.admit_after": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (ELEVEN, r"model.tables.items with parameter_server.shards 11: .*divisor of 15120"),
+        ({"model.tables.users.budget_mb": 1e-6}, r"model.tables.users .*: budget_mb is 1e-06"),
+    ],
+)
+def test_tables_that_no_shard_could_hold_are_refused(
+    changes: dict[str, object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    config = override(laptop(), changes | {"state": str(tmp_path)})
+    with pytest.raises(BadSettings, match=said):
+        spec_of(config)
+    started: list[Config] = []
+    monkeypatch.setattr(up, "_run", lambda config, plan, console: started.append(config))
+    assert up.start(config) == 2 and not started
+    assert "model.tables." in capsys.readouterr().out
+
+
+def test_ten_shards_may_count_sightings() -> None:
+    assert spec_of(override(laptop(), ELEVEN | {"parameter_server.shards": 10})).parts == 10
