@@ -8,7 +8,8 @@ is held back of it; nothing adds up and nothing is lost.
 A step may send ``budget`` bytes of rows. Rows go in the order of traffic × change, ties by key and table:
 examples that used the row since it was last sent, times how far its rounded value is from what replicas hold.
 What doesn't fit goes with later steps; a step that *settles* sends all. Tombstones are never held back.
-A row whose rounded value is what replicas hold already isn't sent.
+A row whose rounded value is what replicas hold already isn't sent. Whatever the budget, and also where a step
+settles, no step sends more than ``MOST_BYTES``, so that a delta fits into one record of any log.
 """
 
 # N rows that a step touched, M rows that it removed, R rows held back, D dimension
@@ -36,6 +37,7 @@ from recsys.config import TableConfig
 from recsys.records import TableRows
 
 KEY_BYTES: Final = 8
+MOST_BYTES: Final = 8 << 20  # of rows and tombstones in a step: half of Kafka's largest record
 Mask = NDArray[np.bool_]
 RowsOf = Callable[[str, Keys], Rows]
 
@@ -86,7 +88,8 @@ class Published:
     def __init__(
         self, tables: Sequence[TableConfig], seed: int, format: str = "fp32", budget: int = 0
     ) -> None:
-        """``budget``: bytes of keys and rows of a step, 0 for all; one row goes whatever it is."""
+        """``budget``: bytes of keys and rows of a step, 0 for all that ``MOST_BYTES`` lets through; one row
+        goes whatever it is."""
         self.format, self._budget = check_format(format), budget
         self._tables = {table.name: table for table in tables}
         self._seeds = {name: table_seed(seed, name) for name in self._tables}
@@ -110,7 +113,11 @@ class Published:
     ) -> list[TableRows]:
         """What a step sends of each table. ``rows_of`` looks up rows as they are after the step."""
         moved = {name: self._moved(name, change) for name, change in changes.items()}
-        chosen = self._all(moved) if settle or self._fits(moved) else self._choose(moved)
+        tombstones = KEY_BYTES * sum(len(change.removed.keys) for change in changes.values())
+        most = max(0, MOST_BYTES - tombstones)
+        if self._budget and not settle:
+            most = min(most, self._budget)
+        chosen = self._all(moved) if self._fits(moved, most) else self._choose(moved, most)
         out = []
         for name, change in changes.items():
             removed = change.removed.keys
@@ -155,11 +162,9 @@ class Published:
     def _cost(self, name: str) -> int:
         return KEY_BYTES + row_bytes(self._tables[name].dim, self.format)
 
-    def _fits(self, moved: Mapping[str, _Moved]) -> bool:
+    def _fits(self, moved: Mapping[str, _Moved], most: int) -> bool:
         rows = {name: len(its.keys) + len(self._held[name]) for name, its in moved.items()}
-        return not self._budget or self._budget >= sum(
-            count * self._cost(name) for name, count in rows.items()
-        )
+        return most >= sum(count * self._cost(name) for name, count in rows.items())
 
     def _all(self, moved: Mapping[str, _Moved]) -> dict[str, tuple[Mask, Mask]]:
         return {
@@ -167,8 +172,8 @@ class Published:
             for name, its in moved.items()
         }
 
-    def _choose(self, moved: Mapping[str, _Moved]) -> dict[str, tuple[Mask, Mask]]:
-        """Which of the moved and of the held-back rows of each table go: the first that fit the budget."""
+    def _choose(self, moved: Mapping[str, _Moved], budget: int) -> dict[str, tuple[Mask, Mask]]:
+        """Which of the moved and of the held-back rows of each table go: the first that fit ``budget``."""
         keys, weights, costs, tables = [], [], [], []
         for number, (name, its) in enumerate(moved.items()):
             held = self._held[name]
@@ -179,13 +184,13 @@ class Published:
             tables.append(np.full(rows, number))
         weight, cost = np.concatenate(weights), np.concatenate(costs)
         # No more rows than this fit, so only they and their equals need be put in order.
-        most = self._budget // min(map(self._cost, moved)) + 1
+        most = budget // min(map(self._cost, moved)) + 1
         first = np.arange(len(weight))
         if most < len(weight):
             first = np.flatnonzero(weight >= np.partition(weight, -most)[-most])
         columns = np.concatenate(tables), np.concatenate(keys), -weight
         order = first[np.lexsort(tuple(column[first] for column in columns))]
-        count = int(np.searchsorted(np.cumsum(cost[order]), self._budget, "right"))
+        count = int(np.searchsorted(np.cumsum(cost[order]), budget, "right"))
         goes = np.zeros(len(weight), np.bool_)
         goes[order[: max(1, count)]] = True
         cuts = np.split(goes, np.cumsum([len(part) for part in keys])[:-1])

@@ -33,6 +33,8 @@ MAX_GRADIENT: Final = 1e3
 ROW_COLUMNS: Final = ("keys", "values", "accumulator", "used_ms")
 # The fraction of the rows that leaves at once when the budget is reached: finding them is a scan of all.
 EVICTED: Final = 1 / 32
+# Rows of a table that expire or are evicted at once: their tombstones (2 MiB) must fit into a delta.
+MOST_LEAVING: Final = 1 << 18
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -191,16 +193,29 @@ class Table:
         rows: Rows = self._values.take(slots, axis=0)
         return rows
 
-    def expire(self, now_ms: int) -> Keys:
-        """Removes rows unused for longer than the time-to-live; returns their keys, ascending."""
-        return self.remove(self.stale(now_ms))
+    def expire(self, now_ms: int, keys: Keys) -> Keys:
+        """Removes those rows of distinct keys that are unused for longer than the time-to-live; returns the
+        keys that had one, ascending."""
+        slots = self._ids.find(as_keys(keys))
+        old = (slots >= 0) & (self._used_ms[slots] < now_ms - 1000 * self.config.ttl_s)
+        return self.remove(keys[old])
 
     def stale(self, now_ms: int) -> Keys:
-        """The keys of rows unused for longer than the time-to-live, ascending: what ``expire`` removes."""
+        """The keys of rows unused for longer than the time-to-live, ascending: what may ``expire``. Where
+        there are more than ``MOST_LEAVING``, so many: those used least recently, by (time, key)."""
         if not self.config.ttl_s:
             return np.empty(0, np.int64)
         slots = np.flatnonzero(self._used_ms[: len(self)] < now_ms - 1000 * self.config.ttl_s)
+        if len(slots) > MOST_LEAVING:
+            slots = self._oldest(slots, MOST_LEAVING)
         return np.sort(self._ids.keys[slots])
+
+    def _oldest(self, slots: Keys, count: int) -> Keys:
+        """Of slots, ``count`` (fewer than there are) whose rows were used least recently, by (time, key)."""
+        used = self._used_ms[slots]
+        slots = slots[used <= np.partition(used, count)[count]]
+        order = np.lexsort((self._ids.keys[slots], self._used_ms[slots]))
+        return slots[order[:count]]
 
     def remove(self, keys: Keys) -> Keys:
         """Removes the rows of distinct keys; returns those that had one, ascending. The next free slots are
@@ -242,20 +257,17 @@ class Table:
 
     def _make_room(self, rows: int, kept: Keys) -> tuple[Keys, Rows]:
         """Removes the rows used least recently, by (time, key), until ``rows`` more fit the budget, and a
-        batch of them at least; those at the slots ``kept`` stay. Returns keys, ascending, and values."""
+        batch of them at least, but at most ``MOST_LEAVING``; those at the slots ``kept`` stay. Returns keys,
+        ascending, and values."""
         excess = len(self) + rows - self._limit
         if not self._limit or excess <= 0:
             return np.empty(0, np.int64), np.empty((0, self.config.dim), np.float32)
         may_leave = np.ones(len(self), np.bool_)
         may_leave[kept[kept >= 0]] = False
         slots = np.flatnonzero(may_leave)
-        leaving = min(len(slots), max(excess, int(self._limit * EVICTED)))
+        leaving = min(len(slots), max(excess, int(self._limit * EVICTED)), MOST_LEAVING)
         if leaving < len(slots):
-            used = self._used_ms[slots]
-            newest = np.partition(used, leaving)[leaving]
-            slots = slots[used <= newest]
-            order = np.lexsort((self._ids.keys[slots], self._used_ms[slots]))
-            slots = slots[order[:leaving]]
+            slots = self._oldest(slots, leaving)
         slots = slots[np.argsort(self._ids.keys[slots])]
         left = self._ids.keys[slots], self._values[slots]
         self._drop(slots)

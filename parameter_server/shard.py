@@ -217,7 +217,8 @@ class Shard:
         part, forget = total.tables.get(name), total.forget.get(name, none)
         expiry = total.step % self.spec.expire_every == 0
         learned = none if part is None else part.keys
-        leaving = np.union1d(forget, table.stale(self.clock_ms)) if expiry else np.unique(forget)
+        stale = table.stale(self.clock_ms) if expiry else none
+        leaving = np.union1d(forget, stale)
         (old, there), (left, was_there) = table.look(learned), table.look(leaving)
         counts, changed = np.empty(0, np.int32), np.empty(0, np.bool_)
         evicted, evicted_rows = none, left[:0]
@@ -236,7 +237,7 @@ class Shard:
             gone = table.remove(forget)
             changed &= ~np.isin(learned, gone)
         if expiry:
-            expired = table.expire(self.clock_ms)
+            expired = table.expire(self.clock_ms, stale)
             self.counters.expired += len(expired)
             gone = np.concatenate([gone, expired])
         at = np.searchsorted(leaving, gone)

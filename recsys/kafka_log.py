@@ -36,6 +36,7 @@ from recsys.log import (
 C = TypeVar("C", KafkaReader, KafkaTail)
 ID_TOPIC: Final = "__recsys_log_id"
 MAX_RECORD_BYTES: Final = 16 << 20  # a delta of a big step; Kafka's own default is 1 MB
+_FRAME_BYTES: Final = 1 << 10  # at most, of the batch around a record
 CHECK_S: Final = 1.0  # a broker that came back empty is noticed so soon
 OWN_S: Final = 0.1  # what this client appended comes to its tail within it, or is sought
 
@@ -104,7 +105,7 @@ class KafkaLog:
         return self._partitions[topic]
 
     def append(self, topic: str, records: Sequence[Append]) -> list[int]:
-        check_appends(topic, self.partitions(topic), records)
+        check_appends(topic, self.partitions(topic), records, MAX_RECORD_BYTES - _FRAME_BYTES)
         self._check_id()
         producer = self._producing()
         futures: list[Any] = []

@@ -89,10 +89,20 @@ def check_partition(topic: str, partition: int, partitions: int) -> None:
         )
 
 
-def check_appends(topic: str, partitions: int, records: Sequence[Append]) -> None:
-    """Raises ValueError for a partition that the topic doesn't have, before anything is appended."""
+def check_appends(
+    topic: str, partitions: int, records: Sequence[Append], most_bytes: int | None = None
+) -> None:
+    """Raises ValueError for a partition that the topic doesn't have, or a record of more than ``most_bytes``,
+    before anything is appended."""
     for partition in {record[0] for record in records}:
         check_partition(topic, partition, partitions)
+    largest = max((len(key) + len(value) for _, key, value in records), default=0)
+    if most_bytes is not None and largest > most_bytes:
+        raise ValueError(
+            f"{topic}: a record has {largest} bytes, expected at most {most_bytes}, and appending it again "
+            "doesn't help: make it smaller (lower step.examples, raise parameter_server.shards), or use a "
+            "log without this limit (log.url: sqlite)"
+        )
 
 
 def check_range(topic: str, partition: int, offset: int, begin: int, end: int) -> None:

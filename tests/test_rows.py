@@ -120,7 +120,7 @@ class TableMachine(RuleBasedStateMachine):
         old = self.now_ms - 10_000
         gone = sorted(key for key, (_, _, used) in self.rows.items() if used < old)
         assert self.table.stale(self.now_ms).tolist() == gone
-        assert self.table.expire(self.now_ms).tolist() == gone
+        assert self.table.expire(self.now_ms, ids(*gone)).tolist() == gone
         for key in gone:
             del self.rows[key]
 
@@ -192,7 +192,7 @@ def test_an_expired_row_comes_back_as_new():
     table, gradients = Table(config, 0), np.ones((2, 3), np.float32)
     table.apply(ids(1, 2), gradients, ones(2), 1000)
     table.apply(ids(2), gradients[:1], ones(1), 2001)
-    assert table.expire(2001).tolist() == [1]
+    assert table.expire(2001, ids(1, 2, 3)).tolist() == [1]
     assert (table.lookup(ids(1)) == initial_rows(config, 0, ids(1))).all()
     table.apply(ids(1), gradients[:1], ones(1), 3000)
     fresh = Table(config, 0)
