@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from recsys.blueprint import FEED_SCHEMA
 from recsys.cli import up
 from recsys.config import Config, laptop, override
+from recsys.features import FeatureSet
 from recsys.settings import BadSettings
-from training.line import spec_of
+from training.line import learning_digest, spec_of
 
 ELEVEN = {"parameter_server.shards": 11, "model.tables.items.admit_after": 2}
 
@@ -34,3 +36,14 @@ def test_tables_that_no_shard_could_hold_are_refused(
 
 def test_ten_shards_may_count_sightings() -> None:
     assert spec_of(override(laptop(), ELEVEN | {"parameter_server.shards": 10})).parts == 10
+
+
+def test_the_number_of_shards_is_in_the_digest_where_a_table_has_a_budget() -> None:
+    shards = {"parameter_server.shards": 3, "trainer.workers": 3}
+    budget = {"model.tables.users.budget_mb": 1.0}
+    features = FeatureSet(FEED_SCHEMA)
+    digests = [
+        learning_digest(override(laptop(), changes), features)
+        for changes in ({}, shards, budget, budget | shards)
+    ]
+    assert digests[0] == digests[1] and len(set(digests)) == 3

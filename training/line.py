@@ -46,7 +46,10 @@ def spec_of(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
 def learning_digest(config: Config, features: FeatureSet) -> str:
     """The digest of all that decides what a step does to the weights, besides its examples.
 
-    Neither the number of workers nor that of shards is in it: they change no bit.
+    The number of workers isn't in it, for it changes no bit. That of shards is where a table has a budget,
+    for the rows that leave at it are those of one shard; elsewhere it changes no bit either.
     """
     what = {"model": config.model, "lanes": config.step.lanes, "features": features.digest}
+    if any(table.budget_mb for table in tables_of(config.model)):
+        what["shards"] = config.parameter_server.shards
     return digest_of(msgspec.json.encode(msgspec.to_builtins(what), order="deterministic"))
