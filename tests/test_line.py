@@ -8,7 +8,6 @@ from recsys.blueprint import FEED_SCHEMA
 from recsys.cli import up
 from recsys.config import Config, laptop, override
 from recsys.features import FeatureSet
-from recsys.settings import BadSettings
 from training.line import learning_digest, spec_of
 
 ELEVEN = {"parameter_server.shards": 11, "model.tables.items.admit_after": 2}
@@ -26,7 +25,7 @@ def test_tables_that_no_shard_could_hold_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     config = override(laptop(), changes | {"state": str(tmp_path)})
-    with pytest.raises(BadSettings, match=said):
+    with pytest.raises(ValueError, match=said):
         spec_of(config)
     started: list[Config] = []
     monkeypatch.setattr(up, "_run", lambda config, plan, console: started.append(config))

@@ -10,7 +10,6 @@ from recsys.config import Config
 from recsys.features import FeatureSet
 from recsys.hashing import digest_of
 from recsys.model import tables_of
-from recsys.settings import BadSettings
 
 MAIN: Final = "main"
 
@@ -18,14 +17,14 @@ MAIN: Final = "main"
 def spec_of(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
     """The spec of a line's part 0; ``parameter_server.parameter_client.part_of`` gives the others.
 
-    Raises BadSettings for a table that so many shards can't hold.
+    Raises ValueError for a table that so many shards can't hold.
     """
     tables, shards = tables_of(config.model), config.parameter_server.shards
     for table in tables:
         try:
             check_table(table, shards)
         except ValueError as error:
-            raise BadSettings(
+            raise ValueError(
                 f"model.tables.{table.name} with parameter_server.shards {shards}: {error}"
             ) from None
     return ShardSpec(

@@ -93,9 +93,10 @@ def _planned(config: Config, viewers: float, only: list[str]) -> tuple[Config, P
     address = os.environ.get("RAY_ADDRESS", "")
     resolved, plan = plans.resolve(config, viewers=viewers, only=only, ray_address=address)
     check_weights(resolved.policy, feature_set(resolved).schema.labels)
-    spec_of(
-        resolved
-    )  # tables that no shard could hold are told here, not by a part that never gets ready
+    try:
+        spec_of(resolved)  # else a part tells, that never gets ready
+    except ValueError as error:
+        raise BadSettings(str(error)) from None
     table(plan)  # an unknown name in ``only`` is told before anything starts
     return resolved, plan
 
