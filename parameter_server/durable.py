@@ -174,6 +174,12 @@ class DurableShard:
         if found.snapshot is not None:
             load_shard(self._shard, found.snapshot)
         steps = self._wal.steps
+        reach = steps[1] if steps is not None and steps[0] == 1 else 0
+        if (
+            found.snapshot is None
+            and snapshots.newest_step(home.snapshots, spec.line, spec.epoch) > reach
+        ):
+            raise snapshots.Unusable(f"{home.snapshots}/{spec.line}", home.wal, found.reasons)
         if steps is not None and steps[0] > self._shard.applied + 1:
             self.lost = f"snapshot {self._shard.applied}, write-ahead file {steps[0]} to {steps[1]}"
             self._wal.clear()

@@ -224,9 +224,10 @@ class Published:
         }
 
     def load(self, name: str, keys: Keys, values: Rows, held: Arrays) -> None:
-        """Goes on from rows of a snapshot that this shard owns, and what was held back of them; more of the
-        same table may follow, where several shards wrote it."""
-        self._held[name].put(*(held[column] for column in HELD_COLUMNS))
+        """Goes on from rows of a snapshot that this shard owns, and what was held back of them (nothing, in a
+        snapshot without these columns); more of the same table may follow, where several shards wrote it."""
+        if held:
+            self._held[name].put(*(held[column] for column in HELD_COLUMNS))
         its, rows = published_rows(keys, values, held, self.format)
         self._count(name, its, rows, np.ones(len(its), np.bool_), 1)
 

@@ -298,8 +298,10 @@ class Shard:
                            if f"table/{name}/{k}" in arrays}  # fmt: skip
                 columns = self._owned(columns)
                 table.load(columns | counted)
-                held = {k: arrays[f"held/{name}/{k}"] for k in HELD_COLUMNS}
-                self.published.load(name, columns["keys"], columns["values"], self._owned(held))
+                held = {k: arrays[f"held/{name}/{k}"] for k in HELD_COLUMNS
+                        if f"held/{name}/{k}" in arrays}  # fmt: skip
+                held = self._owned(held) if held else held
+                self.published.load(name, columns["keys"], columns["values"], held)
             if self.dense is not None and "dense/values" in arrays:
                 self.dense.load({k: arrays[f"dense/{k}"] for k in DENSE_COLUMNS})
         self.applied, self.clock_ms = meta["step"], meta["clock_ms"]

@@ -53,6 +53,18 @@ class NoSnapshot(LookupError):
         self.reasons = list(reasons)
 
 
+class Unusable(NoSnapshot):
+    """There are snapshots, and none can be used: to begin at step 0 would throw away what they hold."""
+
+    def __init__(self, where: str, wal: Path, reasons: Sequence[str]) -> None:
+        super().__init__(where, reasons)
+        self.args = (
+            f"{self.args[0]}. This shard doesn't begin at step 0 in their place: mend what is said of them "
+            "(a file from a backup, a disk that is away, the rights to read), or give up what was learned and "
+            f"move {where} and {wal} away, those of every shard, to begin anew",
+        )
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A complete snapshot whose digests have been checked. ``manifests`` are by part."""
@@ -132,6 +144,12 @@ def latest(folder: Path, line: str, epoch: int | None = None, step: int | None =
     return Found(None, reasons)
 
 
+def newest_step(folder: Path, line: str, epoch: int) -> int:
+    """The newest step of an epoch that anything of a snapshot is there of, usable or not; 0 without any."""
+    numbers = map(_number, _versions(folder, line))
+    return max((step for e, step in numbers if e == epoch), default=0)
+
+
 def complete_steps(folder: Path, line: str, epoch: int) -> list[int]:
     """The steps of an epoch that have all their parts, ascending; their digests are not checked."""
     numbers = [_number(version) for version in _versions(folder, line) if _is_complete(version)]
@@ -180,7 +198,7 @@ def _bases(version: Path) -> frozenset[str]:
     for part in range(parts := _parts(version)):
         with suppress(OSError, ValueError, KeyError, TypeError):
             manifest = json.loads((_part(version, part, parts) / _MANIFEST).read_text())
-            found.add([*manifest["chain"], manifest][0]["sha256"])
+            found.add([*_chain(manifest), manifest][0]["sha256"])
     return frozenset(found)
 
 
@@ -246,7 +264,7 @@ def _increment(
     base = _part(before[-1], part, parts)
     try:
         manifest = json.loads((base / _MANIFEST).read_text())
-        chain = [*manifest["chain"], {k: manifest[k] for k in ("sha256", "bytes")}]
+        chain = [*_chain(manifest), {k: manifest[k] for k in ("sha256", "bytes")}]
         if len(chain) >= FULL_EVERY:
             return arrays, []
         _check_files(base, manifest)
@@ -266,10 +284,17 @@ def _link(place: int) -> str:
     return f"chain-{place}.safetensors"
 
 
+def _chain(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a part builds on: nothing, where it was written before there were increments."""
+    chain: list[dict[str, Any]] = manifest.get("chain", [])
+    return chain
+
+
 def _files(folder: Path, manifest: Mapping[str, Any]) -> list[tuple[Path, str]]:
     """All files of a part in the order in which they build on each other, each with its SHA-256."""
-    names = [*map(_link, range(len(manifest["chain"]))), _ARRAYS]
-    digests = [link["sha256"] for link in (*manifest["chain"], manifest)]
+    chain = _chain(manifest)
+    names = [*map(_link, range(len(chain))), _ARRAYS]
+    digests = [link["sha256"] for link in (*chain, manifest)]
     return [(folder / name, sha) for name, sha in zip(names, digests, strict=True)]
 
 

@@ -1,5 +1,7 @@
 """A shard that crashes anywhere comes back bit for bit: crash points are inputs."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import msgspec
@@ -10,7 +12,7 @@ from parameter_server import snapshots
 from parameter_server.deltas import DeltaAssembler, to_arrays
 from parameter_server.durable import DurableShard, Home
 from parameter_server.parameter_client import LocalClient, Routed, part_of, route_lanes
-from parameter_server.shard import digest_of_shards
+from parameter_server.shard import Shard, digest_of_shards
 from recsys.records import Delta
 from tests.toy_line import DENSE, LANES, toy_spec, work
 
@@ -318,5 +320,66 @@ def test_a_file_that_ends_before_the_snapshot_leaves_no_hole(tmp_path):
     work(line, ALL, 14)
     line.crash(1)
     assert line.shards[1].lost == "" and line.where() == [14, 14]
+    work(line, ALL, STEPS)
+    check(line)
+
+
+def manifests(folder):
+    return list((folder / "snapshots" / "main").glob("*/part-*/manifest.json"))
+
+
+def test_a_snapshot_from_before_there_were_increments_is_gone_on_from(tmp_path):
+    line = Line(tmp_path)
+    work(line, ALL, 12)
+    for path in manifests(tmp_path):
+        manifest = json.loads(path.read_text())
+        if manifest.pop("chain"):  # its part builds on others: it goes, as if it had never been
+            shutil.rmtree(path.parent.parent)
+        else:
+            path.write_text(json.dumps(manifest))
+    held = {path: path.read_bytes() for path in tmp_path.glob("*.wal")}
+    step = snapshots.latest(tmp_path / "snapshots", "main").snapshot.step
+    assert snapshots.load_rows(tmp_path / "snapshots", "main").snapshot.step == step == 10
+    for part in range(PARTS):
+        line.crash(part)
+    assert line.where() == [12, 12] and all(p.read_bytes() == held[p] for p in held)
+    work(line, ALL, STEPS)
+    check(line)
+
+
+def test_what_was_held_back_may_be_missing_in_a_snapshot():
+    client = LocalClient.fresh(replace(SPEC, delta_bytes=0), DENSE)
+    work(client, ALL, 5)
+    for shard in client.shards:
+        arrays, meta = shard.export()
+        again = Shard(shard.spec, DENSE if shard.dense is not None else None)
+        again.load([{k: v for k, v in arrays.items() if not k.startswith("held/")}], meta)
+        assert again.digest() == shard.digest() and again.published.digest == shard.published.digest
+
+
+@pytest.mark.parametrize("harm", ["manifest", "incomplete"])
+def test_where_no_snapshot_can_be_used_a_shard_refuses_to_begin_anew(tmp_path, harm):
+    line = Line(tmp_path)
+    work(line, ALL, 24)
+    for path in manifests(tmp_path):
+        if harm == "manifest":
+            path.write_text("{}")
+        elif "part-00001" in str(path):
+            shutil.rmtree(path.parent)
+    before = (tmp_path / "0.wal").read_bytes()
+    line.shards[0]._wal.close()
+    said = "passed over: 000000-000000000020.*doesn't begin at step 0.*move .*0.wal away"
+    with pytest.raises(snapshots.NoSnapshot, match=said):
+        line.open(0)
+    assert (tmp_path / "0.wal").read_bytes() == before
+
+
+def test_a_file_that_holds_all_needs_no_snapshot(tmp_path):
+    line = Line(tmp_path, snapshot_every=100)
+    work(line, ALL, 8)
+    shutil.rmtree(tmp_path / "snapshots")
+    line.crash(0)
+    line.crash(1)
+    assert line.where() == [8, 8]
     work(line, ALL, STEPS)
     check(line)
