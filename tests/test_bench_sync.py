@@ -5,7 +5,26 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from parameter_server.parameter_client import LocalClient
+from parameter_server.rows import Table
+from recsys.cli import bench_sync
 from recsys.cli.main import load
+from tests.toy_line import DENSE, LANES, TABLES, toy_spec, work
+
+
+def test_the_clock_of_ours_holds_the_lookup_of_the_changed_rows(monkeypatch):
+    now = 0.0
+
+    def lookup(table, keys, real=Table.lookup):
+        nonlocal now
+        now += 1.0
+        return real(table, keys)
+
+    shard = bench_sync._Timed(toy_spec(), DENSE)
+    monkeypatch.setattr(Table, "lookup", lookup)
+    monkeypatch.setattr(bench_sync.time, "process_time", lambda: now)
+    work(LocalClient([shard]), list(range(LANES)), 3)
+    assert shard.publishing_s == 3 * len(TABLES)
 
 
 @pytest.mark.slow
