@@ -275,6 +275,8 @@ def _increment(
         for place, link in enumerate([*map(_link, range(len(chain) - 1)), _ARRAYS]):
             os.link(base / link, beside / _link(place))
     except (OSError, ValueError, KeyError, SafetensorError):  # damaged, or a disk without links
+        for place in range(FULL_EVERY):  # a full part has no chain beside it
+            (beside / _link(place)).unlink(missing_ok=True)
         return arrays, []
     return its, chain
 

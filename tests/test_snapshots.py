@@ -243,3 +243,18 @@ def test_where_files_cannot_be_linked_all_is_written(tmp_path, monkeypatch):
     write_rows(tmp_path, 1, 2)
     assert [len(files(tmp_path, step)) for step in (1, 2)] == [1, 1]
     assert same(latest(tmp_path, "main").snapshot.read(0), 2)
+
+
+def test_links_that_were_made_before_one_failed_are_not_left(tmp_path, monkeypatch):
+    write_rows(tmp_path, 1, 2, 3)
+    real = snapshots.os.link
+
+    def link(source, target):
+        if target.name == "chain-2.safetensors":
+            raise OSError("too many links")
+        real(source, target)
+
+    monkeypatch.setattr(snapshots.os, "link", link)
+    write_rows(tmp_path, 4)
+    assert [file.name for file in files(tmp_path, 4)] == ["arrays.safetensors"]
+    assert same(latest(tmp_path, "main").snapshot.read(0), 4)
