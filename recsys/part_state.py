@@ -71,7 +71,8 @@ class PartState:
             return saved
         if faults:
             raise ValueError(
-                f"{'; '.join(faults)}: remove {self.folder} to fold again from the log's beginning"
+                f"{'; '.join(faults)}: remove {self.folder} to begin without it, from what is still on "
+                "the log"
             )
         return None
 

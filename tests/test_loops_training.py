@@ -1,5 +1,6 @@
 """Joiner, sequencer and worker as loops over a log: crashes and failures are inputs, results are exact."""
 
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from parameter_server.transport import SocketChannel, SocketServer
 from recsys import blueprint
 from recsys.blueprint import build_model
 from recsys.config import Config
-from recsys.events import Engagement, FeatureBlock, Tick, decode, encode
+from recsys.events import Engagement, FeatureBlock, Tick, User, decode, encode
+from recsys.hashing import partition_of
 from recsys.log import Append, Log, LogLost, LogUnavailable, MemoryLog, Record
 from recsys.loops import Heartbeat, Stop
 from recsys.open_log import create_topics, open_log
@@ -57,6 +59,7 @@ from tests.toy_feed import (
 )
 from training import archive, director, joiner_loop, sequencer_loop
 from training.director import Director
+from training.erasure import erase_records
 from training.joiner_loop import JoinerLoop, sequences_after
 from training.learner import Learner
 from training.line import spec_of
@@ -315,6 +318,47 @@ def test_without_snapshot_and_beginning_it_goes_on_from_the_end() -> None:
     for old, now in zip(before, everything(log, EXAMPLES, Example), strict=True):
         assert now[: len(old)] == old and len(now) > len(old)
         assert [e.sequence for e in now] == list(range(1, len(now) + 1))
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_joining_anew_after_an_erasure_loses_no_example_of_others(
+    tmp_path: Path, passed: bool
+) -> None:
+    """``passed``: the erasure is done; else its first pass alone, which took events and no examples."""
+    log, state = toy_log(), PartState(tmp_path, "joiner")
+    append_events(log, feed(30))
+    user, partition = "u3", partition_of("u3", PARTITIONS)
+    gone = User(time_ms=START_MS + 1_000_000, user_id=user, removed=True)
+    (offset,) = log.append(EVENTS, [Append(partition, user.encode(), encode(gone))])
+    loop = join(log, state)
+    drain(loop)
+    loop.save()
+    for topic in (EVENTS, EXAMPLES) if passed else (EVENTS,):
+        assert erase_records(log, topic, partition, user.encode(), offset, 1 << 60)
+    shutil.rmtree(state.folder)
+    loop = join(log, PartState(tmp_path, "joiner"))
+    end = log.end(EXAMPLES, partition)
+    more = feed(30, first=100_000)
+    append_events(log, more)
+    drain(loop)
+    found = [
+        msgspec.msgpack.decode(r.value)["sequence"]
+        for r in log.read(EXAMPLES, partition, 0, 10_000)
+    ]
+    assert found == list(range(1, len(found) + 1))
+    calm = toy_log()
+    append_events(calm, more)
+    drain(join(calm))
+    assert log.end(EXAMPLES, partition) - end == calm.end(EXAMPLES, partition) > 0
+
+
+def test_a_request_to_be_forgotten_alone_is_joined_again_from_the_beginning() -> None:
+    log = toy_log()
+    append_events(log, feed(30))
+    gone = User(time_ms=START_MS + 1_000_000, user_id="u3", removed=True)
+    log.append(EVENTS, [Append(partition_of("u3", PARTITIONS), b"u3", encode(gone))])
+    drain(join(log))
+    assert join(log).skipped == 0
 
 
 def test_sequences_are_read_backwards_only_as_far_as_needed() -> None:

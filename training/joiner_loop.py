@@ -29,7 +29,7 @@ from recsys.log import Append, Log, LogLost, Record
 from recsys.loops import Stop
 from recsys.open_log import open_log
 from recsys.part_state import PartState
-from recsys.records import EVENTS, EXAMPLES, pack
+from recsys.records import EVENTS, EXAMPLES, Erased, pack, without_example
 from recsys.turns import Turns, patiently
 from training.joiner import Joined, Joiner
 from training.spill import Spill, SpillLost
@@ -240,8 +240,9 @@ class JoinerLoop(Turns):
                 "doesn't fit its spill" if isinstance(error, SpillLost) else "is of another version"
             )
             raise ValueError(
-                f"the joiner's snapshot in {folder} {what} ({error}): remove that folder to "
-                "join again from the log's beginning; what stands in examples isn't appended again"
+                f"the joiner's snapshot in {folder} {what} ({error}): remove that folder to join "
+                "again. What stands in examples isn't appended again; where the log's beginning is gone, or "
+                "somebody was forgotten, it goes on from the log's end, and counts what it passes over"
             ) from error
 
     def _join_config(self) -> JoinConfig:
@@ -252,16 +253,30 @@ class JoinerLoop(Turns):
         )
 
     def _begin_without_snapshot(self, place: _Place) -> None:
-        """From the beginning. Where that is gone and there are examples already, sequence numbers can't be
-        found again: then from the end, and what lies between counts as skipped."""
+        """From the beginning. Where that is gone, or somebody was forgotten, and there are examples already,
+        their sequence numbers can't be found again: then from the end, and what lies between counts as
+        skipped."""
         for partition, joiner in place.joiners.items():
             begin, end = self._log.begin(EVENTS, partition), self._log.end(EVENTS, partition)
             place.offsets[partition] = begin
-            if begin > 0 and place.appended[partition]:
+            if place.appended[partition] and (begin > 0 or somebody_gone(self._log, partition)):
                 joiner.sequence = max(place.appended[partition])
                 place.appended[partition] = set()
                 place.offsets[partition] = end
                 self.skipped += end - begin
+
+
+def somebody_gone(log: Log, partition: int) -> bool:
+    """Whether events of a user may be ticks by now, whose examples have or had numbers."""
+    may_be_half = PART in log.holds(EVENTS, partition)  # who asked, by the first pass
+    offset, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
+    while offset < end and (block := log.read(EXAMPLES, partition, offset, _BACK)):
+        for record in block:
+            its = without_example(record.value)
+            if isinstance(its, Erased) or (its is not None and may_be_half):
+                return True
+        offset = block[-1].offset + 1
+    return False
 
 
 def sequences_after(log: Log, partition: int, sequence: int) -> set[int]:
