@@ -1,8 +1,12 @@
 """The linear layer against torch's own, whatever else is in the batch."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recsys.linear_layer import linear
 
@@ -25,6 +29,43 @@ def test_outputs_and_gradients_are_those_of_torch(batch: int, inputs: int, outpu
         found.append([out.detach(), *(leaf.grad for leaf in leaves)])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+class Called(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The names of all operations, those of gradients too."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func).rsplit(".", 1)[0])
+        return func(*args, **(kwargs or {}))
+
+    def products(self) -> list[str]:
+        return [name for name in self.names if name.rsplit(".", 1)[-1] in PRODUCTS]
+
+
+PRODUCTS = ("_linear_pointwise", "mm", "addmm", "linear", "matmul")
+
+
+@pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
+    reason="torch was built without oneDNN",
+)
+@pytest.mark.parametrize(("outputs", "through_onednn"), [(128, True), (16, True), (15, False)])
+def test_layers_that_are_wide_enough_go_through_onednn_and_so_do_their_gradients(
+    outputs: int, through_onednn: bool
+) -> None:
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=DRAW).requires_grad_()
+
+    its = leaf(33, 60), leaf(outputs, 60), leaf(outputs)
+    with Called() as called:
+        linear(*its).sum().backward()  # type: ignore[no-untyped-call]
+    found = called.products()
+    assert len(found) == 3  # forward, and the gradients of inputs and weights
+    assert {name == "mkldnn._linear_pointwise" for name in found} == {through_onednn}, found
 
 
 def test_a_block_of_rows_is_the_same_in_any_batch() -> None:
