@@ -9,16 +9,24 @@ WINDOW_S, HORIZON_S = 10.0, 310.0  # a slice is ten seconds
 WIDTH_MS = 10_000
 
 
-def counted(rates: list[int], *, mean_s: float = 60.0, labels: int = 1, seed: int = 0) -> Delays:
+def counted(
+    rates: list[int],
+    *,
+    mean_s: float = 60.0,
+    labels: int = 1,
+    seed: int = 0,
+    window_s: float = WINDOW_S,
+) -> Delays:
     """``rates[n]``: labels that become true of the impressions of second n, after exponential delays. Those
     within the window are in the first example, those within the horizon in corrections."""
-    draw, its = np.random.default_rng(seed), Delays(labels, WINDOW_S, HORIZON_S)
+    whole_s = WINDOW_S + HORIZON_S
+    draw, its = np.random.default_rng(seed), Delays(labels, window_s, whole_s - window_s)
     events = []
     for second, rate in enumerate(rates):
         for delay_s in draw.exponential(mean_s, rate):
-            if delay_s <= WINDOW_S:
-                events.append((second * 1000 + 10_000, second * 1000, False))
-            elif delay_s <= WINDOW_S + HORIZON_S:
+            if delay_s <= window_s:
+                events.append((second * 1000 + int(window_s * 1000), second * 1000, False))
+            elif delay_s <= whole_s:
                 events.append((int((second + delay_s) * 1000), second * 1000, True))
     for now_ms, shown_ms, late in sorted(events):
         if now_ms > len(rates) * 1000:
@@ -38,6 +46,15 @@ def test_it_learns_the_share_that_comes_early() -> None:
     its = counted([20] * 1500)
     assert its.arrived(1) == [pytest.approx(TRUE, rel=0.05)]
     assert its.foreseen(1) == 1 and its.arrived(0) == [] and its.foreseen(0) == 0
+
+
+@pytest.mark.parametrize("slices", [3, 5.5, 16])
+def test_it_learns_it_where_the_window_is_many_slices_long(slices: float) -> None:
+    window_s = slices * WIDTH_MS / 1000
+    true = (1 - np.exp(-window_s / 120)) / (1 - np.exp(-320 / 120))
+    assert counted([20] * 1500, mean_s=120.0, window_s=window_s).arrived(1) == [
+        pytest.approx(true, rel=0.05)
+    ]
 
 
 def test_where_traffic_grows_the_young_dont_count_for_what_they_cant_have() -> None:

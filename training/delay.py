@@ -145,5 +145,7 @@ class Delays:
             if self.state.through[column] > 0:
                 share *= self.state.before[column] / self.state.through[column]
         whole = self.state.through[start + _COLUMNS - 1] > 0  # a cohort has reached the horizon
-        believed = self.state.before[start + 1] >= _ENOUGH and _LEAST <= share <= _ALL
+        # The early labels of such cohorts: in column 1 a cohort of a long window has none of them yet.
+        early = self.state.through[start + _COLUMNS - 1] * share
+        believed = early >= _ENOUGH and _LEAST <= share <= _ALL
         return share if whole and believed else 1.0
