@@ -6,6 +6,7 @@ again, identical, and consumers drop the repeat. The file reaches back to the ne
 which is also what a shard starts from; so shards come back on their own, and to one step when they must.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from parameter_server.dense import Vector
 from parameter_server.lanes import LaneGradients, StepSum
 from parameter_server.routing import Keys, Rows
 from parameter_server.rows import Arrays
+from parameter_server.rules import RulesChanged, changes, rules_of
 from parameter_server.shard import Shard, ShardSpec
 from parameter_server.wal import Wal
 from recsys.records import pack
@@ -59,11 +61,16 @@ class DurableShard:
         self._unpublished: list[bytes] = []
         self._writer: threading.Thread | None = None
         self._untidy: int | None = None  # the newest snapshot, until all its parts are there
+        self._saved = 0  # the newest step that a snapshot was begun from, or written of
         self.snapshot_error = ""  # of the newest snapshot that could not be written
-        self._wal = Wal(home.wal, owner_of(spec), home.sync)
+        self._wal = Wal(home.wal, owner_of(spec), home.sync, rules_of(spec))
         self.passed_over: list[str] = []
         self.lost = ""
-        self._start()
+        try:
+            self._start()
+        except BaseException:
+            self._wal.close()
+            raise
 
     @property
     def applied(self) -> int:
@@ -98,29 +105,29 @@ class DurableShard:
                 self._tidy()
 
     def snapshot(self) -> None:
-        """Writes this shard's part of a snapshot at the newest step, and tidies up behind it."""
+        """Writes this shard's part of a snapshot at the newest step, and tidies up behind it. Whatever is in
+        it has been published: the file, which could tell it again, may be cut behind it."""
         with self._lock:
+            self._flush()
             step = self._shard.applied
+            if self._writer is not None and self._writer.is_alive():
+                self.snapshot_error = f"step {step}: the one before is still being written"
+                return
             arrays, meta = self._shard.export()
-        if not self._background:
-            self._write(step, arrays, meta)
-            return
-        if self._writer is not None and self._writer.is_alive():
-            self.snapshot_error = f"step {step}: the one before is still being written"
-            return
-        self._writer = threading.Thread(target=self._try_to_write, args=(step, arrays, meta))
-        self._writer.start()
+            if not self._background:
+                self._write(step, arrays, meta)
+                return
+            self._writer = threading.Thread(target=self._try_to_write, args=(step, arrays, meta))
+            self._writer.start()
 
     def rewind(self, step: int) -> None:
         """Goes back to the complete snapshot at ``step`` and forgets what came after: all shards of the line
         must do the same. Trainers then repeat the steps, whose deltas are identical to those published."""
         self._join_writer()
         with self._lock:
-            if self._shard.applied == step:
-                return
-            self._wal.clear()
-            self._unpublished.clear()
-            self._start(step)
+            if self._shard.applied != step:
+                self._start(step)
+            self.lost = ""
 
     def digest(self) -> str:
         """SHA-256 of the whole state."""
@@ -159,40 +166,68 @@ class DurableShard:
                 **vars(self._shard.counters),
             }
 
+    def stop(self) -> None:
+        """A clean stop: takes a snapshot of what no snapshot holds yet, and closes. So the next start replays
+        nothing, and settings may change in between."""
+        self._join_writer()
+        with self._lock:
+            if self._shard.applied > self._saved:
+                try:
+                    self._flush()
+                    self._write(self._shard.applied, *self._shard.export())
+                except Exception as error:  # the file has it all the same
+                    self.snapshot_error = f"step {self._shard.applied}: {error!r}"
+                    logging.getLogger(__name__).warning("no snapshot: %s", self.snapshot_error)
+        self.close()
+
     def close(self) -> None:
+        """Closes the file; the next start replays it."""
         self._join_writer()
         with self._lock:
             self._wal.close()
 
     def _start(self, step: int | None = None) -> None:
-        spec, home = self.spec, self._home
-        self._shard = Shard(spec, self._dense if spec.part == 0 else None)
+        """Whoever looks meanwhile sees the state of before: it is replaced when the new one is whole."""
+        spec, home, wal = self.spec, self._home, self._wal
+        shard = Shard(spec, self._dense if spec.part == 0 else None)
         found = snapshots.latest(home.snapshots, spec.line, spec.epoch, step)
-        self.passed_over = found.reasons
         if step is not None and found.snapshot is None:
             raise snapshots.NoSnapshot(f"{home.snapshots}/{spec.line} at {step}", found.reasons)
         if found.snapshot is not None:
-            load_shard(self._shard, found.snapshot)
-        steps = self._wal.steps
-        reach = steps[1] if steps is not None and steps[0] == 1 else 0
-        if (
-            found.snapshot is None
-            and snapshots.newest_step(home.snapshots, spec.line, spec.epoch) > reach
-        ):
+            load_shard(shard, found.snapshot)
+        base = shard.applied
+        if step is not None:
+            wal.clear()
+        self._check_file(base, found)
+        self._unpublished.clear()
+        for _, payload in wal.records(after=base):
+            # Only the newest: published before the step after it was written down.
+            self._unpublished = [pack(shard.apply(StepSum.decode(payload)))]
+        self._shard, self.passed_over, self._saved = shard, found.reasons, base
+        if found.snapshot is None and shard.applied == 0:
+            arrays, meta = shard.export()
+            self._write(0, arrays, meta)  # replicas need something to start from
+
+    def _check_file(self, base: int, found: snapshots.Found) -> None:
+        """Whether the file goes on from a start at step ``base``: what doesn't is cleared, and what would be
+        lost by that, or replayed as it never was, is refused."""
+        spec, home, wal = self.spec, self._home, self._wal
+        first, last = wal.steps or (base + 1, base)
+        reach = last if first == 1 else 0
+        newest = snapshots.newest_step(home.snapshots, spec.line, spec.epoch)
+        if found.snapshot is None and newest > reach:
             raise snapshots.Unusable(f"{home.snapshots}/{spec.line}", home.wal, found.reasons)
-        if steps is not None and steps[0] > self._shard.applied + 1:
-            self.lost = f"snapshot {self._shard.applied}, write-ahead file {steps[0]} to {steps[1]}"
-            self._wal.clear()
-        elif steps is not None and steps[1] < self._shard.applied:
+        if first > base + 1:
+            self.lost = f"snapshot {base}, write-ahead file {first} to {last}"
+            wal.clear()
+        elif last < base:
             # A power cut took its end, or it is of an earlier number of shards: the snapshot holds all of it,
             # and the next step behind it would leave a hole, at which the file would be cut.
-            self._wal.clear()
-        for _, payload in self._wal.records(after=self._shard.applied):
-            self._unpublished.clear()  # published before the step after it was written down
-            self._apply(StepSum.decode(payload))
-        if found.snapshot is None and self._shard.applied == 0:
-            arrays, meta = self._shard.export()
-            self._write(0, arrays, meta)  # replicas need something to start from
+            wal.clear()
+        elif differs := changes(wal.rules, rules_of(spec)):
+            if last > base:
+                raise RulesChanged(home.wal, (base + 1, last), differs)
+            wal.clear()
 
     def _apply(self, total: StepSum) -> None:
         self._unpublished.append(pack(self._shard.apply(total)))
@@ -220,7 +255,7 @@ class DurableShard:
         )
         with self._lock:
             self.snapshot_error = ""
-            self._untidy = step
+            self._untidy, self._saved = step, max(step, self._saved)
             self._tidy()
 
     def _tidy(self) -> None:

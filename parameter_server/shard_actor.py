@@ -92,9 +92,9 @@ class ShardActor:
         self._shard.snapshot()
 
     def stop(self) -> None:
-        """Waits for what is being written and closes everything; kill the actor after it."""
+        """Takes a last snapshot, where one is due, and closes everything; kill the actor after it."""
         self._server.close()
-        self._shard.close()
+        self._shard.stop()
 
 
 def home_of(spec: ShardSpec, config: Config) -> Home:

@@ -60,8 +60,8 @@ class Unusable(NoSnapshot):
         super().__init__(where, reasons)
         self.args = (
             f"{self.args[0]}. This shard doesn't begin at step 0 in their place: mend what is said of them "
-            "(a file from a backup, a disk that is away, the rights to read), or give up what was learned and "
-            f"move {where} and {wal} away, those of every shard, to begin anew",
+            "(a file from a backup, a disk that is away, the rights to read); or give up what was learned, "
+            f"and move {where} and {wal} away, and those of every shard",
         )
 
 

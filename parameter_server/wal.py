@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-_MAGIC: Final = b"recsys-wal-1\n\0\0\0"
+_MAGIC: Final = b"recsys-wal-2\n\0\0\0"
 _HEAD: Final = struct.Struct("<IIQ")
+_TEXTS: Final = struct.Struct("<QQ")  # the lengths of owner and rules, which follow
 
 
 class WalMismatch(ValueError):
@@ -22,13 +23,18 @@ class WalMismatch(ValueError):
 
 
 class Wal:
-    """An append-only file of steps, for one owner (text that says whose it is). Not thread-safe."""
+    """An append-only file of steps, for one owner (text that says whose it is). Not thread-safe.
 
-    def __init__(self, path: Path, owner: str, sync: bool = False) -> None:
+    ``rules``, text, say what its records mean. A file that was written by others keeps them (``rules`` says
+    them) until it is cleared.
+    """
+
+    def __init__(self, path: Path, owner: str, sync: bool = False, rules: str = "") -> None:
         self.path = path
+        self.rules = self._own_rules = rules
         self.cut_bytes = 0
-        self._sync = sync
-        self._head = _MAGIC + struct.pack("<Q", len(owner.encode())) + owner.encode()
+        self._sync, self._owner = sync, owner
+        self._head = _head(owner, rules)
         self._offsets: list[tuple[int, int]] = []  # (step, where its record begins), ascending
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -97,8 +103,10 @@ class Wal:
         )
 
     def clear(self) -> None:
-        """Drops every record: the state goes back to a snapshot."""
-        self._renew(self._head, [])
+        """Drops every record: the state goes back to a snapshot. From now on the rules are one's own."""
+        head = _head(self._owner, self._own_rules)
+        self._renew(head, [])
+        self._head, self.rules = head, self._own_rules
 
     def close(self) -> None:
         self._file.close()
@@ -112,15 +120,25 @@ class Wal:
         self._offsets, self._end = offsets, len(data)
         sync_folder(self.path.parent)
 
+    def _read_head(self) -> None:
+        """Whose it is, and by which rules it was written."""
+        begin, owner = self._file.read(len(_MAGIC) + _TEXTS.size), b""
+        if begin.startswith(_MAGIC) and len(begin) == len(_MAGIC) + _TEXTS.size:
+            whose, rules = _TEXTS.unpack(begin[len(_MAGIC) :])
+            owner = self._file.read(whose)
+            self.rules = self._file.read(rules).decode(errors="replace")
+        if owner != self._owner.encode():
+            raise WalMismatch(
+                f"{self.path} begins with {(begin + owner)[:80]!r}, expected {_MAGIC!r} and {self._owner!r}: "
+                "it belongs to another shard, or to another version of this program; move it away to start "
+                "from the snapshot"
+            )
+        self._head = _head(self._owner, self.rules)
+
     def _open(self) -> int:
         """Reads the file through once, notes where records begin and cuts what doesn't check."""
-        head = self._file.read(len(self._head))
-        if head != self._head:
-            raise WalMismatch(
-                f"{self.path} begins with {head[:80]!r}, expected {self._head!r}: it belongs to another "
-                "shard; move it away to start from the snapshot"
-            )
-        end, size = len(head), os.fstat(self._file.fileno()).st_size
+        self._read_head()
+        end, size = len(self._head), os.fstat(self._file.fileno()).st_size
         while end + _HEAD.size <= size:
             length, crc, step = _HEAD.unpack(self._file.read(_HEAD.size))
             if end + _HEAD.size + length > size:
@@ -135,6 +153,11 @@ class Wal:
             self.cut_bytes = size - end
             self._file.truncate(end)
         return end
+
+
+def _head(owner: str, rules: str) -> bytes:
+    texts = owner.encode(), rules.encode()
+    return _MAGIC + _TEXTS.pack(*map(len, texts)) + b"".join(texts)
 
 
 def _put(path: Path, data: bytes) -> None:

@@ -2,16 +2,19 @@
 
 import json
 import shutil
+import threading
+import time
 from dataclasses import replace
 
 import msgspec
 import numpy as np
 import pytest
 
-from parameter_server import snapshots
+from parameter_server import durable, snapshots
 from parameter_server.deltas import DeltaAssembler, to_arrays
 from parameter_server.durable import DurableShard, Home
 from parameter_server.parameter_client import LocalClient, Routed, part_of, route_lanes
+from parameter_server.rules import RulesChanged
 from parameter_server.shard import Shard, digest_of_shards
 from recsys.records import Delta
 from tests.toy_line import DENSE, LANES, toy_spec, work
@@ -31,14 +34,14 @@ class Line:
     def __init__(self, folder, crash_at=(None, 0, 0), snapshot_every=10, background=False):
         self.folder, self.every, self.background = folder, snapshot_every, background
         self.point, self.part, self.step = crash_at
-        self.published, self.crashes = [], 0
+        self.published, self.crashes, self.spec = [], 0, SPEC
         self.shards = [self.open(part) for part in range(PARTS)]
 
     def open(self, part):
         home = Home(self.folder / "snapshots", self.folder / f"{part}.wal", self.every, 2)
         publish = self.published.extend
         dense = DENSE if part == 0 else None
-        shard = DurableShard(part_of(SPEC, part), home, publish, dense, self.background)
+        shard = DurableShard(part_of(self.spec, part), home, publish, dense, self.background)
         shard.flush()
         return shard
 
@@ -280,8 +283,54 @@ def test_a_corrupt_snapshot_and_its_cut_file_need_a_rewind(tmp_path):
     common = line.shards[0].common_step()
     for shard in line.shards:
         shard.rewind(common)
+        assert shard.status()["lost"] == ""
     work(line, ALL, STEPS)
     check(line)
+
+
+def test_while_a_shard_rewinds_it_is_where_it_was(tmp_path, monkeypatch):
+    line = Line(tmp_path)
+    work(line, ALL, 24)
+    shard, seen, real = line.shards[0], [], durable.load_shard
+
+    def load(*arguments):
+        seen.append(shard.applied)
+        real(*arguments)
+        seen.append(shard.applied)
+
+    monkeypatch.setattr(durable, "load_shard", load)
+    held = (tmp_path / "0.wal").read_bytes()
+    with pytest.raises(snapshots.NoSnapshot, match="at 17"):
+        shard.rewind(17)
+    assert shard.applied == 24 and (tmp_path / "0.wal").read_bytes() == held
+    shard.rewind(20)
+    assert seen == [24, 24] and shard.applied == 20
+
+
+def test_two_snapshots_at_once_have_one_writer(tmp_path, monkeypatch):
+    line = Line(tmp_path, snapshot_every=100, background=True)
+    work(line, ALL, 5)
+    shard, begun, go = line.shards[0], [], threading.Event()
+
+    def write(*_):
+        begun.append(1)
+        go.wait(5)
+
+    class Thread(threading.Thread):
+        def start(self):
+            time.sleep(0.02)  # whoever doesn't wait for this sees no writer
+            super().start()
+
+    monkeypatch.setattr(shard, "_write", write)
+    askers = [threading.Thread(target=shard.snapshot) for _ in range(3)]
+    monkeypatch.setattr(durable.threading, "Thread", Thread)
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    go.set()
+    shard._join_writer()
+    assert begun == [1] and "still being written" in shard.snapshot_error
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -320,6 +369,87 @@ def test_a_file_that_ends_before_the_snapshot_leaves_no_hole(tmp_path):
     work(line, ALL, 14)
     line.crash(1)
     assert line.shards[1].lost == "" and line.where() == [14, 14]
+    work(line, ALL, STEPS)
+    check(line)
+
+
+def learning(line, **changes):
+    """The line, started again by other settings."""
+    tables = changes.pop("tables", None) or SPEC.tables
+    for shard in line.shards:
+        shard.close()
+    line.spec = replace(SPEC, tables=tables, **changes)
+    line.shards = [line.open(part) for part in range(PARTS)]
+
+
+SLOWER = (replace(SPEC.tables[0], learning_rate=0.01), SPEC.tables[1])
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"dense_rate": 0.5}, "dense_rate was 0.001, is 0.5"),
+        ({"tables": SLOWER}, "tables.features.learning_rate was 0.1, is 0.01"),
+        ({"tables": SPEC.tables[1:]}, "tables.features.ttl_s was 20, is not there"),
+    ],
+)
+def test_steps_are_never_replayed_by_other_settings(tmp_path, changes, said):
+    line = Line(tmp_path)
+    work(line, ALL, 24)
+    before = (tmp_path / "0.wal").read_bytes()
+    with pytest.raises(RulesChanged, match=f"steps 21 to 24.*{said}.*recsys down"):
+        learning(line, **changes)
+    assert (tmp_path / "0.wal").read_bytes() == before
+    learning(line)  # by those of before, all goes on
+    work(line, ALL, STEPS)
+    check(line)
+
+
+def test_after_a_clean_stop_settings_may_change(tmp_path):
+    line = Line(tmp_path)
+    work(line, ALL, 24)
+    for shard in line.shards:
+        shard.stop()
+    assert snapshots.latest(tmp_path / "snapshots", "main").snapshot.step == 24
+    learning(line, tables=SLOWER)
+    work(line, ALL, 27)
+    digest = line.digest()
+    for part in range(PARTS):  # and the steps after it are replayed by the new ones
+        line.crash(part)
+    assert line.digest() == digest
+    with pytest.raises(RulesChanged, match="steps 25 to 27.*learning_rate was 0.01, is 0.1"):
+        learning(line)
+
+
+def test_how_deltas_are_sent_may_change_at_any_time(tmp_path):
+    line = Line(tmp_path)
+    work(line, ALL, 24)
+    learning(line, delta_bytes=0, delta_format="int8", settle_every=5, digest_every=2)
+    assert line.where() == [24, 24]
+    work(line, ALL, STEPS)
+    assert line.digest() == DIGEST
+
+
+def test_a_clean_stop_takes_a_snapshot_only_of_what_is_new_and_was_published(tmp_path):
+    line = Line(tmp_path)
+    work(line, ALL, 20)
+    files = {p: p.stat().st_mtime_ns for p in manifests(tmp_path)}
+    for shard in line.shards:
+        shard.stop()
+    assert {p: p.stat().st_mtime_ns for p in manifests(tmp_path)} == files
+    learning(line)
+    work(line, ALL, 21)
+
+    def away(deltas):
+        raise OSError("the log is away")
+
+    line.shards[1]._publish = away
+    with pytest.raises(OSError):
+        work(line, ALL, 22)
+    for shard in line.shards:
+        shard.stop()
+    assert "log is away" in line.shards[1].snapshot_error
+    learning(line)
     work(line, ALL, STEPS)
     check(line)
 

@@ -13,9 +13,12 @@ from recsys.loops import Stop
 from tests.toy_plan import FREE
 
 
-@pytest.mark.parametrize("address, ended", [("", False), ("10.0.0.1:6379", True)])
-def test_only_in_a_cluster_of_others_do_the_actors_end_with_the_part(
-    tmp_path, monkeypatch, address, ended
+@pytest.mark.parametrize(
+    "address, answers, ended",
+    [("", True, True), ("", False, False), ("10.0.0.1:6379", True, True), ("10.0.0.1:6379", False, True)],
+)  # fmt: skip
+def test_the_actors_are_stopped_with_the_part_but_where_our_own_head_is_gone(
+    tmp_path, monkeypatch, address, answers, ended
 ):
     import ray
 
@@ -24,6 +27,7 @@ def test_only_in_a_cluster_of_others_do_the_actors_end_with_the_part(
     )
     plans.write(config, plan)
     stop, said = Stop(), []
+    asked = iter([True, answers])
 
     class Keeper:
         statuses, started = (), 1
@@ -39,7 +43,7 @@ def test_only_in_a_cluster_of_others_do_the_actors_end_with_the_part(
             return True
 
         def ask(self):
-            return True
+            return next(asked)
 
         def end(self):
             said.append("ended")
@@ -56,6 +60,25 @@ def test_only_in_a_cluster_of_others_do_the_actors_end_with_the_part(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert said == ["prepared", *(["ended"] if ended else []), "left"]
+
+
+def test_what_is_wrong_with_a_shard_is_logged_once(caplog):
+    def turn(before, lost="", error=""):
+        both = [{"part": 0, "lost": "", "snapshot_error": ""},
+                {"part": 1, "lost": lost, "snapshot_error": error}]  # fmt: skip
+        return shards.log_flaws(both, before)
+
+    flaws = turn({}, "snapshot 10")
+    for _ in range(3):
+        flaws = turn(flaws, "snapshot 10")
+    flaws = turn(flaws, "snapshot 10", "disk full")
+    flaws = turn(turn(flaws), "snapshot 10")
+    texts = [record.getMessage() for record in caplog.records]
+    assert texts == [
+        "shard 1: snapshot 10",
+        "shard 1: snapshot 10 disk full",
+        "shard 1: snapshot 10",
+    ]
 
 
 def test_the_heartbeat_says_what_each_table_holds_and_let_go(tmp_path):

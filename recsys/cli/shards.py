@@ -2,8 +2,8 @@
 
 The actors are detached: they outlive this part where it dies, and Ray restarts one that dies. Only where Ray
 gave one up (its record is dead, or the cluster is a new one) it is made anew, from its snapshot and
-write-ahead file. Asked to stop, the part leaves them to end with our own Ray head; in a cluster that isn't
-ours it stops them.
+write-ahead file. Asked to stop, the part stops them, and each takes a last snapshot. Only where our own Ray
+head is gone, or a shard hangs, it leaves them to end with the head.
 """
 
 import logging
@@ -45,14 +45,16 @@ def run(config: Config, stop: Stop) -> None:
         if keeper.start() and keeper.ask():
             break
         stop.wait(0.5, starting=True)
+    flaws: dict[int, str] = {}
     while not stop.wait(1.0):
         if not keeper.ask():
             stop.heartbeat.add("unanswered")
             keeper.start()
         tell(stop.heartbeat, keeper.statuses)
+        flaws = log_flaws(keeper.statuses, flaws)
         stop.heartbeat.gauge("started", keeper.started)
     _, plan = plans.read(config.state)
-    if not plan.owns_ray:
+    if not plan.owns_ray or keeper.ask():
         keeper.end()
     ray.shutdown()
 
@@ -127,5 +129,12 @@ def tell(beat: Heartbeat, statuses: list[dict[str, Any]]) -> None:
     beat.gauge("refused_connections", sum(status["refused_connections"] for status in statuses))
     for status in statuses:
         beat.gauge(f"step.{status['part']}", status["step"])
-        if status["lost"] or status["snapshot_error"]:
-            _LOG.error("shard %d: %s %s", status["part"], status["lost"], status["snapshot_error"])
+
+
+def log_flaws(statuses: list[dict[str, Any]], before: dict[int, str]) -> dict[int, str]:
+    """Logs what is wrong with each shard (by part), where that isn't what was ``before``; returns it."""
+    now = {s["part"]: f"{s['lost']} {s['snapshot_error']}".strip() for s in statuses}
+    for part, flaw in now.items():
+        if flaw and flaw != before.get(part):
+            _LOG.error("shard %d: %s", part, flaw)
+    return now

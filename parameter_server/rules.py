@@ -1,0 +1,44 @@
+"""What decides, besides a step's sum, what it does to the weights: the rules by which a file is replayed.
+
+Neither the number of shards is in them nor how deltas are rounded and held back: those change no weight.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from parameter_server.shard import ShardSpec
+
+_ABOUT: Final = ("lanes", "seed", "dense_rate", "dense_average", "expire_every", "bound")
+
+
+class RulesChanged(ValueError):
+    """Steps were written down by other rules: to replay them by these would give weights that never were."""
+
+    def __init__(self, path: Path, steps: tuple[int, int], changes: Sequence[str]) -> None:
+        super().__init__(
+            f"{path} holds steps {steps[0]} to {steps[1]}, which are in no snapshot yet and were learned by "
+            f"other settings: {'; '.join(changes)}. Start with the settings of before and stop with recsys "
+            "down, which takes a snapshot; then change them. Or move this file away, and those of all "
+            "shards, and lose these steps"
+        )
+
+
+def rules_of(spec: ShardSpec) -> str:
+    """The rules as text, one for each setting: as a write-ahead file carries them."""
+    rules = {name: getattr(spec, name) for name in _ABOUT}
+    for table in spec.tables:
+        rules |= {f"tables.{table.name}.{name}": value for name, value in asdict(table).items()}
+    return json.dumps(rules, sort_keys=True)
+
+
+def changes(before: str, now: str) -> list[str]:
+    """What differs between two rules, in words."""
+    old, new = json.loads(before or "{}"), json.loads(now)
+    return [
+        f"{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
