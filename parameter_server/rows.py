@@ -87,10 +87,11 @@ def check_table(config: TableConfig, parts: int) -> None:
 
 @dataclass(frozen=True)
 class Applied:
-    """What one ``apply`` did. ``keys`` are the rows that changed, in the order given; ``slots``, where they
-    stand until the table changes again."""
+    """What one ``apply`` did. ``keys`` are the rows that changed, in the order given; ``changed``, which of
+    those given they are; ``slots``, where they stand until the table changes again."""
 
     keys: Keys
+    changed: NDArray[np.bool_]
     slots: Keys
     inserted: int
     refused: int  # a gradient that isn't finite or exceeds the bound: the row stays as it is
@@ -182,11 +183,10 @@ class Table:
         rate = self.config.learning_rate
         kernels.adagrad(self._values, self._accumulator, self._used_ms, slots, gradients, rate,
                         EPSILON, now_ms)  # fmt: skip
-        changed = keys
-        if len(admitted) < len(new) or refused:
-            changed, slots = keys[slots >= 0], slots[slots >= 0]
-        waiting = len(new) - len(admitted)
-        return Applied(changed, slots, len(admitted), refused, waiting, evicted, evicted_rows)
+        changed, waiting = slots >= 0, len(new) - len(admitted)
+        if waiting or refused:
+            keys, slots = keys[changed], slots[changed]
+        return Applied(keys, changed, slots, len(admitted), refused, waiting, evicted, evicted_rows)
 
     def rows_at(self, slots: Keys) -> Rows:
         """The rows (N, D) at slots that ``apply`` told: a ``lookup`` that needs to find nothing."""

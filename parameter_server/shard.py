@@ -229,9 +229,7 @@ class Shard:
             self.counters.refused_rows += done.refused
             self.counters.evicted += len(done.evicted)
             counts, evicted, evicted_rows = part.counts, done.evicted, done.evicted_rows
-            changed = np.ones(len(learned), np.bool_)
-            if len(done.keys) < len(learned):
-                changed = np.isin(learned, done.keys)
+            changed = done.changed
         gone = none
         if len(forget):
             gone = table.remove(forget)
