@@ -164,8 +164,21 @@ class Shard:
             raise ValueError(
                 f"step {step} came with lanes {numbers}, expected each of 0 to {self.spec.lanes - 1} once"
             )
+        self._check_dense(lanes)
         total = add_lanes(step, time_ms, lanes, self.spec.dims)
         return refusals.marked(total, lanes, self.spec.bound, self.spec.part)
+
+    def _check_dense(self, lanes: Sequence[LaneGradients]) -> None:
+        """Before anything is written down: what can't be applied would come back at each start."""
+        for lane in lanes:
+            if self.dense is None or lane.dense is None:
+                continue
+            its, expected = np.asarray(lane.dense), self.dense.values
+            if (its.shape, its.dtype) != (expected.shape, expected.dtype):
+                raise ValueError(
+                    f"lane {lane.lane}: the dense gradient is {its.dtype} {its.shape}, expected "
+                    f"{expected.dtype} {expected.shape}; start workers and shards with one configuration"
+                )
 
     def apply(self, total: StepSum) -> Delta:
         """Applies the next step's sum, made now or read from the write-ahead file: equal sums, equal bits."""

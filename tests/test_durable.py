@@ -13,6 +13,7 @@ import pytest
 from parameter_server import durable, snapshots
 from parameter_server.deltas import DeltaAssembler, to_arrays
 from parameter_server.durable import DurableShard, Home
+from parameter_server.lanes import LaneGradients
 from parameter_server.parameter_client import LocalClient, Routed, part_of, route_lanes
 from parameter_server.rules import RulesChanged
 from parameter_server.shard import Shard, digest_of_shards
@@ -485,6 +486,23 @@ def test_what_was_held_back_may_be_missing_in_a_snapshot():
         again = Shard(shard.spec, DENSE if shard.dense is not None else None)
         again.load([{k: v for k, v in arrays.items() if not k.startswith("held/")}], meta)
         assert again.digest() == shard.digest() and again.published.digest == shard.published.digest
+
+
+@pytest.mark.parametrize("dense", [DENSE[:1], DENSE[:-1], DENSE.astype(np.float64), DENSE[None]])
+def test_a_dense_gradient_that_does_not_fit_is_never_written_down(tmp_path, dense):
+    line = Line(tmp_path)
+    work(line, ALL, 3)
+    shard = line.shards[0]
+    lanes = [LaneGradients(lane, dense=dense if lane == 1 else DENSE) for lane in ALL]
+    size, digest = shard._wal.nbytes, shard.digest()
+    with pytest.raises(
+        ValueError, match=r"lane 1: the dense gradient is .*, expected float32 \(7,\)"
+    ):
+        shard.learn(4, 4, lanes)
+    assert (shard._wal.nbytes, shard.digest()) == (size, digest)
+    line.crash(0)
+    work(line, ALL, STEPS)
+    check(line)
 
 
 @pytest.mark.parametrize("harm", ["manifest", "incomplete"])
