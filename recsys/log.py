@@ -176,6 +176,10 @@ class Log(Protocol):
         What stood there can't be read any more, by nobody. Raises LogUnchangeable (Kafka). Who reads the
         records a second time finds others than before: see that nobody has to (``holds``)."""
 
+    def scrub(self, topic: str) -> bool:
+        """Leaves nothing of what was replaced or dropped where the log keeps its records; appends to the
+        topic wait for it. False where that can't be done now: call again."""
+
     def close(self) -> None: ...
 
 
@@ -277,6 +281,9 @@ class MemoryLog:
             for record in there:
                 self._records(topic, partition)[record.offset - begin] = record
         return len(there)
+
+    def scrub(self, topic: str) -> bool:
+        return True
 
     def close(self) -> None: ...
 

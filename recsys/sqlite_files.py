@@ -7,6 +7,7 @@ after a fork, never before.
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -26,6 +27,7 @@ PAGE_BYTES: Final = 16_384
 CHECKPOINT_PAGES: Final = 1_000  # copy the WAL back at 16 MB: larger saves syncs and costs space
 WAL_BYTES: Final = 64 << 20  # with readers always there the WAL may not start over: cut it here
 CUT_PATIENCE_MS: Final = 200
+_ROOM: Final = 3  # files: a new one is made aside, and goes through the WAL
 RETRY_S: Final = (
     0.0005  # SQLite's own wait goes up to 100 ms, which writers of other processes feel
 )
@@ -149,13 +151,26 @@ class SqliteFiles:
         if self._commits % 16 == 0 and wal.exists() and wal.stat().st_size > WAL_BYTES:
             self.cut_wal(topic)
 
-    def cut_wal(self, topic: str) -> None:
-        """Copies the WAL back and cuts it, where no reader is in it for longer than ``CUT_PATIENCE_MS``."""
-        db = self.connection(topic).db
-        with contextlib.suppress(sqlite3.OperationalError):  # busy: the next time
+    def cut_wal(self, topic: str) -> bool:
+        """Copies the WAL back and cuts it; False where a reader is in it for longer than
+        ``CUT_PATIENCE_MS``."""
+        db, busy = self.connection(topic).db, 1
+        with contextlib.suppress(sqlite3.OperationalError):
             db.execute(f"PRAGMA busy_timeout = {CUT_PATIENCE_MS}")
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         db.execute("PRAGMA busy_timeout = 0")
+        return not busy
+
+    def rewrite(self, topic: str) -> bool:
+        """Writes the file anew, with what a query finds and nothing else: free space in a page, too, has
+        copies of what once stood there. False where the disk has no room for it, or a reader stays in the
+        WAL, which has the old pages."""
+        db = self.connection(topic).db
+        with self._turns.setdefault(topic, threading.Lock()):
+            if shutil.disk_usage(self.folder).free < _ROOM * self.path(topic).stat().st_size:
+                return False
+            self.patiently(lambda: db.execute("VACUUM"))
+            return self.cut_wal(topic)
 
     def close(self) -> None:
         """Closes the connections of all threads; none may be in use."""

@@ -192,12 +192,16 @@ class SqliteLog:
         done = 0
         for start in range(0, len(records), SLICE):
             with self._files.writing(topic) as there:
-                # Else the old bytes stay in free pages.
+                # Else the old bytes stay in free pages. Copies that SQLite left behind in a page when it
+                # split another one it doesn't find: ``scrub`` does.
                 there.db.execute("PRAGMA secure_delete = ON")
                 for record in records[start : start + SLICE]:
                     done += self._replace(there, partition, record)
         self._files.cut_wal(topic)  # what was replaced stands there too
         return done
+
+    def scrub(self, topic: str) -> bool:
+        return self._files.rewrite(topic)
 
     def close(self) -> None:
         """Closes the connections of all threads; none may be in use."""

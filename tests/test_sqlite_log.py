@@ -1,6 +1,7 @@
 """What only the SQLite log does: retention by age and bytes, several processes, crashes, files gone."""
 
 import os
+import random
 import shutil
 import signal
 import sqlite3
@@ -317,3 +318,41 @@ def test_nothing_of_what_was_replaced_stays_in_the_files(tmp_path: Path) -> None
     (size,) = sqlite3.connect(tmp_path / "t.sqlite").execute("SELECT bytes FROM bounds").fetchone()
     kept = [record for record in log.read("t", 0, 0)]
     assert size == sum(len(record.key) + len(record.value) for record in kept)
+
+
+def test_scrubbed_files_have_no_copy_that_sqlite_left_behind(tmp_path: Path) -> None:
+    """Partitions in turns and records of many sizes: pages are split, and keep copies of what moved."""
+    log, draw = SqliteLog(tmp_path), random.Random(1)
+    log.create(Topic("t", 8))
+    for n in range(300):
+        key = b"victim" if n % 4 == 0 else b"other"
+        partition = 3 if n % 4 == 0 else draw.randrange(8)
+        text = b"SECRET-%s " % key + draw.randbytes(draw.randrange(500, 3000))
+        log.append("t", [Append(partition, key, text)])
+    offsets = log.keyed("t", 3, [b"victim"], 1 << 60)
+    assert log.replace("t", 3, [Record(n, b"", b"x") for n in offsets]) == 75
+    before = [log.read("t", partition, 0) for partition in range(8)]
+    assert log.scrub("t")
+    files = b"".join(path.read_bytes() for path in tmp_path.glob("t.sqlite*"))
+    assert files.count(b"SECRET-other") == 225 and b"victim" not in files
+    assert [log.read("t", partition, 0) for partition in range(8)] == before
+    log.append("t", [Append(0, b"k", b"v")])
+
+
+def test_a_reader_in_the_old_pages_and_a_full_disk_put_scrubbing_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = SqliteLog(tmp_path)
+    log.create(Topic("t", 1))
+    log.append("t", [Append(0, b"user", b"secret") for _ in range(5)])
+    reader = sqlite3.connect(tmp_path / "t.sqlite", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM records").fetchone()
+    log.replace("t", 0, [Record(n, b"", b"x") for n in range(5)])
+    assert not log.scrub("t")
+    reader.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite_files, "_ROOM", 1 << 60)
+        assert not log.scrub("t")
+    assert log.scrub("t")
+    assert b"secret" not in b"".join(path.read_bytes() for path in tmp_path.glob("t.sqlite*"))
