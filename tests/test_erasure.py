@@ -228,3 +228,31 @@ def test_on_a_log_that_cannot_change_the_archive_is_erased_all_the_same(tmp_path
     assert system.eraser.waiting == 0
     assert not any(names(row[2]) for t in (EVENTS, EXAMPLES) for row in system.archived(t))
     assert any(names(record.key) for _, _, record in system.all())
+
+
+def test_it_is_done_when_the_files_of_the_log_are_scrubbed_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = toy_log()
+    system = System(log, tmp_path)
+    append_events(log, feed(30))
+    system.turn()
+    system.forget()
+    append_events(log, [Tick(time_ms=START_MS + 10_000_000)])
+    busy, scrubbed = {EXAMPLES}, set[str]()
+
+    def scrub(topic: str) -> bool:
+        scrubbed.add(topic)
+        return topic not in busy
+
+    monkeypatch.setattr(log, "scrub", scrub)
+    for _ in range(3):
+        system.turn()
+        system.look()
+        system.begin_again()  # it was killed
+    assert log.keyed(EVENTS, PARTITION, [USER.encode()], 1 << 60) == []
+    assert system.eraser.waiting == 1
+    busy.clear()
+    system.look()
+    assert system.eraser.waiting == 0
+    assert scrubbed == {EVENTS, EXAMPLES, DEAD_LETTERS, CONTROL}

@@ -41,6 +41,7 @@ from training.archive_files import erase_rows, files_of
 
 PART: Final = "erasures"
 EVERY_MS: Final = 60_000  # between two looks at what may go now
+_SCRUB_EVERY_MS: Final = 600_000  # appends wait for it: those who are through meanwhile share one
 # Who begins again from a place in a topic. One that has held nothing yet may begin anywhere.
 _HOLDERS: Final = {
     EVENTS: ("archive", "counters", "joiner", "session-fold"),
@@ -56,6 +57,7 @@ class Request(msgspec.Struct, kw_only=True):
     offset: int  # of the tombstone among the user's events
     control: int  # of the request itself
     begun: bool = False
+    erased: bool = False  # no record says anything of the user; the log's files may
     examples_end: int | None = None
 
     @property
@@ -76,6 +78,7 @@ class Eraser(Turns):
         self._changes = changes_records(log)
         self.erased = 0  # records of the log
         self.done = 0  # users
+        self._scrub_ms = 0
         self._restore()
 
     @property
@@ -99,8 +102,14 @@ class Eraser(Turns):
         moved = self._fold()
         if self._waiting and self._clock() >= self._due_ms:
             self._due_ms = self._clock() + EVERY_MS
-            for request in list(self._waiting):
-                self._go_on(request)
+            for request in self._waiting:
+                if not request.erased:
+                    self._go_on(request)
+            left = [request for request in self._waiting if not request.erased]
+            if len(left) < len(self._waiting) and self._scrub():
+                self.done += len(self._waiting) - len(left)
+                self._waiting = left
+                self._save()
         return moved
 
     def _fold(self) -> int:
@@ -122,6 +131,16 @@ class Eraser(Turns):
             self._save()
         return moved
 
+    def _scrub(self) -> bool:
+        """Whether nothing is left in the log's files of what was erased; else the next look tries again."""
+        if self._clock() < self._scrub_ms:
+            return False
+        topics = (EVENTS, EXAMPLES, DEAD_LETTERS, CONTROL)
+        if not all([self._log.scrub(topic) for topic in topics]):
+            return False
+        self._scrub_ms = self._clock() + _SCRUB_EVERY_MS
+        return True
+
     def _go_on(self, request: Request) -> None:
         partition = partition_of(request.user_id, self._log.partitions(EVENTS))
         events, examples = self._passed(EVENTS, partition), self._passed(EXAMPLES, partition)
@@ -136,8 +155,7 @@ class Eraser(Turns):
             if self._changes:
                 said = Erasure(user_id="", offset=request.offset)
                 self._log.replace(CONTROL, 0, [Record(request.control, b"", pack(said))])
-            self._waiting.remove(request)
-            self.done += 1
+            request.erased = True
             self._save()
 
     def _passed(self, topic: str, partition: int) -> int:
