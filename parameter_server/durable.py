@@ -295,6 +295,6 @@ def load_cut(shard: Shard, parts: Sequence[Arrays], metas: Sequence[Mapping[str,
     """Fills a new shard from the exports of all parts of another number of shards."""
     meta = dict(metas[0]) | {  # what was counted goes to part 0, so that the sum over shards stays
         name: sum(m[name] for m in metas) if shard.spec.part == 0 else 0
-        for name in metas[0].keys() - {"step", "clock_ms", "delta_format", "tables"}
+        for name in metas[0].keys() - {"step", "clock_ms", "delta_format"}
     }
     shard.load(parts, meta)

@@ -1,10 +1,10 @@
 """Another number of shards: what the old ones had is cut anew, before the new ones start.
 
 The old shards are made again from the newest snapshot and their write-ahead files, up to the step that all of
-them have written down, with their tables set as the snapshot says: settings may change together with the
-number. They become a snapshot of that step in as many parts as there are shards now, and the new ones start
-from it: nothing is learned again, and nothing that replicas were sent changes. The old files go last, so a
-kill at any time leaves the old shards or the new.
+them have written down, by the settings that these files name: others may come with the new number. Together
+they become a snapshot of that step in as many parts as there are shards now, and the new ones start from it:
+nothing is learned again, and nothing that replicas were sent changes. The old files go last, so a kill at any
+time leaves the old shards or the new.
 """
 
 import re
@@ -18,10 +18,9 @@ from parameter_server.dense import Vector
 from parameter_server.durable import Publish, load_cut, load_shard, owner_of
 from parameter_server.lanes import StepSum
 from parameter_server.parameter_client import part_of
-from parameter_server.rows import check_table
+from parameter_server.rules import learned_by
 from parameter_server.shard import Shard, ShardSpec
 from parameter_server.wal import Wal
-from recsys.config import TableConfig
 from recsys.records import pack
 
 _FILE: Final = re.compile(r"(?P<line>.+)-(?P<epoch>\d+)-(?P<part>\d+)-of-(?P<parts>\d+)\.wal")
@@ -70,7 +69,7 @@ def recut(
     best = max(others, key=lambda parts: reach[parts])
     done = None
     if reach[best] > _reach(spec, files, base):
-        old = replace(spec, parts=best, tables=_tables(spec, best, newest))
+        old = replace(spec, parts=best)
         _write(spec, files, _recover(old, files, newest, reach[best], publish, dense))
         done = Recut(best, reach[best])
     for parts in others:
@@ -93,24 +92,6 @@ def _reach(spec: ShardSpec, files: Files, base: int) -> int:
     return max(base, min(reached))
 
 
-def _tables(
-    spec: ShardSpec, parts: int, newest: snapshots.Snapshot | None
-) -> tuple[TableConfig, ...]:
-    """What the old shards' tables were set to, so that they admit and evict once more what they did. Where
-    it was changed after the snapshot, to what so many shards can hold, they count no sightings."""
-    said = [] if newest is None else newest.meta(0).get("tables", [])
-    tables = tuple(TableConfig(**its) for its in said) or spec.tables
-    return tuple(t if _fits(t, parts) else replace(t, admit_after=1) for t in tables)
-
-
-def _fits(table: TableConfig, parts: int) -> bool:
-    try:
-        check_table(table, parts)
-    except ValueError:
-        return False
-    return True
-
-
 def _recover(
     spec: ShardSpec,
     files: Files,
@@ -122,10 +103,10 @@ def _recover(
     shards = []
     for part in range(spec.parts):
         own = part_of(spec, part)
-        shard = Shard(own, dense if part == 0 else None)
+        wal = Wal(files.wal(own), owner_of(own), files.sync)
+        shard = Shard(learned_by(wal.rules, own), dense if part == 0 else None)
         if newest is not None:
             load_shard(shard, newest)
-        wal = Wal(files.wal(own), owner_of(own), files.sync)
         delta = None
         for number, payload in wal.records(after=shard.applied):
             if number > step:

@@ -5,7 +5,7 @@ Neither the number of shards is in them nor how deltas are rounded and held back
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +32,17 @@ def rules_of(spec: ShardSpec) -> str:
     for table in spec.tables:
         rules |= {f"tables.{table.name}.{name}": value for name, value in asdict(table).items()}
     return json.dumps(rules, sort_keys=True)
+
+
+def learned_by(rules: str, spec: ShardSpec) -> ShardSpec:
+    """The spec with what the rules say in the place of its own, for the tables that it has."""
+    said = json.loads(rules or "{}")
+    tables = tuple(
+        replace(table, **{f.name: said.get(f"tables.{table.name}.{f.name}", getattr(table, f.name))
+                          for f in fields(table)})
+        for table in spec.tables
+    )  # fmt: skip
+    return replace(spec, tables=tables, **{name: said[name] for name in _ABOUT if name in said})
 
 
 def changes(before: str, now: str) -> list[str]:

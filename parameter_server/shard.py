@@ -8,7 +8,7 @@ Nothing here reads a clock, a file or a socket; ``parameter_server.durable`` mak
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -284,7 +284,7 @@ class Shard:
 
     def export(self) -> tuple[Arrays, dict[str, Any]]:
         """Everything, for a snapshot: arrays by name ("table/NAME/COLUMN", "held/NAME/COLUMN",
-        "dense/COLUMN"), and numbers, what the tables were set to and the format that was published in."""
+        "dense/COLUMN"), and numbers and the format that was published in."""
         arrays: Arrays = {}
         for name, table in self.tables.items():
             arrays |= {f"table/{name}/{k}": v for k, v in table.export().items()}
@@ -295,7 +295,6 @@ class Shard:
             "step": self.applied,
             "clock_ms": self.clock_ms,
             "delta_format": self.spec.delta_format,
-            "tables": [asdict(table) for table in self.spec.tables],
         }
         return arrays, meta | vars(self.counters)
 

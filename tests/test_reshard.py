@@ -15,6 +15,7 @@ from parameter_server.lanes import LaneGradients
 from parameter_server.parameter_client import LocalClient, part_of, route_lanes
 from parameter_server.reshard import Files, Recut, recut
 from parameter_server.rows import ROW_COLUMNS, digest_of_exports
+from parameter_server.rules import learned_by, rules_of
 from parameter_server.shard import ShardSpec, digest_of_shards
 from serving.row_store import RowStore
 from tests.toy_line import DENSE, LANES, TABLES, keys_of, toy_spec, work
@@ -232,6 +233,18 @@ def test_settings_that_changed_after_the_snapshot_may_not_fit_the_old_number(
     assert line.done == Recut(11, 13)
     assert digest_of_rows(line) == before and scores(line, 13) == rows
     line.close()
+
+
+def test_a_spec_comes_back_from_its_rules() -> None:
+    other = replace(
+        SPEC,
+        tables=tuple(replace(t, budget_mb=2.5, ttl_s=7) for t in TABLES),
+        dense_rate=0.3,
+        lanes=2,
+    )
+    found = learned_by(rules_of(other), SPEC)
+    assert found == replace(SPEC, tables=other.tables, dense_rate=0.3, lanes=2)
+    assert learned_by("", SPEC) == SPEC
 
 
 def test_a_file_that_is_missing_costs_the_steps_after_the_snapshot_alone(tmp_path: Path) -> None:
