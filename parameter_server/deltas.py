@@ -95,7 +95,7 @@ class StepDelta:
 
 @dataclass(frozen=True)
 class Gap:
-    """What follows can't be applied: load a snapshot, and ``restart`` the assembler from its step."""
+    """What follows can't be applied: load a snapshot, and read on with a new assembler from its step."""
 
     expected: int
     got: int
@@ -116,36 +116,40 @@ class DeltaAssembler:
     """Folds the parts of one (line, epoch) into whole steps, in order, starting after ``step``.
 
     ``patience``: how many steps may be waited for before a missing one is a gap. Shards are at most one step
-    apart and publish in order, so two are enough where the log keeps order.
+    apart and publish in order, so two are enough where the log keeps order. A gap is final, and nothing is
+    kept from then on: what follows a snapshot is read again.
     """
 
     line: str
     epoch: int
     step: int
     patience: int = 8
-    kept: int = 1024  # steps that are kept while a gap waits for its snapshot
     refusals: Refusals = field(default_factory=Refusals)
     _gap: Gap | None = None
     _waiting: dict[tuple[int, int, int], dict[int, Delta]] = field(default_factory=dict)
 
     def feed(self, value: bytes) -> list[StepDelta] | Gap:
         """Takes one record of ``deltas``; returns the steps that are now complete, in order (mostly none)."""
+        if self._gap:
+            return self._gap
         try:
             delta = unpack(value, Delta)
         except msgspec.MsgspecError:
             self.refusals.corrupt += 1
-            return self._gap or []
+            return []
         return self.feed_delta(delta)
 
     def feed_delta(self, delta: Delta) -> list[StepDelta] | Gap:
         """As ``feed``, for a delta that has been read."""
+        if self._gap:
+            return self._gap
         if not is_sound(delta):
             self.refusals.corrupt += 1
         elif delta.line != self.line or delta.epoch < self.epoch:
             self.refusals.other += 1
         elif delta.epoch > self.epoch:
             reason = f"history was replaced: epoch {delta.epoch}, expected {self.epoch}"
-            self._gap = Gap(self.step + 1, delta.step, reason)
+            return self._end(delta.step, reason)
         elif delta.step <= self.step:
             self.refusals.repeated += 1
         else:
@@ -154,17 +158,12 @@ class DeltaAssembler:
 
     def diverge(self, step: int) -> Gap:
         """Says that what was folded up to ``step`` isn't what was published: a gap, though nothing lacks."""
-        reason = f"the rows held after step {step} aren't those that were published"
-        self._gap = Gap(self.step + 1, step, reason)
-        return self._gap
+        return self._end(step, f"the rows held after step {step} aren't those that were published")
 
-    def restart(self, epoch: int, step: int) -> list[StepDelta]:
-        """Goes on after a snapshot; returns what was waiting for it."""
-        if epoch != self.epoch:
-            self._waiting.clear()
-        self.epoch, self.step, self._gap = epoch, step, None
-        self._forget()
-        return self._take()
+    def _end(self, got: int, reason: str) -> Gap:
+        self._gap = Gap(self.step + 1, got, reason)
+        self._waiting.clear()
+        return self._gap
 
     def _keep(self, delta: Delta) -> None:
         parts = self._waiting.setdefault((delta.step, delta.base_step, delta.parts), {})
@@ -175,12 +174,10 @@ class DeltaAssembler:
             self.refusals.repeated += 1
             if there != delta:
                 reason = f"part {delta.part} of step {delta.step} came twice with other content"
-                self._gap = Gap(self.step + 1, delta.step, reason)
-        if len(self._waiting) > self.kept:
-            del self._waiting[min(self._waiting)]
-        if not self._gap and delta.step > self.step + self.patience and not self._next():
-            reason = f"step {self.step + 1} is missing"
-            self._gap = Gap(self.step + 1, delta.step, reason)
+                self._end(delta.step, reason)
+                return
+        if delta.step > self.step + self.patience and not self._next():
+            self._end(delta.step, f"step {self.step + 1} is missing")
 
     def _next(self) -> tuple[int, int, int] | None:
         ready = (

@@ -122,13 +122,30 @@ def test_a_flipped_byte_is_noticed(which, spot, flip):
     assert assembler.refusals.corrupt == 1 or waiting == [good]  # the same value in other bytes
 
 
-def test_a_missing_part_is_a_gap_and_a_snapshot_mends_it():
+def test_a_missing_part_is_a_gap_and_reading_on_after_a_snapshot_mends_it():
     assembler = DeltaAssembler("main", 0, 0, patience=3)
     results = [assembler.feed(value) for i, value in enumerate(WIRE) if i != 4]
     gaps = [r for r in results if isinstance(r, Gap)]
     assert gaps[0] == Gap(3, 6, "step 3 is missing") and isinstance(results[-1], Gap)
     assert assembler.step == 2
-    assert [step.step for step in assembler.restart(0, 5)] == list(range(6, STEPS + 1))
+    assembler = DeltaAssembler("main", 0, 5)
+    steps = [step.step for value in WIRE for step in assembler.feed(value)]
+    assert steps == list(range(6, STEPS + 1))
+
+
+@pytest.mark.parametrize("how", ["missing", "replaced", "twice", "diverged"])
+def test_nothing_is_kept_in_a_gap(how):
+    assembler = DeltaAssembler("main", 0, 0, patience=3)
+    first = msgspec.msgpack.decode(WIRE[2 * PARTS], type=Delta)
+    assembler.feed(WIRE[2 * PARTS])
+    if how == "replaced":
+        assembler.feed_delta(seal(msgspec.structs.replace(first, epoch=1)))
+    elif how == "twice":
+        assembler.feed_delta(seal(msgspec.structs.replace(first, time_ms=1)))
+    elif how == "diverged":
+        assembler.diverge(0)
+    gaps = [assembler.feed(value) for value in WIRE[2:]]
+    assert isinstance(gaps[-1], Gap) and not assembler._waiting and assembler.step == 0
 
 
 def test_waiting_within_patience_is_no_gap():
