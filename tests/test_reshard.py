@@ -17,6 +17,7 @@ from parameter_server.reshard import Files, Recut, recut
 from parameter_server.rows import ROW_COLUMNS, digest_of_exports
 from parameter_server.rules import learned_by, rules_of
 from parameter_server.shard import ShardSpec, digest_of_shards
+from recsys.config import laptop
 from serving.row_store import RowStore
 from tests.toy_line import DENSE, LANES, TABLES, keys_of, toy_spec, work
 
@@ -233,6 +234,28 @@ def test_settings_that_changed_after_the_snapshot_may_not_fit_the_old_number(
     assert line.done == Recut(11, 13)
     assert digest_of_rows(line) == before and scores(line, 13) == rows
     line.close()
+
+
+def test_before_shards_start_those_of_a_number_that_no_longer_fits_are_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from parameter_server import shard_actor
+
+    old = replace(SPEC, parts=11, tables=tuple(replace(t, admit_after=1) for t in TABLES))
+    config, stopped = replace(laptop(), state=str(tmp_path)), []
+    folder = shard_actor.files_of(config).wals
+    folder.mkdir(parents=True)
+    for part in range(11):
+        shard_actor.home_of(part_of(old, part), config).wal.touch()
+    monkeypatch.setattr(
+        shard_actor,
+        "running_shards",
+        lambda spec: [shard_actor.actor_name(spec, part) for part in range(spec.parts)],
+    )
+    monkeypatch.setattr(shard_actor, "stop_shards", stopped.extend)
+    monkeypatch.setattr(shard_actor, "recut", lambda spec, *_: Recut(11, spec.parts))
+    assert shard_actor.prepare(replace(SPEC, parts=10), config, DENSE) == Recut(11, 10)
+    assert stopped == [f"shard-main-0-{part}-of-11" for part in range(11)]
 
 
 def test_a_spec_comes_back_from_its_rules() -> None:
