@@ -5,11 +5,13 @@ any; so neither side ever blocks in sending while the other does. Nothing is pic
 """
 
 import contextlib
+import logging
 import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -20,6 +22,8 @@ from parameter_server.wire import HEAD, Frame, Hello, Refusal, WireError, decode
 HELLO_TIMEOUT_S = 5.0
 MAX_UNWELCOME = 8
 _HELLO_BYTES = 4096
+_ACCEPT_PAUSE_S = 0.1
+_LOG: Final = logging.getLogger(__name__)
 _BUFFER = 1 << 21  # bytes; the system may give less
 _BUFFERS_AT_ONCE = 512  # below the limit of one sendmsg
 
@@ -110,11 +114,24 @@ class SocketServer:
         while not self._closed:
             try:
                 sock, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:  # closed, or for a while no file can be opened
+                if not self._closed:
+                    _LOG.warning("a connection can't be accepted, trying again: %r", error)
+                    time.sleep(_ACCEPT_PAUSE_S)
+                continue
             with self._lock:
                 self._connections.add(sock)
+            self._begin(sock)
+
+    def _begin(self, sock: socket.socket) -> None:
+        try:
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+        except RuntimeError as error:  # for a while no thread can be started
+            _LOG.warning("a connection can't be served, its peer will come again: %r", error)
+            sock.close()
+            with self._lock:
+                self._connections.discard(sock)
+            time.sleep(_ACCEPT_PAUSE_S)
 
     def _serve(self, sock: socket.socket) -> None:
         try:

@@ -1,3 +1,4 @@
+import errno
 import socket
 import threading
 import time
@@ -5,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from parameter_server import transport
 from parameter_server.lanes import LaneGradients
 from parameter_server.parameter_client import (
     LocalClient,
@@ -93,6 +95,49 @@ def test_who_is_not_welcome_is_told_and_cut_off(servers, changes, text):
             send(sock, Frame(Where()))
             receive(sock)
     assert servers.servers[0].refused == 1
+
+
+@pytest.mark.parametrize("lacks", ["files", "threads"])
+def test_a_shard_that_runs_out_of_files_or_threads_listens_again_after_it(
+    servers, monkeypatch, lacks
+):
+    server, failed = servers.servers[0], []
+
+    class Listener:
+        def __init__(self, real):
+            self.real = real
+
+        def accept(self):
+            if len(failed) < 3:
+                failed.append(1)
+                raise OSError(errno.EMFILE, "Too many open files")
+            return self.real.accept()
+
+        def __getattr__(self, name):
+            return getattr(self.real, name)
+
+    class Thread(threading.Thread):
+        def start(self):
+            if len(failed) < 3:
+                failed.append(1)
+                raise RuntimeError("can't start new thread")
+            super().start()
+
+    monkeypatch.setattr(transport, "_ACCEPT_PAUSE_S", 0.001)
+    if lacks == "files":
+        server._listener = Listener(server._listener)
+        connect(servers).close()  # it waits in the real one until somebody comes
+    else:
+        monkeypatch.setattr(transport.threading, "Thread", Thread)
+        for _ in range(3):
+            with connect(servers) as sock, pytest.raises(ConnectionError):
+                receive(sock)
+    with connect(servers) as sock:
+        sock.settimeout(5)
+        send(sock, greeting(servers))
+        send(sock, Frame(Where()))
+        assert receive(sock).message.applied == 0
+    assert len(failed) == 3
 
 
 @pytest.mark.parametrize("greeted", [False, True])
