@@ -123,7 +123,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     tables: list[TableRows] = []
     format: str = "fp32"  # of rows and dense parameters: parameter_server/rounding.py
     dense: bytes = b""  # the flat dense parameters; from part 0 only
-    metrics: dict[str, float] = {}  # prequential sums of the step; from part 0 only
+    # Prequential sums of the step, from part 0 only; from every part what it refused ("refused_…").
+    metrics: dict[str, float] = {}
     time_ms: int = 0
     digest: int | None = None  # now and then: of all that this part has published
     checksum: int = 0
