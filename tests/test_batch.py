@@ -61,6 +61,7 @@ def test_every_example_has_the_history_of_its_request() -> None:
         assert (batch.outcomes_BTO[b] == request.outcomes_TO).all()
 
 
+@pytest.mark.slow
 def test_it_is_laid_out_as_torchrec_lays_it_out() -> None:
     torchrec = pytest.importorskip("torchrec")
     batch = batch_of(FEATURES, requests(2, 3))

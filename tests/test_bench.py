@@ -10,6 +10,7 @@ from recsys.cli.main import load
 pytest.importorskip("fbgemm_gpu")
 
 
+@pytest.mark.slow
 def test_the_table_bench_tells_its_figures_beside_the_peer(tmp_path):
     file = tmp_path / "bench.json"
     arguments = ["table", "--rows", "20000", "--batches", "2", "--json", str(file)]

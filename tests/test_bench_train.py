@@ -57,6 +57,7 @@ def test_the_log_holds_what_was_drawn_in_turn_and_the_learner_takes_it():
     assert set(lane.lookup.keys["features"]) == set(drawn.keys_NF[1::4].reshape(-1))
 
 
+@pytest.mark.slow
 def test_the_bench_tells_its_figures_beside_the_peers(tmp_path):
     pytest.importorskip("fbgemm_gpu")
     file = tmp_path / "bench.json"

@@ -97,6 +97,7 @@ TestLru = Lru.TestCase
 TestLru.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
+@pytest.mark.slow
 def test_a_hundred_times_more_ids_than_the_budget_holds():
     """Memory stays, no id learns from another's gradients, and a replica has just the rows of the shard."""
     config = TableConfig("t", 16, 0.5, initial=0.1, budget_mb=1)

@@ -74,6 +74,7 @@ def late_auc(predictions: Predictions) -> float:
     return auc(score.astype(np.float64), truth.astype(np.float64))
 
 
+@pytest.mark.slow
 def test_it_writes_every_score_and_a_report(data: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -111,6 +112,7 @@ def test_it_learns_what_is_to_be_found_out_and_gives_the_same_bits_twice(
     assert first.predictions.version == second.predictions.version
 
 
+@pytest.mark.slow
 def test_after_the_freeze_no_parameter_changes(data: Path, whole: Replayed) -> None:
     freeze_ms = START_MS + 60 * EVERY_MS
     frozen = replayed(data, frozen_after_ms=freeze_ms)

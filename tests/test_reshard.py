@@ -184,6 +184,7 @@ def test_what_a_snapshot_holds_already_needs_no_cutting(tmp_path: Path) -> None:
     assert digest_of_shards(after.shards) == digest_of_shards(oracle(20).shards)
 
 
+@pytest.mark.slow
 def test_the_number_may_change_together_with_what_a_table_is_set_to(tmp_path: Path) -> None:
     unlike = tuple(replace(table, admit_after=1) for table in TABLES)
     tight = tuple(replace(table, budget_mb=300 / 2**20) for table in unlike)  # a few rows
@@ -219,6 +220,7 @@ def test_the_number_may_change_together_with_what_a_table_is_set_to(tmp_path: Pa
     line.close()
 
 
+@pytest.mark.slow
 def test_settings_that_changed_after_the_snapshot_may_not_fit_the_old_number(
     tmp_path: Path,
 ) -> None:

@@ -123,6 +123,7 @@ def test_beside_fixed_items_each_propensity_is_the_mixture_of_what_is_left() -> 
             left[position] = False
 
 
+@pytest.mark.slow
 def test_beside_a_fixed_item_the_others_come_as_often_as_their_propensity_says() -> None:
     draws = 20_000
     first, third = np.zeros(5), np.zeros(5)  # the third, given that item 1 came first

@@ -165,6 +165,7 @@ def test_a_visit_asks_watches_and_leaves() -> None:
     assert times == sorted(times)
 
 
+@pytest.mark.slow
 def test_who_serves_what_they_like_sees_it_in_the_tally() -> None:
     world = World(10, users=100, requests_per_s=0.5)
     good, bad = Server(world, 0.0), Server(world, 1.0)
