@@ -1,5 +1,7 @@
 """The joiner's spill: one contract over both, and a joiner that has one gives what a joiner without gives."""
 
+import random
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +114,53 @@ def test_nothing_of_a_forgotten_user_stays_in_the_file(tmp_path: Path) -> None:
     spill.close()
     there = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"somebody" not in there and b"what they did" not in there
+
+
+def test_of_a_forgotten_user_no_copy_stays_in_pages_or_wal(tmp_path: Path) -> None:
+    """Many rows in many orders, so that pages are split, and a kill between forgetting and deleting."""
+    path, draw = tmp_path / "spill.sqlite", random.Random(2)
+    its = SqliteSpill(path)
+    for _ in range(4):
+        rows = []
+        for n in range(400):
+            user = "victim" if n % 5 == 0 else "other"
+            value = user.encode() + draw.randbytes(draw.randrange(50, 300))
+            rows.append(
+                Row(f"{draw.getrandbits(60):x}-{user}", draw.randrange(10**9), n, user, value)
+            )
+        its.put(rows)
+        its.mark()
+    its.take_due(5 * 10**8, 10_000)
+    its.forget("victim")
+    marked = its.mark()
+    left = len(its)
+    for path in tmp_path.glob("spill.sqlite*"):  # as it stands on disk
+        path.with_name(path.name.replace("spill", "copy")).write_bytes(path.read_bytes())
+    killed = SqliteSpill(tmp_path / "copy.sqlite")
+    killed.back(marked, left)
+    for after in (its, killed):
+        after.mark()
+        assert b"victim" in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        after.mark()
+    assert b"victim" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert len(its) == len(killed) == left > 0
+    for after in (its, killed):
+        after.back(marked + 2, left)
+        after.close()
+
+
+def test_deleting_what_was_taken_looks_at_nothing_else(tmp_path: Path) -> None:
+    its, path = SqliteSpill(tmp_path / "spill.sqlite"), tmp_path / "spill.sqlite"
+    its.put([row(n) for n in range(10)])
+    its.mark()
+    said: list[str] = []
+    assert its._db is not None
+    its._db.set_trace_callback(said.append)
+    its.mark()
+    its.close()
+    (delete,) = [text for text in said if text.startswith("DELETE")]
+    plan = sqlite3.connect(path).execute(f"EXPLAIN QUERY PLAN {delete}").fetchall()
+    assert "held_taken" in plan[0][3]
 
 
 def test_a_file_that_was_killed_stands_at_its_newest_mark(tmp_path: Path) -> None:

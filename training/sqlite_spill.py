@@ -2,8 +2,12 @@
 
 A row is never changed: it is stamped with the generation in which it was put and that in which it was taken.
 A generation sees what was put by then and not taken by then; what no generation sees any more is deleted.
+
+Of a user who was forgotten nothing stays in the file: when the rows are deleted it is written anew, as SQLite
+leaves copies of them in free space and in the WAL. ``forgot`` has the generations in which that is due.
 """
 
+import contextlib
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +25,7 @@ CREATE INDEX IF NOT EXISTS held_offset ON held (offset) WHERE taken = 9223372036
 CREATE INDEX IF NOT EXISTS held_taken ON held (taken) WHERE taken < 9223372036854775807;
 CREATE INDEX IF NOT EXISTS held_put ON held (put);
 CREATE TABLE IF NOT EXISTS about (generation INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS forgot (generation INTEGER PRIMARY KEY);
 """
 _COLUMNS: Final = "id, due_ms, offset, user_id, value"
 _THERE: Final = f"taken = {NEVER}"
@@ -88,21 +93,28 @@ class SqliteSpill:
         return self._least("offset")
 
     def forget(self, user_id: str) -> None:
-        if self._count:
-            taken = self._do().execute(
-                f"UPDATE held SET taken = ? WHERE user_id = ? AND {_THERE}",
-                (self._generation + 1, user_id),
-            )  # fmt: skip
-            self._count -= taken.rowcount
+        if self._db is None:
+            return
+        generation = self._generation + 1
+        taken = self._do().execute(
+            f"UPDATE held SET taken = ? WHERE user_id = ? AND {_THERE}", (generation, user_id)
+        )
+        self._count -= taken.rowcount
+        # Also where none was there: some may have been taken before.
+        self._do().execute("INSERT OR IGNORE INTO forgot VALUES (?)", (generation + KEPT,))
 
     def mark(self) -> int:
         if self._db is None:
             return 0
         self._generation += 1
         db = self._do()
-        db.execute("DELETE FROM held WHERE taken <= ?", (self._generation - KEPT,))
+        # The second condition is the index's own: SQLite takes it by that.
+        db.execute(
+            f"DELETE FROM held WHERE taken <= ? AND taken < {NEVER}", (self._generation - KEPT,)
+        )
         db.execute("UPDATE about SET generation = ?", (self._generation,))
         db.execute("COMMIT")
+        self._scrub(db)
         return self._generation
 
     def back(self, generation: int, rows: int) -> None:
@@ -135,7 +147,7 @@ class SqliteSpill:
         self._db = db = sqlite3.connect(self._path, isolation_level=None)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")  # a snapshot that names a mark must not outlive it
-        db.execute("PRAGMA secure_delete = ON")  # nothing stays of a user who was forgotten
+        db.execute("PRAGMA secure_delete = ON")
         db.executescript(_TABLE)
         db.execute("INSERT INTO about SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM about)")
         return db
@@ -145,6 +157,16 @@ class SqliteSpill:
         if not self._db.in_transaction:
             self._db.execute("BEGIN")
         return self._db
+
+    def _scrub(self, db: sqlite3.Connection) -> None:
+        """Writes the file anew where that is due; the next mark does it where it can't be done now."""
+        due = "FROM forgot WHERE generation <= ?"
+        if db.execute(f"SELECT 1 {due}", (self._generation,)).fetchone() is None:
+            return
+        with contextlib.suppress(sqlite3.OperationalError):  # a full disk
+            db.execute("VACUUM")
+            if not db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                db.execute(f"DELETE {due}", (self._generation,))
 
     def _least(self, column: str) -> int | None:
         if not self._count:
