@@ -25,6 +25,11 @@ class Recent:
             del self._ids[next(iter(self._ids))]
         return True
 
+    def drop(self, prefix: str) -> None:
+        """Forgets the ids that begin with it. Looks at all there are: it is rare."""
+        for id_ in [id_ for id_ in self._ids if id_.startswith(prefix)]:
+            del self._ids[id_]
+
     def export(self) -> list[str]:
         """The ids, oldest first."""
         return list(self._ids)

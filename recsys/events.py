@@ -152,7 +152,12 @@ def event_id_of(event: Event) -> str:
 def repeat_key(event: Event) -> str:
     """What a repeat is known by: the user's own event id. Two users may count their events alike."""
     user_id = getattr(event, "user_id", None)
-    return event_id_of(event) if user_id is None else f"{user_id}\x1f{event_id_of(event)}"
+    return event_id_of(event) if user_id is None else repeat_prefix(user_id) + event_id_of(event)
+
+
+def repeat_prefix(user_id: Id) -> str:
+    """What the keys of all of a user's own events begin with."""
+    return f"{user_id}\x1f"
 
 
 def parse(raw: object, *, now_ms: int | None = None, oldest_ms: int | None = None) -> Event:

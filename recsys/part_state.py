@@ -76,6 +76,11 @@ class PartState:
             )
         return None
 
+    def drop_broken(self) -> None:
+        """Removes what couldn't be read, of all parts: nobody can tell whom it knows."""
+        for path in self.folder.parent.glob(f"*/{_BROKEN}"):
+            path.unlink(missing_ok=True)
+
     def save(self, log_id: str, offsets: Offsets, blob: bytes) -> Offsets:
         """Replaces what was saved; on the disk when it returns.
 

@@ -4,6 +4,13 @@ from hypothesis import strategies as st
 from recsys.dedupe import Recent
 
 
+def test_ids_are_dropped_by_what_they_begin_with() -> None:
+    its = Recent(3, ["a1", "b1", "a2"])
+    its.drop("a")
+    assert its.export() == ["b1"]
+    assert its.add("a1") and its.add("a2") and its.export() == ["b1", "a1", "a2"]
+
+
 def test_a_repeat_within_the_horizon_is_known_and_one_beyond_it_is_new() -> None:
     recent = Recent(2)
     assert recent.add("a") and recent.add("b")

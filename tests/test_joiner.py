@@ -236,6 +236,7 @@ def test_a_tombstone_ends_what_is_held_of_its_user_alone() -> None:
     assert its.feed(5, User(time_ms=START_MS + 71_000, user_id="u1", removed=True)) == [
         Forget(partition=0, offset=5, sequence=2, user_id="u1", closed_ms=START_MS + 71_000)
     ]
+    assert b"u1" not in its.pack()
     late = [engagement(closed, 0, "like", 72_000), engagement(open_, 0, "view", 3_000)]
     assert fed(its, *late) == [] and its.counts["unmatched"] == 2
     [kept] = its.feed(9, engagement(other, 1, "view", 4_000))

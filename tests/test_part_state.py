@@ -43,6 +43,9 @@ def test_a_broken_snapshot_gives_the_one_before_and_says_so(tmp_path: Path, harm
     saved = state.load("log")
     assert saved is not None and (saved.offsets, saved.blob) == (OFFSETS, b"old")
     assert "state.msgpack can't be read" in state.note and "SHA-256" in state.note
+    assert (state.folder / "state.broken.msgpack").exists()
+    PartState(tmp_path, "another").drop_broken()
+    assert sorted(os.listdir(state.folder)) == ["state.previous.msgpack"]
     state.save("log", OFFSETS, b"newer")
     assert state.load("log") is not None and state.note == ""
     path.unlink()

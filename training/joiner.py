@@ -29,7 +29,7 @@ import msgspec
 
 from recsys.config import JoinConfig
 from recsys.dedupe import Recent
-from recsys.events import Engagement, Event, Impression, User, repeat_key
+from recsys.events import Engagement, Event, Impression, User, repeat_key, repeat_prefix
 from recsys.features import one_item
 from recsys.hashing import Id
 from recsys.records import Example, Forget
@@ -187,6 +187,7 @@ class Joiner:
     def _forget(self, offset: int, user_id: Id) -> Forget:
         """Lets go of all that is held of a user. Timers run out by themselves."""
         self._shelf.forget(str(user_id))
+        self._recent.drop(repeat_prefix(user_id))
         self.sequence += 1
         return Forget(
             partition=self.partition,
