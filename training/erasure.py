@@ -107,6 +107,7 @@ class Eraser(Turns):
                     self._go_on(request)
             left = [request for request in self._waiting if not request.erased]
             if len(left) < len(self._waiting) and self._scrub():
+                self._state.drop_broken()
                 self.done += len(self._waiting) - len(left)
                 self._waiting = left
                 self._save()
