@@ -1,8 +1,11 @@
 """Unlearning a user: the state of a line that never saw them, bit for bit, as the line's next epoch."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import polars as pl
 import pytest
 
 from parameter_server import snapshots
@@ -12,30 +15,39 @@ from parameter_server.shard import digest_of_shards
 from recsys.blueprint import build_model
 from recsys.config import Config
 from recsys.events import Event, User, encode
+from recsys.features import FeatureSet
 from recsys.hashing import partition_of
 from recsys.log import Append, Log, MemoryLog
+from recsys.part_state import PartState
 from recsys.records import (
     CONTROL,
     DELTAS,
     EVENTS,
     EXAMPLES,
     STEPS,
+    Erasure,
     Live,
     Step,
+    pack,
     unpack,
 )
 from tests.toy_feed import FEATURES, PARTITIONS, START_MS, append_events, feed, toy_config, toy_log
-from training.erasure import left_of
+from training.archive import Archive, read_archive
+from training.archive_files import erase_rows
+from training.director import starts_after
+from training.erasure import PART, Eraser, erase_records, first_known, left_of
 from training.learner import Learner
 from training.line import spec_of
 from training.live import live_epoch
 from training.sequencer_loop import last_place
 from training.standstill import finish
+from training.step_reader import StepReader
 from training.unlearn import CantUnlearn, unlearn
 from training.worker import Worker
 
 LATE = "u91"  # only in the newer part of the log
 EARLY = "u3"
+BOTH = "u2"  # before the oldest snapshot and after it
 
 
 def config_of(folder: Path, shards: int = 2) -> Config:
@@ -198,7 +210,9 @@ def test_a_second_user_is_unlearned_from_a_history_that_was_replaced(tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dies_at", ["steps", "snapshot", "pointer", "examples"])
+@pytest.mark.parametrize(
+    "dies_at", ["steps", "snapshot", "pointer", "removal", "deltas", "examples", "end"]
+)
 def test_killed_anywhere_it_is_done_again(
     tmp_path: Path, dies_at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +226,10 @@ def test_killed_anywhere_it_is_done_again(
         "steps": "training.unlearn._replay",
         "snapshot": "training.unlearn.snapshots.write_part",
         "pointer": "training.unlearn.point",
+        "removal": "training.unlearn._remove_replaced",
+        "deltas": "training.unlearn.changes_records",
         "examples": "training.unlearn.erase_records",
+        "end": "training.unlearn.digest_of_shards",
     }
 
     def dies(*_: object) -> None:
@@ -221,10 +238,17 @@ def test_killed_anywhere_it_is_done_again(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(where[dies_at], dies)
         unlearn(log, config, FEATURES, LATE, before, 5)
-    assert live_epoch(log) == (1 if dies_at == "examples" else 0)
+    assert live_epoch(log) == (0 if dies_at in ("steps", "snapshot", "pointer") else 1)
     done = unlearn(log, config, FEATURES, LATE, before, 6)
     assert done is not None and done.digest == expected
     assert done.epoch == live_epoch(log)
+    assert log.keyed(EXAMPLES, partition_of(LATE, PARTITIONS), [LATE.encode()], 1 << 60) == []
+    folder = tmp_path / "a" / "snapshots"
+    assert max(snapshots.complete_steps(folder, "main", 0), default=0) <= done.since
+    left = {int(version.name[:6]) for version in (folder / "main").iterdir()}
+    assert left <= {0, done.epoch}
+    assert not list((tmp_path / "a" / "parts" / "shards").glob("main-0-*"))
+    assert log.begin(DELTAS, 0) == log.end(DELTAS, 0)
     assert learn(config, log) == expected
 
 
@@ -252,3 +276,216 @@ def test_what_is_gone_from_the_log_is_said_and_nothing_is_changed(tmp_path: Path
     with pytest.raises(CantUnlearn, match="is of step 0, and the log no longer has .* --unlearn"):
         unlearn(log, config, FEATURES, EARLY, before, 5)
     assert (log.end(STEPS, 0), live_epoch(log)) == (steps, 0)
+
+
+def learned_of(config: Config, user: str) -> tuple[MemoryLog, int, int]:
+    """A log, learned to its end, on which a user asks to be forgotten; the offset of the request, and the
+    step of the oldest snapshot that stands, but for the one at the beginning."""
+    log = history(config)
+    before = request(log, user)
+    finish(log, config, FEATURES)
+    learn(config, log)
+    return log, before, snapshots.complete_steps(Path(config.state) / "snapshots", "main", 0)[1]
+
+
+def trim_before(log: Log, step: int) -> None:
+    for partition, start in starts_after(StepReader(log, "main", 0), step).items():
+        log.trim(EXAMPLES, partition, start)
+
+
+@pytest.mark.slow
+def test_what_retention_dropped_may_have_been_the_users(tmp_path: Path) -> None:
+    """The user has examples on the log, all of them after a snapshot; they had others before it."""
+    config = config_of(tmp_path)
+    log, before, oldest = learned_of(config, BOTH)
+    seen = learn(config, log)
+    trim_before(log, oldest)
+    steps = log.end(STEPS, 0)
+    with pytest.raises(CantUnlearn, match="sure to be from before .* is of step 0"):
+        unlearn(log, config, FEATURES, BOTH, before, 5)
+    assert (log.end(STEPS, 0), live_epoch(log), learn(config, log)) == (steps, 0, seen)
+
+
+@pytest.mark.slow
+def test_the_archive_knows_that_what_retention_dropped_was_others(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "a")
+    log, before, oldest = learned_of(config, LATE)
+    expected = learn(config_of(tmp_path / "b"), never_seen(log, LATE))
+    archive = Archive(log, tmp_path / "a" / "archive", lambda: 0)
+    while archive.turn():
+        pass
+    archive.flush()
+    trim_before(log, oldest)
+    partition = partition_of(LATE, PARTITIONS)
+    assert log.begin(EXAMPLES, partition) > 0
+    [other] = (
+        read_archive(tmp_path / "a" / "archive", EXAMPLES)
+        .filter((pl.col("partition") == partition) & (pl.col("offset") == 0))
+        .select("key")
+        .collect()["key"]
+    )
+    shutil.copytree(tmp_path / "a" / "archive", tmp_path / "whole")
+    erase_rows(tmp_path / "a" / "archive", EXAMPLES, partition, other, lambda its: its.offset == 0)
+    with pytest.raises(
+        CantUnlearn, match="sure to be from before"
+    ):  # a row is missing: whose was it?
+        unlearn(log, config, FEATURES, LATE, before, 5)
+    shutil.rmtree(tmp_path / "a" / "archive")
+    shutil.copytree(tmp_path / "whole", tmp_path / "a" / "archive")
+    done = unlearn(log, config, FEATURES, LATE, before, 5)
+    assert done is not None and done.since > 0 and done.digest == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noted", [True, False])
+def test_what_was_erased_already_is_unlearned_as_well(tmp_path: Path, noted: bool) -> None:
+    """Forgotten by a running system, which erased what lay before its oldest snapshot; then unlearned."""
+    config = config_of(tmp_path / "a")
+    log, before, oldest = learned_of(config, BOTH)
+    expected = learn(config_of(tmp_path / "b"), never_seen(log, BOTH))
+    partition = partition_of(BOTH, PARTITIONS)
+    end = starts_after(StepReader(log, "main", 0), oldest)[partition]
+    held = log.keyed(EXAMPLES, partition, [BOTH.encode()], 1 << 60)
+    assert held[0] < end <= held[-1]
+    if noted:
+        for topic, offset in ((EVENTS, 0), (EXAMPLES, end)):
+            for name in ("archive", "counters", "joiner", "session-fold", "snapshots/main"):
+                log.hold(name, topic, partition, offset)
+        log.append(CONTROL, [Append(0, b"", pack(Erasure(user_id=BOTH, offset=before)))])
+        Eraser(log, tmp_path / "a" / "archive", PartState(config.state, PART), lambda: 0).turn()
+        assert first_known(log, config.state, BOTH, []) == held[0]
+    else:
+        erase_records(log, EXAMPLES, partition, BOTH.encode(), before, end)
+    assert log.keyed(EXAMPLES, partition, [BOTH.encode()], 1 << 60)[0] >= end
+    done = unlearn(log, config, FEATURES, BOTH, before, 5)
+    assert done is not None and done.since < oldest and done.digest == expected
+
+
+@pytest.mark.slow
+def test_who_was_erased_wholly_is_unlearned_or_it_is_said_that_nobody_can_tell(
+    tmp_path: Path,
+) -> None:
+    config = config_of(tmp_path / "a")
+    log, before, oldest = learned_of(config, BOTH)
+    expected = learn(config_of(tmp_path / "b"), never_seen(log, BOTH))
+    erase_records(log, EXAMPLES, partition_of(BOTH, PARTITIONS), BOTH.encode(), before, 1 << 60)
+    done = unlearn(log, config, FEATURES, BOTH, before, 5)
+    assert done is not None and (done.examples, done.digest) == (0, expected)
+    trim_before(log, oldest)
+    with pytest.raises(CantUnlearn):
+        unlearn(log, config, FEATURES, BOTH, before, 5)
+
+
+@pytest.mark.slow
+def test_rows_that_another_user_had_removed_do_not_come_back(tmp_path: Path) -> None:
+    """A snapshot of a replaced epoch holds rows of a user whose removal isn't on the log any more."""
+    config = config_of(tmp_path / "a")
+    log = history(config)
+    befores = {user: request(log, user) for user in (LATE, EARLY)}
+    finish(log, config, FEATURES)
+    learn(config, log)
+    other = "late too"
+    append_events(
+        log,
+        [
+            msgspec.structs.replace(its, user_id=other) if hasattr(its, "user_id") else its
+            for its in feed(8, first=100_000)
+        ],
+    )
+    befores[other] = request(log, other)
+    finish(log, config, FEATURES)
+    learn(config, log)
+    first = unlearn(log, config, FEATURES, LATE, befores[LATE], 5)
+    assert first is not None and first.since > 0
+    expected = never_seen(never_seen(never_seen(log, LATE), EARLY), other)
+    partition = partition_of(EARLY, PARTITIONS)
+    erase_records(log, EXAMPLES, partition, EARLY.encode(), befores[EARLY], 1 << 60)
+    done = unlearn(log, config, FEATURES, other, befores[other], 6)
+    assert done is not None
+    assert done.digest == learn(config_of(tmp_path / "b"), expected)
+
+
+@pytest.mark.slow
+def test_an_epoch_that_never_came_to_be_live_is_no_part_of_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path / "a")
+    log, before, _ = learned_of(config, LATE)
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("training.unlearn.point", dies)
+        unlearn(log, config, FEATURES, LATE, before, 5)
+    asked = {}
+    for number, user in enumerate(("first", "second"), 1):
+        events = [
+            msgspec.structs.replace(its, user_id=user) if hasattr(its, "user_id") else its
+            for its in feed(8, first=number * 100_000)
+        ]
+        append_events(log, events)
+        finish(log, config, FEATURES)
+        learn(config, log)
+    for user in ("second", "first"):
+        asked[user] = request(log, user)
+        finish(log, config, FEATURES)
+        learn(config, log)
+        done = unlearn(log, config, FEATURES, user, asked[user], 6)
+        assert done is not None and done.examples > 10
+    expected = never_seen(never_seen(log, "first"), "second")
+    live = live_steps(expected, config)
+    assert live == done.digest
+
+
+def live_steps(log: Log, config: Config) -> str:
+    """The digest of the newest epoch's steps and those before them, learned as one line's."""
+    newest: dict[int, Step] = {}
+    for record in log.read(STEPS, 0, 0, 100_000):
+        step = unpack(record.value, Step)
+        if step.epoch != 1:
+            newest[step.step] = step
+    again = toy_log()
+    for partition in range(PARTITIONS):
+        records = log.read(EXAMPLES, partition, 0, 100_000)
+        again.append(EXAMPLES, [Append(partition, key, value) for _, key, value in records])
+    for number in sorted(newest):
+        step = msgspec.structs.replace(newest[number], epoch=0)
+        again.append(STEPS, [Append(0, b"main", pack(step))])
+    return learn(toy_config(config.state + ".again", shards=2), again)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_learned_as_it_was_is_refused_and_nothing_is_changed(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    log, before, _ = learned_of(config, LATE)
+    steps = log.end(STEPS, 0)
+    lanes = replace(config, step=replace(config.step, lanes=2))
+    wider = replace(config, model=replace(config.model, hidden=(16,)))
+    features = FeatureSet(FEATURES.schema, "all", history=3)
+    for its, says in ((lanes, "set it to 4"), (wider, "can't be loaded as the model is set now")):
+        with pytest.raises(CantUnlearn, match=says):
+            unlearn(log, its, FEATURES, LATE, before, 5)
+    with pytest.raises(CantUnlearn, match="it can't be learned again with the features of today"):
+        unlearn(log, config, features, BOTH, 1 << 60, 5)
+    assert (log.end(STEPS, 0), live_epoch(log)) == (steps, 0)
+
+
+@pytest.mark.slow
+def test_a_replay_that_ends_in_the_middle_leaves_what_is_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path)
+    log, before, _ = learned_of(config, LATE)
+    seen = learn(config, log)
+
+    def fails(*_: object) -> int:
+        raise ValueError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.unlearn.Worker.turn", fails)
+        with pytest.raises(
+            CantUnlearn, match="replay of step .* ended: no. The model that is live"
+        ):
+            unlearn(log, config, FEATURES, LATE, before, 5)
+    assert (live_epoch(log), learn(config, log)) == (0, seen)

@@ -10,7 +10,13 @@ from training.line import MAIN
 
 def live_epoch(log: Log, line: str = MAIN) -> int:
     """The epoch of the newest live record of a line; 0 where there is none yet."""
-    epoch, offset = 0, log.begin(CONTROL, 0)
+    return live_epochs(log, line)[-1]
+
+
+def live_epochs(log: Log, line: str = MAIN) -> list[int]:
+    """All epochs that a line has lived in, in order; 0 is always the first. An epoch whose making ended in
+    the middle isn't among them, though it has records of steps."""
+    epochs, offset = [0], log.begin(CONTROL, 0)
     while records := log.read(CONTROL, 0, offset):
         for record in records:
             try:
@@ -18,6 +24,6 @@ def live_epoch(log: Log, line: str = MAIN) -> int:
             except UNREADABLE:
                 continue
             if isinstance(said, Live) and said.line == line:
-                epoch = said.epoch
+                epochs.append(said.epoch)
         offset = records[-1].offset + 1
-    return epoch
+    return epochs

@@ -80,7 +80,6 @@ def _on_disk(user: str, config: Config, unlearn: bool) -> list[str]:
     from recsys.blueprint import feature_set
     from recsys.open_log import open_log
     from training.standstill import finish
-    from training.unlearn import CantUnlearn
     from training.unlearn import unlearn as unlearn_user
 
     log, again = open_log(config), open_log(config)
@@ -93,10 +92,13 @@ def _on_disk(user: str, config: Config, unlearn: bool) -> list[str]:
         if not unlearn:
             return said
         features = feature_set(config)
-        finish(log, config, features, again)
         try:
+            finish(log, config, features, again)
             done = unlearn_user(log, config, features, user, before, wall_ms())
-        except CantUnlearn as error:
+        except (
+            ValueError,
+            OSError,
+        ) as error:  # CantUnlearn, or what lies in the folder can't be read
             raise Refused(f"{user} will be forgotten, but can't be unlearned: {error}") from error
     finally:
         again.close()
@@ -104,7 +106,8 @@ def _on_disk(user: str, config: Config, unlearn: bool) -> list[str]:
     if done is None:
         return [*said, "no step has learned from them: the model stays as it is"]
     said.append(
-        f"unlearned {done.examples} examples: steps {done.since + 1} to {done.step} were replayed and are "
+        f"unlearned {done.examples} examples of theirs that the log still had, and what may have been theirs "
+        f"before: steps {done.since + 1} to {done.step} were replayed and are "
         f"epoch {done.epoch} now, SHA-256 {done.digest}"
     )
     if done.other_config:
