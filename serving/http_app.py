@@ -132,7 +132,7 @@ def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], st
     @app.delete("/v1/users/{user_id:path}", **common)
     async def erase_user(user_id: str) -> Response:
         """Forgets a user: the session as soon as the fold reads the request, mostly within a second, the rows
-        with the next steps, log and archive about an hour later. What others' item counters and the shared
+        with the next steps, log and archive an hour or more later. What others' item counters and the shared
         weights have of them stays; docs/api.md says it whole."""
         await service.intake.erase_user(_id(user_id, "user_id"))
         return _json(_results_of([Result(0, ACCEPTED)]), 202)

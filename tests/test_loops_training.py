@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace as replace_struct
 
 from parameter_server.durable import DurableShard, Home
 from parameter_server.lanes import LaneGradients, RowGradients
@@ -39,6 +40,7 @@ from recsys.records import (
     Delta,
     Example,
     Live,
+    Range,
     Step,
     pack,
     topics,
@@ -833,6 +835,29 @@ def test_old_snapshots_go_and_the_log_keeps_what_follows_the_oldest_left(tmp_pat
     assert all(len(records_of(log, step)) == step.examples for step in after)
     with pytest.raises(LogLost):
         records_of(log, everything(log, STEPS, Step)[0][9])
+
+
+def test_a_quiet_partition_is_held_where_it_ended_before_the_oldest_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(director, "_AHEAD", 3)
+    log, clock = toy_log(), Clock()
+    append_examples(log, [example(3 * n + p, sequence=n + 1) for n in range(20) for p in (0, 1)])
+    touched, ends = {1: (0, 1), 2: (0,), 3: (0, 1), 12: (0,), 14: (0, 1), 20: (0, 1)}, [0, 0]
+    for number in range(1, 30):
+        ranges = [Range(p, ends[p], ends[p] + 1) for p in touched.get(number, ())]
+        for part in ranges:
+            ends[part.partition] = part.stop
+        step = replace_struct(step_of("main", number), ranges=ranges)
+        log.append(STEPS, [Append(0, b"", pack(step)), Append(0, b"", b"\xc1no step")])
+    its = direct(log, tmp_path, clock)
+    held = []
+    for oldest in (5, 9, 15, 25):
+        monkeypatch.setattr(director.snapshots, "complete_steps", lambda *_, step=oldest: [step])
+        clock.now_ms += 5_000
+        its.turn()
+        held.append([log.holds(EXAMPLES, p)["snapshots/main"] for p in range(PARTITIONS)])
+    assert held == [[3, 2, 0], [3, 2, 0], [5, 3, 0], [6, 4, 0]]
 
 
 # --- workers together ---

@@ -6,7 +6,7 @@ the oldest kept snapshot on; older snapshots go.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,17 +18,20 @@ from parameter_server import snapshots
 from recsys.blueprint import feature_set
 from recsys.clock import wall_ms
 from recsys.config import Config
+from recsys.consumer import UNREADABLE
 from recsys.log import Append, Log, LogLost, LogUnavailable
 from recsys.loops import Stop
 from recsys.open_log import open_log
-from recsys.records import CONTROL, EXAMPLES, Control, Experiments, Live, pack, unpack
+from recsys.records import CONTROL, EXAMPLES, STEPS, Control, Experiments, Live, Step, pack, unpack
 from training.line import MAIN
 from training.step_reader import StepReader
 
 PART: Final = "director"
 CONFIGS: Final = Path(experiments.__file__).parent / "configs"
 _KEEP_EVERY_MS: Final = 5_000
-_AHEAD: Final = 256  # steps looked at for where each partition goes on
+_AHEAD: Final = (
+    256  # steps looked at for where each partition goes on, and at once for where one ended
+)
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -52,6 +55,7 @@ class Director:
         self._due_ms = 0
         self._experiments = Experiments(revision=0)
         self.live: Live | None = None
+        self._looked = 0  # offset of steps before which ends are held already
         self.removed = 0  # snapshots
         self.oldest: int | None = None  # the step of the oldest kept snapshot of the live line
 
@@ -102,10 +106,16 @@ class Director:
         steps = snapshots.complete_steps(self._folder, line, epoch)
         if not steps or steps[0] == self.oldest:
             return
-        starts = starts_after(StepReader(self._log, line, epoch), steps[0])
-        for partition in range(self._log.partitions(EXAMPLES)):
+        reader = StepReader(self._log, line, epoch)
+        partitions = range(self._log.partitions(EXAMPLES))
+        place = reader.place(steps[0] + 1)
+        stop = self._log.end(STEPS, 0) if place is None else place
+        starts = starts_after(reader, steps[0])
+        quiet = {p for p in partitions if p not in starts and self._log.end(EXAMPLES, p) > 0}
+        starts |= ends_before(self._log, line, epoch, steps[0], range(self._looked, stop), quiet)
+        for partition in partitions:
             self._hold(f"snapshots/{line}", partition, starts.get(partition))
-        self.oldest = steps[0]
+        self.oldest, self._looked = steps[0], stop
 
     def _hold(self, name: str, partition: int, offset: int | None) -> None:
         if offset is None:
@@ -127,7 +137,7 @@ def point(log: Log, line: str, epoch: int, reason: str, time_ms: int) -> None:
 def starts_after(reader: StepReader, step: int) -> dict[int, int]:
     """Where the steps after ``step`` begin in ``examples``, by partition, of those that the next ones touch.
 
-    A partition that they don't touch keeps what was held of it before: too much is kept, never too little.
+    For those that they don't touch see ``ends_before``.
     """
     starts: dict[int, int] = {}
     for number in range(step + 1, step + 1 + _AHEAD):
@@ -137,6 +147,33 @@ def starts_after(reader: StepReader, step: int) -> dict[int, int]:
         for part in record.ranges:
             starts.setdefault(part.partition, part.start)
     return starts
+
+
+def ends_before(
+    log: Log, line: str, epoch: int, step: int, among: range, partitions: Set[int]
+) -> dict[int, int]:
+    """Where the steps up to ``step`` end in some partitions of ``examples``, of those that the records at
+    the offsets ``among`` touch. Read backwards.
+
+    A partition that they don't touch keeps what was held of it before: too much is kept, never too little.
+    """
+    ends, stop = dict[int, int](), among.stop
+    begin = max(among.start, log.begin(STEPS, 0))
+    while stop > begin and len(ends) < len(partitions):
+        start = max(begin, stop - _AHEAD)
+        for record in reversed(log.read(STEPS, 0, start, stop - start)):
+            try:
+                said = unpack(record.value, Step)
+            except UNREADABLE:
+                continue
+            # Steps of an earlier epoch, too: this one begins with them.
+            if record.offset < stop and said.line == line and said.epoch <= epoch:
+                if said.step <= step:
+                    for part in said.ranges:
+                        if part.partition in partitions:
+                            ends.setdefault(part.partition, part.stop)
+        stop = start
+    return ends
 
 
 def experiment_texts(folder: Path = CONFIGS) -> dict[str, str]:
