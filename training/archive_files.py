@@ -119,16 +119,6 @@ def erase_rows(
     return erased
 
 
-def first_row(folder: Path, topic: str, partition: int, key: bytes) -> int | None:
-    """The lowest offset of the records of a partition with a key; None where there are none."""
-    for held in files_of(folder, topic):
-        if held.partition == partition and _has_key(held.path, key):
-            table = pq.read_table(held.path, columns=["offset", "key"], partitioning=None)
-            its = table.filter(pc.field("key") == pa.scalar(key, table.schema.field("key").type))
-            return int(pc.min(its["offset"]).as_py())
-    return None
-
-
 def _has_key(path: Path, key: bytes) -> bool:
     with pq.ParquetFile(path) as file:
         batches = file.iter_batches(_MERGE_ROWS, columns=["key"], use_threads=False)

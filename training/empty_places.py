@@ -2,10 +2,12 @@
 
 An empty place doesn't say whose it was, and neither does one that retention dropped; the archive may. So from
 the first of them on that nobody can tell, a user may have had examples. And one may have been the ``Forget``
-at which a user's rows were dropped: whoever learns from before it would bring these rows back. Unlearning
-leaves empty places as well, from before which no snapshot has rows of that user: it notes where.
+at which a user's rows were dropped: whoever learns from before it would bring these rows back. Neither holds
+for those that unlearning leaves: no step of the live epoch has learned from them, and no snapshot from before
+them has rows of that user. So it notes where they are.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -23,15 +25,18 @@ _ROWS: Final = 10_000
 _Noted = dict[int, list[int]]
 
 
-def free_until(log: Log, archive: Path, partition: int, key: bytes, own: int | None) -> int:
-    """The offset before which all examples of a partition are known to be of others than the user of ``key``,
-    by the log and, where that begins later, by the archive's files in the folder ``archive``. ``own``: that
-    of the user's first known example."""
+def free_until(
+    log: Log, archive: Path, partition: int, key: bytes, own: int | None, spared: Collection[int]
+) -> int:
+    """The offset before which no example of a partition that was learned can be of the user of ``key``, by
+    the log and, where that begins later, by the archive's files in the folder ``archive``. ``own``: that of
+    the user's first example on the log. ``spared``: empty places that no step has learned from."""
     begin, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
     known = _archived_until(archive, partition, key, begin)
     if known < begin:
         return known
-    first = min(log.keyed(EXAMPLES, partition, [_EMPTY], end), default=end)
+    empty = log.keyed(EXAMPLES, partition, [_EMPTY], end)
+    first = next((offset for offset in empty if offset not in spared), end)
     return first if own is None else min(first, own)
 
 
@@ -62,13 +67,16 @@ class Emptied:
         saved = self._state.load(log.id)
         self._noted = msgspec.msgpack.decode(saved.blob, type=_Noted) if saved else _Noted()
 
+    def noted(self, partition: int) -> set[int]:
+        return set(self._noted.get(partition, []))
+
     def others(self) -> dict[int, int]:
         """By partition, the last empty place that something else left: nothing may be learned again from
         before it on."""
         found = {}
         for partition in range(self._log.partitions(EXAMPLES)):
             end = self._log.end(EXAMPLES, partition)
-            noted = set(self._noted.get(partition, []))
+            noted = self.noted(partition)
             places = self._log.keyed(EXAMPLES, partition, [_EMPTY], end)
             others = [offset for offset in places if offset not in noted]
             if others:

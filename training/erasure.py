@@ -37,7 +37,7 @@ from recsys.records import (
     without_example,
 )
 from recsys.turns import Turns
-from training.archive_files import erase_rows, files_of, first_row
+from training.archive_files import erase_rows, files_of
 
 PART: Final = "erasures"
 EVERY_MS: Final = 60_000  # between two looks at what may go now
@@ -51,7 +51,7 @@ _HOLDERS: Final = {
 
 class Request(msgspec.Struct, kw_only=True):
     """A user on the way to being forgotten. ``examples_end``: the offset after their last example, once it
-    is known. ``first``: that of their first one, as log and archive had it before anything was erased."""
+    is known."""
 
     user_id: Id
     offset: int  # of the tombstone among the user's events
@@ -59,7 +59,6 @@ class Request(msgspec.Struct, kw_only=True):
     begun: bool = False
     erased: bool = False  # no record says anything of the user; the log's files may
     examples_end: int | None = None
-    first: int | None = None
 
     @property
     def key(self) -> bytes:
@@ -147,8 +146,6 @@ class Eraser(Turns):
         partition = partition_of(request.user_id, self._log.partitions(EVENTS))
         events, examples = self._passed(EVENTS, partition), self._passed(EXAMPLES, partition)
         if not request.begun:
-            request.first = self._first_example(request, partition)
-            self._save()  # afterwards nobody could tell
             self._erase(request, partition, events, examples)
             request.begun = True
         if request.examples_end is None and events > request.offset:
@@ -173,14 +170,6 @@ class Eraser(Turns):
                 return self._log.begin(topic, partition)
         return min(held.values())
 
-    def _first_example(self, request: Request, partition: int) -> int | None:
-        """Once found, it stays: a part of them may have been erased before a kill."""
-        end = self._log.end(EXAMPLES, partition)
-        there = self._log.keyed(EXAMPLES, partition, [request.key], end)
-        archived = first_row(self._archive, EXAMPLES, partition, request.key)
-        known = [request.first, min(there, default=None), archived]
-        return min((offset for offset in known if offset is not None), default=None)
-
     def _end_of_examples(self, request: Request, partition: int) -> int | None:
         """The joiner puts a ``Forget`` after a user's last example. None where it isn't there yet."""
         end = self._log.end(EXAMPLES, partition)
@@ -203,15 +192,6 @@ class Eraser(Turns):
         for topic in ends:
             gone = partial(_goes, topic, request.offset)
             erase_rows(self._archive, topic, partition, request.key, gone)
-
-
-def first_known(log: Log, state: str, user_id: Id, places: Sequence[int]) -> int | None:
-    """The offset of a user's first example: of ``places``, those still on the log, and what was noted of them
-    in the state folder while they are being erased. None where neither knows any."""
-    saved = PartState(state, PART).load(log.id)
-    waiting = msgspec.msgpack.decode(saved.blob, type=_Packed).waiting if saved else []
-    noted = [its.first for its in waiting if str(its.user_id) == str(user_id)]
-    return min((first for first in (*noted, *places) if first is not None), default=None)
 
 
 def changes_records(log: Log) -> bool:

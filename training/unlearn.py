@@ -28,7 +28,7 @@ from recsys.log import Append, Log, LogLost, Record
 from recsys.records import DELTAS, EXAMPLES, STEPS, Lesson, Range, pack, unpack, without_example
 from training.director import point
 from training.empty_places import Emptied, free_until
-from training.erasure import changes_records, erase_records, first_known, left_of, read_at
+from training.erasure import changes_records, erase_records, left_of, read_at
 from training.learner import Learner
 from training.line import MAIN, learning_digest, spec_of
 from training.past import CantUnlearn, Past
@@ -65,8 +65,8 @@ def unlearn(
     partition = partition_of(user_id, log.partitions(EXAMPLES))
     view, emptied = _Without(log, key, before), Emptied(log, config.state)
     places = view.places(partition)
-    own = first_known(log, config.state, user_id, places)
-    free = free_until(log, Path(config.state) / "archive", partition, key, own)
+    own, archive = min(places, default=None), Path(config.state) / "archive"
+    free = free_until(log, archive, partition, key, own, emptied.noted(partition))
     past = Past.read(log, line, (partition, free), emptied.others())
     first = past.first_step()
     if first is None:

@@ -104,7 +104,7 @@ def _on_disk(user: str, config: Config, unlearn: bool) -> list[str]:
         again.close()
         log.close()
     if done is None:
-        return [*said, "no step has learned from them: the model stays as it is"]
+        return [*said, "no step of the live model has learned from them: it stays as it is"]
     said.append(
         f"unlearned {done.examples} examples of theirs that the log still had, and what may have been theirs "
         f"before: steps {done.since + 1} to {done.step} were replayed and are "
