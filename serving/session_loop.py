@@ -7,7 +7,7 @@ with the sessions. Whatever dies, the fold goes on from the place that the store
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -65,7 +65,8 @@ class SessionLoop:
         erased = self._read_control()
         moved = sum(self.events.offsets) + self._control - before
         if moved:
-            users = (_user_of(read.event) for read in batch)
+            users = [_user_of(read.event) for read in batch]
+            users += [said.user_id for said in erased.values()]
             self._load({str(user): user for user in users if user is not None})
             changed, gone = self._fold(batch, erased)
             self._commit(changed, gone)
@@ -86,16 +87,17 @@ class SessionLoop:
         self._control = self._log.begin(CONTROL, 0) if place is None else place.control
         self.events.seek(None if place is None else place.events)
 
-    def _read_control(self) -> set[str]:
-        erased: set[str] = set()
+    def _read_control(self) -> dict[str, Erasure]:
+        """The newest erasure of each user."""
+        erased: dict[str, Erasure] = {}
         while records := self._log.read(CONTROL, 0, self._control):
             for record in records:
                 try:
                     said: Control = _control.decode(record.value)
                 except msgspec.MsgspecError:
                     continue  # of a newer version: not for sessions
-                if isinstance(said, Erasure):
-                    erased.add(str(said.user_id))
+                if isinstance(said, Erasure) and said.user_id != "":
+                    erased[str(said.user_id)] = said
             self._control = records[-1].offset + 1
         return erased
 
@@ -112,16 +114,20 @@ class SessionLoop:
                 self.unreadable += 1
         return Session(user_id, self._features, self._seen)
 
-    def _fold(self, batch: Iterable[Read], erased: set[str]) -> tuple[set[str], set[str]]:
+    def _fold(
+        self, batch: Iterable[Read], erased: Mapping[str, Erasure]
+    ) -> tuple[set[str], set[str]]:
         """Folds events into the loaded sessions; the users changed, and those gone.
 
-        An erasure takes what was known before this batch: what came after its tombstone is kept.
+        An erasure takes what was known before this batch. Where its tombstone was folded already, that has
+        taken all: what is there came after it, of a user who is back, and is kept.
         """
         changed: set[str] = set()
-        gone = set(erased)
-        for name in erased & self._sessions.keys():
-            erased_id = self._sessions[name].user_id
-            self._sessions[name] = Session(erased_id, self._features, self._seen)
+        gone: set[str] = set()
+        for name, said in erased.items():
+            if self._sessions[name].offset <= said.offset:
+                self._sessions[name] = Session(said.user_id, self._features, self._seen)
+                gone.add(name)
         for _, offset, event in batch:
             user_id = _user_of(event)
             if user_id is None:

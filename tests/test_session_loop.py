@@ -43,7 +43,9 @@ class Fixture:
                 self.log.append(EVENTS, [Append(partition_of(user, 4), b"", encode(event))])
 
     def erase(self, user_id: str) -> None:
-        self.log.append(CONTROL, [Append(0, b"", pack(Erasure(user_id=user_id)))])
+        """For all that stands there; the tombstone isn't folded yet."""
+        offset = self.log.end(EVENTS, partition_of(user_id, 4))
+        self.log.append(CONTROL, [Append(0, b"", pack(Erasure(user_id=user_id, offset=offset)))])
 
     def session(self, user_id: Any) -> Session | None:
         blob = self.sessions.blobs.get(str(user_id))
@@ -155,6 +157,24 @@ def test_an_erasure_removes_the_session_and_a_tombstone_what_came_before_it(
     turn_all(loop)
     again = fixture.session("u2")
     assert again is not None and again.events == 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_erasure_read_after_its_tombstone_keeps_what_came_since(
+    fixture: Fixture, known: bool
+) -> None:
+    """``known``: the fold has the session in memory; else it was started again."""
+    fixture.append(engagement("u2"), engagement(), engagement(i=1))
+    offset = fixture.log.end(EVENTS, partition_of("u1", 4))
+    fixture.append(User(time_ms=NOW_MS, user_id="u1", removed=True), engagement(i=2))
+    loop = fixture.loop()
+    turn_all(loop)
+    said = Erasure(user_id="u1", offset=offset)
+    done = Erasure(user_id="", offset=offset)
+    fixture.log.append(CONTROL, [Append(0, b"", pack(its)) for its in (said, done)])
+    turn_all(loop if known else fixture.loop())
+    session = fixture.session("u1")
+    assert session is not None and session.events == 1 and fixture.session("u2") is not None
 
 
 def test_tombstone_and_return_in_one_batch(fixture: Fixture) -> None:
