@@ -51,12 +51,13 @@ DIGEST = "digest is that of the undisturbed run"
 AGAIN = "a delta published again is the same"
 COUNTED = "nothing is lost or counted twice"
 KEPT = "what was answered is kept"
+AS_PUBLISHED = "digests of published and replica rows are equal"
 COPIED = (
     "published and replica rows are equal",
     "a replica drops what expired",
     "a replica has every row",
     "dense parameters are equal",
-    "digests of published and replica rows are equal",
+    AS_PUBLISHED,
     "what isn't held back is published",
 )
 
@@ -127,7 +128,7 @@ def sequencer_forgets_its_newest_step(patch: Patch) -> None:
     patch.setattr(sequencer_loop, "last_place", last_place)
 
 
-@bug(AGAIN, COUNTED, DIGEST)
+@bug(AGAIN, COUNTED, DIGEST, AS_PUBLISHED)
 def step_applied_twice_after_restart(patch: Patch) -> None:
     real = DurableShard._start
 
@@ -222,7 +223,7 @@ def _snapshot_with(export: Callable[[Shard], Any]) -> Callable[[DurableShard], N
     return snapshot
 
 
-@bug("who comes back is new")
+@bug("who comes back is new", AS_PUBLISHED)
 def optimizer_state_left_behind_at_expiry(patch: Patch) -> None:
     remove, insert = Table.remove, Table._insert
     left: dict[tuple[int, int], float] = {}
@@ -313,7 +314,7 @@ def held_back_rows_left_out_of_the_snapshot(patch: Patch) -> None:
     patch.setattr(DurableShard, "snapshot", snapshot)
 
 
-@bug("digests of published and replica rows are equal")
+@bug(AS_PUBLISHED)
 def tombstone_not_in_the_digest(patch: Patch) -> None:
     def remove(self: Published, name: str, removed: Any) -> None:
         self._held[name].pop(removed.keys)
