@@ -52,7 +52,10 @@ def seal(delta: Delta) -> Delta:
 
 def is_sound(delta: Delta) -> bool:
     """Whether the checksum is right and every array has the length that it should."""
-    if not 0 <= (delta.digest or 0) < 2**64 or delta.checksum != checksum(delta):
+    try:
+        if not 0 <= (delta.digest or 0) < 2**64 or delta.checksum != checksum(delta):
+            return False
+    except struct.error:  # a damaged number that no sender could have sealed
         return False
     if not 0 <= delta.part < delta.parts or delta.format not in FORMATS:
         return False

@@ -122,6 +122,13 @@ def test_a_flipped_byte_is_noticed(which, spot, flip):
     assert assembler.refusals.corrupt == 1 or waiting == [good]  # the same value in other bytes
 
 
+@pytest.mark.parametrize("field", ["epoch", "step", "base_step", "time_ms"])
+def test_a_number_beyond_all_bounds_is_noticed(field):
+    delta = msgspec.structs.replace(msgspec.msgpack.decode(WIRE[0], type=Delta), **{field: 2**63})
+    assembler = DeltaAssembler("main", 0, 0)
+    assert assembler.feed(pack(delta)) == [] and assembler.refusals.corrupt == 1
+
+
 def test_a_missing_part_is_a_gap_and_reading_on_after_a_snapshot_mends_it():
     assembler = DeltaAssembler("main", 0, 0, patience=3)
     results = [assembler.feed(value) for i, value in enumerate(WIRE) if i != 4]
