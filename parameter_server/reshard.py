@@ -56,17 +56,21 @@ def recut(
     spec: ShardSpec, files: Files, publish: Publish, dense: Vector | None = None
 ) -> Recut | None:
     """Cuts what other numbers of shards left for ``spec.parts``; None where they left no more than is in the
-    snapshot and the own files. No shard of the line may run. ``dense``: as a line begins.
+    snapshot and the own files. No shard of the line may run. ``dense``: as a line begins. Raises
+    snapshots.Unusable where snapshots are there, none can be used, and the files don't hold what they did.
 
     The newest delta of each old shard is published once more: a crash may have kept it from being so.
     """
     others = [parts for parts in files.counts(spec) if parts != spec.parts]
     if not others:
         return None
-    newest = snapshots.latest(files.snapshots, spec.line, spec.epoch).snapshot
+    newest, reasons = snapshots.latest(files.snapshots, spec.line, spec.epoch)
     base = 0 if newest is None else newest.step
     reach = {parts: _reach(replace(spec, parts=parts), files, base) for parts in others}
     best = max(others, key=lambda parts: reach[parts])
+    held = snapshots.newest_step(files.snapshots, spec.line, spec.epoch)
+    if newest is None and held > reach[best]:
+        raise snapshots.Unusable(f"{files.snapshots}/{spec.line}", files.wals, reasons)
     done = None
     if reach[best] > _reach(spec, files, base):
         old = replace(spec, parts=best)

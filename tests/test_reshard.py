@@ -281,3 +281,15 @@ def test_a_file_that_is_missing_costs_the_steps_after_the_snapshot_alone(tmp_pat
     assert after.done is None and after.where() == [10, 10, 10]  # trainers learn them again
     work(after, ALL, 17)
     assert digest_of_shards(after.shards) == digest_of_shards(oracle(17).shards)
+
+
+def test_files_stay_where_no_snapshot_can_be_used(tmp_path: Path) -> None:
+    line = Line(tmp_path, SPEC, lambda values: None)
+    work(line, ALL, 34)
+    line.close()
+    files = files_in(tmp_path)
+    for arrays in files.snapshots.rglob("*.safetensors"):
+        arrays.write_bytes(b"")
+    with pytest.raises(snapshots.Unusable, match="doesn.t begin at step 0"):
+        recut(replace(SPEC, parts=3), files, lambda values: None, DENSE)
+    assert len(list(files.wals.glob("*-of-2.wal"))) == 2
