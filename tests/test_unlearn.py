@@ -206,6 +206,7 @@ def test_a_second_user_is_unlearned_from_a_history_that_was_replaced(tmp_path: P
     expected = learn(config_of(tmp_path / "b"), never_seen(never_seen(log, LATE), EARLY))
     done = unlearn(log, config, FEATURES, EARLY, places[1], 6)
     assert done is not None and (done.epoch, done.digest) == (2, expected)
+    assert done.since == 5  # what unlearning emptied keeps nobody from a snapshot before it
     assert learn(config, log) == expected
 
 

@@ -22,7 +22,7 @@ from recsys.records import EXAMPLES, STEPS, Step, pack, unpack
 from recsys.ticker import Ticker
 from recsys.turns import Turns, patiently
 from training.line import MAIN, learning_digest
-from training.live import live_epoch
+from training.live import live_epoch, live_epochs
 from training.sequencer import Sequencer
 
 _READ = 1000
@@ -127,7 +127,8 @@ class SequencerLoop(Turns):
 def last_place(log: Log, line: str, epoch: int, partitions: int) -> Place:
     """A line's place, read backwards from the end. What can't be read is passed over: where that was the
     newest record, its step is cut again. An epoch begins with steps of the one before it: what those haven't
-    touched, that one has."""
+    touched, that one has. One that never came to be live is no part of it."""
+    lived = {epoch} | ({e for e in live_epochs(log, line) if e < epoch} if epoch else set())
     newest, offsets, unreadable = 0, dict[int, int](), 0
     begin, stop = log.begin(STEPS, 0), log.end(STEPS, 0)
     while stop > begin and len(offsets) < partitions:
@@ -140,7 +141,7 @@ def last_place(log: Log, line: str, epoch: int, partitions: int) -> Place:
             except UNREADABLE:
                 unreadable += 1
                 continue
-            if step.line == line and step.epoch <= epoch:
+            if step.line == line and step.epoch in lived:
                 newest = max(newest, step.step if step.epoch == epoch else 0)
                 for part in step.ranges:
                     offsets.setdefault(part.partition, part.stop)
