@@ -860,6 +860,26 @@ def test_a_quiet_partition_is_held_where_it_ended_before_the_oldest_snapshot(
     assert held == [[3, 2, 0], [3, 2, 0], [5, 3, 0], [6, 4, 0]]
 
 
+def test_an_epoch_that_never_was_live_says_nothing_of_where_partitions_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, clock = toy_log(), Clock()
+    append_examples(log, [example(3 * n, sequence=n + 1) for n in range(20)])
+    for epoch, number, ranges in (
+        (0, 1, [Range(0, 0, 3)]),
+        (1, 1, [Range(0, 0, 9)]),  # its making ended in the middle
+        (2, 2, []),
+        (2, 3, []),
+    ):
+        step = replace_struct(step_of("main", number), epoch=epoch, ranges=ranges)
+        log.append(STEPS, [Append(0, b"", pack(step))])
+    log.append(CONTROL, [Append(0, b"", pack(Live(line="main", epoch=2)))])
+    monkeypatch.setattr(director.snapshots, "complete_steps", lambda *_: [2])
+    its = direct(log, tmp_path, clock)
+    its.turn()
+    assert its.oldest == 2 and log.holds(EXAMPLES, 0) == {"snapshots/main": 3}
+
+
 # --- workers together ---
 
 

@@ -24,6 +24,7 @@ from recsys.loops import Stop
 from recsys.open_log import open_log
 from recsys.records import CONTROL, EXAMPLES, STEPS, Control, Experiments, Live, Step, pack, unpack
 from training.line import MAIN
+from training.live import live_epochs
 from training.step_reader import StepReader
 
 PART: Final = "director"
@@ -112,7 +113,10 @@ class Director:
         stop = self._log.end(STEPS, 0) if place is None else place
         starts = starts_after(reader, steps[0])
         quiet = {p for p in partitions if p not in starts and self._log.end(EXAMPLES, p) > 0}
-        starts |= ends_before(self._log, line, epoch, steps[0], range(self._looked, stop), quiet)
+        if quiet:
+            lived = {e for e in live_epochs(self._log, line) if e < epoch} | {epoch}
+            among = range(self._looked, stop)
+            starts |= ends_before(self._log, line, lived, steps[0], among, quiet)
         for partition in partitions:
             self._hold(f"snapshots/{line}", partition, starts.get(partition))
         self.oldest, self._looked = steps[0], stop
@@ -150,10 +154,10 @@ def starts_after(reader: StepReader, step: int) -> dict[int, int]:
 
 
 def ends_before(
-    log: Log, line: str, epoch: int, step: int, among: range, partitions: Set[int]
+    log: Log, line: str, epochs: Set[int], step: int, among: range, partitions: Set[int]
 ) -> dict[int, int]:
     """Where the steps up to ``step`` end in some partitions of ``examples``, of those that the records at
-    the offsets ``among`` touch. Read backwards.
+    the offsets ``among`` touch. Read backwards. ``epochs``: an epoch begins with steps of those it came of.
 
     A partition that they don't touch keeps what was held of it before: too much is kept, never too little.
     """
@@ -166,8 +170,7 @@ def ends_before(
                 said = unpack(record.value, Step)
             except UNREADABLE:
                 continue
-            # Steps of an earlier epoch, too: this one begins with them.
-            if record.offset < stop and said.line == line and said.epoch <= epoch:
+            if record.offset < stop and said.line == line and said.epoch in epochs:
                 if said.step <= step:
                     for part in said.ranges:
                         if part.partition in partitions:
