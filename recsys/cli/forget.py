@@ -95,10 +95,7 @@ def _on_disk(user: str, config: Config, unlearn: bool) -> list[str]:
         try:
             finish(log, config, features, again)
             done = unlearn_user(log, config, features, user, before, wall_ms())
-        except (
-            ValueError,
-            OSError,
-        ) as error:  # CantUnlearn, or what lies in the folder can't be read
+        except (ValueError, OSError) as error:  # CantUnlearn, or a file that is no good
             raise Refused(f"{user} will be forgotten, but can't be unlearned: {error}") from error
     finally:
         again.close()
