@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.deltas import StepDelta
+from parameter_server.rounding import round_dense
 from recsys.blueprint import build_model
 from recsys.catalogue import Catalogue
 from recsys.config import Config
 from recsys.counters import Counters
 from recsys.events import Item
 from recsys.features import FeatureSet
-from recsys.model import tables_of
+from recsys.model import Model, tables_of
 from recsys.records import ItemState
 from recsys.vectors import content_vectors
 from serving.inverted import Inverted
@@ -44,6 +45,15 @@ class Fresh:
     catalogue_offset: int
 
 
+def published_model(features: FeatureSet, config: Config) -> Model:
+    """The model as a line begins, its dense parameters rounded as they are published: what a replica has
+    before the first snapshot is what it reads from that."""
+    model = build_model(features, config.model)
+    _, dense = round_dense(model.read_dense(), config.parameter_server.delta_format)
+    model.write_dense(dense)
+    return model
+
+
 class Replica:
     """Catalogue, item counters, rows, dense parameters and index, all of one version."""
 
@@ -51,7 +61,7 @@ class Replica:
         self.features, self.config = features, config
         self.catalogue = Catalogue(features)
         self.counters = Counters(len(features.kinds), 1024)
-        self.model = build_model(features, config.model)
+        self.model = published_model(features, config)
         self.rows = {t.name: RowStore(t, config.model.seed) for t in tables_of(config.model)}
         self.index = ItemIndex(config.model.vector_dim)
         self.groups = Inverted()

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.deltas import StepDelta
-from recsys.blueprint import build_model
 from recsys.cli.player import Player, Scored
 from recsys.config import Config
 from recsys.features import FeatureSet, RequestFeatures
 from recsys.model import tables_of
+from serving.replica import published_model
 from serving.row_store import RowStore
 from serving.scoring import probabilities
 
@@ -38,7 +38,7 @@ class Copy:
 
     def __init__(self, features: FeatureSet, config: Config, sync: Sync) -> None:
         self.sync = sync
-        self._model = build_model(features, config.model)
+        self._model = published_model(features, config)
         (table,) = (t for t in tables_of(config.model) if t.name == "features")
         self._rows = RowStore(table, config.model.seed)
         self._waiting: list[RequestFeatures] = []
