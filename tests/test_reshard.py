@@ -12,41 +12,33 @@ from parameter_server import reshard, snapshots
 from parameter_server.deltas import DeltaAssembler, Gap
 from parameter_server.durable import DurableShard, Home
 from parameter_server.lanes import LaneGradients
-from parameter_server.parameter_client import LocalClient, part_of, route_lanes
+from parameter_server.parameter_client import LocalClient, part_of
 from parameter_server.reshard import Files, Recut, recut
 from parameter_server.rows import ROW_COLUMNS, digest_of_exports
 from parameter_server.rules import learned_by, rules_of
 from parameter_server.shard import ShardSpec, digest_of_shards
 from recsys.config import laptop
 from serving.row_store import RowStore
+from tests.durable_client import DurableClient
 from tests.toy_line import DENSE, LANES, TABLES, keys_of, toy_spec, work
 
 ALL = list(range(LANES))
 SPEC = toy_spec(2, delta_format="fp16", delta_bytes=120, settle_every=17, digest_every=3)
 
 
-class Line(LocalClient):
+class Line(DurableClient):
     """Durable shards of one layout, in this process."""
 
     def __init__(self, folder: Path, spec: ShardSpec, publish: Callable[[list[bytes]], None]):
         files = files_in(folder)
         self.done = recut(spec, files, publish, DENSE)
-        self.durable = []
+        durable = []
         for part in range(spec.parts):
             own = part_of(spec, part)
             home = Home(files.snapshots, files.wal(own), snapshot_every=10, snapshots_kept=2)
             first = DENSE if part == 0 else None
-            self.durable.append(DurableShard(own, home, publish, first))
-        super().__init__([its.shard for its in self.durable])
-
-    def exchange(self, step, time_ms, lanes, next_keys, meanwhile=None):  # type: ignore[no-untyped-def]
-        for its, own in zip(self.durable, route_lanes(lanes, len(self.durable)), strict=True):
-            its.learn(step, time_ms, own)
-        return None if next_keys is None else self.lookup(step, next_keys), self.dense(step)
-
-    def close(self) -> None:
-        for its in self.durable:
-            its.close()
+            durable.append(DurableShard(own, home, publish, first))
+        super().__init__(durable)
 
 
 def files_in(folder: Path) -> Files:

@@ -10,7 +10,7 @@ import pytest
 
 from parameter_server import snapshots
 from parameter_server.durable import DurableShard, Home
-from parameter_server.parameter_client import LocalClient, part_of
+from parameter_server.parameter_client import part_of
 from parameter_server.shard import digest_of_shards
 from recsys.blueprint import build_model
 from recsys.config import Config
@@ -31,6 +31,7 @@ from recsys.records import (
     pack,
     unpack,
 )
+from tests.durable_client import DurableClient
 from tests.toy_feed import FEATURES, PARTITIONS, START_MS, append_events, feed, toy_config, toy_log
 from training.archive import Archive, read_archive
 from training.archive_files import erase_rows
@@ -54,13 +55,13 @@ def config_of(folder: Path, shards: int = 2) -> Config:
     return toy_config(str(folder), shards=shards)
 
 
-class Shards(LocalClient):
+class Shards(DurableClient):
     """The shards of a line with their files, in this process."""
 
     def __init__(self, config: Config, log: Log, epoch: int = 0) -> None:
         folder, spec = Path(config.state), spec_of(config, epoch=epoch)
         dense = build_model(FEATURES, config.model).read_dense()
-        self.durable = []
+        durable = []
         for part in range(spec.parts):
             wal = folder / "parts" / "shards" / f"main-{epoch}-{part}-of-{spec.parts}.wal"
             home = Home(folder / "snapshots", wal, config.step.snapshot_every, snapshots_kept=4)
@@ -69,19 +70,8 @@ class Shards(LocalClient):
                 log.append(DELTAS, [Append(0, b"main", value) for value in values])  # type: ignore[attr-defined]
 
             first = dense if part == 0 else None
-            self.durable.append(DurableShard(part_of(spec, part), home, publish, first))
-        super().__init__([its.shard for its in self.durable])
-
-    def exchange(self, step, time_ms, lanes, next_keys, meanwhile=None):  # type: ignore[no-untyped-def]
-        from parameter_server.parameter_client import route_lanes
-
-        for its, own in zip(self.durable, route_lanes(lanes, len(self.durable)), strict=True):
-            its.learn(step, time_ms, own)
-        return None if next_keys is None else self.lookup(step, next_keys), self.dense(step)
-
-    def close(self) -> None:
-        for its in self.durable:
-            its.close()
+            durable.append(DurableShard(part_of(spec, part), home, publish, first))
+        super().__init__(durable)
 
 
 def learn(config: Config, log: Log, until: int | None = None) -> str:
