@@ -21,7 +21,7 @@ setup: .venv/.stamp .venv/.stamp-dev ## The virtual environment, with all that r
 demo: .venv/.stamp ## The whole system with simulated viewers and the feed page
 	$(BIN)/recsys demo $(ARGS)
 
-test-fast: .venv/.stamp-dev ## The pure tests: a minute at most, no process started
+test-fast: .venv/.stamp-dev ## The pure tests: about a minute, no process started
 	$(BIN)/pytest -q $(ARGS)
 
 test: .venv/.stamp-dev ## All tests, with a real broker, Valkey, Ray and a browser

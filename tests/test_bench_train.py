@@ -81,6 +81,7 @@ def test_the_bench_tells_its_figures_beside_the_peers(tmp_path):
         assert peers[name]["examples_per_s"] > 0 and peers[name]["threads"] in (1, 2)
 
 
+@pytest.mark.slow
 def test_the_shards_learn_every_step_that_stands_on_the_log(tmp_path):
     config = bench_train._config(str(tmp_path), 8)
     bench_train._write(config, draw_examples(6 * 16, 40, 0))

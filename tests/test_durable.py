@@ -163,6 +163,7 @@ def test_only_what_is_in_doubt_is_published_again(tmp_path):
     assert len(line.published) == 2 * 8 + 1 and line.published[-1] == line.published[-2]
 
 
+@pytest.mark.slow
 def test_a_crash_after_every_step_changes_no_bit(tmp_path):
     line = Line(tmp_path)
 
@@ -222,6 +223,7 @@ def folded(deltas):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [10, 17, 25])
 def test_what_serving_loads_is_what_was_published(tmp_path, step):
     line = Line(tmp_path, snapshot_every=step)
@@ -237,6 +239,7 @@ def test_what_serving_loads_is_what_was_published(tmp_path, step):
     assert (dense == averaged.astype(np.float16)).all()
 
 
+@pytest.mark.slow
 def test_a_restarted_shard_says_the_digest_that_it_had(tmp_path):
     line = Line(tmp_path)
     work(line, ALL, 14)

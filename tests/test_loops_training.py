@@ -522,6 +522,7 @@ def test_a_worker_learns_every_step_and_predicts_before_it() -> None:
     assert all(d.time_ms > 0 for d in deltas)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 2, 3])
 def test_a_worker_restarted_anywhere_gives_the_same_bits(shards: int) -> None:
     log, config = trained_log(), toy_config(shards=shards)

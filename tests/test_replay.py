@@ -125,6 +125,7 @@ def test_after_the_freeze_no_parameter_changes(data: Path, whole: Replayed) -> N
     assert cut.digest == frozen.digest != whole.digest
 
 
+@pytest.mark.slow
 def test_updates_are_held_back_to_multiples_of_the_interval(data: Path, whole: Replayed) -> None:
     held = replayed(data, sync_every_ms=3 * 3_600_000)
     hours = np.asarray(held.predictions.time_ms) // (3 * 3_600_000)
@@ -151,6 +152,7 @@ def test_the_ranker_may_read_less(data: Path, whole: Replayed, features: str) ->
     assert scores.std() > 0 and not np.allclose(scores, same, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_was_not_seen_is_no_negative(tmp_path: Path) -> None:
     shown, seen = (replayed(write_log(tmp_path / str(s), 40, all_shown=s)) for s in (True, False))
     rows = len(shown.predictions.request_id)

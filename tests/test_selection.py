@@ -57,6 +57,7 @@ def test_the_propensity_of_each_rank_is_that_of_the_mixture_then() -> None:
         left[position] = False
 
 
+@pytest.mark.slow
 def test_items_come_as_often_as_their_propensity_says() -> None:
     draws = 20_000
     first = np.zeros(5)

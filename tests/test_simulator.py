@@ -17,6 +17,7 @@ def test_a_run_that_nothing_disturbs_holds_every_invariant(tmp_path: Path) -> No
     assert run.crashes == 0 and not run.chance.struck and run.replica.gaps == 0
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_run_again(tmp_path: Path) -> None:
     first, again = (Simulation(3, tmp_path / name).run() for name in ("first", "again"))
     assert first.chance.struck == again.chance.struck and first.crashes == again.crashes > 0
