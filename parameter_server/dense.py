@@ -27,6 +27,11 @@ EPSILON: Final = 1e-8
 DENSE_COLUMNS: Final = ("values", "averaged", "m", "v", "t")  # of an export
 
 
+def fits(gradient: Vector, bound: float) -> bool:
+    """Whether a gradient (P,) may be learned from: all of it is finite and within the bound."""
+    return bool(np.all(np.abs(gradient) <= bound))  # False for NaN
+
+
 class Dense:
     """One flat parameter vector (P,), its optimizer state, and the ``averaged`` vector (P,) to serve."""
 
@@ -54,7 +59,7 @@ class Dense:
                 f"dense gradient has shape {gradient.shape}, expected {self.values.shape}: "
                 "worker and shard have different models"
             )
-        if not np.all(np.abs(gradient) <= self._bound):  # False for NaN
+        if not fits(gradient, self._bound):
             return False
         self._t += 1
         one = np.float32(1)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server import kernels
-from parameter_server.dense import Vector
+from parameter_server.dense import fits
 from parameter_server.lanes import LaneGradients, StepSum
 from parameter_server.routing import as_rows
 
@@ -24,14 +24,14 @@ def marked(total: StepSum, lanes: Sequence[LaneGradients], bound: float, part: i
     """The sum, with what will be refused of it among its metrics: rows, dense, and how much each lane has
     of it that would be refused alone (none, where only the sum is beyond the bound)."""
     rows = {name: _unsound(its.gradients, bound) for name, its in total.tables.items()}
-    dense = total.dense is not None and not _fits(total.dense, bound)
+    dense = total.dense is not None and not fits(total.dense, bound)
     refused = sum(int(its.sum()) for its in rows.values())
     if not refused and not dense:
         return total
     told = {f"{PREFIX}rows.{part}": float(refused), f"{PREFIX}dense.{part}": float(dense)}
     for lane in lanes:
         its = sum(int(_unsound(t.gradients, bound).sum()) for t in lane.tables.values())
-        its += lane.dense is not None and not _fits(lane.dense, bound)
+        its += lane.dense is not None and not fits(lane.dense, bound)
         if its:
             told[f"{PREFIX}lane.{part}.{lane.lane}"] = float(its)
     return replace(total, metrics={**total.metrics, **told})
@@ -55,7 +55,3 @@ def _unsound(gradients: NDArray[np.float32], bound: float) -> NDArray[np.bool_]:
     sound = np.empty(len(gradients), np.bool_)
     kernels.screen(gradients, bound, sound)
     return ~sound
-
-
-def _fits(dense: Vector, bound: float) -> bool:
-    return bool(np.all(np.abs(dense) <= bound))  # False for NaN

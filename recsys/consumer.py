@@ -1,8 +1,8 @@
 """What every fold does with the log: reads on from where it was, and puts aside what it can't read."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -14,6 +14,18 @@ from recsys.records import DEAD_LETTERS, DeadLetter, pack, unpack
 REASON_CHARACTERS: Final = 500
 LETTERS_KNOWN: Final = 100_000  # the newest letters, among which none is put twice
 UNREADABLE: Final = (Rejected, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def readable(log: Log, topic: str, kind: Any) -> Iterator[Any]:
+    """All records of a topic of one partition that can be read as ``kind``, in order."""
+    offset = log.begin(topic, 0)
+    while records := log.read(topic, 0, offset):
+        for record in records:
+            try:
+                yield unpack(record.value, kind)
+            except UNREADABLE:
+                continue
+        offset = records[-1].offset + 1
 
 
 class Consumer:

@@ -1,10 +1,8 @@
 """Which epoch of a line is live, as ``control`` says: a part asks when it starts, and keeps to it."""
 
-from typing import Any
-
-from recsys.consumer import UNREADABLE
+from recsys.consumer import readable
 from recsys.log import Log
-from recsys.records import CONTROL, Control, Live, unpack
+from recsys.records import CONTROL, Control, Live
 from training.line import MAIN
 
 
@@ -16,14 +14,5 @@ def live_epoch(log: Log, line: str = MAIN) -> int:
 def live_epochs(log: Log, line: str = MAIN) -> list[int]:
     """All epochs that a line has lived in, in order; 0 is always the first. An epoch whose making ended in
     the middle isn't among them, though it has records of steps."""
-    epochs, offset = [0], log.begin(CONTROL, 0)
-    while records := log.read(CONTROL, 0, offset):
-        for record in records:
-            try:
-                said: Any = unpack(record.value, Control)  # type: ignore[arg-type]
-            except UNREADABLE:
-                continue
-            if isinstance(said, Live) and said.line == line:
-                epochs.append(said.epoch)
-        offset = records[-1].offset + 1
-    return epochs
+    told = readable(log, CONTROL, Control)
+    return [0, *(said.epoch for said in told if isinstance(said, Live) and said.line == line)]

@@ -6,15 +6,12 @@ no part of it.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
-from recsys.consumer import UNREADABLE
+from recsys.consumer import readable
 from recsys.log import Log
-from recsys.records import STEPS, Step, unpack
+from recsys.records import STEPS, Step
 from training.live import live_epochs
 from training.step_reader import StepReader
-
-_READ: Final = 1_000
 
 
 class CantUnlearn(ValueError):
@@ -40,7 +37,7 @@ class Past:
         user's. ``fixed``: by partition, the last offset that must not be learned a second time."""
         lived = live_epochs(log, line)
         past, (partition, offset) = Past(line, lived[-1]), wanted
-        for step in _steps(log):
+        for step in readable(log, STEPS, Step):
             if step.line != line:
                 continue
             past.newest_epoch = max(past.newest_epoch, step.epoch)
@@ -82,14 +79,3 @@ class Past:
                         "can't be learned again. Bring the topic steps back as it was"
                     )
                 yield step
-
-
-def _steps(log: Log) -> Iterator[Step]:
-    offset = log.begin(STEPS, 0)
-    while records := log.read(STEPS, 0, offset, _READ):
-        for record in records:
-            try:
-                yield unpack(record.value, Step)
-            except UNREADABLE:
-                continue
-        offset = records[-1].offset + 1

@@ -13,7 +13,7 @@ from typing import Any, Final
 from recsys.cli.bench_examples import FIELDS, Drawn
 from recsys.config import Config
 
-_ABSENT: Final = "not installed: pip install 'recsys-swipe[bench]'"
+ABSENT: Final = "not installed: pip install 'recsys-swipe[bench]'"
 _BATCH: Final = 1024
 _USER: Final = 4  # fields
 
@@ -21,7 +21,7 @@ _USER: Final = 4  # fields
 def vowpal_wabbit(config: Config, examples: int) -> dict[str, Any]:
     """Logistic, user's fields crossed with the item's (``-q ui``), from text lines, in this process."""
     if importlib.util.find_spec("vowpalwabbit") is None:
-        return {"absent": _ABSENT}
+        return {"absent": ABSENT}
     from vowpalwabbit import Workspace
 
     learner = Workspace("--loss_function logistic --link logistic -b 22 -q ui --quiet")
@@ -38,7 +38,7 @@ def vowpal_wabbit(config: Config, examples: int) -> dict[str, Any]:
 def river(config: Config, examples: int) -> dict[str, Any]:
     """``LogisticRegression`` over the fields' keys, one example at a time."""
     if importlib.util.find_spec("river") is None:
-        return {"absent": _ABSENT}
+        return {"absent": ABSENT}
     from river.linear_model import LogisticRegression
 
     learner, drawn = LogisticRegression(), _read(config, examples)

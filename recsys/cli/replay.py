@@ -231,7 +231,7 @@ def replay(
             through_broker,
             _parse_version(until_version),
         )
-        _check_folders(report, predictions)
+        check_folders(report, predictions)
         theirs = None if against is None else _theirs(against, dataset.labels[0])
         replayed = _run(dataset, options)
     except (DataError, ValueError) as error:
@@ -265,7 +265,7 @@ def _warms_up(asked: bool | None, through_broker: str) -> bool:
     return False
 
 
-def _check_folders(*files: Path | None) -> None:
+def check_folders(*files: Path | None) -> None:
     """What can't be written is said before the work, not after it."""
     for file in files:
         if file is not None and not file.parent.is_dir():

@@ -14,7 +14,7 @@ import numpy as np
 import typer
 
 from recsys.cli.direct_loop import DirectLoop
-from recsys.cli.replay import Progress, ReplayOptions, config_for, replay_with
+from recsys.cli.replay import Progress, ReplayOptions, check_folders, config_for, replay_with
 from recsys.cli.replay_report import judged_from_ms, with_bar
 from recsys.cli.study_copies import SideBySide, Sync
 from recsys.cli.study_figures import Judged, draw_aucs, figures, plot
@@ -93,9 +93,7 @@ def freshness(
     try:
         if seeds < 1:
             raise ValueError(f"--seeds is {seeds}, expected 1 or more")
-        for file in (json_file, plot_file):
-            if file is not None and not file.parent.is_dir():
-                raise ValueError(f"{file}: there is no folder {file.parent}; make it")
+        check_folders(json_file, plot_file)
         options = ReplayOptions(
             ModelConfig(features=features).features,
             step_examples=step_examples,

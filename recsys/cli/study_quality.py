@@ -14,9 +14,17 @@ from typing import Annotated, Any, Final
 import numpy as np
 import typer
 
+from recsys.cli.bench_linear import ABSENT
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.player import Player
-from recsys.cli.replay import Progress, Replayed, ReplayOptions, config_for, replay_with
+from recsys.cli.replay import (
+    Progress,
+    Replayed,
+    ReplayOptions,
+    check_folders,
+    config_for,
+    replay_with,
+)
 from recsys.cli.replay_report import judged_from_ms, judged_rows, slices_of, with_bar
 from recsys.cli.study_linear import Linear, linear_learners
 from recsys.config import Config
@@ -29,7 +37,6 @@ from recsys.records import Example, Forget
 from recsys.report import Predictions, compare
 
 WHOLE: Final = "all"
-_NEW: Final = "not installed: pip install 'recsys-swipe[bench]'"
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ def measure_quality(
         "study": "quality",
         "data": dataset.name,
         "label": label,
-        "others": "there" if theirs else _NEW,
+        "others": "there" if theirs else ABSENT,
         "seconds": round(time.monotonic() - started, 1),
         "rows": rows,
     }
@@ -180,8 +187,7 @@ def quality(
 ) -> None:
     """AUC of ours, of ours without each idea, and of online linear learners."""
     try:
-        if json_file is not None and not json_file.parent.is_dir():
-            raise ValueError(f"{json_file}: there is no folder {json_file.parent}; make it")
+        check_folders(json_file)
         found = measure_quality(open_dataset(data), ReplayOptions(), only or (), with_bar)
     except (DataError, ValueError) as error:
         typer.secho(f"recsys: {error}", fg="red", err=True)
