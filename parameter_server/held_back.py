@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.id_map import IdMap, grown
+from parameter_server.id_map import IdMap, grown, written_bytes
 from parameter_server.routing import Keys, Rows, as_keys
 from parameter_server.rows import Arrays
 
@@ -32,6 +32,7 @@ class Held:
         self._had = np.zeros(8, np.bool_)
         self._traffic = np.zeros(8, np.int64)
         self._change = np.zeros(8, np.float64)
+        self._written = 0  # rows from the first on that were ever written to
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -50,7 +51,7 @@ class Held:
     @property
     def nbytes(self) -> int:
         columns = (self._last, self._had, self._traffic, self._change)
-        return self._ids.nbytes + sum(column.nbytes for column in columns)
+        return self._ids.nbytes + sum(written_bytes(column, self._written) for column in columns)
 
     def put(
         self,
@@ -63,6 +64,7 @@ class Held:
         """Holds back rows of distinct keys that aren't."""
         slots = self._ids.insert(keys)
         rows = len(self._ids)
+        self._written = max(self._written, rows)
         self._last, self._had = grown(self._last, rows), grown(self._had, rows)
         self._traffic, self._change = grown(self._traffic, rows), grown(self._change, rows)
         self._last[slots], self._had[slots] = last, had

@@ -1,8 +1,8 @@
 """Ids to slots without collisions: every key has a slot of its own, and slots are always 0 … count - 1.
 
 Keeping slots dense makes exports slices and expiry a scan; so a removal moves the last rows into the holes,
-and whoever keeps columns beside the map moves them the same way (``Moves``). Memory grows in small steps, so
-that little of it lies idle between two of them.
+and whoever keeps columns beside the map moves them the same way (``Moves``). Columns grow by doubling: what isn't
+written to takes no memory. The index, written all over, grows by a quarter.
 """
 
 import math
@@ -42,6 +42,7 @@ class IdMap:
         self._index = new_index(capacity)
         self._keys = np.zeros(capacity, np.int64)
         self._count = 0
+        self._written = 0  # keys from the first slot on that were ever written
 
     def __len__(self) -> int:
         return self._count
@@ -53,7 +54,7 @@ class IdMap:
 
     @property
     def nbytes(self) -> int:
-        return self._index.nbytes + self._keys.nbytes
+        return self._index.nbytes + written_bytes(self._keys, self._written)
 
     def find(self, keys: Keys) -> Keys:
         """The slot of each key, -1 where it has none."""
@@ -83,8 +84,9 @@ class IdMap:
 
     def _make_room(self, rows: int) -> None:
         self._keys = grown(self._keys, rows, self._limit)
+        self._written = max(self._written, rows)
         if rows > len(self._index) * LOAD:
-            cells = max(math.ceil(rows / LOAD), len(self._index) * 9 // 8, 8)
+            cells = max(math.ceil(rows / LOAD), len(self._index) * 5 // 4, 8)
             if rows <= self._limit:
                 cells = min(cells, math.ceil(self._limit / LOAD))
             self._rebuild(cells)
@@ -93,22 +95,30 @@ class IdMap:
         """Gives back what lies beyond ``limit``, for rows that came from a time with a higher one."""
         if self._limit and self._count <= self._limit < len(self._keys):
             self._keys = self._keys[: self._limit].copy()
+            self._written = self._limit
             self._rebuild(math.ceil(self._limit / LOAD))
 
     def _rebuild(self, cells: int) -> None:
-        self._index = np.empty((cells, 2), np.int64)
-        self._index[:, 1] = kernels.EMPTY
-        slots = np.empty(self._count, np.int64)
-        kernels.insert(self._index, self._keys, 0, self.keys.copy(), slots)
+        index = np.empty((cells, 2), np.int64)
+        index[:, 1] = kernels.EMPTY
+        kernels.spread(self._index, index)
+        self._index = index
 
 
 def grown(column: NDArray[Any], rows: int, limit: int = 0) -> NDArray[Any]:
-    """The column, or a copy with room for at least ``rows`` rows, zeros behind: a tenth more than it had, or
-    all of ``limit`` at once where that is enough (pages never written to take no memory). Not by
+    """The column, or a copy with room for at least ``rows`` rows, zeros behind: twice what it had, or all of
+    ``limit`` where that is enough. Room that was never written to takes no memory (``written_bytes``). Not by
     ``ndarray.resize``: what that adds is not on huge pages, and random reads were a quarter slower."""
     if rows <= len(column):
         return column
-    room = limit if rows <= limit else max(rows, len(column) + max(len(column) // 10, 8))
+    room = limit if rows <= limit else max(rows, 2 * len(column))
     out = np.zeros((room, *column.shape[1:]), column.dtype)
     out[: len(column)] = column
     return out
+
+
+def written_bytes(column: NDArray[Any], rows: int) -> int:
+    """The memory behind a column of ``grown`` of which ``rows`` rows were ever written, in whole pages; where
+    the system gives huge ones, up to 2 MiB more."""
+    written = rows * column.nbytes // max(1, len(column))
+    return min(column.nbytes, -(-written // 4096) * 4096)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server import kernels
-from parameter_server.id_map import LOAD, IdMap, grown
+from parameter_server.id_map import LOAD, IdMap, grown, written_bytes
 from parameter_server.routing import Keys, Rows, as_keys, as_rows
 from parameter_server.sketch import BLOCK_BYTES, SKETCH_COLUMNS, Sketch, blocks_of, check_parts
 from recsys.config import TableConfig
@@ -125,6 +125,7 @@ class Table:
         self._values = np.zeros((8, config.dim), np.float32)
         self._accumulator = np.zeros(8, np.float32)
         self._used_ms = np.zeros(8, np.int64)
+        self._written = 0  # rows from the first on that were ever written to
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -136,10 +137,10 @@ class Table:
 
     @property
     def nbytes(self) -> int:
-        """All that the table has allocated: what ``budget_mb`` bounds."""
+        """The memory that the table takes: what ``budget_mb`` bounds."""
         columns = (self._values, self._accumulator, self._used_ms)
         beside = self._sketch.nbytes if self._sketch else 0
-        return self._ids.nbytes + beside + sum(column.nbytes for column in columns)
+        return self._ids.nbytes + beside + sum(written_bytes(c, self._written) for c in columns)
 
     def lookup(self, keys: Keys) -> Rows:
         """The rows of keys, (N, D). An id without a row gets its initial value, and no row by being asked."""
@@ -278,6 +279,7 @@ class Table:
             self._values = self._values[: self._limit].copy()
             self._accumulator = self._accumulator[: self._limit].copy()
             self._used_ms = self._used_ms[: self._limit].copy()
+            self._written = self._limit
         return left
 
     def _insert(self, keys: Keys) -> Keys:
@@ -290,6 +292,7 @@ class Table:
         """Gives keys rows whose values are yet to be set; returns the slots."""
         slots = self._ids.insert(keys)
         rows = len(self._ids)
+        self._written = max(self._written, rows)
         self._values = grown(self._values, rows, self._limit)
         self._accumulator = grown(self._accumulator, rows, self._limit)
         self._used_ms = grown(self._used_ms, rows, self._limit)

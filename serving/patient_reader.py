@@ -27,12 +27,14 @@ class PatientReader:
         self._in_a_row = 0
         self._shun_until = 0.0
 
-    async def get(self, user_id: Id) -> bytes | None:
+    async def get(self, user_id: Id, patience_s: float = SLICE_S) -> bytes | None:
+        """As ``SessionReader``'s. ``patience_s``: how long a store that answers nobody is waited for, at most
+        ``LONGEST_S``; a request for a list has no more than a slice, a look at a session has time."""
         if time.monotonic() < self._shun_until:
             self.failures += 1
             raise StoreUnavailable("the session store failed a moment ago")
         task = asyncio.ensure_future(self.sessions.get(user_id))
-        await self._wait(task)
+        await self._wait(task, patience_s)
         if task.done() and task.exception() is None:
             self._answers += 1
             self._in_a_row = 0
@@ -47,14 +49,14 @@ class PatientReader:
     async def close(self) -> None:
         await self.sessions.close()
 
-    async def _wait(self, task: "asyncio.Future[bytes | None]") -> None:
+    async def _wait(self, task: "asyncio.Future[bytes | None]", slice_s: float) -> None:
         deadline = time.monotonic() + LONGEST_S
         while time.monotonic() < deadline:
             began, answers = time.monotonic(), self._answers
-            await asyncio.wait({task}, timeout=SLICE_S)
+            await asyncio.wait({task}, timeout=slice_s)
             if task.done():
                 return
-            late = time.monotonic() - began > 1.25 * SLICE_S
+            late = time.monotonic() - began > 1.25 * slice_s
             if not late and self._answers == answers:
                 break
         for _ in range(4):  # the answer may have arrived, and only waits for its turn

@@ -24,7 +24,7 @@ from recsys.session import Session
 from serving.follower import Follower
 from serving.impression_writer import ImpressionWriter
 from serving.intake import Intake, Unavailable
-from serving.patient_reader import PatientReader
+from serving.patient_reader import LONGEST_S, SLICE_S, PatientReader
 from serving.pipeline import Pipeline
 from serving.replica import Replica
 from serving.request import Answer, Request
@@ -101,17 +101,17 @@ class Service:
 
     async def session(self, user_id: Id) -> dict[str, Any]:
         """What is known of a user. Raises Unavailable without a store."""
-        session, known = await self._session(user_id)
+        session, known = await self._session(user_id, LONGEST_S)
         if not known:
             raise Unavailable("the session store doesn't answer")
         policy = self.reader.policies.resolve(user_id)
         return view_of(session, self.replica.catalogue, policy.config.weights)
 
-    async def _session(self, user_id: Id) -> tuple[Session, bool]:
+    async def _session(self, user_id: Id, patience_s: float = SLICE_S) -> tuple[Session, bool]:
         """The user's session, and whether the store said so: without it, it is that of a new user."""
         seen = self.config.sessions.seen
         try:
-            blob = await self.sessions.get(user_id)
+            blob = await self.sessions.get(user_id, patience_s)
             if blob is None:
                 return Session(user_id, self.features, seen), True
             session = Session.unpack(blob, self.features, seen)

@@ -98,3 +98,14 @@ def test_a_store_that_hangs_in_a_busy_loop_is_still_noticed() -> None:
         assert reader.failures == 60
 
     asyncio.run(scenario())
+
+
+def test_who_has_time_waits_for_a_slow_store_longer_than_a_request_does() -> None:
+    async def scenario() -> None:
+        store = Store()
+        store.delay_s = 0.2
+        reader = PatientReader(store)
+        assert await reader.get("u", 1.0) == b"session"
+        await fails(reader)
+
+    asyncio.run(scenario())

@@ -220,6 +220,21 @@ def test_a_row_takes_no_more_than_one_and_a_half_times_its_floats_whatever_the_n
             assert table.nbytes <= 1.5 * 4 * 32 * len(table)
 
 
+def test_memory_is_counted_as_it_is_written_to():
+    table, gradients = Table(PLAIN, 0), np.ones((3_000, 3), np.float32)
+    taken = []
+    for start in range(0, 270_000, 3_000):
+        table.apply(np.arange(start, start + 3_000), gradients, ones(3_000), 1)
+        taken.append(table.nbytes)
+    allocated = table._values.nbytes + table._accumulator.nbytes + table._used_ms.nbytes
+    written = 270_000 * (3 * 4 + 4 + 8)
+    assert allocated > 1.2 * written  # room that nothing stands in yet
+    beside = table._ids._index.nbytes + 270_000 * 8
+    assert written + beside <= taken[-1] <= written + beside + 4 * 4096
+    table.remove(np.arange(200_000))
+    assert table.nbytes == taken[-1]  # what was written once stays
+
+
 def test_growth_keeps_everything():
     table = Table(PLAIN, 0)
     keys = np.arange(5_000) * 2**50 + 3
