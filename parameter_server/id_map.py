@@ -1,8 +1,8 @@
 """Ids to slots without collisions: every key has a slot of its own, and slots are always 0 … count - 1.
 
 Keeping slots dense makes exports slices and expiry a scan; so a removal moves the last rows into the holes,
-and whoever keeps columns beside the map moves them the same way (``Moves``). Columns grow by doubling: what isn't
-written to takes no memory. The index, written all over, grows by a quarter.
+and whoever keeps columns beside the map moves them the same way (``Moves``). Columns grow by doubling: what
+isn't written to takes no memory. The index, written all over, grows by a quarter.
 """
 
 import math
