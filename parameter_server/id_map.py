@@ -6,17 +6,15 @@ isn't written to takes no memory. The index, written all over, grows by a quarte
 """
 
 import math
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server import kernels
 from parameter_server.routing import Keys, as_keys, new_index
-
-# Keys per cell of the index at most. At 0.7 a find takes half as long again; below 0.62 a row of 32 floats
-# takes more than one and a half times its floats.
-LOAD: Final = 0.62
+from recsys.key_index import LOAD as LOAD
+from recsys.key_index import empty_index
 
 
 class Moves(NamedTuple):
@@ -99,8 +97,7 @@ class IdMap:
             self._rebuild(math.ceil(self._limit / LOAD))
 
     def _rebuild(self, cells: int) -> None:
-        index = np.empty((cells, 2), np.int64)
-        index[:, 1] = kernels.EMPTY
+        index = empty_index(cells)
         kernels.spread(self._index, index)
         self._index = index
 

@@ -4,14 +4,13 @@ Every kernel has an explicit signature, so it is compiled (or read from numba's 
 in the middle of a step; inputs are typed read-only, which takes both read-only and writable arrays. No fast
 maths: each loop is IEEE arithmetic in the order written, whatever the machine's vector width.
 
-An id map is ``index`` int64 (H, 2): [key, slot], slot -1 where empty. Probing is linear from a key's home,
-the low half of ``mix(key)`` scaled to H: any H below 2³² will do, so that a map may grow by less than
-doubling. A deletion shifts back what was pushed past it, so no tombstones are left.
+An id map is an index of ``recsys.key_index`` whose places are slots. A deletion shifts back what was pushed
+past it, so no tombstones are left.
 """
 
 # N keys in a batch, D row dimension, H cells of an index, R rows
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -19,72 +18,18 @@ from numba import types
 from recsys.compiled import GAMMA, read_only
 from recsys.compiled import kernel as kernel
 from recsys.compiled import mix as mix
+from recsys.key_index import EMPTY as EMPTY
+from recsys.key_index import find as find
+from recsys.key_index import home_of
+from recsys.key_index import insert as insert
+from recsys.key_index import spread as spread
 
-EMPTY: Final = -1
 _2_POW_53 = float(1 << 53)
-_LOW_HALF = np.uint64(0xFFFF_FFFF)
 
 
 _int, _float, _flag = types.int64, types.float32, types.boolean
 _KEYS, _COUNTS, _ROWS = read_only(_int, 1), read_only(types.int32, 1), read_only(_float, 2)
 _INDEX, _KEYS_OUT, _ROWS_OUT = _int[:, ::1], _int[::1], _float[:, ::1]
-
-
-@kernel(types.uint64(_int, types.uint64))
-def home_of(key: Any, cells: Any) -> Any:
-    """The cell from which a key is probed for. The low half: the high half chose the shard."""
-    return ((mix(np.uint64(key)) & _LOW_HALF) * cells) >> np.uint64(32)
-
-
-@kernel(types.void(read_only(_int, 2), _KEYS, _KEYS_OUT))
-def find(index: Any, keys: Any, slots: Any) -> None:
-    """Writes the slot of each key, EMPTY where it has none."""
-    one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(index.shape[0])
-    for i in range(keys.shape[0]):
-        key = keys[i]
-        cell = home_of(key, cells)
-        while index[cell, 1] >= 0 and index[cell, 0] != key:
-            cell = cell + one if cell + one < cells else zero
-        slots[i] = index[cell, 1]
-
-
-@kernel(_int(_INDEX, _KEYS_OUT, _int, _KEYS, _KEYS_OUT))
-def insert(index: Any, row_keys: Any, rows: Any, keys: Any, slots: Any) -> Any:
-    """Gives each key a slot (its own, or the next after ``rows``); returns the new number of rows.
-
-    The caller has made room for ``len(keys)`` more in both ``index`` and ``row_keys``.
-    """
-    one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(index.shape[0])
-    for i in range(keys.shape[0]):
-        key = keys[i]
-        cell = home_of(key, cells)
-        while index[cell, 1] >= 0 and index[cell, 0] != key:
-            cell = cell + one if cell + one < cells else zero
-        if index[cell, 1] < 0:
-            index[cell, 0] = key
-            index[cell, 1] = rows
-            row_keys[rows] = key
-            rows += 1
-        slots[i] = index[cell, 1]
-    return rows
-
-
-@kernel(types.void(read_only(_int, 2), _INDEX))
-def spread(index: Any, out: Any) -> None:
-    """Puts all that is in an index into an empty, larger one.
-
-    Cell by cell: homes are scaled hashes, so their order is nearly that of the cells, in both. Memory is
-    then written from front to back, ten times faster than key by key in the order of the slots.
-    """
-    one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(out.shape[0])
-    for i in range(index.shape[0]):
-        if index[i, 1] < 0:
-            continue
-        cell = home_of(index[i, 0], cells)
-        while out[cell, 1] >= 0:
-            cell = cell + one if cell + one < cells else zero
-        out[cell, 0] = index[i, 0]
-        out[cell, 1] = index[i, 1]
 
 
 @kernel(types.void(_INDEX, _KEYS))

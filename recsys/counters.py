@@ -11,8 +11,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys import counter_kernels as kernels
+from recsys.key_index import cells_for, empty_index, find, insert, spread
+
 # C columns of a row = speeds × kinds; kinds = shown, each label, watch (sum of log1p seconds)
-HALF_LIVES_MS: Final = (6 * 3_600_000.0, 14 * 24 * 3_600_000.0)  # fast, slow
+HALF_LIVES_MS: Final = (kernels.FAST_MS, kernels.SLOW_MS)
 SPEEDS: Final = len(HALF_LIVES_MS)
 
 Keys = NDArray[np.int64]
@@ -25,82 +28,79 @@ class Counters:
     def __init__(self, kinds: int, capacity: int = 16) -> None:
         self.kinds = kinds
         self.columns = SPEEDS * kinds
-        self._row: dict[int, int] = {}
-        self._values = np.zeros((capacity, self.columns), np.float32)
-        self._last_ms = np.zeros(capacity, np.int64)
+        self._begin(max(1, capacity))
 
     def __len__(self) -> int:
-        return len(self._row)
+        return self._count
+
+    @property
+    def arrays(self) -> tuple[Keys, Values, NDArray[np.int64]]:
+        """Index, values and times as ``counter_kernels`` read them: views, valid until the next change."""
+        return self._index, self._values, self._last_ms
 
     def add(self, keys: Iterable[int], amounts: NDArray[np.float32], now_ms: int) -> None:
         """Adds ``amounts`` (kinds,) to every key's counters. Keys must not repeat."""
-        rows = [self._row_of(key) for key in keys]
-        if not rows:
-            return
-        age_ms = now_ms - self._last_ms[rows]
-        new = np.concatenate((amounts,) * SPEEDS)
-        if age_ms.min() < 0:
-            # What comes late is aged to the row's time; what comes in order ages the row to its own.
-            late = np.repeat(_fade(np.maximum(-age_ms, 0)), self.kinds, axis=1)
-            new, age_ms = late * new, np.maximum(age_ms, 0)
-        fade = np.repeat(_fade(age_ms), self.kinds, axis=1)
-        self._values[rows] = self._values[rows] * fade + new
-        self._last_ms[rows] += age_ms
+        rows = self._rows_of(np.array(tuple(keys), np.int64))
+        kernels.add(self._values, self._last_ms, rows, np.asarray(amounts, np.float32), now_ms)
 
     def read(self, keys: Keys, now_ms: int) -> Values:
         """Counters as of ``now_ms``, shape keys.shape + (C,); zeros for 0 and for keys never added."""
-        flat, get = keys.ravel(), self._row.get
-        there = np.flatnonzero(flat)  # most places of a request's keys are empty
-        rows = np.array([get(key, -1) for key in flat[there].tolist()], np.int64)
-        there, rows = there[rows >= 0], rows[rows >= 0]
-        fade = _fade(np.maximum(now_ms - self._last_ms[rows], 0))
-        values = self._values[rows].reshape(len(rows), SPEEDS, self.kinds) * fade[:, :, None]
-        out = np.zeros((flat.size, self.columns), np.float32)
-        out[there] = values.reshape(len(rows), self.columns)
+        out = np.zeros((keys.size, self.columns), np.float32)
+        kernels.read(*self.arrays, np.ascontiguousarray(keys).ravel(), now_ms, out)
         return out.reshape(*keys.shape, self.columns)
 
     def export(self, keys: Sequence[int] | None = None) -> tuple[Keys, Values, NDArray[np.int64]]:
         """Keys, values and times of the given keys (all, without), as they are."""
-        chosen = list(self._row) if keys is None else [key for key in keys if key in self._row]
-        rows = [self._row[key] for key in chosen]
-        return np.array(chosen, np.int64), self._values[rows], self._last_ms[rows]
+        if keys is None:
+            all_ = slice(self._count)
+            return self._keys[all_].copy(), self._values[all_].copy(), self._last_ms[all_].copy()
+        rows = np.empty(len(keys), np.int64)
+        find(self._index, np.array(keys, np.int64), rows)
+        rows = rows[rows >= 0]
+        return self._keys[rows], self._values[rows], self._last_ms[rows]
 
     def set(self, keys: Keys, values: Values, last_ms: NDArray[np.int64]) -> None:
         """Overwrites rows with absolute values: doing it twice does no harm."""
-        rows = [self._row_of(key) for key in keys.tolist()]
+        rows = self._rows_of(np.ascontiguousarray(keys, np.int64))
         self._values[rows] = values
         self._last_ms[rows] = last_ms
 
     def keep_newest(self, limit: int) -> int:
         """Drops the rows longest untouched so that ``limit`` remain; returns how many went."""
-        surplus = len(self._row) - limit
+        surplus = self._count - limit
         if surplus <= 0:
             return 0
         keys, values, last_ms = self.export()
         kept = np.sort(np.argsort(last_ms, kind="stable")[surplus:])
-        self._row = {}
-        self._values = np.zeros((max(16, limit), self.columns), np.float32)
-        self._last_ms = np.zeros(max(16, limit), np.int64)
+        self._begin(max(16, limit))
         self.set(keys[kept], values[kept], last_ms[kept])
         return surplus
 
-    def _row_of(self, key: int) -> int:
-        row = self._row.get(key)
-        if row is None:
-            row = self._row[key] = len(self._row)
-            if row >= len(self._values):
-                self._values = np.concatenate([self._values, np.zeros_like(self._values)])
-                self._last_ms = np.concatenate([self._last_ms, np.zeros_like(self._last_ms)])
-        return row
+    def _begin(self, capacity: int) -> None:
+        self._count = 0
+        self._index = empty_index(cells_for(capacity))
+        self._keys = np.zeros(capacity, np.int64)
+        self._values = np.zeros((capacity, self.columns), np.float32)
+        self._last_ms = np.zeros(capacity, np.int64)
 
+    def _rows_of(self, keys: Keys) -> Keys:
+        """The rows of keys; new ones get a row of zeros."""
+        self._make_room(self._count + len(keys))
+        rows = np.empty(len(keys), np.int64)
+        self._count = int(insert(self._index, self._keys, self._count, keys, rows))
+        return rows
 
-_HALF = np.array(HALF_LIVES_MS)
-
-
-def _fade(age_ms: NDArray[np.int64]) -> NDArray[np.float32]:
-    """2^(-age / half-life) for every age and speed, (n, speeds)."""
-    faded: NDArray[np.float32] = np.exp2(-age_ms[:, None] / _HALF).astype(np.float32)
-    return faded
+    def _make_room(self, rows: int) -> None:
+        if rows > len(self._keys):
+            for name in ("_keys", "_values", "_last_ms"):
+                column = getattr(self, name)
+                wider = np.zeros((max(rows, 2 * len(column)), *column.shape[1:]), column.dtype)
+                wider[: len(column)] = column
+                setattr(self, name, wider)
+        if cells_for(rows) > len(self._index):
+            index = empty_index(max(cells_for(rows), 2 * len(self._index)))
+            spread(self._index, index)
+            self._index = index
 
 
 def amounts(

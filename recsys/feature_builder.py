@@ -12,13 +12,16 @@ import numpy as np
 
 from recsys.catalogue import Catalogue
 from recsys.counters import SPEEDS, Counters
+from recsys.feature_kernels import gather, lay, ratios
 from recsys.features import GROUP_WIDTH, FeatureSet, Floats, Keys, RequestFeatures
-from recsys.hashing import cross, key_of
+from recsys.hashing import key_of
 from recsys.item_counters import GLOBAL
 from recsys.session import USER, Session
 
 _SMOOTHING: Final = 4.0  # prior examples behind every running rate
 _ENTITIES: Final = 9  # beside two for each group: see _fill_dense
+_SAME_AT: Final = np.array([0, 1, 5, 6])  # of them, those that are the same for all items
+_RARE: Final = np.float32(1e-4)  # how near to 0 and 1 a rate may come
 _WATCH: Final = 8.0  # log seconds: 50 minutes
 _DAY_MS: Final = 86_400_000
 _HOURS: Final = np.array([key_of("hour", hour) for hour in range(24)], np.int64)
@@ -30,22 +33,27 @@ class FeatureBuilder:
     def __init__(self, features: FeatureSet) -> None:
         self.features = features
         self._groups = [features.slot(f"item.{name}") for name in features.schema.groups]
+        self._group_starts = np.array([slot.start for slot in self._groups], np.int64)
         self._duration = features.slot("duration").start
         kinds = features.kinds
-        self._rates = [kinds.index(label) for label in features.main_labels]
-        self._watch = kinds.index("watch")
+        self.rates = np.array([kinds.index(label) for label in features.main_labels], np.int64)
+        self.watch = kinds.index("watch")
+        self._each_at = np.setdiff1d(np.arange(self._entities), _SAME_AT)
 
     @property
     def dense_width(self) -> int:
         """F: 0 unless the feature set is ``all``."""
         if self.features.kind != "all":
             return 0
-        entities = _ENTITIES + 2 * len(self._groups)
-        return entities * self._per_entity + self.features.number_columns + 4
+        return self._entities * self._per_entity + self.features.number_columns + 4
+
+    @property
+    def _entities(self) -> int:
+        return _ENTITIES + 2 * len(self._groups)
 
     @property
     def _per_entity(self) -> int:
-        return SPEEDS + SPEEDS * len(self._rates) + 1
+        return SPEEDS + SPEEDS * len(self.rates) + 1
 
     def build(
         self,
@@ -95,56 +103,41 @@ class FeatureBuilder:
         counters: Counters,
         now_ms: int,
     ) -> None:
-        """One read of the item-side counters and one of the session's, then rates for each entity: all
-        viewers and the context; the item, it and its duration in the context; the user as a whole and in
-        the context; the user with the item and its duration; all viewers and the user with each group."""
-        duration_N = items_NI[:, self._duration]
-        groups = [items_NI[:, slot.start : slot.stop] for slot in self._groups]
-        crossed = cross(context, items_NI[:, [0, self._duration]])
-        same = np.array([GLOBAL, context], np.int64)
-        shared = counters.read(same, now_ms)
-        item_side = counters.read(np.concatenate([items_NI[:, :1], crossed, *groups], 1), now_ms)
-        user_own = session.counters.read(np.array([USER, context], np.int64), now_ms)
-        user_items = np.concatenate([items_NI[:, :1], duration_N[:, None], *groups], 1)
-        user_side = session.counters.read(user_items, now_ms)
-        sums = np.empty((len(items_NI), _ENTITIES + 2 * len(groups), counters.columns), np.float32)
-        sums[:, 0:2] = shared
-        sums[:, 2:5] = item_side[:, :3]
-        sums[:, 5:7] = user_own
-        sums[:, 7:9] = user_side[:, :2]
-        for place in range(len(groups)):
-            at = GROUP_WIDTH * place
-            item_side[:, at + 3 : at + 3 + GROUP_WIDTH].sum(1, out=sums[:, 9 + 2 * place])
-            user_side[:, at + 2 : at + 2 + GROUP_WIDTH].sum(1, out=sums[:, 10 + 2 * place])
-        dense[:, : sums.shape[1] * self._per_entity] = self._rates_of(sums, shared[0])
+        """Rates for each entity, in this order: all viewers and the context; the item, it and its duration in
+        the context; the user as a whole and in the context; the user with the item and its duration; all
+        viewers and the user with each group. What is the same for all items is computed once."""
+        shared = counters.read(np.array([GLOBAL, context], np.int64), now_ms)
+        own = session.counters.read(np.array([USER, context], np.int64), now_ms)
+        sums = np.zeros((len(items_NI), len(self._each_at), counters.columns), np.float32)
+        gather(
+            *counters.arrays, *session.counters.arrays, np.ascontiguousarray(items_NI),
+            self._duration, self._group_starts, GROUP_WIDTH, context, now_ms, sums,
+        )  # fmt: skip
+        rates = _Rates(self, shared[0])
+        rates.write(np.concatenate([shared, own])[None], _SAME_AT, dense)
+        rates.write(sums, self._each_at, dense)
 
-    def _rates_of(self, sums_NEC: Floats, overall_C: Floats) -> Floats:
-        """Counts as logarithms, smoothed rates as log odds against the overall rate, mean log watch."""
-        n, entities, _ = sums_NEC.shape
-        cells = sums_NEC.reshape(n, entities, SPEEDS, len(self.features.kinds))
+
+class _Rates:
+    """Counts as logarithms, smoothed rates as log odds against the overall rate, mean log watch time."""
+
+    def __init__(self, builder: FeatureBuilder, overall_C: Floats) -> None:
+        self._rates, self._watch = builder.rates, builder.watch
         overall = overall_C.reshape(SPEEDS, -1)
-        shown = cells[..., 0]
-        prior = _rate(overall[:, self._rates], overall[:, :1], 0.5, 1.0)
-        rates = _rate(cells[..., self._rates], shown[..., None], prior, _SMOOTHING)
-        odds = np.log(rates / (1 - rates)) - np.log(prior / (1 - prior))
-        mean_watch = overall[-1, self._watch] / max(float(overall[-1, 0]), 1.0)
-        watch = (cells[..., -1, self._watch] + _SMOOTHING * mean_watch) / (
-            shown[..., -1] + _SMOOTHING
-        )
-        parts = [
-            np.log1p(shown) / 3.0,
-            odds.reshape(n, entities, -1),
-            # Bounded, as a foreign log may report what was watched and not what was shown.
-            np.clip(watch - mean_watch, -_WATCH, _WATCH)[..., None],
-        ]
-        return np.concatenate(parts, 2).reshape(n, -1).astype(np.float32)
+        prior = (overall[:, self._rates] + np.float32(0.5)) / (overall[:, :1] + np.float32(1))
+        self._prior = np.ascontiguousarray(np.clip(prior, _RARE, 1 - _RARE), np.float32)
+        self._prior_odds = np.log(self._prior / (1 - self._prior))
+        self._mean_watch = overall[-1, self._watch] / max(float(overall[-1, 0]), 1.0)
 
-
-def _rate(happened: Floats, shown: Floats, prior: Floats | float, weight: float) -> Floats:
-    """A smoothed rate, kept off 0 and 1 (a label may come more than once per showing)."""
-    rate = (happened + weight * prior) / (shown + weight)
-    kept: Floats = np.clip(rate, 1e-4, 1 - 1e-4)
-    return kept
+    def write(self, sums_NEC: Floats, places_E: Keys, dense: Floats) -> None:
+        """Writes the rates of counters to their entities' places; one row of them (N = 1) is for all."""
+        n, entities, _ = sums_NEC.shape
+        logs = np.empty((n, entities, SPEEDS * (1 + len(self._rates))), np.float32)
+        ratios(sums_NEC, self._rates, self._prior, _SMOOTHING, _RARE, logs)
+        np.log(logs, out=logs)
+        # Bounded, as a foreign log may report what was watched and not what was shown.
+        lay(logs, sums_NEC, self._watch, self._prior_odds, self._mean_watch, _SMOOTHING, _WATCH,
+            places_E, dense)  # fmt: skip
 
 
 def _moment(session: Session, now_ms: int) -> Floats:

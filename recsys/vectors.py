@@ -6,15 +6,19 @@ worker, with nothing to send. The user side, a row and two small matrices over t
 every step; the item side has no dense parameters, so a step moves only the vectors whose rows it touched.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
+from numba import types
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recsys.hashing import uniforms
+from recsys.compiled import GAMMA, kernel, mix, read_only
 
 _CONTENT_SEED = 7
 _CONTENT_NORM = 0.8
+_2_POW_53 = float(1 << 53)
 
 
 def content_vectors(groups_NG: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
@@ -23,15 +27,36 @@ def content_vectors(groups_NG: NDArray[np.int64], dim: int) -> NDArray[np.float3
     The sum of each key's direction (uniform in ±√(3/dim), so of norm about 1), scaled so that any number
     of keys gives about the same norm; zeros for an item with no groups.
     """
-    flat = groups_NG.reshape(-1)
-    unique, where = np.unique(flat, return_inverse=True)
-    draws = uniforms(_CONTENT_SEED, unique, dim).astype(np.float32)
-    directions = (2.0 * draws - 1.0) * np.float32(np.sqrt(3.0 / dim))
-    directions[unique == 0] = 0.0
-    total = directions[where.reshape(-1)].reshape(*groups_NG.shape, dim).sum(-2)
-    count = np.maximum((groups_NG != 0).sum(-1, keepdims=True), 1)
-    out: NDArray[np.float32] = (total * (_CONTENT_NORM / np.sqrt(count))).astype(np.float32)
+    keys = np.ascontiguousarray(groups_NG, np.int64)
+    out = np.empty((*keys.shape[:-1], dim), np.float32)
+    rows = out.size // dim
+    project(keys.reshape(rows, keys.shape[-1]), out.reshape(rows, dim))
     return out
+
+
+_int, _float = types.int64, types.float32
+
+
+@kernel(types.void(read_only(_int, 2), _float[:, ::1]))
+def project(groups: Any, out: Any) -> None:
+    """``content_vectors`` into ``out``. The draws are those of ``recsys.hashing.uniforms``."""
+    dim, seed = out.shape[1], mix(np.uint64(_CONTENT_SEED))
+    one, two, bound = np.float32(1), np.float32(2), np.float32(np.sqrt(3.0 / dim))
+    for n in range(groups.shape[0]):
+        own, count = out[n], 0
+        own[:] = np.float32(0)
+        for g in range(groups.shape[1]):
+            if groups[n, g] == 0:
+                continue
+            count += 1
+            cell = mix(np.uint64(groups[n, g]) ^ seed)
+            for j in range(dim):
+                cell += GAMMA
+                draw = np.float32(np.float64(mix(cell) >> np.uint64(11)) / _2_POW_53)
+                own[j] += (two * draw - one) * bound
+        scale = _CONTENT_NORM / np.sqrt(np.float64(max(count, 1)))
+        for j in range(dim):
+            own[j] = np.float32(np.float64(own[j]) * scale)
 
 
 class UserSide(nn.Module):
