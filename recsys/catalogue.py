@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from recsys.events import Item
 from recsys.features import FeatureSet
 from recsys.hashing import Id, key_of
+from recsys.key_index import cells_for, empty_index, find, insert, place_of, spread
 from recsys.schema import NUMERIC
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -25,7 +26,11 @@ class Catalogue:
         self.ids: list[Id] = []
         self.fields: list[dict[str, Any]] = []
         self._index: dict[str, int] = {}
-        self._by_key: dict[int, int] = {}
+        # The indices of keys, by their places: two ids with one key (see ``key_of``) share a place.
+        self._places = empty_index(cells_for(capacity))
+        self._place_keys = np.zeros(capacity, np.int64)
+        self._at = np.zeros(capacity, np.int64)
+        self._placed = 0
         self._keys = np.zeros((capacity, features.item_columns), np.int64)
         self._numbers = np.zeros((capacity, features.number_columns), np.float32)
         self._alive = np.zeros(capacity, np.bool_)
@@ -51,7 +56,14 @@ class Catalogue:
 
     def index_of_key(self, key: int) -> int | None:
         """The index of the item whose row has this key."""
-        return self._by_key.get(key)
+        place = int(place_of(self._places, key))
+        return None if place < 0 else int(self._at[place])
+
+    def indices_of_keys(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The index of each key's item, -1 where it is of none."""
+        places = np.empty(len(keys), np.int64)
+        find(self._places, np.ascontiguousarray(keys, np.int64), places)
+        return np.where(places < 0, np.int64(-1), self._at[places])
 
     def apply(self, item: Item) -> int:
         """Adds, changes or removes an item and returns its index. A change replaces all its fields."""
@@ -73,16 +85,25 @@ class Catalogue:
     def _append(self, item_id: Id) -> int:
         index = len(self.ids)
         if index >= len(self._keys):
-            for name in ("_keys", "_numbers", "_alive"):
+            for name in ("_keys", "_numbers", "_alive", "_place_keys", "_at"):
                 column = getattr(self, name)
                 setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
         self.ids.append(item_id)
         self.fields.append({})
         self._index[str(item_id)] = index
         key = key_of("item", item_id)
-        self._by_key[key] = index
+        self._place(key, index)
         self._keys[index, 0] = key  # known by its key even where its fields never come
         return index
+
+    def _place(self, key: int, index: int) -> None:
+        if cells_for(self._placed + 1) > len(self._places):
+            places = empty_index(2 * len(self._places))
+            spread(self._places, places)
+            self._places = places
+        place, keys = np.empty(1, np.int64), np.array([key], np.int64)
+        self._placed = int(insert(self._places, self._place_keys, self._placed, keys, place))
+        self._at[place[0]] = index
 
 
 def _numbers(features: FeatureSet, fields: dict[str, Any]) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from recsys.features import FeatureSet
 Indices = NDArray[np.int64]
 _TOP: Final = 4096
 _REFRESH_MS: Final = 1000
+_ROUNDING: Final = 1e-4  # a count that only faded has the same value, but for float32's last bits
 
 
 class Popularity:
@@ -31,6 +32,9 @@ class Popularity:
         self._main = features.kinds.index(features.main_labels[0])
         self._values = np.full(1024, -np.inf, np.float64)
         self._top: Indices = np.empty(0, np.int64)
+        self._moved: list[Indices] = []  # since the best were found
+        self._floor = np.inf  # the value of the last of them
+        self._fell = False  # whether one of them shrank since then
         self._newest_ms = -_REFRESH_MS
 
     @property
@@ -44,15 +48,23 @@ class Popularity:
         if not len(keys):
             return
         self._grow()
-        found = [self._catalogue.index_of_key(key) for key in keys.tolist()]
-        for place, index in enumerate(found):
-            if index is not None:
-                count = float(counters[place, self._main])
-                value = np.log2(count + 1e-6) + last_ms[place] / HALF_LIVES_MS[0]
-                self._values[index] = value if count > 0 else -np.inf
+        found = self._catalogue.indices_of_keys(keys)
+        items, of = found[found >= 0], np.flatnonzero(found >= 0)
+        count = counters[of, self._main].astype(np.float64)
+        values = np.log2(count + 1e-6) + last_ms[of] / HALF_LIVES_MS[0]
+        values[count <= 0] = -np.inf
+        # A count that shrank may let in what isn't among the best: only then is everything looked at.
+        before = self._values[items]
+        self._fell = self._fell or bool(
+            ((before >= self._floor) & (values < before - _ROUNDING)).any()
+        )
+        self._values[items] = values
+        self._moved.append(items)
         before_ms, self._newest_ms = self._newest_ms, max(self._newest_ms, int(last_ms.max()))
         if before_ms // _REFRESH_MS != self._newest_ms // _REFRESH_MS:
             self._top = self._best()
+            self._floor = self._values[self._top[-1]] if len(self._top) else np.inf
+            self._fell, self._moved = False, []
 
     @property
     def top(self) -> Indices:
@@ -60,11 +72,15 @@ class Popularity:
         return self._top
 
     def _best(self) -> Indices:
-        values = self.values
-        there = np.flatnonzero(values > -np.inf)
+        """The best by (value, index): of the best before and what has moved since, as values only grow."""
+        some = (
+            np.arange(len(self.values)) if self._fell else np.concatenate([self._top, *self._moved])
+        )
+        there = np.unique(some[self.values[some] > -np.inf])
         if len(there) > _TOP:
-            there = there[np.argpartition(-values[there], _TOP)[:_TOP]]
-        best: Indices = there[np.argsort(-values[there], kind="stable")]
+            values = self.values[there]
+            there = there[values >= np.partition(values, -_TOP)[-_TOP]]
+        best: Indices = there[np.argsort(-self.values[there], kind="stable")][:_TOP]
         return best
 
     def _grow(self) -> None:

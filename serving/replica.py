@@ -170,8 +170,8 @@ class Replica:
         return out
 
     def _known(self, keys: Keys) -> Keys:
-        found = (self.catalogue.index_of_key(key) for key in keys.tolist())
-        return np.array([index for index in found if index is not None], np.int64)
+        found = self.catalogue.indices_of_keys(keys)
+        return found[found >= 0]
 
     def _groups_of(self, index: int) -> tuple[int, ...]:
         keys = self.catalogue.keys[index].tolist()

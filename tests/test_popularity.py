@@ -82,3 +82,21 @@ def test_it_grows_with_the_catalogue_and_keeps_the_best_of_many() -> None:
         happen(counters, n, 1.0 + n, START_MS)
     told(its, counters)
     assert its.top.tolist() == list(range(4_999, 4_999 - 4_096, -1))
+
+
+def test_the_best_of_many_are_those_of_all_though_only_what_moved_is_looked_at() -> None:
+    """Against a sort of everything, over steps in which counts grow, fade and (a counter set anew) shrink."""
+    draw, items = np.random.default_rng(3), 6_000
+    its, _ = fixture(items)
+    keys = np.array([key_of("item", f"v{n}") for n in range(items)])
+    counts = np.zeros(items)
+    for second in range(1, 16):
+        chosen = np.arange(items) if second == 1 else draw.choice(items, 900, replace=False)
+        more = draw.gamma(1.0, 3.0, len(chosen)) * (draw.random(len(chosen)) < 0.8)
+        counts[chosen] = counts[chosen] * (0.1 if second % 5 == 0 else 1.0) + more
+        told_now = np.zeros((len(chosen), len(KINDS) * 2), np.float32)
+        told_now[:, KINDS.index("long_view")] = counts[chosen]
+        its.update(keys[chosen], told_now, np.full(len(chosen), START_MS + 1_000 * second))
+        there = np.flatnonzero(its.values > -np.inf)
+        expected = there[np.lexsort((there, -its.values[there]))][:4096]
+        assert its.top.tolist() == expected.tolist()
