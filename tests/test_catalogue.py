@@ -41,6 +41,8 @@ def test_it_grows_and_finds_items_by_id_and_by_key() -> None:
         its.apply(item(n, price=n))
     assert its.index_of("7") == its.index_of(7) == 7
     assert its.index_of_key(key_of("item", 7)) == 7 and its.index_of_key(5) is None
+    keys = np.array([key_of("item", n) for n in (49, 0, 7)] + [5, 0])
+    assert its.indices_of_keys(keys).tolist() == [49, 0, 7, -1, -1]
     np.testing.assert_allclose(its.numbers[:, 0], np.log1p(np.arange(50)), rtol=1e-6)
 
 
