@@ -63,9 +63,10 @@ class IdMap:
     def insert(self, keys: Keys) -> Keys:
         """The slot of each key; new keys get the next slots, in order."""
         keys = as_keys(keys)
-        self._make_room(self._count + len(keys))
+        self.reserve(len(keys))
         slots = np.empty(len(keys), np.int64)
         self._count = int(kernels.insert(self._index, self._keys, self._count, keys, slots))
+        self._written = max(self._written, self._count)
         return slots
 
     def remove(self, slots: Keys) -> Moves:
@@ -80,9 +81,11 @@ class IdMap:
         self._count = count
         return moves
 
-    def _make_room(self, rows: int) -> None:
+    def reserve(self, more: int) -> None:
+        """Makes room for so many more. Where another thread only reads meanwhile, it finds what it would have
+        found: columns are replaced, never moved."""
+        rows = self._count + more
         self._keys = grown(self._keys, rows, self._limit)
-        self._written = max(self._written, rows)
         if rows > len(self._index) * LOAD:
             cells = max(math.ceil(rows / LOAD), len(self._index) * 5 // 4, 8)
             if rows <= self._limit:

@@ -82,12 +82,23 @@ class Catalogue:
         index = self._index.get(str(item_id))
         return self.apply(Item(time_ms=0, item_id=item_id)) if index is None else index
 
-    def _append(self, item_id: Id) -> int:
-        index = len(self.ids)
-        if index >= len(self._keys):
+    def reserve(self, more: int) -> None:
+        """Makes room for so many more items. Another thread may read meanwhile, and none may write."""
+        rows = len(self.ids) + more
+        if rows > len(self._keys):
             for name in ("_keys", "_numbers", "_alive", "_place_keys", "_at"):
                 column = getattr(self, name)
-                setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
+                wider = np.zeros((max(rows, 2 * len(column)), *column.shape[1:]), column.dtype)
+                wider[: len(column)] = column
+                setattr(self, name, wider)
+        if cells_for(rows) > len(self._places):
+            places = empty_index(max(cells_for(rows), 2 * len(self._places)))
+            spread(self._places, places)
+            self._places = places
+
+    def _append(self, item_id: Id) -> int:
+        index = len(self.ids)
+        self.reserve(1)
         self.ids.append(item_id)
         self.fields.append({})
         self._index[str(item_id)] = index
@@ -97,10 +108,6 @@ class Catalogue:
         return index
 
     def _place(self, key: int, index: int) -> None:
-        if cells_for(self._placed + 1) > len(self._places):
-            places = empty_index(2 * len(self._places))
-            spread(self._places, places)
-            self._places = places
         place, keys = np.empty(1, np.int64), np.array([key], np.int64)
         self._placed = int(insert(self._places, self._place_keys, self._placed, keys, place))
         self._at[place[0]] = index

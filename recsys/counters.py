@@ -25,6 +25,12 @@ Values = NDArray[np.float32]
 class Counters:
     """Counter rows by 64-bit key: values float32 (n, C), as of their own last time. 0 is no key."""
 
+    _count: int
+    _index: Keys
+    _keys: Keys
+    _values: Values
+    _last_ms: NDArray[np.int64]
+
     def __init__(self, kinds: int, capacity: int = 16) -> None:
         self.kinds = kinds
         self.columns = SPEEDS * kinds
@@ -48,6 +54,20 @@ class Counters:
         out = np.zeros((keys.size, self.columns), np.float32)
         kernels.read(*self.arrays, np.ascontiguousarray(keys).ravel(), now_ms, out)
         return out.reshape(*keys.shape, self.columns)
+
+    def reserve(self, more: int) -> None:
+        """Makes room for so many more keys. Another thread may read meanwhile, and none may write."""
+        rows = self._count + more
+        if rows > len(self._keys):
+            for name in ("_keys", "_values", "_last_ms"):
+                column = getattr(self, name)
+                wider = np.zeros((max(rows, 2 * len(column)), *column.shape[1:]), column.dtype)
+                wider[: len(column)] = column
+                setattr(self, name, wider)
+        if cells_for(rows) > len(self._index):
+            index = empty_index(max(cells_for(rows), 2 * len(self._index)))
+            spread(self._index, index)
+            self._index = index
 
     def export(self, keys: Sequence[int] | None = None) -> tuple[Keys, Values, NDArray[np.int64]]:
         """Keys, values and times of the given keys (all, without), as they are."""
@@ -85,22 +105,10 @@ class Counters:
 
     def _rows_of(self, keys: Keys) -> Keys:
         """The rows of keys; new ones get a row of zeros."""
-        self._make_room(self._count + len(keys))
+        self.reserve(len(keys))
         rows = np.empty(len(keys), np.int64)
         self._count = int(insert(self._index, self._keys, self._count, keys, rows))
         return rows
-
-    def _make_room(self, rows: int) -> None:
-        if rows > len(self._keys):
-            for name in ("_keys", "_values", "_last_ms"):
-                column = getattr(self, name)
-                wider = np.zeros((max(rows, 2 * len(column)), *column.shape[1:]), column.dtype)
-                wider[: len(column)] = column
-                setattr(self, name, wider)
-        if cells_for(rows) > len(self._index):
-            index = empty_index(max(cells_for(rows), 2 * len(self._index)))
-            spread(self._index, index)
-            self._index = index
 
 
 def amounts(

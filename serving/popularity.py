@@ -40,14 +40,14 @@ class Popularity:
     @property
     def values(self) -> NDArray[np.float64]:
         """One value per item of the catalogue, -inf where nothing has happened yet."""
-        self._grow()
+        self.reserve(0)
         return self._values[: len(self._catalogue)]
 
     def update(self, keys: Indices, counters: NDArray[np.float32], last_ms: Indices) -> None:
         """Takes the counters (n, C) of entities that changed; those that aren't items are passed over."""
         if not len(keys):
             return
-        self._grow()
+        self.reserve(0)
         found = self._catalogue.indices_of_keys(keys)
         items, of = found[found >= 0], np.flatnonzero(found >= 0)
         count = counters[of, self._main].astype(np.float64)
@@ -83,6 +83,7 @@ class Popularity:
         best: Indices = there[np.argsort(-self.values[there], kind="stable")][:_TOP]
         return best
 
-    def _grow(self) -> None:
-        while len(self._values) < len(self._catalogue):
+    def reserve(self, more: int) -> None:
+        """Makes room for so many more items. Another thread may read meanwhile, and none may write."""
+        while len(self._values) < len(self._catalogue) + more:
             self._values = np.concatenate([self._values, np.full_like(self._values, -np.inf)])

@@ -77,6 +77,17 @@ class Replica:
     def version(self) -> tuple[str, int, int]:
         return self.line, self.epoch, self.step
 
+    def make_room(
+        self, items: Sequence[Item], states: Sequence[ItemState], steps: Sequence[StepDelta]
+    ) -> None:
+        """Makes room for what is about to be applied, for a thread beside the one that answers: what grows is
+        copied there, so that no request waits for it. Nothing may be applied meanwhile."""
+        self.catalogue.reserve(len(items))
+        self.popularity.reserve(len(items))
+        self.counters.reserve(sum(len(state.keys) // 8 for state in states))
+        for name, store in self.rows.items():
+            store.reserve(sum(len(step.tables[name].keys) for step in steps if name in step.tables))
+
     def apply_item(self, item: Item, offset: int) -> None:
         """An item was published, changed or removed. ``offset`` is the next to read of ``items``."""
         self.apply_items([item], offset)

@@ -66,6 +66,11 @@ class RowStore:
         self._count(keys, values, np.ones(len(keys), np.bool_), 1)
         self._values[slots] = values
 
+    def reserve(self, more: int) -> None:
+        """Makes room for so many more rows. Another thread may read meanwhile, and none may write."""
+        self._ids.reserve(more)
+        self._values = grown(self._values, len(self._ids) + more)
+
     def remove(self, keys: Keys) -> None:
         """Drops rows: their ids have the initial value again."""
         slots = self._ids.find(keys)

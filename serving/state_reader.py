@@ -120,6 +120,9 @@ class StateReader:
         self._read_states(batch, _STATES * scale)
         self._read_line(batch, _DELTAS * scale)
         self._read_progress(batch)
+        self.replica.make_room(
+            [item for item, _ in batch.items], [s for s, _ in batch.states], batch.steps
+        )
         self._batch = Batch()
         return batch
 

@@ -181,3 +181,35 @@ def test_a_replica_without_items_takes_steps() -> None:
     replica = Replica(FEATURES, config())
     replica.apply_step(row_of("v1", 1.0, 1))
     assert replica.step == 1 and len(replica.index) == 0
+
+
+def columns(replica: Replica) -> list[int]:
+    """Where all that grows lies."""
+    counters, catalogue = replica.counters, replica.catalogue
+    found = [*counters.arrays, catalogue._keys, catalogue._places, replica.popularity._values]
+    for store in replica.rows.values():
+        found += [store._values, store._ids._index, store._ids._keys]
+    return [column.__array_interface__["data"][0] for column in found]
+
+
+def test_nothing_grows_while_a_batch_is_applied_for_which_room_was_made() -> None:
+    replica = made(items=40, steps=1)
+    for n in range(6):
+        more = [item(1_000 * (n + 1) + k) for k in range(300 * (n + 1))]
+        keys = np.array([key_of("item", one.item_id) for one in more])
+        values = np.ones((len(keys), replica.counters.columns), np.float32)
+        state = ItemState(
+            offsets=[], keys=keys.tobytes(), values=values.tobytes(), last_ms=keys.tobytes()
+        )
+        rows = np.ones((len(keys), DIM), np.float32)
+        changed = {"users": Changed(keys, rows, keys[:0]), "items": Changed(keys, rows, keys[:0])}
+        step = StepDelta(replica.step + 1, 0, changed, None, {})
+        before = columns(replica)
+        replica.make_room(more, [state], [step])
+        if n == 0:
+            assert columns(replica) != before
+        room = columns(replica)
+        replica.apply_items(more, 100 * n)
+        replica.apply_item_state(state, n)
+        replica.apply_step(step)
+        assert columns(replica) == room
