@@ -35,6 +35,7 @@ from parameter_server.transport import Address, SocketChannel, SocketServer
 from parameter_server.wire import Frame, Refusal, encode, from_bytes
 from recsys.config import Config
 from recsys.log import Append, Log
+from recsys.memory import BESIDE_TABLES, keep_freed
 from recsys.open_log import open_log
 from recsys.records import DELTAS
 
@@ -58,6 +59,7 @@ class ShardActor:
     def __init__(self, spec: ShardSpec, config: Config, host: str, *dense: bytes) -> None:
         """``dense``: the initial parameters of part 0, in pieces."""
         warm()
+        keep_freed(BESIDE_TABLES)
         initial = np.frombuffer(b"".join(dense), np.float32) if dense else None
         self._shard = DurableShard(
             spec,

@@ -37,6 +37,7 @@ from recsys.config import Config, TrainerConfig
 from recsys.garbage import settle
 from recsys.log import LogLost
 from recsys.loops import Stop
+from recsys.memory import keep_freed
 from recsys.open_log import open_log
 from recsys.records import STEPS
 from recsys.turns import patiently
@@ -217,6 +218,7 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> None:
     worker = Worker(rank, workers, log, client, learner, config, MAIN, epoch)
     load()
     settle()
+    keep_freed()
     reported = 0
     while True:
         if not worker.turn():

@@ -20,6 +20,7 @@ from recsys.blueprint import build_model
 from recsys.cli.bench_examples import FEATURES, FIELDS, Drawn, one_hot
 from recsys.config import Config
 from recsys.garbage import no_collection, settle
+from recsys.memory import keep_freed
 from recsys.open_log import open_log
 from recsys.ranker import Ranker, loss_per_output, targets
 from recsys.records import EXAMPLES, Lesson, unpack_all
@@ -160,6 +161,7 @@ def _rate(
     optimizer = torch.optim.Adam(model.ranker.parameters(), lr=config.model.dense_rate, fused=True)
     weights = torch.tensor([1.0] + [config.model.side_weight] * len(FEATURES.schema.labels))
     settle()
+    keep_freed()
     done, started, busy = 0, time.perf_counter(), time.process_time()
     for number, drawn in enumerate(islice(batches_of(config, batch), batches)):
         if number == min(_WARM, batches // 2):

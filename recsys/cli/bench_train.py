@@ -19,6 +19,7 @@ from recsys.cli.bench_examples import FEATURES, FIELDS, append_examples, draw_ex
 from recsys.cli.bench_parts import Told, answers, end, telling, ways
 from recsys.config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.garbage import settle
+from recsys.memory import BESIDE_TABLES, keep_freed
 
 WORKERS: Final = 2
 SHARDS: Final = 2
@@ -102,6 +103,7 @@ def serve(job: Job, part: int, told: Told, stop: Any) -> None:
 
         torch.set_num_threads(1)
         warm()
+        keep_freed(BESIDE_TABLES)
         spec, folder, log = spec_of(job.config), Path(job.config.state), open_log(job.config)
         published, warm_s = 0, 0.0
 
@@ -156,6 +158,7 @@ def work(job: Job, rank: int, ports: dict[int, int], told: Told) -> None:
         worker = Worker(rank, WORKERS, log, client, learner, config)
         load()
         settle()
+        keep_freed()
         begun = warm_s = 0.0
         while worker.step < job.steps:
             worker.turn()
