@@ -47,6 +47,7 @@ def parts(config: Config, names: tuple[str, ...]) -> Iterator[dict[str, Child]]:
     finally:
         for name in reversed(running):  # what needs others ends before them
             end_sessions([running[name].identity], _GRACE_S)
+            running[name].exit_status()  # or it stays as a zombie
 
 
 def _wait(name: str, child: Child, folder: Path) -> None:
@@ -112,6 +113,14 @@ def replica_pid(ray: Child) -> int:
     raise RuntimeError("there is no replica among Ray's processes, expected one")
 
 
+def served_step(port: int) -> int:
+    """The step that answers come from at this moment."""
+    import httpx
+
+    found = httpx.get(f"http://{_LOOPBACK}:{port}/v1/status", timeout=10.0).json()
+    return int(found["version"]["step"])
+
+
 def memory_mb(pid: int) -> tuple[float, float]:
     """What a process holds now and held at most, in MB."""
     found = {}
@@ -123,7 +132,7 @@ def memory_mb(pid: int) -> tuple[float, float]:
 
 
 def uvicorn(config: Config, port: int, told: Told, stop: Any) -> None:
-    """The same app in this process, with uvicorn as Serve runs it, and no Ray. Tells when it has caught up."""
+    """The same app in this process, with uvicorn as Serve runs it, and no Ray. It tells when it is ready."""
     import logging
 
     from uvicorn import Config as ServerConfig

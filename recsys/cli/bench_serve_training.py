@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from recsys.cli import bench_serve_doors as doors
 from recsys.cli.bench_freshness import Task, cut, join, learn, serve
 from recsys.cli.bench_parts import Told, answers, end, telling, ways
 from recsys.config import Config
@@ -62,14 +63,18 @@ def with_training(
                 pair["with" if trains else "without"] = found["p99_ms"]
             pairs.append(pair)
             say(f"pair {number + 1}: p99 {pair['with']} ms with, {pair['without']} ms without")
-        steps = _newest_step(config)
+        steps = doors.served_step(door.port)
+        if steps < PAIRS:
+            raise RuntimeError(
+                f"the replica is at step {steps}, expected one a second: no training was measured"
+            )
     ratios = [pair["with"] / pair["without"] for pair in pairs]
     return {
         "p99_ratio": round(statistics.median(ratios), 3),
         "p99_pairs_ms": pairs,
         "rate": ask.rate or RATE,
         "events_per_s": EVENTS_PER_S,
-        "steps": steps,
+        "steps_served": steps,
         "nice": NICE,
     }
 
@@ -153,16 +158,4 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
                     log.append(EVENTS, batch)
                 sent += due
                 time.sleep(_BEAT_S)
-        log.close()
-
-
-def _newest_step(config: Config) -> int:
-    from recsys.open_log import open_log
-    from recsys.records import STEPS, Step, unpack
-
-    log = open_log(config)
-    try:
-        end_ = log.end(STEPS, 0)
-        return unpack(log.read(STEPS, 0, end_ - 1)[0].value, Step).step
-    finally:
         log.close()
