@@ -8,6 +8,7 @@ The peak is what a few clients get that ask again once they are answered. Latenc
 at half of it. See ``load_client`` for how requests are sent, ``bench_serve_state`` for what is answered from.
 """
 
+import signal
 import statistics
 import tempfile
 import time
@@ -59,7 +60,9 @@ class Door:
 
 def measure_serve(ask: Ask, say: Callable[[str], None] = lambda text: None) -> Figures:
     """The figures of all doors. ``say`` is told what is going on."""
-    with tempfile.TemporaryDirectory(prefix="recsys-bench-") as folder, ExitStack() as stack:
+    with ExitStack() as stack:
+        stack.enter_context(_ended_by_term())
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-bench-"))
         config, plan = doors.planned(doors.bench_config(folder, ask.candidates))
         began = time.monotonic()
         built = build(config, ask.items, ask.seed, time.time_ns() // 1_000_000)
@@ -72,6 +75,20 @@ def measure_serve(ask: Ask, say: Callable[[str], None] = lambda text: None) -> F
             found |= _plain(config, ask, say)
     figures = found.pop("direct") | more
     return {"what": _what(ask, built), "figures": figures, "comparators": found}
+
+
+@contextmanager
+def _ended_by_term() -> Iterator[None]:
+    """A plain kill is as Ctrl-C: what was started ends too."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _ours(

@@ -141,11 +141,11 @@ def uvicorn(config: Config, port: int, told: Told, stop: Any) -> None:
     from recsys.open_log import open_log
     from serving.http_app import build_app
     from serving.service import Service
-    from serving.session_store import RedisSessions
+    from serving.session_line import sessions_at
 
     with telling(told, 1):
         logging.getLogger("recsys").setLevel(logging.WARNING)
-        service = Service(config, open_log(config), RedisSessions(config.sessions.url))
+        service = Service(config, open_log(config), sessions_at(config.sessions.url))
         app = build_app(service, lambda: "")
         settings = ServerConfig(
             app, host=_LOOPBACK, port=port, access_log=False, log_level="warning",
