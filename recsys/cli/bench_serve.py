@@ -21,6 +21,7 @@ import numpy as np
 
 from recsys.cli import bench_serve_doors as doors
 from recsys.cli.bench_parts import answers, end, ways
+from recsys.cli.bench_serve_stages import stages
 from recsys.cli.bench_serve_state import USERS, Built, build, user_of
 from recsys.cli.load_client import Load, offer, post
 from recsys.config import Config
@@ -70,6 +71,7 @@ def measure_serve(ask: Ask, say: Callable[[str], None] = lambda text: None) -> F
         stack.enter_context(doors.parts(config, ("valkey",)))
         doors.fill_sessions(config, built.sessions)
         found, more = _ours(config, ask, say)
+        more |= _stages(config, ask)
         if ask.plain:
             doors.plainly(config, plan)
             found |= _plain(config, ask, say)
@@ -180,7 +182,15 @@ def _overload(door: Door, before: Figures, ask: Ask) -> Figures:
 
 def _send(door: Door, ask: Ask, seconds: float, rate: float = 0.0, clients: int = 0) -> Figures:
     """One load from a process of its own; says where that was what limited it."""
-    load = Load(_HOST, door.port, _requests(ask), seconds, rate, clients, ask.seed)
+    load = Load(
+        _HOST,
+        door.port,
+        [post(_HOST, "/v1/recommend", body) for body in _bodies(ask)],
+        seconds,
+        rate,
+        clients,
+        ask.seed,
+    )
     told, stop, start = ways(True)
     part = start(offer, load, told)
     try:
@@ -193,11 +203,21 @@ def _send(door: Door, ask: Ask, seconds: float, rate: float = 0.0, clients: int 
     return found
 
 
-def _requests(ask: Ask) -> list[bytes]:
+def _stages(config: Config, ask: Ask) -> Figures:
+    """Microseconds of a request by stage, with nothing beside it."""
+    told, stop, start = ways(True)
+    part = start(stages, config, _bodies(ask), ask.seconds, told)
+    try:
+        found: Figures = answers(told, "stages", 1, [part])[0]
+    finally:
+        end([part], stop)
+    return found
+
+
+def _bodies(ask: Ask) -> list[bytes]:
     """A list of ten for each of the users, in an order that the seed says."""
     order = np.random.default_rng(ask.seed).permutation(USERS).tolist()
-    bodies = (f'{{"user_id":"{user_of(n)}","n":10}}'.encode() for n in order)
-    return [post(_HOST, "/v1/recommend", body) for body in bodies]
+    return [f'{{"user_id":"{user_of(n)}","n":10}}'.encode() for n in order]
 
 
 def _what(ask: Ask, built: Built) -> str:
