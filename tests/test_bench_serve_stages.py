@@ -4,7 +4,12 @@ import pytest
 
 from recsys.cli.bench_serve_stages import _figures, looking, stage_of
 
-APP = ["/x/serving/service.py", "/x/serving/http_app.py", "/x/serving/fast_route.py", "/y/starlette/routing.py"]  # fmt: skip
+APP = [
+    "/x/serving/service.py",
+    "/x/serving/http_app.py",
+    "/x/serving/fast_route.py",
+    "/y/starlette/routing.py",
+]
 
 
 @pytest.mark.parametrize(
