@@ -14,7 +14,7 @@ from recsys.config import Config
 from recsys.open_log import open_log
 from serving.http_app import build_app
 from serving.service import Service, admin_key_file
-from serving.session_store import RedisSessions
+from serving.session_line import sessions_at
 
 APP = "recsys"
 HEALTH_PERIOD_S = 5.0
@@ -29,7 +29,7 @@ class Feed:
         self._config = msgspec.json.decode(config, type=Config)
         logging.getLogger("recsys").setLevel(logging.INFO)
         log = open_log(self._config)
-        self.service = Service(self._config, log, RedisSessions(self._config.sessions.url))
+        self.service = Service(self._config, log, sessions_at(self._config.sessions.url))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Asked by Serve, once, after the constructor."""

@@ -20,12 +20,13 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from recsys.hashing import Id
 from serving import api_models as models
+from serving import fast_bodies
 from serving import request as values
+from serving.fast_route import FastRoute, fast
 from serving.ingest import ACCEPTED, DUPLICATE, REJECTED, Result
 from serving.intake import Unavailable
 from serving.service import Service
 from serving.serving_metrics import Gate, ServingMetrics
-from serving.strict_json import StrictRoute
 
 WEB: Final = Path(__file__).parent / "web"
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
@@ -57,7 +58,7 @@ def build_app(service: Service, admin_key: Callable[[], str]) -> FastAPI:
         title="recsys", version="1", lifespan=life,
         description="A recommender that learns from every swipe.",
     )  # fmt: skip
-    app.router.route_class = StrictRoute
+    app.router.route_class = FastRoute
     metrics = ServingMetrics(service)
     app.add_middleware(Gate, metrics=metrics, limit=service.config.serve.max_ongoing)
     _add_errors(app)
@@ -70,6 +71,7 @@ def build_app(service: Service, admin_key: Callable[[], str]) -> FastAPI:
 
 def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:
     @app.post("/v1/recommend", response_model=models.RecommendOut, responses=_PROBLEMS)
+    @fast(fast_bodies.RecommendIn)
     async def recommend(body: models.RecommendIn) -> Response:
         """Items for a user, ranked by the freshest model."""
         started = time.perf_counter()
@@ -79,6 +81,7 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
         return _json(_answer_of(answer, started))
 
     @app.post("/v1/events", status_code=202, response_model=models.EventsOut, responses=_PROBLEMS)
+    @fast(fast_bodies.EventsIn)
     async def events(body: models.EventsIn) -> Response:
         """What viewers did. Answered once it is committed; send it again where no answer came: repeats of an
         `event_id` count once."""

@@ -7,7 +7,7 @@ the fold then goes on from the place that is there. A single instance is meant, 
 transactions end at a slot.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -19,10 +19,9 @@ from redis.retry import Retry
 from recsys.hashing import Id
 
 _PLACE: Final = b"sessions:place"
-_SESSION: Final = "session:"
 _CONNECTIONS: Final = 200
 _FOLD_TIMEOUT_S: Final = 10.0
-_READ_TIMEOUT_S: Final = 1.0  # of the connection; a request waits for far less
+READ_TIMEOUT_S: Final = 1.0  # of the connection; a request waits for far less
 
 
 class StoreUnavailable(RuntimeError):
@@ -41,11 +40,16 @@ class Place(msgspec.Struct, frozen=True):
     control: int
 
 
+def session_key(user_id: Id) -> str:
+    """Where a user's session stands."""
+    return f"session:{user_id}"
+
+
 class SessionReader(Protocol):
     """What a request needs."""
 
-    async def get(self, user_id: Id) -> bytes | None:
-        """A packed session; None where there is none. Raises StoreUnavailable."""
+    def get(self, user_id: Id) -> Awaitable[bytes | None]:
+        """A packed session; None where there is none. Raises StoreUnavailable when it is awaited."""
 
     async def close(self) -> None: ...
 
@@ -123,15 +127,15 @@ class RedisSessions:
         self._client: Any = redis.asyncio.Redis.from_url(
             url,
             max_connections=_CONNECTIONS,
-            socket_timeout=_READ_TIMEOUT_S,
-            socket_connect_timeout=_READ_TIMEOUT_S,
+            socket_timeout=READ_TIMEOUT_S,
+            socket_connect_timeout=READ_TIMEOUT_S,
             retry=Retry(NoBackoff(), 1),  # a connection that the server closed meanwhile
             protocol=2,
         )
 
     async def get(self, user_id: Id) -> bytes | None:
         try:
-            blob: bytes | None = await self._client.get(f"{_SESSION}{user_id}")
+            blob: bytes | None = await self._client.get(session_key(user_id))
         except (redis.RedisError, OSError) as error:
             raise StoreUnavailable(f"the session store can't be read: {error}") from error
         return blob
@@ -163,7 +167,7 @@ class RedisFold:
         if not user_ids:
             return []
         try:
-            blobs: list[bytes | None] = self._client.mget([f"{_SESSION}{id_}" for id_ in user_ids])
+            blobs: list[bytes | None] = self._client.mget(list(map(session_key, user_ids)))
         except (redis.RedisError, OSError) as error:
             raise StoreUnavailable(f"the session store can't be read: {error}") from error
         return blobs
@@ -181,9 +185,9 @@ class RedisFold:
                 _compare(before, _read_place(pipe.get(_PLACE)))
                 pipe.multi()
                 for user_id, blob in sessions.items():
-                    pipe.set(f"{_SESSION}{user_id}", blob, ex=self._ttl_s)
+                    pipe.set(session_key(user_id), blob, ex=self._ttl_s)
                 if gone:
-                    pipe.delete(*[f"{_SESSION}{user_id}" for user_id in gone])
+                    pipe.delete(*map(session_key, gone))
                 pipe.set(_PLACE, msgspec.msgpack.encode(after))
                 pipe.execute()
         except redis.WatchError as error:

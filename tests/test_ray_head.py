@@ -3,6 +3,7 @@
 import subprocess
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from recsys.cli import ray_head
@@ -61,3 +62,12 @@ def test_behind_our_haproxy_replicas_stay_on_loopback(tmp_path, monkeypatch):
     assert ray_head.serve_host(config, theirs) == "0.0.0.0"
     monkeypatch.setattr(ray_head, "haproxy", lambda: "")
     assert ray_head.serve_host(config, plan) == "0.0.0.0"
+
+
+def test_serve_as_it_comes_has_none_of_our_settings(tmp_path, monkeypatch):
+    _, plan = resolve(replace(config_in(tmp_path), serve=FREE))
+    monkeypatch.setattr(ray_head, "haproxy", lambda: "/bin/haproxy")
+    names = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
+    for plain, value in ((False, "1"), (True, "0")):
+        its = ray_head.serve_environment(msgspec.structs.replace(plan, plain_serve=plain))
+        assert [its[name] for name in names] == [value, value]

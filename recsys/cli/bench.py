@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-NAMES: Final = ("table", "train", "join", "freshness", "sync", "recovery")
+NAMES: Final = ("table", "train", "join", "freshness", "sync", "recovery", "serve")
 _PACKAGES: Final = (
     "torch",
     "fbgemm-gpu-cpu",
@@ -18,6 +18,10 @@ _PACKAGES: Final = (
     "vowpalwabbit",
     "river",
     "polars",
+    "ray",
+    "uvicorn",
+    "fastapi",
+    "redis",
 )
 
 
@@ -27,7 +31,8 @@ def bench(
         typer.Argument(
             help="table: rows of the parameter server; train: examples through two shards; join: events "
             "through the joiner; freshness: from the end of a view to the answer that has learned it; "
-            "sync: rows from a shard to a replica; recovery: a killed shard, until it answers again."
+            "sync: rows from a shard to a replica; recovery: a killed shard, until it answers again; "
+            "serve: whole answers over HTTP."
         ),
     ] = "table",
     rows: Annotated[int, typer.Option(help="table, recovery: rows in it.")] = 1_000_000,
@@ -35,13 +40,29 @@ def bench(
     ids: Annotated[int, typer.Option(help="train, sync: ids of each of the 24 fields.")] = 100_000,
     batch: Annotated[int, typer.Option(help="train: examples of a worker in a step.")] = 1_024,
     events: Annotated[int, typer.Option(help="join: events.")] = 200_000,
-    seconds: Annotated[int, typer.Option(help="freshness: seconds that are measured.")] = 20,
-    rate: Annotated[int, typer.Option(help="freshness: events offered in a second.")] = 1_000,
+    seconds: Annotated[
+        int, typer.Option(help="freshness, serve: seconds that each thing is measured.")
+    ] = 20,
+    rate: Annotated[
+        int,
+        typer.Option(
+            help="freshness: events offered in a second (0: 1,000); serve: requests in a second (0: half "
+            "of the peak)."
+        ),
+    ] = 0,
     every_ms: Annotated[int, typer.Option(help="freshness: step.every_ms.")] = 250,
     shards: Annotated[int, typer.Option(help="freshness: shards.")] = 1,
     budget_kb: Annotated[int, typer.Option(help="sync: KiB of rows in a step.")] = 64,
     steps: Annotated[int, typer.Option(help="recovery: steps in the write-ahead file.")] = 400,
     kills: Annotated[int, typer.Option(help="recovery: how often the shard is killed.")] = 3,
+    items: Annotated[int, typer.Option(help="serve: items in the catalogue.")] = 100_000,
+    candidates: Annotated[int, typer.Option(help="serve: items that a request ranks.")] = 300,
+    training: Annotated[
+        bool, typer.Option(help="serve: also what training beside it costs an answer.")
+    ] = False,
+    overload: Annotated[
+        float, typer.Option(help="serve: also what comes of so many times the peak.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of keys, examples, events.")] = 0,
     apart: Annotated[
         bool,
@@ -76,10 +97,11 @@ def bench(
     elif name == "freshness":
         from recsys.cli.bench_freshness import measure_freshness
 
-        options = {"seconds": seconds, "rate": rate, "every-ms": every_ms, "shards": shards}
+        options = {"seconds": seconds, "rate": rate or 1_000, "every-ms": every_ms}
+        options |= {"shards": shards}
         for option, value in options.items():
             _check(option, value, 1)
-        measured = measure_freshness(seconds, rate, every_ms, shards, seed)
+        measured = measure_freshness(seconds, options["rate"], every_ms, shards, seed)
     elif name == "sync":
         from recsys.cli.bench_sync import measure_sync
 
@@ -94,10 +116,21 @@ def bench(
         for option, value in options.items():
             _check(option, value, 1)
         measured = measure_recovery(rows, steps, kills, seed)
+    elif name == "serve":
+        from recsys.cli.bench_serve import Ask, measure_serve
+
+        options = {"items": items, "candidates": candidates, "seconds": seconds, "rate": rate}
+        for option, value in options.items():
+            _check(option, value, 0 if option == "rate" else 1)
+        ask = Ask(items, candidates, seconds, rate, overload, training, seed=seed)
+        measured = measure_serve(ask, lambda text: typer.echo(text, err=True))
     else:
         raise typer.BadParameter(f"there is no bench {name!r}, expected {', '.join(NAMES)}")
     words = [f"--{option} {value}" for option, value in (options | {"seed": seed}).items()]
     words += ["--together"] if name == "train" and not apart else []
+    if name == "serve":
+        words += [f"--overload {overload:g}"] if overload else []
+        words += ["--training"] if training else []
     found = {
         "bench": name,
         "command": f"recsys bench {name} {' '.join(words)}",

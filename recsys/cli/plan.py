@@ -52,6 +52,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     viewers: float = 0.0  # requests a second of simulated viewers; 0: none
     only: list[str] = []  # these parts and what they need; empty: all
     asked: str = ""  # digest of the configuration before anything was filled in
+    plain_serve: bool = False  # Serve as it comes, with its own proxy: what the bench compares with
 
     @property
     def owns_ray(self) -> bool:

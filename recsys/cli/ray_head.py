@@ -47,17 +47,18 @@ def client_environment(config: Config, plan: Plan) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_API_SERVER_ADDRESS": f"http://{_LOOPBACK}:{config.serve.dashboard_port}",
-        **serve_environment(plan.ray),
+        **serve_environment(plan),
         # Without this, "throughput optimized" leaves a driver's synchronous handles without an event loop.
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
     }
 
 
-def serve_environment(ports: RayPorts) -> dict[str, str]:
+def serve_environment(plan: Plan) -> dict[str, str]:
     """Direct ingress, behind HAProxy where there is one (Linux). Each process reads it at import."""
+    ports, ours = plan.ray, not plan.plain_serve
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1" if haproxy() else "0",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1" if ours and haproxy() else "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1" if ours else "0",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),

@@ -1,0 +1,161 @@
+"""How much training beside it costs an answer: the replica's p99 with events and a delta each second, and
+without them, in interleaved pairs.
+
+Joiner, sequencer, one worker and one shard are the classes of the running system, each in a process of its
+own at nice 10, as in ``bench_freshness``. Events are appended to the log by another. Without training these
+processes are there and idle: they look at the log some twenty times a second and find nothing.
+"""
+
+import os
+import secrets
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from recsys.cli import bench_serve_doors as doors
+from recsys.cli.bench_freshness import Task, cut, join, learn, serve
+from recsys.cli.bench_parts import Told, answers, end, telling, ways
+from recsys.config import Config
+
+if TYPE_CHECKING:
+    from recsys.cli.bench_serve import Ask, Door
+
+NICE: Final = 10
+EVENTS_PER_S: Final = 1_000
+EVERY_MS: Final = 1_000  # a step, and so a delta, each second
+STEP_EXAMPLES: Final = 4_096  # more than come in a second: time cuts the step
+PAIRS: Final = 5
+RATE: Final = 100.0
+_BEAT_S: Final = 0.005
+_SETTLE_S: Final = 2.0  # until the first steps with events are learned, or the last without
+_WARM_S: Final = 8.0  # of events before the first pair: what is compiled at first use
+
+
+@dataclass(frozen=True)
+class _Sender:
+    """Who appends events while ``on`` is set."""
+
+    told: Told
+    stop: Any
+    on: Any
+
+
+def with_training(
+    config: Config, door: "Door", ask: "Ask", say: Callable[[str], None]
+) -> dict[str, Any]:
+    """p99 with and without, by pair; which comes first changes from pair to pair."""
+    from recsys.cli.bench_serve import _send
+
+    pairs: list[dict[str, float]] = []
+    with _parts(config, ask.seed) as on:
+        on.set()
+        time.sleep(_WARM_S)
+        for number in range(PAIRS):
+            pair: dict[str, float] = {}
+            for trains in (True, False) if number % 2 else (False, True):
+                (on.set if trains else on.clear)()
+                time.sleep(_SETTLE_S)
+                seeded = replace(ask, seed=ask.seed + number)
+                found = _send(door, seeded, ask.seconds, rate=ask.rate or RATE)
+                pair["with" if trains else "without"] = found["p99_ms"]
+            pairs.append(pair)
+            say(f"pair {number + 1}: p99 {pair['with']} ms with, {pair['without']} ms without")
+        steps = doors.served_step(door.port)
+        if steps < PAIRS:
+            raise RuntimeError(
+                f"the replica is at step {steps}, expected one a second: no training was measured"
+            )
+    ratios = [pair["with"] / pair["without"] for pair in pairs]
+    return {
+        "p99_ratio": round(statistics.median(ratios), 3),
+        "p99_pairs_ms": pairs,
+        "rate": ask.rate or RATE,
+        "events_per_s": EVENTS_PER_S,
+        "steps_served": steps,
+        "nice": NICE,
+    }
+
+
+@contextmanager
+def _parts(config: Config, seed: int) -> Iterator[Any]:
+    """The training parts, all ready; what is yielded has events come while it is set."""
+    step = replace(config.step, every_ms=EVERY_MS, examples=STEP_EXAMPLES, snapshot_every=10**6)
+    task = Task(replace(config, step=step), secrets.token_hex(16))
+    told, stop, start = ways(True)
+    told_shard, over, _ = ways(True)  # a worker may be asking the shard when it is told to stop
+    _, on, _ = ways(True)
+    parts: list[Any] = []
+    shards = [start(_nicely, serve, (task, 0, told_shard, over))]
+    try:
+        ports = answers(told_shard, "shard", 1, shards)
+        parts += [start(_nicely, part, (task, told, stop)) for part in (join, cut)]
+        parts.append(start(_nicely, learn, (task, ports, told, stop)))
+        sender = _Sender(told, stop, on)
+        parts.append(start(_nicely, _send_events, (task, seed, sender)))
+        for number in (0, 1, 3, 4):
+            _ready(told, number, parts)
+        yield on
+    finally:
+        end(parts, stop)
+        end(shards, over)
+
+
+def _ready(told: Told, number: int, parts: Sequence[Any]) -> None:
+    del number  # they come in any order; each says so once
+    kind, who, value = told.get(timeout=120.0)
+    if kind != "ready":
+        raise RuntimeError(f"part {who} of the bench failed: {value}")
+
+
+def _nicely(part: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.nice(NICE)
+    part(*arguments)
+
+
+def _send_events(task: Task, seed: int, sender: _Sender) -> None:
+    """Appends events while it is asked for; once used up, the same come again under other requests."""
+    from msgspec.structs import replace as changed
+
+    from recsys.cli.bench_views import draw_items, draw_views
+    from recsys.events import Engagement, Impression, encode
+    from recsys.hashing import partition_of
+    from recsys.log import Append
+    from recsys.open_log import open_log
+    from recsys.records import EVENTS
+
+    with telling(sender.told, 4):
+        config, log = task.config, open_log(task.config)
+        events = draw_views(config, draw_items(seed), 20 * EVENTS_PER_S, seed)
+        span_ms, round_ = events[-1].time_ms - events[0].time_ms + 1, 0
+        sender.told.put(("ready", 4, None))
+        at = 0
+        while not sender.stop.is_set():
+            if not sender.on.wait(0.2):
+                continue
+            began, sent = time.monotonic(), 0
+            while sender.on.is_set() and not sender.stop.is_set():
+                due = int((time.monotonic() - began) * EVENTS_PER_S) - sent
+                batch = []
+                for _ in range(due):
+                    event: Any = events[at]
+                    if round_ and isinstance(event, Engagement | Impression):
+                        event = changed(
+                            event,
+                            request_id=f"{event.request_id}.{round_}",
+                            time_ms=event.time_ms + round_ * span_ms,
+                        )
+                    user = event.user_id
+                    batch.append(
+                        Append(partition_of(user, config.log.partitions), b"", encode(event))
+                    )
+                    at += 1
+                    if at == len(events):
+                        at, round_ = 0, round_ + 1
+                if batch:
+                    log.append(EVENTS, batch)
+                sent += due
+                time.sleep(_BEAT_S)
+        log.close()

@@ -1,0 +1,34 @@
+"""The serving bench, small and without Ray: its state is one that a replica answers whole lists from."""
+
+from pathlib import Path
+
+import pytest
+
+from recsys.cli import bench_serve
+from recsys.cli import bench_serve_doors as doors
+from recsys.cli.bench_serve import Ask
+from recsys.cli.bench_serve_state import STEP, build
+
+pytest.importorskip("fbgemm_gpu")
+
+
+@pytest.mark.slow
+@pytest.mark.services
+def test_the_app_behind_uvicorn_answers_whole_lists_from_the_benchs_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_serve, "ROUNDS", 1)
+    ask = Ask(items=400, seconds=0.6, rate=20.0)
+    config, _ = doors.planned(doors.bench_config(str(tmp_path), candidates=50))
+    built = build(config, ask.items, ask.seed, now_ms=1_790_000_000_000)
+    assert len(built.sessions) == 1_000 and built.session_bytes > 10_000
+    with doors.parts(config, ("valkey",)) as running:
+        doors.fill_sessions(config, built.sessions)
+        with bench_serve._uvicorn(config) as door:
+            found = bench_serve._measure([door], ask, print)["uvicorn"]
+            assert doors.served_step(door.port) == STEP
+            assert 50 < doors.memory_mb(door.pid)[0] <= doors.memory_mb(door.pid)[1]
+        valkey = running["valkey"].pid
+    assert found["failed"] == found["refused"] == found["degraded"] == 0
+    assert found["requests_per_s"] > 0 and 0 < found["p50_ms"] <= found["p95_ms"] <= found["p99_ms"]
+    assert not Path(f"/proc/{valkey}").exists()
