@@ -21,10 +21,12 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from recsys.hashing import Id
 from serving import api_models as models
 from serving import request as values
+from serving.admission import Buckets, Limit
+from serving.gate import Gate
 from serving.ingest import ACCEPTED, DUPLICATE, REJECTED, Result
 from serving.intake import Unavailable
 from serving.service import Service
-from serving.serving_metrics import Gate, ServingMetrics
+from serving.serving_metrics import ServingMetrics
 from serving.strict_json import StrictRoute
 
 WEB: Final = Path(__file__).parent / "web"
@@ -59,7 +61,11 @@ def build_app(service: Service, admin_key: Callable[[], str]) -> FastAPI:
     )  # fmt: skip
     app.router.route_class = StrictRoute
     metrics = ServingMetrics(service)
-    app.add_middleware(Gate, metrics=metrics, limit=service.config.serve.max_ongoing)
+    serve = service.config.serve
+    app.add_middleware(
+        Gate, tally=metrics, lists=service.admission, events=Limit(serve.max_events),
+        others=Limit(serve.max_ongoing), clients=Buckets(serve.client_rate),
+    )  # fmt: skip
     _add_errors(app)
     _add_viewer_routes(app, service, metrics)
     _add_admin_routes(app, service, admin_key)
