@@ -27,6 +27,7 @@ from serving.follower import Follower
 from serving.gate import ARRIVED_S
 from serving.impression_writer import ImpressionWriter
 from serving.intake import Intake, Unavailable
+from serving.kept_file import Kept
 from serving.patient_reader import LONGEST_S, SLICE_S, PatientReader
 from serving.pipeline import Pipeline
 from serving.replica import Replica
@@ -55,7 +56,8 @@ class Service:
         self.replica = Replica(self.features, config)
         self.pipeline = Pipeline(self.replica)
         self.reader = StateReader(log, self.replica, config, now_ms)
-        self.writer = ImpressionWriter(log)
+        kept = Kept(Path(config.state) / "kept", log.id, int(config.serve.kept_disk_mb * 2**20))
+        self.writer = ImpressionWriter(log, keep_bytes=int(config.serve.kept_mb * 2**20), kept=kept)
         self.intake = Intake(
             config, self.writer, sessions, self.reader.freshness, self._duration_ms_of, now_ms
         )

@@ -1,10 +1,12 @@
 """What Prometheus reads of one replica."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from serving.impression_writer import CLOSED, FULL, REFUSED, TORN
 from serving.service import Service
 
 _BUCKETS: Final = (
@@ -48,8 +50,11 @@ class ServingMetrics:
             "delta_gaps": ("Gaps met in the deltas", lambda: reader.line.gaps),
             "unreadable": ("Records that could not be read", lambda: reader.unreadable),
             "log_failures": ("Appends that failed", lambda: writer.failures),
-            "impressions_dropped": ("Impressions not logged", lambda: writer.dropped),
             "impressions_kept_bytes": ("Waiting for the log", lambda: writer.kept_bytes),
+            "impressions_on_disk_bytes": (
+                "Waiting for the log, on disk",
+                lambda: writer.on_disk_bytes,
+            ),
             "session_misses": ("Requests without their session", lambda: service.session_misses),
             "click_to_session_p95_ms": (
                 "Acknowledged view to session",
@@ -63,6 +68,13 @@ class ServingMetrics:
         for name, (about, read) in gauges.items():
             gauge = Gauge(f"recsys_{name}", about, registry=self.registry)
             gauge.set_function(_or_nan(read))
+
+        dropped = Gauge(
+            "recsys_impressions_dropped", "Impressions not logged", ["reason"],
+            registry=self.registry,
+        )  # fmt: skip
+        for reason in (FULL, CLOSED, REFUSED, TORN):
+            dropped.labels(reason).set_function(partial(writer.drops.__getitem__, reason))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         self.requests.labels(route, str(status)).inc()
