@@ -216,9 +216,11 @@ class ServeConfig:
     max_ongoing: int = 100  # lists at work in a replica; fewer where they would wait for too long
     max_events: int = 100  # calls with events at work in a replica, beside those
     client_rate: float = 0.0  # calls a second of one address; more get 429; 0 is no limit
-    # A list that would wait for longer isn't begun. Below so many ms left of it, candidates are the popular
-    # alone; fewer are ranked (short_candidates); none is ranked.
+    # A list that would wait for longer than deadline_ms isn't begun. Behind a queue that stands, queue_ms is the
+    # most: it makes all answers late, and not one more of them.
     deadline_ms: float = 100.0
+    queue_ms: float = 25.0
+    # Below so many ms left until the deadline, candidates are the popular alone; fewer are ranked; none is.
     retrieval_ms: float = 10.0
     rank_ms: float = 20.0
     short_rank_ms: float = 8.0
@@ -238,7 +240,7 @@ class ServeConfig:
         for name in ("replicas", "candidates", "max_ongoing", "max_events", "short_candidates"):
             number = getattr(self, name)
             _check(number >= 1, f"serve.{name}", number, "at least 1")
-        for name in ("deadline_ms", "stale_s", "kept_mb"):
+        for name in ("deadline_ms", "queue_ms", "stale_s", "kept_mb"):
             number = getattr(self, name)
             _check(number > 0, f"serve.{name}", number, "a positive number")
         for name in ("client_rate", "retrieval_ms", "rank_ms", "short_rank_ms", "kept_disk_mb"):

@@ -3,7 +3,7 @@
 One event loop answers one request after the other, so a request waits for those before it: their number times
 the time that one takes. A queue that is short now and then is a burst, and may grow until the deadline; one
 that hasn't been short for a tenth of a second stands: it makes every answer late and not one more of them, so
-it is cut to a few (the rule of CoDel: Nichols and Jacobson, "Controlling queue delay", 2012).
+it is cut short (the rule of CoDel: Nichols and Jacobson, "Controlling queue delay", 2012).
 """
 
 import math
@@ -11,7 +11,7 @@ from collections import OrderedDict
 from typing import Final
 
 ONGOING, WAIT, CLIENT = "ongoing", "wait", "client"  # why somebody is refused
-_STANDING: Final = 5  # let in where the queue stands: enough to keep one thread busy
+_LEAST: Final = 5  # always let in: fewer would leave the thread without work
 _INTERVAL_S: Final = 0.1  # a queue that was never short for so long stands
 _EMPTY: Final = 0.1  # of an answer: who waits for less found no queue
 _SMOOTHING: Final = 0.05
@@ -39,23 +39,22 @@ class Limit:
 
 class Admission(Limit):
     """A limit where one thread answers one after the other: nobody is let in who would wait for longer than
-    ``deadline_s``."""
+    ``deadline_s``, or for longer than ``queue_s`` where the queue stands."""
 
-    def __init__(self, deadline_s: float, most: int) -> None:
+    def __init__(self, deadline_s: float, queue_s: float, most: int) -> None:
         super().__init__(most)
-        self.deadline_s = deadline_s
+        self.deadline_s, self.queue_s = deadline_s, queue_s
         self.answer_s = _FIRST_S  # smoothed time between two answers of a loop that is busy
         self._since_s = 0.0
         self._short_s = -math.inf  # when a turn last came without a queue before it
 
     def refusal(self, now_s: float) -> str:
-        if self.inside < min(_STANDING, self.most):
+        if self.inside < min(_LEAST, self.most):
             return ""
         if full := super().refusal(now_s):
             return full
-        if self.standing(now_s) or self.inside * self.answer_s > self.deadline_s:
-            return WAIT
-        return ""
+        longest_s = self.queue_s if self.standing(now_s) else self.deadline_s
+        return WAIT if self.inside * self.answer_s > longest_s else ""
 
     def standing(self, now_s: float) -> bool:
         """Whether the queue has been too long for too long."""

@@ -63,7 +63,9 @@ class Service:
         )
         self.follower = Follower(log, self.reader)
         serve = config.serve
-        self.admission = Admission(serve.deadline_ms / 1000, serve.max_ongoing)
+        self.admission = Admission(
+            serve.deadline_ms / 1000, serve.queue_ms / 1000, serve.max_ongoing
+        )
         self.turnstile = Turnstile()
         self._needs_ms = {
             POPULAR: serve.retrieval_ms,

@@ -49,7 +49,7 @@ class Desk:
 
 
 def desk(rate: float, seconds: float = 20.0) -> Desk:
-    made = Desk(Admission(0.1, 100))
+    made = Desk(Admission(0.1, 0.025, 100))
     made.run(rate, 1.0)
     made.latencies_s.clear()
     made.refused = 0
@@ -70,7 +70,7 @@ def test_at_three_times_the_peak_all_time_is_used_and_the_admitted_wait_little()
 
 
 def test_a_burst_is_taken_and_a_queue_that_stands_is_cut() -> None:
-    admission = Admission(0.1, 100)
+    admission = Admission(0.1, 0.025, 100)
     now_s = 5.0
     taken = 0
     while not admission.refusal(now_s):
@@ -78,24 +78,24 @@ def test_a_burst_is_taken_and_a_queue_that_stands_is_cut() -> None:
         taken += 1
     assert taken == pytest.approx(0.1 / admission.answer_s, abs=1)  # as many as come in time
     assert admission.refusal(now_s) == WAIT
-    for _ in range(taken - 6):  # answered one after the other, each after a wait
+    for _ in range(taken - 7):  # answered one after the other, each after a wait
         now_s += 0.0075
         admission.turn(0.05, now_s)
         admission.leave(now_s)
-    assert admission.inside == 6 and admission.inside * admission.answer_s < 0.1
+    assert admission.inside == 7 and admission.inside * admission.answer_s < 0.1
     assert admission.refusal(now_s) == WAIT  # it would come in time, but the queue stands
     admission.turn(0.0, now_s)  # a turn without a queue
     assert not admission.refusal(now_s)
 
 
 def test_the_queue_is_bounded_however_much_comes() -> None:
-    slow = Desk(Admission(0.1, 100))
+    slow = Desk(Admission(0.1, 0.025, 100))
     slow.run(50.0 / SERVICE_S, 2.0)
     assert slow.longest <= 0.1 / SERVICE_S + 2
 
 
 def test_what_an_answer_takes_is_learned_and_a_few_are_always_let_in() -> None:
-    admission = Admission(0.1, 100)
+    admission = Admission(0.1, 0.025, 100)
     now_s = 0.0
     for _ in range(200):  # each takes 300 ms: longer than the deadline
         admission.enter(now_s)
