@@ -45,13 +45,15 @@ _ADMIN_PROBLEMS: Final = _PROBLEMS | {
 }
 
 
-def build_app(service: Service, admin_key: Callable[[], str]) -> FastAPI:
-    """The app of one replica. It starts and stops the service with itself. ``admin_key`` is asked at each
-    use; an empty one opens nothing."""
+def build_app(service: Service, admin_key: Callable[[], str], wait_s: float = 0.0) -> FastAPI:
+    """The app of one replica. It starts and stops the service with itself, and counts as started once the
+    service has caught up with the log, after ``wait_s`` at the latest. ``admin_key`` is asked at each use; an
+    empty one opens nothing."""
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        await service.caught_up(wait_s)
         yield
         await service.stop()
 

@@ -37,6 +37,7 @@ from serving.session_view import view_of
 from serving.state_reader import StateReader
 from serving.turnstile import Turnstile
 
+_LOOK_S: Final = 0.02
 _STARTING: Final = "the replica is still reading the catalogue and the model"
 
 
@@ -78,6 +79,12 @@ class Service:
         """Begins to follow the log. The service is ready when it has caught up."""
         self.writer.start()
         self.follower.start(asyncio.get_running_loop())
+
+    async def caught_up(self, wait_s: float) -> None:
+        """Returns once the service has caught up with the log, or can't, or after ``wait_s``."""
+        until_s = time.monotonic() + wait_s
+        while not self.reader.ready and not self.failure and time.monotonic() < until_s:
+            await asyncio.sleep(_LOOK_S)
 
     async def stop(self) -> None:
         """Writes what waits, and ends the threads."""
