@@ -211,9 +211,29 @@ class ServeConfig:
     host: str = "127.0.0.1"  # what the API binds to; 0.0.0.0: every address of the machine
     port: int = 8000
     replicas: int = 1
+    # With max_replicas above 0 there are as many as keep target_ongoing requests at work in each.
+    min_replicas: int = 1
+    max_replicas: int = 0
+    target_ongoing: float = 2.0
     candidates: int = 300
     dashboard_port: int = 8265
-    max_ongoing: int = 100
+    max_ongoing: int = 100  # lists at work in a replica; fewer where they would wait for too long
+    max_events: int = 100  # calls with events at work in a replica, beside those
+    client_rate: float = 0.0  # calls a second of one address; more get 429; 0 is no limit
+    # A list that would wait for longer than deadline_ms isn't begun. Behind a queue that stands, queue_ms is
+    # the most: it makes all answers late, and not one more of them.
+    deadline_ms: float = 100.0
+    queue_ms: float = 25.0
+    # Below so many ms left until the deadline, candidates are the popular alone; fewer are ranked; none is.
+    retrieval_ms: float = 10.0
+    rank_ms: float = 20.0
+    short_rank_ms: float = 8.0
+    short_candidates: int = 100
+    # Examples that wait for so long without a step that is served: answers say ``stale``.
+    stale_s: float = 120.0
+    # Of impressions while the log is away, in each replica: MiB in memory, then MiB on disk.
+    kept_mb: float = 64.0
+    kept_disk_mb: float = 1024.0
 
     def __post_init__(self) -> None:
         plain = re.fullmatch(r"[A-Za-z0-9.:-]+", self.host) is not None
@@ -221,9 +241,19 @@ class ServeConfig:
         for name in ("port", "dashboard_port"):
             port = getattr(self, name)
             _check(0 <= port <= 65_535, f"serve.{name}", port, "0 (any free one) to 65535")
-        for name in ("replicas", "candidates", "max_ongoing"):
+        for name in ("replicas", "candidates", "max_ongoing", "max_events", "short_candidates"):
             number = getattr(self, name)
             _check(number >= 1, f"serve.{name}", number, "at least 1")
+        most = self.max_replicas
+        _check(self.min_replicas >= 1, "serve.min_replicas", self.min_replicas, "at least 1")
+        _check(most == 0 or most >= self.min_replicas, "serve.max_replicas", most,
+               "0 (serve.replicas of them, always) or at least serve.min_replicas")  # fmt: skip
+        for name in ("target_ongoing", "deadline_ms", "queue_ms", "stale_s", "kept_mb"):
+            number = getattr(self, name)
+            _check(number > 0, f"serve.{name}", number, "a positive number")
+        for name in ("client_rate", "retrieval_ms", "rank_ms", "short_rank_ms", "kept_disk_mb"):
+            number = getattr(self, name)
+            _check(number >= 0, f"serve.{name}", number, "0 or more")
 
 
 WATCH: Final = "watch"  # the weight of predicted watch time, beside those of the labels

@@ -10,7 +10,7 @@ import msgspec
 from fastapi import FastAPI
 from ray import serve
 
-from recsys.config import Config
+from recsys.config import Config, ServeConfig
 from recsys.open_log import open_log
 from serving.http_app import build_app
 from serving.service import Service, admin_key_file
@@ -19,6 +19,10 @@ from serving.session_line import sessions_at
 APP = "recsys"
 HEALTH_PERIOD_S = 5.0
 GRACE_S = 5.0
+CATCH_UP_S = (
+    600.0  # a replica that hasn't caught up by then takes traffic all the same, and says so
+)
+_BESIDE = 100  # health, metrics and pages, beside what the gate lets in
 
 
 class Feed:
@@ -33,7 +37,7 @@ class Feed:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Asked by Serve, once, after the constructor."""
-        return build_app(self.service, self._admin_key)
+        return build_app(self.service, self._admin_key, CATCH_UP_S)
 
     async def check_health(self) -> None:
         """Raises where the replica can't be mended but by a new one: it stopped following the log."""
@@ -47,13 +51,30 @@ class Feed:
             return ""
 
 
+def _scale(serve: ServeConfig) -> dict[str, Any]:
+    """How many replicas: a number, or between two by how much is asked."""
+    if not serve.max_replicas:
+        return {"num_replicas": serve.replicas}
+    scaling = {
+        "min_replicas": serve.min_replicas,
+        "max_replicas": serve.max_replicas,
+        "target_ongoing_requests": serve.target_ongoing,
+        "upscale_delay_s": 5.0,
+        "downscale_delay_s": 60.0,
+    }
+    return {"autoscaling_config": scaling}
+
+
 def application(config: Config) -> Any:
-    """The application to give to ``serve.run``."""
+    """The application to give to Serve. A replica refuses by its gate, which knows what waits; Serve's own
+    limit stands above it. At a restart a new replica catches up before an old one leaves."""
+    most = 2 * config.serve.max_ongoing + config.serve.max_events + _BESIDE
     deployment = serve.deployment(
         name="Feed",
-        num_replicas=config.serve.replicas,
-        max_ongoing_requests=config.serve.max_ongoing,
-        max_queued_requests=config.serve.max_ongoing,
+        **_scale(config.serve),
+        max_ongoing_requests=most,
+        max_queued_requests=most,
+        max_surge_percent=1,  # of the replicas, rounded up: one at a time
         backpressure_config={"status_code": 503, "retry_after_s": 1},
         ray_actor_options={"num_cpus": 1},
         health_check_period_s=HEALTH_PERIOD_S,

@@ -38,6 +38,12 @@ class Follower:
             return ""
         return f"the log has been away for {self._now_s() - away[0]:.0f} s: {away[1]}"
 
+    @property
+    def away_s(self) -> float:
+        """For how long the log hasn't been read; 0 while it is there."""
+        away = self._away
+        return 0.0 if away is None else self._now_s() - away[0]
+
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._thread.start()

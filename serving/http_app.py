@@ -22,11 +22,13 @@ from recsys.hashing import Id
 from serving import api_models as models
 from serving import fast_bodies
 from serving import request as values
+from serving.admission import Buckets, Limit
 from serving.fast_route import FastRoute, fast
+from serving.gate import Gate
 from serving.ingest import ACCEPTED, DUPLICATE, REJECTED, Result
 from serving.intake import Unavailable
 from serving.service import Service
-from serving.serving_metrics import Gate, ServingMetrics
+from serving.serving_metrics import ServingMetrics
 
 WEB: Final = Path(__file__).parent / "web"
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
@@ -44,13 +46,15 @@ _ADMIN_PROBLEMS: Final = _PROBLEMS | {
 }
 
 
-def build_app(service: Service, admin_key: Callable[[], str]) -> FastAPI:
-    """The app of one replica. It starts and stops the service with itself. ``admin_key`` is asked at each
-    use; an empty one opens nothing."""
+def build_app(service: Service, admin_key: Callable[[], str], wait_s: float = 0.0) -> FastAPI:
+    """The app of one replica. It starts and stops the service with itself, and counts as started once the
+    service has caught up with the log, after ``wait_s`` at the latest. ``admin_key`` is asked at each use; an
+    empty one opens nothing."""
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        await service.caught_up(wait_s)
         yield
         await service.stop()
 
@@ -60,7 +64,11 @@ def build_app(service: Service, admin_key: Callable[[], str]) -> FastAPI:
     )  # fmt: skip
     app.router.route_class = FastRoute
     metrics = ServingMetrics(service)
-    app.add_middleware(Gate, metrics=metrics, limit=service.config.serve.max_ongoing)
+    serve = service.config.serve
+    app.add_middleware(
+        Gate, tally=metrics, lists=service.admission, events=Limit(serve.max_events),
+        others=Limit(serve.max_ongoing), clients=Buckets(serve.client_rate),
+    )  # fmt: skip
     _add_errors(app)
     _add_viewer_routes(app, service, metrics)
     _add_admin_routes(app, service, admin_key)

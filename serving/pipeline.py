@@ -19,6 +19,7 @@ from recsys.features import RequestFeatures
 from recsys.hashing import Id, key_of
 from recsys.ranker import watch_seconds
 from recsys.session import Session
+from serving.deadline import POPULAR, SHORT, UNHURRIED, UNRANKED, Deadline, shortened
 from serving.explanation import reasons
 from serving.filters import wanted_items
 from serving.replica import Replica
@@ -51,15 +52,23 @@ class Pipeline:
         self.retrieval = Retrieval(replica)
 
     def recommend(
-        self, request: Request, session: Session, policy: Policy, now_ms: int, request_id: str
+        self,
+        request: Request,
+        session: Session,
+        policy: Policy,
+        now_ms: int,
+        request_id: str,
+        deadline: Deadline = UNHURRIED,
     ) -> Answer:
         """The list, and the impression that says how it was made. The same arguments and the same version
-        give the same answer."""
+        give the same answer: for a past one, ``deadline`` is ``AsServed`` with its ``degraded``."""
         degraded: list[str] = []
-        found, removed = self._candidates(request, session, policy, now_ms, request_id, degraded)
+        found, removed = self._candidates(
+            request, session, policy, now_ms, request_id, deadline, degraded
+        )
         fixed = self._fixed(request, session, policy, found)
         found |= {index: ["fixed"] for index in fixed.values()}
-        ranked = self._rank(request, session, policy, now_ms, found, degraded)
+        ranked = self._rank(request, session, policy, now_ms, found, deadline, degraded)
         drawn = self._select(request, policy, ranked, fixed, request_id)
         stamp = self._stamp(session, policy)
         items = [
@@ -96,6 +105,7 @@ class Pipeline:
         policy: Policy,
         now_ms: int,
         request_id: str,
+        deadline: Deadline,
         degraded: list[str],
     ) -> tuple[dict[int, list[str]], dict[str, int]]:
         catalogue = self.replica.catalogue
@@ -108,12 +118,19 @@ class Pipeline:
         shares = dict(policy.config.sources)
         if self.replica.step == 0:
             shares.pop("vector", None)
+        if deadline.misses(POPULAR):
+            degraded.append(POPULAR)
+            shares = {"popular": limit}
         found = self.retrieval.collect(session, user, wanted, shares, limit, salt)
         if found.failed:
             degraded.append("retrieval")
         if len(found.sources) < request.n:
             for index in np.flatnonzero(wanted)[: request.n * 5].tolist():
                 found.sources.setdefault(index, ["any"])
+        few = self.replica.config.serve.short_candidates
+        if len(found.sources) > few and deadline.misses(SHORT):
+            degraded.append(SHORT)
+            return shortened(found.sources, few), removed
         return found.sources, removed
 
     def _given(
@@ -152,6 +169,7 @@ class Pipeline:
         policy: Policy,
         now_ms: int,
         found: dict[int, list[str]],
+        deadline: Deadline,
         degraded: list[str],
     ) -> _Ranked:
         indices = list(found)
@@ -159,6 +177,8 @@ class Pipeline:
         predictions: Floats | None = None
         if self.replica.step == 0:
             degraded.append("model")
+        elif deadline.misses(UNRANKED):
+            degraded.append(UNRANKED)
         else:
             try:
                 predictions = probabilities(self.replica.model, self.replica.rows, [features])

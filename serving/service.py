@@ -21,9 +21,13 @@ from recsys.hashing import Id, partition_of
 from recsys.log import Append, Log
 from recsys.records import EVENTS
 from recsys.session import Session
+from serving.admission import Admission
+from serving.deadline import POPULAR, SHORT, UNRANKED, ByClock
 from serving.follower import Follower
+from serving.gate import ARRIVED_S
 from serving.impression_writer import ImpressionWriter
 from serving.intake import Intake, Unavailable
+from serving.kept_file import Kept
 from serving.patient_reader import LONGEST_S, SLICE_S, PatientReader
 from serving.pipeline import Pipeline
 from serving.replica import Replica
@@ -31,7 +35,9 @@ from serving.request import Answer, Request
 from serving.session_store import SessionReader, StoreUnavailable
 from serving.session_view import view_of
 from serving.state_reader import StateReader
+from serving.turnstile import Turnstile
 
+_LOOK_S: Final = 0.02
 _STARTING: Final = "the replica is still reading the catalogue and the model"
 
 
@@ -51,17 +57,34 @@ class Service:
         self.replica = Replica(self.features, config)
         self.pipeline = Pipeline(self.replica)
         self.reader = StateReader(log, self.replica, config, now_ms)
-        self.writer = ImpressionWriter(log)
+        kept = Kept(Path(config.state) / "kept", log.id, int(config.serve.kept_disk_mb * 2**20))
+        self.writer = ImpressionWriter(log, keep_bytes=int(config.serve.kept_mb * 2**20), kept=kept)
         self.intake = Intake(
             config, self.writer, sessions, self.reader.freshness, self._duration_ms_of, now_ms
         )
         self.follower = Follower(log, self.reader)
+        serve = config.serve
+        self.admission = Admission(
+            serve.deadline_ms / 1000, serve.queue_ms / 1000, serve.max_ongoing
+        )
+        self.turnstile = Turnstile()
+        self._needs_ms = {
+            POPULAR: serve.retrieval_ms,
+            SHORT: serve.rank_ms,
+            UNRANKED: serve.short_rank_ms,
+        }
         self.session_misses = 0
 
     async def start(self) -> None:
         """Begins to follow the log. The service is ready when it has caught up."""
         self.writer.start()
         self.follower.start(asyncio.get_running_loop())
+
+    async def caught_up(self, wait_s: float) -> None:
+        """Returns once the service has caught up with the log, or can't, or after ``wait_s``."""
+        until_s = time.monotonic() + wait_s
+        while not self.reader.ready and not self.failure and time.monotonic() < until_s:
+            await asyncio.sleep(_LOOK_S)
 
     async def stop(self) -> None:
         """Writes what waits, and ends the threads."""
@@ -82,6 +105,14 @@ class Service:
         return "" if self.reader.ready else _STARTING
 
     @property
+    def stale(self) -> bool:
+        """Whether the model is older than it should be: examples have waited, or the log has been away, for
+        ``serve.stale_s``."""
+        if self.reader.stale(self.now_ms()):
+            return True
+        return self.replica.step > 0 and self.follower.away_s > self.config.serve.stale_s
+
+    @property
     def failure(self) -> str:
         """Why the replica doesn't follow the log any more; empty where it does."""
         return self.follower.failure
@@ -90,14 +121,33 @@ class Service:
         """Answers, and hands the impression to the writer. Raises Unavailable before it has caught up."""
         if not self.reader.ready:
             raise Unavailable(_STARTING)
+        arrived_s = ARRIVED_S.get()
+        arrived_s = time.monotonic() if arrived_s is None else arrived_s
         session, known = await self._session(request.user_id)
-        policy = self.reader.policies.resolve(request.user_id)
-        request_id = uuid.uuid4().hex
-        answer = self.pipeline.recommend(request, session, policy, self.now_ms(), request_id)
+        waited_s = await self.turnstile.turn()
+        try:
+            self.admission.turn(waited_s, time.monotonic())
+            answer = self._answer(request, session, arrived_s)
+        finally:
+            self.turnstile.pass_on()
         if not known:
             answer = _degraded(answer, "session")
+        if self.stale:
+            answer = _degraded(answer, "stale")
         self._log_impression(answer)
         return answer
+
+    def _answer(self, request: Request, session: Session, arrived_s: float) -> Answer:
+        """From the version of this moment, in what is left of the request's time."""
+        deadline_ms = self.config.serve.deadline_ms
+        deadline = ByClock(
+            lambda: deadline_ms - 1000 * (time.monotonic() - arrived_s), self._needs_ms
+        )
+        policy = self.reader.policies.resolve(request.user_id)
+        request_id = uuid.uuid4().hex
+        return self.pipeline.recommend(
+            request, session, policy, self.now_ms(), request_id, deadline
+        )
 
     async def session(self, user_id: Id) -> dict[str, Any]:
         """What is known of a user. Raises Unavailable without a store."""

@@ -1,19 +1,13 @@
-"""What Prometheus reads of one replica; the outermost layer of its HTTP: counting, timing, turning away."""
+"""What Prometheus reads of one replica."""
 
-import json
-import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from collections.abc import Callable
+from functools import partial
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from serving.impression_writer import CLOSED, FULL, REFUSED, TORN
 from serving.service import Service
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _BUCKETS: Final = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
@@ -38,7 +32,9 @@ class ServingMetrics:
         self.degraded = Counter(
             "recsys_degraded", "Answers without a stage", ["stage"], registry=self.registry
         )
-        self.refused = Counter("recsys_refused", "Requests turned away", registry=self.registry)
+        self.refused = Counter(
+            "recsys_refused", "Requests turned away", ["route", "reason"], registry=self.registry
+        )
         writer, reader, replica = service.writer, service.reader, service.replica
         fresh = reader.freshness
         gauges: dict[str, tuple[str, Callable[[], float | None]]] = {
@@ -54,8 +50,11 @@ class ServingMetrics:
             "delta_gaps": ("Gaps met in the deltas", lambda: reader.line.gaps),
             "unreadable": ("Records that could not be read", lambda: reader.unreadable),
             "log_failures": ("Appends that failed", lambda: writer.failures),
-            "impressions_dropped": ("Impressions not logged", lambda: writer.dropped),
             "impressions_kept_bytes": ("Waiting for the log", lambda: writer.kept_bytes),
+            "impressions_on_disk_bytes": (
+                "Waiting for the log, on disk",
+                lambda: writer.on_disk_bytes,
+            ),
             "session_misses": ("Requests without their session", lambda: service.session_misses),
             "click_to_session_p95_ms": (
                 "Acknowledged view to session",
@@ -70,6 +69,20 @@ class ServingMetrics:
             gauge = Gauge(f"recsys_{name}", about, registry=self.registry)
             gauge.set_function(_or_nan(read))
 
+        dropped = Gauge(
+            "recsys_impressions_dropped", "Impressions not logged", ["reason"],
+            registry=self.registry,
+        )  # fmt: skip
+        for reason in (FULL, CLOSED, REFUSED, TORN):
+            dropped.labels(reason).set_function(partial(writer.drops.__getitem__, reason))
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        self.requests.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+
+    def turned_away(self, route: str, reason: str) -> None:
+        self.refused.labels(route, reason).inc()
+
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
@@ -80,51 +93,3 @@ def _or_nan(read: Callable[[], float | None]) -> Callable[[], float]:
         return float("nan") if found is None else found
 
     return value
-
-
-class Gate:
-    """ASGI: counts and times every request, and turns away what is over the limit of requests at a time.
-
-    Turned away early: a queue that grows makes every answer late, and a late answer is worth nothing.
-    """
-
-    def __init__(self, app: App, metrics: ServingMetrics, limit: int) -> None:
-        self._app, self._metrics, self._limit = app, metrics, limit
-        self._inside = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        limited = scope["path"].startswith("/v1/")
-        if limited and self._inside >= self._limit:
-            self._metrics.refused.inc()
-            return await refuse(send, 503, f"more than {self._limit} requests at a time", 1)
-        status = 500
-
-        async def seen(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        started = time.perf_counter()
-        self._inside += limited
-        try:
-            await self._app(scope, receive, seen)
-        finally:
-            self._inside -= limited
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, str(status)).inc()
-            self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
-
-
-async def refuse(send: Send, status: int, reason: str, retry_after_s: int) -> None:
-    """A whole answer that says no, and when to try again."""
-    body = json.dumps({"error": reason, "details": []}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", str(retry_after_s).encode()),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -99,6 +99,7 @@ class StateReader:
         self.unreadable = 0
         self.lag: dict[str, int] = {}  # records not read yet, by topic, as of about a second ago
         self._learned = 0
+        self._unlearned_ms: int | None = None  # since when examples wait for a step
         self._ranges: dict[int, Step] = {}
         self._live: tuple[str, int | None] | None = None  # None: nothing is loaded yet
         self._wanted: tuple[str, int | None] = (MAIN, None)
@@ -247,6 +248,8 @@ class StateReader:
             self._ranges[record.step] = record
         while len(self._ranges) > _STEPS_KEPT:
             del self._ranges[next(iter(self._ranges))]
+        if batch.examples and self._unlearned_ms is None:
+            self._unlearned_ms = now_ms
         for partition, offset, request_id, item_id in batch.examples:
             self.freshness.example(partition, offset, request_id, item_id)
         for delta in batch.steps:
@@ -255,7 +258,15 @@ class StateReader:
             self.events.tell(batch.events_end, now_ms)
             self.examples.tell(self._learned, now_ms)
 
+    def stale(self, now_ms: int) -> bool:
+        """Whether the weights are older than they should be: examples have waited for ``serve.stale_s``, and
+        no step was applied. Where nobody does anything, weights don't age."""
+        if self._unlearned_ms is None or self.replica.step == 0:
+            return False
+        return now_ms - self._unlearned_ms > 1000 * self._config.serve.stale_s
+
     def _apply_step(self, delta: StepDelta, now_ms: int) -> None:
+        self._unlearned_ms = None
         if not self.replica.apply_step(delta):
             self.line.diverge(delta.step)
         record = self._ranges.pop(delta.step, None)

@@ -1,14 +1,17 @@
 """The writer thread: order, group commit, a log that goes away and comes back."""
 
+import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recsys.log import Append, LogUnavailable, MemoryLog, Topic
-from serving.impression_writer import ImpressionWriter, Overloaded
+from serving.impression_writer import CLOSED, FULL, REFUSED, ImpressionWriter, Overloaded
+from serving.kept_file import Kept
 
 
 class Log(MemoryLog):
@@ -19,7 +22,7 @@ class Log(MemoryLog):
         self.away = False
         self.open = threading.Event()
         self.open.set()
-        self.appends = 0
+        self.appends, self.slow_s = 0, 0.0
         for name in ("events", "items"):
             self.create(Topic(name))
 
@@ -27,6 +30,7 @@ class Log(MemoryLog):
         self.open.wait(5)
         if self.away:
             raise LogUnavailable("disk full")
+        time.sleep(self.slow_s)
         self.appends += 1
         return super().append(topic, records)
 
@@ -146,3 +150,121 @@ def test_closing_writes_what_waits(log: Log) -> None:
     writer.close()
     assert log.values() == [b"%d" % i for i in range(50)]
     assert not writer.impression("events", record(b"late"))
+
+
+class Disk:
+    """A writer that keeps on disk, and its log."""
+
+    def __init__(self, folder: Path, log: Log | None = None, **more: int) -> None:
+        self.log, self.kept = log or Log(), Kept(folder, "log", more.pop("disk", 1 << 20))
+        self.writer = ImpressionWriter(
+            self.log, keep_bytes=more.pop("keep_bytes", 1000), retry_s=0.01, kept=self.kept
+        )
+        self.writer.start()
+
+    def show(self, *numbers: int) -> None:
+        for n in numbers:
+            self.writer.impression("events", record(b"%d" % n))
+
+    def numbers(self) -> list[int]:
+        return [int(value) for value in self.log.values()]
+
+
+def test_what_is_kept_goes_to_disk_and_comes_back_in_order_before_any_event(tmp_path: Path) -> None:
+    its = Disk(tmp_path)
+    its.log.away = True
+    its.show(*range(50))
+    until(lambda: its.writer.on_disk_bytes and not its.writer.kept_bytes)
+    its.show(*range(50, 80))
+    for _ in range(3):
+        with pytest.raises(LogUnavailable):
+            its.writer.commit("events", [record(b"-1")])
+        time.sleep(0.02)
+    its.log.away = False
+    until(lambda: not its.writer.on_disk_bytes and not its.writer.kept_bytes)
+    until(lambda: its.writer.commit("events", [record(b"99")]).result(5))
+    assert its.numbers() == [*range(80), 99]
+    assert its.writer.dropped == 0
+    its.writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_event_never_passes_an_impression_that_waits_on_disk(tmp_path: Path) -> None:
+    its = Disk(tmp_path, keep_bytes=10_000)
+    its.log.away = True
+    its.show(*range(1200))  # more than one batch
+    until(lambda: its.writer.on_disk_bytes)
+    its.log.slow_s = 0.02  # while it sends what is kept, more comes
+    its.log.away = False
+    taken, shown = None, 1200
+    while taken is None:
+        its.show(shown)
+        shown += 1
+        try:
+            taken = its.writer.commit("events", [record(b"-1")])
+        except LogUnavailable:
+            time.sleep(0.001)
+    assert taken.result(5) == [shown]
+    assert its.numbers() == [*range(shown), -1]
+    its.writer.close()
+
+
+def test_a_replica_that_ends_while_the_log_is_away_leaves_it_to_the_next(tmp_path: Path) -> None:
+    first = Disk(tmp_path)
+    first.log.away = True
+    first.show(1, 2, 3)
+    first.writer.close()
+    assert first.writer.dropped == 0
+    second = Disk(tmp_path, log=Log())
+    until(lambda: second.numbers() == [1, 2, 3])
+    second.show(4)
+    until(lambda: second.numbers() == [1, 2, 3, 4])
+    second.writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_and_disk_are_bounded_and_what_is_over_is_counted(tmp_path: Path) -> None:
+    its = Disk(tmp_path, keep_bytes=100, disk=600)
+    its.log.away = True
+    chance, shown, most = random.Random(7), 0, 0
+    while its.writer.drops[FULL] < 20:
+        its.show(shown)
+        shown += 1
+        most = max(most, its.writer.kept_bytes)
+        assert its.writer.on_disk_bytes <= 600
+        time.sleep(0.001 * (chance.random() < 0.3))
+    its.log.away = False
+    until(lambda: not its.writer.kept_bytes and not its.writer.on_disk_bytes)
+    found = its.numbers()
+    assert most <= 100 and found == sorted(set(found))
+    assert len(found) + its.writer.dropped == shown and set(its.writer.drops) == {FULL, "torn"}
+    its.writer.close()
+    assert not its.writer.impression("events", record(b"late"))
+    assert its.writer.drops[CLOSED] == 1
+
+
+def test_a_log_that_goes_and_comes_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
+    its, chance = Disk(tmp_path), random.Random(3)
+    for n in range(400):
+        its.show(n)
+        if chance.random() < 0.05:
+            its.log.away = not its.log.away
+            time.sleep(0.02 * chance.random())
+    its.log.away = False
+    until(lambda: not its.writer.kept_bytes and not its.writer.on_disk_bytes)
+    assert its.numbers() == list(range(400)) and its.writer.dropped == 0
+    its.writer.close()
+
+
+def test_a_record_that_the_log_never_takes_keeps_nobody_back(
+    writer: ImpressionWriter, log: Log
+) -> None:
+    log.open.clear()
+    writer.impression("events", record(b"0"))
+    until(lambda: not writer._entries)
+    writer.impression("events", record(b"1"))
+    writer.impression("events", Append(5, b"", b"no such partition"))
+    writer.impression("events", record(b"2"))
+    log.open.set()
+    until(lambda: writer.kept_bytes == 0)
+    assert log.values() == [b"0", b"1", b"2"] and writer.drops == {REFUSED: 1}

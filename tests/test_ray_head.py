@@ -36,6 +36,16 @@ def test_haproxy_reads_binds_on_loopback_only(tmp_path):
     )
 
 
+def test_haproxy_says_who_asks(tmp_path):
+    script, settings = tmp_path / "haproxy", tmp_path / "haproxy.cfg"
+    write_haproxy(script, "/bin/echo", "127.0.0.1", 8000)
+    settings.write_text("defaults\n    option httplog\n    option redispatch 1\n")
+    subprocess.run([script, "-f", settings], check=True, capture_output=True)
+    assert settings.read_text() == (
+        "defaults\n    option httplog\n    option forwardfor\n    option redispatch 1\n"
+    )
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "feed.example"])
 @pytest.mark.parametrize("written", ["127.0.0.1", "*"])
 def test_haproxy_binds_the_api_where_it_is_configured_and_nothing_else(tmp_path, host, written):

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,16 +44,7 @@ class System:
 
     def view(self, answer: dict[str, Any], user_id: str, watch_ms: int) -> dict[str, Any]:
         """One view of the first item, sent once."""
-        event = {
-            "type": "engagement",
-            "time_ms": time.time_ns() // 1_000_000,
-            "request_id": answer["request_id"],
-            "user_id": user_id,
-            "item_id": answer["items"][0]["item_id"],
-            "kind": "view",
-            "watch_ms": watch_ms,
-            "event_id": f"{answer['request_id']}-view",
-        }
+        event = viewed(answer, user_id, watch_ms)
         sent = self.client.post("/v1/events", json={"events": [event]})
         assert sent.status_code == 202 and sent.json()["accepted"] == 1, sent.text
         return event
@@ -64,6 +57,19 @@ class System:
         if "ray::ServeReplica" not in " ".join(process.info["cmdline"] or []):
             return False
         return str(self.state) in " ".join(process.environ().values())
+
+
+def viewed(answer: dict[str, Any], user_id: str, watch_ms: int) -> dict[str, Any]:
+    return {
+        "type": "engagement",
+        "time_ms": time.time_ns() // 1_000_000,
+        "request_id": answer["request_id"],
+        "user_id": user_id,
+        "item_id": answer["items"][0]["item_id"],
+        "kind": "view",
+        "watch_ms": watch_ms,
+        "event_id": f"{answer['request_id']}-view",
+    }
 
 
 def recsys(*arguments: str, state: Path) -> subprocess.CompletedProcess[str]:
@@ -208,3 +214,38 @@ def test_a_replica_that_dies_is_replaced_and_catches_up(system: System) -> None:
     until(lambda: system.client.get("/v1/status").json()["items"] == ITEMS, 30)
     assert system.events_of("anna") == user_events
     assert system.recommend("anna")["degraded"] == ["model"]
+
+
+def test_replicas_are_replaced_and_no_request_fails(system: System) -> None:
+    stop, failed, answered = threading.Event(), list[str](), Counter[str]()
+
+    def ask(user_id: str) -> None:
+        with httpx.Client(base_url=str(system.client.base_url), timeout=20.0) as client:
+            while not stop.wait(0.05):
+                try:
+                    answer = client.post("/v1/recommend", json={"user_id": user_id, "n": 3})
+                    answer.raise_for_status()
+                    event = viewed(answer.json(), user_id, 500)
+                    client.post("/v1/events", json={"events": [event]}).raise_for_status()
+                    answered[user_id] += 1
+                except httpx.HTTPError as error:
+                    failed.append(repr(error))
+
+    before = replicas(system)
+    asking = [threading.Thread(target=ask, args=(f"walker{n}",)) for n in range(2)]
+    for thread in asking:
+        thread.start()
+    done = recsys("restart", "serve", state=system.state)
+    until(lambda: not before & replicas(system), 30)  # the old one has drained
+    stop.set()
+    for thread in asking:
+        thread.join()
+    assert done.returncode == 0, done.stderr
+    assert failed == [] and min(answered.values()) > 20
+    assert system.client.get("/v1/status").json()["items"] == ITEMS
+    for user_id, count in answered.items():
+        until(lambda user_id=user_id, count=count: system.events_of(user_id) >= count, 30)
+
+
+def replicas(system: System) -> set[int]:
+    return {p.pid for p in psutil.process_iter(["name", "cmdline"]) if system.serves(p)}

@@ -34,11 +34,15 @@ class World:
         self.put(*(item(i) for i in range(items)))
         self.sessions = MemorySessions()
         self.now_ms = NOW_MS
-        self.service = Service(self.config, self.log, self.sessions, lambda: self.now_ms)
+        self.restart()
         self.fold = SessionLoop(
             self.log, MemoryFold(self.sessions), self.service.features, now_ms=lambda: self.now_ms
         )
         self.client: httpx.AsyncClient
+
+    def restart(self) -> None:
+        """Another service over the same log, folder and sessions."""
+        self.service = Service(self.config, self.log, self.sessions, lambda: self.now_ms)
 
     def put(self, *items: Item) -> None:
         self.log.append(ITEMS, [Append(0, b"", encode(item)) for item in items])

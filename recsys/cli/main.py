@@ -17,6 +17,10 @@ COMMANDS = {
     ),
     "up": ("recsys.cli.up:up", "Starts every part and watches it."),
     "down": ("recsys.cli.down:down", "Stops what `up` started."),
+    "restart": (
+        "recsys.cli.restart:restart",
+        "Replaces the replicas, while requests are answered.",
+    ),
     "status": ("recsys.cli.status:status", "Says how each part is, and how far behind."),
     "part": ("recsys.cli.part:part", "Runs one part in this process."),
     "viewers": ("recsys.cli.viewers:viewers", "Sends simulated viewers to a running server."),

@@ -59,6 +59,11 @@ def serve_environment(plan: Plan) -> dict[str, str]:
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if ours and haproxy() else "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1" if ours else "0",
+        # A replica that leaves is reachable for so long, until HAProxy knows; then it refuses connections,
+        # and HAProxy asks another. So it does where a replica died before it answered: a request may come
+        # twice, which harms nobody (events have ids).
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
@@ -146,7 +151,8 @@ def command(config: Config, ports: RayPorts, folder: Path) -> list[str]:
 def logical_cpus(config: Config) -> int:
     """What Ray may hand out: the machine's, or more where the parts ask for more. It is bookkeeping only."""
     trainer = config.trainer.workers * config.trainer.cpus_per_worker
-    wanted = math.ceil(trainer) + config.serve.replicas + config.parameter_server.shards
+    replicas = max(config.serve.replicas, config.serve.max_replicas) + 1  # one more at a restart
+    wanted = math.ceil(trainer) + replicas + config.parameter_server.shards
     return max(os.cpu_count() or 1, wanted + 1)  # one for an offline job
 
 

@@ -36,7 +36,8 @@ def keep_on_loopback() -> None:
 def write_haproxy(path: Path, binary: str, host: str, port: int) -> None:
     """Writes a shell script that puts each ``bind`` of the configuration in its place, then becomes HAProxy.
 
-    The API's port is bound on ``host`` and nowhere else, every other on loopback. Serve writes the
+    The API's port is bound on ``host`` and nowhere else, every other on loopback; who asks is told in
+    ``X-Forwarded-For``. Serve writes the
     configuration anew before each start, so the script runs at each; its process id stays that of HAProxy,
     which Serve signals.
     """
@@ -45,6 +46,8 @@ def write_haproxy(path: Path, binary: str, host: str, port: int) -> None:
     rules = [
         f"s/{all_interfaces}([0-9]+)/\\1127.0.0.1:\\3/",
         f"s/{any_host}{port}([[:space:]]|$)/\\1{host}:{port}\\2/",
+        # So that a replica knows who asks (serve.client_rate).
+        r"s/^([[:space:]]*)option httplog$/\1option httplog\n\1option forwardfor/",
     ]
     path.write_text(
         "#!/bin/sh\n"

@@ -2,10 +2,13 @@
 
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from recsys.cli import plan as plans
 from recsys.cli.ray_head import client_environment, serve_host
+from recsys.cli.restart import GAUGE, requested
 from recsys.config import Config
 from recsys.loops import Stop
 
@@ -36,14 +39,38 @@ def run(config: Config, stop: Stop) -> None:
                 "keep_alive_timeout_s": 75,
             }
         )
-        serve.run(application(config), name=APP, route_prefix="/", blocking=False)
+        asked = requested(config.state)
+        deploy = partial(_deploy, serve, APP, partial(application, config))
+        deploy()
         url = plans.feed_url(config)
         stop.heartbeat.address("feed", url)
-        _wait_until_ready(url, stop)
-        _watch(serve, APP, stop)
+        _wait_until_ready(serve, APP, url, stop)
+        _watch(serve, APP, stop, Restarts(config.state, asked, deploy))
     finally:
         take_down(serve, APP, plan.owns_ray)
         ray.shutdown()
+
+
+def _deploy(serve: Any, app: str, application: Callable[[], Any]) -> None:
+    """Deploys, and doesn't wait. Where the application runs, its replicas are replaced one by one."""
+    target = serve.RunTarget(target=application(), name=app, route_prefix="/")
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+class Restarts:
+    """Deploys again where ``recsys restart`` asks for it. ``done`` is the last request that was fulfilled."""
+
+    def __init__(self, state: str, asked: int, deploy: Callable[[], None]) -> None:
+        self._state, self._deploy = state, deploy
+        self.done = self._asked = asked
+
+    def look(self) -> None:
+        if (asked := requested(self._state)) != self._asked:
+            self._asked = asked
+            self._deploy()
+
+    def fulfilled(self) -> None:
+        self.done = self._asked
 
 
 def take_down(serve: Any, app: str, owns_ray: bool) -> None:
@@ -54,10 +81,15 @@ def take_down(serve: Any, app: str, owns_ray: bool) -> None:
         serve.delete(app)
 
 
-def _wait_until_ready(url: str, stop: Stop) -> None:
+def _wait_until_ready(serve: Any, app: str, url: str, stop: Stop) -> None:
+    """Returns once a replica answers. Raises where none can be started: the constructor failed, again and
+    again."""
     import httpx
 
     while not stop.is_set(starting=True):
+        found = serve.status().applications.get(app)
+        if found is not None and found.status.value == "DEPLOY_FAILED":
+            raise RuntimeError(f"the Serve application can't be started: {found.message}")
         try:
             if httpx.get(f"{url}/readyz", timeout=5.0).status_code == 200:
                 return
@@ -66,16 +98,22 @@ def _wait_until_ready(url: str, stop: Stop) -> None:
         stop.wait(0.2, starting=True)
 
 
-def _watch(serve: Any, app: str, stop: Stop) -> None:
+def _watch(serve: Any, app: str, stop: Stop, restarts: Restarts) -> None:
     """Returns when asked to stop; raises where the application stays unhealthy."""
     well_at = time.monotonic()
     while not stop.wait(_LOOK_EVERY_S):
+        restarts.look()
         found = serve.status().applications.get(app)
         status = "GONE" if found is None else str(found.status.value)
+        answering = 0
+        if found is not None and "Feed" in found.deployments:
+            answering = found.deployments["Feed"].replica_states.get("RUNNING", 0)
+        stop.heartbeat.gauge("replicas", answering)
         if status == "RUNNING":
+            restarts.fulfilled()
+        stop.heartbeat.gauge(GAUGE, restarts.done)
+        if status == "RUNNING" or (status == "DEPLOYING" and answering):
             well_at = time.monotonic()
-            replicas = found.deployments["Feed"].replica_states
-            stop.heartbeat.gauge("replicas", replicas.get("RUNNING", 0))
         elif time.monotonic() - well_at > _UNHEALTHY_S:
             raise RuntimeError(
                 f"the Serve application is {status}: {found.message if found else ''}"

@@ -1,0 +1,134 @@
+"""Who is let in: simulated queues of one thread, with a clock of their own."""
+
+import random
+from collections import deque
+
+import pytest
+
+from serving.admission import ONGOING, WAIT, Admission, Buckets, Limit
+
+SERVICE_S = 0.004
+
+
+class Desk:
+    """One thread that takes ``SERVICE_S`` for an answer; requests come at random, at a rate."""
+
+    def __init__(self, admission: Admission, seed: int = 1) -> None:
+        self.admission, self._random = admission, random.Random(seed)
+        self.now_s, self.free_s = 100.0, 100.0
+        self.queue: deque[float] = deque()
+        self.latencies_s: list[float] = []
+        self.refused = 0
+        self.longest = 0
+
+    def run(self, rate: float, seconds: float) -> None:
+        end_s = self.now_s + seconds
+        while self.now_s < end_s:
+            self.now_s += self._random.expovariate(rate)
+            self._serve_until(self.now_s)
+            if self.admission.refusal(self.now_s):
+                self.refused += 1
+            else:
+                self.admission.enter(self.now_s)
+                self.queue.append(self.now_s)
+                self.longest = max(self.longest, len(self.queue))
+
+    def _serve_until(self, now_s: float) -> None:
+        while self.queue:
+            begins_s = max(self.free_s, self.queue[0])
+            if begins_s + SERVICE_S > now_s:
+                return
+            came_s = self.queue.popleft()
+            self.admission.turn(begins_s - came_s, begins_s)
+            self.free_s = begins_s + SERVICE_S
+            self.admission.leave(self.free_s)
+            self.latencies_s.append(self.free_s - came_s)
+
+    def p99_s(self) -> float:
+        return sorted(self.latencies_s)[int(0.99 * len(self.latencies_s))]
+
+
+def desk(rate: float, seconds: float = 20.0) -> Desk:
+    made = Desk(Admission(0.1, 0.025, 100))
+    made.run(rate, 1.0)
+    made.latencies_s.clear()
+    made.refused = 0
+    made.run(rate, seconds)
+    return made
+
+
+def test_at_half_of_the_peak_nobody_is_refused() -> None:
+    half = desk(0.5 / SERVICE_S)
+    assert half.refused == 0
+
+
+def test_at_three_times_the_peak_all_time_is_used_and_the_admitted_wait_little() -> None:
+    half, over = desk(0.5 / SERVICE_S), desk(3.0 / SERVICE_S)
+    assert len(over.latencies_s) * SERVICE_S > 0.97 * 20.0
+    assert over.p99_s() < 2 * half.p99_s()
+    assert over.refused > len(over.latencies_s)
+
+
+def test_a_burst_is_taken_and_a_queue_that_stands_is_cut() -> None:
+    admission = Admission(0.1, 0.025, 100)
+    now_s = 5.0
+    taken = 0
+    while not admission.refusal(now_s):
+        admission.enter(now_s)
+        taken += 1
+    assert taken == pytest.approx(0.1 / admission.answer_s, abs=1)  # as many as come in time
+    assert admission.refusal(now_s) == WAIT
+    for _ in range(taken - 7):  # answered one after the other, each after a wait
+        now_s += 0.0075
+        admission.turn(0.05, now_s)
+        admission.leave(now_s)
+    assert admission.inside == 7 and admission.inside * admission.answer_s < 0.1
+    assert admission.refusal(now_s) == WAIT  # it would come in time, but the queue stands
+    admission.turn(0.0, now_s)  # a turn without a queue
+    assert not admission.refusal(now_s)
+
+
+def test_the_queue_is_bounded_however_much_comes() -> None:
+    slow = Desk(Admission(0.1, 0.025, 100))
+    slow.run(50.0 / SERVICE_S, 2.0)
+    assert slow.longest <= 0.1 / SERVICE_S + 2
+
+
+def test_what_an_answer_takes_is_learned_and_a_few_are_always_let_in() -> None:
+    admission = Admission(0.1, 0.025, 100)
+    now_s = 0.0
+    for _ in range(200):  # each takes 300 ms: longer than the deadline
+        admission.enter(now_s)
+        now_s += 0.3
+        admission.leave(now_s)
+    assert admission.answer_s == pytest.approx(0.3, rel=0.01)
+    assert [admission.refusal(now_s) for _ in range(6) if not admission.enter(now_s)] == [
+        "", "", "", "", WAIT, WAIT,
+    ]  # fmt: skip
+
+
+def test_a_limit_counts() -> None:
+    limit = Limit(2)
+    limit.enter(0.0)
+    assert limit.refusal(0.0) == ""
+    limit.enter(0.0)
+    assert limit.refusal(1e9) == ONGOING
+    limit.leave(0.0)
+    assert limit.refusal(0.0) == ""
+
+
+def test_a_client_has_its_share_and_a_second_s_worth_at_once() -> None:
+    buckets = Buckets(rate=2.0)
+    assert [buckets.take("a", 10.0) for _ in range(3)] == [0.0, 0.0, 0.5]
+    assert buckets.take("b", 10.0) == 0.0  # another's share is its own
+    assert buckets.take("a", 10.25) == pytest.approx(0.25)  # asking costs nothing
+    assert buckets.take("a", 10.5) == 0.0
+    assert Buckets(rate=0.0).take("a", 0.0) == 0.0
+
+
+def test_only_so_many_clients_are_remembered() -> None:
+    buckets = Buckets(rate=1.0, clients=3)
+    for n in range(50):
+        buckets.take(f"c{n}", 0.0)
+    assert len(buckets) == 3
+    assert buckets.take("c49", 0.0) > 0 and buckets.take("c0", 0.0) == 0.0
