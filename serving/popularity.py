@@ -29,7 +29,9 @@ class Popularity:
         self._catalogue = catalogue
         # Of the fast counters, which come first.
         self._main = features.kinds.index(features.main_labels[0])
+        self._shown_column = len(features.kinds)  # of the slow counters, which stand behind
         self._values = np.full(1024, -np.inf, np.float64)
+        self._shown = np.zeros(1024)
         self._top: Indices = np.empty(0, np.int64)
         self._newest_ms = -_REFRESH_MS
 
@@ -38,6 +40,12 @@ class Popularity:
         """One value per item of the catalogue, -inf where nothing has happened yet."""
         self._grow()
         return self._values[: len(self._catalogue)]
+
+    @property
+    def shown(self) -> NDArray[np.float64]:
+        """How often each item of the catalogue was shown, by its slow counter when it last changed."""
+        self._grow()
+        return self._shown[: len(self._catalogue)]
 
     def update(self, keys: Indices, counters: NDArray[np.float32], last_ms: Indices) -> None:
         """Takes the counters (n, C) of entities that changed; those that aren't items are passed over."""
@@ -50,6 +58,7 @@ class Popularity:
                 count = float(counters[place, self._main])
                 value = np.log2(count + 1e-6) + last_ms[place] / HALF_LIVES_MS[0]
                 self._values[index] = value if count > 0 else -np.inf
+                self._shown[index] = counters[place, self._shown_column]
         before_ms, self._newest_ms = self._newest_ms, max(self._newest_ms, int(last_ms.max()))
         if before_ms // _REFRESH_MS != self._newest_ms // _REFRESH_MS:
             self._top = self._best()
@@ -70,3 +79,4 @@ class Popularity:
     def _grow(self) -> None:
         while len(self._values) < len(self._catalogue):
             self._values = np.concatenate([self._values, np.full_like(self._values, -np.inf)])
+            self._shown = np.concatenate([self._shown, np.zeros_like(self._shown)])
