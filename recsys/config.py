@@ -257,8 +257,32 @@ class ServeConfig:
 
 
 WATCH: Final = "watch"  # the weight of predicted watch time, beside those of the labels
-SOURCES: Final = ("vector", "similar", "topic", "popular", "fresh")  # of candidates
+# Of candidates. What is on trial comes first: the others may fill all places, and the quota needs some of it.
+SOURCES: Final = ("trial", "vector", "similar", "topic", "segment", "popular", "fresh")
 RANKS: Final = 100  # of the longest list that may be asked for
+RULES: Final = ("boost", "bury", "require", "limit")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A business rule for items whose ``field`` holds ``value``: a text, or one of a list of texts.
+
+    ``boost`` adds ``amount`` to their score, ``bury`` takes it away; ``require`` leaves no other items (of
+    several on one field, one must hold); ``limit`` lets ``amount`` of them into a list, 0 none.
+    """
+
+    field: str
+    value: str
+    do: str
+    amount: float = 1.0
+
+    def __post_init__(self) -> None:
+        name = f"policy.rules, {self.do} {self.field}"
+        _check(self.do in RULES, f"{name}: do", self.do, f"one of {', '.join(RULES)}")
+        _check(bool(self.field), f"{name}: field", self.field, "the name of an item's field")
+        _check(0 <= self.amount < 1e6, f"{name}: amount", self.amount, "0 or more, below a million")
+        whole = self.do != "limit" or self.amount == int(self.amount)
+        _check(whole, f"{name}: amount", self.amount, "a whole number of items")
 
 
 @dataclass(frozen=True)
@@ -281,11 +305,22 @@ class PolicyConfig:
     temperature: float = 0.1  # of the Plackett–Luce draw over scores: lower is greedier
     explore: float = 0.05  # share of each rank given to a uniform draw over the candidates
     per_author: int = 2  # items of one author in one list
+    # What an item loses of its score for being as near as can be to one above it in the list; 0 is off.
+    diversity: float = 0.0
+    # What an item loses at most for its author or tags being those of items that the viewer hid; 0 is off.
+    not_interested: float = 0.3
+    rules: tuple[Rule, ...] = ()
+    quota: float = (
+        0.05  # share of each rank given to items on trial: those shown less often than ...
+    )
+    trust_after: int = 50  # ... so many times; their part of the quota falls as they are shown
     sources: dict[str, int] = field(
         default_factory=lambda: {
+            "trial": 20,
             "vector": 150,
             "similar": 80,
             "topic": 80,
+            "segment": 60,
             "popular": 60,
             "fresh": 30,
         }
@@ -302,8 +337,23 @@ class PolicyConfig:
             _check(name in SOURCES, f"policy.sources.{name}", share,
                    f"only the sources {', '.join(SOURCES)}")  # fmt: skip
         object.__setattr__(self, "fixed", _ranks(self.fixed))
+        object.__setattr__(self, "rules", _rules(self.rules))
+        for name in ("diversity", "not_interested"):
+            weight = getattr(self, name)
+            _check(0 <= weight < 1e6, f"policy.{name}", weight, "0 (off) or more, below a million")
+        _check(0 <= self.quota <= 1, "policy.quota", self.quota, "0 to 1")
+        _check(self.trust_after >= 0, "policy.trust_after", self.trust_after,
+               "0 (nothing is on trial) or more impressions")  # fmt: skip
         _check(self.temperature > 0, "policy.temperature", self.temperature, "a positive number")
         _check(0 <= self.explore <= 1, "policy.explore", self.explore, "0 to 1")
+
+
+def _rules(rules: Sequence[Any]) -> tuple[Rule, ...]:
+    """The rules, also those that an experiment gives as mappings."""
+    try:
+        return tuple(r if isinstance(r, Rule) else msgspec.convert(r, Rule) for r in rules)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"policy.rules is {rules!r}: {error}") from None
 
 
 def _ranks(fixed: dict[int | str, Id]) -> dict[int | str, Id]:

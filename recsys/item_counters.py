@@ -1,7 +1,8 @@
 """Item-side counters: what all viewers did with an item, its author, its tags, and with each per context.
 
 The fold of impressions and engagements behind the `item_state` topic. An engagement finds the context of its
-request among the requests remembered; one that doesn't still counts for the item itself.
+request among the requests remembered, and the segment of its viewer; one that doesn't still counts for the
+item itself.
 """
 
 from collections import OrderedDict
@@ -26,9 +27,13 @@ class ItemCounters:
         self.features = features
         self.counters = Counters(len(features.kinds), 1024)
         self._requests: OrderedDict[str, int] = OrderedDict()
+        self._segments: OrderedDict[str, int] = (
+            OrderedDict()
+        )  # of requests by viewers with a profile
         self._changed: set[int] = set()
         self._kinds = set(features.kinds) | {"view"}
         self._duration = features.slot("duration").start
+        self._profile_slot = features.slot("profile")
         self._crosses: dict[tuple[int, int, int], tuple[int, ...]] = {}
 
     def impression(self, impression: Impression, items_NI: Keys) -> None:
@@ -36,11 +41,14 @@ class ItemCounters:
         context = self.features.context_keys(impression.surface, impression.context)[0]
         self._requests[impression.request_id] = context
         if len(self._requests) > REQUESTS:
-            self._requests.popitem(last=False)
+            self._segments.pop(self._requests.popitem(last=False)[0], None)
+        segment = self._profile(impression)
+        if segment:
+            self._segments[impression.request_id] = segment
         if self.features.schema.shown_by == "impression":
             shown = amounts(self.features.kinds, "shown")
             for keys_I in items_NI:
-                self._add(keys_I, context, shown, impression.time_ms)
+                self._add(keys_I, context, segment, shown, impression.time_ms)
 
     def engagement(self, engagement: Engagement, keys_I: Keys) -> None:
         """Counts what a viewer did with an item, whose keys (I,) come from the catalogue."""
@@ -51,7 +59,8 @@ class ItemCounters:
         if kind == "view" and self.features.schema.shown_by == "view":
             added[0] += 1.0
         context = self._requests.get(engagement.request_id, 0)
-        self._add(keys_I, context, added, engagement.time_ms)
+        segment = self._segments.get(engagement.request_id, 0)
+        self._add(keys_I, context, segment, added, engagement.time_ms)
 
     def take_changed(self) -> list[int]:
         """The keys changed since the last call: what `item_state` has to be told."""
@@ -63,15 +72,38 @@ class ItemCounters:
         """The requests remembered, oldest first, for the fold's own snapshot."""
         return list(self._requests.items())
 
-    def remember(self, requests: list[tuple[str, int]]) -> None:
-        self._requests.update(requests)
+    def segments(self) -> list[tuple[str, int]]:
+        """The segments of these requests, where their viewers have one."""
+        return list(self._segments.items())
 
-    def _add(self, keys_I: Keys, context: int, added: NDArray[np.float32], now_ms: int) -> None:
+    def remember(
+        self, requests: list[tuple[str, int]], segments: list[tuple[str, int]] | None = None
+    ) -> None:
+        self._requests.update(requests)
+        self._segments.update(segments or [])
+
+    def _profile(self, impression: Impression) -> int:
+        """The first key of the viewer's profile, as it was served; 0 where there is none."""
+        block, slot = impression.features, self._profile_slot
+        if block is None or len(block.user_keys) < 8 * slot.stop:
+            return 0
+        return int(np.frombuffer(block.user_keys, np.int64, 1, 8 * slot.start)[0])
+
+    def _add(
+        self,
+        keys_I: Keys,
+        context: int,
+        segment: int,
+        added: NDArray[np.float32],
+        now_ms: int,
+    ) -> None:
         if not added.any():
             return
         entities = (GLOBAL, *self.features.entities(keys_I))
         if context:
             entities += (context, *self._crossed(context, keys_I))
+        if segment and segment != context:
+            entities += (int(cross(segment, keys_I[:1])[0]),)
         self.counters.add(entities, added, now_ms)
         self._changed.update(entities)
 
@@ -90,3 +122,10 @@ class ItemCounters:
 def context_entities(features: FeatureSet, context: int, items_NI: Keys) -> Keys:
     """(N, 2): the item and its duration, each crossed with the context."""
     return cross(context, items_NI[:, [0, features.slot("duration").start]])
+
+
+def segment_of(features: FeatureSet, user_U: Keys) -> int:
+    """Whom a viewer is taken to be like before they have done anything: those of the same profile (its first
+    field), or where there is none, those in the same context."""
+    profile = int(user_U[features.slot("profile").start])
+    return profile or int(user_U[features.slot("context").start])

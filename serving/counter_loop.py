@@ -36,13 +36,15 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class _Counted(msgspec.Struct):
-    """What a snapshot says beside the offsets: the counters, and the requests whose context is remembered."""
+    """What a snapshot says beside the offsets: the counters, and the requests whose context and segment
+    are remembered."""
 
     features: str
     keys: bytes
     values: bytes
     last_ms: bytes
     requests: list[tuple[str, int]]
+    segments: list[tuple[str, int]] = []
 
 
 class CounterLoop:
@@ -106,6 +108,7 @@ class CounterLoop:
             values.tobytes(),
             last_ms.tobytes(),
             self.fold.requests(),
+            self.fold.segments(),
         )
         offsets = {EVENTS: dict(enumerate(self.events.offsets))}
         held = self._state.save(self._log.id, offsets, msgspec.msgpack.encode(counted))
@@ -155,7 +158,7 @@ class CounterLoop:
         keys = np.frombuffer(counted.keys, np.int64)
         values = np.frombuffer(counted.values, np.float32).reshape(-1, self.fold.counters.columns)
         self.fold.counters.set(keys, values, np.frombuffer(counted.last_ms, np.int64))
-        self.fold.remember(counted.requests)
+        self.fold.remember(counted.requests, counted.segments)
         return [saved.offsets[EVENTS][p] for p in range(len(saved.offsets[EVENTS]))]
 
 

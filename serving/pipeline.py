@@ -1,13 +1,20 @@
-"""From a request to an answer: filter, retrieve, rank, select; one version, one stamp.
+"""From a request to an answer, by named stages; one version, one stamp.
+
+    filters         what may not come at all: gone, excluded, hidden, seen (serving/filters.py)
+    sources         candidates, each source with its share (serving/retrieval.py)
+    rank            what the viewer would do with each, as one score
+    not_interested, rules
+                    what changes scores or takes candidates out (serving/stages.py)
+    diversify, draw a list by score, caps, exploration and quota, with its propensities (serving/selection.py)
 
 Everything happens in one call on one thread: no stage waits, no stage talks to another process. A stage that
-fails is skipped and named in ``degraded``; an answer comes whatever happens to the model.
+fails is skipped and named in ``degraded``; an answer comes whatever happens to the model. What a stage took
+out is counted under its name in ``removed``.
 """
 
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,24 +30,14 @@ from serving.deadline import POPULAR, SHORT, UNHURRIED, UNRANKED, Deadline, shor
 from serving.explanation import reasons
 from serving.filters import wanted_items
 from serving.replica import Replica
-from serving.request import Answer, AnswerItem, Request
+from serving.request import Answer, AnswerItem, Ranked, Request
 from serving.retrieval import Retrieval
 from serving.scoring import probabilities
-from serving.selection import Drawn, draw
+from serving.selection import Chance, Drawn, draw
+from serving.stages import caps_of, staged, trust_of
 
 _log = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class _Ranked:
-    """The candidates of a request: what was known of them and how they score."""
-
-    indices: list[int]
-    sources: list[list[str]]
-    features: RequestFeatures
-    predictions_NL: Floats | None
-    scores_N: NDArray[np.float64]
 
 
 class Pipeline:
@@ -69,13 +66,13 @@ class Pipeline:
         fixed = self._fixed(request, session, policy, found)
         found |= {index: ["fixed"] for index in fixed.values()}
         ranked = self._rank(request, session, policy, now_ms, found, deadline, degraded)
+        ranked, taken_out = staged(self.replica, session, policy.config, ranked)
         drawn = self._select(request, policy, ranked, fixed, request_id)
+        removed |= taken_out | drawn.closed
         stamp = self._stamp(session, policy)
         items = [
-            self._item(request, session, ranked, rank, int(position), float(propensity))
-            for rank, (position, propensity) in enumerate(
-                zip(drawn.positions, drawn.propensities, strict=True)
-            )
+            self._item(request, session, ranked, rank, drawn)
+            for rank in range(len(drawn.positions))
         ]
         impression = Impression(
             time_ms=now_ms,
@@ -96,7 +93,16 @@ class Pipeline:
             features=ranked.features.rows(drawn.positions).block(),
             degraded=degraded,
         )
-        return Answer(request_id, tuple(items), impression, stamp, tuple(degraded), removed)
+        return Answer(
+            request_id,
+            tuple(items),
+            impression,
+            stamp,
+            tuple(degraded),
+            removed,
+            drawn.offered,
+            ranked,
+        )
 
     def _candidates(
         self,
@@ -121,7 +127,9 @@ class Pipeline:
         if deadline.misses(POPULAR):
             degraded.append(POPULAR)
             shares = {"popular": limit}
-        found = self.retrieval.collect(session, user, wanted, shares, limit, salt)
+        found = self.retrieval.collect(
+            session, user, wanted, shares, limit, salt, policy.config.trust_after
+        )
         if found.failed:
             degraded.append("retrieval")
         if len(found.sources) < request.n:
@@ -171,7 +179,7 @@ class Pipeline:
         found: dict[int, list[str]],
         deadline: Deadline,
         degraded: list[str],
-    ) -> _Ranked:
+    ) -> Ranked:
         indices = list(found)
         features = self._features(request, session, np.array(indices, np.int64), now_ms)
         predictions: Floats | None = None
@@ -192,7 +200,8 @@ class Pipeline:
             scores = self._popular_scores(indices)
         else:
             scores = self.score(predictions, policy)
-        return _Ranked(indices, list(found.values()), features, predictions, scores)
+        everywhere = np.ones(len(indices), np.bool_)
+        return Ranked(indices, list(found.values()), features, predictions, scores, everywhere)
 
     def score(self, predictions_NL: Floats, policy: Policy) -> NDArray[np.float64]:
         """The weighted sum of predicted engagements; watch time counts in minutes."""
@@ -216,23 +225,21 @@ class Pipeline:
         self,
         request: Request,
         policy: Policy,
-        ranked: _Ranked,
+        ranked: Ranked,
         fixed: Mapping[int, int],
         request_id: str,
     ) -> Drawn:
-        groups = None
-        if self.replica.features.schema.groups and request.candidate_ids is None:
-            name = self.replica.features.schema.groups[0]
-            column = self.replica.features.slot(f"item.{name}").start
-            groups = ranked.features.items_NI[:, column]
+        config, replica = policy.config, self.replica
+        at = np.array(ranked.indices, np.int64)
         return draw(
-            ranked.scores_N,
+            ranked.final_N,
             request.n,
-            temperature=policy.config.temperature,
-            explore=policy.config.explore,
+            Chance(config.temperature, config.explore, config.quota, config.diversity),
             request_id=request_id,
-            groups_N=groups,
-            per_group=policy.config.per_author,
+            caps=caps_of(replica.features, config, ranked, request.candidate_ids is not None),
+            trust_N=trust_of(replica.popularity.shown[at], config.trust_after),
+            vectors_NV=replica.index.vectors[at] if config.diversity else None,
+            open_N=ranked.open_N,
             fixed={rank: ranked.indices.index(index) for rank, index in fixed.items()},
         )
 
@@ -263,15 +270,11 @@ class Pipeline:
         )
 
     def _item(
-        self,
-        request: Request,
-        session: Session,
-        ranked: _Ranked,
-        rank: int,
-        position: int,
-        propensity: float,
+        self, request: Request, session: Session, ranked: Ranked, rank: int, drawn: Drawn
     ) -> AnswerItem:
+        position = int(drawn.positions[rank])
         index, score = ranked.indices[position], float(ranked.scores_N[position])
+        sources = ranked.sources[position] + (["quota"] if drawn.trial_R[rank] else [])
         predictions, why = None, None
         if request.explain:
             why = reasons(session, self.replica.catalogue, index)
@@ -281,8 +284,8 @@ class Pipeline:
             item_id=self.replica.catalogue.ids[index],
             rank=rank,
             score=score if math.isfinite(score) else None,
-            propensity=propensity,
-            sources=tuple(ranked.sources[position]),
+            propensity=float(drawn.propensities[rank]),
+            sources=tuple(sources),
             fields=self.replica.catalogue.fields[index],
             predictions=predictions,
             reasons=why,

@@ -30,7 +30,9 @@ class Popularity:
         self._catalogue = catalogue
         # Of the fast counters, which come first.
         self._main = features.kinds.index(features.main_labels[0])
+        self._shown_column = len(features.kinds)  # of the slow counters, which stand behind
         self._values = np.full(1024, -np.inf, np.float64)
+        self._shown = np.zeros(1024)
         self._top: Indices = np.empty(0, np.int64)
         self._moved: list[Indices] = []  # since the best were found
         self._floor = np.inf  # the value of the last of them
@@ -42,6 +44,12 @@ class Popularity:
         """One value per item of the catalogue, -inf where nothing has happened yet."""
         self.reserve(0)
         return self._values[: len(self._catalogue)]
+
+    @property
+    def shown(self) -> NDArray[np.float64]:
+        """How often each item of the catalogue was shown, by its slow counter when it last changed."""
+        self.reserve(0)
+        return self._shown[: len(self._catalogue)]
 
     def update(self, keys: Indices, counters: NDArray[np.float32], last_ms: Indices) -> None:
         """Takes the counters (n, C) of entities that changed; those that aren't items are passed over."""
@@ -60,6 +68,7 @@ class Popularity:
         )
         self._values[items] = values
         self._moved.append(items)
+        self._shown[items] = counters[of, self._shown_column]
         before_ms, self._newest_ms = self._newest_ms, max(self._newest_ms, int(last_ms.max()))
         if before_ms // _REFRESH_MS != self._newest_ms // _REFRESH_MS:
             self._top = self._best()
@@ -87,3 +96,4 @@ class Popularity:
         """Makes room for so many more items. Another thread may read meanwhile, and none may write."""
         while len(self._values) < len(self._catalogue) + more:
             self._values = np.concatenate([self._values, np.full_like(self._values, -np.inf)])
+            self._shown = np.concatenate([self._shown, np.zeros_like(self._shown)])

@@ -3,7 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from recsys.events import Impression, Stamp
+from recsys.features import RequestFeatures
 from recsys.hashing import Id
 
 
@@ -35,12 +39,43 @@ class AnswerItem:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """The candidates of a request (N), each with its catalogue index, and what the stages made of them.
+
+    ``scores_N`` are the ranker's. ``added`` is what each later stage added to them, by its name, and
+    ``open_N`` the candidates that all of these let through.
+    """
+
+    indices: list[int]
+    sources: list[list[str]]
+    features: RequestFeatures
+    predictions_NL: NDArray[np.float32] | None
+    scores_N: NDArray[np.float64]
+    open_N: NDArray[np.bool_]
+    added: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    @property
+    def final_N(self) -> NDArray[np.float64]:
+        """The scores that the list is drawn by."""
+        total = self.scores_N
+        for more in self.added.values():
+            total = total + more
+        return total
+
+
+@dataclass(frozen=True)
 class Answer:
-    """The list, the impression to be logged, the stamp, the stages that were skipped."""
+    """The list, the impression to be logged, the stamp, the stages that were skipped.
+
+    ``removed`` is how many candidates each stage removed, by its name. ``offered``: at how many ranks an item
+    on trial could have been drawn; one that was, by the quota, has the source ``quota``.
+    """
 
     request_id: str
     items: tuple[AnswerItem, ...]
     impression: Impression
     stamp: Stamp
     degraded: tuple[str, ...]
-    removed: dict[str, int]  # candidates that each filter removed
+    removed: dict[str, int]
+    offered: int = 0
+    ranked: Ranked | None = field(default=None, compare=False, repr=False)

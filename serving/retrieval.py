@@ -1,8 +1,10 @@
 """Candidates from several sources, each with its share of the budget.
 
+``trial``   new items that were shown less often than ``policy.trust_after``: what the quota is spent on
 ``vector``  the items nearest to the user side
 ``similar`` the items nearest to what was liked last
 ``topic``   items of the authors and tags that the session likes
+``segment`` what engages most, of the popular, people of the same profile or in the same context
 ``popular`` what engages most lately
 ``fresh``   the newest items, so that none stays unseen
 
@@ -18,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.features import RequestFeatures
-from recsys.hashing import uniforms
+from recsys.hashing import cross, uniforms
+from recsys.item_counters import segment_of
 from recsys.session import Entry, Session
 from serving.replica import Replica
 from serving.scoring import user_vector
@@ -26,8 +29,14 @@ from serving.scoring import user_vector
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 _NEWEST: Final = 2000
+_TRIAL: Final = 0x7A11  # so that ``trial`` and ``fresh`` don't draw the same
 _LIKED: Final = 3  # newest liked items that ``similar`` looks around
 _TOPICS: Final = 4
+_KNOWN: Final = (
+    20  # items in the history, from which on a viewer's own past says more than their segment
+)
+_POPULAR: Final = 512  # the most popular, among which a segment has its favourites
+_PRIOR: Final = 8.0  # showings of an item to everybody that weigh as much as one segment's own
 _log = logging.getLogger(__name__)
 
 
@@ -53,6 +62,7 @@ class Retrieval:
         shares: Mapping[str, int],
         limit: int,
         salt: int,
+        trust_after: int = 0,
     ) -> Found:
         """Catalogue indices with the sources that found them, at most ``limit``.
 
@@ -60,9 +70,11 @@ class Retrieval:
         source that fails finds nothing, and is named.
         """
         sources: dict[str, Callable[[int], Indices]] = {
+            "trial": lambda k: self._trial(wanted, k, salt, trust_after),
             "vector": lambda k: self._vector(user, wanted, k),
             "similar": lambda k: self._similar(session, wanted, k),
             "topic": lambda k: self._topic(session, wanted, k, salt),
+            "segment": lambda k: self._segment(session, user, wanted, k),
             "popular": lambda k: self._popular(wanted, k),
             "fresh": lambda k: self._fresh(wanted, k, salt),
         }
@@ -114,6 +126,29 @@ class Retrieval:
             else:
                 parts.append(members)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _segment(self, session: Session, user: RequestFeatures, wanted: Mask, k: int) -> Indices:
+        """For viewers of whom little is known: the popular items by the rate of the first label in their
+        segment, smoothed by that among all. Nothing where the viewer's own past says more."""
+        if len(session.history) >= _KNOWN:
+            return np.empty(0, np.int64)
+        replica = self.replica
+        top = replica.popularity.top
+        top = top[wanted[top]][:_POPULAR]
+        keys = replica.catalogue.keys[top, 0]
+        segment = segment_of(replica.features, user.user_U)
+        counts = replica.counters.read(np.stack([keys, cross(segment, keys)]), session.last_ms)
+        kinds = replica.features.kinds
+        shown = counts[..., len(kinds)]  # slow
+        liked = counts[..., len(kinds) + kinds.index(replica.features.main_labels[0])]
+        overall = (liked[0] + 1.0) / (shown[0] + 2.0)
+        rate = (liked[1] + _PRIOR * overall) / (shown[1] + _PRIOR)
+        return top[np.argsort(-rate, kind="stable")[:k]]
+
+    def _trial(self, wanted: Mask, k: int, salt: int, trust_after: int) -> Indices:
+        newest = np.arange(max(0, len(wanted) - _NEWEST), len(wanted))
+        there = wanted[newest] & (self.replica.popularity.shown[newest] < trust_after)
+        return _sample(newest[there], k, salt ^ _TRIAL)
 
     def _popular(self, wanted: Mask, k: int) -> Indices:
         top = self.replica.popularity.top

@@ -1,106 +1,146 @@
-"""From scores to a list: a Plackett–Luce draw with a uniform share, its propensities in closed form.
+"""From scores to a list: a Plackett–Luce draw with two kinds of exploration, its propensities in closed form.
 
-At each rank an item is drawn from those that remain: with probability 1 - ε by softmax(score / τ) (Plackett
-1975, Luce 1959), with ε uniformly. The propensity, P(item at this rank | ranks above, policy), is the
-mixture's probability at that rank, exactly. Draws are hashes of (seed, request, rank): the same request
-gives the same list. An item that is fixed to a rank stands there with propensity 1; all other ranks are drawn
-from the rest.
+At each rank an item is drawn from those that remain. With probability q, the quota, it is one on trial: by
+trust × softmax(score / (τ · HEAT)) over those on trial, where trust falls from 1 to 0 as an item is shown.
+Otherwise, and wherever nothing on trial is left, it is one of all: with probability 1 - ε by
+softmax(score / τ) (Plackett 1975, Luce 1959), with ε uniformly. Scores are those after diversification: an
+item loses ``diversity`` × its largest cosine (0 at least) to the items above it (maximal marginal relevance,
+Carbonell and Goldstein 1998), which is known at each rank.
+
+The propensity, P(item at this rank | ranks above, policy, candidates), is the mixture's probability at that
+rank, exactly. Draws are hashes of (seed, request, rank): the same request gives the same list. An item that
+is fixed to a rank stands there with propensity 1; all other ranks are drawn from the rest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recsys.hashing import uniform
+from serving.draw_kernels import chances, draw_list
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+HEAT: Final = (
+    5.0  # of the draw among items on trial: a little knows what it likes, and each gets its turn
+)
+
+
+@dataclass(frozen=True)
+class Chance:
+    """How a rank is drawn: τ, ε, the quota q of items on trial, and what nearness costs."""
+
+    temperature: float
+    explore: float
+    quota: float = 0.0
+    diversity: float = 0.0
+
+    @property
+    def numbers(self) -> Floats:
+        return np.array([self.temperature, self.explore, self.quota, self.diversity, HEAT])
+
+
+@dataclass(frozen=True)
+class Cap:
+    """Not more than ``at_most`` (1 or more) items of one group in a list. ``groups_N``: 0 is no group."""
+
+    name: str
+    groups_N: Indices
+    at_most: int
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Positions among the candidates, in rank order, with their propensities."""
+    """Positions among the candidates, in rank order, with their propensities.
+
+    ``trial_R`` says which ranks the quota took; ``offered``, in how many of those drawn there was something
+    on trial. ``closed``: how many candidates each cap shut out.
+    """
 
     positions: Indices
     propensities: Floats
+    trial_R: Mask
+    offered: int
+    closed: dict[str, int]
 
 
 def draw(
     scores_N: NDArray[np.floating],
     n: int,
+    chance: Chance,
     *,
-    temperature: float,
-    explore: float,
     request_id: str,
-    groups_N: NDArray[np.int64] | None = None,
-    per_group: int = 0,
+    caps: Sequence[Cap] = (),
+    trust_N: Floats | None = None,
+    vectors_NV: NDArray[np.float32] | None = None,
+    open_N: Mask | None = None,
     seed: int = 0,
     fixed: Mapping[int, int] | None = None,
 ) -> Drawn:
-    """Draws up to ``n`` candidates. Not more than ``per_group`` of one group (0: any number); a group of 0
-    is no group. Fewer come where the candidates run out.
+    """Draws up to ``n`` candidates of those that are open (None: all). Fewer come where they run out.
 
-    ``fixed`` are positions by their ranks: they aren't drawn, stand whatever their group has, and count for
-    it from the first rank on. Where all others have run out before, they move up, in order.
+    ``trust_N`` is above 0 for those on trial. ``vectors_NV``, of any length, say what is near to what.
+    ``fixed`` are positions by their ranks: they aren't drawn, stand whatever cap is full, and count for it
+    (and for what is near) from the first rank on. Where all others have run out before, they move up.
 
     A score that is no number is below all others: it is drawn, evenly, once nothing else is left.
     """
-    sound_N = ~np.isnan(scores_N)
-    left_N = np.ones(len(scores_N), np.bool_)
-    taken: dict[int, int] = {}
-
-    def take(position: int) -> None:
-        left_N[position] = False
-        if groups_N is not None and per_group:
-            group = int(groups_N[position])
-            taken[group] = taken.get(group, 0) + 1
-            if group and taken[group] >= per_group:
-                left_N[groups_N == group] = False
-
-    waiting = dict(sorted((rank, at) for rank, at in (fixed or {}).items() if rank < n))
-    for position in waiting.values():
-        take(position)
-    positions, propensities = [], []
-    for rank in range(min(n, len(scores_N))):
-        if waiting and (rank in waiting or not left_N.any()):
-            position, propensity = waiting.pop(rank if rank in waiting else min(waiting)), 1.0
-        elif left_N.any():
-            open_N = left_N & sound_N if (left_N & sound_N).any() else left_N
-            p_N = mixture(scores_N, open_N, temperature, explore)
-            position = _at(p_N, uniform(seed, request_id, rank))
-            propensity = float(p_N[position])
-            take(position)
-        else:
-            break
-        positions.append(position)
-        propensities.append(propensity)
-    return Drawn(np.array(positions, np.int64), np.array(propensities, np.float64))
+    size, n = len(scores_N), max(n, 0)
+    pinned = np.full(n, -1, np.int64)
+    for rank, position in (fixed or {}).items():
+        if rank < n:
+            pinned[rank] = position
+    groups = np.array([cap.groups_N for cap in caps], np.int64).reshape(len(caps), size)
+    positions, branches = np.empty(n, np.int64), np.empty(n, np.int64)
+    propensities, closed = np.empty(n), np.zeros(len(caps), np.int64)
+    count = draw_list(
+        scores_N.astype(np.float64),
+        np.zeros(size) if trust_N is None else trust_N,
+        _directions(vectors_NV if chance.diversity else None, size),
+        groups,
+        np.array([cap.at_most for cap in caps], np.int64),
+        np.ones(size, np.bool_) if open_N is None else open_N.copy(),
+        pinned,
+        np.array([uniform(seed, request_id, rank) for rank in range(n)], np.float64),
+        chance.numbers,
+        positions,
+        propensities,
+        branches,
+        closed,
+    )
+    return Drawn(
+        positions[:count],
+        propensities[:count],
+        branches[:count] == 2,
+        int(np.isin(branches[:count], (1, 2)).sum()),
+        {cap.name: int(number) for cap, number in zip(caps, closed, strict=True)},
+    )
 
 
 def mixture(
-    scores_N: NDArray[np.floating], open_N: Mask, temperature: float, explore: float
+    scores_N: NDArray[np.floating], open_N: Mask, chance: Chance, trust_N: Floats | None = None
 ) -> Floats:
     """The probability of each candidate at the next rank: 0 for those that aren't open, 1 in sum.
 
-    Infinite scores share evenly among themselves what the softmax gives.
+    ``scores_N`` are those of the rank, after diversification.
     """
-    scores = scores_N[open_N].astype(np.float64)
-    best = scores.max()
-    if np.isfinite(best):
-        with np.errstate(over="ignore"):  # far behind the best is -inf, and its weight 0
-            weights = np.exp((scores - best) / temperature)
-    else:
-        weights = np.where(scores == best, 1.0, 0.0) if best == best else np.ones(len(scores))
-    out = np.zeros(len(scores_N))
-    out[open_N] = (1.0 - explore) * (weights / weights.sum()) + explore / len(scores)
+    size = len(scores_N)
+    usual, trial, none = np.empty(size), np.empty(size), np.zeros(size)
+    trust_N = none if trust_N is None else trust_N
+    scores_N = scores_N.astype(np.float64)
+    there = chances(scores_N, none, trust_N, np.ones(size), open_N, chance.numbers, usual, trial)
+    quota = chance.quota if there else 0.0
+    out: Floats = quota * trial + (1.0 - quota) * usual
     return out
 
 
-def _at(p_N: Floats, u: float) -> int:
-    """The candidate at the quantile u of the probabilities, never one with probability 0."""
-    cumulative = np.cumsum(p_N)
-    position = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
-    return min(position, int(np.flatnonzero(p_N)[-1]))
+def _directions(vectors_NV: NDArray[np.float32] | None, size: int) -> NDArray[np.float32]:
+    """The vectors with length 1, one a column; those of length 0 are near to nothing."""
+    if vectors_NV is None:
+        return np.zeros((0, size), np.float32)
+    lengths = np.sqrt((vectors_NV * vectors_NV).sum(1, keepdims=True))
+    return np.ascontiguousarray((vectors_NV / np.maximum(lengths, np.float32(1e-12))).T)

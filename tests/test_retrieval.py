@@ -8,7 +8,15 @@ from serving.retrieval import Found, Retrieval, liked_groups
 from serving.scoring import user_vector
 from tests.toy_replica import NOW_MS, item, made, popular, viewer
 
-ALL = {"vector": 10, "similar": 9, "topic": 8, "popular": 6, "fresh": 5}
+ALL = {
+    "trial": 7,
+    "vector": 10,
+    "similar": 9,
+    "topic": 8,
+    "segment": 4,
+    "popular": 6,
+    "fresh": 5,
+}
 
 
 def collect(
@@ -21,7 +29,7 @@ def collect(
         its, "feed", {}, none, replica.catalogue, replica.counters, NOW_MS
     )
     mask = np.ones(len(replica.catalogue), np.bool_) if wanted is None else wanted
-    return Retrieval(replica).collect(its, user, mask, shares, limit, salt)
+    return Retrieval(replica).collect(its, user, mask, shares, limit, salt, 50)
 
 
 def test_the_policy_names_the_sources_that_there_are() -> None:

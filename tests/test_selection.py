@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.selection import Drawn, draw, mixture
+from serving.selection import Cap, Chance, Drawn, draw, mixture
 
 SCORES = np.array([1.0, 0.6, 0.6, 0.2, -0.5])
 
@@ -12,8 +12,16 @@ scores = st.lists(st.floats(-5, 5) | awkward, max_size=20).map(np.array)
 
 
 def drawn(scores_N: np.ndarray, n: int = 5, request_id: str = "r", **more: object) -> Drawn:
-    options: dict[str, object] = {"temperature": 0.3, "explore": 0.1} | more
-    return draw(np.asarray(scores_N, np.float64), n, request_id=request_id, **options)  # type: ignore[arg-type]
+    named = {"temperature": 0.3, "explore": 0.1, "quota": 0.0, "diversity": 0.0}
+    chance = Chance(**{name: more.pop(name, usual) for name, usual in named.items()})  # type: ignore[arg-type]
+    groups_N, per_group = more.pop("groups_N", None), more.pop("per_group", 0)
+    caps = [Cap("group", groups_N, per_group)] if per_group else []  # type: ignore[arg-type]
+    scores = np.asarray(scores_N, np.float64)
+    return draw(scores, n, chance, request_id=request_id, caps=caps, **more)  # type: ignore[arg-type]
+
+
+def chance_of(explore: float, temperature: float = 0.1) -> Chance:
+    return Chance(temperature, explore)
 
 
 @settings(max_examples=120, deadline=None)
@@ -41,7 +49,7 @@ def test_probabilities_sum_to_1_at_every_rank(
     open_N &= ~np.isnan(scores)
     if not open_N.any():
         return
-    p_N = mixture(scores, open_N, 0.1, explore)
+    p_N = mixture(scores, open_N, chance_of(explore))
     assert p_N.sum() == pytest.approx(1.0)
     assert (p_N[~open_N] == 0).all() and (p_N >= 0).all()
 
@@ -69,7 +77,7 @@ def test_items_come_as_often_as_their_propensity_says() -> None:
             second[b] += 1
     open_N = np.ones(5, np.bool_)
     for counts in (first, second):
-        p_N = mixture(SCORES, open_N, 0.3, 0.1)
+        p_N = mixture(SCORES, open_N, chance_of(0.1, 0.3))
         total = counts.sum()
         sigma = np.sqrt(total * p_N * (1 - p_N))
         assert (np.abs(counts - total * p_N) <= 4 * sigma + 1e-9).all()
@@ -136,7 +144,7 @@ def test_beside_a_fixed_item_the_others_come_as_often_as_their_propensity_says()
             third[b] += 1
     open_N = np.array([False, True, True, True, True])
     for counts in (first, third):
-        p_N = mixture(SCORES, open_N, 0.3, 0.1)
+        p_N = mixture(SCORES, open_N, chance_of(0.1, 0.3))
         total = counts.sum()
         sigma = np.sqrt(total * p_N * (1 - p_N))
         assert (np.abs(counts - total * p_N) <= 4 * sigma + 1e-9).all()
@@ -169,8 +177,12 @@ def test_a_score_that_is_no_number_comes_after_all_others() -> None:
 
 def test_infinite_scores_share_evenly() -> None:
     everywhere = np.ones(3, np.bool_)
-    assert mixture(np.array([np.inf, 5.0, np.inf]), everywhere, 0.1, 0.0).tolist() == [0.5, 0, 0.5]
+    assert mixture(np.array([np.inf, 5.0, np.inf]), everywhere, chance_of(0.0)).tolist() == [
+        0.5,
+        0,
+        0.5,
+    ]
     low = np.array([-np.inf] * 3)
-    assert mixture(low, everywhere, 0.1, 0.0) == pytest.approx([1 / 3] * 3)
-    one = mixture(np.array([-np.inf, 1.0, -np.inf]), everywhere, 0.1, 0.3)
+    assert mixture(low, everywhere, chance_of(0.0)) == pytest.approx([1 / 3] * 3)
+    one = mixture(np.array([-np.inf, 1.0, -np.inf]), everywhere, chance_of(0.3))
     assert one == pytest.approx([0.1, 0.8, 0.1])
