@@ -7,13 +7,12 @@ fails is skipped and named in ``degraded``; an answer comes whatever happens to 
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.policy import Policy
-from recsys.events import Impression, Served, Stamp
+from recsys.events import Asked, Impression, Served, Stamp
 from recsys.feature_builder import FeatureBuilder
 from recsys.features import RequestFeatures
 from recsys.hashing import Id, key_of
@@ -22,24 +21,13 @@ from recsys.session import Session
 from serving.explanation import reasons
 from serving.filters import wanted_items
 from serving.replica import Replica
-from serving.request import Answer, AnswerItem, Request
+from serving.request import Answer, AnswerItem, Ranked, Request
 from serving.retrieval import Retrieval
 from serving.scoring import probabilities
 from serving.selection import Drawn, draw
 
 _log = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class _Ranked:
-    """The candidates of a request: what was known of them and how they score."""
-
-    indices: list[int]
-    sources: list[list[str]]
-    features: RequestFeatures
-    predictions_NL: Floats | None
-    scores_N: NDArray[np.float64]
 
 
 class Pipeline:
@@ -86,8 +74,9 @@ class Pipeline:
             stamp=stamp,
             features=ranked.features.rows(drawn.positions).block(),
             degraded=degraded,
+            asked=self._asked(request, session),
         )
-        return Answer(request_id, tuple(items), impression, stamp, tuple(degraded), removed)
+        return Answer(request_id, tuple(items), impression, stamp, tuple(degraded), removed, ranked)
 
     def _candidates(
         self,
@@ -153,7 +142,7 @@ class Pipeline:
         now_ms: int,
         found: dict[int, list[str]],
         degraded: list[str],
-    ) -> _Ranked:
+    ) -> Ranked:
         indices = list(found)
         features = self._features(request, session, np.array(indices, np.int64), now_ms)
         predictions: Floats | None = None
@@ -172,7 +161,7 @@ class Pipeline:
             scores = self._popular_scores(indices)
         else:
             scores = self.score(predictions, policy)
-        return _Ranked(indices, list(found.values()), features, predictions, scores)
+        return Ranked(indices, list(found.values()), features, predictions, scores)
 
     def score(self, predictions_NL: Floats, policy: Policy) -> NDArray[np.float64]:
         """The weighted sum of predicted engagements; watch time counts in minutes."""
@@ -196,7 +185,7 @@ class Pipeline:
         self,
         request: Request,
         policy: Policy,
-        ranked: _Ranked,
+        ranked: Ranked,
         fixed: Mapping[int, int],
         request_id: str,
     ) -> Drawn:
@@ -229,6 +218,16 @@ class Pipeline:
             arms=dict(policy.arms),
         )
 
+    def _asked(self, request: Request, session: Session) -> Asked:
+        return Asked(
+            n=request.n,
+            exclude_ids=list(request.exclude_ids),
+            candidate_ids=None if request.candidate_ids is None else list(request.candidate_ids),
+            candidates=self.replica.config.serve.candidates,
+            session=session.digest,
+            item_state_from=self.replica.item_state_from,
+        )
+
     def _features(
         self, request: Request, session: Session, indices: NDArray[np.int64], now_ms: int
     ) -> RequestFeatures:
@@ -246,7 +245,7 @@ class Pipeline:
         self,
         request: Request,
         session: Session,
-        ranked: _Ranked,
+        ranked: Ranked,
         rank: int,
         position: int,
         propensity: float,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.catalogue import Catalogue
-from recsys.counters import HALF_LIVES_MS
+from recsys.counters import HALF_LIVES_MS, Counters
 from recsys.features import FeatureSet
 
 Indices = NDArray[np.int64]
@@ -47,12 +47,23 @@ class Popularity:
         found = [self._catalogue.index_of_key(key) for key in keys.tolist()]
         for place, index in enumerate(found):
             if index is not None:
-                count = float(counters[place, self._main])
-                value = np.log2(count + 1e-6) + last_ms[place] / HALF_LIVES_MS[0]
-                self._values[index] = value if count > 0 else -np.inf
+                self._set(index, float(counters[place, self._main]), int(last_ms[place]))
         before_ms, self._newest_ms = self._newest_ms, max(self._newest_ms, int(last_ms.max()))
         if before_ms // _REFRESH_MS != self._newest_ms // _REFRESH_MS:
             self._top = self._best()
+
+    def enter(self, index: int, counters: Counters) -> None:
+        """An item is new: what was told of it before counts from now on, so that it doesn't matter whether
+        items or counters are read first."""
+        if len(counters):
+            _, values, last_ms = counters.export([int(self._catalogue.keys[index, 0])])
+            if len(values):
+                self._grow()
+                self._set(index, float(values[0, self._main]), int(last_ms[0]))
+
+    def _set(self, index: int, count: float, last_ms: int) -> None:
+        value = np.log2(count + 1e-6) + last_ms / HALF_LIVES_MS[0]
+        self._values[index] = value if count > 0 else -np.inf
 
     @property
     def top(self) -> Indices:

@@ -1,9 +1,14 @@
 """What is asked of the pipeline and what it answers: values, no transport."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
 from recsys.events import Impression, Stamp
+from recsys.features import RequestFeatures
 from recsys.hashing import Id
 
 
@@ -35,6 +40,17 @@ class AnswerItem:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """The candidates of a request, by catalogue index: what was known of them and how they score."""
+
+    indices: list[int]
+    sources: list[list[str]]
+    features: RequestFeatures
+    predictions_NL: NDArray[np.float32] | None
+    scores_N: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Answer:
     """The list, the impression to be logged, the stamp, the stages that were skipped."""
 
@@ -44,3 +60,11 @@ class Answer:
     stamp: Stamp
     degraded: tuple[str, ...]
     removed: dict[str, int]  # candidates that each filter removed
+    ranked: Ranked | None = field(default=None, compare=False, repr=False)
+
+
+def without(answer: Answer, stage: str) -> Answer:
+    """The answer, with a skipped stage named in it and in its impression."""
+    stages = (*answer.degraded, stage)
+    impression = msgspec.structs.replace(answer.impression, degraded=list(stages))
+    return replace(answer, degraded=stages, impression=impression)

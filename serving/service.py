@@ -8,7 +8,6 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +26,7 @@ from serving.intake import Intake, Unavailable
 from serving.patient_reader import LONGEST_S, SLICE_S, PatientReader
 from serving.pipeline import Pipeline
 from serving.replica import Replica
-from serving.request import Answer, Request
+from serving.request import Answer, Request, without
 from serving.session_store import SessionReader, StoreUnavailable
 from serving.session_view import view_of
 from serving.state_reader import StateReader
@@ -95,7 +94,7 @@ class Service:
         request_id = uuid.uuid4().hex
         answer = self.pipeline.recommend(request, session, policy, self.now_ms(), request_id)
         if not known:
-            answer = _degraded(answer, "session")
+            answer = without(answer, "session")
         self._log_impression(answer)
         return answer
 
@@ -154,13 +153,6 @@ class Service:
             "gaps": reader.line.gaps,
             "impressions_dropped": self.writer.dropped,
         }
-
-
-def _degraded(answer: Answer, stage: str) -> Answer:
-    """The answer, with a skipped stage named in it and in its impression."""
-    stages = (*answer.degraded, stage)
-    impression = msgspec.structs.replace(answer.impression, degraded=list(stages))
-    return replace(answer, degraded=stages, impression=impression)
 
 
 def admin_key_file(config: Config) -> Path:
