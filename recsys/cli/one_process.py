@@ -42,7 +42,7 @@ def small_config(state: Path) -> Config:
     return replace(
         Config(),
         state=str(state),
-        step=StepConfig(examples=32, every_ms=1_000, lanes=2, snapshot_every=20, snapshots_kept=50),
+        step=StepConfig(examples=32, every_ms=1_000, lanes=2, snapshot_every=5, snapshots_kept=50),
         model=ModelConfig(dim=4, vector_dim=8, hidden=(16,)),
         serve=ServeConfig(candidates=80),
     )
