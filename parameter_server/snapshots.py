@@ -211,10 +211,12 @@ class ServingRows(NamedTuple):
     dense: NDArray[np.float32] | None
 
 
-def load_rows(folder: Path, line: str, epoch: int | None = None) -> ServingRows:
-    """The rows and dense parameters of the newest usable snapshot, as they were published: what a replica
-    holds that has followed every delta. Raises NoSnapshot."""
-    snapshot, reasons = latest(folder, line, epoch)
+def load_rows(
+    folder: Path, line: str, epoch: int | None = None, step: int | None = None
+) -> ServingRows:
+    """The rows and dense parameters of the newest usable snapshot (of an epoch, a step, if given), as they
+    were published: what a replica holds that has followed every delta. Raises NoSnapshot."""
+    snapshot, reasons = latest(folder, line, epoch, step)
     if snapshot is None:
         raise NoSnapshot(f"{folder}/{line}", reasons)
     dense = None

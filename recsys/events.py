@@ -45,6 +45,22 @@ class Served(msgspec.Struct, kw_only=True, gc=False):
     sources: list[str] = []
 
 
+class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """What was asked, and what an answer rests on beside its stamp: with both it can be made again.
+
+    ``candidates`` is ``serve.candidates`` as it was. ``session`` is the digest of the packed session: the
+    offset alone doesn't say of which fields of its items it was folded; empty where nothing was known.
+    ``item_state_from``: the first offset of ``item_state`` that the replica had read.
+    """
+
+    n: int = 0
+    exclude_ids: list[Id] = []
+    candidate_ids: list[Id] | None = None
+    candidates: int = 0
+    session: str = ""
+    item_state_from: int = 0
+
+
 class FeatureBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Features as served of one request with N items, as raw little-endian arrays.
 
@@ -96,6 +112,7 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
     stamp: Stamp | None = None
     features: FeatureBlock | None = None
     degraded: list[str] = []
+    asked: Asked | None = None
     event_id: str | None = None
     v: int = 1
 

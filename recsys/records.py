@@ -134,13 +134,16 @@ class ItemState(msgspec.Struct, frozen=True, kw_only=True):
     """Running counters as they are now, absolute: setting them twice does no harm.
 
     ``keys`` int64 (n,), ``values`` float32 (n, C), ``last_ms`` int64 (n,): see recsys/counters.py.
-    ``offsets`` are those of ``events``, by partition, up to which they were folded.
+    ``offsets`` are those of ``events``, by partition, up to which they were folded. Where all counters are
+    told again, ``part`` of ``parts`` says so: who has read all of them knows what there is.
     """
 
     offsets: list[int]
     keys: bytes
     values: bytes
     last_ms: bytes
+    part: int = 0
+    parts: int = 0  # 0: only what changed
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):

@@ -14,7 +14,7 @@ import numpy as np
 from recsys.counters import Counters, amounts
 from recsys.events import Engagement, Impression, User
 from recsys.features import FeatureSet, Floats, Keys
-from recsys.hashing import Id, key_of
+from recsys.hashing import Id, digest_of, key_of
 
 USER: Final = key_of("entity", "user")  # the counter row of the user as a whole
 COUNTER_ROWS: Final = 400
@@ -54,6 +54,7 @@ class Session:
         self.user_id = user_id
         self.features = features
         self.offset = 0
+        self.digest = ""  # of what it was unpacked from; empty for one that was folded here
         self.last_ms = 0
         self.events = 0  # engagements folded
         self.profile: list[int] = []
@@ -144,6 +145,7 @@ class Session:
                     "with another feature set; empty the session store"
                 )
         session = cls(packed.user_id, features, seen)
+        session.digest = digest_of(blob)
         session.offset, session.last_ms = packed.offset, packed.last_ms
         session.events, session.profile = packed.events, packed.profile
         session.history.extend(packed.history)

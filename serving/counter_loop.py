@@ -123,13 +123,13 @@ class CounterLoop:
         begins = self._log.end(ITEM_STATE, 0)
         self.fold.take_changed()
         keys, _, _ = self.fold.counters.export()
-        self._append(keys.tolist())
+        self._append(keys.tolist(), whole=True)
         self._told_all_before, self._told_all = self._told_all, begins
         self._records = 0
         if self._told_all_before >= 0:
             self._log.trim(ITEM_STATE, 0, self._told_all_before)
 
-    def _append(self, keys: Sequence[int]) -> None:
+    def _append(self, keys: Sequence[int], whole: bool = False) -> None:
         for start in range(0, len(keys), _KEYS):
             found, values, last_ms = self.fold.counters.export(keys[start : start + _KEYS])
             state = ItemState(
@@ -137,6 +137,8 @@ class CounterLoop:
                 keys=found.tobytes(),
                 values=values.tobytes(),
                 last_ms=last_ms.tobytes(),
+                part=start // _KEYS if whole else 0,
+                parts=-(-len(keys) // _KEYS) if whole else 0,
             )
             self._log.append(ITEM_STATE, [Append(0, b"", pack(state))])
             self._records += 1

@@ -8,8 +8,6 @@ the place that is gone on from are read back.
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-import numpy as np
-
 from recsys.catalogue import Catalogue
 from recsys.dedupe import Recent
 from recsys.events import Event, Impression, Item, Rejected, Tick, decode, repeat_key
@@ -17,6 +15,7 @@ from recsys.features import FeatureSet, Keys
 from recsys.hashing import Id
 from recsys.log import Log
 from recsys.records import EVENTS, ITEMS
+from serving.session_fold import shown_keys
 
 REMEMBERED: Final = 20_000  # ids a partition
 READ_BACK: Final = 2_000  # records a partition whose ids are read again after a restart
@@ -93,12 +92,8 @@ class EventReader:
         return keys
 
     def shown_keys(self, impression: Impression) -> Keys:
-        """The keys of what an impression says was shown (N, I): all its items, or none where views say it."""
-        shown = impression.items if self.features.schema.shown_by == "impression" else []
-        keys = np.zeros((len(shown), self.features.item_columns), np.int64)
-        for row, item in zip(keys, shown, strict=True):
-            row[:] = self.keys_of(item.item_id)
-        return keys
+        """The keys of what an impression says was shown (N, I): see ``serving.session_fold``."""
+        return shown_keys(self.features, impression, self.keys_of)
 
     def _decode(self, value: bytes) -> Event | None:
         try:

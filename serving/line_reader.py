@@ -61,6 +61,11 @@ class LineReader:
         self._go_on_after(loaded)
         return loaded
 
+    def start_after(self, loaded: Loaded) -> None:
+        """As ``start``, with what the caller has loaded: maybe an older snapshot than the newest."""
+        self._epoch = loaded.epoch
+        self._go_on_after(loaded)
+
     def _load(self, line: str) -> Loaded:
         """The newest usable snapshot; nothing of where this reader stands changes."""
         try:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.policy import Policy
-from recsys.events import Impression, Served, Stamp
+from recsys.events import Asked, Impression, Served, Stamp
 from recsys.feature_builder import FeatureBuilder
 from recsys.features import RequestFeatures
 from recsys.hashing import Id, key_of
@@ -92,6 +92,7 @@ class Pipeline:
             stamp=stamp,
             features=ranked.features.rows(drawn.positions).block(),
             degraded=degraded,
+            asked=self._asked(request, session),
         )
         return Answer(
             request_id,
@@ -254,6 +255,16 @@ class Pipeline:
             session_offset=session.offset,
             policy=policy.digest,
             arms=dict(policy.arms),
+        )
+
+    def _asked(self, request: Request, session: Session) -> Asked:
+        return Asked(
+            n=request.n,
+            exclude_ids=list(request.exclude_ids),
+            candidate_ids=None if request.candidate_ids is None else list(request.candidate_ids),
+            candidates=self.replica.config.serve.candidates,
+            session=session.digest,
+            item_state_from=self.replica.item_state_from,
         )
 
     def _features(

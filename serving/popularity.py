@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.catalogue import Catalogue
-from recsys.counters import HALF_LIVES_MS
+from recsys.counters import HALF_LIVES_MS, Counters
 from recsys.features import FeatureSet
 
 Indices = NDArray[np.int64]
@@ -55,25 +55,35 @@ class Popularity:
         """Takes the counters (n, C) of entities that changed; those that aren't items are passed over."""
         if not len(keys):
             return
-        self.reserve(0)
         found = self._catalogue.indices_of_keys(keys)
-        items, of = found[found >= 0], np.flatnonzero(found >= 0)
-        count = counters[of, self._main].astype(np.float64)
-        values = np.log2(count + 1e-6) + last_ms[of] / HALF_LIVES_MS[0]
-        values[count <= 0] = -np.inf
-        # A count that shrank may let in what isn't among the best: only then is everything looked at.
-        before = self._values[items]
-        self._fell = self._fell or bool(
-            ((before >= self._floor) & (values < before - _ROUNDING)).any()
-        )
-        self._values[items] = values
-        self._moved.append(items)
-        self._shown[items] = counters[of, self._shown_column]
+        of = np.flatnonzero(found >= 0)
+        self._set(found[of], counters[of], last_ms[of])
         before_ms, self._newest_ms = self._newest_ms, max(self._newest_ms, int(last_ms.max()))
         if before_ms // _REFRESH_MS != self._newest_ms // _REFRESH_MS:
             self._top = self._best()
             self._floor = self._values[self._top[-1]] if len(self._top) else np.inf
             self._fell, self._moved = False, []
+
+    def enter(self, index: int, counters: Counters) -> None:
+        """An item is new: what was told of it before counts from now on, so that it doesn't matter whether
+        items or counters are read first."""
+        if len(counters):
+            _, values, last_ms = counters.export([int(self._catalogue.keys[index, 0])])
+            if len(values):
+                self._set(np.array([index]), values, last_ms)
+
+    def _set(self, items: Indices, counters: NDArray[np.float32], last_ms: Indices) -> None:
+        self.reserve(0)
+        count = counters[:, self._main].astype(np.float64)
+        values = np.log2(count + 1e-6) + last_ms / HALF_LIVES_MS[0]
+        values[count <= 0] = -np.inf
+        # A count that shrank may let in what isn't among the best: only then is everything looked at.
+        before = self._values[items]
+        fell = (before >= self._floor) & (values < before - _ROUNDING)
+        self._fell = self._fell or bool(fell.any())
+        self._values[items] = values
+        self._moved.append(items)
+        self._shown[items] = counters[:, self._shown_column]
 
     @property
     def top(self) -> Indices:

@@ -70,6 +70,7 @@ class Replica:
         self.step_time_ms = 0
         self.catalogue_offset = 0
         self.item_state_offset = 0
+        self.item_state_from = 0  # the first offset of ``item_state`` that was read
         self._group_columns = features.group_columns()
         self._group_slots = [features.slot(f"item.{name}") for name in features.schema.groups]
 
@@ -102,6 +103,8 @@ class Replica:
         before = self.catalogue.index_of(item.item_id)
         old = self._groups_of(before) if before is not None else ()
         index = self.catalogue.apply(item)
+        if before is None:
+            self.popularity.enter(index, self.counters)
         self.groups.move(index, old, self._groups_of(index) if not item.removed else ())
         return index
 

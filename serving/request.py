@@ -1,8 +1,9 @@
 """What is asked of the pipeline and what it answers: values, no transport."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -79,3 +80,10 @@ class Answer:
     removed: dict[str, int]
     offered: int = 0
     ranked: Ranked | None = field(default=None, compare=False, repr=False)
+
+
+def without(answer: Answer, stage: str) -> Answer:
+    """The answer, with a skipped stage named in it and in its impression."""
+    stages = (*answer.degraded, stage)
+    impression = msgspec.structs.replace(answer.impression, degraded=list(stages))
+    return replace(answer, degraded=stages, impression=impression)

@@ -8,7 +8,6 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +30,7 @@ from serving.kept_file import Kept
 from serving.patient_reader import LONGEST_S, SLICE_S, PatientReader
 from serving.pipeline import Pipeline
 from serving.replica import Replica
-from serving.request import Answer, Request
+from serving.request import Answer, Request, without
 from serving.session_store import SessionReader, StoreUnavailable
 from serving.session_view import view_of
 from serving.state_reader import StateReader
@@ -131,9 +130,9 @@ class Service:
         finally:
             self.turnstile.pass_on()
         if not known:
-            answer = _degraded(answer, "session")
+            answer = without(answer, "session")
         if self.stale:
-            answer = _degraded(answer, "stale")
+            answer = without(answer, "stale")
         self._log_impression(answer)
         return answer
 
@@ -204,13 +203,6 @@ class Service:
             "gaps": reader.line.gaps,
             "impressions_dropped": self.writer.dropped,
         }
-
-
-def _degraded(answer: Answer, stage: str) -> Answer:
-    """The answer, with a skipped stage named in it and in its impression."""
-    stages = (*answer.degraded, stage)
-    impression = msgspec.structs.replace(answer.impression, degraded=list(stages))
-    return replace(answer, degraded=stages, impression=impression)
 
 
 def admin_key_file(config: Config) -> Path:

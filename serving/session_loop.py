@@ -24,6 +24,7 @@ from recsys.records import CONTROL, EVENTS, Control, Erasure
 from recsys.session import Session
 from serving.event_reader import EventReader, Read
 from serving.freshness import Delays
+from serving.session_fold import fold_event
 from serving.session_store import FoldStore, Moved, Place, RedisFold, StoreUnavailable
 
 NAME: Final = "session-fold"
@@ -141,19 +142,11 @@ class SessionLoop:
                 changed.discard(name)
                 gone.add(name)
             else:
-                self._fold_one(session, event)
+                fold_event(session, event, self.events.keys_of)
                 changed.add(name)
                 gone.discard(name)
             session.offset = offset + 1
         return changed, gone
-
-    def _fold_one(self, session: Session, event: Event) -> None:
-        if isinstance(event, User):
-            session.fold_user(event)
-        elif isinstance(event, Impression):
-            session.fold_impression(event, self.events.shown_keys(event))
-        elif isinstance(event, Engagement):
-            session.fold_engagement(event, self.events.keys_of(event.item_id))
 
     def _commit(self, changed: set[str], gone: set[str]) -> None:
         packed = {name: self._sessions[name].pack() for name in sorted(changed - gone)}

@@ -68,11 +68,13 @@ class Batch:
     records: list[Step] = field(default_factory=list)  # of steps
     examples: list[tuple[int, int, str, Id]] = field(default_factory=list)
     events_end: int | None = None
+    states_from: int | None = None  # counters are read anew from here
 
     def __bool__(self) -> bool:
         return bool(
             self.fresh or self.items or self.states or self.steps or self.policies
             or self.records or self.examples or self.events_end is not None
+            or self.states_from is not None
         )  # fmt: skip
 
     @property
@@ -104,6 +106,7 @@ class StateReader:
         self._live: tuple[str, int | None] | None = None  # None: nothing is loaded yet
         self._wanted: tuple[str, int | None] = (MAIN, None)
         self._items, self._states = log.begin(ITEMS, 0), log.begin(ITEM_STATE, 0)
+        replica.item_state_from = self._states
         self._control = log.begin(CONTROL, 0)
         self._steps = log.end(STEPS, 0)
         self._examples = [log.end(EXAMPLES, p) for p in range(log.partitions(EXAMPLES))]
@@ -172,10 +175,12 @@ class StateReader:
                 batch.items.append((event, record.offset + 1))
 
     def _read_states(self, batch: Batch, limit: int) -> None:
+        if not self.ready and self._items < self._log.end(ITEMS, 0):
+            return  # at first the items that the counters are of, so that the popular are among them
         try:
             records = self._log.read(ITEM_STATE, 0, self._states, limit)
         except LogLost:  # trimmed: everything was told again after it
-            self._states = self._log.begin(ITEM_STATE, 0)
+            self._states = batch.states_from = self._log.begin(ITEM_STATE, 0)
             return
         for record in records:
             self._states = record.offset + 1
@@ -241,6 +246,8 @@ class StateReader:
             self.replica.take(batch.fresh)
         if batch.items:
             self.replica.apply_items([item for item, _ in batch.items], batch.items[-1][1])
+        if batch.states_from is not None:
+            self.replica.item_state_from = batch.states_from
         for state, offset in batch.states:
             self.replica.apply_item_state(state, offset)
         self.policies = batch.policies or self.policies

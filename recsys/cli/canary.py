@@ -1,0 +1,424 @@
+"""A small world in which everything says its version: rows, dense parameters, vectors, fields, counters,
+sessions, policies. So an answer shows what each part of it was made from, and none can be of another version.
+
+What each version holds is a formula. ``Canary.publish_…`` puts the next one where the live parts would;
+``Oracle`` works out from a stamp alone what must come of it, and ``Watch`` compares and looks that no version
+goes back. Scores are compared to the last bit, and every item is in every list.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.definition import read_experiments
+from experiments.policy import Policies, Policy
+from parameter_server.deltas import seal
+from parameter_server.rounding import round_dense
+from parameter_server.snapshots import write_part
+from recsys.blueprint import build_model, feature_set
+from recsys.catalogue import Catalogue
+from recsys.config import Config, LogConfig, ModelConfig, ParameterServerConfig, PolicyConfig
+from recsys.counters import Counters
+from recsys.events import Engagement, FeatureBlock, Item, Stamp, encode
+from recsys.feature_builder import FeatureBuilder
+from recsys.features import FeatureSet, RequestFeatures
+from recsys.hashing import Id, cross, key_of
+from recsys.item_counters import GLOBAL
+from recsys.log import Append, MemoryLog
+from recsys.model import tables_of
+from recsys.records import (
+    CONTROL,
+    DELTAS,
+    EVENTS,
+    ITEM_STATE,
+    ITEMS,
+    Delta,
+    Experiments,
+    ItemState,
+    Live,
+    TableRows,
+    pack,
+)
+from recsys.session import Session
+from recsys.vectors import content_vectors
+from serving.scoring import probabilities, user_vector
+
+Rows = NDArray[np.float32]
+Keys = NDArray[np.int64]
+NOW_MS: Final = 1_790_000_000_000
+ITEMS_N: Final = 8
+USERS: Final = 2
+_CYCLE: Final = 16  # of fields and weights: a version's neighbours differ
+_FAR: Final = 8.0  # the length of what tells vectors apart, against 0.8 of content
+_KEPT: Final = 1_000  # records of each topic that stay behind
+_ANSWERS: Final = 4_000  # expected answers that are remembered
+
+
+def canary_config(state: Path) -> Config:
+    """Every candidate is ranked and listed; nothing is rounded."""
+    sources = {"vector": 1, "popular": 1, "fresh": ITEMS_N}
+    return replace(
+        Config(),
+        state=str(state),
+        log=LogConfig(partitions=1),
+        model=ModelConfig(dim=2, vector_dim=8, hidden=(16,)),  # narrower, and places in a batch show
+        parameter_server=ParameterServerConfig(shards=1, delta_format="fp32"),
+        policy=PolicyConfig(sources=sources, per_author=0),
+    )
+
+
+class CanaryLog(MemoryLog):
+    """Keeps no impressions: a long run makes many, and nobody reads them."""
+
+    def append(self, topic: str, records: Sequence[Append]) -> list[int]:
+        if topic == EVENTS:
+            return [0] * len(records)
+        return super().append(topic, records)
+
+
+def item_of(n: int, version: int) -> Item:
+    """Item ``n`` as it is published the ``version``-th time, from 1 on."""
+    turn = version % _CYCLE
+    fields = {"author": f"c{turn}", "tags": [f"t{n % 3}"], "topic": "x",
+              "duration_ms": 1_000 * (1 + turn)}  # fmt: skip
+    return Item(time_ms=NOW_MS, item_id=f"v{n}", fields=fields)
+
+
+def version_of_item(n: int, offset: int) -> int:
+    """Which version of item ``n`` stands before an offset of ``items``; all are published in turn."""
+    return (offset - 1 - n) // ITEMS_N + 1
+
+
+def experiment_of(revision: int) -> str:
+    weight = 1.0 + (revision % _CYCLE) / _CYCLE
+    return f"name: canary\narms: {{r{revision}: {{share: 1.0, overrides: {{weights.like: {weight}}}}}}}"
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What rows and dense parameters of a version are: the store that an oracle looks rows up in."""
+
+    table: str
+    width: int
+    epoch: int
+    step: int
+    items: Mapping[int, int]  # an item's number by its key
+
+    def lookup(self, keys: Keys) -> Rows:
+        rows = np.full((len(keys), self.width), small(self.epoch, self.step), np.float32)
+        if self.table == "users":  # three directions a step, items one: neither may lag
+            rows[:, (3 * self.step + self.epoch) % self.width] += _FAR
+        if self.table == "items":
+            for row, key in zip(rows, keys.tolist(), strict=True):
+                row[(self.items.get(key, 0) + self.step) % self.width] += _FAR
+        return rows
+
+
+def small(epoch: int, step: int) -> np.float32:
+    """A number that says the version, so small that no prediction saturates."""
+    return np.float32(0.004 * (1 + ((7 * step + 29 * epoch) % 101) / 101))
+
+
+def counted(features: FeatureSet, version: int) -> tuple[Keys, Rows, Keys]:
+    """Counters of a version: all alike, but for the one item that is the most popular. All that versions of
+    the fields have in common is counted; a version's second of event time is its own."""
+    items = [features.item_keys(f"v{n}", item_of(n, 1).fields) for n in range(ITEMS_N)]
+    context = features.context_keys("feed", {})[0]
+    own = np.array([key_of("item", f"v{n}") for n in range(ITEMS_N)], np.int64)
+    tags = {int(key) for keys in items for key in keys[features.slot("item.tags").start :][:1]}
+    keys = np.array([GLOBAL, context, *tags, *own, *cross(context, own)], np.int64)
+    values = np.full((len(keys), 2 * len(features.kinds)), 1 + version % 997, np.float32)
+    values[keys == own[version % ITEMS_N]] += 50.0
+    return keys, values, np.full(len(keys), NOW_MS + 1_000 * version, np.int64)
+
+
+def session_of(features: FeatureSet, user: str, version: int) -> Session:
+    """A user's session: its offset is its version, and profile, history and counters say so too."""
+    session = Session(user, features)
+    session.profile = [key_of("user.country", f"c{version % _CYCLE}")]
+    for back in (2, 1, 0):
+        n = (version - back) % ITEMS_N
+        liked = Engagement(time_ms=NOW_MS - 1_000 * back, request_id=f"s{version - back}", user_id=user,
+                           item_id=f"v{n}", kind="like")  # fmt: skip
+        session.fold_engagement(liked, features.item_keys(f"v{n}", item_of(n, 1).fields))
+    session.offset = version
+    return session
+
+
+class Canary:
+    """Publishes versions: to the log what comes by it, to ``sessions`` what a request reads there."""
+
+    def __init__(self, config: Config, log: MemoryLog, sessions: dict[str, bytes]) -> None:
+        self.config, self.log, self.sessions = config, log, sessions
+        self.features = feature_set(config)
+        self.epoch = self.step = self.items = self.states = self.policies = 0
+        self.users = {f"u{n}": 0 for n in range(USERS)}
+        self._numbers = {key_of("item", f"v{n}"): n for n in range(ITEMS_N)}
+        self._size = build_model(self.features, config.model).dense_size()
+        self._keys = self._keys_of_rows()
+
+    def _keys_of_rows(self) -> dict[str, Keys]:
+        """Of every value that any version of anything has."""
+        features, found = self.features, set[int]()
+        for turn in range(_CYCLE):
+            found |= {k for n in range(ITEMS_N) for k in features.item_keys(f"v{n}", item_of(n, turn).fields)}
+            found.add(key_of("user.country", f"c{turn}"))
+        users = [key_of("user", user) for user in self.users]
+        found |= {*users, *features.context_keys("feed", {})}
+        found |= {key_of("hour", hour) for hour in range(24)}
+        return {
+            "features": np.array(sorted(found - {0}), np.int64),
+            "items": np.array(list(self._numbers), np.int64),
+            "users": np.array(users, np.int64),
+        }
+
+    def _rows(self) -> dict[str, tuple[Keys, Rows]]:
+        out = {}
+        for table in tables_of(self.config.model):
+            formula = Formula(table.name, table.dim, self.epoch, self.step, self._numbers)
+            out[table.name] = self._keys[table.name], formula.lookup(self._keys[table.name])
+        return out
+
+    def _dense(self) -> Rows:
+        return np.full(self._size, small(self.epoch, self.step), np.float32)
+
+    def publish_all(self) -> None:
+        self.publish_items()
+        self.publish_states()
+        self.publish_policy()
+        for user in self.users:
+            self.publish_session(user)
+        self.publish_step()
+
+    def publish_step(self) -> None:
+        self.step += 1
+        tables = [
+            TableRows(table=name, dim=rows.shape[1], keys=keys.tobytes(), values=rows.tobytes())
+            for name, (keys, rows) in self._rows().items()
+        ]
+        delta = Delta(
+            line="main", epoch=self.epoch, step=self.step, base_step=self.step - 1, part=0, parts=1,
+            tables=tables, dense=round_dense(self._dense(), "fp32")[0], time_ms=NOW_MS,
+        )  # fmt: skip
+        self._put(DELTAS, pack(seal(delta)))
+
+    def publish_epoch(self) -> None:
+        """History is replaced: a snapshot some steps back, with other weights, goes live."""
+        self.epoch, self.step = self.epoch + 1, max(1, self.step - 3)
+        arrays: dict[str, NDArray[Any]] = {"dense/averaged": self._dense()}
+        for name, (keys, rows) in self._rows().items():
+            arrays |= {f"table/{name}/keys": keys, f"table/{name}/values": rows}
+        folder, meta = Path(self.config.state) / "snapshots", {"delta_format": "fp32"}
+        write_part(folder, "main", self.epoch, self.step, 0, 1, arrays, meta)
+        self._put(CONTROL, pack(Live(line="main", epoch=self.epoch)))
+
+    def publish_items(self) -> None:
+        self.items += 1
+        items = [item_of(n, self.items) for n in range(ITEMS_N)]
+        self.log.append(ITEMS, [Append(0, b"", encode(item)) for item in items])
+        self._trim(ITEMS)
+
+    def publish_states(self) -> None:
+        self.states += 1
+        columns = (column.tobytes() for column in counted(self.features, self.states))
+        names = ("keys", "values", "last_ms")
+        state = ItemState(offsets=[0], **dict(zip(names, columns, strict=True)))
+        self._put(ITEM_STATE, pack(state))
+
+    def publish_policy(self) -> None:
+        self.policies += 1
+        texts = {"canary": experiment_of(self.policies)}
+        self._put(CONTROL, pack(Experiments(revision=self.policies, configs=texts)))
+
+    def publish_session(self, user: str) -> None:
+        self.users[user] += 1
+        self.sessions[user] = session_of(self.features, user, self.users[user]).pack()
+
+    def _put(self, topic: str, value: bytes) -> None:
+        self.log.append(topic, [Append(0, b"", value)])
+        self._trim(topic)
+
+    def _trim(self, topic: str) -> None:
+        """A replica is never so far behind; who begins anew reads what is kept."""
+        end = self.log.end(topic, 0)
+        if end % _KEPT == 0:
+            self.log.trim(topic, 0, end - _KEPT)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What must be in an answer: scores by item, who comes by which source, and the features of all items."""
+
+    scores: dict[str, float]
+    vector: str
+    popular: str
+    authors: dict[str, str]
+    features: RequestFeatures
+
+
+class Oracle:
+    """Works out answers from stamps, by the formulas alone: no replica, no pipeline, no deltas."""
+
+    def __init__(self, config: Config) -> None:
+        self.features, self._config = feature_set(config), config
+        self._model = build_model(self.features, config.model)
+        self._written: tuple[int, int] | None = None
+        self._builder = FeatureBuilder(self.features)
+        self._numbers = {key_of("item", f"v{n}"): n for n in range(ITEMS_N)}
+        self._built: dict[tuple[Any, ...], RequestFeatures] = {}
+        self._policies: dict[str, Policy] = {}
+        self._answers: dict[tuple[Any, ...], Expected] = {}
+
+    def of(self, stamp: Stamp, user: str) -> Expected:
+        """Raises KeyError for a stamp whose policy isn't that of its arms."""
+        key = (stamp.epoch, stamp.step, stamp.catalogue_offset, stamp.item_state_offset,
+               stamp.session_offset, stamp.policy, stamp.arms.get("canary"), user)  # fmt: skip
+        found = self._answers.get(key)
+        if found is None:
+            if len(self._answers) >= _ANSWERS:
+                self._answers.clear()
+                self._built.clear()
+            found = self._answers[key] = self._expect(stamp, user)
+        return found
+
+    def _expect(self, stamp: Stamp, user: str) -> Expected:
+        features = self._features(stamp, user)
+        tables = {
+            t.name: Formula(t.name, t.dim, stamp.epoch, stamp.step, self._numbers)
+            for t in tables_of(self._config.model)
+        }
+        if self._written != (stamp.epoch, stamp.step):
+            self._written = stamp.epoch, stamp.step
+            value = small(stamp.epoch, stamp.step)
+            self._model.write_dense(np.full(self._model.dense_size(), value, np.float32))
+        rows: Any = tables
+        predicted = probabilities(self._model, rows, [features])
+        scores = self._score(predicted, self._policy(stamp))
+        groups = features.items_NI[:, self.features.group_columns()]
+        vectors = content_vectors(groups, self._config.model.vector_dim)
+        vectors = vectors + tables["items"].lookup(features.items_NI[:, 0])
+        nearest = int(np.argmax(vectors @ user_vector(self._model, rows, features)))
+        versions = [version_of_item(n, stamp.catalogue_offset) for n in range(ITEMS_N)]
+        return Expected(
+            {f"v{n}": float(score) for n, score in enumerate(scores)},
+            f"v{nearest}",
+            f"v{stamp.item_state_offset % ITEMS_N}",
+            {f"v{n}": f"c{version % _CYCLE}" for n, version in enumerate(versions)},
+            features,
+        )
+
+    def _features(self, stamp: Stamp, user: str) -> RequestFeatures:
+        key = (stamp.catalogue_offset, stamp.item_state_offset, stamp.session_offset, user)
+        if key not in self._built:
+            catalogue = Catalogue(self.features, 16)
+            for n in range(ITEMS_N):
+                catalogue.apply(item_of(n, version_of_item(n, stamp.catalogue_offset)))
+            counters = Counters(len(self.features.kinds))
+            counters.set(*counted(self.features, stamp.item_state_offset))
+            session = session_of(self.features, user, stamp.session_offset)
+            self._built[key] = self._builder.build(
+                session, "feed", {}, np.arange(ITEMS_N), catalogue, counters, NOW_MS
+            )
+        return self._built[key]
+
+    def _score(self, predicted: Rows, policy: Policy) -> NDArray[np.float64]:
+        """As the pipeline defines it: the weighted sum, watch time in minutes."""
+        from recsys.ranker import watch_seconds
+
+        labels, weights = self.features.schema.labels, policy.config.weights
+        total = np.zeros(len(predicted))
+        for k, label in enumerate(labels):
+            total += weights.get(label, 0.0) * predicted[:, k]
+        minutes = watch_seconds(predicted[:, len(labels)]) / 60.0
+        out: NDArray[np.float64] = total + weights["watch"] * minutes
+        return out
+
+    def _policy(self, stamp: Stamp) -> Policy:
+        revision = int(stamp.arms["canary"][1:])
+        name = f"{revision}"
+        if name not in self._policies:
+            base, texts = self._config.policy, {"canary": experiment_of(revision)}
+            self._policies[name] = Policies(base, read_experiments(texts, base)).resolve("u0")
+        policy = self._policies[name]
+        if policy.digest != stamp.policy:
+            raise KeyError(stamp.policy)
+        return policy
+
+
+@dataclass
+class Watch:
+    """Looks at the answers that one client got, one after the other."""
+
+    oracle: Oracle
+    requests: int = 0
+    mixed: int = 0
+    failed: int = 0
+    went_back: int = 0
+    first: list[str] = field(default_factory=list)  # what was wrong, the first few
+    _seen: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def see(
+        self,
+        user: str,
+        stamp: Stamp,
+        items: Sequence[tuple[Id, float | None, Sequence[str], Mapping[str, Any]]],
+        degraded: Sequence[str],
+        features: FeatureBlock | None = None,
+    ) -> None:
+        """One answer: item, score, sources and fields of each rank."""
+        self.requests += 1
+        if degraded or len(items) != ITEMS_N:
+            self._note("failed", f"degraded {list(degraded)}, {len(items)} items")
+            return
+        wrong = self._wrong(user, stamp, items, features)
+        if wrong:
+            self._note("mixed", f"{wrong} at {stamp}")
+        self._order("weights", (stamp.epoch, stamp.step), stamp)
+        self._order("items", (stamp.catalogue_offset,), stamp)
+        self._order("states", (stamp.item_state_offset,), stamp)
+        self._order("policy", (int(stamp.arms["canary"][1:]),), stamp)
+        self._order(user, (stamp.session_offset,), stamp)
+
+    def fail(self, why: str) -> None:
+        self.requests += 1
+        self._note("failed", why)
+
+    def _wrong(
+        self,
+        user: str,
+        stamp: Stamp,
+        items: Sequence[tuple[Id, float | None, Sequence[str], Mapping[str, Any]]],
+        features: FeatureBlock | None,
+    ) -> str:
+        try:
+            expected = self.oracle.of(stamp, user)
+        except KeyError:
+            return "policy"
+        for item_id, score, sources, fields in items:
+            name = str(item_id)
+            if score != expected.scores[name]:
+                return f"score of {name} is {score}, expected {expected.scores[name]}"
+            if fields["author"] != expected.authors[name]:
+                return f"fields of {name}"
+            if ("vector" in sources) != (name == expected.vector):
+                return f"vector: {name}, expected {expected.vector}"
+            if ("popular" in sources) != (name == expected.popular):
+                return f"popular: {name}, expected {expected.popular}"
+        order = [int(str(item_id)[1:]) for item_id, *_ in items]
+        if features is not None and features != expected.features.rows(order).block():
+            return "features"
+        return ""
+
+    def _order(self, what: str, version: tuple[int, ...], stamp: Stamp) -> None:
+        if version < self._seen.get(what, version):
+            self._note("went_back", f"{what} from {self._seen[what]} to {version}")
+        self._seen[what] = version
+
+    def _note(self, kind: str, why: str) -> None:
+        setattr(self, kind, getattr(self, kind) + 1)
+        if len(self.first) < 5:
+            self.first.append(f"{kind}: {why}")

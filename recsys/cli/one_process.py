@@ -1,0 +1,183 @@
+"""The running system in one process over a log: the classes of the live parts, called one after the other.
+
+For benches and tests that want a real run with nothing left to chance: a clock that is handed in, viewers
+whose deeds are hashes of the request. What the live system does by waiting, this does by ``turn``.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from parameter_server.durable import DurableShard, Home
+from parameter_server.kernels import warm
+from parameter_server.parameter_client import LocalClient, part_of, route_lanes
+from recsys.blueprint import build_model, feature_set
+from recsys.config import Config, ModelConfig, ServeConfig, StepConfig
+from recsys.events import Item, User, encode
+from recsys.hashing import partition_of, uniform
+from recsys.log import Append
+from recsys.open_log import create_topics, open_log
+from recsys.records import CONTROL, DELTAS, EVENTS, ITEMS, Experiments, pack
+from serving.counter_loop import CounterLoop
+from serving.request import Answer, Request
+from serving.service import Service
+from serving.session_loop import SessionLoop
+from serving.session_store import MemoryFold, MemorySessions
+from training.joiner_loop import JoinerLoop
+from training.learner import Learner
+from training.line import spec_of
+from training.sequencer_loop import SequencerLoop
+from training.worker import Worker
+
+START_MS: Final = 1_790_000_000_000
+_WATCH_MS: Final = 3_000
+
+
+def small_config(state: Path) -> Config:
+    """A model and steps that are quick to learn with."""
+    return replace(
+        Config(),
+        state=str(state),
+        step=StepConfig(examples=32, every_ms=1_000, lanes=2, snapshot_every=5, snapshots_kept=50),
+        model=ModelConfig(dim=4, vector_dim=8, hidden=(16,)),
+        serve=ServeConfig(candidates=80),
+    )
+
+
+class _Shards(LocalClient):
+    """Durable shards on this thread."""
+
+    def __init__(self, durable: Sequence[DurableShard]) -> None:
+        super().__init__([its.shard for its in durable])
+        self.durable = durable
+
+    def exchange(self, step, time_ms, lanes, next_keys, meanwhile=lambda: None):  # type: ignore[no-untyped-def]
+        for its, own in zip(self.durable, route_lanes(lanes, len(self.durable)), strict=True):
+            its.learn(step, time_ms, own)
+        return None if next_keys is None else self.lookup(step, next_keys), self.dense(step)
+
+
+class OneProcess:
+    """A system in a state folder. Use it in one event loop: ``start``, then ``ask``, ``turn``, ``stop``."""
+
+    def __init__(self, config: Config) -> None:
+        warm()
+        self.config, self.now_ms = config, START_MS
+        self.log = open_log(config)
+        create_topics(self.log, config)
+        self.features = feature_set(config)
+        self.sessions = MemorySessions()
+        fold = MemoryFold(self.sessions)
+        self.fold = SessionLoop(self.log, fold, self.features, config.sessions.seen, self._clock)
+        self.counters = CounterLoop(self.log, self.features, None, self._clock)
+        self.joiner = JoinerLoop(self.log, config, self.features, self._clock)
+        self.sequencer = SequencerLoop(self.log, config, self.features, self._clock)
+        model = build_model(self.features, config.model)
+        home = Path(config.state)
+        self.shards = _Shards([self._shard(part, home, model.read_dense())
+                               for part in range(config.parameter_server.shards)])  # fmt: skip
+        self.worker = Worker(0, 1, self.log, self.shards, Learner(model), config)
+        self.service = self._service()
+
+    def _clock(self) -> int:
+        return self.now_ms
+
+    def _shard(self, part: int, folder: Path, dense: Any) -> DurableShard:
+        step = self.config.step
+        home = Home(
+            folder / "snapshots", folder / f"{part}.wal", step.snapshot_every, step.snapshots_kept
+        )
+        return DurableShard(
+            part_of(spec_of(self.config), part), home, self._publish, dense if part == 0 else None
+        )
+
+    def _publish(self, deltas: Sequence[bytes]) -> None:
+        self.log.append(DELTAS, [Append(0, b"", delta) for delta in deltas])
+
+    def _service(self) -> Service:
+        return Service(self.config, self.log, self.sessions, self._clock)
+
+    async def start(self) -> None:
+        """The replica reads all there is. It follows by ``turn``, not by a thread of its own."""
+        self.service.writer.start()
+        self.service.reader.catch_up(lambda: False)
+
+    async def restart_replica(self) -> None:
+        """Another replica in its place: it starts from the newest snapshot, and where counters begin."""
+        await self._end_replica()
+        self.service = self._service()
+        await self.start()
+
+    async def stop(self) -> None:
+        await self._end_replica()
+        for shard in self.shards.durable:
+            shard.close()
+        self.log.close()
+
+    async def _end_replica(self) -> None:
+        self.service.intake.close()
+        await asyncio.to_thread(self.service.writer.close)
+        await self.service.sessions.close()
+
+    # --- what is done from outside ---
+
+    def publish(self, items: Sequence[Item]) -> None:
+        self.log.append(ITEMS, [Append(0, str(i.item_id).encode(), encode(i)) for i in items])
+
+    def profile(self, user: User) -> None:
+        partition = partition_of(user.user_id, self.config.log.partitions)
+        self.log.append(EVENTS, [Append(partition, str(user.user_id).encode(), encode(user))])
+
+    def experiments(self, said: Experiments) -> None:
+        self.log.append(CONTROL, [Append(0, b"", pack(said))])
+
+    async def ask(self, request: Request) -> Answer:
+        """One list; its impression is on the log when this returns."""
+        answer = await self.service.recommend(request)
+        while self.service.writer.kept_bytes:
+            await asyncio.sleep(0.0005)
+        return answer
+
+    async def watch(self, answer: Answer) -> None:
+        """The viewer looks at each item, and likes or hides some."""
+        events: list[dict[str, Any]] = []
+        for rank, shown in enumerate(answer.items):
+            self.now_ms += _WATCH_MS
+            draw = uniform(1, answer.request_id, rank)
+            what = {"type": "engagement", "time_ms": self.now_ms, "request_id": answer.request_id,
+                    "user_id": answer.impression.user_id, "item_id": shown.item_id}  # fmt: skip
+            kinds = ["like"] if draw < 0.2 else ["hide"] if draw > 0.97 else []
+            events += [what | {"kind": kind} for kind in kinds]
+            events.append(what | {"kind": "view", "watch_ms": int(20_000 * draw)})
+        taken = await self.service.intake.take(events)
+        assert taken.count("accepted") == len(events), taken.results
+
+    # --- the parts, in turn ---
+
+    def turn(self) -> None:
+        """Everything that is due is folded, joined, learned and applied."""
+        self.fold.turn()
+        self.counters.turn()
+        while self.joiner.turn():
+            pass
+        self.sequencer.turn()
+        while self.worker.turn():
+            pass
+        self.follow()
+
+    def follow(self) -> None:
+        """The replica reads and applies what is there."""
+        while True:
+            batch = self.service.reader.read()
+            self.service.reader.apply(batch)
+            if not batch.full:
+                return
+
+
+def copy_of(answer: Answer) -> bytes:
+    """The impression as it stands on the log."""
+    return msgspec.msgpack.encode(answer.impression)

@@ -1,0 +1,32 @@
+"""How one event changes a session: for the part that folds all, and for who folds a past one again."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from recsys.events import Engagement, Event, Impression, User
+from recsys.features import FeatureSet, Keys
+from recsys.hashing import Id
+from recsys.session import Session
+
+KeysOf = Callable[[Id], Keys]  # the keys of an item (I,), as its fields are when an event is folded
+
+
+def fold_event(session: Session, event: Event, keys_of: KeysOf) -> None:
+    """Folds an event of the session's user; others change nothing. That a user is forgotten isn't folded: it
+    begins another session."""
+    if isinstance(event, User):
+        session.fold_user(event)
+    elif isinstance(event, Impression):
+        session.fold_impression(event, shown_keys(session.features, event, keys_of))
+    elif isinstance(event, Engagement):
+        session.fold_engagement(event, keys_of(event.item_id))
+
+
+def shown_keys(features: FeatureSet, impression: Impression, keys_of: KeysOf) -> Keys:
+    """The keys of what an impression says was shown (N, I): all its items, or none where views say it."""
+    shown = impression.items if features.schema.shown_by == "impression" else []
+    keys = np.zeros((len(shown), features.item_columns), np.int64)
+    for row, item in zip(keys, shown, strict=True):
+        row[:] = keys_of(item.item_id)
+    return keys
