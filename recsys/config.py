@@ -234,6 +234,9 @@ class ServeConfig:
     # Of impressions while the log is away, in each replica: MiB in memory, then MiB on disk.
     kept_mb: float = 64.0
     kept_disk_mb: float = 1024.0
+    # How a replica keeps its rows: float32, or int8 as they are published (needs delta_format int8, and what
+    # `recsys accept int8` writes down).
+    rows: str = "float32"
 
     def __post_init__(self) -> None:
         plain = re.fullmatch(r"[A-Za-z0-9.:-]+", self.host) is not None
@@ -241,6 +244,7 @@ class ServeConfig:
         for name in ("port", "dashboard_port"):
             port = getattr(self, name)
             _check(0 <= port <= 65_535, f"serve.{name}", port, "0 (any free one) to 65535")
+        _check(self.rows in ("float32", "int8"), "serve.rows", self.rows, "float32 or int8")
         for name in ("replicas", "candidates", "max_ongoing", "max_events", "short_candidates"):
             number = getattr(self, name)
             _check(number >= 1, f"serve.{name}", number, "at least 1")
@@ -411,6 +415,13 @@ class Config:
                 f"nodes is {self.nodes}, but log.url is {self.log.url!r} and sessions.url is "
                 f"{self.sessions.url!r}: a file log and a loopback Valkey reach one node only; "
                 "give kafka://... and redis://..."
+            )
+        published = self.parameter_server.delta_format
+        if self.serve.rows == "int8" and published != "int8":
+            raise ValueError(
+                f"serve.rows is 'int8', but rows are published as {published!r} "
+                "(parameter_server.delta_format), which int8 doesn't hold: set that to int8 too, or "
+                "serve.rows to float32"
             )
 
 

@@ -22,6 +22,7 @@ from recsys.features import FeatureSet
 from recsys.model import Model, tables_of
 from recsys.records import ItemState
 from recsys.vectors import content_vectors
+from serving.int8_rows import Int8Rows
 from serving.inverted import Inverted
 from serving.item_index import ItemIndex
 from serving.popularity import Popularity
@@ -62,7 +63,9 @@ class Replica:
         self.catalogue = Catalogue(features)
         self.counters = Counters(len(features.kinds), 1024)
         self.model = published_model(features, config)
-        self.rows = {t.name: RowStore(t, config.model.seed) for t in tables_of(config.model)}
+        self._store = Int8Rows if config.serve.rows == "int8" else RowStore
+        seed, tables = config.model.seed, tables_of(config.model)
+        self.rows: dict[str, RowStore] = {t.name: self._store(t, seed) for t in tables}
         self.index = ItemIndex(config.model.vector_dim)
         self.groups = Inverted()
         self.popularity = Popularity(features, self.catalogue)
@@ -153,9 +156,9 @@ class Replica:
         seed, rows = self.config.model.seed, dict[str, RowStore]()
         for table in tables_of(self.config.model):
             if table.name in tables:
-                rows[table.name] = RowStore.filled(table, seed, *tables[table.name])
+                rows[table.name] = self._store.filled(table, seed, *tables[table.name])
             else:
-                rows[table.name] = RowStore(table, seed)
+                rows[table.name] = self._store(table, seed)
         index, total = ItemIndex(self.config.model.vector_dim), len(self.catalogue)
         vectors = np.empty((total, index.dim), np.float32)
         for start in range(0, total, _BLOCK):

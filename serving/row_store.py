@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.id_map import IdMap, grown
+from parameter_server.id_map import IdMap, grown, written_bytes
 from parameter_server.rounding import digest_of_rows
 from parameter_server.rows import initial_rows, table_seed
 from recsys.config import TableConfig
@@ -28,6 +28,7 @@ class RowStore:
         self._digest = 0
         self._ids = IdMap(max(room, 8))
         self._values = np.zeros((max(room, 8), config.dim), np.float32)
+        self._written = 0  # rows from the first slot on that were ever written
 
     @classmethod
     def filled(cls, config: TableConfig, seed: int, keys: Keys, values: Rows) -> "RowStore":
@@ -40,6 +41,11 @@ class RowStore:
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory behind the rows, with their map."""
+        return self._ids.nbytes + written_bytes(self._values, self._written)
 
     @property
     def digest(self) -> int:
@@ -62,6 +68,7 @@ class RowStore:
         slots = self._ids.insert(keys)
         if len(self._ids) > len(self._values):
             self._values = grown(self._values, len(self._ids))
+        self._written = max(self._written, len(self._ids))
         self._count(keys, self._values[slots], slots < before, -1)
         self._count(keys, values, np.ones(len(keys), np.bool_), 1)
         self._values[slots] = values

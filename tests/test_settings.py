@@ -94,6 +94,8 @@ def test_fixed_slots_come_from_the_file_and_from_the_environment(
         ("policy: {fixed: {100: v1}}\n", ["mine.yaml", "policy.fixed.100 is 'v1'", "0 to 99"]),
         ("policy: {fixed: {0: 7, 2: '7'}}\n", ["mine.yaml", "policy.fixed.0 is 7", "one rank"]),
         ("policy: {fixed: {0: [v1]}}\n", ["mine.yaml:1", "policy.fixed.0 is ['v1']", "str"]),
+        ("serve: {rows: int4}\n", ["mine.yaml", "serve.rows is 'int4'", "float32 or int8"]),
+        ("serve: {rows: int8}\n", ["mine.yaml", "published as 'fp16'", "delta_format"]),
         ("nodes: 2\n", ["mine.yaml", "nodes is 2", "kafka://"]),
         ("\nextends: lap\n", ["mine.yaml:2", "extends is 'lap'", "cluster, laptop"]),
         ("extends: [laptop]\n", ["mine.yaml:1", "extends is ['laptop']"]),

@@ -28,6 +28,10 @@ COMMANDS = {
     "forget": ("recsys.cli.forget:forget", "Erases a user, and unlearns them if asked to."),
     "data": ("recsys.cli.data:data", "Fetches data sets."),
     "replay": ("recsys.cli.replay:replay", "Scores, then learns from a data set in event time."),
+    "accept": (
+        "recsys.cli.accept:accept",
+        "Says what int8 rows cost, and accepts or refuses them.",
+    ),
     "study": ("recsys.cli.study:study", "Measures what freshness is worth."),
     "bench": ("recsys.cli.bench:bench", "Measures speed beside what one would pick instead."),
 }

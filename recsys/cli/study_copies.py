@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.deltas import StepDelta
+from parameter_server.rounding import round_dense, round_rows
 from recsys.cli.player import Player, Scored
 from recsys.config import Config
 from recsys.features import FeatureSet, RequestFeatures
@@ -34,13 +35,25 @@ class Sync:
 
 
 class Copy:
-    """The ranker's parameters as of one kind of sync, and the scores that they gave for the first label."""
+    """The ranker's parameters as of one kind of sync, and the scores that they gave for the first label.
 
-    def __init__(self, features: FeatureSet, config: Config, sync: Sync) -> None:
+    ``rounded``: the format that it rounds to what it is given, as a shard does that publishes; "": it takes
+    all as it comes.
+    """
+
+    def __init__(
+        self,
+        features: FeatureSet,
+        config: Config,
+        sync: Sync,
+        store: type[RowStore] = RowStore,
+        rounded: str = "",
+    ) -> None:
         self.sync = sync
         self._model = published_model(features, config)
         (table,) = (t for t in tables_of(config.model) if t.name == "features")
-        self._rows = RowStore(table, config.model.seed)
+        self.rows = store(table, config.model.seed)
+        self._rounded = rounded or "fp32"
         self._waiting: list[RequestFeatures] = []
         self._held: list[StepDelta] = []
         self._frozen = False
@@ -66,10 +79,11 @@ class Copy:
         for delta in self._held:
             if "features" in delta.tables:
                 changed = delta.tables["features"]
-                self._rows.set(changed.keys, changed.values)
-                self._rows.remove(changed.removed)
+                rows = round_rows(changed.values, self._rounded).rows
+                self.rows.set(changed.keys, rows)
+                self.rows.remove(changed.removed)
             if delta.dense is not None:
-                self._model.write_dense(delta.dense)
+                self._model.write_dense(round_dense(delta.dense, self._rounded)[1])
         self._held.clear()
 
     def scores(self) -> NDArray[np.float32]:
@@ -79,7 +93,7 @@ class Copy:
 
     def _score(self) -> None:
         if self._waiting:
-            scored_NL = probabilities(self._model, {"features": self._rows}, self._waiting)
+            scored_NL = probabilities(self._model, {"features": self.rows}, self._waiting)
             self._scores.append(scored_NL[:, 0].copy())
             self._waiting.clear()
 
@@ -93,7 +107,10 @@ class SideBySide(Player):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.copies = [Copy(self.features, self.config, sync) for sync in self.syncs]
+        self.copies = self._made()
+
+    def _made(self) -> list[Copy]:
+        return [Copy(self.features, self.config, sync) for sync in self.syncs]
 
     def advance(self, now_ms: int) -> None:
         before_ms, self.now_ms = self.now_ms, max(self.now_ms, now_ms)

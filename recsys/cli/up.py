@@ -15,6 +15,7 @@ from rich.live import Live
 
 from recsys.cli import plan as plans
 from recsys.cli import running as runs
+from recsys.cli.accepted import check_accepted
 from recsys.cli.parts import table
 from recsys.cli.plan import EMBEDDED_KAFKA, Plan
 from recsys.cli.runner import Runner
@@ -92,7 +93,9 @@ def _planned(config: Config, viewers: float, only: list[str]) -> tuple[Config, P
 
     address = os.environ.get("RAY_ADDRESS", "")
     resolved, plan = plans.resolve(config, viewers=viewers, only=only, ray_address=address)
-    check_weights(resolved.policy, feature_set(resolved).schema.labels)
+    features = feature_set(resolved)
+    check_weights(resolved.policy, features.schema.labels)
+    check_accepted(resolved, features)
     try:
         spec_of(resolved)  # else a part tells, that never gets ready
     except ValueError as error:

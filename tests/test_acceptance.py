@@ -1,0 +1,56 @@
+"""A smaller form of the rows is accepted by what is known of its cost, and only for what was measured."""
+
+from dataclasses import replace
+
+import pytest
+
+from experiments.acceptance import Accept, Evidence, Refuse, decide, misfit, what_is_read
+from recsys.blueprint import FEED_SCHEMA
+from recsys.config import ModelConfig, digest
+from recsys.features import FeatureSet
+
+FEATURES = FeatureSet(FEED_SCHEMA, "all", 20)
+EVIDENCE = Evidence(
+    features=what_is_read(FEATURES),
+    model=digest(ModelConfig()),
+    data="kuairand",
+    rows=1000,
+    users=50,
+    auc={"float32": 0.76, "fp16": 0.76, "int8": 0.7598},
+    cost=0.0002,
+    low=-0.0001,
+    high=0.0005,
+    bytes_a_row={"float32": 102.0, "fp16": 102.0, "int8": 55.0},
+    lookup_us={"float32": 100.0, "int8": 50.0},
+)
+
+
+def test_it_accepts_what_costs_little_for_sure() -> None:
+    assert decide("int8", EVIDENCE, 0.001) == Accept("int8", 0.001, EVIDENCE)
+    gains = replace(EVIDENCE, cost=-0.002, low=-0.003, high=-0.001)
+    assert isinstance(decide("int8", gains, 0.0), Accept)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"high": 0.0011}, "as high as 0.00110"),  # though its middle is far below
+        ({"cost": float("nan"), "low": float("nan"), "high": float("nan")}, "longer log"),
+        ({"bytes_a_row": {"float32": 40.0, "int8": 40.0}}, "gains nothing"),
+    ],
+)
+def test_it_refuses_with_the_reason_and_the_evidence(changes: dict[str, object], said: str) -> None:
+    found = decide("int8", replace(EVIDENCE, **changes), 0.001)  # type: ignore[arg-type]
+    assert isinstance(found, Refuse) and said in found.why
+    assert found.evidence.rows == 1000
+
+
+def test_evidence_is_of_one_feature_set_and_one_model() -> None:
+    accepted = Accept("int8", 0.001, EVIDENCE)
+    assert misfit(accepted, FEATURES, ModelConfig()) is None
+    past = FeatureSet(replace(FEED_SCHEMA, shown_by="impression"), "all", 20)
+    assert misfit(accepted, past, ModelConfig()) is None
+    longer = misfit(accepted, FeatureSet(FEED_SCHEMA, "all", 21), ModelConfig())
+    assert longer is not None and "feature set" in longer
+    wider = misfit(accepted, FEATURES, ModelConfig(dim=8))
+    assert wider is not None and "model's configuration" in wider
