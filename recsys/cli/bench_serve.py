@@ -84,6 +84,7 @@ def _ended_by_term() -> Iterator[None]:
     """A plain kill is as Ctrl-C: what was started ends too."""
 
     def leave(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # timeout(1) sends it twice: ending goes on
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, leave)
