@@ -80,6 +80,7 @@ def application(config: Config) -> Any:
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=GRACE_S,
         graceful_shutdown_wait_loop_s=0.5,
+        logging_config={"log_level": "WARNING", "enable_access_log": False},  # a line a request
     )
     encoded = msgspec.json.encode(config).decode()
     return deployment(serve.ingress()(Feed)).bind(encoded)

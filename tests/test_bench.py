@@ -30,6 +30,12 @@ def test_an_unknown_bench_is_refused():
     assert result.exit_code == 2 and "there is no bench 'nonsense'" in result.output
 
 
+def test_the_serving_bench_refuses_what_it_cannot_measure():
+    arguments = ["serve", "--items", "0"]
+    result = CliRunner().invoke(load("recsys.cli.bench:bench", "bench"), arguments)
+    assert result.exit_code == 2 and "--items is 0, expected 1 or more" in result.output
+
+
 def test_the_first_that_holds_is_when_it_happened():
     from recsys.cli.bench_freshness import _when
 

@@ -1,5 +1,7 @@
 """The serving bench, small and without Ray: its state is one that a replica answers whole lists from."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,19 @@ def test_the_app_behind_uvicorn_answers_whole_lists_from_the_benchs_state(
     assert found["failed"] == found["refused"] == found["degraded"] == 0
     assert found["requests_per_s"] > 0 and 0 < found["p50_ms"] <= found["p95_ms"] <= found["p99_ms"]
     assert not Path(f"/proc/{valkey}").exists()
+
+
+def test_being_told_to_end_is_said_once_and_does_not_cut_the_ending_short() -> None:
+    before, ended = signal.getsignal(signal.SIGTERM), False
+    with pytest.raises(SystemExit), bench_serve._ended_by_term():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended = True
+    assert ended and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_doors_are_compared_round_by_round() -> None:
+    assert bench_serve._ratio([90.0, 50.0, 80.0], [100.0, 50.0, 100.0]) == 0.9

@@ -81,3 +81,4 @@ def test_serve_as_it_comes_has_none_of_our_settings(tmp_path, monkeypatch):
     for plain, value in ((False, "1"), (True, "0")):
         its = ray_head.serve_environment(msgspec.structs.replace(plan, plain_serve=plain))
         assert [its[name] for name in names] == [value, value]
+        assert ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" in its) is not plain

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+import uvloop
 
 from serving import session_line
 from serving.session_line import Address, LineSessions, address_of, sessions_at
@@ -29,7 +30,7 @@ def against(serve: Serve, scenario: Callable[[LineSessions], Awaitable[None]]) -
             await reader.close()
             server.close()
 
-    asyncio.run(run())
+    uvloop.run(run())  # as in a replica: its transports aren't asyncio's
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def _ended_by_term() -> Iterator[None]:
     """A plain kill is as Ctrl-C: what was started ends too."""
 
     def leave(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # timeout(1) sends it twice: ending goes on
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, leave)
@@ -107,6 +108,8 @@ def _ours(
         three.append(stack.enter_context(_uvicorn(config)))
         say("ready: " + ", ".join(f"{door.name} at {door.port}" for door in three))
         found = _measure(three, ask, say)
+        for name in ("direct", "haproxy"):
+            found[name]["of_uvicorn"] = _ratio(found[name]["rounds"], found["uvicorn"]["rounds"])
         more: Figures = {}
         if ask.overload:
             more["overload"] = {
@@ -161,6 +164,12 @@ def _measure(its: list[Door], ask: Ask, say: Callable[[str], None]) -> dict[str,
         del at_rate["requests_per_s"]
         found[door.name] = {"requests_per_s": peak, "rounds": peaks[door.name]} | at_rate
     return found
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    """The median over the rounds: the two of a round saw the same machine."""
+    ratios = (our / their for our, their in zip(ours, theirs, strict=True))
+    return round(statistics.median(ratios), 3)
 
 
 def _overload(door: Door, before: Figures, ask: Ask) -> Figures:

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -36,18 +36,21 @@ def parts(config: Config, names: tuple[str, ...]) -> Iterator[dict[str, Child]]:
     is ready. Raises RuntimeError where one fails."""
     folder, running = run_folder(config.state), dict[str, Child]()
     environment = {name: its for name, its in os.environ.items() if name != "RAY_ADDRESS"}
-    try:
+    with (
+        ExitStack() as stack
+    ):  # what needs others ends before them, and each whatever becomes of another
         for name in names:
             command = [sys.executable, "-m", "recsys.cli.part", name, "--state", config.state]
-            running[name] = Child(
-                command, environment, folder / f"{name}.out", folder / f"{name}.json"
-            )
+            output, beat = folder / f"{name}.out", folder / f"{name}.json"
+            running[name] = Child(command, environment, output, beat)
+            stack.callback(_end, running[name])
             _wait(name, running[name], folder)
         yield running
-    finally:
-        for name in reversed(running):  # what needs others ends before them
-            end_sessions([running[name].identity], _GRACE_S)
-            running[name].exit_status()  # or it stays as a zombie
+
+
+def _end(child: Child) -> None:
+    end_sessions([child.identity], _GRACE_S)
+    child.exit_status()  # or it stays as a zombie
 
 
 def _wait(name: str, child: Child, folder: Path) -> None:

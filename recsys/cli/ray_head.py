@@ -55,8 +55,11 @@ def client_environment(config: Config, plan: Plan) -> dict[str, str]:
 
 def serve_environment(plan: Plan) -> dict[str, str]:
     """Direct ingress, behind HAProxy where there is one (Linux). Each process reads it at import."""
+    from serving.undisturbed import CALLBACK
+
     ports, ours = plan.ray, not plan.plain_serve
-    return {
+    around = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK} if ours else {}
+    return around | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if ours and haproxy() else "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1" if ours else "0",
         # A replica that leaves is reachable for so long, until HAProxy knows; then it refuses connections,
