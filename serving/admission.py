@@ -2,8 +2,8 @@
 
 One event loop answers one request after the other, so a request waits for those before it: their number times
 the time that one takes. A queue that is gone now and then is a burst, and may grow until the deadline. One
-that wasn't gone for a twentieth of a second stands: it makes every answer late and not one more of them, so it
-is cut short (the rule of CoDel: Nichols and Jacobson, "Controlling queue delay", 2012).
+that wasn't gone for a twentieth of a second stands: it makes every answer late and not one more of them, so
+it is cut short (the rule of CoDel: Nichols and Jacobson, "Controlling queue delay", 2012).
 """
 
 import math
