@@ -1,8 +1,8 @@
 """Who is let in: a request is refused at the door where its answer would come too late. Pure.
 
 One event loop answers one request after the other, so a request waits for those before it: their number times
-the time that one takes. A queue that is short now and then is a burst, and may grow until the deadline; one
-that hasn't been short for a tenth of a second stands: it makes every answer late and not one more of them, so
+the time that one takes. A queue that is gone now and then is a burst, and may grow until the deadline. One
+that wasn't gone for a twentieth of a second stands: it makes every answer late and not one more of them, so
 it is cut short (the rule of CoDel: Nichols and Jacobson, "Controlling queue delay", 2012).
 """
 
@@ -12,8 +12,8 @@ from typing import Final
 
 ONGOING, WAIT, CLIENT = "ongoing", "wait", "client"  # why somebody is refused
 _LEAST: Final = 5  # always let in: fewer would leave the thread without work
-_INTERVAL_S: Final = 0.1  # a queue that was never short for so long stands
-_EMPTY: Final = 0.1  # of an answer: who waits for less found no queue
+_INTERVAL_S: Final = 0.05  # a queue that was never gone for so long stands
+_READ_S: Final = 1.0  # for so long the shortest reading of a session counts
 _SMOOTHING: Final = 0.05
 _FIRST_S: Final = 0.005  # what an answer takes, until one was seen
 _CLIENTS: Final = 10_000  # remembered at a time: who was longest away begins with a full bucket
@@ -44,9 +44,12 @@ class Admission(Limit):
     def __init__(self, deadline_s: float, queue_s: float, most: int) -> None:
         super().__init__(most)
         self.deadline_s, self.queue_s = deadline_s, queue_s
-        self.answer_s = _FIRST_S  # smoothed time between two answers of a loop that is busy
+        self.answer_s = (
+            _FIRST_S  # smoothed time between two answers while there is something to answer
+        )
         self._since_s = 0.0
-        self._short_s = -math.inf  # when a turn last came without a queue before it
+        self._short_s = -math.inf  # when there was last no queue
+        self._read_s, self._read_at_s = 0.0, -math.inf
 
     def refusal(self, now_s: float) -> str:
         if self.inside < min(_LEAST, self.most):
@@ -54,10 +57,10 @@ class Admission(Limit):
         if full := super().refusal(now_s):
             return full
         longest_s = self.queue_s if self.standing(now_s) else self.deadline_s
-        return WAIT if self.inside * self.answer_s > longest_s else ""
+        return WAIT if self._wait_s() > longest_s else ""
 
     def standing(self, now_s: float) -> bool:
-        """Whether the queue has been too long for too long."""
+        """Whether the queue has been there for too long."""
         return now_s - self._short_s > _INTERVAL_S
 
     def enter(self, now_s: float) -> None:
@@ -65,16 +68,24 @@ class Admission(Limit):
             self._since_s = self._short_s = now_s
         super().enter(now_s)
 
-    def turn(self, waited_s: float, now_s: float) -> None:
-        """A request waited so long for the thread that answers."""
-        if waited_s <= _EMPTY * self.answer_s:
-            self._short_s = now_s
+    def read(self, took_s: float, now_s: float) -> None:
+        """A session was read: a wait that keeps no thread. The shortest of a second is what the store takes,
+        and what is more the thread's queue."""
+        if took_s <= self._read_s or now_s - self._read_at_s > _READ_S:
+            self._read_s, self._read_at_s = took_s, now_s
 
     def leave(self, now_s: float) -> None:
         """An answer was given: since the one before it, or since nobody was inside, so much time went by."""
         self.answer_s += _SMOOTHING * (now_s - self._since_s - self.answer_s)
         self._since_s = now_s
         super().leave(now_s)
+        if self._wait_s() < self.answer_s / 2:
+            self._short_s = now_s
+
+    def _wait_s(self) -> float:
+        """How long the next one would wait for the thread: all of the time that those inside take (Little's
+        law), less what the store takes of it."""
+        return self.inside * self.answer_s - self._read_s
 
 
 class Buckets:

@@ -122,10 +122,12 @@ class Service:
             raise Unavailable(_STARTING)
         arrived_s = ARRIVED_S.get()
         arrived_s = time.monotonic() if arrived_s is None else arrived_s
+        asked_s = time.monotonic()
         session, known = await self._session(request.user_id)
-        waited_s = await self.turnstile.turn()
+        read_s = time.monotonic()
+        self.admission.read(read_s - asked_s, read_s)
+        await self.turnstile.turn()
         try:
-            self.admission.turn(waited_s, time.monotonic())
             answer = self._answer(request, session, arrived_s)
         finally:
             self.turnstile.pass_on()

@@ -5,7 +5,6 @@ loop; meanwhile nobody is refused, no event is taken and no health is told.
 """
 
 import asyncio
-import time
 from collections import deque
 
 
@@ -19,12 +18,11 @@ class Turnstile:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def turn(self) -> float:
-        """Waits until it is the caller's turn; returns how many seconds that took."""
+    async def turn(self) -> None:
+        """Waits until it is the caller's turn."""
         if not self._busy:
             self._busy = True
-            return 0.0
-        began_s = time.monotonic()
+            return
         mine = asyncio.get_running_loop().create_future()
         self._waiting.append(mine)
         try:
@@ -33,7 +31,6 @@ class Turnstile:
             if mine.done() and not mine.cancelled():
                 self.pass_on()  # it was let through in the moment when it gave up
             raise
-        return time.monotonic() - began_s
 
     def pass_on(self) -> None:
         """The caller is done. The next one goes once the loop has looked around."""

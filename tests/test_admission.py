@@ -39,7 +39,6 @@ class Desk:
             if begins_s + SERVICE_S > now_s:
                 return
             came_s = self.queue.popleft()
-            self.admission.turn(begins_s - came_s, begins_s)
             self.free_s = begins_s + SERVICE_S
             self.admission.leave(self.free_s)
             self.latencies_s.append(self.free_s - came_s)
@@ -80,12 +79,31 @@ def test_a_burst_is_taken_and_a_queue_that_stands_is_cut() -> None:
     assert admission.refusal(now_s) == WAIT
     for _ in range(taken - 7):  # answered one after the other, each after a wait
         now_s += 0.0075
-        admission.turn(0.05, now_s)
         admission.leave(now_s)
     assert admission.inside == 7 and admission.inside * admission.answer_s < 0.1
     assert admission.refusal(now_s) == WAIT  # it would come in time, but the queue stands
-    admission.turn(0.0, now_s)  # a turn without a queue
-    assert not admission.refusal(now_s)
+    for _ in range(7):
+        now_s += 0.0075
+        admission.leave(now_s)
+    for _ in range(7):
+        assert not admission.refusal(now_s)  # there was a moment without a queue
+        admission.enter(now_s)
+
+
+def test_a_store_that_takes_its_time_is_no_queue() -> None:
+    admission, now_s = Admission(0.1, 0.025, 100), 10.0
+    for n in range(300):  # one each 5 ms, each inside for 45 ms, of which the store takes 40
+        now_s += 0.005
+        assert admission.refusal(now_s) == ""
+        admission.enter(now_s)
+        if n >= 8:
+            admission.read(0.04 + 0.001 * (n % 3), now_s)
+            admission.leave(now_s)
+    assert admission.inside == 8 and admission.answer_s == pytest.approx(0.005, rel=0.2)
+    store_well = 0.0005
+    admission.read(store_well, now_s)
+    now_s += 0.3
+    assert admission.refusal(now_s) == WAIT  # as many inside with a quick store are a queue
 
 
 def test_the_queue_is_bounded_however_much_comes() -> None:

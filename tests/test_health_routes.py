@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from recsys.log import LogUnavailable
 from serving.follower import Follower
+from serving.http_app import build_app
 from tests.toy_service import World, run
 
 
@@ -89,3 +91,28 @@ def test_a_replica_that_is_cut_off_from_the_log_is_not_ready_and_answers_on(
         assert again.status_code == 200 and again.json()["failure"] == ""
 
     run(world, scenario)
+
+
+def test_the_app_has_started_once_the_replica_has_caught_up(world: World) -> None:
+    catch_up = world.service.reader.catch_up
+    let = threading.Event()
+
+    def late(stopped: Callable[[], bool]) -> None:
+        let.wait(5)
+        catch_up(stopped)
+
+    world.service.reader.catch_up = late  # type: ignore[method-assign]
+
+    async def start(wait_s: float) -> None:
+        app = build_app(world.service, lambda: "", wait_s)
+        async with app.router.lifespan_context(app):
+            assert world.service.ready
+
+    async def whole() -> None:
+        starting = asyncio.ensure_future(start(5.0))
+        await asyncio.sleep(0.1)
+        assert not starting.done() and not world.service.ready
+        let.set()
+        await starting
+
+    asyncio.run(whole())

@@ -1,13 +1,20 @@
-"""The part that drives Serve: what it takes down, and where it says that the API is."""
+"""The part that drives Serve: what it takes down, where it says that the API is, and restarts."""
 
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
+from recsys.cli import restart
+from recsys.cli import serve as part
 from recsys.cli.plan import feed_url
-from recsys.cli.serve import take_down
+from recsys.cli.processes import identify
+from recsys.cli.running import Running
+from recsys.cli.serve import Restarts, take_down
 from recsys.config import Config, ServeConfig
+from recsys.loops import Heartbeat, Stop, run_folder, write_atomically
 
 
 class FakeServe:
@@ -41,3 +48,101 @@ def test_another_s_application_goes_on_in_a_cluster_that_is_not_ours():
 def test_the_api_is_reached_over_loopback_where_it_binds_everywhere(host, expected):
     config = replace(Config(), serve=ServeConfig(host=host, port=8001))
     assert feed_url(config) == f"http://{expected}:8001"
+
+
+class Looks(Stop):
+    """Asked to stop after so many looks; before each something happens."""
+
+    def __init__(self, path, before):
+        super().__init__(Heartbeat("serve", path))
+        self._before = iter(before)
+
+    def wait(self, timeout_s, starting=False):
+        happens = next(self._before, None)
+        if happens is None:
+            return True
+        happens()
+        return False
+
+
+def app_is(serve, status, running):
+    deployment = SimpleNamespace(replica_states={"RUNNING": running})
+    found = SimpleNamespace(
+        status=SimpleNamespace(value=status), deployments={"Feed": deployment}, message="why"
+    )
+    return lambda: serve.applications.update(recsys=found)
+
+
+def up_in(state):
+    """As `recsys up` leaves it: a supervisor that lives, and a part that is ready."""
+    running = Running(supervisor=identify(os.getpid()), asked="", started_ms=0, time_ms=0)
+    write_atomically(run_folder(state) / "up.json", msgspec.json.encode(running))
+
+
+def test_replicas_are_replaced_once_for_each_request_and_told_when_all_are_new(tmp_path):
+    serve, deployed, told = FakeServe(), [], []
+    up_in(tmp_path)
+    restarts = Restarts(str(tmp_path), restart.requested(tmp_path), lambda: deployed.append(1))
+    stop = Looks(tmp_path / "run" / "serve.json", [])
+    stop.heartbeat.ready()
+
+    def tell():
+        stop.heartbeat.write()
+        told.append(stop.heartbeat.now().gauges.get(restart.GAUGE))
+
+    def asked():
+        tell()
+        assert restart.ask("serve", tmp_path) == 1
+        app_is(serve, "DEPLOYING", 1)()
+
+    looks = [
+        app_is(serve, "RUNNING", 2),
+        asked,
+        tell,
+        lambda: (tell(), app_is(serve, "RUNNING", 2)()),
+    ]
+    stop._before = iter([*looks, tell, tell])
+    part._watch(serve, "recsys", stop, restarts)
+    assert deployed == [1]
+    assert told == [0, 0, 0, 1, 1]
+    restart.wait(tmp_path, 1, timeout_s=0.0)
+    with pytest.raises(TimeoutError, match="the old ones answer on"):
+        restart.wait(tmp_path, 2, timeout_s=0.0)
+
+
+def test_a_long_restart_is_well_as_long_as_somebody_answers(tmp_path, monkeypatch):
+    now_s = [0.0]
+    monkeypatch.setattr(part, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    serve = FakeServe()
+    restarts = Restarts(str(tmp_path), 0, lambda: None)
+
+    def later():
+        now_s[0] += 50.0
+
+    looks = [app_is(serve, "DEPLOYING", 1), later, later, later]
+    part._watch(serve, "recsys", Looks(None, looks), restarts)
+    with pytest.raises(RuntimeError, match="is DEPLOYING: why"):
+        looks = [app_is(serve, "DEPLOYING", 0), later, later]
+        part._watch(serve, "recsys", Looks(None, looks), restarts)
+
+
+def test_who_cannot_be_restarted_is_told_why(tmp_path):
+    with pytest.raises(ValueError, match="part is 'joiner', expected 'serve'"):
+        restart.ask("joiner", tmp_path)
+    with pytest.raises(ValueError, match="serve isn't ready"):
+        restart.ask("serve", tmp_path)
+
+
+@pytest.mark.slow
+def test_as_many_replicas_as_configured_or_between_two_numbers():
+    from serving.app import application
+
+    fixed = application(Config(serve=ServeConfig(replicas=3)))._bound_deployment
+    assert fixed.num_replicas == 3
+    many = ServeConfig(min_replicas=2, max_replicas=5, target_ongoing=4.0)
+    scaled = application(Config(serve=many))._bound_deployment._deployment_config
+    its = scaled.autoscaling_config
+    assert (its.min_replicas, its.max_replicas, its.target_ongoing_requests) == (2, 5, 4.0)
+    assert scaled.max_ongoing_requests > 2 * many.max_ongoing + many.max_events
+    with pytest.raises(ValueError, match="serve.max_replicas is 1"):
+        ServeConfig(min_replicas=2, max_replicas=1)

@@ -22,7 +22,7 @@ def test_one_after_the_other_in_order_and_others_run_between() -> None:
         for before, after in zip(seen, seen[1:], strict=False):
             assert before == "else" or after == "else", seen
         assert len(turnstile) == 0
-        assert await turnstile.turn() == 0.0
+        await turnstile.turn()
 
     asyncio.run(scenario())
 
@@ -40,6 +40,6 @@ def test_who_gives_up_keeps_nobody_back() -> None:
         await asyncio.wait_for(waiting[2], 1.0)
         turnstile.pass_on()
         await asyncio.sleep(0)
-        assert await asyncio.wait_for(turnstile.turn(), 1.0) == 0.0
+        await asyncio.wait_for(turnstile.turn(), 1.0)
 
     asyncio.run(scenario())
