@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-NAMES: Final = ("table", "train", "join", "freshness", "sync", "recovery")
+NAMES: Final = ("table", "train", "join", "freshness", "sync", "recovery", "stamp")
 _PACKAGES: Final = (
     "torch",
     "fbgemm-gpu-cpu",
@@ -27,7 +27,8 @@ def bench(
         typer.Argument(
             help="table: rows of the parameter server; train: examples through two shards; join: events "
             "through the joiner; freshness: from the end of a view to the answer that has learned it; "
-            "sync: rows from a shard to a replica; recovery: a killed shard, until it answers again."
+            "sync: rows from a shard to a replica; recovery: a killed shard, until it answers again; "
+            "stamp: answers while everything changes, none of two versions, and explained from the log."
         ),
     ] = "table",
     rows: Annotated[int, typer.Option(help="table, recovery: rows in it.")] = 1_000_000,
@@ -42,6 +43,9 @@ def bench(
     budget_kb: Annotated[int, typer.Option(help="sync: KiB of rows in a step.")] = 64,
     steps: Annotated[int, typer.Option(help="recovery: steps in the write-ahead file.")] = 400,
     kills: Annotated[int, typer.Option(help="recovery: how often the shard is killed.")] = 3,
+    requests: Annotated[int, typer.Option(help="stamp: requests in process.")] = 20_000,
+    http: Annotated[int, typer.Option(help="stamp: requests over HTTP.")] = 2_000,
+    explained: Annotated[int, typer.Option(help="stamp: answers that are made again.")] = 200,
     seed: Annotated[int, typer.Option(help="Of keys, examples, events.")] = 0,
     apart: Annotated[
         bool,
@@ -94,6 +98,13 @@ def bench(
         for option, value in options.items():
             _check(option, value, 1)
         measured = measure_recovery(rows, steps, kills, seed)
+    elif name == "stamp":
+        from recsys.cli.bench_stamp import measure_stamp
+
+        options = {"requests": requests, "http": http, "explained": explained}
+        for option, value in options.items():
+            _check(option, value, 0)
+        measured = measure_stamp(requests, http, explained, seed)
     else:
         raise typer.BadParameter(f"there is no bench {name!r}, expected {', '.join(NAMES)}")
     words = [f"--{option} {value}" for option, value in (options | {"seed": seed}).items()]

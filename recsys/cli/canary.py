@@ -65,7 +65,9 @@ def canary_config(state: Path) -> Config:
         Config(),
         state=str(state),
         log=LogConfig(partitions=1),
-        model=ModelConfig(dim=2, vector_dim=8, hidden=(16,)),  # narrower, and places in a batch show
+        model=ModelConfig(
+            dim=2, vector_dim=8, hidden=(16,)
+        ),  # narrower, and places in a batch show
         parameter_server=ParameterServerConfig(shards=1, delta_format="fp32"),
         policy=PolicyConfig(sources=sources, per_author=0),
     )
@@ -156,6 +158,7 @@ class Canary:
         self.config, self.log, self.sessions = config, log, sessions
         self.features = feature_set(config)
         self.epoch = self.step = self.items = self.states = self.policies = 0
+        self.steps = 0  # of all epochs
         self.users = {f"u{n}": 0 for n in range(USERS)}
         self._numbers = {key_of("item", f"v{n}"): n for n in range(ITEMS_N)}
         self._size = build_model(self.features, config.model).dense_size()
@@ -165,7 +168,11 @@ class Canary:
         """Of every value that any version of anything has."""
         features, found = self.features, set[int]()
         for turn in range(_CYCLE):
-            found |= {k for n in range(ITEMS_N) for k in features.item_keys(f"v{n}", item_of(n, turn).fields)}
+            found |= {
+                k
+                for n in range(ITEMS_N)
+                for k in features.item_keys(f"v{n}", item_of(n, turn).fields)
+            }
             found.add(key_of("user.country", f"c{turn}"))
         users = [key_of("user", user) for user in self.users]
         found |= {*users, *features.context_keys("feed", {})}
@@ -195,7 +202,7 @@ class Canary:
         self.publish_step()
 
     def publish_step(self) -> None:
-        self.step += 1
+        self.step, self.steps = self.step + 1, self.steps + 1
         tables = [
             TableRows(table=name, dim=rows.shape[1], keys=keys.tobytes(), values=rows.tobytes())
             for name, (keys, rows) in self._rows().items()
