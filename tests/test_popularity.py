@@ -82,3 +82,21 @@ def test_it_grows_with_the_catalogue_and_keeps_the_best_of_many() -> None:
         happen(counters, n, 1.0 + n, START_MS)
     told(its, counters)
     assert its.top.tolist() == list(range(4_999, 4_999 - 4_096, -1))
+
+
+def test_an_item_that_is_known_later_than_its_counters_is_as_popular() -> None:
+    first, counters = fixture(items=3)
+    later, _ = fixture(items=2)
+    for n, times in enumerate((2.0, 1.0, 3.0)):
+        happen(counters, n, times, START_MS)
+    told(first, counters)
+    told(later, counters)
+    assert later.top.tolist() == [0, 1]
+    index = later._catalogue.apply(Item(time_ms=0, item_id="v2"))
+    later.enter(index, counters)
+    assert later.values.tobytes() == first.values.tobytes()
+    happen(counters, 0, 0.0, START_MS + 1_000)
+    told(later, counters)
+    assert later.top.tolist() == [2, 0, 1]
+    later.enter(later._catalogue.apply(Item(time_ms=0, item_id="v3")), counters)
+    assert later.values[3] == -np.inf
