@@ -32,6 +32,9 @@ class Counters:
     def __len__(self) -> int:
         return len(self._row)
 
+    def __contains__(self, key: int) -> bool:
+        return key in self._row
+
     def add(self, keys: Iterable[int], amounts: NDArray[np.float32], now_ms: int) -> None:
         """Adds ``amounts`` (kinds,) to every key's counters. Keys must not repeat."""
         rows = [self._row_of(key) for key in keys]

@@ -55,11 +55,11 @@ class Popularity:
     def enter(self, index: int, counters: Counters) -> None:
         """An item is new: what was told of it before counts from now on, so that it doesn't matter whether
         items or counters are read first."""
-        if len(counters):
-            _, values, last_ms = counters.export([int(self._catalogue.keys[index, 0])])
-            if len(values):
-                self._grow()
-                self._set(index, float(values[0, self._main]), int(last_ms[0]))
+        key = int(self._catalogue.keys[index, 0])
+        if key in counters:
+            _, values, last_ms = counters.export([key])
+            self._grow()
+            self._set(index, float(values[0, self._main]), int(last_ms[0]))
 
     def _set(self, index: int, count: float, last_ms: int) -> None:
         value = np.log2(count + 1e-6) + last_ms / HALF_LIVES_MS[0]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from msgspec.structs import replace as changed
 
-from recsys.cli.bench_stamp import Bird, counts, in_process, over_http
-from recsys.cli.canary import ITEMS_N, NOW_MS, Canary, CanaryLog, Oracle, canary_config
+from recsys.cli.bench_stamp import Bird, counts, in_process, measure_stamp, over_http
+from recsys.cli.canary import ITEMS_N, NOW_MS, Canary, CanaryLog, canary_config
+from recsys.cli.canary_oracle import Oracle
 from recsys.events import Stamp
 from recsys.open_log import create_topics
 from serving import pipeline as pipelines
@@ -177,3 +178,10 @@ def test_a_step_that_goes_back_is_met(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(bird.service, "recommend", recommend)
     found = counts(bird, asyncio.run(in_process(bird, 100)), 0.0)
     assert found["went_back"] > 0 and found["mixed"] == 0, found
+
+
+def test_the_bench_adds_up_what_its_parts_found() -> None:
+    found = measure_stamp(40, 0, 12, seed=3)["figures"]
+    assert (found["requests"], found["explained"], found["equal"]) == (40, 12, 12)
+    assert found["mixed"] == found["failed"] == found["went_back"] == 0
+    assert "over_http" not in found

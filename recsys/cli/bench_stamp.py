@@ -17,7 +17,8 @@ from typing import Any, Final
 import msgspec
 import torch
 
-from recsys.cli.canary import NOW_MS, Canary, CanaryLog, Oracle, Watch, canary_config
+from recsys.cli.canary import NOW_MS, Canary, CanaryLog, canary_config
+from recsys.cli.canary_oracle import Oracle, Watch
 from recsys.cli.past_run import explain_run
 from recsys.events import Stamp
 from recsys.hashing import Id, uniform
