@@ -129,7 +129,8 @@ async def over_http(bird: Bird, requests: int, clients: int = _CLIENTS) -> list[
     from serving.http_app import build_app
 
     watches = [Watch(bird.oracle) for _ in range(clients)]
-    door = socket.socket()
+    # asyncio sends at once what is small only where a socket says that it is TCP.
+    door = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     door.bind(("127.0.0.1", 0))
     settings = uvicorn.Config(build_app(bird.service, lambda: ""), log_level="warning")
     server = uvicorn.Server(settings)
