@@ -44,6 +44,9 @@ class Counters:
         """Index, values and times as ``counter_kernels`` read them: views, valid until the next change."""
         return self._index, self._values, self._last_ms
 
+    def __contains__(self, key: int) -> bool:
+        return key in self._row
+
     def add(self, keys: Iterable[int], amounts: NDArray[np.float32], now_ms: int) -> None:
         """Adds ``amounts`` (kinds,) to every key's counters. Keys must not repeat."""
         rows = self._rows_of(np.array(tuple(keys), np.int64))

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 import msgspec
+import torch
 from fastapi import FastAPI
 from ray import serve
 
@@ -32,6 +33,9 @@ class Feed:
     def __init__(self, config: str) -> None:
         self._config = msgspec.json.decode(config, type=Config)
         logging.getLogger("recsys").setLevel(logging.INFO)
+        torch.set_num_threads(
+            1
+        )  # sums must not depend on the number of cores; two also cost more here
         log = open_log(self._config)
         self.service = Service(self._config, log, sessions_at(self._config.sessions.url))
 

@@ -111,6 +111,7 @@ class Traffic:
     def __init__(self, system: LiveSystem) -> None:
         self._system, self._stop = system, threading.Event()
         self.acknowledged: set[str] = set()
+        self.asked: list[tuple[str, str]] = []  # request and user, in order
         self.failures = 0
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -132,6 +133,7 @@ class Traffic:
     def _visit(self, client: Client, number: int) -> None:
         user_id = f"u{number % USERS}"
         answer = client.recommend(user_id, 3)
+        self.asked.append((answer.request_id, user_id))
         now_ms = time.time_ns() // 1_000_000
         events = [
             Engagement(

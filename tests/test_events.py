@@ -356,3 +356,9 @@ def test_importing_the_words_imports_nothing_heavy() -> None:
     code = "import recsys.events, sys; print([m for m in ('torch', 'ray', 'kafka') if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
+
+
+def test_an_impression_of_before_what_was_asked_was_said_is_read() -> None:
+    raw = {"type": "impression", "time_ms": 1, "request_id": "r", "user_id": "u", "items": []}
+    event = decode(msgspec.msgpack.encode(raw))
+    assert isinstance(event, Impression) and event.asked is None

@@ -4,7 +4,10 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
+from recsys.blueprint import feature_set
+from recsys.cli.explainer import EQUAL, Explainer
 from recsys.cli.forget import Refused, forget_user
 from recsys.config import ParameterServerConfig
 from recsys.hashing import partition_of
@@ -24,6 +27,7 @@ def test_a_user_is_forgotten_and_unlearned_and_the_system_goes_on(tmp_path):
         traffic = Traffic(system)
         until(lambda: version(system)["step"] >= 15, 90, "steps are learned")
         traffic.stop()
+        assert unequal(system, traffic.asked[-40:]) == []
         with system.client() as client:
             assert client.session("u1")["events"] > 0
         with pytest.raises(Refused, match="recsys down"):
@@ -48,8 +52,21 @@ def test_a_user_is_forgotten_and_unlearned_and_the_system_goes_on(tmp_path):
         until(lambda: version(system)["step"] > began["step"] + 3, 90, "the epoch goes on")
         traffic.stop()
         assert version(system)["epoch"] == 1
+        assert unequal(system, traffic.asked[-40:]) == []
     finally:
         system.down()
+
+
+def unequal(system: LiveSystem, asked: list[tuple[str, str]]) -> list[str]:
+    """The answers of a running system that can't be made again from what its parts wrote."""
+    torch.set_num_threads(1)  # as a replica has it
+    log = open_log(system.config)
+    try:
+        explainer = Explainer(log, system.config, feature_set(system.config))
+        found = [explainer.explain(request_id, user) for request_id, user in asked]
+        return [f"{its.why} {its.differences[:2]}" for its in found if its.verdict != EQUAL]
+    finally:
+        log.close()
 
 
 def said_in_examples(system: LiveSystem, user: str) -> bool:

@@ -1,12 +1,13 @@
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from experiments.policy import Policy
-from recsys.events import Item
+from recsys.events import Item, encode
 from recsys.features import read_block
-from recsys.hashing import key_of
+from recsys.hashing import digest_of, key_of
 from recsys.session import Session
 from serving import pipeline as module
 from serving.pipeline import Pipeline
@@ -267,3 +268,24 @@ def test_ids_as_numbers_and_as_text_are_the_same() -> None:
     answer = ask(replica, session, candidate_ids=("7", 7))
     assert [i.item_id for i in answer.items] == [7]
     assert ask(replica, session, candidate_ids=("7",), exclude_ids=(7,)).items == ()
+
+
+def test_the_impression_says_what_was_asked_and_what_else_the_answer_rests_on() -> None:
+    replica = made()
+    replica.item_state_from = 7
+    packed = Session.unpack(viewer(replica, liked=(3,)).pack(), FEATURES)
+    answer = ask(replica, packed, n=4, exclude_ids=("v1", 2), candidate_ids=("v5", "v6"))
+    asked = answer.impression.asked
+    assert asked is not None
+    assert (asked.n, asked.exclude_ids, asked.candidate_ids) == (4, ["v1", 2], ["v5", "v6"])
+    assert (asked.candidates, asked.item_state_from) == (60, 7)
+    assert asked.session == digest_of(packed.pack())
+    plain = ask(replica, packed).impression
+    size = len(encode(plain)) - len(encode(msgspec.structs.replace(plain, asked=None)))
+    assert size < 100  # beside some ten thousand of features
+
+
+def test_candidates_come_with_the_answer() -> None:
+    answer = ask(made(), candidate_ids=("v5", "v6", "v7"), n=2)
+    assert answer.ranked is not None
+    assert answer.ranked.sources == [["given"]] * 3 and len(answer.ranked.scores_N) == 3

@@ -100,3 +100,21 @@ def test_the_best_of_many_are_those_of_all_though_only_what_moved_is_looked_at()
         there = np.flatnonzero(its.values > -np.inf)
         expected = there[np.lexsort((there, -its.values[there]))][:4096]
         assert its.top.tolist() == expected.tolist()
+
+
+def test_an_item_that_is_known_later_than_its_counters_is_as_popular() -> None:
+    first, counters = fixture(items=3)
+    later, _ = fixture(items=2)
+    for n, times in enumerate((2.0, 1.0, 3.0)):
+        happen(counters, n, times, START_MS)
+    told(first, counters)
+    told(later, counters)
+    assert later.top.tolist() == [0, 1]
+    index = later._catalogue.apply(Item(time_ms=0, item_id="v2"))
+    later.enter(index, counters)
+    assert later.values.tobytes() == first.values.tobytes()
+    happen(counters, 0, 0.0, START_MS + 1_000)
+    told(later, counters)
+    assert later.top.tolist() == [2, 0, 1]
+    later.enter(later._catalogue.apply(Item(time_ms=0, item_id="v3")), counters)
+    assert later.values[3] == -np.inf

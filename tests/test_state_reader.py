@@ -435,3 +435,33 @@ def test_a_view_is_followed_to_the_step_that_learned_it(fixture: Fixture) -> Non
     assert fixture.reader.freshness.to_served.percentile(1.0) == 2 * 1_001
     fixture.turn()
     assert fixture.reader.examples.per_s() == pytest.approx(40 / 4, rel=0.4)
+
+
+def test_a_replica_that_starts_reads_items_before_their_counters(fixture: Fixture) -> None:
+    """Else the popular would be looked for among the first few items alone."""
+    last, columns = 2_499, 2 * len(FEATURES.kinds)
+    for i in range(last + 1):
+        fixture.item(i)
+    keys = np.array([key_of("item", f"v{last}")], np.int64)
+    state = ItemState(
+        offsets=[0] * 4,
+        keys=keys.tobytes(),
+        values=np.full(columns, 2.0, np.float32).tobytes(),
+        last_ms=np.array([NOW_MS], np.int64).tobytes(),
+    )
+    fixture.put(ITEM_STATE, b"\xc1")
+    fixture.log.trim(ITEM_STATE, 0, 1)
+    fixture.put(ITEM_STATE, state)
+    reader = fixture.another()
+    reader.catch_up(lambda: False)
+    assert reader.replica.popularity.top.tolist() == [last]
+    assert (reader.replica.item_state_from, reader.replica.item_state_offset) == (1, 2)
+
+
+def test_where_counters_are_begun_again_is_said(fixture: Fixture) -> None:
+    fixture.turn()
+    for _ in range(3):
+        fixture.put(ITEM_STATE, b"\xc1")
+    fixture.log.trim(ITEM_STATE, 0, 2)
+    fixture.turn()
+    assert fixture.reader.replica.item_state_from == 2

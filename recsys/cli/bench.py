@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-NAMES: Final = ("table", "train", "join", "freshness", "sync", "recovery", "serve")
+NAMES: Final = ("table", "train", "join", "freshness", "sync", "recovery", "serve", "stamp")
 _PACKAGES: Final = (
     "torch",
     "fbgemm-gpu-cpu",
@@ -32,7 +32,8 @@ def bench(
             help="table: rows of the parameter server; train: examples through two shards; join: events "
             "through the joiner; freshness: from the end of a view to the answer that has learned it; "
             "sync: rows from a shard to a replica; recovery: a killed shard, until it answers again; "
-            "serve: whole answers over HTTP."
+            "serve: whole answers over HTTP; "
+            "stamp: answers while everything changes, none of two versions, and explained from the log."
         ),
     ] = "table",
     rows: Annotated[int, typer.Option(help="table, recovery: rows in it.")] = 1_000_000,
@@ -63,6 +64,9 @@ def bench(
     overload: Annotated[
         float, typer.Option(help="serve: also what comes of so many times the peak.")
     ] = 0.0,
+    requests: Annotated[int, typer.Option(help="stamp: requests in process.")] = 20_000,
+    http: Annotated[int, typer.Option(help="stamp: requests over HTTP.")] = 2_000,
+    explained: Annotated[int, typer.Option(help="stamp: answers that are made again.")] = 200,
     seed: Annotated[int, typer.Option(help="Of keys, examples, events.")] = 0,
     apart: Annotated[
         bool,
@@ -124,6 +128,13 @@ def bench(
             _check(option, value, 0 if option == "rate" else 1)
         ask = Ask(items, candidates, seconds, rate, overload, training, seed=seed)
         measured = measure_serve(ask, lambda text: typer.echo(text, err=True))
+    elif name == "stamp":
+        from recsys.cli.bench_stamp import measure_stamp
+
+        options = {"requests": requests, "http": http, "explained": explained}
+        for option, value in options.items():
+            _check(option, value, 0)
+        measured = measure_stamp(requests, http, explained, seed)
     else:
         raise typer.BadParameter(f"there is no bench {name!r}, expected {', '.join(NAMES)}")
     words = [f"--{option} {value}" for option, value in (options | {"seed": seed}).items()]

@@ -9,14 +9,17 @@ import asyncio
 import socket
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import torch
 
-from recsys.cli.canary import NOW_MS, Canary, CanaryLog, Oracle, Watch, canary_config
+from recsys.cli.canary import NOW_MS, Canary, CanaryLog, canary_config
+from recsys.cli.canary_oracle import Oracle, Watch
+from recsys.cli.past_run import explain_run
 from recsys.events import Stamp
 from recsys.hashing import Id, uniform
 from recsys.open_log import create_topics
@@ -26,7 +29,14 @@ from serving.session_store import MemorySessions
 
 _CLIENTS: Final = 4
 # After how many requests the next version of each is published.
-_EVERY: Final = {"step": 24, "session": 56, "states": 88, "items": 144, "policy": 304, "epoch": 2_400}
+EVERY: Final = {
+    "step": 24,
+    "session": 56,
+    "states": 88,
+    "items": 144,
+    "policy": 304,
+    "epoch": 2_400,
+}
 
 
 class YieldingSessions(MemorySessions):
@@ -45,24 +55,26 @@ class Bird:
     canary: Canary
     oracle: Oracle
     seed: int = 0
+    every: Mapping[str, int] = field(default_factory=lambda: EVERY)
     asked: int = 0
 
     @staticmethod
-    def in_folder(folder: Path, seed: int = 0) -> "Bird":
+    def in_folder(folder: Path, seed: int = 0, every: Mapping[str, int] = EVERY) -> "Bird":
+        """All that is there is published once; more comes as requests are made."""
         config, log, sessions = canary_config(folder), CanaryLog(), YieldingSessions()
         create_topics(log, config)
         canary = Canary(config, log, sessions.blobs)
         canary.publish_all()
         service = Service(config, log, sessions, lambda: NOW_MS)
-        return Bird(service, canary, Oracle(config), seed)
+        return Bird(service, canary, Oracle(config), seed, every)
 
     def sing(self) -> None:
         """Publishes what is due after the next request."""
         self.asked += 1
         its, n = self.canary, self.asked + self.seed
-        due = {name for name, every in _EVERY.items() if n % every == 0}
+        due = {name for name, every in self.every.items() if n % every == 0}
         if "session" in due:
-            its.publish_session(f"u{n // _EVERY['session'] % len(its.users)}")
+            its.publish_session(f"u{n // self.every['session'] % len(its.users)}")
         if "states" in due:
             its.publish_states()
         if "items" in due:
@@ -117,7 +129,8 @@ async def over_http(bird: Bird, requests: int, clients: int = _CLIENTS) -> list[
     from serving.http_app import build_app
 
     watches = [Watch(bird.oracle) for _ in range(clients)]
-    door = socket.socket()
+    # asyncio sends at once what is small only where a socket says that it is TCP.
+    door = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     door.bind(("127.0.0.1", 0))
     settings = uvicorn.Config(build_app(bird.service, lambda: ""), log_level="warning")
     server = uvicorn.Server(settings)
@@ -163,14 +176,17 @@ def counts(bird: Bird, watches: Sequence[Watch], took_s: float) -> dict[str, Any
     its = bird.canary
     names = ("requests", "mixed", "failed", "went_back")
     found: dict[str, Any] = {name: sum(getattr(w, name) for w in watches) for name in names}
-    applied = {"epochs": its.epoch, "steps": bird.service.replica.step, "catalogues": its.items,
-               "item_states": its.states, "policies": its.policies, "sessions": sum(its.users.values())}  # fmt: skip
+    published = {"epochs": its.epoch, "steps": its.steps, "catalogues": its.items}
+    published |= {"item_states": its.states, "policies": its.policies}
+    published |= {"sessions": sum(its.users.values())}
     first = [line for watch in watches for line in watch.first][:5]
-    return found | {"seconds": round(took_s, 1), "published": applied} | ({"first": first} if first else {})
+    found |= {"seconds": round(took_s, 1), "published": published}
+    return found | ({"first": first} if first else {})
 
 
 def measure_stamp(requests: int, http: int, explained: int, seed: int) -> dict[str, Any]:
     """The figures of all three; 0 leaves one out."""
+    torch.set_num_threads(1)  # as a replica has it
     figures: dict[str, Any] = {}
     ways: dict[str, tuple[int, Callable[[Bird, int], Awaitable[list[Watch]]]]] = {
         "in_process": (requests, in_process),
@@ -184,12 +200,8 @@ def measure_stamp(requests: int, http: int, explained: int, seed: int) -> dict[s
                 watches = asyncio.run(way(bird, count))  # type: ignore[arg-type]
                 figures[name] = counts(bird, watches, time.monotonic() - began)
         if explained:
-            figures["explained"] = explain_some(Path(folder) / "run", explained, seed)
-    return {"figures": figures}
-
-
-def explain_some(folder: Path, requests: int, seed: int) -> dict[str, Any]:
-    """A run of all parts in one process on a SQLite log, and its answers made again."""
-    from recsys.cli.past_run import explain_run
-
-    return explain_run(folder, requests, seed)
+            figures["of_a_run"] = explain_run(Path(folder) / "run", explained, seed)
+    parts = figures.values()
+    names = ("requests", "mixed", "failed", "went_back", "explained", "equal")
+    total = {name: sum(part.get(name, 0) for part in parts) for name in names}
+    return {"figures": total | figures}

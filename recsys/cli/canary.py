@@ -1,32 +1,26 @@
 """A small world in which everything says its version: rows, dense parameters, vectors, fields, counters,
 sessions, policies. So an answer shows what each part of it was made from, and none can be of another version.
 
-What each version holds is a formula. ``Canary.publish_…`` puts the next one where the live parts would;
-``Oracle`` works out from a stamp alone what must come of it, and ``Watch`` compares and looks that no version
-goes back. Scores are compared to the last bit, and every item is in every list.
+What each version holds is a formula. ``Canary.publish_…`` puts the next one where the live parts would; what
+must come of it is ``recsys.cli.canary_oracle``'s.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.definition import read_experiments
-from experiments.policy import Policies, Policy
 from parameter_server.deltas import seal
 from parameter_server.rounding import round_dense
 from parameter_server.snapshots import write_part
 from recsys.blueprint import build_model, feature_set
-from recsys.catalogue import Catalogue
 from recsys.config import Config, LogConfig, ModelConfig, ParameterServerConfig, PolicyConfig
-from recsys.counters import Counters
-from recsys.events import Engagement, FeatureBlock, Item, Stamp, encode
-from recsys.feature_builder import FeatureBuilder
-from recsys.features import FeatureSet, RequestFeatures
-from recsys.hashing import Id, cross, key_of
+from recsys.events import Engagement, Item, encode
+from recsys.features import FeatureSet
+from recsys.hashing import cross, key_of
 from recsys.item_counters import GLOBAL
 from recsys.log import Append, MemoryLog
 from recsys.model import tables_of
@@ -44,18 +38,15 @@ from recsys.records import (
     pack,
 )
 from recsys.session import Session
-from recsys.vectors import content_vectors
-from serving.scoring import probabilities, user_vector
 
 Rows = NDArray[np.float32]
 Keys = NDArray[np.int64]
 NOW_MS: Final = 1_790_000_000_000
 ITEMS_N: Final = 8
 USERS: Final = 2
-_CYCLE: Final = 16  # of fields and weights: a version's neighbours differ
+CYCLE: Final = 16  # of fields and weights: a version's neighbours differ
 _FAR: Final = 8.0  # the length of what tells vectors apart, against 0.8 of content
 _KEPT: Final = 1_000  # records of each topic that stay behind
-_ANSWERS: Final = 4_000  # expected answers that are remembered
 
 
 def canary_config(state: Path) -> Config:
@@ -65,7 +56,9 @@ def canary_config(state: Path) -> Config:
         Config(),
         state=str(state),
         log=LogConfig(partitions=1),
-        model=ModelConfig(dim=2, vector_dim=8, hidden=(16,)),  # narrower, and places in a batch show
+        model=ModelConfig(
+            dim=2, vector_dim=8, hidden=(16,)
+        ),  # narrower, and places in a batch show
         parameter_server=ParameterServerConfig(shards=1, delta_format="fp32"),
         policy=PolicyConfig(sources=sources, per_author=0),
     )
@@ -82,7 +75,7 @@ class CanaryLog(MemoryLog):
 
 def item_of(n: int, version: int) -> Item:
     """Item ``n`` as it is published the ``version``-th time, from 1 on."""
-    turn = version % _CYCLE
+    turn = version % CYCLE
     fields = {"author": f"c{turn}", "tags": [f"t{n % 3}"], "topic": "x",
               "duration_ms": 1_000 * (1 + turn)}  # fmt: skip
     return Item(time_ms=NOW_MS, item_id=f"v{n}", fields=fields)
@@ -94,7 +87,7 @@ def version_of_item(n: int, offset: int) -> int:
 
 
 def experiment_of(revision: int) -> str:
-    weight = 1.0 + (revision % _CYCLE) / _CYCLE
+    weight = 1.0 + (revision % CYCLE) / CYCLE
     return f"name: canary\narms: {{r{revision}: {{share: 1.0, overrides: {{weights.like: {weight}}}}}}}"
 
 
@@ -139,7 +132,7 @@ def counted(features: FeatureSet, version: int) -> tuple[Keys, Rows, Keys]:
 def session_of(features: FeatureSet, user: str, version: int) -> Session:
     """A user's session: its offset is its version, and profile, history and counters say so too."""
     session = Session(user, features)
-    session.profile = [key_of("user.country", f"c{version % _CYCLE}")]
+    session.profile = [key_of("user.country", f"c{version % CYCLE}")]
     for back in (2, 1, 0):
         n = (version - back) % ITEMS_N
         liked = Engagement(time_ms=NOW_MS - 1_000 * back, request_id=f"s{version - back}", user_id=user,
@@ -156,6 +149,7 @@ class Canary:
         self.config, self.log, self.sessions = config, log, sessions
         self.features = feature_set(config)
         self.epoch = self.step = self.items = self.states = self.policies = 0
+        self.steps = 0  # of all epochs
         self.users = {f"u{n}": 0 for n in range(USERS)}
         self._numbers = {key_of("item", f"v{n}"): n for n in range(ITEMS_N)}
         self._size = build_model(self.features, config.model).dense_size()
@@ -164,8 +158,12 @@ class Canary:
     def _keys_of_rows(self) -> dict[str, Keys]:
         """Of every value that any version of anything has."""
         features, found = self.features, set[int]()
-        for turn in range(_CYCLE):
-            found |= {k for n in range(ITEMS_N) for k in features.item_keys(f"v{n}", item_of(n, turn).fields)}
+        for turn in range(CYCLE):
+            found |= {
+                k
+                for n in range(ITEMS_N)
+                for k in features.item_keys(f"v{n}", item_of(n, turn).fields)
+            }
             found.add(key_of("user.country", f"c{turn}"))
         users = [key_of("user", user) for user in self.users]
         found |= {*users, *features.context_keys("feed", {})}
@@ -195,7 +193,7 @@ class Canary:
         self.publish_step()
 
     def publish_step(self) -> None:
-        self.step += 1
+        self.step, self.steps = self.step + 1, self.steps + 1
         tables = [
             TableRows(table=name, dim=rows.shape[1], keys=keys.tobytes(), values=rows.tobytes())
             for name, (keys, rows) in self._rows().items()
@@ -247,178 +245,3 @@ class Canary:
         end = self.log.end(topic, 0)
         if end % _KEPT == 0:
             self.log.trim(topic, 0, end - _KEPT)
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What must be in an answer: scores by item, who comes by which source, and the features of all items."""
-
-    scores: dict[str, float]
-    vector: str
-    popular: str
-    authors: dict[str, str]
-    features: RequestFeatures
-
-
-class Oracle:
-    """Works out answers from stamps, by the formulas alone: no replica, no pipeline, no deltas."""
-
-    def __init__(self, config: Config) -> None:
-        self.features, self._config = feature_set(config), config
-        self._model = build_model(self.features, config.model)
-        self._written: tuple[int, int] | None = None
-        self._builder = FeatureBuilder(self.features)
-        self._numbers = {key_of("item", f"v{n}"): n for n in range(ITEMS_N)}
-        self._built: dict[tuple[Any, ...], RequestFeatures] = {}
-        self._policies: dict[str, Policy] = {}
-        self._answers: dict[tuple[Any, ...], Expected] = {}
-
-    def of(self, stamp: Stamp, user: str) -> Expected:
-        """Raises KeyError for a stamp whose policy isn't that of its arms."""
-        key = (stamp.epoch, stamp.step, stamp.catalogue_offset, stamp.item_state_offset,
-               stamp.session_offset, stamp.policy, stamp.arms.get("canary"), user)  # fmt: skip
-        found = self._answers.get(key)
-        if found is None:
-            if len(self._answers) >= _ANSWERS:
-                self._answers.clear()
-                self._built.clear()
-            found = self._answers[key] = self._expect(stamp, user)
-        return found
-
-    def _expect(self, stamp: Stamp, user: str) -> Expected:
-        features = self._features(stamp, user)
-        tables = {
-            t.name: Formula(t.name, t.dim, stamp.epoch, stamp.step, self._numbers)
-            for t in tables_of(self._config.model)
-        }
-        if self._written != (stamp.epoch, stamp.step):
-            self._written = stamp.epoch, stamp.step
-            value = small(stamp.epoch, stamp.step)
-            self._model.write_dense(np.full(self._model.dense_size(), value, np.float32))
-        rows: Any = tables
-        predicted = probabilities(self._model, rows, [features])
-        scores = self._score(predicted, self._policy(stamp))
-        groups = features.items_NI[:, self.features.group_columns()]
-        vectors = content_vectors(groups, self._config.model.vector_dim)
-        vectors = vectors + tables["items"].lookup(features.items_NI[:, 0])
-        nearest = int(np.argmax(vectors @ user_vector(self._model, rows, features)))
-        versions = [version_of_item(n, stamp.catalogue_offset) for n in range(ITEMS_N)]
-        return Expected(
-            {f"v{n}": float(score) for n, score in enumerate(scores)},
-            f"v{nearest}",
-            f"v{stamp.item_state_offset % ITEMS_N}",
-            {f"v{n}": f"c{version % _CYCLE}" for n, version in enumerate(versions)},
-            features,
-        )
-
-    def _features(self, stamp: Stamp, user: str) -> RequestFeatures:
-        key = (stamp.catalogue_offset, stamp.item_state_offset, stamp.session_offset, user)
-        if key not in self._built:
-            catalogue = Catalogue(self.features, 16)
-            for n in range(ITEMS_N):
-                catalogue.apply(item_of(n, version_of_item(n, stamp.catalogue_offset)))
-            counters = Counters(len(self.features.kinds))
-            counters.set(*counted(self.features, stamp.item_state_offset))
-            session = session_of(self.features, user, stamp.session_offset)
-            self._built[key] = self._builder.build(
-                session, "feed", {}, np.arange(ITEMS_N), catalogue, counters, NOW_MS
-            )
-        return self._built[key]
-
-    def _score(self, predicted: Rows, policy: Policy) -> NDArray[np.float64]:
-        """As the pipeline defines it: the weighted sum, watch time in minutes."""
-        from recsys.ranker import watch_seconds
-
-        labels, weights = self.features.schema.labels, policy.config.weights
-        total = np.zeros(len(predicted))
-        for k, label in enumerate(labels):
-            total += weights.get(label, 0.0) * predicted[:, k]
-        minutes = watch_seconds(predicted[:, len(labels)]) / 60.0
-        out: NDArray[np.float64] = total + weights["watch"] * minutes
-        return out
-
-    def _policy(self, stamp: Stamp) -> Policy:
-        revision = int(stamp.arms["canary"][1:])
-        name = f"{revision}"
-        if name not in self._policies:
-            base, texts = self._config.policy, {"canary": experiment_of(revision)}
-            self._policies[name] = Policies(base, read_experiments(texts, base)).resolve("u0")
-        policy = self._policies[name]
-        if policy.digest != stamp.policy:
-            raise KeyError(stamp.policy)
-        return policy
-
-
-@dataclass
-class Watch:
-    """Looks at the answers that one client got, one after the other."""
-
-    oracle: Oracle
-    requests: int = 0
-    mixed: int = 0
-    failed: int = 0
-    went_back: int = 0
-    first: list[str] = field(default_factory=list)  # what was wrong, the first few
-    _seen: dict[str, tuple[int, ...]] = field(default_factory=dict)
-
-    def see(
-        self,
-        user: str,
-        stamp: Stamp,
-        items: Sequence[tuple[Id, float | None, Sequence[str], Mapping[str, Any]]],
-        degraded: Sequence[str],
-        features: FeatureBlock | None = None,
-    ) -> None:
-        """One answer: item, score, sources and fields of each rank."""
-        self.requests += 1
-        if degraded or len(items) != ITEMS_N:
-            self._note("failed", f"degraded {list(degraded)}, {len(items)} items")
-            return
-        wrong = self._wrong(user, stamp, items, features)
-        if wrong:
-            self._note("mixed", f"{wrong} at {stamp}")
-        self._order("weights", (stamp.epoch, stamp.step), stamp)
-        self._order("items", (stamp.catalogue_offset,), stamp)
-        self._order("states", (stamp.item_state_offset,), stamp)
-        self._order("policy", (int(stamp.arms["canary"][1:]),), stamp)
-        self._order(user, (stamp.session_offset,), stamp)
-
-    def fail(self, why: str) -> None:
-        self.requests += 1
-        self._note("failed", why)
-
-    def _wrong(
-        self,
-        user: str,
-        stamp: Stamp,
-        items: Sequence[tuple[Id, float | None, Sequence[str], Mapping[str, Any]]],
-        features: FeatureBlock | None,
-    ) -> str:
-        try:
-            expected = self.oracle.of(stamp, user)
-        except KeyError:
-            return "policy"
-        for item_id, score, sources, fields in items:
-            name = str(item_id)
-            if score != expected.scores[name]:
-                return f"score of {name} is {score}, expected {expected.scores[name]}"
-            if fields["author"] != expected.authors[name]:
-                return f"fields of {name}"
-            if ("vector" in sources) != (name == expected.vector):
-                return f"vector: {name}, expected {expected.vector}"
-            if ("popular" in sources) != (name == expected.popular):
-                return f"popular: {name}, expected {expected.popular}"
-        order = [int(str(item_id)[1:]) for item_id, *_ in items]
-        if features is not None and features != expected.features.rows(order).block():
-            return "features"
-        return ""
-
-    def _order(self, what: str, version: tuple[int, ...], stamp: Stamp) -> None:
-        if version < self._seen.get(what, version):
-            self._note("went_back", f"{what} from {self._seen[what]} to {version}")
-        self._seen[what] = version
-
-    def _note(self, kind: str, why: str) -> None:
-        setattr(self, kind, getattr(self, kind) + 1)
-        if len(self.first) < 5:
-            self.first.append(f"{kind}: {why}")

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from parameter_server.durable import DurableShard, Home
 from parameter_server.kernels import warm
 from parameter_server.parameter_client import LocalClient, part_of, route_lanes
@@ -114,6 +112,10 @@ class OneProcess:
 
     async def stop(self) -> None:
         await self._end_replica()
+        self.close()
+
+    def close(self) -> None:
+        """For one that was never started; ``stop`` does it."""
         for shard in self.shards.durable:
             shard.close()
         self.log.close()
@@ -176,8 +178,3 @@ class OneProcess:
             self.service.reader.apply(batch)
             if not batch.full:
                 return
-
-
-def copy_of(answer: Answer) -> bytes:
-    """The impression as it stands on the log."""
-    return msgspec.msgpack.encode(answer.impression)

@@ -1,0 +1,47 @@
+"""When counters that were read from the middle of ``item_state`` on are those of who has read all of it."""
+
+import numpy as np
+import pytest
+
+from recsys.log import Append, MemoryLog
+from recsys.records import ITEM_STATE, ItemState, topics
+from serving.past_replica import Gone, Telling, records
+
+
+def told(last_ms: int, part: int = 0, parts: int = 0) -> ItemState:
+    times = np.array([last_ms], np.int64).tobytes()
+    return ItemState(offsets=[0], keys=b"", values=b"", last_ms=times, part=part, parts=parts)
+
+
+WHOLE = [told(900, 0, 3), told(500, 1, 3), told(1_400, 2, 3)]
+
+
+@pytest.mark.parametrize(("read", "settled"), [
+    ([*WHOLE, told(2_000)], True),
+    ([told(100), *WHOLE, told(1_900), told(2_100)], True),
+    (WHOLE, False),  # the popular may still be those of before
+    ([*WHOLE, told(1_999)], False),
+    ([*WHOLE[1:], told(2_000)], False),  # retention cut it
+    ([*WHOLE[:2], told(1_000), told(2_000)], False),  # whoever told was killed
+    ([*WHOLE[:2], *WHOLE, told(2_000)], True),
+    ([told(1_000), told(2_000), told(3_000)], False),
+])  # fmt: skip
+def test_all_must_be_told_and_a_second_begin(read: list[ItemState], settled: bool) -> None:
+    telling = Telling()
+    for state in read:
+        telling.read(state)
+    assert telling.settled == settled
+
+
+def test_records_that_are_gone_or_were_never_there_are_told() -> None:
+    log = MemoryLog()
+    for topic in topics(1):
+        log.create(topic)
+    log.append(ITEM_STATE, [Append(0, b"", b"x")] * 9)
+    log.trim(ITEM_STATE, 0, 4)
+    assert [r.offset for r in records(log, ITEM_STATE, 0, 4, 7)] == [4, 5, 6]
+    assert list(records(log, ITEM_STATE, 0, 7, 7)) == []
+    with pytest.raises(Gone, match="offset 2 is gone, the log begins at 4"):
+        list(records(log, ITEM_STATE, 0, 2, 7))
+    with pytest.raises(Gone, match="ends at offset 9, and 12 was read"):
+        list(records(log, ITEM_STATE, 0, 5, 12))

@@ -1,0 +1,73 @@
+"""Which keys an item had at a time, or before an offset; who is found by a request's id."""
+
+import pytest
+
+from recsys.blueprint import FEED_SCHEMA
+from recsys.events import Impression, Item, encode
+from recsys.features import FeatureSet
+from recsys.hashing import partition_of
+from recsys.log import Append, MemoryLog
+from recsys.records import EVENTS, ITEMS, topics
+from serving.past_session import ItemVersions, find_impression
+
+FEATURES = FeatureSet(FEED_SCHEMA)
+
+
+def made() -> MemoryLog:
+    log = MemoryLog()
+    for topic in topics(4):
+        log.create(topic)
+    return log
+
+
+def put(log: MemoryLog, item_id: str, time_ms: int, author: str | None) -> None:
+    item = Item(time_ms=time_ms, item_id=item_id, fields={"author": author} if author else {})
+    if author is None:
+        item.removed = True
+    log.append(ITEMS, [Append(0, b"", encode(item))])
+
+
+def author_of(keys: object) -> int:
+    return int(keys[FEATURES.slot("item.author").start])  # type: ignore[index]
+
+
+def test_an_item_that_was_changed_has_its_keys_of_then() -> None:
+    log = made()
+    for item_id, time_ms, author in (
+        ("v1", 10, "a"), ("v2", 11, "a"), ("v1", 20, "b"), ("v1", 20, "b"), ("v1", 30, None),
+        ("v1", 40, "c"),
+    ):  # fmt: skip
+        put(log, item_id, time_ms, author)
+    items = ItemVersions(log, FEATURES)
+    items.read()
+    a, b, c = (author_of(FEATURES.item_keys("v", {"author": name})) for name in "abc")
+    assert [author_of(items.by_time(t)("v1")) for t in (5, 10, 19, 20, 35, 40)] == [
+        a,
+        a,
+        a,
+        b,
+        b,
+        c,
+    ]
+    assert [author_of(items.before(n)("v1")) for n in (1, 2, 3, 5, 6)] == [a, a, b, b, c]
+    assert author_of(items.by_time(0)("v2")) == a and items.changed(["v2", "v1", "x"]) == ["v1"]
+    assert (items.by_time(0)("nobody") == FEATURES.item_keys("nobody", {})).all()
+    put(log, "v2", 50, "b")
+    items.read()
+    assert author_of(items.by_time(60)("v2")) == b and items.changed(["v2"]) == ["v2"]
+
+
+@pytest.mark.parametrize("user", [None, "u7"])
+def test_an_impression_is_found_among_many(user: str | None) -> None:
+    log, partition = made(), partition_of("u7", 4)
+    for n in range(2_500):
+        shown = Impression(time_ms=n, request_id=f"r{n}", user_id="u7", items=[])
+        log.append(EVENTS, [Append(partition, b"u7", encode(shown))])
+    log.trim(EVENTS, partition, 10)
+    for n in (10, 1_499, 2_499):
+        found = find_impression(log, f"r{n}", user)
+        assert found is not None and found[:2] == (partition, n) and found[2].time_ms == n
+    assert find_impression(log, "r9", user) is None
+    assert find_impression(log, "r250", user) is not None  # not r2500, nor r25
+    other = next(f"u{n}" for n in range(99) if partition_of(f"u{n}", 4) != partition)
+    assert find_impression(log, "r250", other) is None
