@@ -8,9 +8,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.bitmap import Bitmap
+
 Indices = NDArray[np.int64]
 Vectors = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 
 class ItemIndex:
@@ -40,13 +41,12 @@ class ItemIndex:
             self._view = flat.reshape(len(self), self.dim)
         self._view[indices] = vectors
 
-    def search(self, query_V: Vectors, k: int, wanted: Mask) -> tuple[Indices, Vectors]:
+    def search(self, query_V: Vectors, k: int, wanted: Bitmap) -> tuple[Indices, Vectors]:
         """The k wanted items with the largest inner product: indices and products, best first."""
-        k = min(k, int(wanted[: len(self)].sum()))
+        k = min(k, wanted.count)
         if k <= 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        bits = np.packbits(wanted[: len(self)], bitorder="little")
-        selector = faiss.IDSelectorBitmap(bits)
+        selector = faiss.IDSelectorBitmap(wanted.bits)
         found = self._index.search(
             np.ascontiguousarray(query_V[None, :]), k, params=faiss.SearchParameters(sel=selector)
         )

@@ -112,7 +112,7 @@ class Pipeline:
         if found.failed:
             degraded.append("retrieval")
         if len(found.sources) < request.n:
-            for index in np.flatnonzero(wanted)[: request.n * 5].tolist():
+            for index in wanted.first(request.n * 5).tolist():
                 found.sources.setdefault(index, ["any"])
         return found.sources, removed
 

@@ -2,6 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.bitmap import Bitmap
 from serving.item_index import ItemIndex
 
 DIM = 4
@@ -34,7 +35,7 @@ def test_it_finds_what_a_search_through_all_finds(
         vectors[chosen] = new
         wanted = rng.random(len(vectors)) < 0.6
         query = rng.standard_normal(DIM).astype(np.float32)
-        indices, products = index.search(query, k, wanted)
+        indices, products = index.search(query, k, Bitmap.of(wanted))
         np.testing.assert_allclose(products, brute(vectors, query, k, wanted), atol=1e-5)
         assert wanted[indices].all() and len(set(indices.tolist())) == len(indices)
         np.testing.assert_allclose((vectors @ query)[indices], products, atol=1e-5)
@@ -43,16 +44,16 @@ def test_it_finds_what_a_search_through_all_finds(
 
 def test_an_index_of_nothing_finds_nothing() -> None:
     index = ItemIndex(DIM)
-    assert len(index.search(np.ones(DIM, np.float32), 5, np.zeros(0, np.bool_))[0]) == 0
+    assert len(index.search(np.ones(DIM, np.float32), 5, Bitmap())[0]) == 0
     index.set(np.empty(0, np.int64), np.zeros((0, DIM), np.float32))
     index.set(np.array([2]), np.ones((1, DIM), np.float32))
     assert len(index) == 3
-    assert len(index.search(np.ones(DIM, np.float32), 5, np.zeros(3, np.bool_))[0]) == 0
+    assert len(index.search(np.ones(DIM, np.float32), 5, Bitmap(3))[0]) == 0
 
 
 def test_a_query_that_is_no_number_finds_no_masked_item() -> None:
     index = ItemIndex(DIM)
     index.set(np.arange(9), np.ones((9, DIM), np.float32))
     wanted = np.arange(9) < 3
-    indices, _ = index.search(np.full(DIM, np.nan, np.float32), 9, wanted)
+    indices, _ = index.search(np.full(DIM, np.nan, np.float32), 9, Bitmap.of(wanted))
     assert wanted[indices].all()
