@@ -227,6 +227,7 @@ class Pipeline:
             session_offset=session.offset,
             policy=policy.digest,
             arms=dict(policy.arms),
+            index=replica.index.name,
         )
 
     def _features(

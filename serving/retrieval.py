@@ -56,8 +56,8 @@ class Retrieval:
     ) -> Found:
         """Catalogue indices with the sources that found them, at most ``limit``.
 
-        ``wanted`` are the items that may come; ``salt`` varies what is drawn at random from request to request. A
-        source that fails finds nothing, and is named.
+        ``wanted`` are the items that may come; ``salt`` varies what is drawn at random from request to
+        request. A source that fails finds nothing, and is named.
         """
         sources: dict[str, Callable[[int], Indices]] = {
             "vector": lambda k: self._vector(user, wanted, k),
@@ -86,6 +86,7 @@ class Retrieval:
     def _vector(self, user: RequestFeatures, wanted: Bitmap, k: int) -> Indices:
         replica = self.replica
         query = user_vector(replica.model, replica.rows, user)
+        replica.queries.append(query)
         return replica.index.search(query, k, wanted)[0]
 
     def _similar(self, session: Session, wanted: Bitmap, k: int) -> Indices:
