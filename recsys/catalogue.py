@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.bitmap import Bitmap
 from recsys.events import Item
 from recsys.features import FeatureSet
 from recsys.hashing import Id, key_of
@@ -19,7 +20,10 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class Catalogue:
-    """Items by index: keys int64 (n, I), numbers float32 (n, M), alive bool (n,). See FeatureSet for I, M."""
+    """Items by index: keys int64 (n, I), numbers float32 (n, M), alive bool (n,). See FeatureSet for I, M.
+
+    ``living`` is ``alive`` in bits, which a request copies instead.
+    """
 
     def __init__(self, features: FeatureSet, capacity: int = 1024) -> None:
         self.features = features
@@ -34,6 +38,7 @@ class Catalogue:
         self._keys = np.zeros((capacity, features.item_columns), np.int64)
         self._numbers = np.zeros((capacity, features.number_columns), np.float32)
         self._alive = np.zeros(capacity, np.bool_)
+        self.living = Bitmap()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,6 +76,7 @@ class Catalogue:
         if index is None:
             index = self._append(item.item_id)
         self._alive[index] = not item.removed
+        self.living.put(index, not item.removed)
         if not item.removed:
             self.fields[index] = item.fields
             self._keys[index] = self.features.item_keys(item.item_id, item.fields)
@@ -102,6 +108,7 @@ class Catalogue:
         self.ids.append(item_id)
         self.fields.append({})
         self._index[str(item_id)] = index
+        self.living.grow(len(self.ids))
         key = key_of("item", item_id)
         self._place(key, index)
         self._keys[index, 0] = key  # known by its key even where its fields never come

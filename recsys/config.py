@@ -206,6 +206,9 @@ class TrainerConfig:
         _check(share > 0, "trainer.gpus_per_worker", share, "a positive number")
 
 
+INDEXES: Final = ("auto", "flat", "ivf")
+
+
 @dataclass(frozen=True)
 class ServeConfig:
     host: str = "127.0.0.1"  # what the API binds to; 0.0.0.0: every address of the machine
@@ -237,15 +240,21 @@ class ServeConfig:
     # How a replica keeps its rows: float32, or int8 as they are published (needs delta_format int8, and what
     # `recsys accept int8` writes down).
     rows: str = "float32"
+    # How items near a vector are found: flat looks at all, exactly; ivf at lists of them, by measured recall;
+    # auto: flat up to so many items, ivf beyond.
+    index: str = "auto"
+    index_flat_items: int = 50_000
 
     def __post_init__(self) -> None:
+        _check(self.index in INDEXES, "serve.index", self.index, f"one of {', '.join(INDEXES)}")
         plain = re.fullmatch(r"[A-Za-z0-9.:-]+", self.host) is not None
         _check(plain, "serve.host", self.host, "an address or a name, without a port or brackets")
         for name in ("port", "dashboard_port"):
             port = getattr(self, name)
             _check(0 <= port <= 65_535, f"serve.{name}", port, "0 (any free one) to 65535")
         _check(self.rows in ("float32", "int8"), "serve.rows", self.rows, "float32 or int8")
-        for name in ("replicas", "candidates", "max_ongoing", "max_events", "short_candidates"):
+        counts = ("replicas", "candidates", "max_ongoing", "max_events", "short_candidates")
+        for name in (*counts, "index_flat_items"):
             number = getattr(self, name)
             _check(number >= 1, f"serve.{name}", number, "at least 1")
         most = self.max_replicas

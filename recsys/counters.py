@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys import counter_kernels as kernels
-from recsys.key_index import cells_for, empty_index, find, insert, spread
+from recsys.key_index import cells_for, empty_index, find, insert, place_of, spread
 
 # C columns of a row = speeds × kinds; kinds = shown, each label, watch (sum of log1p seconds)
 HALF_LIVES_MS: Final = (kernels.FAST_MS, kernels.SLOW_MS)
@@ -45,7 +45,7 @@ class Counters:
         return self._index, self._values, self._last_ms
 
     def __contains__(self, key: int) -> bool:
-        return key in self._row
+        return bool(place_of(self._index, key) >= 0)
 
     def add(self, keys: Iterable[int], amounts: NDArray[np.float32], now_ms: int) -> None:
         """Adds ``amounts`` (kinds,) to every key's counters. Keys must not repeat."""

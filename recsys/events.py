@@ -34,6 +34,7 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     session_offset: int = 0
     policy: str = ""
     arms: dict[str, str] = {}
+    index: str = ""  # the centroids and how many lists were looked through; empty: exact
 
 
 class Served(msgspec.Struct, kw_only=True, gc=False):

@@ -3,36 +3,36 @@
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
+from recsys.bitmap import Bitmap, Indices
 from recsys.catalogue import Catalogue
 from recsys.hashing import Id
 from recsys.session import Session
 
-Mask = NDArray[np.bool_]
-
 
 def wanted_items(
     catalogue: Catalogue, session: Session, exclude_ids: Iterable[Id], least: int
-) -> tuple[Mask, dict[str, int]]:
-    """A mask over the catalogue, and how many each filter removed.
+) -> tuple[Bitmap, dict[str, int]]:
+    """The items of the catalogue that may come, and how many each filter removed. What this costs hangs on
+    the session: of the catalogue, only bits are copied.
 
     Where fewer than ``least`` would remain, what was seen may come again: an empty feed is worse.
     """
-    wanted = catalogue.alive.copy()
-    removed = {"gone": int(len(wanted) - wanted.sum())}
-    excluded = (catalogue.index_of(item_id) for item_id in exclude_ids)
-    removed["excluded"] = _clear(wanted, excluded)
-    removed["hidden"] = _clear(wanted, map(catalogue.index_of_key, session.hidden))
-    unseen = wanted.copy()
-    seen = _clear(unseen, map(catalogue.index_of_key, session.seen))
-    if unseen.sum() >= least:
-        return unseen, removed | {"seen": seen}
-    return wanted, removed | {"seen": 0}
+    wanted = catalogue.living.copy()
+    removed = {"gone": len(wanted) - wanted.count}
+    for name, found in (
+        ("excluded", _known(catalogue.index_of(item_id) for item_id in exclude_ids)),
+        ("hidden", _known(map(catalogue.index_of_key, session.hidden))),
+    ):
+        members = wanted.members(found)
+        wanted.clear(members)
+        removed[name] = len(members)
+    seen = wanted.members(_known(map(catalogue.index_of_key, session.seen)))
+    if wanted.count - len(seen) < least:
+        seen = seen[:0]
+    wanted.clear(seen)
+    return wanted, removed | {"seen": len(seen)}
 
 
-def _clear(mask: Mask, indices: Iterable[int | None]) -> int:
-    chosen = np.unique(np.array([i for i in indices if i is not None], np.int64))
-    count = int(mask[chosen].sum())
-    mask[chosen] = False
-    return count
+def _known(indices: Iterable[int | None]) -> Indices:
+    return np.array([index for index in indices if index is not None], np.int64)

@@ -1,20 +1,52 @@
-"""The item vectors, searched by inner product: FAISS flat, exact, changed in place between searches.
+"""The item vectors, searched by inner product: what every index does, and the exact one, FAISS flat.
 
-A vector's number in the index is its item's index in the catalogue. FAISS isn't safe to change while it is
-searched: one thread does both. Items that are gone, or not wanted in this request, are masked by a bitmap.
+A vector's number in the index is its item's index in the catalogue. No index is safe to change while it is
+searched: one thread does both. Which items are gone, or not wanted in this request, bits say.
 """
+
+from typing import Protocol
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+
+from recsys.bitmap import Bitmap
 
 Indices = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
-class ItemIndex:
-    """Vectors (n, V) by catalogue index."""
+class ItemIndex(Protocol):
+    """Vectors (n, V) by catalogue index. ``name`` is what a stamp says: with it and the vectors, whoever is
+    asked again finds the same."""
+
+    dim: int
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def vectors(self) -> Vectors:
+        """The vectors as they are now: a view, valid until the index grows."""
+
+    def __len__(self) -> int: ...
+
+    def empty(self) -> "ItemIndex":
+        """Another of the same name, without vectors."""
+
+    def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
+        """Adds or overwrites vectors of distinct numbers; the index grows to hold the largest. Those that
+        aren't ``alive`` keep a vector, and needn't be found."""
+
+    def search(self, query_V: Vectors, k: int, wanted: Bitmap) -> tuple[Indices, Vectors]:
+        """The k wanted items with the largest inner product: indices and products, best first."""
+
+
+class FlatIndex:
+    """Exact: all vectors are looked through. FAISS flat can be changed in place, between searches."""
+
+    name = ""
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -26,11 +58,12 @@ class ItemIndex:
 
     @property
     def vectors(self) -> Vectors:
-        """The vectors as they are now: a view, valid until the index grows."""
         return self._view
 
-    def set(self, indices: Indices, vectors: Vectors) -> None:
-        """Adds or overwrites vectors; the index grows to hold the largest number given."""
+    def empty(self) -> "FlatIndex":
+        return FlatIndex(self.dim)
+
+    def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
         if not len(indices):
             return
         missing = int(indices.max()) + 1 - len(self)
@@ -40,13 +73,11 @@ class ItemIndex:
             self._view = flat.reshape(len(self), self.dim)
         self._view[indices] = vectors
 
-    def search(self, query_V: Vectors, k: int, wanted: Mask) -> tuple[Indices, Vectors]:
-        """The k wanted items with the largest inner product: indices and products, best first."""
-        k = min(k, int(wanted[: len(self)].sum()))
+    def search(self, query_V: Vectors, k: int, wanted: Bitmap) -> tuple[Indices, Vectors]:
+        k = min(k, wanted.count)
         if k <= 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        bits = np.packbits(wanted[: len(self)], bitorder="little")
-        selector = faiss.IDSelectorBitmap(bits)
+        selector = faiss.IDSelectorBitmap(wanted.bits)
         found = self._index.search(
             np.ascontiguousarray(query_V[None, :]), k, params=faiss.SearchParameters(sel=selector)
         )

@@ -134,7 +134,7 @@ class Pipeline:
         if found.failed:
             degraded.append("retrieval")
         if len(found.sources) < request.n:
-            for index in np.flatnonzero(wanted)[: request.n * 5].tolist():
+            for index in wanted.first(request.n * 5).tolist():
                 found.sources.setdefault(index, ["any"])
         few = self.replica.config.serve.short_candidates
         if len(found.sources) > few and deadline.misses(SHORT):
@@ -255,6 +255,7 @@ class Pipeline:
             session_offset=session.offset,
             policy=policy.digest,
             arms=dict(policy.arms),
+            index=replica.index.name,
         )
 
     def _asked(self, request: Request, session: Session) -> Asked:

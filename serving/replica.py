@@ -4,6 +4,7 @@ Items, item state and steps are applied between requests, never during one, so t
 version of everything, and its stamp says which. Another snapshot is made beside it, and then takes its place.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -24,12 +25,13 @@ from recsys.records import ItemState
 from recsys.vectors import content_vectors
 from serving.int8_rows import Int8Rows
 from serving.inverted import Inverted
-from serving.item_index import ItemIndex
+from serving.item_index import FlatIndex, ItemIndex
 from serving.popularity import Popularity
 from serving.row_store import RowStore
 
 Keys = NDArray[np.int64]
 Rows = NDArray[np.float32]
+_QUERIES: Final = 64
 _BLOCK: Final = 4096  # items whose vectors are made at once, beside a thread that answers
 
 
@@ -66,7 +68,9 @@ class Replica:
         self._store = Int8Rows if config.serve.rows == "int8" else RowStore
         seed, tables = config.model.seed, tables_of(config.model)
         self.rows: dict[str, RowStore] = {t.name: self._store(t, seed) for t in tables}
-        self.index = ItemIndex(config.model.vector_dim)
+        self.index: ItemIndex = FlatIndex(config.model.vector_dim)
+        self.building: ItemIndex | None = None  # what is to take its place, and is filled meanwhile
+        self.queries: deque[Rows] = deque(maxlen=_QUERIES)  # user sides of the newest requests
         self.groups = Inverted()
         self.popularity = Popularity(features, self.catalogue)
         self.line, self.epoch, self.step = "main", 0, 0
@@ -159,25 +163,32 @@ class Replica:
                 rows[table.name] = self._store.filled(table, seed, *tables[table.name])
             else:
                 rows[table.name] = self._store(table, seed)
-        index, total = ItemIndex(self.config.model.vector_dim), len(self.catalogue)
-        vectors = np.empty((total, index.dim), np.float32)
+        index, total = self.index.empty(), len(self.catalogue)
         for start in range(0, total, _BLOCK):
-            part = slice(start, min(start + _BLOCK, total))
-            vectors[part] = self._vectors(np.arange(part.start, part.stop), rows["items"])
-        index.set(np.arange(total), vectors)
+            its = np.arange(start, min(start + _BLOCK, total))
+            index.set(its, self._vectors(its, rows["items"]), self.catalogue.alive[its])
         return Fresh(line, epoch, step, rows, dense, index, self.catalogue_offset)
 
     def take(self, fresh: Fresh) -> None:
         """Starts from what was prepared: rows, dense parameters and vectors are replaced whole, at once."""
         assert fresh.catalogue_offset == self.catalogue_offset, "items were applied since prepare"
-        self.rows, self.index = fresh.rows, fresh.index
+        self.rows, self.index, self.building = fresh.rows, fresh.index, None
         if fresh.dense is not None and len(fresh.dense):
             self.model.write_dense(fresh.dense)
         self.line, self.epoch, self.step = fresh.line, fresh.epoch, fresh.step
 
+    def swap(self, index: ItemIndex) -> None:
+        """Goes over to an index that was filled beside the one that answers."""
+        assert len(index) == len(self.index), f"{len(index)} vectors, expected {len(self.index)}"
+        self.index, self.building = index, None
+
     def _place(self, indices: Keys) -> None:
-        if len(indices):
-            self.index.set(indices, self._vectors(indices, self.rows["items"]))
+        if not len(indices):
+            return
+        vectors, alive = self._vectors(indices, self.rows["items"]), self.catalogue.alive[indices]
+        self.index.set(indices, vectors, alive)
+        if self.building is not None:
+            self.building.set(indices, vectors, alive)
 
     def _vectors(self, indices: Keys, rows: RowStore) -> Rows:
         """The vectors of items (N, V): the projection of their content plus their row."""

@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.bitmap import Bitmap
 from recsys.features import RequestFeatures
 from recsys.hashing import cross, uniforms
 from recsys.item_counters import segment_of
@@ -27,7 +28,6 @@ from serving.replica import Replica
 from serving.scoring import user_vector
 
 Indices = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 _NEWEST: Final = 2000
 _TRIAL: Final = 0x7A11  # so that ``trial`` and ``fresh`` don't draw the same
 _LIKED: Final = 3  # newest liked items that ``similar`` looks around
@@ -58,7 +58,7 @@ class Retrieval:
         self,
         session: Session,
         user: RequestFeatures,
-        wanted: Mask,
+        wanted: Bitmap,
         shares: Mapping[str, int],
         limit: int,
         salt: int,
@@ -66,8 +66,8 @@ class Retrieval:
     ) -> Found:
         """Catalogue indices with the sources that found them, at most ``limit``.
 
-        ``wanted`` masks the catalogue; ``salt`` varies what is drawn at random from request to request. A
-        source that fails finds nothing, and is named.
+        ``wanted`` are the items that may come; ``salt`` varies what is drawn at random from request to
+        request. A source that fails finds nothing, and is named.
         """
         sources: dict[str, Callable[[int], Indices]] = {
             "trial": lambda k: self._trial(wanted, k, salt, trust_after),
@@ -95,12 +95,13 @@ class Retrieval:
                     found[index] = [name]
         return Found(found, failed)
 
-    def _vector(self, user: RequestFeatures, wanted: Mask, k: int) -> Indices:
+    def _vector(self, user: RequestFeatures, wanted: Bitmap, k: int) -> Indices:
         replica = self.replica
         query = user_vector(replica.model, replica.rows, user)
+        replica.queries.append(query)
         return replica.index.search(query, k, wanted)[0]
 
-    def _similar(self, session: Session, wanted: Mask, k: int) -> Indices:
+    def _similar(self, session: Session, wanted: Bitmap, k: int) -> Indices:
         replica, parts = self.replica, []
         liked = [entry for entry in reversed(session.history) if entry.outcomes[0] > 0][:_LIKED]
         for entry in liked:
@@ -110,7 +111,7 @@ class Retrieval:
                 parts.append(replica.index.search(query, -(-k // len(liked)), wanted)[0])
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def _topic(self, session: Session, wanted: Mask, k: int, salt: int) -> Indices:
+    def _topic(self, session: Session, wanted: Bitmap, k: int, salt: int) -> Indices:
         """Of each liked group half by popularity and half at random, by how much it is liked."""
         liked = liked_groups(session)[:_TOPICS]
         total = sum(weight for _, weight in liked)
@@ -127,7 +128,7 @@ class Retrieval:
                 parts.append(members)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def _segment(self, session: Session, user: RequestFeatures, wanted: Mask, k: int) -> Indices:
+    def _segment(self, session: Session, user: RequestFeatures, wanted: Bitmap, k: int) -> Indices:
         """For viewers of whom little is known: the popular items by the rate of the first label in their
         segment, smoothed by that among all. Nothing where the viewer's own past says more."""
         if len(session.history) >= _KNOWN:
@@ -145,16 +146,16 @@ class Retrieval:
         rate = (liked[1] + _PRIOR * overall) / (shown[1] + _PRIOR)
         return top[np.argsort(-rate, kind="stable")[:k]]
 
-    def _trial(self, wanted: Mask, k: int, salt: int, trust_after: int) -> Indices:
+    def _trial(self, wanted: Bitmap, k: int, salt: int, trust_after: int) -> Indices:
         newest = np.arange(max(0, len(wanted) - _NEWEST), len(wanted))
         there = wanted[newest] & (self.replica.popularity.shown[newest] < trust_after)
         return _sample(newest[there], k, salt ^ _TRIAL)
 
-    def _popular(self, wanted: Mask, k: int) -> Indices:
+    def _popular(self, wanted: Bitmap, k: int) -> Indices:
         top = self.replica.popularity.top
         return top[wanted[top]][:k]
 
-    def _fresh(self, wanted: Mask, k: int, salt: int) -> Indices:
+    def _fresh(self, wanted: Bitmap, k: int, salt: int) -> Indices:
         newest = np.arange(max(0, len(wanted) - _NEWEST), len(wanted))
         return _sample(newest[wanted[newest]], k, salt)
 

@@ -193,7 +193,7 @@ class Service:
         return {
             "version": {"line": line, "epoch": epoch, "step": step},
             "age_ms": self.now_ms() - replica.step_time_ms if replica.step_time_ms else None,
-            "items": int(replica.catalogue.alive.sum()),
+            "items": replica.catalogue.living.count,
             "ready": self.ready,
             "events_per_s": round(reader.events.per_s(), 2),
             "examples_per_s": round(reader.examples.per_s(), 2),

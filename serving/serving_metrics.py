@@ -44,7 +44,7 @@ class ServingMetrics:
             ),
             "epoch": ("Epoch of the weights that answer", lambda: replica.epoch),
             "step": ("Step of the weights that answer", lambda: replica.step),
-            "items": ("Items that may be recommended", lambda: int(replica.catalogue.alive.sum())),
+            "items": ("Items that may be recommended", lambda: replica.catalogue.living.count),
             "catalogue_offset": ("Next to read of items", lambda: replica.catalogue_offset),
             "item_state_offset": ("Next to read of item_state", lambda: replica.item_state_offset),
             "delta_gaps": ("Gaps met in the deltas", lambda: reader.line.gaps),

@@ -36,7 +36,10 @@ from recsys.records import (
     Range,
     Step,
 )
+from serving import index_files
+from serving.faiss_centroids import lists_for, sample_of, train
 from serving.freshness import Freshness, Rate
+from serving.index_care import IndexCare, Probe, Swap
 from serving.line_reader import LineReader, Loaded
 from serving.replica import Fresh, Replica
 
@@ -64,6 +67,7 @@ class Batch:
     items: list[tuple[Item, int]] = field(default_factory=list)
     states: list[tuple[ItemState, int]] = field(default_factory=list)
     steps: list[StepDelta] = field(default_factory=list)
+    care: Swap | Probe | None = None  # of the index
     policies: Policies | None = None
     records: list[Step] = field(default_factory=list)  # of steps
     examples: list[tuple[int, int, str, Id]] = field(default_factory=list)
@@ -73,7 +77,7 @@ class Batch:
     def __bool__(self) -> bool:
         return bool(
             self.fresh or self.items or self.states or self.steps or self.policies
-            or self.records or self.examples or self.events_end is not None
+            or self.care or self.records or self.examples or self.events_end is not None
             or self.states_from is not None
         )  # fmt: skip
 
@@ -94,6 +98,8 @@ class StateReader:
         check_weights(config.policy, replica.features.schema.labels)
         self._log, self.replica, self._config, self._now_ms = log, replica, config, now_ms
         self.line = LineReader(log, Path(config.state) / "snapshots")
+        self.care = IndexCare(replica, train, sample_of, lists_for)
+        self._indexes = Path(config.state) / index_files.FOLDER
         self.freshness = Freshness()
         self.policies = Policies(config.policy)
         self.examples, self.events = Rate(), Rate()
@@ -127,6 +133,10 @@ class StateReader:
         self.replica.make_room(
             [item for item, _ in batch.items], [s for s, _ in batch.states], batch.steps
         )
+        if self.ready and batch.care is None:
+            batch.care = self.care.turn()
+            if isinstance(batch.care, Swap):
+                index_files.keep(self._indexes, batch.care.index)
         self._batch = Batch()
         return batch
 
@@ -137,8 +147,16 @@ class StateReader:
             batch = self.read()
             self.apply(batch)
             if not batch.full:
+                self._index_all()
                 self.ready = True
                 return
+
+    def _index_all(self) -> None:
+        """Makes the index that so many items ask for, before anybody is answered."""
+        index = self.care.whole()
+        if index is not None:
+            index_files.keep(self._indexes, index)
+            self.care.apply(Swap(index))
 
     def _read_control(self, batch: Batch) -> None:
         while records := self._log.read(CONTROL, 0, self._control):
@@ -244,6 +262,8 @@ class StateReader:
         now_ms = self._now_ms()
         if batch.fresh is not None:
             self.replica.take(batch.fresh)
+        if batch.care is not None:
+            self.care.apply(batch.care)
         if batch.items:
             self.replica.apply_items([item for item, _ in batch.items], batch.items[-1][1])
         if batch.states_from is not None:

@@ -12,7 +12,7 @@ def test_each_filter_says_how_many_it_removed() -> None:
     session.hidden.append(key_of("item", "v5"))
     wanted, removed = wanted_items(replica.catalogue, session, ("v6", 7, "v6", "nobody", "v5"), 5)
     assert removed == {"gone": 1, "excluded": 2, "hidden": 0, "seen": 4}
-    assert np.flatnonzero(~wanted).tolist() == [1, 2, 3, 4, 5, 6, 19]
+    assert np.flatnonzero(~wanted.mask()).tolist() == [1, 2, 3, 4, 5, 6, 19]
 
 
 def test_what_was_seen_comes_again_rather_than_an_empty_feed_but_never_what_was_hidden() -> None:
@@ -20,9 +20,9 @@ def test_what_was_seen_comes_again_rather_than_an_empty_feed_but_never_what_was_
     session = viewer(replica, seen=(0, 1, 2, 3))
     session.hidden.append(key_of("item", "v4"))
     wanted, removed = wanted_items(replica.catalogue, session, (), 1)
-    assert np.flatnonzero(wanted).tolist() == [5] and removed["seen"] == 4
+    assert np.flatnonzero(wanted.mask()).tolist() == [5] and removed["seen"] == 4
     wanted, removed = wanted_items(replica.catalogue, session, (), 2)
-    assert np.flatnonzero(wanted).tolist() == [0, 1, 2, 3, 5] and removed["seen"] == 0
+    assert np.flatnonzero(wanted.mask()).tolist() == [0, 1, 2, 3, 5] and removed["seen"] == 0
 
 
 def test_of_an_empty_catalogue_nothing_is_wanted() -> None:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from recsys.bitmap import Bitmap
 from recsys.config import SOURCES, PolicyConfig
 from recsys.feature_builder import FeatureBuilder
 from serving.replica import Replica
@@ -29,7 +30,7 @@ def collect(
         its, "feed", {}, none, replica.catalogue, replica.counters, NOW_MS
     )
     mask = np.ones(len(replica.catalogue), np.bool_) if wanted is None else wanted
-    return Retrieval(replica).collect(its, user, mask, shares, limit, salt, 50)
+    return Retrieval(replica).collect(its, user, Bitmap.of(mask), shares, limit, salt, 50)
 
 
 def test_the_policy_names_the_sources_that_there_are() -> None:

@@ -15,7 +15,7 @@ from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import Shard
 from parameter_server.snapshots import write_part
 from recsys.blueprint import FEED_SCHEMA
-from recsys.config import Config, PolicyConfig
+from recsys.config import Config, PolicyConfig, ServeConfig
 from recsys.events import Item, encode
 from recsys.features import FeatureSet
 from recsys.hashing import key_of, uniforms
@@ -465,3 +465,33 @@ def test_where_counters_are_begun_again_is_said(fixture: Fixture) -> None:
     fixture.log.trim(ITEM_STATE, 0, 2)
     fixture.turn()
     assert fixture.reader.replica.item_state_from == 2
+
+
+def test_many_items_have_their_index_before_anybody_is_answered_and_later_ones_beside_it(
+    tmp_path: Path,
+) -> None:
+    its = Fixture(tmp_path)
+    its.config = replace(its.config, serve=ServeConfig(index_flat_items=150))
+    for i in range(100):
+        its.item(i)
+    few, many = its.another(), None
+    few.catch_up(lambda: False)
+    for i in range(100, 400):
+        its.item(i)
+    many = its.another()
+    many.catch_up(lambda: False)
+    assert few.replica.index.name == "" != many.replica.index.name and few.ready and many.ready
+    for _ in range(400):  # the reader that was there makes another, a little in each turn
+        few.apply(few.read())
+        if few.replica.index.name:
+            break
+        time.sleep(0.002)
+    files = {file.stem for file in (tmp_path / "indexes").iterdir()}
+    for reader in (few, many):
+        name, vectors = reader.replica.index.name, reader.replica.index.vectors
+        assert name.split("-")[0] in files and len(vectors) == 400
+        its.item(3, removed=True)
+        its.turn(reader)
+        wanted = reader.replica.catalogue.living
+        found = reader.replica.index.search(vectors[3].copy(), 400, wanted)[0]
+        assert 3 not in found and len(found) == 399

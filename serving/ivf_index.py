@@ -1,0 +1,102 @@
+"""The index of a large catalogue: vectors in inverted lists, of which a search looks through the nearest few.
+
+Approximate, and measured (``serving/index_care.py``): how many lists that are is ``probes``. With all of them
+a search is exact. Beside the lists the vectors stand once more by number, where ``similar`` looks them up and
+another index is filled from.
+"""
+
+import numpy as np
+
+from parameter_server.id_map import grown, written_bytes
+from recsys.bitmap import Bitmap
+from serving.inverted_lists import Centroids, Indices, InvertedLists, Vectors
+from serving.item_index import Mask
+
+
+class Numbered:
+    """Vectors (n, V) by number: an array that grows."""
+
+    def __init__(self, dim: int, room: int = 8) -> None:
+        self._rows, self._count = np.zeros((max(room, 8), dim), np.float32), 0
+
+    def set(self, indices: Indices, vectors: Vectors) -> None:
+        """Zeros stand where nothing was set."""
+        self._count = max(self._count, int(indices.max()) + 1)
+        self._rows = grown(self._rows, self._count)
+        self._rows[indices] = vectors
+
+    @property
+    def rows(self) -> Vectors:
+        return self._rows[: self._count]
+
+    @property
+    def nbytes(self) -> int:
+        return written_bytes(self._rows, self._count)
+
+
+class IvfIndex:
+    """An ``ItemIndex`` over inverted lists. ``moved`` counts the vectors that were set since it was made, and
+    ``strayed`` those that changed their list."""
+
+    def __init__(
+        self, centroids: Centroids, probes: int, room: int, numbered: Numbered | None = None
+    ) -> None:
+        """``numbered``: of an index whose place this one takes, and which sets the same."""
+        self.dim, self.probes = centroids.dim, probes
+        self.lists = InvertedLists(centroids, room)
+        self.numbered = numbered or Numbered(centroids.dim, room)
+        self.moved = self.strayed = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.lists.centroids.digest}-{self.probes}"
+
+    @property
+    def vectors(self) -> Vectors:
+        return self.numbered.rows
+
+    @property
+    def nbytes(self) -> int:
+        return self.numbered.nbytes + self.lists.nbytes
+
+    def __len__(self) -> int:
+        return len(self.numbered.rows)
+
+    def empty(self) -> "IvfIndex":
+        return IvfIndex(self.lists.centroids, self.probes, len(self))
+
+    def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
+        if not len(indices):
+            return
+        self.numbered.set(indices, vectors)
+        self.moved += len(indices)
+        if alive is not None and not alive.all():
+            self.lists.take_out(indices[~alive])
+            indices, vectors = indices[alive], vectors[alive]
+        self.strayed += self.lists.put(indices, vectors)
+
+    def search(self, query_V: Vectors, k: int, wanted: Bitmap) -> tuple[Indices, Vectors]:
+        return self.probing(query_V, k, wanted, self.probes)
+
+    def probing(
+        self, query_V: Vectors, k: int, wanted: Bitmap, probes: int
+    ) -> tuple[Indices, Vectors]:
+        """A search through so many lists, or as many more as it takes to find k: a filter may have taken
+        all that is near."""
+        k = min(k, wanted.count)
+        if k <= 0:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        while True:
+            found = self.lists.search(self.vectors, query_V, k, wanted, probes)
+            if len(found[0]) == k or probes >= self.lists.centroids.count:
+                return found
+            probes *= 2
+
+    def ranks(self, query_V: Vectors, k: int, wanted: Bitmap) -> Indices:
+        """How near the lists of the k best are, 0 for the nearest: a search through more than so many
+        lists finds that one. Costs a search through all of them."""
+        every = self.lists.centroids.count
+        found, _ = self.probing(query_V, k, wanted, every)
+        places = np.empty(every, np.int64)
+        places[self.lists.centroids.nearest(query_V, every)] = np.arange(every)
+        return places[self.lists.list_of(found)]

@@ -1,0 +1,56 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.bitmap import Bitmap
+
+INDICES = st.integers(0, 69)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(0, 30),
+    changes=st.lists(
+        st.one_of(
+            st.tuples(st.just("put"), INDICES, st.booleans()),
+            st.tuples(st.just("clear"), st.lists(INDICES, max_size=20), st.just(False)),
+        ),
+        max_size=30,
+    ),
+)
+def test_it_is_a_set_of_indices(size: int, changes: list[tuple]) -> None:
+    bitmap, members = Bitmap(size), set[int]()
+    for what, value, there in changes:
+        size = max(size, 1 + max([value] if what == "put" else value, default=-1))
+        bitmap.grow(size)
+        if what == "put":
+            bitmap.put(value, there)
+            members = members | {value} if there else members - {value}
+        else:
+            found = bitmap.members(np.array(value, np.int64))
+            assert found.tolist() == sorted(members & set(value))
+            bitmap.clear(found)
+            members -= set(value)
+        assert bitmap.count == len(members) and len(bitmap) == size
+    everything = np.arange(size)
+    for its in (bitmap, bitmap.copy(), Bitmap.of(bitmap.mask())):
+        assert np.flatnonzero(its.mask()).tolist() == sorted(members) and its.count == len(members)
+        assert everything[its[everything]].tolist() == sorted(members)
+        assert [index for index in range(size) if its[index]] == sorted(members)
+        assert len(its.mask()) == size and int(np.unpackbits(its.bits).sum()) == len(members)
+
+
+def test_a_copy_goes_its_own_way() -> None:
+    bitmap = Bitmap.of(np.ones(20, np.bool_))
+    copy = bitmap.copy()
+    copy.clear(copy.members(np.array([3, 3, 19])))
+    assert (copy.count, bitmap.count) == (18, 20) and not copy[19] and bitmap[19]
+
+
+def test_the_first_are_found_wherever_they_begin() -> None:
+    mask = np.zeros(5_000, np.bool_)
+    mask[[700, 701, 4_999]] = True
+    bitmap = Bitmap.of(mask)
+    assert bitmap.first(2).tolist() == [700, 701]
+    assert bitmap.first(9).tolist() == [700, 701, 4_999]
+    assert bitmap.first(0).tolist() == Bitmap().first(3).tolist() == []
