@@ -17,7 +17,14 @@ from parameter_server.deltas import seal
 from parameter_server.rounding import round_dense
 from parameter_server.snapshots import write_part
 from recsys.blueprint import build_model, feature_set
-from recsys.config import Config, LogConfig, ModelConfig, ParameterServerConfig, PolicyConfig
+from recsys.config import (
+    Config,
+    LogConfig,
+    ModelConfig,
+    ParameterServerConfig,
+    PolicyConfig,
+    ServeConfig,
+)
 from recsys.events import Engagement, Item, encode
 from recsys.features import FeatureSet
 from recsys.hashing import cross, key_of
@@ -61,6 +68,8 @@ def canary_config(state: Path) -> Config:
         ),  # narrower, and places in a batch show
         parameter_server=ParameterServerConfig(shards=1, delta_format="fp32"),
         policy=PolicyConfig(sources=sources, per_author=0),
+        # Nothing is left out or refused for want of time, however busy the machine is.
+        serve=ServeConfig(deadline_ms=6e5, queue_ms=6e5),
     )
 
 
