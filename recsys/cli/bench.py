@@ -9,12 +9,13 @@ from typing import Annotated, Any, Final
 
 import typer
 
-NAMES: Final = ("table", "train", "join", "freshness", "sync", "recovery")
+NAMES: Final = ("table", "train", "join", "freshness", "sync", "recovery", "index")
 _PACKAGES: Final = (
     "torch",
     "fbgemm-gpu-cpu",
     "torchrec",
     "numpy",
+    "faiss-cpu",
     "vowpalwabbit",
     "river",
     "polars",
@@ -27,7 +28,8 @@ def bench(
         typer.Argument(
             help="table: rows of the parameter server; train: examples through two shards; join: events "
             "through the joiner; freshness: from the end of a view to the answer that has learned it; "
-            "sync: rows from a shard to a replica; recovery: a killed shard, until it answers again."
+            "sync: rows from a shard to a replica; recovery: a killed shard, until it answers again; "
+            "index: searches for items while their vectors move."
         ),
     ] = "table",
     rows: Annotated[int, typer.Option(help="table, recovery: rows in it.")] = 1_000_000,
@@ -35,7 +37,10 @@ def bench(
     ids: Annotated[int, typer.Option(help="train, sync: ids of each of the 24 fields.")] = 100_000,
     batch: Annotated[int, typer.Option(help="train: examples of a worker in a step.")] = 1_024,
     events: Annotated[int, typer.Option(help="join: events.")] = 200_000,
-    seconds: Annotated[int, typer.Option(help="freshness: seconds that are measured.")] = 20,
+    seconds: Annotated[
+        int, typer.Option(help="freshness: seconds that are measured; index: of updates.")
+    ] = 20,
+    items: Annotated[int, typer.Option(help="index: items.")] = 100_000,
     rate: Annotated[int, typer.Option(help="freshness: events offered in a second.")] = 1_000,
     every_ms: Annotated[int, typer.Option(help="freshness: step.every_ms.")] = 250,
     shards: Annotated[int, typer.Option(help="freshness: shards.")] = 1,
@@ -94,6 +99,13 @@ def bench(
         for option, value in options.items():
             _check(option, value, 1)
         measured = measure_recovery(rows, steps, kills, seed)
+    elif name == "index":
+        from recsys.cli.bench_index import measure_index
+
+        options = {"items": items, "seconds": seconds}
+        _check("items", items, 1_000)
+        _check("seconds", seconds, 1)
+        measured = measure_index(items, seconds, seed)
     else:
         raise typer.BadParameter(f"there is no bench {name!r}, expected {', '.join(NAMES)}")
     words = [f"--{option} {value}" for option, value in (options | {"seed": seed}).items()]
