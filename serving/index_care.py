@@ -82,6 +82,7 @@ class IndexCare:
     ) -> None:  # fmt: skip
         self.replica, self._train, self._sample, self._lists = replica, train, sample_of, lists_for
         self.recall, self.builds = 1.0, 0
+        self.asked = False  # whether another is to be made though none is due
         self._training: Future[Centroids] | None = None
         self._useless: ItemIndex | None = None  # the index beside which none could be made
         self._seen: IvfIndex | None = None  # the index that ``_checked`` and ``_first`` are about
@@ -132,11 +133,16 @@ class IndexCare:
         if serve.index == "flat" or items < _LEAST or index is self._useless:
             return False
         if not isinstance(index, IvfIndex):
-            return serve.index == "ivf" or items > serve.index_flat_items
+            return self.asked or serve.index == "ivf" or items > serve.index_flat_items
         self._meet(index)
         probes, strays, at_first = self._first
         slower = index.probes > _SLOWER * probes and index.strayed - strays > items // 10
-        return slower or items > 2 * at_first or index.strayed - strays > _STRAYED * items
+        return (
+            self.asked
+            or slower
+            or items > 2 * at_first
+            or index.strayed - strays > _STRAYED * items
+        )
 
     def _start_training(self) -> None:
         members = np.flatnonzero(self.replica.catalogue.alive)
@@ -184,7 +190,7 @@ class IndexCare:
         self._seen = None
         self._meet(index)
         self._checked = index.moved
-        self._building, self.builds = None, self.builds + 1
+        self._building, self.builds, self.asked = None, self.builds + 1, False
         return Swap(index)
 
     def _meet(self, index: IvfIndex) -> None:

@@ -6,6 +6,7 @@ vector stands, and of equals the smaller number comes first. So how the lists ca
 repeat it.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Final
@@ -109,14 +110,14 @@ class InvertedLists:
             int(indices.max()) + 1, len(indices) // LANES + min(len(indices), self.centroids.count)
         )
         moved = int((self._where[indices, 0] != lists).sum())
-        list_kernels.put(*self._state(), indices, lists, vectors_NV)
+        self._call(list_kernels.put, indices, lists, vectors_NV)
         return moved
 
     def take_out(self, indices: Indices) -> None:
         """Removes vectors; nothing happens to those that aren't there."""
         for index in indices.tolist():
             if index < len(self._where):
-                list_kernels.take_out(*self._state(), index)
+                self._call(list_kernels.take_out, index)
 
     def search(
         self, rows_NV: Vectors, query_V: Vectors, k: int, wanted: Bitmap, probes: int
@@ -140,8 +141,9 @@ class InvertedLists:
         names = ("_codes", "_scales", "_ids", "_chains")
         return {name: getattr(self, name) for name in names}
 
-    def _state(self) -> tuple[Any, ...]:
-        return (*self._by_page().values(), self._ends, self._where, self._spare, self._left)
+    def _call(self, kernel: Callable[..., None], *given: Any) -> None:
+        columns = self._by_page().values()
+        kernel(*columns, self._ends, self._where, self._spare, self._left, *given)
 
     def _reserve(self, numbers: int, pages: int) -> None:
         """Room for numbers up to ``numbers`` - 1, and so many pages to spare."""

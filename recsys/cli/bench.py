@@ -3,18 +3,19 @@
 import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-NAMES: Final = ("table", "train", "join", "freshness", "sync", "recovery", "serve", "stamp")
 _PACKAGES: Final = (
     "torch",
     "fbgemm-gpu-cpu",
     "torchrec",
     "numpy",
+    "faiss-cpu",
     "vowpalwabbit",
     "river",
     "polars",
@@ -24,128 +25,179 @@ _PACKAGES: Final = (
     "redis",
 )
 
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
+Rows = Annotated[int, typer.Option(min=10_000, help="Rows in the table.")]
+Batches = Annotated[int, typer.Option(min=1, help="Batches that are timed.")]
+Ids = Annotated[int, typer.Option(min=1, help="Ids of each of the 24 fields.")]
+Items = Annotated[int, typer.Option(min=1_000, help="Items in the catalogue.")]
+Seconds = Annotated[int, typer.Option(min=1, help="Seconds that each thing is measured.")]
 
-def bench(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="table: rows of the parameter server; train: examples through two shards; join: events "
-            "through the joiner; freshness: from the end of a view to the answer that has learned it; "
-            "sync: rows from a shard to a replica; recovery: a killed shard, until it answers again; "
-            "serve: whole answers over HTTP; "
-            "stamp: answers while everything changes, none of two versions, and explained from the log."
-        ),
-    ] = "table",
-    rows: Annotated[int, typer.Option(help="table, recovery: rows in it.")] = 1_000_000,
-    batches: Annotated[int, typer.Option(help="table, train, sync: batches that are timed.")] = 50,
-    ids: Annotated[int, typer.Option(help="train, sync: ids of each of the 24 fields.")] = 100_000,
-    batch: Annotated[int, typer.Option(help="train: examples of a worker in a step.")] = 1_024,
-    events: Annotated[int, typer.Option(help="join: events.")] = 200_000,
-    seconds: Annotated[
-        int, typer.Option(help="freshness, serve: seconds that each thing is measured.")
-    ] = 20,
-    rate: Annotated[
-        int,
-        typer.Option(
-            help="freshness: events offered in a second (0: 1,000); serve: requests in a second (0: half "
-            "of the peak)."
-        ),
-    ] = 0,
-    every_ms: Annotated[int, typer.Option(help="freshness: step.every_ms.")] = 250,
-    shards: Annotated[int, typer.Option(help="freshness: shards.")] = 1,
-    budget_kb: Annotated[int, typer.Option(help="sync: KiB of rows in a step.")] = 64,
-    steps: Annotated[int, typer.Option(help="recovery: steps in the write-ahead file.")] = 400,
-    kills: Annotated[int, typer.Option(help="recovery: how often the shard is killed.")] = 3,
-    items: Annotated[int, typer.Option(help="serve: items in the catalogue.")] = 100_000,
-    candidates: Annotated[int, typer.Option(help="serve: items that a request ranks.")] = 300,
-    training: Annotated[
-        bool, typer.Option(help="serve: also what training beside it costs an answer.")
-    ] = False,
-    overload: Annotated[
-        float, typer.Option(help="serve: also what comes of so many times the peak.")
-    ] = 0.0,
-    requests: Annotated[int, typer.Option(help="stamp: requests in process.")] = 20_000,
-    http: Annotated[int, typer.Option(help="stamp: requests over HTTP.")] = 2_000,
-    explained: Annotated[int, typer.Option(help="stamp: answers that are made again.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of keys, examples, events.")] = 0,
+bench = typer.Typer(add_completion=False)
+
+
+@bench.callback(invoke_without_command=True)
+def _bench(context: typer.Context) -> None:
+    """Measures speed beside what one would pick instead; without a name: table."""
+    if context.invoked_subcommand is None:
+        table()
+
+
+@bench.command()
+def table(
+    rows: Rows = 1_000_000, batches: Batches = 50, seed: Seed = 0, json_file: Json = None
+) -> None:
+    """Rows of the parameter server: lookups and updates a second."""
+    from recsys.cli.bench_table import measure_table
+
+    measured = measure_table(rows, batches, seed)
+    _tell("table", {"rows": rows, "batches": batches, "seed": seed}, measured, json_file)
+
+
+@bench.command()
+def train(
+    ids: Ids = 100_000,
+    batches: Batches = 50,
+    batch: Annotated[int, typer.Option(min=4, help="Examples of a worker in a step.")] = 1_024,
     apart: Annotated[
         bool,
-        typer.Option(
-            "--apart/--together", help="train: shards and workers as processes, or threads."
-        ),
+        typer.Option("--apart/--together", help="Shards and workers as processes, or threads."),
     ] = True,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures here.")
-    ] = None,
+    seed: Seed = 0,
+    json_file: Json = None,
 ) -> None:
-    """Measures speed beside what one would pick instead."""
-    if name == "table":
-        from recsys.cli.bench_table import BATCH, measure_table
+    """Examples through two workers and two shards."""
+    from recsys.cli.bench_train import measure_train
 
-        _check("rows", rows, BATCH)
-        _check("batches", batches, 1)
-        options, measured = {"rows": rows, "batches": batches}, measure_table(rows, batches, seed)
-    elif name == "train":
-        from recsys.cli.bench_train import measure_train
+    measured = measure_train(ids, batches, seed, batch, apart)
+    options = {"ids": ids, "batches": batches, "batch": batch, "seed": seed}
+    _tell("train", options | ({} if apart else {"together": True}), measured, json_file)
 
-        for option, value in (("ids", ids), ("batches", batches)):
-            _check(option, value, 1)
-        _check("batch", batch, 4)
-        options = {"ids": ids, "batches": batches, "batch": batch}
-        measured = measure_train(ids, batches, seed, batch, apart)
-    elif name == "join":
-        from recsys.cli.bench_join import measure_join
 
-        _check("events", events, 1)
-        options, measured = {"events": events}, measure_join(events, seed)
-    elif name == "freshness":
-        from recsys.cli.bench_freshness import measure_freshness
+@bench.command()
+def join(
+    events: Annotated[int, typer.Option(min=1, help="Events.")] = 200_000,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """Events through the joiner."""
+    from recsys.cli.bench_join import measure_join
 
-        options = {"seconds": seconds, "rate": rate or 1_000, "every-ms": every_ms}
-        options |= {"shards": shards}
-        for option, value in options.items():
-            _check(option, value, 1)
-        measured = measure_freshness(seconds, options["rate"], every_ms, shards, seed)
-    elif name == "sync":
-        from recsys.cli.bench_sync import measure_sync
+    _tell("join", {"events": events, "seed": seed}, measure_join(events, seed), json_file)
 
-        options = {"ids": ids, "batches": batches, "budget-kb": budget_kb}
-        for option, value in options.items():
-            _check(option, value, 1)
-        measured = measure_sync(ids, batches, seed, budget_kb)
-    elif name == "recovery":
-        from recsys.cli.bench_recovery import measure_recovery
 
-        options = {"rows": rows, "steps": steps, "kills": kills}
-        for option, value in options.items():
-            _check(option, value, 1)
-        measured = measure_recovery(rows, steps, kills, seed)
-    elif name == "serve":
-        from recsys.cli.bench_serve import Ask, measure_serve
+@bench.command()
+def freshness(
+    seconds: Seconds = 20,
+    rate: Annotated[int, typer.Option(min=1, help="Events offered in a second.")] = 1_000,
+    every_ms: Annotated[int, typer.Option(min=1, help="step.every_ms.")] = 250,
+    shards: Annotated[int, typer.Option(min=1, help="Shards.")] = 1,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """From the end of a view to the first answer that has learned it."""
+    from recsys.cli.bench_freshness import measure_freshness
 
-        options = {"items": items, "candidates": candidates, "seconds": seconds, "rate": rate}
-        for option, value in options.items():
-            _check(option, value, 0 if option == "rate" else 1)
-        ask = Ask(items, candidates, seconds, rate, overload, training, seed=seed)
-        measured = measure_serve(ask, lambda text: typer.echo(text, err=True))
-    elif name == "stamp":
-        from recsys.cli.bench_stamp import measure_stamp
+    measured = measure_freshness(seconds, rate, every_ms, shards, seed)
+    options = {"seconds": seconds, "rate": rate, "every-ms": every_ms, "shards": shards}
+    _tell("freshness", options | {"seed": seed}, measured, json_file)
 
-        options = {"requests": requests, "http": http, "explained": explained}
-        for option, value in options.items():
-            _check(option, value, 0)
-        measured = measure_stamp(requests, http, explained, seed)
-    else:
-        raise typer.BadParameter(f"there is no bench {name!r}, expected {', '.join(NAMES)}")
-    words = [f"--{option} {value}" for option, value in (options | {"seed": seed}).items()]
-    words += ["--together"] if name == "train" and not apart else []
-    if name == "serve":
-        words += [f"--overload {overload:g}"] if overload else []
-        words += ["--training"] if training else []
+
+@bench.command()
+def sync(
+    ids: Ids = 100_000,
+    batches: Batches = 50,
+    budget_kb: Annotated[int, typer.Option(min=1, help="KiB of rows in a step.")] = 64,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """Rows from a shard to a replica, by format and budget."""
+    from recsys.cli.bench_sync import measure_sync
+
+    measured = measure_sync(ids, batches, seed, budget_kb)
+    options = {"ids": ids, "batches": batches, "budget-kb": budget_kb, "seed": seed}
+    _tell("sync", options, measured, json_file)
+
+
+@bench.command()
+def recovery(
+    rows: Annotated[int, typer.Option(min=1, help="Rows in the table.")] = 1_000_000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps in the write-ahead file.")] = 400,
+    kills: Annotated[int, typer.Option(min=1, help="How often the shard is killed.")] = 3,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """A killed shard, until it answers again."""
+    from recsys.cli.bench_recovery import measure_recovery
+
+    measured = measure_recovery(rows, steps, kills, seed)
+    options = {"rows": rows, "steps": steps, "kills": kills, "seed": seed}
+    _tell("recovery", options, measured, json_file)
+
+
+@bench.command()
+def serve(
+    items: Items = 100_000,
+    candidates: Annotated[int, typer.Option(min=1, help="Items that a request ranks.")] = 300,
+    seconds: Seconds = 20,
+    rate: Annotated[
+        int, typer.Option(min=0, help="Requests in a second; 0: half of the peak.")
+    ] = 0,
+    training: Annotated[
+        bool, typer.Option(help="Also what training beside it costs an answer.")
+    ] = False,
+    overload: Annotated[
+        float, typer.Option(min=0, help="Also what comes of so many times the peak.")
+    ] = 0.0,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """Whole answers over HTTP: requests a second, latency, where the time goes."""
+    from recsys.cli.bench_serve import Ask, measure_serve
+
+    ask = Ask(items, candidates, seconds, rate, overload, training, seed=seed)
+    measured = measure_serve(ask, lambda text: typer.echo(text, err=True))
+    options = {"items": items, "candidates": candidates, "seconds": seconds, "rate": rate}
+    options |= {"overload": overload} if overload else {}
+    options |= {"training": True} if training else {}
+    _tell("serve", options | {"seed": seed}, measured, json_file)
+
+
+@bench.command()
+def index(
+    items: Items = 100_000, seconds: Seconds = 20, seed: Seed = 0, json_file: Json = None
+) -> None:
+    """Searches for items while their vectors move."""
+    from recsys.cli.bench_index import measure_index
+
+    measured = measure_index(items, seconds, seed)
+    _tell("index", {"items": items, "seconds": seconds, "seed": seed}, measured, json_file)
+
+
+@bench.command()
+def stamp(
+    requests: Annotated[int, typer.Option(min=0, help="Requests in process.")] = 20_000,
+    http: Annotated[int, typer.Option(min=0, help="Requests over HTTP.")] = 2_000,
+    explained: Annotated[int, typer.Option(min=0, help="Answers that are made again.")] = 200,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """Answers while everything changes: none of two versions, and made again from the log."""
+    from recsys.cli.bench_stamp import measure_stamp
+
+    measured = measure_stamp(requests, http, explained, seed)
+    options = {"requests": requests, "http": http, "explained": explained, "seed": seed}
+    _tell("stamp", options, measured, json_file)
+
+
+def _tell(
+    name: str, options: Mapping[str, Any], measured: Mapping[str, Any], json_file: Path | None
+) -> None:
+    words = [f"--{key}" if value is True else f"--{key} {value}" for key, value in options.items()]
     found = {
         "bench": name,
         "command": f"recsys bench {name} {' '.join(words)}",
-        "seed": seed,
+        "seed": options["seed"],
         "machine": _machine(),
         "versions": _versions(),
         **measured,
@@ -153,11 +205,6 @@ def bench(
     typer.echo(json.dumps(found, indent=1))
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def _check(option: str, value: int, least: int) -> None:
-    if value < least:
-        raise typer.BadParameter(f"--{option} is {value}, expected {least} or more")
 
 
 def _machine() -> dict[str, Any]:
