@@ -59,50 +59,73 @@ def jag(matrix: Any, starts: Any, stops: Any, values: Any, lengths: Any, count: 
     return count
 
 
+@kernel(types.void(_KEYS, _OUT))
+def begin(lengths: Any, starts: Any) -> None:
+    """Where each bag's places begin."""
+    at = 0
+    for bag in range(lengths.shape[0]):
+        starts[bag] = at
+        at += lengths[bag]
+
+
 @kernel(types.void(_ROWS, _KEYS, _KEYS, _float[:, :, ::1]))
 def pool(rows: Any, index: Any, lengths: Any, out: Any) -> None:
     """The mean row of each bag into ``out`` (B, S, R): bag s · B + b goes to (b, s), zeros where it is empty.
-    A place of the last row counts as none."""
-    none, start = rows.shape[0] - 1, 0
-    size, width = out.shape[0], out.shape[2]
-    for bag in range(lengths.shape[0]):
-        b, s = bag % size, bag // size
-        for r in range(width):
-            out[b, s, r] = np.float32(0)
-        there = 0
-        for i in range(start, start + lengths[bag]):
-            row = index[i]
-            if row != none:
-                there += 1
+    A place of the last row counts as none.
+
+    Example by example, though bags stand slot by slot: ``out`` is then written from front to back, which takes
+    less than half the time once it is larger than a core's cache. So does ``spread``.
+    """
+    none = rows.shape[0] - 1
+    size, slots, width = out.shape
+    starts = np.empty(lengths.shape[0], np.int64)
+    begin(lengths, starts)
+    for b in range(size):
+        for s in range(slots):
+            start, count = starts[s * size + b], lengths[s * size + b]
+            if count == 1 and index[start] != none:
+                own = index[start]
                 for r in range(width):
-                    out[b, s, r] += rows[row, r]
-        if there > 1:
+                    out[b, s, r] = rows[own, r]
+                continue
             for r in range(width):
-                out[b, s, r] /= np.float32(there)
-        start += lengths[bag]
+                out[b, s, r] = np.float32(0)
+            there = 0
+            for i in range(start, start + count):
+                row = index[i]
+                if row != none:
+                    there += 1
+                    for r in range(width):
+                        out[b, s, r] += rows[row, r]
+            if there > 1:
+                for r in range(width):
+                    out[b, s, r] /= np.float32(there)
 
 
 @kernel(types.void(_ROWS_3, _KEYS, _KEYS, _float[:, ::1]))
 def spread(gradients: Any, index: Any, lengths: Any, out: Any) -> None:
-    """Adds the gradients of ``pool``'s bags (B, S, R) to those of their rows, bag after bag."""
-    none, start = out.shape[0] - 1, 0
-    size, width = gradients.shape[0], gradients.shape[2]
-    for bag in range(lengths.shape[0]):
-        b, s = bag % size, bag // size
-        there = 0
-        for i in range(start, start + lengths[bag]):
-            there += index[i] != none
-        for i in range(start, start + lengths[bag]):
-            row = index[i]
-            if row == none:
-                continue
-            if there == 1:
-                for r in range(width):
-                    out[row, r] += gradients[b, s, r]
-            else:
-                for r in range(width):
-                    out[row, r] += gradients[b, s, r] / np.float32(there)
-        start += lengths[bag]
+    """Adds the gradients of ``pool``'s bags (B, S, R) to those of their rows, example after example."""
+    none = out.shape[0] - 1
+    size, slots, width = gradients.shape
+    starts = np.empty(lengths.shape[0], np.int64)
+    begin(lengths, starts)
+    for b in range(size):
+        for s in range(slots):
+            start = starts[s * size + b]
+            stop = start + lengths[s * size + b]
+            there = 0
+            for i in range(start, stop):
+                there += index[i] != none
+            for i in range(start, stop):
+                row = index[i]
+                if row == none:
+                    continue
+                if there == 1:
+                    for r in range(width):
+                        out[row, r] += gradients[b, s, r]
+                else:
+                    for r in range(width):
+                        out[row, r] += gradients[b, s, r] / np.float32(there)
 
 
 @kernel(types.void(_ROWS_3, _float[:, :, ::1], _float[:, ::1], _float[::1]))
