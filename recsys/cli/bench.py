@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-NAMES: Final = ("table", "train", "join", "freshness", "sync", "recovery")
+NAMES: Final = ("table", "train", "join", "freshness", "sync", "recovery", "int8")
 _PACKAGES: Final = (
     "torch",
     "fbgemm-gpu-cpu",
@@ -27,11 +27,14 @@ def bench(
         typer.Argument(
             help="table: rows of the parameter server; train: examples through two shards; join: events "
             "through the joiner; freshness: from the end of a view to the answer that has learned it; "
-            "sync: rows from a shard to a replica; recovery: a killed shard, until it answers again."
+            "sync: rows from a shard to a replica; recovery: a killed shard, until it answers again; "
+            "int8: a replica's rows as int8."
         ),
     ] = "table",
-    rows: Annotated[int, typer.Option(help="table, recovery: rows in it.")] = 1_000_000,
-    batches: Annotated[int, typer.Option(help="table, train, sync: batches that are timed.")] = 50,
+    rows: Annotated[int, typer.Option(help="table, recovery, int8: rows in it.")] = 1_000_000,
+    batches: Annotated[
+        int, typer.Option(help="table, train, sync, int8: batches that are timed.")
+    ] = 50,
     ids: Annotated[int, typer.Option(help="train, sync: ids of each of the 24 fields.")] = 100_000,
     batch: Annotated[int, typer.Option(help="train: examples of a worker in a step.")] = 1_024,
     events: Annotated[int, typer.Option(help="join: events.")] = 200_000,
@@ -94,6 +97,13 @@ def bench(
         for option, value in options.items():
             _check(option, value, 1)
         measured = measure_recovery(rows, steps, kills, seed)
+    elif name == "int8":
+        from recsys.cli.bench_int8 import measure_int8
+
+        options = {"rows": rows, "batches": batches}
+        for option, value in options.items():
+            _check(option, value, 1)
+        measured = measure_int8(rows, batches, seed)
     else:
         raise typer.BadParameter(f"there is no bench {name!r}, expected {', '.join(NAMES)}")
     words = [f"--{option} {value}" for option, value in (options | {"seed": seed}).items()]
