@@ -69,9 +69,9 @@ def lookup_of(batch: Batch) -> Lookup:
     """De-duplicates the keys of a batch."""
     slots = batch.sparse.values().numpy()
     past = batch.history_BTH[..., 0]
-    features, at = _unique(slots, batch.history_BTH.reshape(-1))
-    items, at_items = _unique(batch.item_B, past.reshape(-1))
-    users, at_users = _unique(batch.user_B)
+    features, at = unique_keys(slots, batch.history_BTH.reshape(-1))
+    items, at_items = unique_keys(batch.item_B, past.reshape(-1))
+    users, at_users = unique_keys(batch.user_B)
     return Lookup(
         {"features": features, "items": items, "users": users},
         torch.from_numpy(at[: len(slots)]),
@@ -82,7 +82,7 @@ def lookup_of(batch: Batch) -> Lookup:
     )
 
 
-def _unique(*parts: Keys) -> tuple[Keys, Keys]:
+def unique_keys(*parts: Keys) -> tuple[Keys, Keys]:
     """Unique non-zero keys in the order first seen, and each key's place among them: the place after the
     last for 0."""
     keys = np.concatenate(parts)

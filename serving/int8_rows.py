@@ -5,7 +5,7 @@ be kept as those and given back bit for bit: lookups and digests are those of ``
 again from the row, which needs no other form of a delta or a snapshot. A row that isn't such a product
 (published in another format, before that was changed) is kept whole beside them until it changes.
 
-Not FBGEMM's tables: theirs are slower here (``recsys bench rows``), have no removal, and a half-precision
+Not FBGEMM's tables: theirs are slower here (``recsys bench int8``), have no removal, and a half-precision
 scale and a bias, which don't give a published row back.
 """
 

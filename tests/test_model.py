@@ -8,7 +8,7 @@ from recsys.batch import Batch, batch_of
 from recsys.blueprint import build_model
 from recsys.features import FeatureSet, read_block
 from recsys.hashing import uniforms
-from recsys.model import Lookup, _unique, lookup_of, padded, tables_of
+from recsys.model import Lookup, lookup_of, padded, tables_of, unique_keys
 from tests.toy_feed import FEATURES, SCHEMA, block, toy_config
 
 CONFIG = toy_config().model
@@ -39,10 +39,10 @@ def rows_of(lookup: Lookup) -> dict[str, np.ndarray]:
         ([2**63 - 1, -(2**63), 0], [2**63 - 1, -(2**63)], [0, 1, 2]),
     ],
 )
-def test_keys_are_unique_and_0_stands_after_the_last(
+def test_keys_areunique_keys_and_0_stands_after_the_last(
     keys: list[int], unique: list[int], at: list[int]
 ) -> None:
-    found, places = _unique(np.array(keys[:1], np.int64), np.array(keys[1:], np.int64))
+    found, places = unique_keys(np.array(keys[:1], np.int64), np.array(keys[1:], np.int64))
     assert found.tolist() == unique and places.tolist() == at
 
 

@@ -7,8 +7,9 @@ from recsys.blueprint import FEED_SCHEMA
 from recsys.config import laptop
 from recsys.feature_builder import FeatureBuilder
 from recsys.features import FeatureSet, RequestFeatures
+from recsys.list_kernels import LANES
 from serving.replica import Replica
-from serving.scoring import ROWS, probabilities, user_vector
+from serving.scoring import probabilities, user_vector
 from tests.toy_replica import NOW_MS, made, viewer
 
 ITEMS = 320
@@ -44,7 +45,7 @@ def scores(replica: Replica, *requests: RequestFeatures) -> np.ndarray:
     return probabilities(replica.model, replica.rows, requests)
 
 
-@pytest.mark.parametrize("length", [1, 2, 5, 15, ROWS, 17, 46, 64, 299, 300])
+@pytest.mark.parametrize("length", [1, 2, 5, 15, LANES, 17, 46, 64, 299, 300])
 def test_a_score_does_not_hang_on_what_is_scored_beside_it(replica: Replica, length: int) -> None:
     everything = scores(replica, asked(replica, np.arange(ITEMS)))
     for start in (0, 1, 7):

@@ -190,6 +190,20 @@ def stamp(
     _tell("stamp", options, measured, json_file)
 
 
+@bench.command()
+def int8(
+    rows: Annotated[int, typer.Option(min=1, help="Rows in the store.")] = 1_000_000,
+    batches: Batches = 50,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """A replica's rows as int8: bytes of a row, lookups a second."""
+    from recsys.cli.bench_int8 import measure_int8
+
+    measured = measure_int8(rows, batches, seed)
+    _tell("int8", {"rows": rows, "batches": batches, "seed": seed}, measured, json_file)
+
+
 def _tell(
     name: str, options: Mapping[str, Any], measured: Mapping[str, Any], json_file: Path | None
 ) -> None:

@@ -1,0 +1,103 @@
+"""``recsys bench int8``: lookups and bytes of a replica's rows as int8, beside float32 and FBGEMM's own int8.
+
+The keys are 64-bit ids, the rows as they are published in the format int8. FBGEMM's tables take dense
+indices: they are told where our map says that a row is, and the time to find it isn't counted. Their scale
+and bias don't give a published row back; ``largest_error`` is by how much.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from parameter_server.rounding import round_rows
+from recsys.config import TableConfig
+from serving.int8_rows import Int8Rows
+from serving.row_store import RowStore
+
+_REQUEST: Final = 900  # distinct rows that a request of 300 candidates needs, about
+_DIMS: Final = (17, 32)  # of the feed's tables
+Ids = NDArray[np.int64]
+Take = Callable[[Ids, Ids], Any]  # of keys, which stand at these slots
+
+
+def measure_int8(rows: int, batches: int, seed: int) -> dict[str, Any]:
+    """The figures of each dimension of row."""
+    import fbgemm_gpu  # noqa: F401  its operations are torch's from now on
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return {"figures": {f"dim {dim}": _measure(rows, dim, batches, seed) for dim in _DIMS}}
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(rows: int, dim: int, batches: int, seed: int) -> dict[str, Any]:
+    draw = np.random.default_rng(seed)
+    keys = np.unique(draw.integers(-(2**62), 2**62, rows))
+    values = round_rows(draw.normal(0, 0.1, (len(keys), dim)).astype(np.float32), "int8").rows
+    table = TableConfig("features", dim, 0.1, initial=0.01)
+    whole, ours = (kind.filled(table, 0, keys, values) for kind in (RowStore, Int8Rows))
+    asked = [
+        draw.choice(len(keys), min(_REQUEST, len(keys)), replace=False) for _ in range(batches)
+    ]
+    assert ours.digest == whole.digest, "the two stores hold other rows"
+    fused = torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(torch.from_numpy(values))
+    again = torch.ops.fbgemm.Fused8BitRowwiseQuantizedToFloat(fused[:1000]).numpy()
+    ways: dict[str, Take] = {
+        "float32": lambda its, slots: whole.lookup(its),
+        "int8": lambda its, slots: ours.lookup(its),
+        "fbgemm_fused": lambda its, slots: torch.ops.fbgemm.Fused8BitRowwiseQuantizedToFloat(
+            fused[torch.from_numpy(slots)]
+        ),
+        "fbgemm_int_nbit": _int_nbit(len(keys), dim),
+    }
+    return {
+        "rows": len(keys),
+        "bytes_a_row": {
+            "float32": round(whole.nbytes / len(keys), 1),
+            "int8": round(ours.nbytes / len(keys), 1),
+            "fbgemm_fused": fused.shape[1],
+        },
+        "largest_error": {"int8": 0.0, "fbgemm_fused": float(np.abs(again - values[:1000]).max())},
+        "lookup_us": {name: _median_us(take, asked, keys) for name, take in ways.items()},
+    }
+
+
+def _int_nbit(rows: int, dim: int) -> Take:
+    from fbgemm_gpu.split_embedding_configs import SparseType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+    from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
+        IntNBitTableBatchedEmbeddingBagsCodegen,
+    )
+
+    table = IntNBitTableBatchedEmbeddingBagsCodegen(
+        [("rows", rows, -(-dim // 4) * 4, SparseType.INT8, EmbeddingLocation.HOST)],
+        pooling_mode=PoolingMode.NONE,
+        device="cpu",
+        output_dtype=SparseType.FP32,
+    )
+    table.fill_random_weights()
+
+    def take(its: Ids, slots: Ids) -> Any:
+        offsets = torch.arange(len(slots) + 1, dtype=torch.int32)
+        return table(torch.from_numpy(slots.astype(np.int32)), offsets)
+
+    return take
+
+
+def _median_us(take: Take, asked: list[Ids], keys: Ids) -> float:
+    """Each way for itself, over batches that are drawn anew, so that most rows are in no cache."""
+    for slots in asked[:3]:
+        take(keys[slots], slots)
+    taken = []
+    for slots in asked:
+        its = keys[slots]
+        began = time.perf_counter()
+        take(its, slots)
+        taken.append(time.perf_counter() - began)
+    return round(float(np.median(taken)) * 1e6, 1)

@@ -1,0 +1,95 @@
+"""Lists are ranked as ``Model.rank`` ranks their items one by one, but for the last bits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.batch import batch_of
+from recsys.blueprint import FEED_SCHEMA, build_model
+from recsys.config import ModelConfig
+from recsys.features import FeatureSet, RequestFeatures
+from recsys.list_ranker import lists_of, rank_lists
+from recsys.model import Model, lookup_of, padded
+
+DIM = 6
+CONFIG = ModelConfig(dim=DIM - 1, vector_dim=4, hidden=(24, 18))
+
+
+def model_of(kind: str, **changes: object) -> Model:
+    model = build_model(FeatureSet(FEED_SCHEMA, kind, 7), replace(CONFIG, **changes))  # type: ignore[arg-type]
+    draw = np.random.default_rng(3)
+    model.write_dense(draw.normal(0, 0.3, model.dense_size()).astype(np.float32))
+    return model
+
+
+def request(model: Model, items: int, seed: int, entries: int = 5) -> RequestFeatures:
+    """Some keys are 0 (nothing there), some come twice, and the history ends early."""
+    draw, features = np.random.default_rng(seed), model.features
+    t, h = features.history_length, features.history_keys
+    history = draw.integers(0, 30, (t, h))
+    history[entries:] = 0
+    outcomes = draw.uniform(0.1, 1, (t, features.outcomes)).astype(np.float32)
+    outcomes[entries:] = 0
+    return RequestFeatures(
+        features.digest,
+        draw.integers(0, 40, features.user_columns),
+        draw.integers(0, 40, (items, features.item_columns)),
+        history,
+        outcomes,
+        draw.normal(0, 1, (items, model.ranker.shape.dense)).astype(np.float32),
+    )
+
+
+def rows_of(keys: np.ndarray) -> np.ndarray:
+    table = np.random.default_rng(9).normal(0, 0.7, (64, DIM)).astype(np.float32)
+    return padded(table[keys]).numpy()
+
+
+def one_by_one(model: Model, requests: list[RequestFeatures]) -> np.ndarray:
+    batch = batch_of(model.features, requests)
+    lookup = lookup_of(batch)
+    with torch.inference_mode():
+        rows = torch.from_numpy(rows_of(lookup.keys["features"]))
+        return model.rank(batch, lookup, rows).numpy()
+
+
+def together(model: Model, requests: list[RequestFeatures]) -> np.ndarray:
+    lists = lists_of(requests)
+    with torch.inference_mode():
+        return rank_lists(model, lists, rows_of(lists.keys))
+
+
+@pytest.mark.parametrize("kind", ["ids", "ids+history", "all"])
+@pytest.mark.parametrize("hidden", [(24, 18), (9,), ()])
+def test_the_logits_are_those_of_the_model(kind: str, hidden: tuple[int, ...]) -> None:
+    model = model_of(kind, hidden=hidden)
+    requests = [
+        request(model, n, n, entries) for n, entries in ((1, 7), (17, 0), (40, 3), (300, 5))
+    ]
+    expected = one_by_one(model, requests)
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(together(model, requests), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_a_list_s_logits_do_not_hang_on_the_lists_beside_it() -> None:
+    model = model_of("all")
+    requests = [request(model, n, n) for n in (3, 16, 45, 1, 33)]
+    alone = np.concatenate([together(model, [each]) for each in requests])
+    assert together(model, requests).tobytes() == alone.tobytes()
+
+
+def test_what_is_written_to_the_parameters_is_ranked_by_at_once() -> None:
+    model = model_of("all")
+    asked = [request(model, 20, 1)]
+    before = together(model, asked)
+    for name in ("layers.0.weight", "layers.0.bias", "sharpness"):
+        flat = model.read_dense()
+        with torch.no_grad():
+            model.ranker.get_parameter(name).mul_(1.5).add_(0.1)
+        changed = together(model, asked)
+        assert not np.array_equal(changed, before), name
+        np.testing.assert_allclose(changed, one_by_one(model, asked), rtol=2e-5, atol=2e-5)
+        model.write_dense(flat)
+        assert np.array_equal(together(model, asked), before)
