@@ -13,7 +13,9 @@ from typing import Final
 ONGOING, WAIT, CLIENT = "ongoing", "wait", "client"  # why somebody is refused
 _LEAST: Final = 5  # always let in: fewer would leave the thread without work
 _INTERVAL_S: Final = 0.05  # a queue that was never gone for so long stands
-_ANSWERS: Final = 10  # and so many were given meanwhile: a loop that hung for a moment has no standing queue
+_ANSWERS: Final = (
+    10  # and so many were given meanwhile: a loop that hung for a moment has no standing queue
+)
 _READ_S: Final = 1.0  # for so long the shortest reading of a session counts
 _SMOOTHING: Final = 0.05
 _FIRST_S: Final = 0.005  # what an answer takes, until one was seen
