@@ -2,7 +2,7 @@
 
 One event loop answers one request after the other, so a request waits for those before it: their number times
 the time that one takes. A queue that is gone now and then is a burst, and may grow until the deadline. One
-that wasn't gone for a twentieth of a second stands: it makes every answer late and not one more of them, so
+that wasn't gone for 30 ms and five answers stands: it makes every answer late and not one more of them, so
 it is cut short (the rule of CoDel: Nichols and Jacobson, "Controlling queue delay", 2012).
 """
 
@@ -11,8 +11,8 @@ from collections import OrderedDict
 from typing import Final
 
 ONGOING, WAIT, CLIENT = "ongoing", "wait", "client"  # why somebody is refused
-_LEAST: Final = 5  # always let in: fewer would leave the thread without work
-_INTERVAL_S: Final = 0.05  # a queue that was never gone for so long stands
+_LEAST: Final = 4  # always let in: fewer would leave the thread without work
+_INTERVAL_S: Final = 0.03  # a queue that was never gone for so long stands
 _ANSWERS: Final = (
     10  # and so many were given meanwhile: a loop that hung for a moment has no standing queue
 )

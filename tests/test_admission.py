@@ -136,7 +136,7 @@ def test_what_an_answer_takes_is_learned_and_a_few_are_always_let_in() -> None:
         admission.leave(now_s)
     assert admission.answer_s == pytest.approx(0.3, rel=0.01)
     assert [admission.refusal(now_s) for _ in range(6) if not admission.enter(now_s)] == [
-        "", "", "", "", WAIT, WAIT,
+        "", "", "", WAIT, WAIT, WAIT,
     ]  # fmt: skip
 
 
