@@ -13,9 +13,7 @@ from typing import Final
 ONGOING, WAIT, CLIENT = "ongoing", "wait", "client"  # why somebody is refused
 _LEAST: Final = 4  # always let in: fewer would leave the thread without work
 _INTERVAL_S: Final = 0.03  # a queue that was never gone for so long stands
-_ANSWERS: Final = (
-    10  # and so many were given meanwhile: a loop that hung for a moment has no standing queue
-)
+_ANSWERS: Final = 5  # given meanwhile: behind a loop that hung for a moment no queue stands
 _READ_S: Final = 1.0  # for so long the shortest reading of a session counts
 _SMOOTHING: Final = 0.05
 _FIRST_S: Final = 0.005  # what an answer takes, until one was seen
