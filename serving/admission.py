@@ -2,7 +2,7 @@
 
 One event loop answers one request after the other, so a request waits for those before it: their number times
 the time that one takes. A queue that is gone now and then is a burst, and may grow until the deadline. One
-that wasn't gone for a twentieth of a second stands: it makes every answer late and not one more of them, so
+that wasn't gone for 30 ms and five answers stands: it makes every answer late and not one more of them, so
 it is cut short (the rule of CoDel: Nichols and Jacobson, "Controlling queue delay", 2012).
 """
 
@@ -11,8 +11,9 @@ from collections import OrderedDict
 from typing import Final
 
 ONGOING, WAIT, CLIENT = "ongoing", "wait", "client"  # why somebody is refused
-_LEAST: Final = 5  # always let in: fewer would leave the thread without work
-_INTERVAL_S: Final = 0.05  # a queue that was never gone for so long stands
+_LEAST: Final = 4  # always let in: fewer would leave the thread without work
+_INTERVAL_S: Final = 0.03  # a queue that was never gone for so long stands
+_ANSWERS: Final = 5  # given meanwhile: behind a loop that hung for a moment no queue stands
 _READ_S: Final = 1.0  # for so long the shortest reading of a session counts
 _SMOOTHING: Final = 0.05
 _FIRST_S: Final = 0.005  # what an answer takes, until one was seen
@@ -49,6 +50,7 @@ class Admission(Limit):
         )
         self._since_s = 0.0
         self._short_s = -math.inf  # when there was last no queue
+        self._answers = 0  # given since
         self._read_s, self._read_at_s = 0.0, -math.inf
 
     def refusal(self, now_s: float) -> str:
@@ -61,11 +63,12 @@ class Admission(Limit):
 
     def standing(self, now_s: float) -> bool:
         """Whether the queue has been there for too long."""
-        return now_s - self._short_s > _INTERVAL_S
+        return self._answers >= _ANSWERS and now_s - self._short_s > _INTERVAL_S
 
     def enter(self, now_s: float) -> None:
         if self.inside == 0:
             self._since_s = self._short_s = now_s
+            self._answers = 0
         super().enter(now_s)
 
     def read(self, took_s: float, now_s: float) -> None:
@@ -79,8 +82,9 @@ class Admission(Limit):
         self.answer_s += _SMOOTHING * (now_s - self._since_s - self.answer_s)
         self._since_s = now_s
         super().leave(now_s)
+        self._answers += 1
         if self._wait_s() < self.answer_s / 2:
-            self._short_s = now_s
+            self._short_s, self._answers = now_s, 0
 
     def _wait_s(self) -> float:
         """How long the next one would wait for the thread: all of the time that those inside take (Little's

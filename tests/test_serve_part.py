@@ -65,8 +65,8 @@ class Looks(Stop):
         return False
 
 
-def app_is(serve, status, running):
-    deployment = SimpleNamespace(replica_states={"RUNNING": running})
+def app_is(serve, status, running, starting=0):
+    deployment = SimpleNamespace(replica_states={"RUNNING": running, "STARTING": starting})
     found = SimpleNamespace(
         status=SimpleNamespace(value=status), deployments={"Feed": deployment}, message="why"
     )
@@ -120,6 +120,8 @@ def test_a_long_restart_is_well_as_long_as_somebody_answers(tmp_path, monkeypatc
         now_s[0] += 50.0
 
     looks = [app_is(serve, "DEPLOYING", 1), later, later, later]
+    part._watch(serve, "recsys", Looks(None, looks), restarts)
+    looks = [app_is(serve, "UNHEALTHY", 0, starting=1), later, later, later]
     part._watch(serve, "recsys", Looks(None, looks), restarts)
     with pytest.raises(RuntimeError, match="is DEPLOYING: why"):
         looks = [app_is(serve, "DEPLOYING", 0), later, later]

@@ -16,6 +16,7 @@ _REQUEST_TIMEOUT_S: Final = 30.0
 _LOOK_EVERY_S: Final = 2.0
 # Serve replaces replicas by itself: only what it can't mend ends the part.
 _UNHEALTHY_S: Final = 60.0
+_STARTING_S: Final = 660.0  # where a replica is still catching up: it counts as started after that
 
 
 def run(config: Config, stop: Stop) -> None:
@@ -105,16 +106,17 @@ def _watch(serve: Any, app: str, stop: Stop, restarts: Restarts) -> None:
         restarts.look()
         found = serve.status().applications.get(app)
         status = "GONE" if found is None else str(found.status.value)
-        answering = 0
+        states: dict[str, int] = {}
         if found is not None and "Feed" in found.deployments:
-            answering = found.deployments["Feed"].replica_states.get("RUNNING", 0)
+            states = found.deployments["Feed"].replica_states
+        answering = states.get("RUNNING", 0)
         stop.heartbeat.gauge("replicas", answering)
         if status == "RUNNING":
             restarts.fulfilled()
         stop.heartbeat.gauge(GAUGE, restarts.done)
         if status == "RUNNING" or (status == "DEPLOYING" and answering):
             well_at = time.monotonic()
-        elif time.monotonic() - well_at > _UNHEALTHY_S:
+        elif time.monotonic() - well_at > (_STARTING_S if states.get("STARTING") else _UNHEALTHY_S):
             raise RuntimeError(
                 f"the Serve application is {status}: {found.message if found else ''}"
             )
