@@ -51,7 +51,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
 
     ``candidates`` is ``serve.candidates`` as it was. ``session`` is the digest of the packed session: the
     offset alone doesn't say of which fields of its items it was folded; empty where nothing was known.
-    ``item_state_from``: the first offset of ``item_state`` that the replica had read.
+    ``item_state_from``: the first offset of ``item_state`` that the replica had read; -1 where some after it
+    had been trimmed before they were read.
     """
 
     n: int = 0

@@ -44,19 +44,20 @@ class PastReplica:
         self.replica = Replica(self._features, self._config)
         self.pipeline = Pipeline(self.replica)
         self._items = self._states = 0
-        self._states_from = -1  # as the stamp's replica had it; -1: nothing is read yet
+        self._states_from: int | None = None  # as the stamp's replica had it; None: nothing is read
         self._telling: Telling | None = None
         self._line: LineReader | None = None
         self._steps: deque[StepDelta] = deque()
 
     def at(self, stamp: Stamp, asked: Asked) -> Pipeline:
         """The pipeline of the replica as it was. Raises Gone."""
-        other = self._states_from not in (-1, asked.item_state_from)
-        behind = max(stamp.item_state_offset, self._states_from) < self._states
+        since = asked.item_state_from
+        other = self._states_from not in (None, since)
+        behind = max(stamp.item_state_offset, since) < self._states
         if other or behind or stamp.catalogue_offset < self._items:
             self._begin()
         self._to_items(stamp.catalogue_offset)
-        self._to_states(stamp.item_state_offset, asked.item_state_from)
+        self._to_states(stamp.item_state_offset, since)
         self.weights_at(stamp)
         serve = replace(self._config.serve, candidates=asked.candidates)
         self.replica.config = replace(self._config, serve=serve)
@@ -81,7 +82,7 @@ class PastReplica:
         """Counters are absolute, so who begins in the middle knows them all once all were told again; which
         items are the most popular is then known from the next look at them on."""
         begin = self._log.begin(ITEM_STATE, 0)
-        if self._states_from < 0:
+        if self._states_from is None:
             self._states_from = self.replica.item_state_from = since
             self._states = max(since, begin)
             self._telling = Telling() if since < begin else None
@@ -142,7 +143,10 @@ class PastReplica:
                 self._steps.extend(line.read())
                 if not self._steps and (line.gap is not None or line.offset == before):
                     return False
-            elif self._steps[0].step > step or not self.replica.apply_step(self._steps.popleft()):
+            elif self._steps[0].step > step:
+                return False
+            elif not self.replica.apply_step(self._steps.popleft()):
+                line.diverge(self.replica.step)
                 return False
         return True
 

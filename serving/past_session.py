@@ -1,8 +1,8 @@
 """A user's session as it was at an offset, folded again; the impression of a request; the policies known.
 
 The part that folds sessions reads the catalogue as it goes, and no record says how far it had come at each
-event. It matters only for items whose fields were changed: their versions are tried, by time and the newest,
-and the session's digest in the impression says whether one is right.
+event. It matters only for items whose fields were changed: their versions are tried, those of the event's
+time, of a little before or after it, and the newest; the digest in the impression says which is right.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +25,8 @@ from serving.past_replica import Gone, records
 from serving.session_fold import KeysOf
 
 _READ: Final = 1_000
+# From an event's time to when it was folded: clocks differ, and the fold may be behind.
+_SHIFTS_MS: Final = (0, -1, 100, 1_000, -100, -1_000, 5_000, -5_000, 60_000, -60_000)
 Older = Callable[
     [int, bytes, int], Iterable[Record]
 ]  # (partition, key, before): archived, in order
@@ -115,16 +117,24 @@ class PastSessions:
             return Session(impression.user_id, self._features, seen)
         events = self._events_of(impression.user_id, stamp.session_offset)
         self._items.read()
-        ways: list[Callable[[int], KeysOf]] = [
-            self._items.by_time,
-            lambda _: self._items.before(stamp.catalogue_offset),
-        ]
-        for keys_at in ways if events else ():
+        for keys_at in self._ways(events, stamp.catalogue_offset):
             session = Session(_user_of(events[0][1]), self._features, seen)
             blob = fold_again(session, events, keys_at).pack()
             if not asked.session or digest_of(blob) == asked.session:
                 return Session.unpack(blob, self._features, seen)
         raise Gone(self._why(impression.user_id, stamp.session_offset, events))
+
+    def _ways(
+        self, events: Sequence[tuple[int, Event]], offset: int
+    ) -> Iterator[Callable[[int], KeysOf]]:
+        """How the keys of items may have been known, the likeliest first; one is enough where no item that
+        the session met was changed."""
+        met = [getattr(event, "item_id", None) for _, event in events]
+        several = bool(self._items.changed(its for its in met if its is not None))
+        for shift_ms in _SHIFTS_MS if several else _SHIFTS_MS[:1] if events else ():
+            yield lambda time_ms, by_ms=shift_ms: self._items.by_time(time_ms + by_ms)  # type: ignore[misc]
+        if several:
+            yield lambda _: self._items.before(offset)
 
     def _events_of(self, user_id: Id, stop: int) -> list[tuple[int, Event]]:
         """The user's events before an offset, each once."""

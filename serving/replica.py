@@ -77,7 +77,9 @@ class Replica:
         self.step_time_ms = 0
         self.catalogue_offset = 0
         self.item_state_offset = 0
-        self.item_state_from = 0  # the first offset of ``item_state`` that was read
+        self.item_state_from = (
+            0  # the first offset of ``item_state`` read; -1: some were passed over
+        )
         self._group_columns = features.group_columns()
         self._group_slots = [features.slot(f"item.{name}") for name in features.schema.groups]
 

@@ -72,13 +72,13 @@ class Batch:
     records: list[Step] = field(default_factory=list)  # of steps
     examples: list[tuple[int, int, str, Id]] = field(default_factory=list)
     events_end: int | None = None
-    states_from: int | None = None  # counters are read anew from here
+    passed_over: bool = False  # counters were trimmed before they were read
 
     def __bool__(self) -> bool:
         return bool(
             self.fresh or self.items or self.states or self.steps or self.policies
             or self.care or self.records or self.examples or self.events_end is not None
-            or self.states_from is not None
+            or self.passed_over
         )  # fmt: skip
 
     @property
@@ -198,7 +198,7 @@ class StateReader:
         try:
             records = self._log.read(ITEM_STATE, 0, self._states, limit)
         except LogLost:  # trimmed: everything was told again after it
-            self._states = batch.states_from = self._log.begin(ITEM_STATE, 0)
+            self._states, batch.passed_over = self._log.begin(ITEM_STATE, 0), True
             return
         for record in records:
             self._states = record.offset + 1
@@ -266,8 +266,8 @@ class StateReader:
             self.care.apply(batch.care)
         if batch.items:
             self.replica.apply_items([item for item, _ in batch.items], batch.items[-1][1])
-        if batch.states_from is not None:
-            self.replica.item_state_from = batch.states_from
+        if batch.passed_over:
+            self.replica.item_state_from = -1
         for state, offset in batch.states:
             self.replica.apply_item_state(state, offset)
         self.policies = batch.policies or self.policies

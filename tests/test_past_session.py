@@ -1,14 +1,20 @@
 """Which keys an item had at a time, or before an offset; who is found by a request's id."""
 
+from dataclasses import replace
+
 import pytest
+from msgspec.structs import replace as replace_fields
 
 from recsys.blueprint import FEED_SCHEMA
-from recsys.events import Impression, Item, encode
+from recsys.config import Config
+from recsys.events import Asked, Engagement, Impression, Item, Stamp, encode
 from recsys.features import FeatureSet
-from recsys.hashing import partition_of
+from recsys.hashing import digest_of, partition_of
 from recsys.log import Append, MemoryLog
 from recsys.records import EVENTS, ITEMS, topics
-from serving.past_session import ItemVersions, find_impression
+from recsys.session import Session
+from serving.past_replica import Gone
+from serving.past_session import ItemVersions, PastSessions, find_impression
 
 FEATURES = FeatureSet(FEED_SCHEMA)
 
@@ -71,3 +77,29 @@ def test_an_impression_is_found_among_many(user: str | None) -> None:
     assert find_impression(log, "r250", user) is not None  # not r2500, nor r25
     other = next(f"u{n}" for n in range(99) if partition_of(f"u{n}", 4) != partition)
     assert find_impression(log, "r250", other) is None
+
+
+@pytest.mark.parametrize("lag_ms", [0, 40, 900])
+def test_a_session_is_found_though_its_fold_was_behind(lag_ms: int) -> None:
+    """The item was changed after the event, and before it was folded."""
+    log, config = made(), replace(Config(), state="nowhere")
+    for time_ms, author in ((0, "a"), (1_000 + lag_ms, "b")):
+        put(log, "v1", time_ms, author)
+    liked = Engagement(
+        time_ms=1_000, request_id="r", user_id="u7", item_id="v1", kind="like", event_id="e"
+    )
+    partition = partition_of("u7", 4)
+    (offset,) = log.append(EVENTS, [Append(partition, b"u7", encode(liked))])
+    session = Session("u7", FEATURES)
+    session.fold_engagement(liked, FEATURES.item_keys("v1", {"author": "b"}))
+    session.offset = offset + 1
+    stamp = Stamp(session_offset=session.offset, catalogue_offset=1)
+    asked = Asked(n=1, session=digest_of(session.pack()))
+    shown = Impression(
+        time_ms=2_000, request_id="s", user_id="u7", items=[], stamp=stamp, asked=asked
+    )
+    past = PastSessions(log, config, FEATURES)
+    assert past.of(shown).pack() == session.pack()
+    other = replace_fields(shown, asked=Asked(n=1, session="another"))
+    with pytest.raises(Gone, match="items that it met were changed: v1"):
+        past.of(other)
