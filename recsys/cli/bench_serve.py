@@ -8,7 +8,6 @@ The peak is what a few clients get that ask again once they are answered. Latenc
 at half of it. See ``load_client`` for how requests are sent, ``bench_serve_state`` for what is answered from.
 """
 
-import signal
 import statistics
 import sys
 import tempfile
@@ -68,7 +67,8 @@ def measure_serve(ask: Ask, say: Callable[[str], None] = lambda text: None) -> F
             "bench in a Linux machine or container"
         )
     with ExitStack() as stack:
-        stack.enter_context(_ended_by_term())
+        stack.enter_context(doors.ended_by_term())
+        stack.enter_context(doors.one_thread_each())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-bench-"))
         config, plan = doors.planned(doors.bench_config(folder, ask.candidates))
         began = time.monotonic()
@@ -83,21 +83,6 @@ def measure_serve(ask: Ask, say: Callable[[str], None] = lambda text: None) -> F
             found |= _plain(config, ask, say)
     figures = found.pop("direct") | more
     return {"what": _what(ask, built), "figures": figures, "comparators": found}
-
-
-@contextmanager
-def _ended_by_term() -> Iterator[None]:
-    """A plain kill is as Ctrl-C: what was started ends too."""
-
-    def leave(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # timeout(1) sends it twice: ending goes on
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _ours(
