@@ -38,7 +38,7 @@ def test_the_app_behind_uvicorn_answers_whole_lists_from_the_benchs_state(
 
 def test_being_told_to_end_is_said_once_and_does_not_cut_the_ending_short() -> None:
     before, ended = signal.getsignal(signal.SIGTERM), False
-    with pytest.raises(SystemExit), bench_serve._ended_by_term():
+    with pytest.raises(SystemExit), doors.ended_by_term():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             signal.pause()

@@ -8,8 +8,8 @@ The peak is what a few clients get that ask again once they are answered. Latenc
 at half of it. See ``load_client`` for how requests are sent, ``bench_serve_state`` for what is answered from.
 """
 
-import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -61,8 +61,14 @@ class Door:
 
 def measure_serve(ask: Ask, say: Callable[[str], None] = lambda text: None) -> Figures:
     """The figures of all doors. ``say`` is told what is going on."""
+    if sys.platform != "linux":
+        raise RuntimeError(
+            f"the platform is {sys.platform}, expected linux: HAProxy, epoll and /proc are needed; run this "
+            "bench in a Linux machine or container"
+        )
     with ExitStack() as stack:
-        stack.enter_context(_ended_by_term())
+        stack.enter_context(doors.ended_by_term())
+        stack.enter_context(doors.one_thread_each())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-bench-"))
         config, plan = doors.planned(doors.bench_config(folder, ask.candidates))
         began = time.monotonic()
@@ -79,54 +85,44 @@ def measure_serve(ask: Ask, say: Callable[[str], None] = lambda text: None) -> F
     return {"what": _what(ask, built), "figures": figures, "comparators": found}
 
 
-@contextmanager
-def _ended_by_term() -> Iterator[None]:
-    """A plain kill is as Ctrl-C: what was started ends too."""
-
-    def leave(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # timeout(1) sends it twice: ending goes on
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _ours(
     config: Config, ask: Ask, say: Callable[[str], None]
 ) -> tuple[dict[str, Figures], Figures]:
-    """The replica's own port, the public one and bare uvicorn, in turn; then what else is asked."""
+    """The replica's own port, the public one and bare uvicorn, in turn; then, once uvicorn has ended (its app
+    follows the log too), what else is asked."""
     from recsys.cli.bench_serve_training import with_training
 
-    with ExitStack() as stack:
-        running = stack.enter_context(doors.parts(config, ("ray", "serve")))
+    with doors.parts(config, ("ray", "serve")) as running:
         pid = doors.replica_pid(running["ray"])
-        direct = Door("direct", doors.direct_port(pid), pid)
-        three = [direct, Door("haproxy", config.serve.port, pid)]
-        three.append(stack.enter_context(_uvicorn(config)))
-        say("ready: " + ", ".join(f"{door.name} at {door.port}" for door in three))
-        found = _measure(three, ask, say)
-        for name in ("direct", "haproxy"):
-            found[name]["of_uvicorn"] = _ratio(found[name]["rounds"], found["uvicorn"]["rounds"])
+        ours = [
+            Door("direct", doors.direct_port(pid), pid),
+            Door("haproxy", config.serve.port, pid),
+        ]
+        with _uvicorn(config) as bare:
+            say("ready: " + ", ".join(f"{door.name} at {door.port}" for door in (*ours, bare)))
+            found = _measure([*ours, bare], ask, say)
+            _remember(found, [*ours, bare])
+        for door in ours:
+            its, theirs = found[door.name], found[bare.name]
+            its["of_uvicorn"] = _ratio(its["rounds"], theirs["rounds"])
         more: Figures = {}
         if ask.overload:
-            more["overload"] = {
-                door.name: _overload(door, found[door.name], ask) for door in three[:2]
-            }
+            more["overload"] = {door.name: _overload(door, found[door.name], ask) for door in ours}
         if ask.training:
-            more["training"] = with_training(config, direct, ask, say)
-        for door in three:
-            found[door.name]["rss_mb"], found[door.name]["peak_rss_mb"] = doors.memory_mb(door.pid)
+            more["training"] = with_training(config, ours[0], ask, say)
     return found, more
+
+
+def _remember(found: dict[str, Figures], its: list[Door]) -> None:
+    for door in its:
+        found[door.name]["rss_mb"], found[door.name]["peak_rss_mb"] = doors.memory_mb(door.pid)
 
 
 def _plain(config: Config, ask: Ask, say: Callable[[str], None]) -> dict[str, Figures]:
     with doors.parts(config, ("ray", "serve")) as running:
         door = Door("serve_proxy", config.serve.port, doors.replica_pid(running["ray"]))
         found = _measure([door], ask, say)
-        found[door.name]["rss_mb"], found[door.name]["peak_rss_mb"] = doors.memory_mb(door.pid)
+        _remember(found, [door])
     return found
 
 

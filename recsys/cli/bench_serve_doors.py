@@ -7,6 +7,7 @@ Both end what they started, however the bench ends.
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from recsys.cli import plan as plans
 from recsys.cli.bench_parts import Told, telling
 from recsys.cli.plan import Plan
 from recsys.cli.processes import Child, end_sessions, members
+from recsys.cli.runner import ONE_THREAD
 from recsys.config import Config
 from recsys.loops import run_folder
 
@@ -28,6 +30,36 @@ _READY_S: Final = 300.0
 _GRACE_S: Final = 20.0
 _LOOPBACK: Final = "127.0.0.1"
 _DIRECT_PORTS: Final = range(30_000, 31_000)  # Serve's default
+
+
+@contextmanager
+def ended_by_term() -> Iterator[None]:
+    """A plain kill is as Ctrl-C: what was started ends too."""
+
+    def leave(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # timeout(1) sends it twice: ending goes on
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Every process that is started runs its kernels on one thread, as parts and replicas do."""
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -27,7 +27,7 @@ _WRITE_EVERY_S: Final = 1.0
 _LOOK_EVERY_S: Final = 10.0  # at the open ports
 # One thread a process: two cores and a dozen processes have no use for a pool in each, and a lane's sums
 # have to be made by one.
-_ONE_THREAD: Final = (
+ONE_THREAD: Final = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS", "POLARS_MAX_THREADS",
 )  # fmt: skip
@@ -159,7 +159,7 @@ def part_environment(config: Config, plan: Plan) -> dict[str, str]:
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
         **os.environ,
-        **dict.fromkeys(_ONE_THREAD, "1"),
+        **dict.fromkeys(ONE_THREAD, "1"),
         **client_environment(config, plan),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "PYTHONUNBUFFERED": "1",
