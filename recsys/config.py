@@ -272,7 +272,7 @@ class PolicyConfig:
             "watch": 0.5,
         }  # fmt: skip
     )
-    temperature: float = 0.1  # of the Plackett–Luce draw over scores: lower is greedier
+    temperature: float = 0.03  # of the Plackett–Luce draw over scores: lower is greedier
     explore: float = 0.05  # share of each rank given to a uniform draw over the candidates
     per_author: int = 2  # items of one author in one list
     # What an item loses of its score for being as near as can be to one above it in the list; 0 is off.
