@@ -358,6 +358,16 @@ def check_weights(policy: PolicyConfig, labels: Sequence[str]) -> None:
                f"only labels of the schema ({', '.join(labels)}) and {WATCH!r}")  # fmt: skip
 
 
+def check_rules(policy: PolicyConfig, fields: Sequence[str]) -> None:
+    """Raises ValueError for a rule on a field that no item has, or that isn't text: it would never hold.
+
+    ``fields`` are the categorical item fields of the schema.
+    """
+    for rule in policy.rules:
+        _check(rule.field in fields, f"policy.rules, {rule.do}: field", rule.field,
+               f"a field of items that holds text: one of {', '.join(fields)}")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that a run depends on."""

@@ -21,8 +21,9 @@ from recsys.cli.runner import Runner
 from recsys.cli.running import Running
 from recsys.cli.supervisor import Change
 from recsys.cli.table import parts_table, said_beyond_loopback
-from recsys.config import Config, check_weights, digest
+from recsys.config import Config, check_rules, check_weights, digest
 from recsys.loops import log_to_file, run_folder
+from recsys.schema import CATEGORICAL
 from recsys.settings import BadSettings
 
 _READY_S: Final = 240.0  # how long --detach waits for all parts
@@ -92,7 +93,9 @@ def _planned(config: Config, viewers: float, only: list[str]) -> tuple[Config, P
 
     address = os.environ.get("RAY_ADDRESS", "")
     resolved, plan = plans.resolve(config, viewers=viewers, only=only, ray_address=address)
-    check_weights(resolved.policy, feature_set(resolved).schema.labels)
+    schema = feature_set(resolved).schema
+    check_weights(resolved.policy, schema.labels)
+    check_rules(resolved.policy, schema.names("item", CATEGORICAL))
     try:
         spec_of(resolved)  # else a part tells, that never gets ready
     except ValueError as error:
