@@ -315,7 +315,7 @@ class PolicyConfig:
             "watch": 0.5,
         }  # fmt: skip
     )
-    temperature: float = 0.1  # of the Plackett–Luce draw over scores: lower is greedier
+    temperature: float = 0.03  # of the Plackett–Luce draw over scores: lower is greedier
     explore: float = 0.05  # share of each rank given to a uniform draw over the candidates
     per_author: int = 2  # items of one author in one list
     # What an item loses of its score for being as near as can be to one above it in the list; 0 is off.
@@ -399,6 +399,16 @@ def check_weights(policy: PolicyConfig, labels: Sequence[str]) -> None:
         known = name == WATCH or name in labels or usual.get(name) == weight
         _check(known, f"policy.weights.{name}", weight,
                f"only labels of the schema ({', '.join(labels)}) and {WATCH!r}")  # fmt: skip
+
+
+def check_rules(policy: PolicyConfig, fields: Sequence[str]) -> None:
+    """Raises ValueError for a rule on a field that no item has, or that isn't text: it would never hold.
+
+    ``fields`` are the categorical item fields of the schema.
+    """
+    for rule in policy.rules:
+        _check(rule.field in fields, f"policy.rules, {rule.do}: field", rule.field,
+               f"a field of items that holds text: one of {', '.join(fields)}")  # fmt: skip
 
 
 @dataclass(frozen=True)

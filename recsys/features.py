@@ -84,6 +84,17 @@ class FeatureSet:
         return numeric + sum(length for _, length in self.schema.vectors)
 
     @cached_property
+    def vector_fields(self) -> tuple[tuple[str, int], ...]:
+        """The vectors that an item brings along and that its own vector starts from, with their lengths: none
+        where examples don't carry them, as what is served must be what is learned from."""
+        return self.schema.vectors if self.kind == "all" else ()
+
+    @property
+    def vector_columns(self) -> int:
+        """How many numbers these are together: the last of a catalogue's numbers."""
+        return sum(length for _, length in self.vector_fields)
+
+    @cached_property
     def kinds(self) -> tuple[str, ...]:
         """What counters count: shown, each label, watch."""
         return ("shown", *self.schema.labels, "watch")

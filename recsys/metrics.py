@@ -80,7 +80,7 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference with its bootstrap interval; it is told apart from none where 0 lies outside."""
+    """A difference (or a ratio) with its bootstrap interval; it is told apart where none lies outside."""
 
     difference: float
     low: float
@@ -121,6 +121,30 @@ def paired_auc_interval(
     tail = (1 - level) / 2
     low, high = np.quantile(kept, [tail, 1 - tail]) if kept.size else (np.nan, np.nan)
     return Interval(a.auc(ones) - b.auc(ones), float(low), float(high), level, len(kept))
+
+
+def paired_ratio_interval(
+    ours: ArrayLike,
+    theirs: ArrayLike,
+    *,
+    samples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """mean(ours) / mean(theirs) over the same units (N,), with the percentile interval of drawing units anew.
+
+    ``difference`` is the ratio: it is told apart from none where 1 lies outside. NaN where theirs is 0.
+    """
+    a, b = _floats(ours), _floats(theirs)
+    if a.shape != b.shape:
+        raise ValueError(f"ours has {a.size} units, theirs {b.size}: compare the same units")
+    if not a.size or not b.sum():
+        return Interval(float("nan"), float("nan"), float("nan"), level, 0)
+    drawn = np.random.default_rng(seed).integers(0, a.size, (samples, a.size))
+    below = b[drawn].sum(1)
+    ratios = a[drawn].sum(1)[below > 0] / below[below > 0]
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(a.sum() / b.sum()), float(low), float(high), level, len(ratios))
 
 
 def days(time_ms: ArrayLike, utc_offset_h: float = 0.0) -> Ints:

@@ -19,7 +19,7 @@ from recsys.features import FeatureSet
 from recsys.ranker import Ranker, RankerShape
 from recsys.row_kernels import distinct
 from recsys.row_layers import pooled
-from recsys.vectors import UserSide, content_vectors
+from recsys.vectors import UserSide, content_vectors, field_vectors
 
 Keys = NDArray[np.int64]
 
@@ -150,6 +150,11 @@ class Model(nn.Module):
     def item_vectors(self, batch: Batch, lookup: Lookup, items_UV: Tensor) -> Tensor:
         """The batch's items as vectors (B, V)."""
         content = content_vectors(batch.item_groups_BG, self.config.vector_dim)
+        if self.features.vector_fields:
+            columns = self.features.vector_columns
+            # The features' last four say where the user is; the item's numbers stand before them.
+            own = batch.dense_BF[:, -4 - columns : -4]
+            content += field_vectors(own, self.features.vector_fields, self.config.vector_dim)
         device = items_UV.device
         return items_UV[lookup.item_index.to(device)] + torch.from_numpy(content).to(device)
 

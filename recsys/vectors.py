@@ -1,11 +1,13 @@
 """Item vectors and the user side: what retrieval searches with.
 
 An item's vector is a row of its own, laid over a projection of its content: each author and tag has a fixed
-random direction (a hash of its key), so that a new item starts near items like it, on every replica and every
-worker, with nothing to send. The user side, a row and two small matrices over the recent history, learns at
-every step; the item side has no dense parameters, so a step moves only the vectors whose rows it touched.
+random direction (a hash of its key), and so has each component of a vector that the item brings along; so a
+new item starts near items like it, on every replica and every worker, with nothing to send. The user side, a
+row and two small matrices over the recent history, learns at every step; the item side has no dense
+parameters, so a step moves only the vectors whose rows it touched.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recsys.compiled import GAMMA, kernel, mix, read_only
+from recsys.hashing import key_of, uniforms
 
+Fields = tuple[tuple[str, int], ...]  # names and lengths, as in ``Schema.vectors``
 _CONTENT_SEED = 7
 _CONTENT_NORM = 0.8
 _2_POW_53 = float(1 << 53)
@@ -57,6 +61,38 @@ def project(groups: Any, out: Any) -> None:
         scale = _CONTENT_NORM / np.sqrt(np.float64(max(count, 1)))
         for j in range(dim):
             own[j] = np.float32(np.float64(own[j]) * scale)
+
+
+def field_vectors(numbers_NM: NDArray[np.float32], fields: Fields, dim: int) -> NDArray[np.float32]:
+    """The projection of items' own vectors (N, dim): to be added to that of their groups.
+
+    ``numbers_NM`` holds the fields side by side. Each is taken at length 1, so that its scale doesn't matter,
+    and projected by a fixed random matrix, which keeps what is near near (Johnson and Lindenstrauss 1984);
+    any number of fields gives about the norm of one group projection. Zeros for an item that has none.
+    """
+    total = np.zeros((len(numbers_NM), dim), np.float32)
+    there = np.zeros((len(numbers_NM), 1), np.float32)
+    start = 0
+    for name, length in fields:
+        own = numbers_NM[:, start : start + length]
+        norm = np.sqrt((own * own).sum(1, keepdims=True))
+        own = own / np.maximum(norm, np.float32(1e-12))
+        # One component after the other: a matrix product's last bits hang on how many items there are.
+        for place, direction in enumerate(_directions(name, length, dim)):
+            total += own[:, place, None] * direction
+        there += norm > 0
+        start += length
+    out: NDArray[np.float32] = total * (np.float32(_CONTENT_NORM) / np.sqrt(np.maximum(there, 1)))
+    return out
+
+
+@lru_cache(maxsize=64)
+def _directions(name: str, length: int, dim: int) -> NDArray[np.float32]:
+    """The direction of each component (length, dim), of norm about 1: hashes of the field and its place."""
+    keys = np.array([key_of(f"vector.{name}", place) for place in range(length)], np.int64)
+    draws = uniforms(_CONTENT_SEED, keys, dim).astype(np.float32)
+    directions: NDArray[np.float32] = (2.0 * draws - 1.0) * np.float32(np.sqrt(3.0 / dim))
+    return directions
 
 
 class UserSide(nn.Module):

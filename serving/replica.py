@@ -22,7 +22,7 @@ from recsys.events import Item
 from recsys.features import FeatureSet
 from recsys.model import Model, tables_of
 from recsys.records import ItemState
-from recsys.vectors import content_vectors
+from recsys.vectors import content_vectors, field_vectors
 from serving.int8_rows import Int8Rows
 from serving.inverted import Inverted
 from serving.item_index import FlatIndex, ItemIndex
@@ -196,6 +196,10 @@ class Replica:
         """The vectors of items (N, V): the projection of their content plus their row."""
         keys_NI = self.catalogue.keys[indices]
         content = content_vectors(keys_NI[:, self._group_columns], self.index.dim)
+        fields = self.features.vector_fields
+        if fields:
+            own = self.catalogue.numbers[indices, -self.features.vector_columns :]
+            content = content + field_vectors(own, fields, self.index.dim)
         out: Rows = content + rows.lookup(keys_NI[:, 0].copy())
         return out
 

@@ -16,7 +16,7 @@ import msgspec
 from experiments.definition import Experiment, read_experiments
 from experiments.policy import Policies
 from parameter_server.deltas import StepDelta
-from recsys.config import Config, check_weights
+from recsys.config import Config, check_rules, check_weights
 from recsys.events import Item, Rejected, decode
 from recsys.hashing import Id
 from recsys.log import Log, LogLost
@@ -36,6 +36,7 @@ from recsys.records import (
     Range,
     Step,
 )
+from recsys.schema import CATEGORICAL
 from serving import index_files
 from serving.faiss_centroids import lists_for, sample_of, train
 from serving.freshness import Freshness, Rate
@@ -94,8 +95,10 @@ class StateReader:
     def __init__(
         self, log: Log, replica: Replica, config: Config, now_ms: Callable[[], int]
     ) -> None:
-        """Raises ValueError where the configuration weighs what the replica's schema doesn't have."""
-        check_weights(config.policy, replica.features.schema.labels)
+        """Raises ValueError where the configuration names what the replica's schema doesn't have."""
+        schema = replica.features.schema
+        check_weights(config.policy, schema.labels)
+        check_rules(config.policy, schema.names("item", CATEGORICAL))
         self._log, self.replica, self._config, self._now_ms = log, replica, config, now_ms
         self.line = LineReader(log, Path(config.state) / "snapshots")
         self.care = IndexCare(replica, train, sample_of, lists_for)

@@ -33,7 +33,10 @@ def test_an_unknown_bench_is_refused():
 def test_the_serving_bench_refuses_what_it_cannot_measure():
     arguments = ["serve", "--items", "0"]
     result = CliRunner().invoke(load("recsys.cli.bench:bench", "bench"), arguments)
-    assert result.exit_code == 2 and "'--items': Input should be greater than or equal to 1000" in result.output
+    assert (
+        result.exit_code == 2
+        and "'--items': Input should be greater than or equal to 1000" in result.output
+    )
 
 
 def test_the_first_that_holds_is_when_it_happened():

@@ -1,15 +1,16 @@
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
 from recsys import item_counters
 from recsys.counters import SPEEDS
-from recsys.features import FeatureSet
+from recsys.features import FeatureSet, read_block
 from recsys.hashing import cross, key_of
-from recsys.item_counters import GLOBAL, ItemCounters
+from recsys.item_counters import GLOBAL, ItemCounters, segment_of
 from tests.test_session import ALL_SHOWN, NOW_MS, did, keys_of, shown
-from tests.toy_feed import FEATURES
+from tests.toy_feed import FEATURES, block
 
 FEED = FEATURES.context_keys("feed", {})[0]
 V1 = key_of("item", "v1")
@@ -57,6 +58,31 @@ def test_what_is_not_counted_changes_nothing() -> None:
     its = fold()
     its.engagement(did("r1", 1, "skip"), keys_of(1))
     assert its.take_changed() == [] and len(its.counters) == 0
+
+
+def test_a_viewer_with_a_profile_counts_for_their_segment_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(item_counters, "REQUESTS", 2)
+    its = ItemCounters(FEATURES)
+    served = msgspec.structs.replace(shown("r1", 1), features=block(1))
+    its.impression(served, keys_of(1)[None])
+    its.engagement(did("r1", 1, "like"), keys_of(1))
+    user_U = read_block(block(1), FEATURES).user_U
+    segment = segment_of(FEATURES, user_U)
+    assert segment == user_U[FEATURES.slot("profile").start] != 0
+    crossed = int(cross(segment, np.array([V1]))[0])
+    assert count(its, crossed, "like") == 1.0 == count(its, V1, "like")
+    other = ItemCounters(FEATURES)
+    other.remember(its.requests(), its.segments())
+    other.engagement(did("r1", 1, "like"), keys_of(1))
+    assert count(other, crossed, "like") == 1.0
+    for n in (2, 3):  # forgotten with its request
+        its.impression(shown(f"r{n}", 1), keys_of(1)[None])
+    assert its.segments() == []
+    user_U = user_U.copy()
+    user_U[FEATURES.slot("profile").start] = 0
+    assert segment_of(FEATURES, user_U) == user_U[FEATURES.slot("context").start]
 
 
 def test_changes_are_told_once() -> None:

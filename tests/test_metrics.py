@@ -17,6 +17,7 @@ from recsys.metrics import (
     log_loss,
     normalized_entropy,
     paired_auc_interval,
+    paired_ratio_interval,
 )
 from recsys.report import (
     Predictions,
@@ -119,6 +120,19 @@ def test_the_interval_is_wider_where_users_repeat_themselves() -> None:
     naive = paired_auc_interval(*copies, np.arange(owners.size), samples=300)
     assert grouped.high - grouped.low == pytest.approx(alone.high - alone.low, rel=0.2)
     assert naive.high - naive.low < 0.6 * (grouped.high - grouped.low)
+
+
+def test_a_ratio_of_means_has_its_interval_over_the_units() -> None:
+    theirs = np.random.default_rng(4).uniform(0.5, 1.5, 200)
+    same = paired_ratio_interval(1.3 * theirs, theirs)
+    assert [same.difference, same.low, same.high] == pytest.approx([1.3] * 3)  # nothing varies
+    noisy = theirs + np.random.default_rng(5).normal(0.3, 0.5, 200)
+    found = paired_ratio_interval(noisy, theirs)
+    assert 1.0 < found.low < found.difference < found.high < 1.6
+    assert np.isnan(paired_ratio_interval([], []).difference)
+    assert np.isnan(paired_ratio_interval([1.0], [0.0]).difference)
+    with pytest.raises(ValueError, match="2 units, theirs 1"):
+        paired_ratio_interval([1.0, 2.0], [1.0])
 
 
 def test_days_are_those_of_the_time_zone() -> None:

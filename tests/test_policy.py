@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from experiments.assignment import assign
-from experiments.definition import Arm, Experiment
+from experiments.definition import Arm, Experiment, apply_overrides
 from experiments.policy import Policies
-from recsys.config import PolicyConfig
+from recsys.config import PolicyConfig, Rule, check_rules, digest
 
 BASE = PolicyConfig()
 LIKES = Experiment(
@@ -68,3 +68,35 @@ def test_fixed_slots_are_overridden_by_rank() -> None:
     none = Experiment("none", (Arm("on", 1.0, {"fixed": {}}),))
     assert Policies(base, [none]).resolve("u1").config.fixed == {}
     assert Policies(base).resolve("u1").digest != Policies(BASE).resolve("u1").digest
+
+
+RULE = {"field": "author", "value": "a1", "do": "boost", "amount": 0.5}
+
+
+def test_an_arm_may_bring_rules_and_the_digest_knows_them() -> None:
+    changed = apply_overrides(BASE, [Arm("a", 1.0, {"rules": [RULE]})])
+    assert changed.rules == (Rule("author", "a1", "boost", 0.5),)
+    assert digest(changed) != digest(BASE)
+    check_rules(changed, ("author", "tags"))
+    with pytest.raises(ValueError, match="field is 'author', expected .* tags"):
+        check_rules(changed, ("tags",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"do": "hide"}, "do is 'hide', expected one of boost, bury"), ({"field": ""}, "name of an"),
+     ({"amount": -1.0}, "amount is -1.0"), ({"do": "limit", "amount": 1.5}, "a whole number"),
+     ({"value": None}, "policy.rules is")],
+)  # fmt: skip
+def test_a_rule_that_says_nothing_sound_is_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        PolicyConfig(rules=(RULE | changes,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"quota": 1.1}, {"quota": -0.1}, {"diversity": -1}, {"not_interested": -1},
+                {"trust_after": -1}],
+)  # fmt: skip
+def test_shares_and_weights_of_the_stages_are_checked(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"policy.{next(iter(changes))}"):
+        PolicyConfig(**changes)  # type: ignore[arg-type]

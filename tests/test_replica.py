@@ -1,13 +1,19 @@
 import hashlib
+from dataclasses import replace
 
 import msgspec
 import numpy as np
 import pytest
 
 from parameter_server.deltas import Changed, StepDelta
+from recsys.batch import batch_of
 from recsys.events import Item
+from recsys.feature_builder import FeatureBuilder
+from recsys.features import FeatureSet
 from recsys.hashing import key_of
+from recsys.model import lookup_of, padded
 from recsys.records import ItemState
+from recsys.session import Session
 from serving.replica import Replica
 from tests.toy_feed import FEATURES
 from tests.toy_replica import config, item, made, popular, step_delta
@@ -106,6 +112,25 @@ def test_a_vector_is_the_same_whether_the_item_or_its_row_came_first() -> None:
     item_first.apply_step(row_of("v9", 0.5, 1))
     assert row_first.index.vectors.tobytes() == item_first.index.vectors.tobytes()
     np.testing.assert_allclose(item_first.index.vectors[3], content + 0.5, atol=1e-6)
+
+
+def test_a_new_item_starts_from_its_own_vector_too_as_it_is_learned() -> None:
+    schema = replace(FEATURES.schema, vectors=(("image", 3),))
+    for kind, differs in (("all", True), ("ids", False)):  # examples of ids don't carry it
+        features = FeatureSet(schema, kind, history=4)
+        replica = made(0, 0, features)
+        replica.apply_items([item(1), item(2, image=[1.0, 2.0, -1.0])], 2)
+        plain = made(3, 0).index.vectors
+        moved = np.abs(replica.index.vectors - plain[[1, 2]]).max(1)
+        assert moved[0] == 0.0 and (moved[1] > 0.01) == differs
+        request = FeatureBuilder(features).build(
+            Session("u", features), "feed", {}, np.arange(2), replica.catalogue, replica.counters, 0
+        )
+        batch = batch_of(features, [request])
+        lookup = lookup_of(batch)
+        rows = padded(replica.rows["items"].lookup(lookup.keys["items"]))
+        learned = replica.model.item_vectors(batch, lookup, rows).detach().numpy()
+        np.testing.assert_allclose(learned, replica.index.vectors, atol=1e-6)
 
 
 def test_only_the_vectors_of_moved_rows_move() -> None:

@@ -1,12 +1,20 @@
+from collections import deque
+
+import msgspec
 import numpy as np
 import pytest
 
 from recsys.bitmap import Bitmap
 from recsys.config import SOURCES, PolicyConfig
+from recsys.events import Engagement, Impression
 from recsys.feature_builder import FeatureBuilder
+from recsys.hashing import key_of
+from recsys.item_counters import ItemCounters
+from recsys.records import ItemState
 from serving.replica import Replica
 from serving.retrieval import Found, Retrieval, liked_groups
 from serving.scoring import user_vector
+from tests.toy_feed import FEATURES, block
 from tests.toy_replica import NOW_MS, item, made, popular, viewer
 
 ALL = {
@@ -110,6 +118,55 @@ def test_popular_and_fresh_come_in_their_orders() -> None:
     draws = {tuple(sorted(collect(replica, {"fresh": 3}, salt=s).sources)) for s in range(5)}
     assert len(draws) > 1
     assert set(collect(replica, {"fresh": 99}).sources) == set(range(40))
+
+
+def test_a_segment_has_its_favourites_among_the_popular_until_the_viewer_is_known() -> None:
+    replica = made()
+    fold = ItemCounters(replica.features)
+    own = key_of("user.country", "de")
+    for n, who in ((7, 0), (7, 0), (9, 0), (9, own), (2, 0)):
+        fold.impression(shown_to(f"r{n}{who}", who), np.empty((0, replica.features.item_columns)))
+        for kind in ("view", "long_view"):
+            event = Engagement(
+                time_ms=NOW_MS, request_id=f"r{n}{who}", user_id="x", item_id=f"v{n}", kind=kind
+            )
+            fold.engagement(event, replica.catalogue.keys[n])
+    columns = (column.tobytes() for column in fold.counters.export())
+    state = dict(zip(("keys", "values", "last_ms"), columns, strict=True))
+    replica.apply_item_state(ItemState(offsets=[1], **state), 1)
+    its = viewer(replica)
+    user = FeatureBuilder(replica.features).build(
+        its, "feed", {}, np.zeros(0, np.int64), replica.catalogue, replica.counters, NOW_MS
+    )
+    user.user_U[replica.features.slot("profile").start] = own
+    mask = np.ones(40, np.bool_)
+    found = Retrieval(replica).collect(its, user, mask, {"segment": 1}, 60, 1)
+    assert list(found.sources) == [9]  # liked by one of theirs; by all, 7 is liked more
+    known = viewer(replica, liked=tuple(range(25)))
+    known.history = deque(known.history, maxlen=30)
+    known.history.extend([known.history[-1]] * 20)
+    assert not Retrieval(replica).collect(known, user, mask, {"segment": 9}, 60, 1).sources
+
+
+def shown_to(request_id: str, segment: int) -> Impression:
+    user_U = np.zeros(FEATURES.user_columns, np.int64)
+    user_U[FEATURES.slot("profile").start] = segment
+    its = msgspec.structs.replace(block(1), user_keys=user_U.tobytes())
+    return Impression(
+        time_ms=NOW_MS, request_id=request_id, user_id="x", items=[], surface="feed", features=its
+    )
+
+
+def test_on_trial_are_new_items_that_were_shown_too_seldom() -> None:
+    replica = made()
+    popular(replica, {3: 2, 5: 1})
+    replica.popularity._shown[:] = 50.0
+    replica.popularity._shown[[3, 5, 8]] = 49.0, 0.0, 12.0
+    assert set(collect(replica, {"trial": 9}).sources) == {3, 5, 8}
+    wanted = np.arange(40) != 5
+    assert set(collect(replica, {"trial": 9}, wanted).sources) == {3, 8}
+    draws = {tuple(collect(replica, {"trial": 1}, salt=salt).sources) for salt in range(20)}
+    assert draws == {(3,), (5,), (8,)}
 
 
 def test_sources_without_a_share_or_a_name_are_left_out() -> None:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from serving.selection import Cap, Chance, Drawn, draw, mixture
 
@@ -186,3 +187,104 @@ def test_infinite_scores_share_evenly() -> None:
     assert mixture(low, everywhere, chance_of(0.0)) == pytest.approx([1 / 3] * 3)
     one = mixture(np.array([-np.inf, 1.0, -np.inf]), everywhere, chance_of(0.3))
     assert one == pytest.approx([0.1, 0.8, 0.1])
+
+
+def by_hand(
+    scores: np.ndarray, left: np.ndarray, above: list[int], chance: Chance,
+    trust: np.ndarray, vectors: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """The chances at a rank as the docstring says them, one after the other."""
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    near = np.maximum(0.0, (units @ units[above].T)).max(1) if above else np.zeros(len(scores))
+    scores = scores - chance.diversity * near
+    usual = np.exp((scores - scores[left].max()) / chance.temperature) * left
+    usual = (1 - chance.explore) * usual / usual.sum() + chance.explore * left / left.sum()
+    on_trial = left & (trust > 0)
+    if not on_trial.any():
+        return usual
+    heat = chance.temperature * HEAT
+    trial = trust * np.exp((scores - scores[on_trial].max()) / heat) * on_trial
+    return chance.quota * trial / trial.sum() + (1 - chance.quota) * usual
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 10_000), size=st.integers(1, 12), quota=st.sampled_from([0.0, 0.2, 1.0]),
+       diversity=st.sampled_from([0.0, 0.5]), explore=st.sampled_from([0.0, 0.1]))  # fmt: skip
+def test_given_the_ranks_above_each_rank_s_chances_are_as_said_and_sum_to_1(
+    seed: int, size: int, quota: float, diversity: float, explore: float
+) -> None:
+    random = np.random.default_rng(seed)
+    scores, trust = random.normal(size=size), random.choice([0.0, 0.3, 1.0], size)
+    vectors = random.normal(size=(size, 3)).astype(np.float32)
+    groups = random.integers(0, 4, size)
+    chance = Chance(0.4, explore, quota, diversity)
+    out = draw(
+        scores, size, chance, request_id=f"r{seed}", caps=[Cap("group", groups, 2)],
+        trust_N=trust, vectors_NV=vectors,
+    )  # fmt: skip
+    left, above = np.ones(size, np.bool_), []
+    for rank, position in enumerate(out.positions.tolist()):
+        p_N = by_hand(scores, left, above, chance, trust, vectors)
+        assert p_N.sum() == pytest.approx(1.0)
+        assert out.propensities[rank] == pytest.approx(p_N[position], rel=1e-5)
+        assert not out.trial_R[rank] or trust[position] > 0
+        above.append(position)
+        left[position] = False
+        if groups[position] and (groups[above] == groups[position]).sum() == 2:
+            left &= groups != groups[position]
+    assert not left.any() or len(above) == size
+    assert out.closed["group"] == size - len(above)
+
+
+@pytest.mark.parametrize(("quota", "diversity"), [(0.0, 0.6), (0.3, 0.0), (0.3, 0.6)])
+def test_over_many_requests_items_come_as_often_as_their_propensity_says(
+    quota: float, diversity: float
+) -> None:
+    scores, trust = np.array([1.0, 0.9, 0.5, 0.2, 0.0]), np.array([0.0, 0.0, 1.0, 0.0, 0.5])
+    vectors = np.array([[1, 0], [0.9, 0.1], [0, 1], [1, 1], [-1, 0.2]], np.float32)
+    chance = Chance(0.3, 0.1, quota, diversity)
+    lists = np.array(
+        [
+            draw(scores, 3, chance, request_id=f"r{n}", trust_N=trust, vectors_NV=vectors).positions
+            for n in range(6_000)
+        ]
+    )
+    for above in ([], [0], [0, 2]):
+        left = np.isin(np.arange(5), above, invert=True)
+        then = lists[(lists[:, : len(above)] == above).all(1)]
+        counts = np.bincount(then[:, len(above)], minlength=5)
+        p_N = by_hand(scores, left, above, chance, trust, vectors)
+        assert counts[~left].sum() == 0 and len(then) > 150
+        assert chisquare(counts[left], len(then) * p_N[left]).pvalue > 0.001, above
+
+
+def test_the_quota_is_kept_where_something_is_on_trial_and_what_it_misses_is_counted() -> None:
+    scores, trust = np.linspace(1, 0, 40), np.where(np.arange(40) >= 36, 1.0, 0.0)
+    taken = offered = slots = 0
+    for n in range(4_000):
+        out = drawn(scores, 8, f"r{n}", quota=0.25, trust_N=trust)
+        assert (trust[out.positions[out.trial_R]] > 0).all()
+        taken, offered = taken + int(out.trial_R.sum()), offered + out.offered
+        slots += len(out.positions)
+    assert 20_000 < offered <= slots == 32_000
+    assert abs(taken / offered - 0.25) < 0.005 and taken / slots < taken / offered
+    none = drawn(scores, 8, quota=0.25, trust_N=np.zeros(40))
+    assert none.offered == 0 and not none.trial_R.any()
+    assert none.propensities == pytest.approx(drawn(scores, 8).propensities)
+
+
+def test_what_is_near_to_an_item_above_comes_later() -> None:
+    scores, vectors = np.array([1.0, 0.9, 0.5]), np.array([[2, 0], [4, 0.1], [0, 1]], np.float32)
+    for diversity, expected in ((0.0, [0, 1, 2]), (0.6, [0, 2, 1])):
+        out = drawn(scores, diversity=diversity, vectors_NV=vectors, temperature=1e-3, explore=0.0)
+        assert out.positions.tolist() == expected
+    opposite = np.array([[1, 0], [-1, 0], [0, 1]], np.float32)  # far is no merit: 0 at least
+    out = drawn(scores, diversity=0.6, vectors_NV=opposite, temperature=1e-3, explore=0.0)
+    assert out.positions.tolist() == [0, 1, 2]
+
+
+def test_what_is_not_open_is_never_drawn_unless_it_is_fixed() -> None:
+    open_N = np.array([True, False, True, False, True])
+    out = drawn(SCORES, open_N=open_N, fixed={1: 3})
+    assert sorted(out.positions.tolist()) == [0, 2, 3, 4] and out.positions[1] == 3
+    assert open_N.sum() == 3  # the caller's mask is its own

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from recsys.hashing import key_of
-from recsys.vectors import UserSide, content_vectors, retrieval_loss
+from recsys.vectors import UserSide, content_vectors, field_vectors, retrieval_loss
 
 DIM = 16
 
@@ -68,3 +68,30 @@ def test_only_liked_items_are_held_against_the_others() -> None:
 def test_the_same_item_elsewhere_in_the_batch_is_no_negative() -> None:
     assert loss([1.0, 0.0], [7, 7]) == pytest.approx(0.0, abs=1e-6)
     assert loss([1.0, 0.0, 0.0], [7, 7, 8]) < loss([1.0, 0.0, 0.0], [7, 9, 8])
+
+
+def test_an_item_s_own_vector_keeps_what_is_near_near_whatever_its_scale() -> None:
+    random, dim = np.random.default_rng(1), 64
+    base = random.normal(size=(1, 24)).astype(np.float32)
+    near, far = base + 0.1 * random.normal(size=(1, 24)), random.normal(size=(1, 24))
+    numbers = np.concatenate([base, 7 * base, near, far, 0 * base]).astype(np.float32)
+    out = field_vectors(numbers, (("image", 24),), dim)
+    np.testing.assert_allclose(out[0], out[1], atol=1e-5)
+    norms = np.linalg.norm(out, axis=1)
+    assert (np.abs(norms[:4] - 0.8) < 0.25).all() and norms[4] == 0.0
+    cosines = out[0] @ out[1:4].T / norms[0] / norms[1:4]
+    assert cosines[1] > 0.95 and abs(cosines[2]) < 0.5
+    alone = np.concatenate([field_vectors(row[None], (("image", 24),), dim) for row in numbers])
+    assert alone.tobytes() == out.tobytes()  # however many are projected at once
+
+
+def test_fields_have_directions_of_their_own_and_add_up() -> None:
+    one = np.array([[1.0, 0.0]], np.float32)
+    fields = (("image", 2), ("sound", 2))
+    both = field_vectors(np.concatenate([one, one], 1), fields, DIM)
+    image = field_vectors(one, fields[:1], DIM)
+    sound = field_vectors(one, fields[1:], DIM)
+    assert not np.allclose(image, sound)
+    np.testing.assert_allclose(both, (image + sound) / np.sqrt(2), atol=1e-6)
+    silent = field_vectors(np.concatenate([one, 0 * one], 1), fields, DIM)
+    np.testing.assert_allclose(silent, image, atol=1e-6)

@@ -1,6 +1,6 @@
 """`recsys study freshness DATA|world`: what serving fresh weights is worth (docs/freshness.md).
 
-`recsys study quality` is in recsys/cli/study_quality.py.
+`recsys study quality` is in recsys/cli/study_quality.py, `recsys study coldstart` in study_coldstart.py.
 """
 
 import json
@@ -16,6 +16,7 @@ import typer
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.replay import Progress, ReplayOptions, check_folders, config_for, replay_with
 from recsys.cli.replay_report import judged_from_ms, with_bar
+from recsys.cli.study_coldstart import coldstart
 from recsys.cli.study_copies import SideBySide, Sync
 from recsys.cli.study_figures import Judged, draw_aucs, figures, plot
 from recsys.cli.study_quality import quality
@@ -40,6 +41,7 @@ _EVERY_MS = (
 
 study = typer.Typer(add_completion=False, no_args_is_help=True)
 study.command()(quality)
+study.command()(coldstart)
 
 
 @study.callback()

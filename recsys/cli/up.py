@@ -22,8 +22,9 @@ from recsys.cli.runner import Runner
 from recsys.cli.running import Running
 from recsys.cli.supervisor import Change
 from recsys.cli.table import parts_table, said_beyond_loopback
-from recsys.config import Config, check_weights, digest
+from recsys.config import Config, check_rules, check_weights, digest
 from recsys.loops import log_to_file, run_folder
+from recsys.schema import CATEGORICAL
 from recsys.settings import BadSettings
 
 _READY_S: Final = 240.0  # how long --detach waits for all parts
@@ -95,6 +96,7 @@ def _planned(config: Config, viewers: float, only: list[str]) -> tuple[Config, P
     resolved, plan = plans.resolve(config, viewers=viewers, only=only, ray_address=address)
     features = feature_set(resolved)
     check_weights(resolved.policy, features.schema.labels)
+    check_rules(resolved.policy, features.schema.names("item", CATEGORICAL))
     check_accepted(resolved, features)
     try:
         spec_of(resolved)  # else a part tells, that never gets ready

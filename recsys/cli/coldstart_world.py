@@ -1,0 +1,210 @@
+"""The simulated world answered by the whole system in one process: what newcomers get and new items earn.
+
+Pipeline, folds, joiner and learner are those of the live parts (``Player``, ``DirectLoop``); nothing is told
+to them that a live system wouldn't know. What a slot is worth is ``World.true_long_view``: what the viewer
+would do on average, not what they happened to do, so that fewer viewers say as much.
+"""
+
+import heapq
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.blueprint import FEED_SCHEMA
+from recsys.cli.direct_loop import DirectLoop
+from recsys.cli.player import Player
+from recsys.config import Config, JoinConfig, ModelConfig, PolicyConfig, ServeConfig, StepConfig
+from recsys.events import Engagement, Event, Impression, Item, Served
+from recsys.features import FeatureSet
+from recsys.hashing import Id
+from recsys.pasts import SURFACE
+from recsys.session import Session
+from recsys.world import World
+from serving.request import Request
+
+LIST: Final = 8  # items of a list
+ARMS: Final = ("whole", "no session", "popularity")
+_NEVER: Final = 2**62
+
+
+def small(policy: PolicyConfig, candidates: int = 200) -> Config:
+    """A configuration that learns quickly from little: steps of 64 examples, a smaller network."""
+    return Config(
+        step=StepConfig(examples=64, every_ms=600_000, snapshot_every=10**9),
+        join=JoinConfig(window_s=60.0, horizon_s=600.0),
+        model=ModelConfig(dim=8, vector_dim=16, hidden=(32,)),
+        serve=ServeConfig(candidates=candidates),
+        policy=policy,
+    )
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One item that a viewer got to see, and what it was worth: P(long view) there and then."""
+
+    time_ms: int
+    item_id: Id
+    worth: float
+
+
+@dataclass
+class Feed:
+    """A world and the system that answers it. Viewers in ``away`` don't come by themselves.
+
+    ``panel`` people try each item published from ``measured_ms`` on at once: the system learns what they do,
+    and they count for nothing else. That is the oracle, which knows new items from the beginning.
+    """
+
+    world: World
+    config: Config
+    away: Collection[str] = ()
+    panel: int = 0
+    measured_ms: int = _NEVER
+    slots: list[Slot] = field(default_factory=list)
+    ranks: int = 0  # of all lists served while measured ...
+    offered: int = 0  # ... at which something was on trial ...
+    given: int = 0  # ... and that the quota took
+
+    def __post_init__(self) -> None:
+        features = FeatureSet(FEED_SCHEMA, "all", self.config.sessions.history)
+        self.player = Player(features, self.config, DirectLoop(features, self.config))
+        self.now_ms = self.world.start_ms
+        self._later: list[tuple[int, int, Event]] = []
+        self._numbers = 0
+        for item in self.world.items(self.now_ms):
+            self.player.play(item)
+        for user in self.world.users():
+            self.player.play(user)
+
+    def run(self, until_ms: int) -> None:
+        """Serves everybody who comes until then, and learns from them."""
+        for request in self.world.next_requests(self.now_ms, until_ms):
+            if request.user_id not in self.away:
+                self._pass(request.time_ms)
+                self._serve(request.user_id, request.time_ms)
+        self._pass(until_ms)
+
+    def earned(self, items: Mapping[Id, int], within_ms: int) -> dict[Id, float]:
+        """What each item's slots were worth together in its first ``within_ms``. ``items``: since when."""
+        found = dict.fromkeys(items, 0.0)
+        for slot in self.slots:
+            if slot.item_id in items and slot.time_ms - items[slot.item_id] < within_ms:
+                found[slot.item_id] += slot.worth
+        return found
+
+    def _serve(self, user_id: str, now_ms: int) -> None:
+        answer = self.player.recommend(Request(user_id, LIST), now_ms)
+        done = self.world.react(
+            user_id, [item.item_id for item in answer.items], answer.request_id, now_ms
+        )
+        for event in done:
+            self._await(event)
+        if now_ms < self.measured_ms:
+            return
+        self.ranks += len(answer.items)
+        self.offered += answer.offered
+        self.given += sum("quota" in item.sources for item in answer.items)
+        seen = {event.item_id for event in done if event.kind == "view"}
+        for item in answer.items:
+            if item.item_id in seen:
+                worth = self.world.true_long_view(user_id, item.item_id, now_ms, item.rank)
+                self.slots.append(Slot(now_ms, item.item_id, worth))
+
+    def _pass(self, until_ms: int) -> None:
+        """Time passes: items are published, and what viewers did arrives."""
+        for item in self.world.new_items(self.now_ms + 1, until_ms + 1):
+            self._await(item)
+        self.now_ms = max(self.now_ms, until_ms)
+        while self._later and self._later[0][0] <= until_ms:
+            event = heapq.heappop(self._later)[2]
+            self.player.play(event)
+            if isinstance(event, Item) and self.panel and event.time_ms >= self.measured_ms:
+                self._try_out(event)
+
+    def _try_out(self, item: Item) -> None:
+        at_ms = item.time_ms + 1
+        for number in range(self.panel):
+            user_id = f"panel-{item.item_id}-{number}"
+            shown = Impression(
+                time_ms=at_ms,
+                request_id=user_id,
+                user_id=user_id,
+                items=[Served(item_id=item.item_id)],
+                surface=SURFACE,
+            )
+            self.player.play(shown)
+            for event in self.world.react(user_id, [item.item_id], user_id, at_ms):
+                self._await(event)
+
+    def _await(self, event: Event) -> None:
+        self._numbers += 1
+        heapq.heappush(self._later, (event.time_ms, self._numbers, event))
+
+
+def newcomers(feed: Feed, users: Sequence[str], swipes: Sequence[int]) -> NDArray[np.float64]:
+    """The hit rate (users, swipes, arms) of a list of 8 after so many swipes: the mean P(long view) of its
+    items, each at its rank. Arms: see ``ARMS``; all are asked at the same moment for the same viewer.
+
+    Viewers swipe along the lists of the whole system. What they do reaches their session and the counters;
+    the model learns nothing from them, so what is gained is the session's doing.
+    """
+    return np.array([_visit(feed, user_id, swipes) for user_id in users])
+
+
+def _visit(feed: Feed, user_id: str, swipes: Sequence[int]) -> list[list[float]]:
+    player, world, now_ms = feed.player, feed.world, feed.now_ms
+    session, found = player.session(user_id), dict[int, list[float]]()
+    waiting: list[Engagement] = []
+    while True:
+        swiped = len(session.seen)
+        if swiped in swipes and swiped not in found:
+            found[swiped] = [
+                float(np.mean([world.true_long_view(user_id, item, now_ms, rank)
+                               for rank, item in enumerate(items)]))
+                for items in _lists(feed, user_id, session, now_ms)
+            ]  # fmt: skip
+        if len(found) == len(swipes):
+            return [found[number] for number in swipes]
+        if not waiting:
+            request_id = f"{user_id}-{swiped}-{now_ms}"
+            policy = player.policies.resolve(user_id)
+            asked = Request(user_id, LIST)
+            answer = player.pipeline.recommend(asked, session, policy, now_ms, request_id)
+            player.fold(answer.impression)
+            ids = [item.item_id for item in answer.items]
+            waiting = world.react(user_id, ids, request_id, now_ms)
+        while waiting:
+            event = waiting.pop(0)
+            player.fold(event)
+            now_ms = max(now_ms, event.time_ms)
+            if event.kind == "view":
+                break
+
+
+def _lists(feed: Feed, user_id: str, session: Session, now_ms: int) -> list[list[Id]]:
+    """What each arm would show now. All know what was seen and hidden, and repeat none of it."""
+    player = feed.player
+    player._sync_popularity()
+    policy, asked = player.policies.resolve(user_id), Request(user_id, LIST)
+    bare = Session(user_id, player.features, feed.config.sessions.seen)
+    bare.profile = session.profile
+    bare.seen.extend(session.seen)
+    bare.hidden.extend(session.hidden)
+    request_id = f"asked-{user_id}-{len(session.seen)}"
+    lists = [
+        [item.item_id for item in player.pipeline.recommend(
+            asked, its, policy, now_ms, request_id).items]
+        for its in (session, bare)
+    ]  # fmt: skip
+    catalogue, seen = player.replica.catalogue, {*session.seen, *session.hidden}
+    best = (i for i in player.replica.popularity.top if int(catalogue.keys[i, 0]) not in seen)
+    popular = [catalogue.ids[i] for i, _ in zip(best, range(LIST), strict=False)]
+    return [*lists, popular]
+
+
+def without(policy: PolicyConfig) -> PolicyConfig:
+    """The policy without exploration: no quota, no uniform share."""
+    return replace(policy, quota=0.0, explore=0.0)
