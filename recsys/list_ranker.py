@@ -5,7 +5,7 @@ first layer is split into the columns that a request's items share (the user's r
 itself) and those that are an item's own: the former are multiplied once for each request. An item's logits
 don't hang on what is ranked beside it (``serving/scoring.py``).
 
-Legend: R requests, N items (whole tiles of ``LANES``), U unique keys, L outputs; as in ``list_kernels``.
+Legend: R requests, N items (whole tiles of ``LANES``), U unique keys, L outputs; as in ``tile_kernels``.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from recsys.features import RequestFeatures, Slot
 from recsys.linear_layer import linear
-from recsys.list_kernels import LANES, add_shared, lay_items, lay_shared, pool_columns, times
 from recsys.model import Model, unique_keys
 from recsys.ranker import Ranker, RankerShape
+from recsys.tile_kernels import LANES, add_shared, lay_items, lay_shared, pool_columns, times
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]

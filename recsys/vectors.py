@@ -82,7 +82,8 @@ def field_vectors(numbers_NM: NDArray[np.float32], fields: Fields, dim: int) -> 
             total += own[:, place, None] * direction
         there += norm > 0
         start += length
-    out: NDArray[np.float32] = total * (np.float32(_CONTENT_NORM) / np.sqrt(np.maximum(there, 1)))
+    scale = np.float32(_CONTENT_NORM) / np.sqrt(np.maximum(there, np.float32(1)))
+    out: NDArray[np.float32] = (total * scale).astype(np.float32)
     return out
 
 

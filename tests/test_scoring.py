@@ -7,7 +7,7 @@ from recsys.blueprint import FEED_SCHEMA
 from recsys.config import laptop
 from recsys.feature_builder import FeatureBuilder
 from recsys.features import FeatureSet, RequestFeatures
-from recsys.list_kernels import LANES
+from recsys.tile_kernels import LANES
 from serving.replica import Replica
 from serving.scoring import probabilities, user_vector
 from tests.toy_replica import NOW_MS, made, viewer

@@ -83,8 +83,8 @@ def test_who_left_takes_no_answer_of_another() -> None:
 
     async def scenario(sessions: LineSessions) -> None:
         first = asyncio.ensure_future(sessions.get("a"))
-        while sessions._line is None:
-            await asyncio.sleep(0.001)
+        while sessions._line is None or not sessions._line._waiting:
+            await asyncio.sleep(0.001)  # until the first has asked
         gone, last = asyncio.ensure_future(sessions.get("b")), sessions.get("c")
         gone.cancel()
         assert await first == b"a" and await last == b"c"
