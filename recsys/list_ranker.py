@@ -88,7 +88,8 @@ def rank_lists(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
     lay_shared(user, history, lists.outcomes_RTO, shared)
     begun = np.repeat(split.bias_J[None], size, 0)
     times(shared, split.shared_IJ, begun)
-    own = np.empty((len(items), split.own_JI.shape[1]), np.float32)
+    # Torch's own memory begins at a cache line: the last bits of some products hang on that.
+    own: Floats = torch.empty((len(items), split.own_JI.shape[1])).numpy()
     main = np.empty(len(items), np.float32)
     lay_items(user, items, lists.owner_N, history, lists.outcomes_RTO, shape.item_slot,
               split.sharpness, lists.dense_NF, own, main)  # fmt: skip

@@ -17,7 +17,7 @@ from recsys.compiled import kernel, read_only
 LANES: Final = 16
 _int, _float = types.int64, types.float32
 _KEYS, _KEYS_2, _ROWS = read_only(_int, 1), read_only(_int, 2), read_only(_float, 2)
-_ROWS_3, _ROWS_2_OUT = read_only(_float, 3), _float[:, ::1]
+_ROWS_3, _ROWS_2_OUT, _KEYS_OUT = read_only(_float, 3), _float[:, ::1], _int[::1]
 
 
 @kernel(types.void(_ROWS, _KEYS_2, _KEYS, _KEYS, _float[:, :, ::1]))
@@ -96,6 +96,84 @@ def add_shared(own: Any, shared: Any, owner: Any, positive: Any) -> None:
                 to[j] = max(to[j], np.float32(0))
 
 
+@kernel(types.void(_ROWS_3, _ROWS_3, _KEYS, _int, _KEYS_OUT, *[_ROWS_2_OUT] * 3, _ROWS_3))
+def _of_requests(
+    user: Any,
+    history: Any,
+    owner: Any,
+    first: Any,
+    of: Any,
+    rows: Any,
+    past: Any,
+    what: Any,
+    outcomes: Any,
+) -> None:
+    """Puts into each lane what belongs to its item's request, where another's stands there (``of``)."""
+    dim, kinds = user.shape[2] - 1, outcomes.shape[2]
+    for lane in range(LANES):
+        r = owner[first + lane]
+        if of[lane] == r:
+            continue
+        of[lane] = r
+        for s in range(user.shape[1]):
+            for d in range(dim):
+                rows[s * dim + d, lane] = user[r, s, d]
+        for t in range(history.shape[1]):
+            for d in range(dim):
+                past[t * dim + d, lane] = history[r, t, d]
+            for o in range(kinds):
+                what[t * kinds + o, lane] = outcomes[r, t, o]
+
+
+@kernel(types.void(_ROWS_3, _int, _int, _ROWS_2_OUT, _ROWS_2_OUT, _float[::1]))
+def _of_items(items: Any, first: Any, known: Any, rows: Any, out: Any, main: Any) -> None:
+    """Puts each item's rows into its lane and in front of ``out``, and adds its linear terms to ``main``."""
+    dim = items.shape[2] - 1
+    for lane in range(LANES):
+        to = out[first + lane]
+        for s in range(items.shape[1]):
+            each = items[first + lane, s]
+            for d in range(dim):
+                rows[(known + s) * dim + d, lane] = each[d]
+                to[s * dim + d] = each[d]
+            main[first + lane] += each[dim]
+
+
+@kernel(types.void(_ROWS, _ROWS, _int, _int, _int, _float[::1]))
+def _dot(left: Any, right: Any, a: Any, b: Any, dim: Any, out: Any) -> None:
+    """The product of the rows that begin at a and at b, in each lane."""
+    out[:] = np.float32(0)
+    for d in range(dim):
+        for lane in range(LANES):
+            out[lane] += left[a + d, lane] * right[b + d, lane]
+
+
+@kernel(types.void(_ROWS, _ROWS, _ROWS, _int, _float, _int, _ROWS_2_OUT))
+def _attend(
+    rows: Any, past: Any, what: Any, item_at: Any, sharpness: Any, dim: Any, found: Any
+) -> None:
+    """The rows and outcomes of the history (D + O, lanes), weighed by a softmax over its real entries."""
+    entries, kinds = past.shape[0] // dim, found.shape[0] - dim
+    near, total = np.empty(LANES, np.float32), np.zeros(LANES, np.float32)
+    found[:] = np.float32(0)
+    for t in range(entries):
+        _dot(rows, past, item_at, t * dim, dim, near)
+        for lane in range(LANES):
+            like = min(max(near[lane] * sharpness, np.float32(-8)), np.float32(8))
+            there = what[t * kinds + kinds - 1, lane] > 0
+            near[lane] = np.exp(like) if there else np.float32(0)
+            total[lane] += near[lane]
+        for d in range(dim):
+            for lane in range(LANES):
+                found[d, lane] += near[lane] * past[t * dim + d, lane]
+        for o in range(kinds):
+            for lane in range(LANES):
+                found[dim + o, lane] += near[lane] * what[t * kinds + o, lane]
+    for c in range(dim + kinds):
+        for lane in range(LANES):
+            found[c, lane] /= total[lane] if total[lane] > 0 else np.float32(1)  # 0 without any
+
+
 @kernel(
     types.void(
         _ROWS_3, _ROWS_3, _KEYS, _ROWS_3, _ROWS_3, _int, _float, _ROWS, _ROWS_2_OUT, _float[::1]
@@ -116,79 +194,36 @@ def lay_items(
     """What is an item's own, into ``out`` (N, (S - K) · D + P + F + D + O): its rows, the product of each two
     slots, dense, and what it attends to; the sum of products and linear terms into ``main`` (N,).
 
-    Attention is a softmax over the real entries of the history; ``item_slot``: whose row is compared.
+    ``item_slot``: whose row is compared with those of the history.
     """
     known, own, dim = user.shape[1], items.shape[1], items.shape[2] - 1
-    slots, entries, kinds, width = known + own, history.shape[1], outcomes.shape[2], dense.shape[1]
+    slots, entries, kinds = known + own, history.shape[1], outcomes.shape[2]
     rows = np.empty((slots * dim, LANES), np.float32)
     past = np.empty((entries * dim, LANES), np.float32)
     what = np.empty((entries * kinds, LANES), np.float32)
-    near = np.empty(LANES, np.float32)
-    weights = np.empty((entries, LANES), np.float32)
     found = np.empty((dim + kinds, LANES), np.float32)
-    total = np.empty(LANES, np.float32)
+    near = np.empty(LANES, np.float32)
     of = np.full(LANES, -1, np.int64)  # whose request stands in a lane
     for first in range(0, items.shape[0], LANES):
+        _of_requests(user, history, owner, first, of, rows, past, what, outcomes)
         for lane in range(LANES):
-            i = first + lane
-            if owner[i] != of[lane]:
-                of[lane] = owner[i]
-                for s in range(known):
-                    for d in range(dim):
-                        rows[s * dim + d, lane] = user[owner[i], s, d]
-                for t in range(entries):
-                    for d in range(dim):
-                        past[t * dim + d, lane] = history[owner[i], t, d]
-                    for o in range(kinds):
-                        what[t * kinds + o, lane] = outcomes[owner[i], t, o]
-            to, sum_ = out[i], np.float32(0)
+            main[first + lane] = np.float32(0)
             for s in range(known):
-                sum_ += user[owner[i], s, dim]
-            for s in range(own):
-                for d in range(dim):
-                    rows[(known + s) * dim + d, lane] = items[i, s, d]
-                    to[s * dim + d] = items[i, s, d]
-                sum_ += items[i, s, dim]
-            main[i] = sum_
-            for f in range(width):
-                to[own * dim + slots * (slots - 1) // 2 + f] = dense[i, f]
+                main[first + lane] += user[owner[first + lane], s, dim]
+        _of_items(items, first, known, rows, out, main)
         at = own * dim
-        total[:] = np.float32(0)
         for s in range(slots):
             for t in range(s + 1, slots):
-                near[:] = np.float32(0)
-                for d in range(dim):
-                    for lane in range(LANES):
-                        near[lane] += rows[s * dim + d, lane] * rows[t * dim + d, lane]
+                _dot(rows, rows, s * dim, t * dim, dim, near)
                 for lane in range(LANES):
                     out[first + lane, at] = near[lane]
-                    total[lane] += near[lane]
+                    main[first + lane] += near[lane]
                 at += 1
         for lane in range(LANES):
-            main[first + lane] += total[lane]
-        if entries == 0:
-            continue
-        total[:] = np.float32(0)
-        for t in range(entries):
-            near[:] = np.float32(0)
-            for d in range(dim):
-                for lane in range(LANES):
-                    near[lane] += rows[item_slot * dim + d, lane] * past[t * dim + d, lane]
+            out[first + lane, at : at + dense.shape[1]] = dense[first + lane]
+        if entries > 0:
+            _attend(rows, past, what, item_slot * dim, sharpness, dim, found)
+            at += dense.shape[1]
             for lane in range(LANES):
-                like = min(max(near[lane] * sharpness, np.float32(-8)), np.float32(8))
-                there = what[t * kinds + kinds - 1, lane] > 0
-                weights[t, lane] = np.exp(like) if there else np.float32(0)
-                total[lane] += weights[t, lane]
-        found[:] = np.float32(0)
-        for t in range(entries):
-            for d in range(dim):
-                for lane in range(LANES):
-                    found[d, lane] += weights[t, lane] * past[t * dim + d, lane]
-            for o in range(kinds):
-                for lane in range(LANES):
-                    found[dim + o, lane] += weights[t, lane] * what[t * kinds + o, lane]
-        at += width
-        for lane in range(LANES):
-            sum_ = total[lane] if total[lane] > 0 else np.float32(1)  # 0 without any entry
-            for c in range(dim + kinds):
-                out[first + lane, at + c] = found[c, lane] / sum_
+                for c in range(dim + kinds):
+                    out[first + lane, at + c] = found[c, lane]

@@ -25,6 +25,18 @@ def test_the_table_bench_tells_its_figures_beside_the_peer(tmp_path):
     assert 1 < found["figures"]["times_its_floats"]
 
 
+@pytest.mark.slow
+def test_the_int8_bench_holds_the_same_rows_in_less(tmp_path):
+    file = tmp_path / "bench.json"
+    arguments = ["int8", "--rows", "2000", "--batches", "2", "--json", str(file)]
+    result = CliRunner().invoke(load("recsys.cli.bench:bench", "bench"), arguments)
+    assert result.exit_code == 0, result.output
+    for figures in json.loads(file.read_text())["figures"].values():
+        assert figures["bytes_a_row"]["int8"] < figures["bytes_a_row"]["float32"]
+        assert figures["largest_error"]["fbgemm_fused"] > figures["largest_error"]["int8"] == 0
+        assert all(time_us > 0 for time_us in figures["lookup_us"].values())
+
+
 def test_an_unknown_bench_is_refused():
     result = CliRunner().invoke(load("recsys.cli.bench:bench", "bench"), ["nonsense"])
     assert result.exit_code == 2 and "No such command 'nonsense'" in result.output
