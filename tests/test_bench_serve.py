@@ -2,11 +2,13 @@
 
 import os
 import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from recsys.cli import bench_serve
+from recsys.cli import bench_parts, bench_serve
 from recsys.cli import bench_serve_doors as doors
 from recsys.cli.bench_serve import Ask
 from recsys.cli.bench_serve_state import STEP, build
@@ -46,6 +48,27 @@ def test_being_told_to_end_is_said_once_and_does_not_cut_the_ending_short() -> N
             os.kill(os.getpid(), signal.SIGTERM)
             ended = True
     assert ended and signal.getsignal(signal.SIGTERM) is before
+
+
+def _waits(told: Any, stop: Any) -> None:
+    told.put(("ready", 0, None))
+    stop.wait()
+
+
+@pytest.mark.slow
+def test_parts_end_though_one_was_killed_while_it_waited_to_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bench_parts, "_ASK_S", 0.5)
+    told, stop, start = bench_parts.ways(True)
+    parts = [start(_waits, told, stop) for _ in range(2)]
+    for _ in parts:
+        assert told.get(timeout=60)[0] == "ready"
+    time.sleep(0.1)
+    parts[0].kill()
+    parts[0].join(10)
+    bench_parts.end(parts, stop)
+    assert not parts[1].is_alive()
 
 
 def test_doors_are_compared_round_by_round() -> None:
