@@ -2,14 +2,18 @@
 
 import os
 import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from recsys.cli import bench_serve
+from recsys.cli import bench_parts, bench_serve
 from recsys.cli import bench_serve_doors as doors
-from recsys.cli.bench_serve import Ask
-from recsys.cli.bench_serve_state import STEP, build
+from recsys.cli.bench_serve import Ask, Door
+from recsys.cli.bench_serve_state import STEP, Built, build
 
 pytest.importorskip("fbgemm_gpu")
 
@@ -46,6 +50,105 @@ def test_being_told_to_end_is_said_once_and_does_not_cut_the_ending_short() -> N
             os.kill(os.getpid(), signal.SIGTERM)
             ended = True
     assert ended and signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_the_benchs_state(tmp_path: Path) -> None:
+    from parameter_server.durable import DurableShard, Home
+    from parameter_server.parameter_client import part_of
+    from recsys.blueprint import build_model, feature_set
+    from recsys.open_log import open_log
+    from training.line import spec_of
+    from training.sequencer_loop import SequencerLoop
+
+    config = doors.bench_config(str(tmp_path), candidates=50)
+    build(config, 100, 0, now_ms=1_790_000_000_000)
+    features, log = feature_set(config), open_log(config)
+    assert SequencerLoop(log, config, features, lambda: 0).step == STEP
+    log.close()
+    home = Home(tmp_path / "snapshots", tmp_path / "0.wal", 500)
+    dense = build_model(features, config.model).read_dense()
+    shard = DurableShard(part_of(spec_of(config), 0), home, lambda deltas: None, dense)
+    assert shard.applied == STEP and not shard.lost and not shard.passed_over
+    shard.close()
+
+
+SPEED = {
+    30_000: 90.0,
+    7: 100.0,
+    8: 81.0,
+}  # requests a second at the direct port, bare uvicorn, a public one
+
+
+@contextmanager
+def no_parts(*_: Any) -> Iterator[dict[str, Any]]:
+    yield {"ray": None}
+
+
+@contextmanager
+def bare(_: Any) -> Iterator[Door]:
+    yield Door("uvicorn", 7, 3)
+
+
+def send(door: Door, ask: Ask, seconds: float, rate: float = 0.0, clients: int = 0) -> Any:
+    """A server that does what it can, and refuses the rest."""
+    most = SPEED.get(door.port, SPEED[8])
+    goodput = min(most, rate) if rate else most
+    late = {"late_p99_ms": 0.1, "cores_busy": 0.1}
+    return {
+        "requests_per_s": goodput,
+        "p50_ms": 2.0,
+        "p99_ms": 4.0 + (rate > most),
+        "generator": late,
+    }
+
+
+def test_the_figures_are_those_of_the_direct_port_and_the_others_stand_beside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {
+        "parts": no_parts,
+        "fill_sessions": lambda *_: None,
+        "replica_pid": lambda _: 2,
+        "direct_port": lambda _: 30_000,
+        "memory_mb": lambda _: (50.0, 60.0),
+    }.items():
+        monkeypatch.setattr(doors, name, value)
+    monkeypatch.setattr(bench_serve, "build", lambda *_: Built({}, 25_000))
+    monkeypatch.setattr(bench_serve, "_uvicorn", bare)
+    monkeypatch.setattr(bench_serve, "_send", send)
+    monkeypatch.setattr(bench_serve, "_stages", lambda *_: {"request_us": 900.0})
+    found = bench_serve.measure_serve(Ask(overload=3.0))
+    figures, others = found["figures"], found["comparators"]
+    assert set(others) == {"haproxy", "uvicorn", "serve_proxy"}
+    assert [its["requests_per_s"] for its in (figures, others["uvicorn"])] == [90.0, 100.0]
+    assert figures["rate"] == 45.0 and figures["p99_ms"] == 4.0 and figures["request_us"] == 900.0
+    assert figures["of_uvicorn"] == 0.9 and others["haproxy"]["of_uvicorn"] == 0.81
+    assert figures["rss_mb"] == 50.0 and others["serve_proxy"]["peak_rss_mb"] == 60.0
+    over = figures["overload"]["direct"]
+    assert (over["rate"], over["goodput_of_peak"], over["p99_of_half_peak"]) == (270.0, 1.0, 1.25)
+    assert figures["overload"]["haproxy"]["goodput_per_s"] == 81.0 and over["grown_mb"] == 0.0
+
+
+def _waits(told: Any, stop: Any) -> None:
+    told.put(("ready", 0, None))
+    stop.wait()
+
+
+@pytest.mark.slow
+def test_parts_end_though_one_was_killed_while_it_waited_to_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bench_parts, "_ASK_S", 0.5)
+    told, stop, start = bench_parts.ways(True)
+    parts = [start(_waits, told, stop) for _ in range(2)]
+    for _ in parts:
+        assert told.get(timeout=60)[0] == "ready"
+    time.sleep(0.1)
+    parts[0].kill()
+    parts[0].join(10)
+    bench_parts.end(parts, stop)
+    assert not parts[1].is_alive()
 
 
 def test_doors_are_compared_round_by_round() -> None:

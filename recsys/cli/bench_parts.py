@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 PATIENCE_S: Final = 300.0
+_ASK_S: Final = 5.0
 Told = Any  # a queue: (who, number, value), or ("failed", number, reason)
 
 
@@ -61,9 +62,13 @@ def telling(told: Told, number: int) -> Iterator[None]:
 
 
 def end(parts: list[Any], stop: Any) -> None:
-    stop.set()
+    """Asks the parts to end, and ends those that don't. Where one was killed while it waited for ``stop``, to
+    set it hangs: multiprocessing's waits for those it wakes."""
+    asking = threading.Thread(target=stop.set, daemon=True)
+    asking.start()
+    asking.join(_ASK_S)
     for part in parts:
-        part.join(20)
+        part.join(0 if asking.is_alive() else 20)
         if part.is_alive() and hasattr(part, "terminate"):
             part.terminate()
             part.join(5)
