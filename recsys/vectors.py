@@ -51,13 +51,15 @@ def field_vectors(numbers_NM: NDArray[np.float32], fields: Fields, dim: int) -> 
     for name, length in fields:
         own = numbers_NM[:, start : start + length]
         norm = np.sqrt((own * own).sum(1, keepdims=True))
-        units = (own / np.maximum(norm, np.float32(1e-12))).astype(np.float32)
+        units = own / np.maximum(norm, np.float32(1e-12))
         # One component after the other: a matrix product's last bits hang on how many items there are.
         for place, direction in enumerate(_directions(name, length, dim)):
             total += units[:, place, None] * direction
         there += norm > 0
         start += length
-    out: NDArray[np.float32] = total * (np.float32(_CONTENT_NORM) / np.sqrt(np.maximum(there, 1)))
+    out: NDArray[np.float32] = (total * (_CONTENT_NORM / np.sqrt(np.maximum(there, 1)))).astype(
+        np.float32
+    )
     return out
 
 
