@@ -76,10 +76,10 @@ def field_vectors(numbers_NM: NDArray[np.float32], fields: Fields, dim: int) -> 
     for name, length in fields:
         own = numbers_NM[:, start : start + length]
         norm = np.sqrt((own * own).sum(1, keepdims=True))
-        own = own / np.maximum(norm, np.float32(1e-12))
+        units = own / np.maximum(norm, np.float32(1e-12))
         # One component after the other: a matrix product's last bits hang on how many items there are.
         for place, direction in enumerate(_directions(name, length, dim)):
-            total += own[:, place, None] * direction
+            total += units[:, place, None] * direction
         there += norm > 0
         start += length
     scale = np.float32(_CONTENT_NORM) / np.sqrt(np.maximum(there, np.float32(1)))

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from recsys.blueprint import FEED_SCHEMA
 from recsys.counters import Counters
-from recsys.events import Engagement, Event, Impression, Item, Served, encode
+from recsys.events import Engagement, Event, FeatureBlock, Impression, Item, Served, encode
 from recsys.features import FeatureSet
-from recsys.hashing import key_of, partition_of
+from recsys.hashing import cross, key_of, partition_of
 from recsys.log import Append, LogLost, MemoryLog
 from recsys.part_state import PartState
 from recsys.records import EVENTS, ITEM_STATE, ITEMS, ItemState, topics, unpack
@@ -153,13 +154,16 @@ def test_a_crash_anywhere_changes_nothing(log: MemoryLog, clock: Clock, tmp_path
     assert log.holds(EVENTS, 0).keys() == {"counters"}
 
 
-def test_the_context_of_a_request_outlives_a_restart(
+def test_the_context_and_the_segment_of_a_request_outlive_a_restart(
     log: MemoryLog, clock: Clock, tmp_path: Path
 ) -> None:
     calm = CounterLoop(log, FEATURES, now_ms=clock)
     loop = CounterLoop(log, FEATURES, PartState(tmp_path, NAME), clock)
     impression, engagement = watched(1)
-    append(log, impression)
+    user_U = np.zeros(FEATURES.user_columns, np.int64)
+    user_U[FEATURES.slot("profile").start] = 77
+    features = FeatureBlock(feature_set="f", user_keys=user_U.tobytes())
+    append(log, msgspec.structs.replace(impression, features=features))
     loop.turn()
     loop.save()
     loop = CounterLoop(log, FEATURES, PartState(tmp_path, NAME), clock)
@@ -167,6 +171,8 @@ def test_the_context_of_a_request_outlives_a_restart(
     turn_all(loop)
     turn_all(calm)
     same(loop.fold.counters, calm.fold.counters)
+    crossed = cross(77, np.array([key_of("item", engagement.item_id)]))
+    assert loop.fold.counters.read(crossed, engagement.time_ms).any()
 
 
 def test_all_is_told_again_and_the_old_is_trimmed(
