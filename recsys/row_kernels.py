@@ -73,8 +73,8 @@ def pool(rows: Any, index: Any, lengths: Any, out: Any) -> None:
     """The mean row of each bag into ``out`` (B, S, R): bag s · B + b goes to (b, s), zeros where it is empty.
     A place of the last row counts as none.
 
-    Example by example, though bags stand slot by slot: ``out`` is then written from front to back, which takes
-    less than half the time once it is larger than a core's cache. So does ``spread``.
+    Example by example, though bags stand slot by slot: ``out`` is then written from front to back, which
+    takes less than half the time once it is larger than a core's cache. So does ``spread``.
     """
     none = rows.shape[0] - 1
     size, slots, width = out.shape
