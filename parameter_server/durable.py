@@ -188,9 +188,11 @@ class DurableShard:
         self.close()
 
     def close(self) -> None:
-        """Closes the file; the next start replays it."""
+        """Closes the file; the next start replays it, and publishes what waits. When it returns, nothing is
+        being published, or will be: the log may be closed."""
         self._join_writer()
-        with self._lock:
+        with self._lock, self._publishing:
+            self._unpublished = []
             self._wal.close()
 
     def _start(self, step: int | None = None) -> None:
