@@ -1,9 +1,10 @@
 """A shard that lasts: snapshot + write-ahead file + publication around the pure state machine.
 
-The order within a step is: write down, apply, publish, answer. So after a crash anywhere, snapshot and file
-give the state back bit for bit, and only the newest step's publication is in doubt: its delta is published
-again, identical, and consumers drop the repeat. The file reaches back to the newest *complete* snapshot,
-which is also what a shard starts from; so shards come back on their own, and to one step when they must.
+The order within a step is: write down, apply, answer, publish; and it is published before the next step is
+written down. So after a crash anywhere, snapshot and file give the state back bit for bit, and only the
+newest step's publication is in doubt: its delta is published again, identical, and consumers drop the repeat.
+The file reaches back to the newest *complete* snapshot, which is also what a shard starts from; so shards
+come back on their own, and to one step when they must.
 """
 
 import logging
@@ -58,7 +59,9 @@ class DurableShard:
         self.spec, self._home, self._publish = spec, home, publish
         self._dense, self._background = dense, background
         self._lock = threading.RLock()
-        self._unpublished: list[bytes] = []
+        # Taken within ``_lock`` or alone: rows are looked up while a delta is published.
+        self._publishing = threading.RLock()
+        self._unpublished: list[bytes] = []  # grows and is replaced within ``_lock``
         self._writer: threading.Thread | None = None
         self._untidy: int | None = None  # the newest snapshot, until all its parts are there
         self._saved = 0  # the newest step that a snapshot was begun from, or written of
@@ -86,8 +89,11 @@ class DurableShard:
         with self._lock:
             return self._shard.lookup(step, keys), self._shard.dense_after(step)
 
-    def learn(self, step: int, time_ms: int, lanes: Sequence[LaneGradients]) -> None:
-        """Learns a step for good, or does nothing where it has been. When it returns, its delta is published.
+    def learn(
+        self, step: int, time_ms: int, lanes: Sequence[LaneGradients], publish: bool = True
+    ) -> None:
+        """Learns a step for good, or does nothing where it has been. When it returns, its delta is published;
+        without ``publish`` that of the step before is, and its own waits for ``flush``.
 
         Raises StepMismatch for a hole, and whatever writing or publishing raises: call it again then.
         """
@@ -98,7 +104,8 @@ class DurableShard:
                 return
             self._wal.append(step, total.encode())
             self._apply(total)
-            self._flush()
+            if publish:
+                self._flush()
             if step % self._home.snapshot_every == 0:
                 self.snapshot()
             elif step % TIDY_EVERY == 0:
@@ -124,7 +131,7 @@ class DurableShard:
         """Goes back to the complete snapshot at ``step`` and forgets what came after: all shards of the line
         must do the same. Trainers then repeat the steps, whose deltas are identical to those published."""
         self._join_writer()
-        with self._lock:
+        with self._lock, self._publishing:
             if self._shard.applied != step:
                 self._start(step)
             self.lost = ""
@@ -181,9 +188,11 @@ class DurableShard:
         self.close()
 
     def close(self) -> None:
-        """Closes the file; the next start replays it."""
+        """Closes the file; the next start replays it, and publishes what waits. When it returns, nothing is
+        being published, or will be: the log may be closed."""
         self._join_writer()
-        with self._lock:
+        with self._lock, self._publishing:
+            self._unpublished = []
             self._wal.close()
 
     def _start(self, step: int | None = None) -> None:
@@ -199,7 +208,7 @@ class DurableShard:
         if step is not None:
             wal.clear()
         self._check_file(base, found)
-        self._unpublished.clear()
+        self._unpublished = []
         for _, payload in wal.records(after=base):
             # Only the newest: published before the step after it was written down.
             self._unpublished = [pack(shard.apply(StepSum.decode(payload)))]
@@ -233,14 +242,15 @@ class DurableShard:
         self._unpublished.append(pack(self._shard.apply(total)))
 
     def _flush(self) -> None:
-        if self._unpublished:
-            self._publish(self._unpublished)
-            self._unpublished = []
+        with self._publishing:
+            deltas = list(self._unpublished)
+            if deltas:
+                self._publish(deltas)
+                del self._unpublished[: len(deltas)]
 
     def flush(self) -> None:
-        """Publishes what a crash left in doubt."""
-        with self._lock:
-            self._flush()
+        """Publishes what waits for it, or what a crash left in doubt. Steps may be looked up meanwhile."""
+        self._flush()
 
     def _try_to_write(self, step: int, arrays: Arrays, meta: Mapping[str, Any]) -> None:
         try:

@@ -79,6 +79,7 @@ class ShardActor:
         """A request as over the socket: greeting and request in, reply out."""
         refusal = self._service.hello(from_bytes(greeting).message)
         reply = Frame(refusal) if refusal is not None else self._service.answer(from_bytes(request))
+        self._service.publish()  # before the answer here: a Ray call has nothing after it
         return b"".join(encode(reply))
 
     def status(self) -> dict[str, Any]:

@@ -6,8 +6,10 @@ of the workers has a generation: a newer one's hello frees whoever waits in an o
 """
 
 import hmac
+import logging
 import threading
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -29,6 +31,8 @@ from parameter_server.wire import (
     WireError,
     read_exchange,
 )  # fmt: skip
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 class Stale(RuntimeError):
@@ -109,6 +113,14 @@ class ShardService:
         except Exception as error:  # a disk or a log that is away: the worker tries again
             return Frame(Refusal("failed", repr(error)))
 
+    def publish(self) -> None:
+        """Publishes what was learned: call it when an answer is on its way, as no worker need wait for that.
+        What fails is tried again with the next answer, and before the next step is written down."""
+        try:
+            self._shard.flush()
+        except Exception as error:
+            _LOG.warning("the delta of step %d waits: %r", self._shard.applied, error)
+
     def close(self) -> None:
         """Frees whoever waits."""
         with self._changed:
@@ -148,9 +160,9 @@ class ShardService:
                     return
             # Else a repeat, which still may have to be published, or a hole, which is refused.
             try:
-                self._shard.learn(step, message.time_ms, everything)
+                self._shard.learn(step, message.time_ms, everything, publish=False)
             finally:
-                # Also where publishing failed: the step may have been applied, and others wait for it.
+                # Also where a snapshot failed: the step may have been applied, and others wait for it.
                 self._changed.notify_all()
 
     def _wait(self, message: Exchange) -> None:

@@ -139,6 +139,7 @@ class SocketServer:
             if self._welcome(sock):
                 while not self._closed:
                     send(sock, self._service.answer(receive(sock)))
+                    self._service.publish()
         except WireError:
             self._refuse()
         except OSError:

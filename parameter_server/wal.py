@@ -66,8 +66,8 @@ class Wal:
         assert step == last + 1, (
             f"{self.path} ends with step {last}: {step} would be cut off at the next start"
         )
-        body = struct.pack("<Q", step) + payload
-        data = memoryview(struct.pack("<II", len(payload), zlib.crc32(body)) + body)
+        crc = zlib.crc32(payload, zlib.crc32(struct.pack("<Q", step)))
+        data = memoryview(_HEAD.pack(len(payload), crc, step) + payload)
         self._file.seek(self._end)
         try:
             done = 0

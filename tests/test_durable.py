@@ -534,3 +534,33 @@ def test_a_file_that_holds_all_needs_no_snapshot(tmp_path):
     assert line.where() == [8, 8]
     work(line, ALL, STEPS)
     check(line)
+
+
+def test_a_closed_shard_publishes_nothing_more(tmp_path):
+    """Whoever has closed it closes the log: a thread that answered may come to publishing only then."""
+    begun, free, published = threading.Event(), threading.Event(), []
+
+    def publish(deltas):
+        begun.set()
+        assert free.wait(20)
+        published.extend(deltas)
+
+    home = Home(tmp_path / "snapshots", tmp_path / "0.wal")
+    shard = DurableShard(part_of(toy_spec(1), 0), home, publish, DENSE)
+    idle = [LaneGradients(lane) for lane in range(LANES)]
+    shard.learn(1, 0, idle, publish=False)
+    publishing = threading.Thread(target=shard.flush)
+    publishing.start()
+    assert begun.wait(20)
+    closing = threading.Thread(target=shard.close)
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive(), "it is closed while it publishes"
+    free.set()
+    closing.join(20)
+    assert len(published) == 1
+    again = DurableShard(part_of(toy_spec(1), 0), home, published.extend, DENSE)
+    again.learn(2, 0, idle, publish=False)
+    again.close()
+    again.flush()
+    assert [msgspec.msgpack.decode(delta)["step"] for delta in published] == [1, 1]

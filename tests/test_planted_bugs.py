@@ -153,6 +153,20 @@ def wal_not_synced_before_the_answer(patch: Patch) -> None:
     patch.setattr(Wal, "append", append)
 
 
+@bug("every step is published")
+def written_down_before_the_step_before_is_published(patch: Patch) -> None:
+    real_learn, real_flush = DurableShard.learn, DurableShard._flush
+
+    def learn(self: DurableShard, *its: Any, **more: Any) -> None:
+        patch.setattr(DurableShard, "_flush", lambda self: None)
+        try:
+            real_learn(self, *its, **more)
+        finally:
+            patch.setattr(DurableShard, "_flush", real_flush)
+
+    patch.setattr(DurableShard, "learn", learn)
+
+
 @bug(KEPT)
 def wal_cut_behind_a_snapshot_that_siblings_lack(patch: Patch) -> None:
     real = DurableShard._tidy
@@ -205,7 +219,7 @@ def rows_that_left_come_back_with_an_increment(patch: Patch) -> None:
     patch.setattr(increments, "difference", difference)
 
 
-@bug(AGAIN, DIGEST)
+@bug(AGAIN, DIGEST, "who comes back is new")
 def optimizer_state_left_out_of_the_snapshot(patch: Patch) -> None:
     real = Shard.export
 
@@ -307,6 +321,7 @@ def held_back_rows_left_out_of_the_snapshot(patch: Patch) -> None:
         return {name: array[:0] for name, array in real(self).items()}
 
     def snapshot(self: DurableShard) -> None:
+        self._flush()
         with pytest.MonkeyPatch.context() as within:
             within.setattr(Published, "export", export)
             self._write(self._shard.applied, *self._shard.export())

@@ -18,6 +18,7 @@ from parameter_server.parameter_client import (
 from parameter_server.shard import StepMismatch, digest_of_shards
 from parameter_server.transport import SocketChannel, receive, send
 from parameter_server.wire import Exchange, Frame, Refusal, Where
+from recsys.records import Delta, unpack
 from tests.toy_line import DENSE, LANES, cut, lane_of, time_of, toy_spec, union, work
 from tests.toy_servers import TOKEN, Servers
 
@@ -278,7 +279,32 @@ def test_a_log_that_is_away_is_waited_for(servers):
 
     shard._publish = flaky
     assert InThread(servers).join() is None
-    assert servers.digest() == EXPECTED and len(servers.published) == 2 * STEPS
+    assert servers.digest() == EXPECTED
+    servers.flush()
+    assert len(servers.published) == 2 * STEPS
+
+
+def test_two_workers_are_answered_before_the_delta_is_published(servers):
+    """Both look up rows while it waits, and the next step isn't written down before."""
+    shard, free, asked = servers.shards[0], threading.Event(), threading.Event()
+    publish = shard._publish
+
+    def slow(deltas):
+        asked.set()
+        assert free.wait(20)
+        publish(deltas)
+
+    shard._publish = slow
+    team = [InThread(servers, worker, 2, until=1) for worker in (0, 1)]
+    assert [worker.join() for worker in team] == [None, None]
+    assert asked.wait(20) and not [d for d in servers.published if unpack(d, Delta).part == 0]
+    late = InThread(servers, 0, 1, generation=2, until=2)
+    assert shard._wal.steps == (1, 1)
+    free.set()
+    assert late.join() is None
+    servers.flush()
+    steps = [its.step for its in (unpack(d, Delta) for d in servers.published) if its.part == 0]
+    assert steps == [1, 2]
 
 
 def test_a_publish_that_fails_once_lets_the_other_worker_go_on(servers):
@@ -296,7 +322,9 @@ def test_a_publish_that_fails_once_lets_the_other_worker_go_on(servers):
     team = [InThread(servers, worker, 2) for worker in (0, 1)]
     assert [worker.join() for worker in team] == [None, None]
     assert time.monotonic() - started < servers.patience_s / 2
-    assert servers.digest() == EXPECTED and len(servers.published) == 2 * STEPS
+    assert servers.digest() == EXPECTED
+    servers.flush()
+    assert len(servers.published) == 2 * STEPS
 
 
 def test_a_full_disk_loses_nobody_s_lanes(servers):

@@ -72,6 +72,12 @@ class Servers:
     def digest(self) -> str:
         return digest_of_shards([shard.shard for shard in self.shards if shard is not None])
 
+    def flush(self) -> None:
+        """Waits until all that was answered for is published: that comes after the answer."""
+        for shard in self.shards:
+            if shard is not None:
+                shard.flush()
+
     def __enter__(self) -> "Servers":
         return self
 
