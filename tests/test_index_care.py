@@ -160,6 +160,10 @@ def test_a_snapshot_that_comes_meanwhile_ends_what_is_made() -> None:
     assert replica.building is None
     until(care, Swap)
     assert exact(replica) and replica.index.vectors.tobytes() == other.index.vectors.tobytes()
+    late = replica.index.empty()
+    assert isinstance(late, IvfIndex)
+    care.apply(Swap(late))  # of before the snapshot
+    assert replica.index is not late
     name = replica.index.name
     replica.take(replica.prepare(tables, dense, line="main", epoch=0, step=4))
     assert replica.index.name == name and exact(replica)  # with the lists that there were

@@ -165,3 +165,12 @@ def test_lists_take_little_more_than_bytes() -> None:
     for _ in range(3):  # pages that are left are used again
         index.set(np.arange(items), rng.permutation(vectors))
     assert index.nbytes < 1.02 * before
+
+
+def test_of_equals_the_smallest_numbers_are_found() -> None:
+    index, order = ivf(), np.random.default_rng(0).permutation(400)
+    index.set(order, np.ones((400, DIM), np.float32))
+    wanted = Bitmap.of(np.ones(400, np.bool_))
+    wanted.clear(np.array([2, 3]))
+    found = index.search(np.ones(DIM, np.float32), 5, wanted)[0]
+    assert found.tolist() == [0, 1, 4, 5, 6]
