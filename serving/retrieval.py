@@ -28,6 +28,8 @@ Indices = NDArray[np.int64]
 _NEWEST: Final = 2000
 _LIKED: Final = 3  # newest liked items that ``similar`` looks around
 _TOPICS: Final = 4
+_POOL: Final = 1024  # items of a group that are looked at; a larger group is drawn from
+_KNOWN_BEST: Final = 2048  # of the most popular, that are looked through for those of a large group
 _log = logging.getLogger(__name__)
 
 
@@ -105,7 +107,7 @@ class Retrieval:
         total = sum(weight for _, weight in liked)
         parts = []
         for key, weight in liked:
-            members = self.replica.groups.of(key)
+            members = self._members(key, salt)
             members = members[wanted[members]]
             share = max(1, round(k * weight / total))
             if len(members) > share:
@@ -115,6 +117,16 @@ class Retrieval:
             else:
                 parts.append(members)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _members(self, key: int, salt: int) -> Indices:
+        """The items of a group; of a large one those among the most popular, and others drawn at random."""
+        replica, members = self.replica, self.replica.groups.of(key)
+        if len(members) <= _POOL:
+            return members
+        draws = uniforms(salt, np.arange(_POOL), 1)[:, 0]
+        top = replica.popularity.top[:_KNOWN_BEST]
+        known = top[(replica.catalogue.keys[top] == key).any(1)]
+        return np.unique(np.concatenate([known, members[(draws * len(members)).astype(np.int64)]]))
 
     def _popular(self, wanted: Bitmap, k: int) -> Indices:
         top = self.replica.popularity.top
