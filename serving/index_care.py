@@ -29,6 +29,9 @@ _SLICE: Final = 512  # vectors put into lists in one turn: some milliseconds
 _CHECK: Final = 50  # measured again once a fiftieth of the vectors were set
 _STRAYED: Final = 0.3  # of the vectors in another list than at first: made anew
 _SLOWER: Final = 1.5  # times as many lists as at first are needed: made anew
+_AHEAD: Final = (
+    2_000  # items that there is room for, so that no request waits while arrays are copied
+)
 _LEAST: Final = 64  # items: fewer need no lists
 _log = logging.getLogger(__name__)
 
@@ -97,6 +100,9 @@ class IndexCare:
 
     def turn(self) -> Swap | Probe | None:
         """A little of what is to be done; what it comes to."""
+        for its in (self.replica.index, self.replica.building):
+            if its is not None:
+                its.reserve(_AHEAD)
         if self._building is not None and self.replica.building is not self._building:
             self._building, self._measured = None, None  # a snapshot replaced what it was made from
         if self._building is not None:

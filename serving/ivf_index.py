@@ -19,6 +19,9 @@ class Numbered:
     def __init__(self, dim: int, room: int = 8) -> None:
         self._rows, self._count = np.zeros((max(room, 8), dim), np.float32), 0
 
+    def reserve(self, more: int) -> None:
+        self._rows = grown(self._rows, self._count + more)
+
     def set(self, indices: Indices, vectors: Vectors) -> None:
         """Zeros stand where nothing was set."""
         self._count = max(self._count, int(indices.max()) + 1)
@@ -64,6 +67,11 @@ class IvfIndex:
 
     def empty(self) -> "IvfIndex":
         return IvfIndex(self.lists.centroids, self.probes, len(self))
+
+    def reserve(self, more: int) -> None:
+        """By arrays that are copied and then take the place of the old: either will do for a search."""
+        self.numbered.reserve(more)
+        self.lists.reserve(len(self) + more, more)
 
     def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
         if not len(indices):

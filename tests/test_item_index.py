@@ -174,3 +174,16 @@ def test_of_equals_the_smallest_numbers_are_found() -> None:
     wanted.clear(np.array([2, 3]))
     found = index.search(np.ones(DIM, np.float32), 5, wanted)[0]
     assert found.tolist() == [0, 1, 4, 5, 6]
+
+
+def test_what_room_was_made_for_copies_nothing_when_it_comes() -> None:
+    index, rng = ivf(room=64), np.random.default_rng(0)
+    index.set(np.arange(60), rng.standard_normal((60, DIM)).astype(np.float32))
+    query, wanted = np.ones(DIM, np.float32), Bitmap.of(np.ones(60, np.bool_))
+    before = index.search(query, 30, wanted)[0].tolist()
+    index.reserve(3_000)
+    columns = [index.lists._codes, index.lists._where, index.numbered._rows]
+    assert index.search(query, 30, wanted)[0].tolist() == before and len(index) == 60
+    index.set(np.arange(60, 3_060), rng.standard_normal((3_000, DIM)).astype(np.float32))
+    now = [index.lists._codes, index.lists._where, index.numbered._rows]
+    assert all(a is b for a, b in zip(columns, now, strict=True))
