@@ -189,8 +189,11 @@ def test_centroids_on_disk_find_the_same_again(tmp_path: Path) -> None:
     for _ in range(2):
         index_files.keep(tmp_path, index)
     assert len(list(tmp_path.iterdir())) == 1
-    again = index_files.index_named(tmp_path, index.name, DIM)
-    again.set(np.arange(600), index.vectors, replica.catalogue.alive)
+    flat = made(items=600).index
+    again = index_files.as_named(tmp_path, index.name, flat, replica.catalogue.alive)
+    for its, name in ((flat, ""), (again, index.name)):
+        assert its.name == name
+        assert index_files.as_named(tmp_path, name, its, replica.catalogue.alive) is its
     query = index.vectors[int(key_of("item", "v1") % 600)].copy()
     found = [its.search(query, 50, replica.catalogue.living) for its in (index, again)]
     assert found[0][0].tolist() == found[1][0].tolist()
