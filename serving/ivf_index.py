@@ -5,12 +5,42 @@ a search is exact. Beside the lists the vectors stand once more by number, where
 another index is filled from.
 """
 
+from dataclasses import dataclass
+from typing import Final
+
 import numpy as np
 
 from parameter_server.id_map import grown, written_bytes
 from recsys.bitmap import Bitmap
 from serving.inverted_lists import Centroids, Indices, InvertedLists, Vectors
 from serving.item_index import Mask
+
+TARGET: Final = 0.97  # of the best 300, on average over the queries; what is promised is 0.95
+
+
+@dataclass
+class Measured:
+    """How many lists must be looked through to find each of the best of some queries."""
+
+    queries: Vectors
+    ranks: list[Indices]
+    recent: bool  # whether they are of requests
+
+    @property
+    def done(self) -> bool:
+        return len(self.ranks) >= len(self.queries)
+
+    def probes(self, target: float = TARGET) -> int:
+        """The fewest lists with which ``target`` of them are found."""
+        ranks = np.sort(np.concatenate(self.ranks)) if self.ranks else np.empty(0, np.int64)
+        if not len(ranks):
+            return 1
+        return int(ranks[min(len(ranks) - 1, int(np.ceil(target * len(ranks))) - 1)]) + 1
+
+    def recall(self, probes: int) -> float:
+        """The share of them that so many lists hold."""
+        ranks = np.concatenate(self.ranks) if self.ranks else np.empty(0, np.int64)
+        return float((ranks < probes).mean()) if len(ranks) else 1.0
 
 
 class Numbered:

@@ -12,8 +12,8 @@ from recsys.config import Config, ServeConfig
 from recsys.hashing import key_of
 from serving import index_files
 from serving.faiss_centroids import lists_for, sample_of, train
-from serving.index_care import TARGET, IndexCare, Measured, Probe, Swap
-from serving.ivf_index import IvfIndex
+from serving.index_care import IndexCare, Probe, Swap
+from serving.ivf_index import TARGET, IvfIndex, Measured
 from serving.replica import Replica
 from tests.test_replica import row_of
 from tests.toy_replica import config, item, made, step_delta
