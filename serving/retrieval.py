@@ -28,9 +28,9 @@ Indices = NDArray[np.int64]
 _NEWEST: Final = 2000
 _LIKED: Final = 3  # newest liked items that ``similar`` looks around
 _TOPICS: Final = 4
+_log = logging.getLogger(__name__)
 _POOL: Final = 1024  # items of a group that are looked at; a larger group is drawn from
 _KNOWN_BEST: Final = 2048  # of the most popular, that are looked through for those of a large group
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,16 @@ class Retrieval:
                 parts.append(replica.index.search(query, -(-k // len(liked)), wanted)[0])
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
+    def _members(self, key: int, salt: int) -> Indices:
+        """The items of a group; of a large one those among the most popular, and others drawn at random."""
+        replica, members = self.replica, self.replica.groups.of(key)
+        if len(members) <= _POOL:
+            return members
+        draws = uniforms(salt, np.arange(_POOL), 1)[:, 0]
+        top = replica.popularity.top[:_KNOWN_BEST]
+        known = top[(replica.catalogue.keys[top] == key).any(1)]
+        return np.unique(np.concatenate([known, members[(draws * len(members)).astype(np.int64)]]))
+
     def _topic(self, session: Session, wanted: Bitmap, k: int, salt: int) -> Indices:
         """Of each liked group half by popularity and half at random, by how much it is liked."""
         liked = liked_groups(session)[:_TOPICS]
@@ -117,16 +127,6 @@ class Retrieval:
             else:
                 parts.append(members)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
-
-    def _members(self, key: int, salt: int) -> Indices:
-        """The items of a group; of a large one those among the most popular, and others drawn at random."""
-        replica, members = self.replica, self.replica.groups.of(key)
-        if len(members) <= _POOL:
-            return members
-        draws = uniforms(salt, np.arange(_POOL), 1)[:, 0]
-        top = replica.popularity.top[:_KNOWN_BEST]
-        known = top[(replica.catalogue.keys[top] == key).any(1)]
-        return np.unique(np.concatenate([known, members[(draws * len(members)).astype(np.int64)]]))
 
     def _popular(self, wanted: Bitmap, k: int) -> Indices:
         top = self.replica.popularity.top
