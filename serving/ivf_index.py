@@ -16,6 +16,9 @@ from serving.inverted_lists import Centroids, Indices, InvertedLists, Vectors
 from serving.item_index import Mask
 
 TARGET: Final = 0.97  # of the best 300, on average over the queries; what is promised is 0.95
+FEW: Final = (
+    64  # with half of the lists, 0.97 of the best 27 near an item (60,000 items)
+)
 
 
 @dataclass
@@ -114,7 +117,12 @@ class IvfIndex:
         self.strayed += self.lists.put(indices, vectors)
 
     def search(self, query_V: Vectors, k: int, wanted: Bitmap) -> tuple[Indices, Vectors]:
-        return self.probing(query_V, k, wanted, self.probes)
+        return self.probing(query_V, k, wanted, self.probes_for(k))
+
+    def probes_for(self, k: int) -> int:
+        """The few best stand in nearer lists than the best 300: half as many are looked through."""
+        exact = self.probes >= self.lists.centroids.count
+        return self.probes if k > FEW or exact else -(-self.probes // 2)
 
     def probing(
         self, query_V: Vectors, k: int, wanted: Bitmap, probes: int

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recsys.bitmap import Bitmap
 from serving.inverted_lists import Centroids
 from serving.item_index import FlatIndex, ItemIndex
-from serving.ivf_index import IvfIndex
+from serving.ivf_index import FEW, IvfIndex
 
 DIM = 5
 
@@ -187,3 +187,13 @@ def test_what_room_was_made_for_copies_nothing_when_it_comes() -> None:
     index.set(np.arange(60, 3_060), rng.standard_normal((3_000, DIM)).astype(np.float32))
     now = [index.lists._codes, index.lists._where, index.numbered._rows]
     assert all(a is b for a, b in zip(columns, now, strict=True))
+
+
+def test_for_a_few_half_as_many_lists_are_looked_through() -> None:
+    index, rng = ivf(16, probes=7), np.random.default_rng(0)
+    index.set(np.arange(2_000), rng.standard_normal((2_000, DIM)).astype(np.float32))
+    query, wanted = np.ones(DIM, np.float32), Bitmap.of(np.ones(2_000, np.bool_))
+    for k, probes in ((FEW, 4), (FEW + 1, 7)):
+        expected = index.lists.search(index.vectors, query, k, wanted, probes)[0]
+        assert index.search(query, k, wanted)[0].tolist() == expected.tolist()
+    assert ivf(16, probes=16).probes_for(1) == 16
