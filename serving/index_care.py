@@ -18,17 +18,19 @@ import numpy as np
 from recsys.hashing import uniforms
 from serving.inverted_lists import Centroids, Indices, Vectors
 from serving.item_index import ItemIndex
-from serving.ivf_index import IvfIndex
+from serving.ivf_index import IvfIndex, Measured
 from serving.replica import Replica
 
 Train = Callable[[Vectors, int], Centroids]
-TARGET: Final = 0.97  # of the best 300, on average over the queries; what is promised is 0.95
 FOUND: Final = 300
 _QUERIES: Final = 32  # in one measurement
 _SLICE: Final = 512  # vectors put into lists in one turn: some milliseconds
 _CHECK: Final = 50  # measured again once a fiftieth of the vectors were set
 _STRAYED: Final = 0.3  # of the vectors in another list than at first: made anew
 _SLOWER: Final = 1.5  # times as many lists as at first are needed: made anew
+_AHEAD: Final = (
+    2_000  # items that there is room for, so that no request waits while arrays are copied
+)
 _LEAST: Final = 64  # items: fewer need no lists
 _log = logging.getLogger(__name__)
 
@@ -46,31 +48,6 @@ class Probe:
 
     index: IvfIndex
     probes: int
-
-
-@dataclass
-class Measured:
-    """How many lists must be looked through to find each of the best of some queries."""
-
-    queries: Vectors
-    ranks: list[Indices]
-    recent: bool  # whether they are of requests
-
-    @property
-    def done(self) -> bool:
-        return len(self.ranks) >= len(self.queries)
-
-    def probes(self, target: float = TARGET) -> int:
-        """The fewest lists with which ``target`` of them are found."""
-        ranks = np.sort(np.concatenate(self.ranks)) if self.ranks else np.empty(0, np.int64)
-        if not len(ranks):
-            return 1
-        return int(ranks[min(len(ranks) - 1, int(np.ceil(target * len(ranks))) - 1)]) + 1
-
-    def recall(self, probes: int) -> float:
-        """The share of them that so many lists hold."""
-        ranks = np.concatenate(self.ranks) if self.ranks else np.empty(0, np.int64)
-        return float((ranks < probes).mean()) if len(ranks) else 1.0
 
 
 class IndexCare:
@@ -97,6 +74,9 @@ class IndexCare:
 
     def turn(self) -> Swap | Probe | None:
         """A little of what is to be done; what it comes to."""
+        for its in (self.replica.index, self.replica.building):
+            if its is not None:
+                its.reserve(_AHEAD)
         if self._building is not None and self.replica.building is not self._building:
             self._building, self._measured = None, None  # a snapshot replaced what it was made from
         if self._building is not None:

@@ -12,11 +12,12 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from serving.inverted_lists import Centroids
-from serving.item_index import FlatIndex, ItemIndex
+from serving.item_index import FlatIndex, ItemIndex, Mask
 from serving.ivf_index import IvfIndex
 
 FOLDER: Final = "indexes"  # in the state folder
 _NAME: Final = "centroids"
+_BLOCK: Final = 4096
 
 
 def keep(folder: Path, index: ItemIndex) -> None:
@@ -47,6 +48,18 @@ def index_named(folder: Path, name: str, dim: int, room: int = 8) -> ItemIndex:
         raise ValueError(f"{file} has digest {centroids.digest} and dimension {centroids.dim}, expected "
                          f"{digest} and {dim}: the file is damaged, remove it")  # fmt: skip
     return IvfIndex(centroids, int(probes), room)
+
+
+def as_named(folder: Path, name: str, index: ItemIndex, alive: Mask) -> ItemIndex:
+    """An index of this name with the vectors of another, which is given back where it has the name. Raises
+    ValueError as ``index_named`` does. ``alive``: which of the vectors are to be found."""
+    if index.name == name:
+        return index
+    its = index_named(folder, name, index.dim, len(index))
+    for start in range(0, len(index), _BLOCK):
+        part = np.arange(start, min(len(index), start + _BLOCK))
+        its.set(part, index.vectors[part], alive[part])
+    return its
 
 
 def _file(folder: Path, digest: str) -> Path:

@@ -106,9 +106,7 @@ class InvertedLists:
             return 0
         vectors_NV = np.ascontiguousarray(vectors_NV)
         lists = self.centroids.assign(vectors_NV)
-        self._reserve(
-            int(indices.max()) + 1, len(indices) // LANES + min(len(indices), self.centroids.count)
-        )
+        self.reserve(int(indices.max()) + 1, len(indices))
         moved = int((self._where[indices, 0] != lists).sum())
         self._call(list_kernels.put, indices, lists, vectors_NV)
         return moved
@@ -137,19 +135,12 @@ class InvertedLists:
         order = np.lexsort((indices, -best))
         return indices[order], best[order]
 
-    def _by_page(self) -> dict[str, NDArray[np.int8] | NDArray[np.float32] | NDArray[np.int32]]:
-        names = ("_codes", "_scales", "_ids", "_chains")
-        return {name: getattr(self, name) for name in names}
-
-    def _call(self, kernel: Callable[..., None], *given: Any) -> None:
-        columns = self._by_page().values()
-        kernel(*columns, self._ends, self._where, self._spare, self._left, *given)
-
-    def _reserve(self, numbers: int, pages: int) -> None:
-        """Room for numbers up to ``numbers`` - 1, and so many pages to spare."""
+    def reserve(self, numbers: int, more: int) -> None:
+        """Makes room for numbers up to ``numbers`` - 1, and pages for so many more vectors in any lists."""
+        pages = more // LANES + min(more, self.centroids.count)
         if numbers > len(self._where):
-            more = np.full((max(numbers, 2 * len(self._where)) - len(self._where), 2), -1, np.int32)
-            self._where = np.concatenate([self._where, more])
+            room = max(numbers, 2 * len(self._where)) - len(self._where)
+            self._where = np.concatenate([self._where, np.full((room, 2), -1, np.int32)])
         left, had = int(self._left[0]), len(self._codes)
         if pages > left:
             more_pages = max(pages, had // 2)
@@ -161,3 +152,11 @@ class InvertedLists:
             spare = np.zeros(had + more_pages, np.int32)
             spare[: left + more_pages] = np.concatenate([self._spare[:left], fresh])
             self._spare, self._left[0] = spare, left + more_pages
+
+    def _by_page(self) -> dict[str, NDArray[np.int8] | NDArray[np.float32] | NDArray[np.int32]]:
+        names = ("_codes", "_scales", "_ids", "_chains")
+        return {name: getattr(self, name) for name in names}
+
+    def _call(self, kernel: Callable[..., None], *given: Any) -> None:
+        columns = self._by_page().values()
+        kernel(*columns, self._ends, self._where, self._spare, self._left, *given)

@@ -35,6 +35,9 @@ class ItemIndex(Protocol):
     def empty(self) -> "ItemIndex":
         """Another of the same name, without vectors."""
 
+    def reserve(self, more: int) -> None:
+        """Makes room for so many more vectors, if what is copied for that may be while another searches."""
+
     def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
         """Adds or overwrites vectors of distinct numbers; the index grows to hold the largest. Those that
         aren't ``alive`` keep a vector, and needn't be found."""
@@ -62,6 +65,9 @@ class FlatIndex:
 
     def empty(self) -> "FlatIndex":
         return FlatIndex(self.dim)
+
+    def reserve(self, more: int) -> None:
+        """Nothing: FAISS would move what is searched. It doubles by itself, and isn't large."""
 
     def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
         if not len(indices):

@@ -38,6 +38,8 @@ _KNOWN: Final = (
 _POPULAR: Final = 512  # the most popular, among which a segment has its favourites
 _PRIOR: Final = 8.0  # showings of an item to everybody that weigh as much as one segment's own
 _log = logging.getLogger(__name__)
+_POOL: Final = 1024  # items of a group that are looked at; a larger group is drawn from
+_KNOWN_BEST: Final = 2048  # of the most popular, that are looked through for those of a large group
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,23 @@ class Retrieval:
                 parts.append(replica.index.search(query, -(-k // len(liked)), wanted)[0])
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
+    def _members(self, key: int, salt: int) -> Indices:
+        """The items of a group; of a large one those among the most popular, and others drawn at random."""
+        replica, members = self.replica, self.replica.groups.of(key)
+        if len(members) <= _POOL:
+            return members
+        draws = uniforms(salt, np.arange(_POOL), 1)[:, 0]
+        top = replica.popularity.top[:_KNOWN_BEST]
+        known = top[(replica.catalogue.keys[top] == key).any(1)]
+        return np.unique(np.concatenate([known, members[(draws * len(members)).astype(np.int64)]]))
+
     def _topic(self, session: Session, wanted: Bitmap, k: int, salt: int) -> Indices:
         """Of each liked group half by popularity and half at random, by how much it is liked."""
         liked = liked_groups(session)[:_TOPICS]
         total = sum(weight for _, weight in liked)
         parts = []
         for key, weight in liked:
-            members = self.replica.groups.of(key)
+            members = self._members(key, salt)
             members = members[wanted[members]]
             share = max(1, round(k * weight / total))
             if len(members) > share:

@@ -12,8 +12,8 @@ from recsys.config import Config, ServeConfig
 from recsys.hashing import key_of
 from serving import index_files
 from serving.faiss_centroids import lists_for, sample_of, train
-from serving.index_care import TARGET, IndexCare, Measured, Probe, Swap
-from serving.ivf_index import IvfIndex
+from serving.index_care import IndexCare, Probe, Swap
+from serving.ivf_index import TARGET, IvfIndex, Measured
 from serving.replica import Replica
 from tests.test_replica import row_of
 from tests.toy_replica import config, item, made, step_delta
@@ -160,6 +160,10 @@ def test_a_snapshot_that_comes_meanwhile_ends_what_is_made() -> None:
     assert replica.building is None
     until(care, Swap)
     assert exact(replica) and replica.index.vectors.tobytes() == other.index.vectors.tobytes()
+    late = replica.index.empty()
+    assert isinstance(late, IvfIndex)
+    care.apply(Swap(late))  # of before the snapshot
+    assert replica.index is not late
     name = replica.index.name
     replica.take(replica.prepare(tables, dense, line="main", epoch=0, step=4))
     assert replica.index.name == name and exact(replica)  # with the lists that there were
@@ -185,8 +189,11 @@ def test_centroids_on_disk_find_the_same_again(tmp_path: Path) -> None:
     for _ in range(2):
         index_files.keep(tmp_path, index)
     assert len(list(tmp_path.iterdir())) == 1
-    again = index_files.index_named(tmp_path, index.name, DIM)
-    again.set(np.arange(600), index.vectors, replica.catalogue.alive)
+    flat = made(items=600).index
+    again = index_files.as_named(tmp_path, index.name, flat, replica.catalogue.alive)
+    for its, name in ((flat, ""), (again, index.name)):
+        assert its.name == name
+        assert index_files.as_named(tmp_path, name, its, replica.catalogue.alive) is its
     query = index.vectors[int(key_of("item", "v1") % 600)].copy()
     found = [its.search(query, 50, replica.catalogue.living) for its in (index, again)]
     assert found[0][0].tolist() == found[1][0].tolist()

@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.inverted import Inverted
@@ -27,3 +27,24 @@ def test_leaving_a_group_that_one_was_never_in_is_nothing() -> None:
     its = Inverted()
     its.move(3, [7, 8], [9])
     assert its.of(9).tolist() == [3] and its.of(7).tolist() == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 20), st.sets(st.integers(0, 3)), st.sets(st.integers(0, 3))),
+        max_size=60,
+    )
+)
+def test_groups_read_alike_whether_they_are_asked_for_all_along_or_at_the_end(moves: list) -> None:
+    asked, quiet, order = Inverted(), Inverted(), {key: list[int]() for key in range(4)}
+    for index, old, new in moves:
+        for inverted in (asked, quiet):
+            inverted.move(index, old, new)
+        for key in range(4):
+            if key in old and index in order[key]:
+                order[key].remove(index)
+            if key in new and index not in order[key]:
+                order[key].append(index)
+            assert asked.of(key).tolist() == order[key]
+    assert [quiet.of(key).tolist() for key in range(4)] == list(order.values())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recsys.bitmap import Bitmap
 from serving.inverted_lists import Centroids
 from serving.item_index import FlatIndex, ItemIndex
-from serving.ivf_index import IvfIndex
+from serving.ivf_index import FEW, IvfIndex
 
 DIM = 5
 
@@ -165,3 +165,35 @@ def test_lists_take_little_more_than_bytes() -> None:
     for _ in range(3):  # pages that are left are used again
         index.set(np.arange(items), rng.permutation(vectors))
     assert index.nbytes < 1.02 * before
+
+
+def test_of_equals_the_smallest_numbers_are_found() -> None:
+    index, order = ivf(), np.random.default_rng(0).permutation(400)
+    index.set(order, np.ones((400, DIM), np.float32))
+    wanted = Bitmap.of(np.ones(400, np.bool_))
+    wanted.clear(np.array([2, 3]))
+    found = index.search(np.ones(DIM, np.float32), 5, wanted)[0]
+    assert found.tolist() == [0, 1, 4, 5, 6]
+
+
+def test_what_room_was_made_for_copies_nothing_when_it_comes() -> None:
+    index, rng = ivf(room=64), np.random.default_rng(0)
+    index.set(np.arange(60), rng.standard_normal((60, DIM)).astype(np.float32))
+    query, wanted = np.ones(DIM, np.float32), Bitmap.of(np.ones(60, np.bool_))
+    before = index.search(query, 30, wanted)[0].tolist()
+    index.reserve(3_000)
+    columns = [index.lists._codes, index.lists._where, index.numbered._rows]
+    assert index.search(query, 30, wanted)[0].tolist() == before and len(index) == 60
+    index.set(np.arange(60, 3_060), rng.standard_normal((3_000, DIM)).astype(np.float32))
+    now = [index.lists._codes, index.lists._where, index.numbered._rows]
+    assert all(a is b for a, b in zip(columns, now, strict=True))
+
+
+def test_for_a_few_half_as_many_lists_are_looked_through() -> None:
+    index, rng = ivf(16, probes=7), np.random.default_rng(0)
+    index.set(np.arange(2_000), rng.standard_normal((2_000, DIM)).astype(np.float32))
+    query, wanted = np.ones(DIM, np.float32), Bitmap.of(np.ones(2_000, np.bool_))
+    for k, probes in ((FEW, 4), (FEW + 1, 7)):
+        expected = index.lists.search(index.vectors, query, k, wanted, probes)[0]
+        assert index.search(query, k, wanted)[0].tolist() == expected.tolist()
+    assert ivf(16, probes=16).probes_for(1) == 16

@@ -190,3 +190,23 @@ def test_an_empty_catalogue_has_no_candidates() -> None:
     replica = made(items=0, steps=0)
     replica.apply_item(item(0), 1)
     assert set(collect(replica, ALL).sources) == {0}
+
+
+def test_of_a_large_group_the_popular_ones_come_and_others_by_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serving.retrieval._POOL", 12)
+    replica = made(items=300)
+    popular(replica, {5: 9, 15: 8, 295: 7, 4: 99})  # 4 is of another tag
+    group = set(
+        replica.groups.of(int(replica.catalogue.keys[0, replica.features.slot("item.tags").start]))
+    )
+    assert len(group) == 60
+    wanted, draws = np.ones(300, np.bool_), set[int]()
+    wanted[15] = False
+    for salt in range(30):
+        found = set(collect(replica, {"topic": 12}, wanted, salt=salt, liked=(0,)).sources)
+        authors = {n for n in range(300) if n % 9 == 0}
+        assert {5, 295} <= found <= group | authors and 15 not in found
+        draws |= found & group
+    assert len(draws) > 40
