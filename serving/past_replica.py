@@ -20,6 +20,7 @@ from recsys.events import Asked, Item, Rejected, Stamp, decode
 from recsys.features import FeatureSet
 from recsys.log import Log, LogLost, Record
 from recsys.records import DELTAS, ITEM_STATE, ITEMS, ItemState, unpack
+from serving import index_files
 from serving.line_reader import LineReader, Loaded
 from serving.pipeline import Pipeline
 from serving.replica import Replica, published_model
@@ -59,6 +60,7 @@ class PastReplica:
         self._to_items(stamp.catalogue_offset)
         self._to_states(stamp.item_state_offset, since)
         self.weights_at(stamp)
+        self._index_of(stamp)
         serve = replace(self._config.serve, candidates=asked.candidates)
         self.replica.config = replace(self._config, serve=serve)
         return self.pipeline
@@ -122,6 +124,14 @@ class PastReplica:
         self._line.start_after(loaded)
         if not self._forward(self._line, stamp.step):
             raise Gone(self._missing(self._line, stamp, loaded))
+
+    def _index_of(self, stamp: Stamp) -> None:
+        """The index that was searched: of the same vectors, by the centroids that were written down."""
+        its, folder = self.replica, Path(self._config.state) / index_files.FOLDER
+        try:
+            its.index = index_files.as_named(folder, stamp.index, its.index, its.catalogue.alive)
+        except ValueError as error:
+            raise Gone(str(error)) from error
 
     def _newest(self, stamp: Stamp) -> Loaded:
         """The newest usable snapshot that isn't after the stamp; the line's beginning without one."""

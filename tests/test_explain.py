@@ -157,6 +157,30 @@ def test_every_answer_of_a_run_is_made_again(past: Past) -> None:
     assert len({impression_of(its).asked.item_state_from for its in found}) >= 1  # type: ignore[union-attr]
 
 
+def test_an_answer_from_lists_is_made_again_by_the_centroids_that_were_written_down(
+    tmp_path: Path,
+) -> None:
+    config = small_config(tmp_path / "state")
+    config = replace(config, serve=replace(config.serve, index="ivf"))
+
+    async def scenario(system: OneProcess) -> list[str]:
+        system.publish([item(n) for n in range(120)])
+        await system.start()
+        asked = await live(system, 16)
+        await system.stop()
+        return asked
+
+    asked, log = asyncio.run(scenario(OneProcess(config))), open_log(config)
+    found = Past(config, log, asked).explain()
+    assert [f"{i.why} {i.differences[:2]}" for i in found if i.verdict != EQUAL] == []
+    assert impression_of(found[-1]).stamp.index  # type: ignore[union-attr]
+    for file in (tmp_path / "state" / "indexes").iterdir():
+        file.unlink()
+    (last,) = Past(config, log, asked[-1:]).explain()
+    assert last.verdict == GONE and "centroids" in last.why
+    log.close()
+
+
 def test_what_is_shown_of_an_answer(past: Past) -> None:
     explainer = Explainer(past.log, past.config, feature_set(past.config))
     found = explainer.explain(past.asked[44], "u2")
