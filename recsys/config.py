@@ -226,7 +226,7 @@ class ServeConfig:
     # A list that would wait for longer than deadline_ms isn't begun. Behind a queue that stands, queue_ms is
     # the most: it makes all answers late, and not one more of them.
     deadline_ms: float = 250.0
-    queue_ms: float = 25.0
+    queue_ms: float = 15.0
     # Below so many ms left until the deadline, candidates are the popular alone; fewer are ranked; none is.
     retrieval_ms: float = 10.0
     rank_ms: float = 20.0
