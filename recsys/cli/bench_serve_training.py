@@ -9,6 +9,7 @@ processes are there and idle: they look at the log some twenty times a second an
 import os
 import secrets
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -99,8 +100,16 @@ def _parts(config: Config, seed: int) -> Iterator[Any]:
             _ready(told, number, parts)
         yield on
     finally:
+        for queue in (told, told_shard):
+            threading.Thread(target=_drain, args=(queue,), daemon=True).start()
         end(parts, stop)
         end(shards, over)
+
+
+def _drain(told: Told) -> None:
+    """Takes what the parts noted, which nobody wants here: a process doesn't end before that is read."""
+    while True:
+        told.get()
 
 
 def _ready(told: Told, number: int, parts: Sequence[Any]) -> None:
