@@ -7,6 +7,7 @@ are those of the replay in one process, bit for bit; a difference is a fault of 
 """
 
 import secrets
+import time
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +71,7 @@ class BrokerLoop:
             )
             for rank in range(_WORKERS)
         ]
-        self._threads = ThreadPoolExecutor(_WORKERS)
+        self._threads, self._shards = ThreadPoolExecutor(_WORKERS), shards
 
     def advance(self, now_ms: int) -> list[StepDelta]:
         """Cuts and learns what is due. The replica reads what changed from the log: nothing is returned."""
@@ -79,6 +80,7 @@ class BrokerLoop:
         while self._workers[0].step < self.sequencer.step:
             for done in [self._threads.submit(worker.turn) for worker in self._workers]:
                 done.result()
+        self._shards.wait_published()
         return []
 
     def append(self, event: Event) -> None:
@@ -144,6 +146,11 @@ class Shards:
             for part, server in enumerate(self._servers)
         ]
         return ShardedClient(self.spec, channels, who)
+
+    def wait_published(self) -> None:
+        """Returns once the deltas of all that was answered stand on the log: a shard answers before that."""
+        while any(durable.status()["unpublished"] for durable in self._durable):
+            time.sleep(0.001)
 
     def digest(self) -> str:
         return digest_of_shards([durable.shard for durable in self._durable])
