@@ -7,8 +7,8 @@ are those of the replay in one process, bit for bit; a difference is a fault of 
 """
 
 import secrets
-import time
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
