@@ -98,14 +98,14 @@ class DurableShard:
         Raises StepMismatch for a hole, and whatever writing or publishing raises: call it again then.
         """
         with self._lock:
-            self._flush()
+            self.flush()
             total = self._shard.merge(step, time_ms, lanes)
             if total is None:
                 return
             self._wal.append(step, total.encode())
             self._apply(total)
             if publish:
-                self._flush()
+                self.flush()
             if step % self._home.snapshot_every == 0:
                 self.snapshot()
             elif step % TIDY_EVERY == 0:
@@ -115,7 +115,7 @@ class DurableShard:
         """Writes this shard's part of a snapshot at the newest step, and tidies up behind it. Whatever is in
         it has been published: the file, which could tell it again, may be cut behind it."""
         with self._lock:
-            self._flush()
+            self.flush()
             step = self._shard.applied
             if self._writer is not None and self._writer.is_alive():
                 self.snapshot_error = f"step {step}: the one before is still being written"
@@ -180,7 +180,7 @@ class DurableShard:
         with self._lock:
             if self._shard.applied > self._saved:
                 try:
-                    self._flush()
+                    self.flush()
                     self._write(self._shard.applied, *self._shard.export())
                 except Exception as error:  # the file has it all the same
                     self.snapshot_error = f"step {self._shard.applied}: {error!r}"
@@ -241,16 +241,13 @@ class DurableShard:
     def _apply(self, total: StepSum) -> None:
         self._unpublished.append(pack(self._shard.apply(total)))
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Publishes what waits for it, or what a crash left in doubt. Steps may be looked up meanwhile."""
         with self._publishing:
             deltas = list(self._unpublished)
             if deltas:
                 self._publish(deltas)
                 del self._unpublished[: len(deltas)]
-
-    def flush(self) -> None:
-        """Publishes what waits for it, or what a crash left in doubt. Steps may be looked up meanwhile."""
-        self._flush()
 
     def _try_to_write(self, step: int, arrays: Arrays, meta: Mapping[str, Any]) -> None:
         try:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server import kernels
+from recsys.key_index import empty_index
 
 Keys = NDArray[np.int64]
 Rows = NDArray[np.float32]
@@ -69,9 +70,7 @@ def new_index(rows: int) -> Keys:
     cells = 8
     while cells * 0.6 < rows:
         cells *= 2
-    index = np.empty((cells, 2), np.int64)
-    index[:, 1] = kernels.EMPTY
-    return index
+    return empty_index(cells)
 
 
 def _split(keys: Keys, shards: int) -> tuple[Keys, Keys, Keys]:

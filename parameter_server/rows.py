@@ -21,11 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server import kernels
-from parameter_server.id_map import LOAD, IdMap, grown, written_bytes
+from parameter_server.id_map import IdMap
 from parameter_server.routing import Keys, Rows, as_keys, as_rows
 from parameter_server.sketch import BLOCK_BYTES, SKETCH_COLUMNS, Sketch, blocks_of, check_parts
 from recsys.config import TableConfig
+from recsys.growth import grown, written_bytes
 from recsys.hashing import key_of
+from recsys.key_index import LOAD
 
 EPSILON: Final = 1e-8
 # Of one component, summed over a step: far beyond what a sound loss gives.

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from recsys.bitmap import Bitmap
 from recsys.events import Item
 from recsys.features import FeatureSet
+from recsys.growth import grown
 from recsys.hashing import Id, key_of
-from recsys.key_index import cells_for, empty_index, find, insert, place_of, spread
+from recsys.key_index import cells_for, empty_index, find, insert, place_of, with_room
 from recsys.schema import NUMERIC
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -91,16 +92,9 @@ class Catalogue:
     def reserve(self, more: int) -> None:
         """Makes room for so many more items. Another thread may read meanwhile, and none may write."""
         rows = len(self.ids) + more
-        if rows > len(self._keys):
-            for name in ("_keys", "_numbers", "_alive", "_place_keys", "_at"):
-                column = getattr(self, name)
-                wider = np.zeros((max(rows, 2 * len(column)), *column.shape[1:]), column.dtype)
-                wider[: len(column)] = column
-                setattr(self, name, wider)
-        if cells_for(rows) > len(self._places):
-            places = empty_index(max(cells_for(rows), 2 * len(self._places)))
-            spread(self._places, places)
-            self._places = places
+        for name in ("_keys", "_numbers", "_alive", "_place_keys", "_at"):
+            setattr(self, name, grown(getattr(self, name), rows))
+        self._places = with_room(self._places, rows)
 
     def _append(self, item_id: Id) -> int:
         index = len(self.ids)

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys import counter_kernels as kernels
-from recsys.key_index import cells_for, empty_index, find, insert, place_of, spread
+from recsys.growth import grown
+from recsys.key_index import cells_for, empty_index, find, insert, place_of, with_room
 
 # C columns of a row = speeds × kinds; kinds = shown, each label, watch (sum of log1p seconds)
 HALF_LIVES_MS: Final = (kernels.FAST_MS, kernels.SLOW_MS)
@@ -61,16 +62,9 @@ class Counters:
     def reserve(self, more: int) -> None:
         """Makes room for so many more keys. Another thread may read meanwhile, and none may write."""
         rows = self._count + more
-        if rows > len(self._keys):
-            for name in ("_keys", "_values", "_last_ms"):
-                column = getattr(self, name)
-                wider = np.zeros((max(rows, 2 * len(column)), *column.shape[1:]), column.dtype)
-                wider[: len(column)] = column
-                setattr(self, name, wider)
-        if cells_for(rows) > len(self._index):
-            index = empty_index(max(cells_for(rows), 2 * len(self._index)))
-            spread(self._index, index)
-            self._index = index
+        self._keys, self._values = grown(self._keys, rows), grown(self._values, rows)
+        self._last_ms = grown(self._last_ms, rows)
+        self._index = with_room(self._index, rows)
 
     def export(self, keys: Sequence[int] | None = None) -> tuple[Keys, Values, NDArray[np.int64]]:
         """Keys, values and times of the given keys (all, without), as they are."""

@@ -94,6 +94,19 @@ def empty_index(cells: int) -> NDArray[np.int64]:
     return index
 
 
+def widened(index: NDArray[np.int64], cells: int) -> NDArray[np.int64]:
+    """A copy of so many cells: more than there are keys."""
+    out = empty_index(cells)
+    spread(index, out)
+    return out
+
+
+def with_room(index: NDArray[np.int64], keys: int) -> NDArray[np.int64]:
+    """The index, or one of twice as many cells at least, that holds so many keys."""
+    cells = cells_for(keys)
+    return index if cells <= len(index) else widened(index, max(cells, 2 * len(index)))
+
+
 def cells_for(keys: int) -> int:
     """How many cells hold so many keys."""
     return max(8, math.ceil(keys / LOAD))

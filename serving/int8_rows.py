@@ -17,10 +17,11 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from parameter_server.id_map import IdMap, grown, written_bytes
+from parameter_server.id_map import IdMap
 from parameter_server.kernels import kernel
 from recsys.compiled import read_only
 from recsys.config import TableConfig
+from recsys.growth import grown, written_bytes
 from serving.row_store import Keys, Rows, RowStore
 
 Packed = NDArray[np.uint8]

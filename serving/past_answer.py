@@ -17,13 +17,13 @@ from recsys.events import Event, FeatureBlock, Impression, Served, Stamp, User
 from recsys.features import read_block
 from recsys.hashing import Id
 from recsys.session import Session
+from serving.deadline import AsServed
 from serving.pipeline import Pipeline
 from serving.replica import Replica
-from serving.request import Answer, Request, without
+from serving.request import SESSION, STALE, Answer, Request, without
 from serving.scoring import probabilities
 from serving.session_fold import KeysOf, fold_event
 
-SESSION: Final = "session"  # the stage that the service, not the pipeline, goes without
 _ARRAYS: Final = ("user_keys", "item_keys", "history", "outcomes", "dense")
 
 
@@ -58,12 +58,14 @@ def request_of(impression: Impression) -> Request:
 def answer_again(
     pipeline: Pipeline, impression: Impression, session: Session, policy: Policy
 ) -> Answer:
-    """The answer, from the same time and request id. Raises ValueError as ``request_of`` does."""
-    answer = pipeline.recommend(
-        request_of(impression), session, policy, impression.time_ms, impression.request_id
-    )
-    if SESSION in impression.degraded:
-        return without(answer, SESSION)
+    """The answer, from the same time and request id, without what too little time was left for. Raises
+    ValueError as ``request_of`` does."""
+    request, its = request_of(impression), impression
+    as_served = AsServed(its.degraded)
+    answer = pipeline.recommend(request, session, policy, its.time_ms, its.request_id, as_served)
+    for stage in (SESSION, STALE):
+        if stage in its.degraded:
+            answer = without(answer, stage)
     return answer
 
 

@@ -20,8 +20,9 @@ from recsys.hashing import Id, digest_of, partition_of
 from recsys.log import Log, Record
 from recsys.records import CONTROL, EVENTS, ITEMS, Control, Experiments, unpack
 from recsys.session import Session
-from serving.past_answer import SESSION, fold_again
+from serving.past_answer import fold_again
 from serving.past_replica import Gone, records
+from serving.request import SESSION
 from serving.session_fold import KeysOf
 
 _READ: Final = 1_000

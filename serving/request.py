@@ -11,6 +11,8 @@ from recsys.events import Impression, Stamp
 from recsys.features import RequestFeatures
 from recsys.hashing import Id
 
+SESSION, STALE = "session", "stale"  # what the service, not the pipeline, says that an answer lacks
+
 
 @dataclass(frozen=True)
 class Request:

@@ -8,10 +8,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.id_map import IdMap, grown, written_bytes
+from parameter_server.id_map import IdMap
 from parameter_server.rounding import digest_of_rows
 from parameter_server.rows import initial_rows, table_seed
 from recsys.config import TableConfig
+from recsys.growth import grown, written_bytes
 
 Keys = NDArray[np.int64]
 Rows = NDArray[np.float32]

@@ -30,7 +30,7 @@ from serving.kept_file import Kept
 from serving.patient_reader import LONGEST_S, SLICE_S, PatientReader
 from serving.pipeline import Pipeline
 from serving.replica import Replica
-from serving.request import Answer, Request, without
+from serving.request import SESSION, STALE, Answer, Request, without
 from serving.session_store import SessionReader, StoreUnavailable
 from serving.session_view import view_of
 from serving.state_reader import StateReader
@@ -132,9 +132,9 @@ class Service:
         finally:
             self.turnstile.pass_on()
         if not known:
-            answer = without(answer, "session")
+            answer = without(answer, SESSION)
         if self.stale:
-            answer = without(answer, "stale")
+            answer = without(answer, STALE)
         self._log_impression(answer)
         return answer
 

@@ -61,9 +61,9 @@ def not_interested(
 def _hidden_groups(replica: Replica, session: Session) -> tuple[NDArray[np.int64], Floats]:
     """The group keys of the newest hidden items, in order, and in how many of these each stands."""
     catalogue, columns = replica.catalogue, replica.features.group_columns()
-    newest = list(session.hidden)[-_HIDDEN:]
-    known = [i for i in map(catalogue.index_of_key, newest) if i is not None]
-    keys, counts = np.unique(catalogue.keys[known][:, columns], return_counts=True)
+    newest = np.array(list(session.hidden)[-_HIDDEN:], np.int64)
+    known = catalogue.indices_of_keys(newest)
+    keys, counts = np.unique(catalogue.keys[known[known >= 0]][:, columns], return_counts=True)
     return keys[keys != 0], counts[keys != 0].astype(np.float64)
 
 

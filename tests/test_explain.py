@@ -181,6 +181,26 @@ def test_an_answer_from_lists_is_made_again_by_the_centroids_that_were_written_d
     log.close()
 
 
+def test_what_too_little_time_was_left_for_is_left_out_again(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "state")
+    serve = replace(config.serve, rank_ms=1e9, short_candidates=20, stale_s=0.001)
+    config = replace(config, serve=serve)
+
+    async def scenario(system: OneProcess) -> list[str]:
+        system.publish([item(n) for n in range(60)])
+        await system.start()
+        asked = await live(system, 16)
+        await system.stop()
+        return asked
+
+    asked, log = asyncio.run(scenario(OneProcess(config))), open_log(config)
+    found = Past(config, log, asked).explain()
+    assert [f"{i.why} {i.differences[:2]}" for i in found if i.verdict != EQUAL] == []
+    degraded = Counter(stage for its in found for stage in impression_of(its).degraded)
+    assert degraded["rank:short"] >= 8 and degraded["stale"] >= 1
+    log.close()
+
+
 def test_what_is_shown_of_an_answer(past: Past) -> None:
     explainer = Explainer(past.log, past.config, feature_set(past.config))
     found = explainer.explain(past.asked[44], "u2")

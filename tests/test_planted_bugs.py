@@ -155,14 +155,14 @@ def wal_not_synced_before_the_answer(patch: Patch) -> None:
 
 @bug("every step is published")
 def written_down_before_the_step_before_is_published(patch: Patch) -> None:
-    real_learn, real_flush = DurableShard.learn, DurableShard._flush
+    real_learn, real_flush = DurableShard.learn, DurableShard.flush
 
     def learn(self: DurableShard, *its: Any, **more: Any) -> None:
-        patch.setattr(DurableShard, "_flush", lambda self: None)
+        patch.setattr(DurableShard, "flush", lambda self: None)
         try:
             real_learn(self, *its, **more)
         finally:
-            patch.setattr(DurableShard, "_flush", real_flush)
+            patch.setattr(DurableShard, "flush", real_flush)
 
     patch.setattr(DurableShard, "learn", learn)
 
@@ -321,7 +321,7 @@ def held_back_rows_left_out_of_the_snapshot(patch: Patch) -> None:
         return {name: array[:0] for name, array in real(self).items()}
 
     def snapshot(self: DurableShard) -> None:
-        self._flush()
+        self.flush()
         with pytest.MonkeyPatch.context() as within:
             within.setattr(Published, "export", export)
             self._write(self._shard.applied, *self._shard.export())

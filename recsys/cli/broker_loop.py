@@ -8,7 +8,6 @@ are those of the replay in one process, bit for bit; a difference is a fault of 
 
 import secrets
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -80,7 +79,7 @@ class BrokerLoop:
         while self._workers[0].step < self.sequencer.step:
             for done in [self._threads.submit(worker.turn) for worker in self._workers]:
                 done.result()
-        self._shards.wait_published()
+        self._shards.flush()
         return []
 
     def append(self, event: Event) -> None:
@@ -147,10 +146,10 @@ class Shards:
         ]
         return ShardedClient(self.spec, channels, who)
 
-    def wait_published(self) -> None:
+    def flush(self) -> None:
         """Returns once the deltas of all that was answered stand on the log: a shard answers before that."""
-        while any(durable.status()["unpublished"] for durable in self._durable):
-            time.sleep(0.001)
+        for durable in self._durable:
+            durable.flush()
 
     def digest(self) -> str:
         return digest_of_shards([durable.shard for durable in self._durable])

@@ -112,8 +112,8 @@ class Explainer:
         skipped = set(impression.degraded) - set(answer.degraded)
         if skipped:
             raise Gone(
-                f"the answer went without {', '.join(sorted(skipped))}: by a failure or for want of time, "
-                "which no log can tell"
+                f"the answer went without {', '.join(sorted(skipped))}: by a failure, which no "
+                "log can tell"
             )
         found.differences = differences(impression, answer.impression)
         found.verdict = DIFFERENT if found.differences else EQUAL
