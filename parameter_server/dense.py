@@ -4,6 +4,13 @@
 
 with m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ), all float32. What the numbers mean is the model's business.
 
+A new line learns faster at first, and then at the usual rate for ever, since it never stops learning (inverse
+time decay, Robbins, Monro 1951, with a floor)
+
+    rate(t) = rate · max(1, first / (1 + t / 50))
+
+so that the first few dozen steps of a system that starts from nothing already say something.
+
 Workers learn with w; replicas are given its running average (Polyak, Juditsky 1992; exponential, as the
 noise around a moving optimum has no beginning to average from)
 
@@ -24,6 +31,7 @@ Vector = NDArray[np.float32]
 BETA_1: Final = 0.9
 BETA_2: Final = 0.999
 EPSILON: Final = 1e-8
+SETTLING: Final = 50  # steps after which the first rate is halved
 DENSE_COLUMNS: Final = ("values", "averaged", "m", "v", "t")  # of an export
 
 
@@ -36,14 +44,21 @@ class Dense:
     """One flat parameter vector (P,), its optimizer state, and the ``averaged`` vector (P,) to serve."""
 
     def __init__(
-        self, values: Vector, rate: float, bound: float = 1e3, average: float = 0.0
+        self,
+        values: Vector,
+        rate: float,
+        bound: float = 1e3,
+        average: float = 0.0,
+        first: float = 1.0,
     ) -> None:
-        """``average``: what is kept of the running average at each step; 0 serves the newest values."""
+        """``average``: what is kept of the running average at each step; 0 serves the newest values.
+        ``first``: how many times the rate a new line begins with."""
         self.values = np.array(values, np.float32).reshape(-1)
         self.averaged = self.values
         self._rate = rate
         self._bound = bound
         self._average = average
+        self._first = first
         self._m = np.zeros_like(self.values)
         self._v = np.zeros_like(self.values)
         self._t = 0
@@ -66,7 +81,8 @@ class Dense:
         beta_1, beta_2 = np.float32(BETA_1), np.float32(BETA_2)
         self._m = beta_1 * self._m + (one - beta_1) * gradient
         self._v = beta_2 * self._v + (one - beta_2) * (gradient * gradient)
-        rate = np.float32(self._rate / (1 - BETA_1**self._t))
+        settled = max(1.0, self._first / (1 + self._t / SETTLING))
+        rate = np.float32(self._rate * settled / (1 - BETA_1**self._t))
         root = np.sqrt(self._v * np.float32(1 / (1 - BETA_2**self._t)))
         self.values = self.values - rate * self._m / (root + np.float32(EPSILON))
         keep = np.float32(min(self._average, (1 + self._t) / (10 + self._t)))

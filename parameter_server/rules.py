@@ -11,7 +11,9 @@ from typing import Final
 
 from parameter_server.shard import ShardSpec
 
-_ABOUT: Final = ("lanes", "seed", "dense_rate", "dense_average", "expire_every", "bound")
+_ABOUT: Final = (
+    "lanes", "seed", "dense_rate", "dense_first", "dense_average", "expire_every", "bound",
+)  # fmt: skip
 
 
 class RulesChanged(ValueError):

@@ -59,6 +59,7 @@ class ShardSpec:
     seed: int = 0
     dense_rate: float = 0.001
     dense_average: float = 0.0  # see parameter_server.dense
+    dense_first: float = 1.0
     expire_every: int = 64  # steps between two looks for rows past their time-to-live
     bound: float = MAX_GRADIENT
     delta_format: str = "fp32"  # see parameter_server.rounding
@@ -115,7 +116,9 @@ class Shard:
         }
         self.dense = None
         if dense is not None:
-            self.dense = Dense(dense, spec.dense_rate, spec.bound, spec.dense_average)
+            self.dense = Dense(
+                dense, spec.dense_rate, spec.bound, spec.dense_average, spec.dense_first
+            )
         self.published = Published(spec.tables, spec.seed, spec.delta_format, spec.delta_bytes)
         self.applied = 0
         self.clock_ms = 0  # the newest event time seen: it never goes back, whatever steps say

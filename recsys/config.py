@@ -151,6 +151,9 @@ class ModelConfig:
     retrieval_weight: float = 0.2  # of the user side's loss beside the ranker's
     side_weight: float = 0.3  # of the other labels' loss beside the first one's
     dense_rate: float = 0.0005  # Adam
+    dense_first: float = (
+        10.0  # times dense_rate in the first step of a line; halved by the 50th, and so on
+    )
     # What replicas are given of the dense parameters is their running average over steps, of which so much is
     # kept at each; 0 is the newest.
     dense_average: float = 0.99
@@ -166,6 +169,7 @@ class ModelConfig:
         _check(0 <= self.dense_average < 1, "model.dense_average", self.dense_average,
                "0 (the newest) or more, below 1")  # fmt: skip
         _check(self.ttl_s >= 0, "model.ttl_s", self.ttl_s, "0 (for ever) or more seconds")
+        _check(self.dense_first >= 1, "model.dense_first", self.dense_first, "1 (no more) or more")
         for name in ("row_rate", "dense_rate", "vector_rate"):
             rate = getattr(self, name)
             _check(rate > 0, f"model.{name}", rate, "a positive number")

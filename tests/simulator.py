@@ -46,7 +46,9 @@ TABLES: Final = (
     TableConfig("items", 3, 0.1, initial=0.1, admit_after=2, ttl_s=TTL_S),
     TableConfig("users", 1, 1.0, ttl_s=TTL_S),
 )
-SPEC: Final = ShardSpec(TABLES, CONFIG.step.lanes, parts=SHARDS, expire_every=4, dense_average=0.9)
+SPEC: Final = ShardSpec(
+    TABLES, CONFIG.step.lanes, parts=SHARDS, expire_every=4, dense_average=0.9, dense_first=3.0
+)
 DENSE: Final = np.linspace(-1, 1, 5, dtype=np.float32)
 SNAPSHOT_EVERY: Final = 5
 BUDGET: Final = 60  # bytes of rows: about five

@@ -66,3 +66,30 @@ def test_another_model_is_an_error():
         Dense(np.ones(3, np.float32), 0.01).apply(np.ones(4, np.float32))
     with pytest.raises(ValueError, match="4 dense parameters, the model 3"):
         Dense(np.ones(3, np.float32), 0.01).load(Dense(np.ones(4, np.float32), 0.01).export())
+
+
+def test_a_new_line_learns_faster_and_settles_at_the_usual_rate() -> None:
+    usual, quick = (
+        Dense(np.zeros(1, np.float32), 0.01),
+        Dense(np.zeros(1, np.float32), 0.01, first=4.0),
+    )
+    moved = []
+    for _ in range(200):
+        before = usual.values, quick.values
+        for dense in (usual, quick):
+            dense.apply(np.ones(1, np.float32))  # Adam then moves by its rate
+        moved.append(float((quick.values - before[1])[0] / (usual.values - before[0])[0]))
+    assert moved[0] == pytest.approx(4 / (1 + 1 / 50), rel=1e-3)
+    assert moved[49] == pytest.approx(2.0, rel=1e-3)
+    assert moved[149:] == pytest.approx([1.0] * 51, rel=1e-3)
+
+
+def test_a_loaded_line_goes_on_where_its_rate_was() -> None:
+    one = Dense(np.zeros(1, np.float32), 0.01, first=9.0)
+    for _ in range(7):
+        one.apply(np.ones(1, np.float32))
+    other = Dense(np.zeros(1, np.float32), 0.01, first=9.0)
+    other.load(one.export())
+    for dense in (one, other):
+        dense.apply(np.ones(1, np.float32))
+    assert one.digest() == other.digest()

@@ -39,7 +39,7 @@ def crowd_config(shards: int = 1) -> Config:
     return Config(
         join=JoinConfig(window_s=60),
         step=StepConfig(examples=64, every_ms=5_000, lanes=2),
-        model=ModelConfig(dim=8, vector_dim=8, hidden=(16,), dense_rate=0.005),
+        model=ModelConfig(dim=8, vector_dim=8, hidden=(16,), dense_rate=0.005, dense_first=1.0),
         serve=ServeConfig(candidates=80),
         parameter_server=ParameterServerConfig(shards=shards),
     )

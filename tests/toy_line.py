@@ -20,7 +20,9 @@ DENSE = np.linspace(-1, 1, 7, dtype=np.float32)
 
 
 def toy_spec(parts: int = 1, **changes: object) -> ShardSpec:
-    return ShardSpec(TABLES, LANES, parts=parts, expire_every=4, dense_average=0.9, **changes)  # type: ignore[arg-type]
+    return ShardSpec(
+        TABLES, LANES, parts=parts, expire_every=4, dense_average=0.9, dense_first=3.0, **changes
+    )  # type: ignore[arg-type]
 
 
 def time_of(step: int) -> int:

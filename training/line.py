@@ -35,6 +35,7 @@ def spec_of(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
         epoch=epoch,
         seed=config.model.seed,
         dense_rate=config.model.dense_rate,
+        dense_first=config.model.dense_first,
         dense_average=config.model.dense_average,
         delta_format=config.parameter_server.delta_format,
         delta_bytes=int(1024 * config.parameter_server.delta_kb),
