@@ -21,8 +21,9 @@ from typing import Any, Final
 
 import msgspec
 
-from recsys.config import PolicyConfig, check_weights, override
+from recsys.config import override
 from recsys.marked_yaml import Marked, YamlError
+from recsys.policy_config import PolicyConfig, check_weights
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _KEYS: Final = {"name", "layer", "salt", "traffic", "offset", "metric", "about", "arms"}

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from experiments.assignment import assign
 from experiments.definition import Arm, Experiment, apply_overrides
-from recsys.config import PolicyConfig, digest
+from recsys.config import digest
 from recsys.hashing import Id, digest_of
+from recsys.policy_config import PolicyConfig
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.config import PolicyConfig, Rule
 from recsys.features import FeatureSet
 from recsys.hashing import key_of
+from recsys.policy_config import PolicyConfig, Rule
 from recsys.session import Session
 from serving.replica import Replica
 from serving.request import Ranked

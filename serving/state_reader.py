@@ -16,11 +16,12 @@ import msgspec
 from experiments.definition import Experiment, read_experiments
 from experiments.policy import Policies
 from parameter_server.deltas import StepDelta
-from recsys.config import Config, check_rules, check_weights
+from recsys.config import Config
 from recsys.events import Item, Rejected, decode
 from recsys.hashing import Id
 from recsys.log import Log, LogLost
 from recsys.marked_yaml import YamlError
+from recsys.policy_config import check_rules, check_weights
 from recsys.records import (
     CONTROL,
     DELTAS,

@@ -7,7 +7,8 @@ import pytest
 from experiments.assignment import assign
 from experiments.definition import Arm, Experiment, apply_overrides
 from experiments.policy import Policies
-from recsys.config import PolicyConfig, Rule, check_rules, digest
+from recsys.config import digest
+from recsys.policy_config import PolicyConfig, Rule, check_rules
 
 BASE = PolicyConfig()
 LIKES = Experiment(

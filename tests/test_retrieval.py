@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from recsys.bitmap import Bitmap
-from recsys.config import SOURCES, PolicyConfig
 from recsys.events import Engagement, Impression
 from recsys.feature_builder import FeatureBuilder
 from recsys.hashing import key_of
 from recsys.item_counters import ItemCounters
+from recsys.policy_config import SOURCES, PolicyConfig
 from recsys.records import ItemState
 from serving.replica import Replica
 from serving.retrieval import Found, Retrieval, liked_groups

@@ -15,11 +15,12 @@ from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import Shard
 from parameter_server.snapshots import write_part
 from recsys.blueprint import FEED_SCHEMA
-from recsys.config import Config, PolicyConfig, ServeConfig
+from recsys.config import Config, ServeConfig
 from recsys.events import Item, encode
 from recsys.features import FeatureSet
 from recsys.hashing import key_of, uniforms
 from recsys.log import Append, LogUnavailable, MemoryLog
+from recsys.policy_config import PolicyConfig
 from recsys.records import (
     CONTROL,
     DELTAS,

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from recsys.cli.coldstart_world import ARMS, Feed, Slot, newcomers, small, without
 from recsys.cli.main import app
 from recsys.cli.study_coldstart import SWIPES, _regrets, new_users
-from recsys.config import PolicyConfig
+from recsys.policy_config import PolicyConfig
 from recsys.world import World
 
 HOUR_MS = 3_600_000

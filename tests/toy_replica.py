@@ -7,12 +7,13 @@ import numpy as np
 
 from experiments.policy import Policies, Policy
 from parameter_server.deltas import Changed, StepDelta
-from recsys.config import Config, PolicyConfig, ServeConfig
+from recsys.config import Config, ServeConfig
 from recsys.events import Engagement, Item
 from recsys.features import FeatureSet
 from recsys.hashing import uniforms
 from recsys.item_counters import ItemCounters
 from recsys.model import tables_of
+from recsys.policy_config import PolicyConfig
 from recsys.records import ItemState
 from recsys.session import Session
 from serving.replica import Replica

@@ -24,21 +24,38 @@ _WARM: Final = 100  # requests
 WORK: Final = {
     "session get": ("serving/session_line", "serving/patient_reader", "serving/session_store"),
     "unpack": ("recsys/session",),
-    "features": ("recsys/feature_builder", "recsys/features", "recsys/counters"),
+    "features": (
+        "recsys/feature_builder",
+        "recsys/features",
+        "recsys/feature_kernels",
+        "recsys/counters",
+        "recsys/counter_kernels",
+    ),
     "retrieve": (
         "serving/retrieval",
         "serving/filters",
         "serving/item_index",
         "serving/inverted",
+        "serving/ivf_index",
+        "serving/list_kernels",
+        "recsys/bitmap",
         "serving/popularity",
         "recsys/vectors",
     ),
-    "rank": ("serving/scoring", "recsys/model", "recsys/ranker", "recsys/batch"),
-    "select": ("serving/selection", "experiments/"),
+    "rank": (
+        "serving/scoring",
+        "recsys/model",
+        "recsys/ranker",
+        "recsys/list_ranker",
+        "recsys/tile_kernels",
+        "recsys/row_kernels",
+        "recsys/batch",
+    ),
+    "select": ("serving/stages", "serving/selection", "serving/draw_kernels", "experiments/"),
     "impression": ("serving/impression_writer", "recsys/events"),
 }
 WAY: Final = {
-    "parse": ("serving/fast_route", "serving/fast_bodies", "serving/strict_json"),
+    "parse": ("serving/fast_", "serving/strict_json"),
     "encode": ("serving/http_app",),
     "answer": (
         "serving/pipeline",

@@ -17,20 +17,14 @@ from parameter_server.deltas import seal
 from parameter_server.rounding import round_dense
 from parameter_server.snapshots import write_part
 from recsys.blueprint import build_model, feature_set
-from recsys.config import (
-    Config,
-    LogConfig,
-    ModelConfig,
-    ParameterServerConfig,
-    PolicyConfig,
-    ServeConfig,
-)
+from recsys.config import Config, LogConfig, ModelConfig, ParameterServerConfig, ServeConfig
 from recsys.events import Engagement, Item, encode
 from recsys.features import FeatureSet
 from recsys.hashing import cross, key_of
 from recsys.item_counters import GLOBAL
 from recsys.log import Append, MemoryLog
 from recsys.model import tables_of
+from recsys.policy_config import PolicyConfig
 from recsys.records import (
     CONTROL,
     DELTAS,

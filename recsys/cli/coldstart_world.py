@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from recsys.blueprint import FEED_SCHEMA
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.player import Player
-from recsys.config import Config, JoinConfig, ModelConfig, PolicyConfig, ServeConfig, StepConfig
+from recsys.config import Config, JoinConfig, ModelConfig, ServeConfig, StepConfig
 from recsys.events import Engagement, Event, Impression, Item, Served
 from recsys.features import FeatureSet
 from recsys.hashing import Id
 from recsys.pasts import SURFACE
+from recsys.policy_config import PolicyConfig
 from recsys.session import Session
 from recsys.world import World
 from serving.request import Request

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from recsys.cli.coldstart_world import ARMS, Feed, newcomers, small, without
 from recsys.cli.replay import check_folders
-from recsys.config import PolicyConfig
 from recsys.hashing import Id
 from recsys.metrics import Interval, paired_ratio_interval
+from recsys.policy_config import PolicyConfig
 from recsys.world import World
 
 SWIPES: Final = (0, 1, 5, 20)

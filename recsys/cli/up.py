@@ -22,8 +22,9 @@ from recsys.cli.runner import Runner
 from recsys.cli.running import Running
 from recsys.cli.supervisor import Change
 from recsys.cli.table import parts_table, said_beyond_loopback
-from recsys.config import Config, check_rules, check_weights, digest
+from recsys.config import Config, digest
 from recsys.loops import log_to_file, run_folder
+from recsys.policy_config import check_rules, check_weights
 from recsys.schema import CATEGORICAL
 from recsys.settings import BadSettings
 
