@@ -83,7 +83,13 @@ class ShardActor:
         return b"".join(encode(reply))
 
     def status(self) -> dict[str, Any]:
-        """Rows, bytes, applied step, what was refused and expired."""
+        """Rows, bytes, applied step, what was refused and expired.
+
+        Asked for about once a second: a delta whose publication failed goes out once the log is back, though
+        no step follows.
+        """
+        if self._shard.status()["unpublished"]:
+            self._service.publish()
         return self._shard.status() | {"refused_connections": self._server.refused}
 
     def digest(self) -> str:

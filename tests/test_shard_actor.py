@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 
 from parameter_server.deltas import DeltaAssembler
-from parameter_server.parameter_client import LocalClient, Worker
+from parameter_server.parameter_client import LocalClient, ShardedClient, Worker, hello
+from parameter_server.transport import SocketChannel
 from recsys.config import Config, StepConfig
+from recsys.log import LogUnavailable
 from recsys.open_log import create_topics, open_log
 from recsys.records import DELTAS
 from tests.toy_line import DENSE, LANES, toy_spec, work
@@ -56,6 +58,13 @@ def run(actors, spec, handles, transport, workers, generation, until=STEPS):
     assert not errors and not any(t.is_alive() for t in threads), errors
 
 
+def connected(spec, actor):
+    who = Worker(0, 1, 1)
+    return ShardedClient(
+        spec, [SocketChannel(actor.address, lambda token: hello(spec, 0, who, token))], who
+    )
+
+
 def expected(spec):
     client = LocalClient.fresh(spec, DENSE)
     work(client, ALL, STEPS)
@@ -68,6 +77,36 @@ def deltas(log, least):
     while log.end(DELTAS, 0) < least and time.monotonic() < until:
         time.sleep(0.02)
     return log.read(DELTAS, 0, 0)
+
+
+def test_a_delta_that_could_not_be_published_goes_out_when_the_shard_is_looked_at(
+    tmp_path, monkeypatch
+):
+    from parameter_server import shard_actor as actors
+
+    config, log = config_in(tmp_path)
+    spec, away, real = toy_spec(1), [True], actors.publisher
+
+    def publisher(*of):
+        def publish(deltas):
+            if away[0]:
+                raise LogUnavailable("deltas is away")
+            real(*of)(deltas)
+
+        return publish
+
+    monkeypatch.setattr(actors, "publisher", publisher)
+    actor = actors.ShardActor(spec, config, "127.0.0.1", DENSE.tobytes())
+    try:
+        client = connected(spec, actor)
+        work(client, ALL, 1)
+        client.close()
+        assert actor.status()["unpublished"] == 1 and log.end(DELTAS, 0) == 0
+        away[0] = False
+        assert actor.status()["unpublished"] == 0
+        assert len(deltas(log, 1)) == 1
+    finally:
+        actor.stop()
 
 
 @pytest.mark.parametrize("transport", ["socket", "ray"])
