@@ -53,6 +53,8 @@ def test_a_door_of_which_there_is_one_is_judged_apart() -> None:
         "joiner": {"answered_share": 0.9989, "unlogged": 2},
         "haproxy": {"answered_share": 0.9, "unlogged": 1},
     }
+    lost = {"broker": {"answered_share": 1.0, "unlogged": None}}  # nobody could look
+    assert judged(lost, chosen(("broker",), kafka=True))["unlogged"] == 0
     found = judged(rows, faults)
     assert found["below"] == ["joiner"] and found["doors_below"] == ["haproxy"]
     assert found["unlogged"] == 3 and found["missing"] == ["ray"]

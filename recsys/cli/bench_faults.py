@@ -202,7 +202,7 @@ def judged(rows: dict[str, Figures], faults: Sequence[Fault]) -> Figures:
         "bar": BAR,
         "below": [name for name in bad if name not in doors],
         "doors_below": [name for name in bad if name in doors],
-        "unlogged": sum(row["unlogged"] for row in rows.values()),
+        "unlogged": sum(row["unlogged"] or 0 for row in rows.values()),
         "missing": [fault.name for fault in faults if fault.name not in rows],
     }
 
@@ -225,11 +225,11 @@ def _row(system: Live, fault: Fault, ask: Ask, seed: int) -> Figures:
             whole_s = None if waited_s is None else round(passed_s + waited_s, 1)
         sent = load.all()
     requests = {request for request, _ in sent.notes}
-    logged = {} if fault.last else system.logged(requests, since)
-    return {
-        "about": fault.about,
-        **counted(sent),
-        "whole_after_s": whole_s,
+    found = {"about": fault.about, **counted(sent), "whole_after_s": whole_s}
+    if fault.last:  # there is no log to look at
+        return found | {"logged": None, "unlogged": None, "logged_twice": None}
+    logged = system.logged(requests, since)
+    return found | {
         "logged": len(logged),
         "unlogged": len(requests) - len(logged),
         "logged_twice": sum(count > 1 for count in logged.values()),
