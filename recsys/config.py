@@ -213,10 +213,13 @@ class ServeConfig:
     host: str = "127.0.0.1"  # what the API binds to; 0.0.0.0: every address of the machine
     port: int = 8000
     replicas: int = 1
-    # With max_replicas above 0 there are as many as keep target_ongoing requests at work in each.
+    # With max_replicas above 0 there are as many as keep target_ongoing requests at work in each. A change is
+    # made once it was called for during so many seconds, up and down.
     min_replicas: int = 1
     max_replicas: int = 0
     target_ongoing: float = 2.0
+    upscale_s: float = 5.0
+    downscale_s: float = 60.0
     candidates: int = 300
     dashboard_port: int = 8265
     max_ongoing: int = 100  # lists at work in a replica; fewer where they would wait for too long
@@ -263,7 +266,8 @@ class ServeConfig:
         for name in ("target_ongoing", "deadline_ms", "queue_ms", "stale_s", "kept_mb"):
             number = getattr(self, name)
             _check(number > 0, f"serve.{name}", number, "a positive number")
-        for name in ("client_rate", "retrieval_ms", "rank_ms", "short_rank_ms", "kept_disk_mb"):
+        waits = ("upscale_s", "downscale_s", "retrieval_ms", "rank_ms", "short_rank_ms")
+        for name in (*waits, "client_rate", "kept_disk_mb"):
             number = getattr(self, name)
             _check(number >= 0, f"serve.{name}", number, "0 or more")
 

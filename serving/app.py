@@ -63,8 +63,8 @@ def _scale(serve: ServeConfig) -> dict[str, Any]:
         "min_replicas": serve.min_replicas,
         "max_replicas": serve.max_replicas,
         "target_ongoing_requests": serve.target_ongoing,
-        "upscale_delay_s": 5.0,
-        "downscale_delay_s": 60.0,
+        "upscale_delay_s": serve.upscale_s,
+        "downscale_delay_s": serve.downscale_s,
     }
     return {"autoscaling_config": scaling}
 

@@ -125,15 +125,29 @@ class ImpressionWriter:
     def _run(self) -> None:
         self._adopt()
         while self._wait():
-            if not (self._send_kept() and self._send_batch()):
-                self._in_a_row += 1
+            try:
+                sent = self._turn()
+            except (
+                Exception
+            ) as error:  # the thread goes on: without it nothing is ever written again
+                self._failed([], error)
+                sent = False
+            if not sent:
                 if self._closing:
                     break
-                self._keep()
                 with self._there:
                     self._there.wait_for(lambda: self._closing, self._retry_s)
             self._adopt()
         self._end()
+
+    def _turn(self) -> bool:
+        """Sends a batch; False where it failed, and what waits is kept."""
+        if self._send_kept() and self._send_batch():
+            return True
+        self._in_a_row += 1
+        if not self._closing:
+            self._keep()
+        return False
 
     def _wait(self) -> bool:
         """Waits for something to do; False once there is an end to it."""

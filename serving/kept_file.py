@@ -6,6 +6,7 @@ how far it was sent. Nothing is synced: it outlives the process, not a power cut
 most is sent twice, which readers drop by the request's id.
 """
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -48,15 +49,25 @@ class KeptFile:
 
     @classmethod
     def made(cls, folder: Path, log_id: str) -> "KeptFile":
-        """A new one. It gets its name once it is locked, so that nobody takes it for left behind."""
+        """A new one. It gets its name once it is locked, so that nobody takes it for left behind. Raises
+        OSError where the disk has no room for its head."""
         folder.mkdir(parents=True, exist_ok=True)
         name = uuid.uuid4().hex
         unnamed = folder / f"{name}.new"
         fd = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(fd, _HEAD.pack(_MAGIC, digest_of(log_id), _HEAD.size))
         path = folder / (name + _SUFFIX)
-        os.rename(unnamed, path)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            head = _HEAD.pack(_MAGIC, digest_of(log_id), _HEAD.size)
+            if (written := os.write(fd, head)) < len(
+                head
+            ):  # a part of it would be taken for a file
+                raise OSError(errno.ENOSPC, f"{written} of {len(head)} bytes written", str(unnamed))
+            os.rename(unnamed, path)
+        except OSError:
+            os.close(fd)
+            unnamed.unlink(missing_ok=True)
+            raise
         return cls(path, fd, digest_of(log_id), _HEAD.size)
 
     @classmethod
@@ -94,14 +105,13 @@ class KeptFile:
             block += _RECORD.pack(len(body), zlib.crc32(body)) + body
             count += 1
         try:
-            written = os.pwrite(self._fd, block, self.end)
+            if os.pwrite(self._fd, block, self.end) < len(block):  # the disk is full
+                os.ftruncate(self._fd, self.end)  # nothing of it counts
+                return 0
         except OSError as error:
             logging.getLogger(__name__).warning("not kept", extra={"error": str(error)})
             return 0
-        if written < len(block):  # the disk is full: nothing of it counts
-            os.ftruncate(self._fd, self.end)
-            return 0
-        self.end += written
+        self.end += len(block)
         return count
 
     def peek(self, most: int) -> list[Waiting]:
@@ -124,9 +134,13 @@ class KeptFile:
         """What was peeked last has been sent. A file that is sent whole begins anew."""
         self.sent = self._peeked
         if self.sent >= self.end:
-            os.ftruncate(self._fd, _HEAD.size)
             self.sent = self._peeked = self.end = _HEAD.size
-        os.pwrite(self._fd, _HEAD.pack(_MAGIC, self._log, self.sent), 0)
+        try:
+            if self.end == _HEAD.size:
+                os.ftruncate(self._fd, _HEAD.size)
+            os.pwrite(self._fd, _HEAD.pack(_MAGIC, self._log, self.sent), 0)
+        except OSError as error:  # known here all the same; after a crash it would be sent again
+            logging.getLogger(__name__).warning("sent, not noted", extra={"error": str(error)})
 
     def close(self) -> None:
         """Lets go of the file; an empty one is removed."""

@@ -11,7 +11,7 @@ import pytest
 
 from recsys.log import Append, LogUnavailable, MemoryLog, Topic
 from serving.impression_writer import CLOSED, FULL, REFUSED, ImpressionWriter, Overloaded
-from serving.kept_file import Kept
+from serving.kept_file import Kept, Waiting
 
 
 class Log(MemoryLog):
@@ -268,3 +268,27 @@ def test_a_record_that_the_log_never_takes_keeps_nobody_back(
     log.open.set()
     until(lambda: writer.kept_bytes == 0)
     assert log.values() == [b"0", b"1", b"2"] and writer.drops == {REFUSED: 1}
+
+
+def test_the_thread_outlives_whatever_goes_wrong_in_it(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept(tmp_path, "log", 1 << 20)
+    writer = ImpressionWriter(log, retry_s=0.02, kept=kept)
+    log.away = True
+    writer.start()
+    writer.impression("events", record(b"0"))
+    until(lambda: writer.on_disk_bytes > 0)
+    peek, failures = kept.peek, iter([MemoryError("by chance"), OSError("no space")])
+
+    def broken(most: int) -> list[Waiting]:
+        for error in failures:
+            raise error
+        return peek(most)
+
+    monkeypatch.setattr(kept, "peek", broken)
+    log.away = False
+    writer.impression("events", record(b"1"))
+    until(lambda: log.end("events", 0) == 2)
+    writer.close()
+    assert log.values() == [b"0", b"1"]

@@ -119,6 +119,33 @@ def test_a_full_disk_keeps_what_stands_and_takes_no_more(
     assert drained(its) == waiting(0, 3)
 
 
+def test_a_disk_without_room_for_a_head_leaves_no_file_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    its, real = kept(tmp_path), os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:1]))
+    assert its.put(waiting(0)) == 0 and its.pending == 0
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "write", real)
+    assert its.put(waiting(1)) == 1 and drained(its) == waiting(1)
+
+
+def test_a_disk_that_takes_nothing_at_all_raises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> int:
+        raise OSError("no space")
+
+    its = kept(tmp_path)
+    its.put(waiting(0, 1, 2))
+    for name in ("pwrite", "ftruncate"):
+        monkeypatch.setattr(os, name, refused)
+    assert its.put(waiting(3)) == 0
+    assert drained(its) == waiting(0, 1, 2) and its.pending == 0
+    monkeypatch.undo()
+    assert its.put(waiting(4)) == 1 and drained(its) == waiting(4)
+
+
 def test_a_folder_that_cannot_be_made_keeps_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     its = kept(tmp_path / "file")

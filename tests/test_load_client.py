@@ -9,7 +9,16 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from recsys.cli.load_client import Client, Load, Sent, answer_in, poisson_times, post, summary
+from recsys.cli.load_client import (
+    Client,
+    Load,
+    Sent,
+    answer_in,
+    note_of,
+    poisson_times,
+    post,
+    summary,
+)  # fmt: skip
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"degraded":[]}'
 
@@ -115,3 +124,28 @@ def test_latency_counts_from_the_intended_time() -> None:
     sent = Sent(due=[0.0, 0.1], sent=[0.0, 0.3], done=[0.01, 0.31], status=[200, 200], wall_s=1.0)
     found = summary(sent)
     assert found["p99_ms"] > 200 and found["generator"]["late_p99_ms"] > 190
+
+
+def test_where_nobody_listens_all_stays_without_an_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    found = summary(Client(load(port, 0.2, rate=100.0)).run())
+    assert found["offered"] == found["failed"] > 5
+
+
+def test_what_is_stopped_sends_no_more_and_has_its_answers() -> None:
+    began = time.monotonic()
+    with server(lambda number: ANSWER) as port:
+        its = load(port, 60.0, rate=200.0)
+        sent = Client(its, lambda: time.monotonic() - began > 0.2).run()
+    assert 5 < len(sent.status) < 200 and set(sent.status) == {200}
+
+
+def test_an_answer_says_its_request_and_what_it_lacked() -> None:
+    body = b'{"request_id":"r1","items":[{"item_id":"v1"}],"degraded":[%s]}'
+    for told, stages in {
+        b"": (),
+        b'"model"': ("model",),
+        b'"model","x:y"': ("model", "x:y"),
+    }.items():
+        assert note_of(b"HTTP" + body % told, 4) == ("r1", stages)

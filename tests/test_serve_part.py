@@ -141,10 +141,13 @@ def test_as_many_replicas_as_configured_or_between_two_numbers():
 
     fixed = application(Config(serve=ServeConfig(replicas=3)))._bound_deployment
     assert fixed.num_replicas == 3
-    many = ServeConfig(min_replicas=2, max_replicas=5, target_ongoing=4.0)
+    many = ServeConfig(min_replicas=2, max_replicas=5, target_ongoing=4.0, downscale_s=9.0)
     scaled = application(Config(serve=many))._bound_deployment._deployment_config
     its = scaled.autoscaling_config
     assert (its.min_replicas, its.max_replicas, its.target_ongoing_requests) == (2, 5, 4.0)
+    assert (its.upscale_delay_s, its.downscale_delay_s) == (5.0, 9.0)
     assert scaled.max_ongoing_requests > 2 * many.max_ongoing + many.max_events
     with pytest.raises(ValueError, match="serve.max_replicas is 1"):
         ServeConfig(min_replicas=2, max_replicas=1)
+    with pytest.raises(ValueError, match="serve.downscale_s is -1"):
+        ServeConfig(downscale_s=-1.0)

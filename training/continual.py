@@ -38,6 +38,7 @@ from recsys.garbage import settle
 from recsys.log import LogLost
 from recsys.loops import Stop
 from recsys.memory import keep_freed
+from recsys.niceness import VARIABLE, step_back
 from recsys.open_log import open_log
 from recsys.records import STEPS
 from recsys.turns import patiently
@@ -65,7 +66,9 @@ def run(config: Config, stop: Stop) -> None:
     """
     config = replace(config, state=str(Path(config.state).resolve()))
     if not ray.is_initialized():
-        ray.init(namespace=NAMESPACE, log_to_driver=False)
+        # All that Ray starts for this run steps back, before its imports.
+        later = {"env_vars": {VARIABLE: str(_NICE)}}
+        ray.init(namespace=NAMESPACE, log_to_driver=False, runtime_env=later)
     log = open_log(config)
     epoch = live_epoch(log)
     if not _await_shards(spec_of(config, epoch=epoch), stop):
@@ -173,7 +176,7 @@ def resources_of(trainer: TrainerConfig) -> dict[str, float]:
 
 def train_loop(settings: dict[str, Any]) -> None:
     """One worker, until it is killed; it returns where another run has taken over."""
-    os.nice(_NICE)
+    step_back(_NICE)  # where nothing of ours ran before, in a cluster of others
     config = msgspec.convert(settings["config"], Config)
     its, name = _run_of(config), settings["run"]
     rank = ray.train.get_context().get_world_rank()

@@ -204,6 +204,54 @@ def int8(
     _tell("int8", {"rows": rows, "batches": batches, "seed": seed}, measured, json_file)
 
 
+@bench.command()
+def faults(
+    rate: Annotated[int, typer.Option(min=1, help="Requests in a second.")] = 100,
+    seconds: Annotated[int, typer.Option(min=5, help="Seconds of load for each fault.")] = 32,
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas that serve.")] = 2,
+    kafka: Annotated[bool, typer.Option("--kafka", help="Over an embedded broker.")] = False,
+    only: Annotated[str, typer.Option(help="Only these faults (a,b).")] = "",
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """Requests answered while one thing after the other is killed, stopped or made unwritable."""
+    from recsys.cli.bench_faults import Ask, chosen, measure_faults
+
+    names = tuple(name for name in only.split(",") if name)
+    try:
+        chosen(names, kafka)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    ask = Ask(rate, seconds, replicas, kafka, names, seed)
+    measured = measure_faults(ask, lambda text: typer.echo(text, err=True))
+    options: dict[str, Any] = {"rate": rate, "seconds": seconds, "replicas": replicas}
+    options |= ({"kafka": True} if kafka else {}) | ({"only": only} if only else {})
+    _tell("faults", options | {"seed": seed}, measured, json_file)
+
+
+@bench.command()
+def replicas(
+    replicas: Annotated[int, typer.Option(min=1, help="That are replaced by a restart.")] = 2,
+    low: Annotated[int, typer.Option(min=1, help="Requests in a second for one replica.")] = 20,
+    high: Annotated[int, typer.Option(min=1, help="Requests in a second that want two.")] = 100,
+    target: Annotated[float, typer.Option(min=0.01, help="serve.target_ongoing.")] = 0.3,
+    down_s: Annotated[float, typer.Option(min=0, help="serve.downscale_s.")] = 10.0,
+    only: Annotated[str, typer.Option(help="restart, or scaling; empty: both.")] = "",
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """Requests answered while replicas come and go: a rolling restart, and scaling."""
+    from recsys.cli.bench_replicas import PARTS, Ask, measure_replicas
+
+    if only and only not in PARTS:
+        raise typer.BadParameter(f"--only is {only!r}, expected one of {', '.join(PARTS)}")
+    ask = Ask(replicas, low, high, target, down_s, (only,) if only else PARTS, seed)
+    measured = measure_replicas(ask, lambda text: typer.echo(text, err=True))
+    options: dict[str, Any] = {"replicas": replicas, "low": low, "high": high, "target": target}
+    options |= {"down-s": down_s} | ({"only": only} if only else {})
+    _tell("replicas", options | {"seed": seed}, measured, json_file)
+
+
 def _tell(
     name: str, options: Mapping[str, Any], measured: Mapping[str, Any], json_file: Path | None
 ) -> None:

@@ -3,15 +3,16 @@
 In the open loop the times at which requests are sent are drawn beforehand (Poisson), and latency counts from
 the intended time, not from when the generator got round to sending: a server that stalls is charged for all
 that should have been sent meanwhile (Tene calls the opposite "coordinated omission"). Where no connection is
-free, another is opened. Sockets are raw and waited for with select(2), whose timeout has microseconds where
-that of epoll has milliseconds. It imports numpy and nothing of ours, so a process of its own starts at once.
+free, another is opened; where none can be opened, the request stays without an answer. Sockets are raw and
+waited for with select(2), whose timeout has microseconds where that of epoll has milliseconds. It imports
+numpy and nothing of ours, so a process of its own starts at once.
 """
 
 import gc
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,6 +22,9 @@ from numpy.typing import NDArray
 MOST_CONNECTIONS: Final = 512
 _AFTER_S: Final = 10.0  # in which answers may still come
 _WHOLE: Final = b'"degraded":[]'
+_NO_ITEMS: Final = b'"items":[]'
+_REQUEST: Final = b'"request_id":"'
+_DEGRADED: Final = b'"degraded":['
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Load:
     rate: float = 0.0
     clients: int = 0
     seed: int = 0
+    noted: bool = False  # keep of each answer what it says of itself
 
 
 @dataclass
@@ -45,6 +50,9 @@ class Sent:
     done: list[float] = field(default_factory=list)
     status: list[int] = field(default_factory=list)
     degraded: int = 0  # answered without a stage
+    empty: int = 0  # answered without an item
+    # With ``noted``: of each answer, in the order in which they came, its request and the stages it lacked.
+    notes: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     connections: int = 0
     cpu_s: float = 0.0
     wall_s: float = 0.0
@@ -78,6 +86,17 @@ def answer_in(data: bytes) -> tuple[int, int] | None:
     else:  # in chunks
         whole = data.endswith(b"0\r\n\r\n")
     return (int(data[9:12]), body) if whole else None
+
+
+def note_of(data: bytes, body: int) -> tuple[str, tuple[str, ...]]:
+    """(request, stages it had to do without) of a whole answer with 200, whose body begins at ``body``."""
+    at = data.find(_REQUEST, body)
+    request = data[at + len(_REQUEST) : data.find(b'"', at + len(_REQUEST))] if at >= 0 else b""
+    at = data.rfind(_DEGRADED)
+    stages = data[at + len(_DEGRADED) : data.find(b"]", at)] if at >= body else b""
+    return request.decode(), tuple(
+        stage for stage in stages.decode().split('"') if stage.strip(",")
+    )
 
 
 def summary(sent: Sent) -> dict[str, Any]:
@@ -117,12 +136,23 @@ class _Line:
         self.socket.setblocking(False)
         self.buffer, self.number = b"", -1
 
+    @property
+    def open(self) -> bool:
+        """Whether an idle connection can be used: the server may have closed it, which is no failure of the
+        request that comes next. Every client of HTTP looks."""
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
 
 class Client:
-    """Sends one load. Not used twice."""
+    """Sends one load, and nothing more once ``stopped`` says so. Not used twice."""
 
-    def __init__(self, load: Load) -> None:
-        self._load, self._found = load, Sent()
+    def __init__(self, load: Load, stopped: Callable[[], bool] = lambda: False) -> None:
+        self._load, self._found, self._stopped = load, Sent(), stopped
         self._poll = select.epoll()
         self._lines: dict[int, _Line] = {}
         self._idle: list[_Line] = []
@@ -153,11 +183,18 @@ class Client:
             now = time.perf_counter()
             if now > until:
                 break
+            if number < len(due) and self._stopped():
+                del due[number:]
+                until = now + _AFTER_S
             while number < len(due) and due[number] <= now:
-                line = self._free_line()
-                if line is None:
-                    break  # it stays due, and its latency grows
-                self._send(line, due[number])
+                try:
+                    line = self._free_line()
+                except OSError:
+                    self._begin(due[number])  # nobody is at the door
+                else:
+                    if line is None:
+                        break  # it stays due, and its latency grows
+                    self._send(line, due[number])
                 number += 1
             wait_s = max(0.0, due[number] - time.perf_counter()) if number < len(due) else 0.5
             self._receive(wait_s)
@@ -174,8 +211,11 @@ class Client:
                 self._send(self._idle.pop(), time.perf_counter())
 
     def _free_line(self) -> _Line | None:
-        if self._idle:
-            return self._idle.pop()
+        while self._idle:
+            line = self._idle.pop()
+            if line.open:
+                return line
+            self._drop(line)
         if len(self._lines) >= MOST_CONNECTIONS:
             return None
         line = _Line(self._load.host, self._load.port)
@@ -184,13 +224,18 @@ class Client:
         self._found.connections += 1
         return line
 
-    def _send(self, line: _Line, due: float) -> None:
-        found, requests = self._found, self._load.requests
-        line.number = len(found.due)
+    def _begin(self, due: float) -> int:
+        """The number of a request that has no answer yet."""
+        found = self._found
         found.due.append(due)
         found.sent.append(time.perf_counter())
         found.done.append(0.0)
         found.status.append(0)
+        return len(found.due) - 1
+
+    def _send(self, line: _Line, due: float) -> None:
+        requests = self._load.requests
+        line.number = self._begin(due)
         self._waiting += 1
         try:
             line.socket.send(requests[line.number % len(requests)])
@@ -220,7 +265,11 @@ class Client:
         status, body = answer
         found, number = self._found, line.number
         found.done[number], found.status[number] = time.perf_counter(), status
-        found.degraded += status == 200 and data.find(_WHOLE, body) < 0
+        if status == 200:
+            found.degraded += data.find(_WHOLE, body) < 0
+            found.empty += data.find(_NO_ITEMS, body) >= 0
+            if self._load.noted:
+                found.notes.append(note_of(data, body))
         line.buffer, line.number = b"", -1
         self._waiting -= 1
         self._idle.append(line)
@@ -242,3 +291,11 @@ def offer(load: Load, told: Any) -> None:
 
     with telling(told, 0):
         told.put(("load", 0, summary(Client(load).run())))
+
+
+def offer_until(load: Load, told: Any, stop: Any) -> None:
+    """For a process of its own: sends until it is asked to stop, and tells all that it saw."""
+    from recsys.cli.bench_parts import telling
+
+    with telling(told, 0):
+        told.put(("load", 0, Client(load, stop.is_set).run()))

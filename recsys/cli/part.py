@@ -1,7 +1,6 @@
 """``recsys part NAME``: one part in this process, with the configuration that ``recsys up`` wrote."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +14,10 @@ def run(name: str, state: str) -> int:
     from recsys.cli.parts import body, niceness
     from recsys.garbage import settle
     from recsys.loops import Stop, run_part
+    from recsys.niceness import session_steps_back
 
     config, _ = plans.read(state)
-    os.nice(niceness(name))
+    session_steps_back(niceness(name))
 
     def work(stop: Stop) -> None:
         loop = body(

@@ -29,10 +29,13 @@ _PARTS: Final = (
     Part("sequencer", "training.sequencer_loop:run", ("log",), nice=_LATER),
     Part("director", "training.director:run", ("log",), nice=_LATER),
     # Ray Train alone takes some twenty seconds, so nothing but viewers waits for these two.
-    Part("trainer", "training.continual:run", ("log", "shards"), ("ray",), False, 180, 20),
+    Part(
+        "trainer", "training.continual:run", ("log", "shards"), ("ray",), False, 180, 20,
+        nice=_LATER,
+    ),
     Part("serve", "recsys.cli.serve:run", ("log", "valkey", "shards"), ("ray",), False, 180, 20),
     Part("viewers", "recsys.cli.viewers:run_part", ("serve",)),
-)
+)  # fmt: skip
 _OPTIONAL: Final = {"broker", "valkey", "ray", "viewers"}
 NAMES: Final = tuple(part.name for part in _PARTS)
 

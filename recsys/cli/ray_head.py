@@ -67,6 +67,8 @@ def serve_environment(plan: Plan) -> dict[str, str]:
         # twice, which harms nobody (events have ids).
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        # Three such looks in vain, and the proxy starts anew: half a minute without answers, at 10 s each.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),

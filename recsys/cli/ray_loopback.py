@@ -7,9 +7,12 @@ strings, and the last reads pickled requests from whoever connects. ``keep_on_lo
 process before it imports Serve; ``write_haproxy`` makes the program that Serve starts in HAProxy's place.
 """
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
+
+from recsys.niceness import VARIABLE, step_back
 
 
 def loopback_of(address: str) -> str:
@@ -19,7 +22,9 @@ def loopback_of(address: str) -> str:
 
 
 def keep_on_loopback() -> None:
-    """Ray's worker setup hook: wraps the one function through which Serve opens a replica's handle port."""
+    """Ray's worker setup hook: wraps the one function through which Serve opens a replica's handle port. What
+    was started to step back does so here, before its imports."""
+    step_back(int(os.environ.get(VARIABLE, "0")))
     from ray._common import tls_utils
 
     opened = tls_utils.add_port_to_grpc_server

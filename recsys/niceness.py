@@ -1,0 +1,40 @@
+"""How what learns steps back for what answers, where processors are few. It imports nothing of ours: it runs
+before all imports.
+
+Linux shares processors between sessions first ("autogroup", where it is switched on), and each part is the
+leader of one: its nice value then says nothing to other parts, and that of the session has to be set too.
+"""
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+# Of a process that Ray starts: how far it steps back before its first import, which takes a core for seconds.
+VARIABLE: Final = "RECSYS_NICE"
+_SESSION: Final = Path("/proc/self/autogroup")
+_TRIES: Final = 20  # who isn't root may set it ten times a second, counted over the whole machine
+_AGAIN_S: Final = 0.1
+
+
+def step_back(nice: int) -> None:
+    """Lowers this process's priority to ``nice`` (0 to 19), once: what is lower already stays."""
+    os.nice(max(0, nice - os.nice(0)))
+
+
+def session_steps_back(nice: int, session: Path = _SESSION) -> bool:
+    """Lowers the priority of this process and, as the leader of its session, of that: whether that of the
+    session was set. It isn't where the system knows none."""
+    step_back(nice)
+    if not nice or os.getsid(0) != os.getpid() or not session.exists():
+        return False
+    for _ in range(_TRIES):
+        try:
+            session.write_text(str(nice))
+            return True
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                return False
+        time.sleep(_AGAIN_S)
+    return False
