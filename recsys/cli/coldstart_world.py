@@ -26,8 +26,10 @@ from recsys.world import World
 from serving.request import Request
 
 LIST: Final = 8  # items of a list
+Past = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
 ARMS: Final = ("whole", "no session", "popularity")
 _NEVER: Final = 2**62
+_HOUR_MS: Final = 3_600_000
 
 
 def small(policy: PolicyConfig, candidates: int = 200) -> Config:
@@ -56,6 +58,7 @@ class Feed:
 
     ``panel`` people try each item published from ``measured_ms`` on at once: the system learns what they do,
     and they count for nothing else. That is the oracle, which knows new items from the beginning.
+    ``past``: counters from before, as ``past_of`` makes them.
     """
 
     world: World
@@ -63,6 +66,7 @@ class Feed:
     away: Collection[str] = ()
     panel: int = 0
     measured_ms: int = _NEVER
+    past: Past | None = None
     slots: list[Slot] = field(default_factory=list)
     ranks: int = 0  # of all lists served while measured ...
     offered: int = 0  # ... at which something was on trial ...
@@ -78,6 +82,9 @@ class Feed:
             self.player.play(item)
         for user in self.world.users():
             self.player.play(user)
+        if self.past is not None:
+            self.player.item_counters.counters.set(*self.past)
+            self.player.replica.popularity.update(*self.past)
 
     def run(self, until_ms: int) -> None:
         """Serves everybody who comes until then, and learns from them."""
@@ -127,21 +134,43 @@ class Feed:
     def _try_out(self, item: Item) -> None:
         at_ms = item.time_ms + 1
         for number in range(self.panel):
-            user_id = f"panel-{item.item_id}-{number}"
-            shown = Impression(
-                time_ms=at_ms,
-                request_id=user_id,
-                user_id=user_id,
-                items=[Served(item_id=item.item_id)],
-                surface=SURFACE,
-            )
+            shown = _alone(item, f"panel-{item.item_id}-{number}", at_ms)
             self.player.play(shown)
-            for event in self.world.react(user_id, [item.item_id], user_id, at_ms):
+            for event in self.world.react(shown.user_id, [item.item_id], shown.request_id, at_ms):
                 self._await(event)
 
     def _await(self, event: Event) -> None:
         self._numbers += 1
         heapq.heappush(self._later, (event.time_ms, self._numbers, event))
+
+
+def past_of(world: World, people: int) -> Past:
+    """The counters of a first catalogue of which each item was shown to so many people from elsewhere.
+
+    So its items are no longer on trial, as those of a feed that has run for long. Only counters know of it:
+    the model has learned nothing, and no viewer has seen anything.
+    """
+    counters = (player := Feed(world, small(PolicyConfig())).player).item_counters
+    at_ms = world.start_ms - _HOUR_MS // 6
+    for index, item in enumerate(world.items(world.start_ms)):
+        keys_I = player.replica.catalogue.keys[index]
+        for number in range(people):
+            shown = _alone(item, f"past-{item.item_id}-{number}", at_ms)
+            counters.impression(shown, keys_I[None])
+            for event in world.react(shown.user_id, [item.item_id], shown.request_id, at_ms):
+                counters.engagement(event, keys_I)
+    return counters.counters.export()
+
+
+def _alone(item: Item, request_id: str, at_ms: int) -> Impression:
+    """One item shown to somebody who comes for it alone; the request has the viewer's name."""
+    return Impression(
+        time_ms=at_ms,
+        request_id=request_id,
+        user_id=request_id,
+        items=[Served(item_id=item.item_id)],
+        surface=SURFACE,
+    )
 
 
 def newcomers(feed: Feed, users: Sequence[str], swipes: Sequence[int]) -> NDArray[np.float64]:
