@@ -2,7 +2,8 @@
 
 New users. A part of the people stays away while the system learns from the others. Then each of them comes:
 the hit rate of the list that they are given after 0, 1, 5 and 20 swipes, of the whole system, of the same
-system without their session, and of the most popular items.
+system without their session and without exploration (greedy), of somebody who knows the world's laws but not
+the person (the ceiling: recsys/cli/coldstart_ceiling.py), and of the most popular items.
 
 New items. The **regret** of a policy is what it lost on good new items because it didn't know them:
 
@@ -37,6 +38,7 @@ from recsys.world import World
 SWIPES: Final = (0, 1, 5, 20)
 _HOUR_MS: Final = 3_600_000
 _AWAY: Final = 4  # one in so many people stays away at first
+_COMPARED: Final = ("whole", "greedy", "ceiling")  # each to popularity
 _PANEL: Final = 60  # people who try an item on for the oracle
 _BEFORE: Final = PolicyConfig().trust_after + 2  # 2: counters fade while the study goes on
 
@@ -148,19 +150,33 @@ def _policies(world: World, hours: float) -> Tried:
 
 
 def new_users(rates: Sequence[NDArray[np.float64]]) -> list[dict[str, Any]]:
-    """A row for each number of swipes: the hit rate of each arm, and the ratio to popularity."""
+    """A row for each number of swipes: the hit rate of each arm, and the ratio of some to popularity.
+
+    ``rates``: the hit rates (users, swipes, arms) of each world.
+    """
     rates_UKA = np.concatenate(rates)
     rows = []
     for k, swipes in enumerate(SWIPES):
-        whole, popular = rates_UKA[:, k, 0], rates_UKA[:, k, ARMS.index("popularity")]
+        popular_U = rates_UKA[:, k, ARMS.index("popularity")]
         rows.append(
             {
                 "swipes": swipes,
                 "hit_rate": {
                     arm: round(float(rates_UKA[:, k, a].mean()), 4) for a, arm in enumerate(ARMS)
                 },
-                "to_popularity": _rounded(paired_ratio_interval(whole, popular)),
-                "by_seed": [round(float(r[:, k, 0].mean() / r[:, k, -1].mean()), 4) for r in rates],
+                "to_popularity": {
+                    arm: _rounded(
+                        paired_ratio_interval(rates_UKA[:, k, ARMS.index(arm)], popular_U)
+                    )
+                    for arm in _COMPARED
+                },
+                "by_seed": {
+                    arm: [
+                        round(float(r[:, k, ARMS.index(arm)].mean() / r[:, k, -1].mean()), 4)
+                        for r in rates
+                    ]
+                    for arm in _COMPARED
+                },
             }
         )
     return rows
@@ -237,7 +253,9 @@ def _rounded(interval: Interval) -> dict[str, float]:
 def _print(found: dict[str, Any]) -> None:
     for row in found.get("new_users", ()):
         rates = ", ".join(f"{arm} {rate:.3f}" for arm, rate in row["hit_rate"].items())
-        typer.echo(f"after {row['swipes']:>2} swipes: {rates}; {_said(row['to_popularity'])}")
+        typer.echo(f"after {row['swipes']:>2} swipes: {rates}")
+        for arm, ratio in row["to_popularity"].items():
+            typer.echo(f"{'':>16} {arm} to popularity: {_said(ratio)}")
     if "new_items" in found:
         its, quota = found["new_items"], found["quota"]
         rates = ", ".join(f"{name} {lost:.2f}" for name, lost in its["regret"].items())
