@@ -9,12 +9,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from recsys.events import Engagement, Item, User
 from recsys.hashing import Id, uniform
 from recsys.world_topics import ENDINGS, TOPICS
 
+Number = TypeVar("Number", float, NDArray[np.float64])
 _HOUR_MS: Final = 3_600_000
 _MOOD_MS: Final = _HOUR_MS // 2  # how long a mood lasts
 _DRIFT_MS: Final = 12 * _HOUR_MS  # how long a taste takes to turn
@@ -22,9 +26,10 @@ _TREND_MS: Final = 6 * _HOUR_MS
 _CLUSTERS: Final = (
     8  # people of one cluster share half of their taste: there is something to transfer
 )
+_AGES_OF_A_CLUSTER: Final = 3
 _AGES: Final = ("13-17", "18-24", "25-34", "35-44", "45-54", "55-64", "65+", "unknown")
 # P(kind | long view) at an average taste, and how long after the view it tends to come, in ms.
-_AFTER: Final = {
+AFTER: Final = {
     "click": (0.30, 0.0),
     "like": (0.22, 0.0),
     "follow": (0.04, 8_000.0),
@@ -32,6 +37,10 @@ _AFTER: Final = {
     "share": (0.06, 30_000.0),
     "profile": (0.05, 4_000.0),
 }
+# What of a person's taste for a tag nobody else shares: own, drifting, of the moment. They are independent.
+_OWN, _DRIFT, _MOOD = 0.6, 0.5, 0.4
+IMPATIENCE: Final = 0.05  # what an item's logit loses at each rank
+OWN_VARIANCE: Final = _OWN**2 + _DRIFT**2 + _MOOD**2
 
 
 @dataclass(frozen=True)
@@ -43,11 +52,11 @@ class Request:
 
 
 @dataclass(frozen=True)
-class _Traits:
-    """What matters about an item: tags with their weights, how good it is, how long."""
+class Traits:
+    """What matters about an item: the logit of P(long view) is ``base`` + Σ weight · taste(tag) at rank 0."""
 
-    tags: tuple[tuple[str, float], ...]
-    quality: float
+    tags: tuple[tuple[str, float], ...]  # with their weights
+    base: float  # how good it is, and how long
     duration_ms: float
 
 
@@ -81,7 +90,7 @@ class World:
         self.start_ms = start_ms
         self.publish_every_ms = round(publish_every_s * 1000)
         self.requests_per_s = requests_per_s
-        self._known: dict[str, _Traits] = {}
+        self._known: dict[str, Traits] = {}
 
     # -- who and what there is ---------------------------------------------------------------
 
@@ -129,7 +138,7 @@ class World:
 
     def user(self, user_id: Id) -> User:
         """A profile; it tells a little of the taste, since each age has clusters that it favours."""
-        age = (self._cluster(user_id) + self._pick(3, "age", user_id)) % len(_AGES)
+        age = (self._cluster(user_id) + self._pick(_AGES_OF_A_CLUSTER, "age", user_id)) % len(_AGES)
         return User(time_ms=self.start_ms, user_id=user_id, fields={"age_band": _AGES[age]})
 
     def know(self, item_id: Id, fields: Mapping[str, Any]) -> None:
@@ -155,21 +164,39 @@ class World:
 
     def true_long_view(self, user_id: Id, item_id: Id, time_ms: int, rank: int = 0) -> float:
         """P(long view | shown at this rank). Lower ranks are watched with less patience."""
-        traits = self._traits(item_id)
+        traits = self.traits(item_id)
         liking = sum(weight * self.taste(user_id, tag, time_ms) for tag, weight in traits.tags)
-        length = math.log(max(traits.duration_ms, 1000.0) / 10_000)
-        return _sigmoid(-1.0 + 1.5 * liking + 0.6 * traits.quality - 0.3 * length - 0.05 * rank)
+        return _sigmoid(traits.base + liking - IMPATIENCE * rank)
 
     def taste(self, user_id: Id, tag: str, time_ms: int) -> float:
         """How much a user likes a tag now: shared, own, drifting, of the moment, and the fashion."""
         seed = self.seed
         return (
-            0.6 * _normal(seed, "cluster", self._cluster(user_id), tag)
-            + 0.6 * _normal(seed, "own", user_id, tag)
-            + 0.5 * _turning(seed, time_ms, _DRIFT_MS, "drift", user_id, tag)
-            + 0.4 * _normal(seed, "mood", user_id, tag, time_ms // _MOOD_MS)
-            + 0.3 * _turning(seed, time_ms, _TREND_MS, "trend", tag)
+            self.shared_taste(self._cluster(user_id), tag, time_ms)
+            + _OWN * _normal(seed, "own", user_id, tag)
+            + _DRIFT * _turning(seed, time_ms, _DRIFT_MS, "drift", user_id, tag)
+            + _MOOD * _normal(seed, "mood", user_id, tag, time_ms // _MOOD_MS)
         )
+
+    def shared_taste(self, cluster: int, tag: str, time_ms: int) -> float:
+        """The mean of the tastes of a cluster's people; their variance is OWN_VARIANCE."""
+        return 0.6 * _normal(self.seed, "cluster", cluster, tag) + 0.3 * _turning(
+            self.seed, time_ms, _TREND_MS, "trend", tag
+        )
+
+    def clusters_of(self, age_band: str) -> list[int]:
+        """The clusters that people of an age may be of. Each is as likely."""
+        age = _AGES.index(age_band)
+        return [(age - older) % _CLUSTERS for older in range(_AGES_OF_A_CLUSTER)]
+
+    def traits(self, item_id: Id) -> Traits:
+        """What matters about an item; one that isn't known is something of its own."""
+        known = self._known.get(str(item_id))
+        if known is None:
+            index = self._own_index(item_id)
+            fields = self.item(index).fields if index is not None else {}
+            known = self._known[str(item_id)] = self._traits_of(item_id, fields)
+        return known
 
     def react(
         self, user_id: Id, item_ids: Sequence[Id], request_id: str, time_ms: int
@@ -196,7 +223,7 @@ class World:
             return uniform(self.seed, request_id, rank, item_id, what)
 
         liked = self.true_long_view(user_id, item_id, start_ms, rank)
-        duration_ms = self._traits(item_id).duration_ms
+        duration_ms = self.traits(item_id).duration_ms
         long_view = draw("long_view") < liked
         part = 0.7 + 0.5 * draw("part") if long_view else 0.05 + 0.4 * draw("part") ** 2
         watch_ms = max(300, round(part * duration_ms))
@@ -204,11 +231,11 @@ class World:
         kinds: list[tuple[str, int]] = []
         if long_view:
             kinds.append(("long_view", end_ms))
-            for kind, (chance, delay_ms) in _AFTER.items():
-                if draw(kind) < chance * 2 * liked:
+            for kind, (_, delay_ms) in AFTER.items():
+                if draw(kind) < after_chance(kind, liked):
                     kinds.append((kind, end_ms + round(-delay_ms * math.log(1 - draw(kind + "?")))))
         else:
-            if draw("hide") < 0.06 * (1 - liked) ** 3:
+            if draw("hide") < hide_chance(liked):
                 kinds.append(("hide", end_ms))
             if watch_ms < 0.2 * duration_ms:
                 kinds.append(("skip", end_ms))
@@ -237,24 +264,28 @@ class World:
         text = str(item_id)
         return int(text[1:]) if text.startswith("w") and text[1:].isdigit() else None
 
-    def _traits(self, item_id: Id) -> _Traits:
-        known = self._known.get(str(item_id))
-        if known is None:
-            index = self._own_index(item_id)
-            fields = self.item(index).fields if index is not None else {}
-            known = self._known[str(item_id)] = self._traits_of(item_id, fields)
-        return known
-
-    def _traits_of(self, item_id: Id, fields: Mapping[str, Any]) -> _Traits:
+    def _traits_of(self, item_id: Id, fields: Mapping[str, Any]) -> Traits:
         tags = fields.get("tags") or fields.get("author") or str(item_id)
         names = [str(tag) for tag in tags] if isinstance(tags, list) else [str(tags)]
         weights = [1.0] + [0.5] * (len(names) - 1)
         duration = fields.get("duration_ms")
-        return _Traits(
-            tags=tuple(zip(names, (w / math.hypot(*weights) for w in weights), strict=True)),
-            quality=_normal(self.seed, "quality", item_id),
-            duration_ms=min(float(duration), 60_000.0) if duration else 10_000.0,
+        duration_ms = min(float(duration), 60_000.0) if duration else 10_000.0
+        quality = 0.6 * _normal(self.seed, "quality", item_id)
+        return Traits(
+            tags=tuple(zip(names, (1.5 * w / math.hypot(*weights) for w in weights), strict=True)),
+            base=-1.0 + quality - 0.3 * math.log(max(duration_ms, 1000.0) / 10_000),
+            duration_ms=duration_ms,
         )
+
+
+def after_chance(kind: str, liked: Number) -> Number:
+    """P(a kind of ``AFTER`` follows | long view), of somebody who likes the item so much."""
+    return AFTER[kind][0] * 2 * liked
+
+
+def hide_chance(liked: Number) -> Number:
+    """P(hide | no long view)."""
+    return 0.06 * (1 - liked) ** 3
 
 
 def _sigmoid(x: float) -> float:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli.coldstart_world import ARMS, Feed, Slot, newcomers, small, without
+from recsys.cli.coldstart_world import ARMS, Feed, Slot, newcomers, past_of, small, without
 from recsys.cli.main import app
-from recsys.cli.study_coldstart import SWIPES, _regrets, new_users
+from recsys.cli.study_coldstart import SWIPES, Tried, _regrets, new_items, new_users
 from recsys.policy_config import PolicyConfig
 from recsys.world import World
 
@@ -45,17 +45,43 @@ def test_the_regret_is_what_good_new_items_earned_less_than_the_oracle_s() -> No
     assert sorted(_regrets(feeds)["none"]) == [0.0, 0.75, 1.0]  # of the better three of five
 
 
-def test_the_ratio_is_to_popularity_and_over_all_users() -> None:
+def test_the_ratios_are_to_popularity_and_over_all_users() -> None:
     rates = np.ones((10, len(SWIPES), len(ARMS)))
-    rates[:, 2, 0] = 1.5
+    rates[:, 2, ARMS.index("whole")] = 1.5
+    rates[:5, 2, ARMS.index("ceiling")] = 2.0
     row = new_users([rates[:5], rates[5:]])[2]
     assert row["swipes"] == 5 and row["hit_rate"] == {
         "whole": 1.5,
         "no session": 1.0,
+        "greedy": 1.0,
+        "ceiling": 1.5,
         "popularity": 1.0,
     }
-    assert row["to_popularity"] == {"ratio": 1.5, "low": 1.5, "high": 1.5}
-    assert row["by_seed"] == [1.5, 1.5]
+    ratios = row["to_popularity"]
+    assert ratios["whole"] == {"ratio": 1.5, "low": 1.5, "high": 1.5}
+    assert ratios["greedy"] == {"ratio": 1.0, "low": 1.0, "high": 1.0}
+    assert ratios["ceiling"]["low"] < ratios["ceiling"]["ratio"] == 1.5
+    assert row["by_seed"] == {"whole": [1.5, 1.5], "greedy": [1.0, 1.0], "ceiling": [2.0, 1.0]}
+
+
+def test_the_regrets_of_all_worlds_are_put_together() -> None:
+    regrets = {"none": [4.0, 2.0], "quota 0": [2.0, 2.0], "default": [1.0, 2.0]}
+    one = Tried(regrets, {"oracle": 0.5, "default": 0.4}, 100, 80, 4)
+    two = Tried({name: [0.0] for name in regrets}, {"oracle": 0.7, "default": 0.5}, 100, 20, 1)
+    found = new_items([one, two])
+    its = found["new_items"]
+    assert its["items"] == 3 and its["regret"] == {"none": 2.0, "quota 0": 1.333, "default": 1.0}
+    assert its["default_to_none"]["ratio"] == 0.5 and its["default_to_quota_0"]["ratio"] == 0.75
+    assert its["by_seed"][0]["none"] == 3.0 and its["hit_rate"] == {"oracle": 0.6, "default": 0.45}
+    assert found["quota"]["ranks"] == 200 and found["quota"]["share_of_offered"] == 0.05
+
+
+def test_a_catalogue_with_a_past_is_no_longer_on_trial_and_nobody_has_seen_it() -> None:
+    here, trust_after = world(), PolicyConfig().trust_after
+    feed = Feed(here, small(PolicyConfig()), past=past_of(here, trust_after + 2))
+    assert (feed.player.replica.popularity.shown[:40] > trust_after).all()
+    assert len(feed.player.replica.popularity.top) == 40
+    assert not any(session.seen for session in feed.player.sessions.values())
 
 
 @pytest.mark.slow
@@ -66,7 +92,7 @@ def test_newcomers_are_asked_about_at_the_same_moment_and_teach_the_model_nothin
     step = feed.player.replica.step
     assert not any(user in feed.player.sessions and feed.player.session(user).seen for user in away)
     rates = newcomers(feed, away, (0, 2, 9))
-    assert rates.shape == (2, 3, 3) and ((rates > 0) & (rates < 1)).all()
+    assert rates.shape == (2, 3, len(ARMS)) and ((rates > 0) & (rates < 1)).all()
     assert feed.player.replica.step == step
     assert len(feed.player.session("u0").seen) == 9
     assert (rates[:, 0, 0] == rates[:, 0, 1]).all()  # at first there is no session to do without
@@ -98,6 +124,7 @@ def test_it_prints_and_writes_the_figures(tmp_path: Path, monkeypatch: pytest.Mo
     assert set(found["new_items"]["regret"]) == {"none", "quota 0", "default"}
     quota = found["quota"]
     assert 0 < quota["given"] <= quota["offered"] <= quota["ranks"]
+    assert "ceiling to popularity" in result.output
     assert "after  5 swipes" in result.output and "quota 0.05" in result.output
 
 

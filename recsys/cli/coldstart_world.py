@@ -13,7 +13,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.policy import Policy
 from recsys.blueprint import FEED_SCHEMA
+from recsys.cli.coldstart_ceiling import Ceiling, swipes_of
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.player import Player
 from recsys.config import Config, JoinConfig, ModelConfig, ServeConfig, StepConfig
@@ -27,8 +29,10 @@ from recsys.world import World
 from serving.request import Request
 
 LIST: Final = 8  # items of a list
-ARMS: Final = ("whole", "no session", "popularity")
+Past = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
+ARMS: Final = ("whole", "no session", "greedy", "ceiling", "popularity")
 _NEVER: Final = 2**62
+_HOUR_MS: Final = 3_600_000
 
 
 def small(policy: PolicyConfig, candidates: int = 200) -> Config:
@@ -57,6 +61,7 @@ class Feed:
 
     ``panel`` people try each item published from ``measured_ms`` on at once: the system learns what they do,
     and they count for nothing else. That is the oracle, which knows new items from the beginning.
+    ``past``: counters from before, as ``past_of`` makes them.
     """
 
     world: World
@@ -64,6 +69,7 @@ class Feed:
     away: Collection[str] = ()
     panel: int = 0
     measured_ms: int = _NEVER
+    past: Past | None = None
     slots: list[Slot] = field(default_factory=list)
     ranks: int = 0  # of all lists served while measured ...
     offered: int = 0  # ... at which something was on trial ...
@@ -79,6 +85,9 @@ class Feed:
             self.player.play(item)
         for user in self.world.users():
             self.player.play(user)
+        if self.past is not None:
+            self.player.item_counters.counters.set(*self.past)
+            self.player.replica.popularity.update(*self.past)
 
     def run(self, until_ms: int) -> None:
         """Serves everybody who comes until then, and learns from them."""
@@ -128,21 +137,43 @@ class Feed:
     def _try_out(self, item: Item) -> None:
         at_ms = item.time_ms + 1
         for number in range(self.panel):
-            user_id = f"panel-{item.item_id}-{number}"
-            shown = Impression(
-                time_ms=at_ms,
-                request_id=user_id,
-                user_id=user_id,
-                items=[Served(item_id=item.item_id)],
-                surface=SURFACE,
-            )
+            shown = _alone(item, f"panel-{item.item_id}-{number}", at_ms)
             self.player.play(shown)
-            for event in self.world.react(user_id, [item.item_id], user_id, at_ms):
+            for event in self.world.react(shown.user_id, [item.item_id], shown.request_id, at_ms):
                 self._await(event)
 
     def _await(self, event: Event) -> None:
         self._numbers += 1
         heapq.heappush(self._later, (event.time_ms, self._numbers, event))
+
+
+def past_of(world: World, people: int) -> Past:
+    """The counters of a first catalogue of which each item was shown to so many people from elsewhere.
+
+    So its items are no longer on trial, as those of a feed that has run for long. Only counters know of it:
+    the model has learned nothing, and no viewer has seen anything.
+    """
+    counters = (player := Feed(world, small(PolicyConfig())).player).item_counters
+    at_ms = world.start_ms - _HOUR_MS // 6
+    for index, item in enumerate(world.items(world.start_ms)):
+        keys_I = player.replica.catalogue.keys[index]
+        for number in range(people):
+            shown = _alone(item, f"past-{item.item_id}-{number}", at_ms)
+            counters.impression(shown, keys_I[None])
+            for event in world.react(shown.user_id, [item.item_id], shown.request_id, at_ms):
+                counters.engagement(event, keys_I)
+    return counters.counters.export()
+
+
+def _alone(item: Item, request_id: str, at_ms: int) -> Impression:
+    """One item shown to somebody who comes for it alone; the request has the viewer's name."""
+    return Impression(
+        time_ms=at_ms,
+        request_id=request_id,
+        user_id=request_id,
+        items=[Served(item_id=item.item_id)],
+        surface=SURFACE,
+    )
 
 
 def newcomers(feed: Feed, users: Sequence[str], swipes: Sequence[int]) -> NDArray[np.float64]:
@@ -152,60 +183,93 @@ def newcomers(feed: Feed, users: Sequence[str], swipes: Sequence[int]) -> NDArra
     Viewers swipe along the lists of the whole system. What they do reaches their session and the counters;
     the model learns nothing from them, so what is gained is the session's doing.
     """
-    return np.array([_visit(feed, user_id, swipes) for user_id in users])
+    ceiling = Ceiling(feed.world, feed.now_ms)
+    return np.array([_Visit(feed, ceiling, user_id).rates(swipes) for user_id in users])
 
 
-def _visit(feed: Feed, user_id: str, swipes: Sequence[int]) -> list[list[float]]:
-    player, world, now_ms = feed.player, feed.world, feed.now_ms
-    session, found = player.session(user_id), dict[int, list[float]]()
-    waiting: list[Engagement] = []
-    while True:
-        swiped = len(session.seen)
-        if swiped in swipes and swiped not in found:
-            found[swiped] = [
-                float(np.mean([world.true_long_view(user_id, item, now_ms, rank)
-                               for rank, item in enumerate(items)]))
-                for items in _lists(feed, user_id, session, now_ms)
-            ]  # fmt: skip
-        if len(found) == len(swipes):
-            return [found[number] for number in swipes]
-        if not waiting:
-            request_id = f"{user_id}-{swiped}-{now_ms}"
-            policy = player.policies.resolve(user_id)
-            asked = Request(user_id, LIST)
-            answer = player.pipeline.recommend(asked, session, policy, now_ms, request_id)
-            player.fold(answer.impression)
-            ids = [item.item_id for item in answer.items]
-            waiting = world.react(user_id, ids, request_id, now_ms)
-        while waiting:
-            event = waiting.pop(0)
+class _Visit:
+    """One newcomer, who swipes along the lists of the whole system."""
+
+    def __init__(self, feed: Feed, ceiling: Ceiling, user_id: str) -> None:
+        self.feed, self.ceiling, self.user_id = feed, ceiling, user_id
+        self.now_ms = feed.now_ms
+        self.session = feed.player.session(user_id)
+        self._waiting: list[Engagement] = []
+        self._happened: list[Engagement] = []
+        self._ranks: dict[Id, int] = {}
+
+    def rates(self, swipes: Sequence[int]) -> list[list[float]]:
+        """The hit rate of each arm's list after so many swipes."""
+        found: dict[int, list[float]] = {}
+        while True:
+            swiped = len(self.session.seen)
+            if swiped in swipes and swiped not in found:
+                found[swiped] = [self._worth(items) for items in self._lists()]
+            if len(found) == len(swipes):
+                return [found[number] for number in swipes]
+            self._swipe()
+
+    def _worth(self, items: Sequence[Id]) -> float:
+        world, now_ms = self.feed.world, self.now_ms
+        return float(
+            np.mean([world.true_long_view(self.user_id, i, now_ms, r) for r, i in enumerate(items)])
+        )
+
+    def _swipe(self) -> None:
+        """The next item is seen, of a new list where the last has come to its end."""
+        player = self.feed.player
+        if not self._waiting:
+            request_id = f"{self.user_id}-{len(self.session.seen)}-{self.now_ms}"
+            ids = self._ask(
+                self.session, player.policies.resolve(self.user_id), request_id, fold=True
+            )
+            self._ranks |= {item_id: rank for rank, item_id in enumerate(ids)}
+            self._waiting = self.feed.world.react(self.user_id, ids, request_id, self.now_ms)
+        while self._waiting:
+            event = self._waiting.pop(0)
             player.fold(event)
-            now_ms = max(now_ms, event.time_ms)
+            self._happened.append(event)
+            self.now_ms = max(self.now_ms, event.time_ms)
             if event.kind == "view":
                 break
 
+    def _lists(self) -> list[list[Id]]:
+        """What each arm would show now. All know what was seen and hidden, and repeat none of it."""
+        player, session, user_id = self.feed.player, self.session, self.user_id
+        player._sync_popularity()
+        policy = player.policies.resolve(user_id)
+        bare = Session(user_id, player.features, self.feed.config.sessions.seen)
+        bare.profile = session.profile
+        bare.seen.extend(session.seen)
+        bare.hidden.extend(session.hidden)
+        request_id = f"asked-{user_id}-{len(session.seen)}"
+        catalogue, seen = player.replica.catalogue, {*session.seen, *session.hidden}
+        best = (i for i in player.replica.popularity.top if int(catalogue.keys[i, 0]) not in seen)
+        swipes = swipes_of(self._happened, self._ranks)
+        gone = {swipe.item_id for swipe in swipes}  # what was hidden was seen
+        return [
+            self._ask(session, policy, request_id),
+            self._ask(bare, policy, request_id),
+            self._ask(session, replace(policy, config=greedy(policy.config)), request_id),
+            self.ceiling.show(user_id, swipes, self.now_ms, gone, LIST, policy.config.per_author),
+            [catalogue.ids[i] for i, _ in zip(best, range(LIST), strict=False)],
+        ]
 
-def _lists(feed: Feed, user_id: str, session: Session, now_ms: int) -> list[list[Id]]:
-    """What each arm would show now. All know what was seen and hidden, and repeat none of it."""
-    player = feed.player
-    player._sync_popularity()
-    policy, asked = player.policies.resolve(user_id), Request(user_id, LIST)
-    bare = Session(user_id, player.features, feed.config.sessions.seen)
-    bare.profile = session.profile
-    bare.seen.extend(session.seen)
-    bare.hidden.extend(session.hidden)
-    request_id = f"asked-{user_id}-{len(session.seen)}"
-    lists = [
-        [item.item_id for item in player.pipeline.recommend(
-            asked, its, policy, now_ms, request_id).items]
-        for its in (session, bare)
-    ]  # fmt: skip
-    catalogue, seen = player.replica.catalogue, {*session.seen, *session.hidden}
-    best = (i for i in player.replica.popularity.top if int(catalogue.keys[i, 0]) not in seen)
-    popular = [catalogue.ids[i] for i, _ in zip(best, range(LIST), strict=False)]
-    return [*lists, popular]
+    def _ask(
+        self, session: Session, policy: Policy, request_id: str, *, fold: bool = False
+    ) -> list[Id]:
+        player, asked = self.feed.player, Request(self.user_id, LIST)
+        answer = player.pipeline.recommend(asked, session, policy, self.now_ms, request_id)
+        if fold:
+            player.fold(answer.impression)
+        return [item.item_id for item in answer.items]
 
 
 def without(policy: PolicyConfig) -> PolicyConfig:
     """The policy without exploration: no quota, no uniform share."""
     return replace(policy, quota=0.0, explore=0.0)
+
+
+def greedy(policy: PolicyConfig) -> PolicyConfig:
+    """The policy that shows the best by its scores, one below the other: nothing is left to chance."""
+    return replace(without(policy), temperature=1e-4)

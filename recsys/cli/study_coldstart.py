@@ -2,7 +2,8 @@
 
 New users. A part of the people stays away while the system learns from the others. Then each of them comes:
 the hit rate of the list that they are given after 0, 1, 5 and 20 swipes, of the whole system, of the same
-system without their session, and of the most popular items.
+system without their session and without exploration (greedy), of somebody who knows the world's laws but not
+the person (the ceiling: recsys/cli/coldstart_ceiling.py), and of the most popular items.
 
 New items. The **regret** of a policy is what it lost on good new items because it didn't know them:
 
@@ -12,12 +13,14 @@ where true appeal is the mean P(long view) over all people when the item is publ
 P(long view) over the slots that the item had in its first hour. The oracle is the same system without
 exploration, for which a panel of people tries each new item on when it is published. Too much of one item
 doesn't make up for too little of another: hence the 0. All policies meet the same people at the same times.
+The first catalogue is well known: each of its items was shown often enough before not to be on trial, so
+that the quota goes to what is new, as where a feed has run for long.
 """
 
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -25,7 +28,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from recsys.cli.coldstart_world import ARMS, Feed, newcomers, small, without
+from recsys.cli.coldstart_world import ARMS, Feed, newcomers, past_of, small, without
 from recsys.cli.replay import check_folders
 from recsys.hashing import Id
 from recsys.metrics import Interval, paired_ratio_interval
@@ -35,8 +38,20 @@ from recsys.world import World
 SWIPES: Final = (0, 1, 5, 20)
 _HOUR_MS: Final = 3_600_000
 _AWAY: Final = 4  # one in so many people stays away at first
-_PUBLISH_EVERY_S: Final = 300.0
+_COMPARED: Final = ("whole", "greedy", "ceiling")  # each to popularity
 _PANEL: Final = 60  # people who try an item on for the oracle
+_BEFORE: Final = PolicyConfig().trust_after + 2  # 2: counters fade while the study goes on
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What the policies came to in one world; ``regrets`` of each good new item, by policy."""
+
+    regrets: dict[str, list[float]]
+    hit_rate: dict[str, float]
+    ranks: int  # of the default policy: all, ...
+    offered: int  # ... where the quota could be given, ...
+    given: int  # ... and was
 
 
 def coldstart(
@@ -45,6 +60,9 @@ def coldstart(
     items: Annotated[int, typer.Option(help="Items at first.")] = 800,
     hours: Annotated[float, typer.Option(help="How long the system learns, in the world.")] = 4.0,
     requests_per_s: Annotated[float, typer.Option(help="Lists a second.")] = 0.3,
+    publish_every_s: Annotated[
+        float, typer.Option(help="Seconds from new item to new item.")
+    ] = 300.0,
     only: Annotated[str, typer.Option(help="users or items; all without.")] = "",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all figures here.")
@@ -59,7 +77,7 @@ def coldstart(
         if hours < 2:
             raise ValueError(f"--hours is {hours}, expected 2 or more: new items need an hour")
         check_folders(json_file)
-        found = measure(range(seeds), users, items, hours, requests_per_s, only)
+        found = measure(range(seeds), users, items, hours, requests_per_s, publish_every_s, only)
     except ValueError as error:
         typer.secho(f"recsys: {error}", fg="red", err=True)
         raise typer.Exit(2) from error
@@ -74,18 +92,19 @@ def measure(
     items: int,
     hours: float,
     requests_per_s: float,
+    publish_every_s: float = 300.0,
     only: str = "",
 ) -> dict[str, Any]:
     """All figures, over worlds of these seeds."""
     started = time.monotonic()
     worlds = [
-        World(seed, users, items, publish_every_s=_PUBLISH_EVERY_S, requests_per_s=requests_per_s)
+        World(seed, users, items, publish_every_s=publish_every_s, requests_per_s=requests_per_s)
         for seed in seeds
     ]
     found: dict[str, Any] = {
         "study": "coldstart",
         "options": {"users": users, "items": items, "hours": hours,
-                    "requests_per_s": requests_per_s},
+                    "requests_per_s": requests_per_s, "publish_every_s": publish_every_s},
         "seeds": list(seeds),
     }  # fmt: skip
     if only != "items":
@@ -102,9 +121,9 @@ def _newcomers(world: World, hours: float) -> NDArray[np.float64]:
     return newcomers(feed, away, SWIPES)
 
 
-def _policies(world: World, hours: float) -> dict[str, Feed]:
+def _policies(world: World, hours: float) -> Tried:
     """The same people served by each policy. The first quarter of the time isn't measured."""
-    usual = PolicyConfig()
+    usual, past = PolicyConfig(), past_of(world, _BEFORE)
     feeds = {}
     for name, policy in (
         ("oracle", without(usual)),
@@ -117,61 +136,88 @@ def _policies(world: World, hours: float) -> dict[str, Feed]:
             small(policy),
             panel=_PANEL if name == "oracle" else 0,
             measured_ms=world.start_ms + round(hours * _HOUR_MS / 4),
+            past=past,
         )
         feed.run(world.start_ms + round(hours * _HOUR_MS))
         feeds[name] = feed
-    return feeds
+    return Tried(
+        _regrets(feeds),
+        {name: float(np.mean([slot.worth for slot in f.slots])) for name, f in feeds.items()},
+        feeds["default"].ranks,
+        feeds["default"].offered,
+        feeds["default"].given,
+    )
 
 
 def new_users(rates: Sequence[NDArray[np.float64]]) -> list[dict[str, Any]]:
-    """A row for each number of swipes: the hit rate of each arm, and the ratio to popularity."""
+    """A row for each number of swipes: the hit rate of each arm, and the ratio of some to popularity.
+
+    ``rates``: the hit rates (users, swipes, arms) of each world.
+    """
     rates_UKA = np.concatenate(rates)
     rows = []
     for k, swipes in enumerate(SWIPES):
-        whole, popular = rates_UKA[:, k, 0], rates_UKA[:, k, ARMS.index("popularity")]
+        popular_U = rates_UKA[:, k, ARMS.index("popularity")]
         rows.append(
             {
                 "swipes": swipes,
                 "hit_rate": {
                     arm: round(float(rates_UKA[:, k, a].mean()), 4) for a, arm in enumerate(ARMS)
                 },
-                "to_popularity": _rounded(paired_ratio_interval(whole, popular)),
-                "by_seed": [round(float(r[:, k, 0].mean() / r[:, k, -1].mean()), 4) for r in rates],
+                "to_popularity": {
+                    arm: _rounded(
+                        paired_ratio_interval(rates_UKA[:, k, ARMS.index(arm)], popular_U)
+                    )
+                    for arm in _COMPARED
+                },
+                "by_seed": {
+                    arm: [
+                        round(float(r[:, k, ARMS.index(arm)].mean() / r[:, k, -1].mean()), 4)
+                        for r in rates
+                    ]
+                    for arm in _COMPARED
+                },
             }
         )
     return rows
 
 
-def new_items(seeds: Sequence[dict[str, Feed]]) -> dict[str, Any]:
-    """The regret of each policy over all seeds, what it came to, and the quota that was given."""
-    regrets: dict[str, list[float]] = {name: [] for name in seeds[0] if name != "oracle"}
-    for feeds in seeds:
-        for name, lost in _regrets(feeds).items():
-            regrets[name].extend(lost)
-    default = [feeds["default"] for feeds in seeds]
-    offered = sum(feed.offered for feed in default)
-    given = sum(feed.given for feed in default)
+def new_items(worlds: Sequence[Tried]) -> dict[str, Any]:
+    """The regret of each policy over all worlds, what it came to, and the quota that was given."""
+    regrets = {
+        name: [lost for world in worlds for lost in world.regrets[name]]
+        for name in worlds[0].regrets
+    }
+    offered, given = (sum(getattr(w, name) for w in worlds) for name in ("offered", "given"))
     return {
         "new_items": {
             "items": len(regrets["default"]),
             "regret": {name: round(float(np.mean(lost)), 3) for name, lost in regrets.items()},
-            "default_to_none": _rounded(paired_ratio_interval(regrets["default"], regrets["none"])),
-            "default_to_quota_0": _rounded(
-                paired_ratio_interval(regrets["default"], regrets["quota 0"])
-            ),
+            **{
+                f"{ours}_to_{theirs}".replace(" ", "_"): _rounded(
+                    paired_ratio_interval(regrets[ours], regrets[theirs])
+                )
+                for ours, theirs in (
+                    ("default", "none"), ("quota 0", "none"), ("default", "quota 0"),
+                )
+            },
+            "by_seed": [
+                {name: round(float(np.mean(lost)), 3) for name, lost in world.regrets.items()}
+                for world in worlds
+            ],
             "hit_rate": {
-                name: round(float(np.mean([s.worth for f in seeds for s in f[name].slots])), 4)
-                for name in seeds[0]
+                name: round(float(np.mean([world.hit_rate[name] for world in worlds])), 4)
+                for name in worlds[0].hit_rate
             },
         },
         "quota": {
-            "asked": default[0].config.policy.quota,
-            "ranks": sum(feed.ranks for feed in default),
+            "asked": PolicyConfig().quota,
+            "ranks": sum(world.ranks for world in worlds),
             "offered": offered,
             "given": given,
             "share_of_offered": round(given / max(1, offered), 5),
         },
-    }
+    }  # fmt: skip
 
 
 def _regrets(feeds: dict[str, Feed]) -> dict[str, list[float]]:
@@ -207,12 +253,15 @@ def _rounded(interval: Interval) -> dict[str, float]:
 def _print(found: dict[str, Any]) -> None:
     for row in found.get("new_users", ()):
         rates = ", ".join(f"{arm} {rate:.3f}" for arm, rate in row["hit_rate"].items())
-        typer.echo(f"after {row['swipes']:>2} swipes: {rates}; {_said(row['to_popularity'])}")
+        typer.echo(f"after {row['swipes']:>2} swipes: {rates}")
+        for arm, ratio in row["to_popularity"].items():
+            typer.echo(f"{'':>16} {arm} to popularity: {_said(ratio)}")
     if "new_items" in found:
         its, quota = found["new_items"], found["quota"]
         rates = ", ".join(f"{name} {lost:.2f}" for name, lost in its["regret"].items())
         typer.echo(f"regret of each of {its['items']} good new items: {rates}")
         typer.echo(f"default to no exploration: {_said(its['default_to_none'])}")
+        typer.echo(f"quota 0 to no exploration: {_said(its['quota_0_to_none'])}")
         typer.echo(f"default to quota 0: {_said(its['default_to_quota_0'])}")
         rates = ", ".join(f"{name} {rate:.4f}" for name, rate in its["hit_rate"].items())
         typer.echo(f"hit rate of all slots: {rates}")

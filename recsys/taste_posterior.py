@@ -1,0 +1,176 @@
+"""What can be known of a taste after a few swipes, by somebody who knows how tastes are spread (Bayes' rule).
+
+A taste is a vector with one number for each tag. Before the first swipe it is one of a few Gaussians: which
+one isn't known (``Taste``). A swipe on an item whose tags weigh x, and whose base is b, tells of the logit
+f = b + x · taste alone, by the probability of what happened given f; swipes are independent given the taste.
+
+``learn`` replaces each Gaussian by the one at the mode of its posterior, with the curvature there (Laplace's
+method for Bayesian logistic regression: Bishop 2006, Pattern Recognition and Machine Learning, section
+4.5.1), and weighs it anew by its evidence (equation 4.137). ``chances`` averages the sigmoid over the
+Gaussians of a logit by Gauss–Hermite quadrature.
+
+It is an approximation: the true posterior is skewed where swipes are few and one-sided. ``reweighed`` says by
+how much it is wrong, and mends it: importance sampling with the approximation as the proposal, which doesn't
+degenerate as draws of the prior do.
+"""
+
+# T tags, C components of the mixture, S swipes, N items, D draws
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+# log P(what happened | logit), element by element of (..., S), up to constants that don't hang on the logit.
+LogLikelihood = Callable[[Floats], Floats]
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(12)  # for means over a standard normal
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+_APART: Final = 1e-3  # of central differences: they are wrong by its square
+_STEPS: Final = 50
+_CLOSE: Final = 1e-6
+
+
+@dataclass(frozen=True)
+class Taste:
+    """What is known of a taste: with probability ``weights_C`` it is of that component's Gaussian."""
+
+    weights_C: Floats
+    means_CT: Floats
+    covariances_CTT: Floats
+
+    def chances(self, x_NT: Floats, base_N: Floats) -> Floats:
+        """The posterior mean of sigmoid(logit) for each item, (N,)."""
+        chances_N = np.zeros(len(x_NT))
+        for weight, mean_T, covariance_TT in zip(
+            self.weights_C, self.means_CT, self.covariances_CTT, strict=True
+        ):
+            spread_N = np.sqrt(((x_NT @ covariance_TT) * x_NT).sum(1))
+            logits_NQ = (base_N + x_NT @ mean_T)[:, None] + spread_N[:, None] * _NODES
+            chances_N += weight * (_sigmoid(logits_NQ) @ _WEIGHTS)
+        return chances_N
+
+    def draw(self, draws: int, generator: np.random.Generator) -> Floats:
+        """Tastes (D, T) drawn from the mixture."""
+        chosen_D = generator.choice(len(self.weights_C), draws, p=self.weights_C)
+        roots_CTT = np.linalg.cholesky(self.covariances_CTT)
+        normal_DT = generator.standard_normal((draws, self.means_CT.shape[1]))
+        tastes_DT: Floats = self.means_CT[chosen_D] + np.einsum(
+            "dts,ds->dt", roots_CTT[chosen_D], normal_DT
+        )
+        return tastes_DT
+
+    def log_density(self, tastes_DT: Floats) -> Floats:
+        """The log density of each taste, (D,), up to a constant of T alone."""
+        logs = []
+        for weight, mean_T, covariance_TT in zip(
+            self.weights_C, self.means_CT, self.covariances_CTT, strict=True
+        ):
+            root_TT = np.linalg.cholesky(covariance_TT)
+            away_TD = np.linalg.solve(root_TT, (tastes_DT - mean_T).T)
+            logs.append(np.log(weight) - np.log(np.diag(root_TT)).sum() - (away_TD**2).sum(0) / 2)
+        found: Floats = np.logaddexp.reduce(np.array(logs), axis=0)
+        return found
+
+
+def isotropic(means_CT: Floats, variance: float) -> Taste:
+    """Components as likely as each other, in which all tags vary as much and independently."""
+    components, tags = means_CT.shape
+    return Taste(
+        np.full(components, 1 / components),
+        means_CT,
+        np.broadcast_to(variance * np.eye(tags), (components, tags, tags)),
+    )
+
+
+def learn(prior: Taste, x_ST: Floats, base_S: Floats, log_likelihood: LogLikelihood) -> Taste:
+    """The posterior after these swipes. Without any it is the prior."""
+    if not len(x_ST):
+        return prior
+    found = [
+        _laplace(mean_T, _inverse(covariance_TT), x_ST, base_S, log_likelihood)
+        for mean_T, covariance_TT in zip(prior.means_CT, prior.covariances_CTT, strict=True)
+    ]
+    logs_C = np.log(prior.weights_C) + [evidence for _, _, evidence in found]
+    weights_C = np.exp(logs_C - logs_C.max())
+    return Taste(
+        weights_C / weights_C.sum(),
+        np.array([mean_T for mean_T, _, _ in found]),
+        np.array([covariance_TT for _, covariance_TT, _ in found]),
+    )
+
+
+def reweighed(
+    posterior: Taste,
+    prior: Taste,
+    x_ST: Floats,
+    base_S: Floats,
+    log_likelihood: LogLikelihood,
+    draws: int,
+    generator: np.random.Generator,
+) -> tuple[Floats, Floats, float]:
+    """Tastes (D, T) and weights (D,) that sum to 1: draws of the true posterior, the more the truer.
+
+    The third is the effective number of draws as a share of all (Kong 1992): 1 where the approximation is
+    the truth.
+    """
+    tastes_DT = posterior.draw(draws, generator)
+    logs_D = (
+        log_likelihood(base_S + tastes_DT @ x_ST.T).sum(1)
+        + prior.log_density(tastes_DT)
+        - posterior.log_density(tastes_DT)
+    )
+    weights_D = np.exp(logs_D - logs_D.max())
+    weights_D /= weights_D.sum()
+    return tastes_DT, weights_D, float(1 / (weights_D**2).sum() / draws)
+
+
+def _laplace(
+    prior_T: Floats,
+    precision_TT: Floats,
+    x_ST: Floats,
+    base_S: Floats,
+    likelihood: LogLikelihood,
+) -> tuple[Floats, Floats, float]:
+    """The mode of one component's posterior, the covariance there, and its log evidence up to a constant."""
+
+    def value(mean_T: Floats) -> float:
+        away_T = mean_T - prior_T
+        return float(likelihood(base_S + x_ST @ mean_T).sum() - away_T @ precision_TT @ away_T / 2)
+
+    mean_T, best = prior_T, value(prior_T)
+    for _ in range(_STEPS):
+        slope_S, bend_S = _differences(likelihood, base_S + x_ST @ mean_T)
+        slope_T = x_ST.T @ slope_S - precision_TT @ (mean_T - prior_T)
+        step_T = np.linalg.solve(precision_TT + (x_ST.T * bend_S) @ x_ST, slope_T)
+        # Newton steps may overshoot where the likelihood isn't a parabola: half of one never does for long.
+        while value(mean_T + step_T) < best - _CLOSE and np.abs(step_T).max() > _CLOSE:
+            step_T = step_T / 2
+        mean_T = mean_T + step_T
+        best = value(mean_T)
+        if np.abs(step_T).max() <= _CLOSE:
+            break
+    _, bend_S = _differences(likelihood, base_S + x_ST @ mean_T)
+    exact_TT = precision_TT + (x_ST.T * bend_S) @ x_ST
+    shrunk = np.linalg.slogdet(exact_TT)[1] - np.linalg.slogdet(precision_TT)[1]
+    return mean_T, _inverse(exact_TT), float(best - shrunk / 2)
+
+
+def _differences(likelihood: LogLikelihood, logits_S: Floats) -> tuple[Floats, Floats]:
+    """Slope and negative curvature (0 at least), by central differences: each has its own logit."""
+    below_S, at_S, above_S = (likelihood(logits_S + by) for by in (-_APART, 0.0, _APART))
+    bend_S = (2 * at_S - below_S - above_S) / _APART**2
+    slope_S: Floats = (above_S - below_S) / (2 * _APART)
+    return slope_S, np.maximum(bend_S, 0.0)
+
+
+def _inverse(matrix_TT: Floats) -> Floats:
+    return np.asarray(np.linalg.inv(matrix_TT), np.float64)
+
+
+def _sigmoid(x: Floats) -> Floats:
+    found: Floats = np.exp(-np.logaddexp(0.0, -x))
+    return found
