@@ -89,3 +89,31 @@ class FlatIndex:
         )
         indices: Indices = found[1][0]
         return indices[indices >= 0], found[0][0][indices >= 0]
+
+
+class NoIndex:
+    """Where vectors are held elsewhere: takes none and finds none."""
+
+    name = ""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def __len__(self) -> int:
+        return 0
+
+    @property
+    def vectors(self) -> Vectors:
+        return np.zeros((0, self.dim), np.float32)
+
+    def empty(self) -> "NoIndex":
+        return NoIndex(self.dim)
+
+    def reserve(self, more: int) -> None:
+        """Nothing is kept."""
+
+    def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
+        """Nothing is kept."""
+
+    def search(self, query_V: Vectors, k: int, wanted: Bitmap) -> tuple[Indices, Vectors]:
+        return np.empty(0, np.int64), np.empty(0, np.float32)
