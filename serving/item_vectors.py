@@ -44,15 +44,15 @@ class Fresh:
 
 
 class ItemVectors(ABC):
-    """Catalogue, rows and index of one version. ``indexed``: whether there is an index; vectors are made when
-    they are asked for where there is none."""
+    """Catalogue, rows and index of one version. Where the index is ``elsewhere``, in so many shards, vectors
+    are made when they are asked for."""
 
     def __init__(
         self,
         features: FeatureSet,
         config: Config,
         tables: Sequence[TableConfig],
-        indexed: bool = True,
+        elsewhere: int = 0,
     ) -> None:
         self.features, self.config = features, config
         self.catalogue = Catalogue(features)
@@ -60,7 +60,7 @@ class ItemVectors(ABC):
         self._tables = tuple(tables)
         self.rows: dict[str, RowStore] = {t.name: self._store(t, config.model.seed) for t in tables}
         dim = config.model.vector_dim
-        self.index: ItemIndex = FlatIndex(dim) if indexed else NoIndex(dim)
+        self.index: ItemIndex = NoIndex(dim, elsewhere) if elsewhere else FlatIndex(dim)
         self.building: ItemIndex | None = None  # what is to take its place, and is filled meanwhile
         self.queries: deque[Rows] = deque(maxlen=_QUERIES)  # user sides of the newest requests
         self.line, self.epoch, self.step = "main", 0, 0

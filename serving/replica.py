@@ -36,11 +36,11 @@ def published_model(features: FeatureSet, config: Config) -> Model:
 
 
 class Replica(ItemVectors):
-    """Catalogue, item counters, rows, dense parameters and index, all of one version. Not ``indexed`` where
-    shards of retrieval have the vectors."""
+    """Catalogue, item counters, rows, dense parameters and index, all of one version. ``shards``: how many
+    shards of retrieval have vectors and index in its place; 0: it has them itself."""
 
-    def __init__(self, features: FeatureSet, config: Config, indexed: bool = True) -> None:
-        super().__init__(features, config, tables_of(config.model), indexed)
+    def __init__(self, features: FeatureSet, config: Config, shards: int = 0) -> None:
+        super().__init__(features, config, tables_of(config.model), shards)
         self.counters = Counters(len(features.kinds), 1024)
         self.model = published_model(features, config)
         self.groups = Inverted()

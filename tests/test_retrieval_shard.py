@@ -243,7 +243,7 @@ def test_a_shard_remembers_the_newest_user_sides() -> None:
 
 
 def test_a_replica_without_an_index_makes_vectors_when_asked() -> None:
-    with_index, without = Replica(FEATURES, config()), Replica(FEATURES, config(), indexed=False)
+    with_index, without = Replica(FEATURES, config()), Replica(FEATURES, config(), shards=2)
     for its in (with_index, without):
         its.apply_records([(item(n), n + 1) for n in range(ITEMS)])
         its.apply_step(step_of(1, range(0, ITEMS, 3)))
