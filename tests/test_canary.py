@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace as changed
@@ -17,9 +18,11 @@ from recsys.events import Stamp
 from recsys.open_log import create_topics
 from serving import pipeline as pipelines
 from serving.follower import Follower
+from serving.nearest import Overlay
 from serving.pipeline import Pipeline
 from serving.replica import Replica
 from serving.request import Request
+from serving.retrieval_shard import RetrievalShard
 from serving.service import Service
 from serving.session_store import MemorySessions
 
@@ -52,6 +55,31 @@ def test_no_answer_is_of_two_versions(tmp_path: Path, way: Any, requests: int) -
     assert found["requests"] >= requests
     assert (found["mixed"], found["failed"], found["went_back"]) == (0, 0, 0)
     assert all(found["published"].values())
+
+
+def with_shards(folder: Path, requests: int) -> dict[str, Any]:
+    """Two shards follow the log by themselves, so that they are ahead or behind as it comes."""
+    bird = Bird.in_folder(folder, every=EVERY, shards=2)
+    return counts(bird, asyncio.run(in_process(bird, requests)), 0.0)
+
+
+@pytest.mark.slow
+def test_what_shards_find_is_of_the_answer_s_version(tmp_path: Path) -> None:
+    found = with_shards(tmp_path, 1_000)
+    assert (found["mixed"], found["went_back"]) == (0, 0), found["first"]
+    assert found["failed"] < 50  # answers that went without, degraded: another epoch, or no time
+
+
+@pytest.mark.slow
+def test_a_shard_that_answers_from_what_it_has_now_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def now(its: RetrievalShard, version: Any, without: Any) -> Any:
+        return np.empty(0, np.int64), Overlay.none(its.index.dim)
+
+    monkeypatch.setattr(RetrievalShard, "_as_of", now)
+    monkeypatch.setattr(RetrievalShard, "refusal", lambda its, version: "")
+    assert with_shards(tmp_path, 500)["mixed"] > 0
 
 
 def stamp(**fields: Any) -> Stamp:
