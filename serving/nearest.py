@@ -66,10 +66,14 @@ def _in_lists(
     """As ``IvfIndex.search``: through as many lists as it takes to find k. Among equals the item that came
     first is kept, as everywhere in lists."""
     lists, probes = index.lists, index.probes_for(k)
-    its_lists = lists.centroids.assign(overlay.vectors_MV)
     while True:
         at, best = lists.search(index.vectors, query, k, wanted, probes)
-        inside = np.isin(its_lists, lists.centroids.nearest(query, probes)) & (beside > -np.inf)
+        last = best[-1] if len(best) == k else -np.inf
+        inside = np.flatnonzero(
+            (beside >= last) & (beside > -np.inf)
+        )  # of few the list is looked for
+        its_lists = lists.centroids.assign(overlay.vectors_MV[inside])
+        inside = inside[np.isin(its_lists, lists.centroids.nearest(query, probes))]
         at = np.concatenate([at, overlay.indices[inside]])
         keys = np.concatenate([keys_N[at[: len(best)]], overlay.keys[inside]])
         best = np.concatenate([best, beside[inside]])

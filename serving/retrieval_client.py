@@ -60,12 +60,16 @@ class Shards:
         if task is None:
             return None
         if task.done() and not task.cancelled() and task.exception() is None:
-            self._in_a_row[shard] = 0
-            return task.result()
-        why = (
-            repr(task.exception()) if task.done() and not task.cancelled() else "no answer in time"
-        )
-        task.cancel()
+            told = task.result()
+            if not told.refused:
+                self._in_a_row[shard] = 0
+                return told
+            why = told.refused  # it waited for the version, and would for the next request's too
+        elif task.done() and not task.cancelled():
+            why = repr(task.exception())
+        else:
+            why = "no answer in time"
+            task.cancel()
         self.failures += 1
         self._in_a_row[shard] += 1
         if self._in_a_row[shard] >= FAILURES:

@@ -12,6 +12,7 @@ be ahead of the other: so rows and fields are remembered apart.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Final
 
 import msgspec
@@ -216,8 +217,9 @@ class RetrievalShard(ItemVectors):
 
     def _as_of(self, version: Version, without: Keys) -> tuple[Keys, Overlay]:
         """The items that have changed since a version, and as what those of them that may come stood then."""
-        steps = [its for its in self._replaced if its.step > version.step]
-        records = [its for its in self._items_before if its.offset > version.catalogue_offset]
+        offset = version.catalogue_offset  # newest first, so that what is older isn't looked at
+        steps = list(takewhile(lambda its: its.step > version.step, reversed(self._replaced)))[::-1]
+        records = list(takewhile(lambda its: its.offset > offset, reversed(self._items_before)))
         if not steps and not records:
             return np.empty(0, np.int64), Overlay.none(self.index.dim)
         row_keys, first = np.unique(
@@ -227,7 +229,7 @@ class RetrievalShard(ItemVectors):
         old_rows = np.concatenate(
             [np.empty((0, self.index.dim), np.float32), *(its.rows for its in steps)]
         )[first]
-        fields = {its.index: its for its in reversed(records)}
+        fields = {its.index: its for its in records}
         its_fields = np.array(list(fields), np.int64)
         changed = np.union1d(self._known(row_keys), its_fields)
         keys_MI, numbers_MM = self.catalogue.keys[changed], self.catalogue.numbers[changed]

@@ -78,7 +78,7 @@ def test_answers_are_put_together_by_product_and_then_by_key() -> None:
     assert none.found["vector"].tolist() == [] and none.index == "2:none+none"
 
 
-@pytest.mark.parametrize("broken", [gone, slow])
+@pytest.mark.parametrize("broken", [gone, slow, answering(Told(refused="behind"))])
 def test_a_shard_that_gives_no_answer_is_missing_and_then_left_alone(broken: Answer) -> None:
     async def scenario() -> None:
         now_s, asked = [100.0], []
