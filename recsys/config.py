@@ -246,6 +246,8 @@ class ServeConfig:
     # auto: flat up to so many items, ivf beyond.
     index: str = "auto"
     index_flat_items: int = 50_000
+    # Vectors and index of items in so many deployments of their own, instead of in each replica; 0: in each.
+    retrieval_shards: int = 0
 
     def __post_init__(self) -> None:
         _check(self.index in INDEXES, "serve.index", self.index, f"one of {', '.join(INDEXES)}")
@@ -266,6 +268,9 @@ class ServeConfig:
         for name in ("target_ongoing", "deadline_ms", "queue_ms", "stale_s", "kept_mb"):
             number = getattr(self, name)
             _check(number > 0, f"serve.{name}", number, "a positive number")
+        shards = self.retrieval_shards
+        _check(0 <= shards <= 64, "serve.retrieval_shards", shards,
+               "0 (retrieval in each replica) to 64 shards")  # fmt: skip
         waits = ("upscale_s", "downscale_s", "retrieval_ms", "rank_ms", "short_rank_ms")
         for name in (*waits, "client_rate", "kept_disk_mb"):
             number = getattr(self, name)

@@ -4,6 +4,7 @@ User code runs on the replica's own event loop (RAY_SERVE_THROUGHPUT_OPTIMIZED),
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from ray import serve
 from recsys.config import Config, ServeConfig
 from recsys.open_log import open_log
 from serving.http_app import build_app
+from serving.ray_retrieval import asked_by_handle, deployments
 from serving.service import Service, admin_key_file
 from serving.session_line import sessions_at
 
@@ -28,16 +30,21 @@ _BESIDE = 100  # health, metrics and pages, beside what the gate lets in
 
 class Feed:
     """The class behind the deployment. ``config`` is the configuration as JSON, so that nothing is pickled
-    that another version of the code would read otherwise."""
+    that another version of the code would read otherwise. ``shards``: handles of those of retrieval."""
 
-    def __init__(self, config: str) -> None:
+    def __init__(self, config: str, shards: Sequence[Any] = ()) -> None:
         self._config = msgspec.json.decode(config, type=Config)
         logging.getLogger("recsys").setLevel(logging.INFO)
         torch.set_num_threads(
             1
         )  # sums must not depend on the number of cores; two also cost more here
         log = open_log(self._config)
-        self.service = Service(self._config, log, sessions_at(self._config.sessions.url))
+        self.service = Service(
+            self._config,
+            log,
+            sessions_at(self._config.sessions.url),
+            shards=asked_by_handle(shards),
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Asked by Serve, once, after the constructor."""
@@ -87,4 +94,4 @@ def application(config: Config) -> Any:
         logging_config={"log_level": "WARNING", "enable_access_log": False},  # a line a request
     )
     encoded = msgspec.json.encode(config).decode()
-    return deployment(serve.ingress()(Feed)).bind(encoded)
+    return deployment(serve.ingress()(Feed)).bind(encoded, deployments(config, encoded))

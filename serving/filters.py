@@ -12,27 +12,29 @@ from recsys.session import Session
 
 def wanted_items(
     catalogue: Catalogue, session: Session, exclude_ids: Iterable[Id], least: int
-) -> tuple[Bitmap, dict[str, int]]:
-    """The items of the catalogue that may come, and how many each filter removed. What this costs hangs on
-    the session: of the catalogue, only bits are copied.
+) -> tuple[Bitmap, dict[str, int], Indices]:
+    """The items of the catalogue that may come, how many each filter removed, and which of the living were.
+    What this costs hangs on the session: of the catalogue, only bits are copied.
 
     Where fewer than ``least`` would remain, what was seen may come again: an empty feed is worse.
     """
     wanted = catalogue.living.copy()
     removed = {"gone": len(wanted) - wanted.count}
     excluded = [index for index in map(catalogue.index_of, exclude_ids) if index is not None]
+    taken = []
     for name, found in (
         ("excluded", np.array(excluded, np.int64)),
         ("hidden", _known(catalogue, session.hidden)),
     ):
         members = wanted.members(found)
         wanted.clear(members)
+        taken.append(members)
         removed[name] = len(members)
     seen = wanted.members(_known(catalogue, session.seen))
     if wanted.count - len(seen) < least:
         seen = seen[:0]
     wanted.clear(seen)
-    return wanted, removed | {"seen": len(seen)}
+    return wanted, removed | {"seen": len(seen)}, np.concatenate([*taken, seen])
 
 
 def _known(catalogue: Catalogue, keys: Collection[int]) -> Indices:

@@ -18,8 +18,8 @@ import numpy as np
 from recsys.hashing import uniforms
 from serving.inverted_lists import Centroids, Indices, Vectors
 from serving.item_index import ItemIndex
+from serving.item_vectors import ItemVectors
 from serving.ivf_index import IvfIndex, Measured
-from serving.replica import Replica
 
 Train = Callable[[Vectors, int], Centroids]
 FOUND: Final = 300
@@ -54,7 +54,7 @@ class IndexCare:
     """Looks after one replica's index. ``recall``: as measured last; ``builds``: indexes made."""
 
     def __init__(
-        self, replica: Replica, train: Train, sample_of: Callable[[Indices, int], Indices],
+        self, replica: ItemVectors, train: Train, sample_of: Callable[[Indices, int], Indices],
         lists_for: Callable[[int], int],
     ) -> None:  # fmt: skip
         self.replica, self._train, self._sample, self._lists = replica, train, sample_of, lists_for
@@ -111,6 +111,8 @@ class IndexCare:
         serve, items = self.replica.config.serve, self.replica.catalogue.living.count
         index = self.replica.index
         if serve.index == "flat" or items < _LEAST or index is self._useless:
+            return False
+        if not self.replica.indexed:  # shards look after theirs
             return False
         if not isinstance(index, IvfIndex):
             return self.asked or serve.index == "ivf" or items > serve.index_flat_items

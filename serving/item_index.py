@@ -4,7 +4,8 @@ A vector's number in the index is its item's index in the catalogue. No index is
 searched: one thread does both. Which items are gone, or not wanted in this request, bits say.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 import faiss
 import numpy as np
@@ -19,9 +20,10 @@ Mask = NDArray[np.bool_]
 
 class ItemIndex(Protocol):
     """Vectors (n, V) by catalogue index. ``name`` is what a stamp says: with it and the vectors, whoever is
-    asked again finds the same."""
+    asked again finds the same. ``missing``: whether some of the vectors can't be searched here."""
 
     dim: int
+    missing: bool
 
     @property
     def name(self) -> str: ...
@@ -46,10 +48,22 @@ class ItemIndex(Protocol):
         """The k wanted items with the largest inner product: indices and products, best first."""
 
 
+FLAT: Final = "flat"  # in the name of several: one that is exact
+ABSENT: Final = "none"  # one that wasn't searched
+
+
+def sharded_name(names: Sequence[str | None]) -> str:
+    """The name of what several shards searched, by the names of their indexes: ``2:flat+none``. None: a shard
+    that gave no answer."""
+    its = (ABSENT if name is None else name or FLAT for name in names)
+    return f"{len(names)}:{'+'.join(its)}"
+
+
 class FlatIndex:
     """Exact: all vectors are looked through. FAISS flat can be changed in place, between searches."""
 
     name = ""
+    missing = False
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -89,3 +103,32 @@ class FlatIndex:
         )
         indices: Indices = found[1][0]
         return indices[indices >= 0], found[0][0][indices >= 0]
+
+
+class NoIndex:
+    """Where so many shards hold the vectors: takes none and finds none."""
+
+    missing = True
+
+    def __init__(self, dim: int, shards: int) -> None:
+        self.dim, self.shards = dim, shards
+        self.name = sharded_name([None] * shards)
+
+    def __len__(self) -> int:
+        return 0
+
+    @property
+    def vectors(self) -> Vectors:
+        return np.zeros((0, self.dim), np.float32)
+
+    def empty(self) -> "NoIndex":
+        return NoIndex(self.dim, self.shards)
+
+    def reserve(self, more: int) -> None:
+        """Nothing is kept."""
+
+    def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
+        """Nothing is kept."""
+
+    def search(self, query_V: Vectors, k: int, wanted: Bitmap) -> tuple[Indices, Vectors]:
+        return np.empty(0, np.int64), np.empty(0, np.float32)

@@ -72,6 +72,8 @@ class IvfIndex:
     """An ``ItemIndex`` over inverted lists. ``moved`` counts the vectors that were set since it was made, and
     ``strayed`` those that changed their list."""
 
+    missing = False
+
     def __init__(
         self, centroids: Centroids, probes: int, room: int, numbered: Numbered | None = None
     ) -> None:

@@ -261,3 +261,23 @@ def put(
             where[index, 0], where[index, 1] = its, ends[its, 1] * LANES + lane
             ends[its, 2] += 1
         write(codes, scales, where[index, 1] // LANES, where[index, 1] % LANES, vectors, i)
+
+
+@kernel(_int(_VECTORS, _KEYS, _VECTOR, _BITS, _FLOATS, _INTS))
+def scan_all(rows: Any, keys: Any, query: Any, wanted: Any, best: Any, found: Any) -> Any:
+    """The K wanted items of all with the largest products, in no order, by their keys: of equals the smaller
+    key. How many there are."""
+    count = 0
+    for index in range(rows.shape[0]):
+        if wanted[index >> 3] >> (index & 7) & 1:
+            its = product(rows, index, query)
+            if its > -np.inf:
+                count = keep(best, found, count, its, keys[index])
+    return count
+
+
+@kernel(types.void(_VECTORS, _VECTOR, _FLOATS))
+def products(rows: Any, query: Any, out: Any) -> None:
+    """The product of a query with each vector, as a search makes it."""
+    for index in range(rows.shape[0]):
+        out[index] = product(rows, index, query)

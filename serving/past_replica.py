@@ -24,6 +24,7 @@ from serving import index_files
 from serving.line_reader import LineReader, Loaded
 from serving.pipeline import Pipeline
 from serving.replica import Replica, published_model
+from serving.sharded_index import is_sharded, sharded_as_named
 
 _READ: Final = 1_000
 _SECOND_MS: Final = 1_000  # of event time: when it is over, the popular are looked for anew
@@ -126,10 +127,17 @@ class PastReplica:
             raise Gone(self._missing(self._line, stamp, loaded))
 
     def _index_of(self, stamp: Stamp) -> None:
-        """The index that was searched: of the same vectors, by the centroids that were written down."""
+        """The index that was searched, or those of several shards: of the same vectors, by the centroids that
+        were written down."""
         its, folder = self.replica, Path(self._config.state) / index_files.FOLDER
+        alive = its.catalogue.alive
         try:
-            its.index = index_files.as_named(folder, stamp.index, its.index, its.catalogue.alive)
+            if is_sharded(stamp.index):
+                its.index = sharded_as_named(
+                    folder, stamp.index, its.index, lambda: its.catalogue.keys[:, 0], alive
+                )
+            else:
+                its.index = index_files.as_named(folder, stamp.index, its.index, alive)
         except ValueError as error:
             raise Gone(str(error)) from error
 

@@ -7,7 +7,8 @@
                     what changes scores or takes candidates out (serving/stages.py)
     diversify, draw a list by score, caps, exploration and quota, with its propensities (serving/selection.py)
 
-Everything happens in one call on one thread: no stage waits, no stage talks to another process. A stage that
+Everything happens in one call on one thread: no stage waits, no stage talks to another process. Where shards
+have the item vectors, they were asked before, by ``plan`` (serving/near.py). A stage that
 fails is skipped and named in ``degraded``; an answer comes whatever happens to the model. What a stage took
 out is counted under its name in ``removed``.
 """
@@ -29,9 +30,11 @@ from recsys.session import Session
 from serving.deadline import POPULAR, SHORT, UNHURRIED, UNRANKED, Deadline, shortened
 from serving.explanation import reasons
 from serving.filters import wanted_items
+from serving.near import SIDE, Near, Plan
 from serving.replica import Replica
 from serving.request import Answer, AnswerItem, Ranked, Request
 from serving.retrieval import Retrieval
+from serving.retrieval_shard import Version
 from serving.scoring import probabilities
 from serving.selection import Chance, Drawn, draw
 from serving.stages import caps_of, staged, trust_of
@@ -56,12 +59,16 @@ class Pipeline:
         now_ms: int,
         request_id: str,
         deadline: Deadline = UNHURRIED,
+        near: Near | None = None,
     ) -> Answer:
         """The list, and the impression that says how it was made. The same arguments and the same version
-        give the same answer: for a past one, ``deadline`` is ``AsServed`` with its ``degraded``."""
+        give the same answer: for a past one, ``deadline`` is ``AsServed`` with its ``degraded``. ``near``:
+        what shards of retrieval found; it counts only where it is of the version that answers."""
         degraded: list[str] = []
+        if near is not None and near.version != self.version:
+            near = None
         found, removed = self._candidates(
-            request, session, policy, now_ms, request_id, deadline, degraded
+            request, session, policy, now_ms, request_id, deadline, degraded, near
         )
         fixed = self._fixed(request, session, policy, found)
         found |= {index: ["fixed"] for index in fixed.values()}
@@ -69,7 +76,9 @@ class Pipeline:
         ranked, taken_out = staged(self.replica, session, policy.config, ranked)
         drawn = self._select(request, policy, ranked, fixed, request_id)
         removed |= taken_out | drawn.closed
-        stamp = self._stamp(session, policy)
+        stamp = self._stamp(
+            session, policy, self.replica.index.name if near is None else near.index
+        )
         items = [
             self._item(request, session, ranked, rank, drawn)
             for rank in range(len(drawn.positions))
@@ -105,6 +114,35 @@ class Pipeline:
             ranked,
         )
 
+    @property
+    def version(self) -> Version:
+        """What vectors depend on, as it is now."""
+        its = self.replica
+        return Version(its.line, its.epoch, its.step, its.catalogue_offset)
+
+    def plan(
+        self,
+        request: Request,
+        session: Session,
+        policy: Policy,
+        now_ms: int,
+        deadline: Deadline = UNHURRIED,
+        near: Near | None = None,
+    ) -> Plan | None:
+        """What shards of retrieval are to be asked before ``recommend``, with the same arguments; None where
+        there are none, where nothing is to be asked of them, or where ``near`` is of this version."""
+        if self.replica.indexed or request.candidate_ids is not None or deadline.misses(POPULAR):
+            return None
+        if near is not None and near.version == self.version:
+            return None
+        catalogue = self.replica.catalogue
+        user = self._features(request, session, np.zeros(0, np.int64), now_ms)
+        queries = self.retrieval.queries(session, user, self._shares(policy))
+        if not queries:
+            return None
+        _, _, taken = wanted_items(catalogue, session, request.exclude_ids, request.n)
+        return Plan(self.version, queries, catalogue.keys[taken, 0].copy())
+
     def _candidates(
         self,
         request: Request,
@@ -114,22 +152,21 @@ class Pipeline:
         request_id: str,
         deadline: Deadline,
         degraded: list[str],
+        near: Near | None,
     ) -> tuple[dict[int, list[str]], dict[str, int]]:
         catalogue = self.replica.catalogue
         if request.candidate_ids is not None:
             return self._given(request.candidate_ids, request.exclude_ids)
-        wanted, removed = wanted_items(catalogue, session, request.exclude_ids, request.n)
+        wanted, removed, _ = wanted_items(catalogue, session, request.exclude_ids, request.n)
         user = self._features(request, session, np.zeros(0, np.int64), now_ms)
         salt = key_of("request", request_id) & 0xFFFFFFFF
         limit = self.replica.config.serve.candidates
-        shares = dict(policy.config.sources)
-        if self.replica.step == 0:
-            shares.pop("vector", None)
+        shares = self._shares(policy)
         if deadline.misses(POPULAR):
             degraded.append(POPULAR)
             shares = {"popular": limit}
         found = self.retrieval.collect(
-            session, user, wanted, shares, limit, salt, policy.config.trust_after
+            session, user, wanted, shares, limit, salt, policy.config.trust_after, near
         )
         if found.failed:
             degraded.append("retrieval")
@@ -141,6 +178,13 @@ class Pipeline:
             degraded.append(SHORT)
             return shortened(found.sources, few), removed
         return found.sources, removed
+
+    def _shares(self, policy: Policy) -> dict[str, int]:
+        """What each source may find: nobody's side has been learned before the first step."""
+        shares = dict(policy.config.sources)
+        if self.replica.step == 0:
+            shares.pop(SIDE, None)
+        return shares
 
     def _given(
         self, candidate_ids: tuple[Id, ...], exclude_ids: tuple[Id, ...]
@@ -239,12 +283,12 @@ class Pipeline:
             request_id=request_id,
             caps=caps_of(replica.features, config, ranked, request.candidate_ids is not None),
             trust_N=trust_of(replica.popularity.shown[at], config.trust_after),
-            vectors_NV=replica.index.vectors[at] if config.diversity else None,
+            vectors_NV=replica.vectors_of(at) if config.diversity else None,
             open_N=ranked.open_N,
             fixed={rank: ranked.indices.index(index) for rank, index in fixed.items()},
         )
 
-    def _stamp(self, session: Session, policy: Policy) -> Stamp:
+    def _stamp(self, session: Session, policy: Policy, index: str) -> Stamp:
         replica = self.replica
         return Stamp(
             line=replica.line,
@@ -255,7 +299,7 @@ class Pipeline:
             session_offset=session.offset,
             policy=policy.digest,
             arms=dict(policy.arms),
-            index=replica.index.name,
+            index=index,
         )
 
     def _asked(self, request: Request, session: Session) -> Asked:

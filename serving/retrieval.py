@@ -24,6 +24,7 @@ from recsys.features import RequestFeatures
 from recsys.hashing import cross, uniforms
 from recsys.item_counters import segment_of
 from recsys.session import Entry, Session
+from serving.near import SIDE, SIMILAR, Near, Query
 from serving.replica import Replica
 from serving.scoring import user_vector
 
@@ -65,22 +66,25 @@ class Retrieval:
         limit: int,
         salt: int,
         trust_after: int = 0,
+        near: Near | None = None,
     ) -> Found:
         """Catalogue indices with the sources that found them, at most ``limit``.
 
         ``wanted`` are the items that may come; ``salt`` varies what is drawn at random from request to
-        request. A source that fails finds nothing, and is named.
+        request. ``near``: what the shards found of this version, where they have the index. A source that
+        fails finds nothing, and is named; so is one that lacks what a shard would have found.
         """
         sources: dict[str, Callable[[int], Indices]] = {
             "trial": lambda k: self._trial(wanted, k, salt, trust_after),
-            "vector": lambda k: self._vector(user, wanted, k),
-            "similar": lambda k: self._similar(session, wanted, k),
+            SIDE: lambda k: self._near(SIDE, session, user, wanted, k, near),
+            SIMILAR: lambda k: self._near(SIMILAR, session, user, wanted, k, near),
             "topic": lambda k: self._topic(session, wanted, k, salt),
             "segment": lambda k: self._segment(session, user, wanted, k),
             "popular": lambda k: self._popular(wanted, k),
             "fresh": lambda k: self._fresh(wanted, k, salt),
         }
         found, failed = dict[int, list[str]](), list[str]()
+        missing = self.replica.index.missing if near is None else near.missing
         for name, share in shares.items():
             if share <= 0:
                 continue
@@ -90,6 +94,8 @@ class Retrieval:
                 _log.exception("a source of candidates failed", extra={"source": name})
                 failed.append(name)
                 continue
+            if missing and (name == SIDE or (name == SIMILAR and len(self._liked(session)[0]))):
+                failed.append(name)
             for index in indices:
                 if index in found:
                     found[index].append(name)
@@ -97,21 +103,48 @@ class Retrieval:
                     found[index] = [name]
         return Found(found, failed)
 
-    def _vector(self, user: RequestFeatures, wanted: Bitmap, k: int) -> Indices:
-        replica = self.replica
-        query = user_vector(replica.model, replica.rows, user)
-        replica.queries.append(query)
-        return replica.index.search(query, k, wanted)[0]
+    def queries(
+        self, session: Session, user: RequestFeatures, shares: Mapping[str, int]
+    ) -> tuple[Query, ...]:
+        """What a request asks of an index: the user side, and the vectors of what was liked last."""
+        asked = (
+            self._queries(name, session, user, shares[name])
+            for name in (SIDE, SIMILAR)
+            if shares.get(name, 0) > 0
+        )
+        return tuple(query for queries in asked for query in queries)
 
-    def _similar(self, session: Session, wanted: Bitmap, k: int) -> Indices:
-        replica, parts = self.replica, []
-        liked = [entry for entry in reversed(session.history) if entry.outcomes[0] > 0][:_LIKED]
-        for entry in liked:
-            index = replica.catalogue.index_of_key(entry.keys[0])
-            if index is not None:
-                query = replica.index.vectors[index].copy()
-                parts.append(replica.index.search(query, -(-k // len(liked)), wanted)[0])
+    def _queries(self, source: str, session: Session, user: RequestFeatures, k: int) -> list[Query]:
+        replica = self.replica
+        if source == SIDE:
+            return [Query(source, user_vector(replica.model, replica.rows, user), k)]
+        known, liked = self._liked(session)
+        return [Query(source, vector, -(-k // liked)) for vector in replica.vectors_of(known)]
+
+    def _near(
+        self, source: str, session: Session, user: RequestFeatures, wanted: Bitmap, k: int,
+        near: Near | None,
+    ) -> Indices:  # fmt: skip
+        replica = self.replica
+        if near is not None:
+            keys = near.found.get(source, np.empty(0, np.int64))
+            found = replica.catalogue.indices_of_keys(keys)
+            assert (found >= 0).all() and wanted[found].all(), "not of this version"
+            return found
+        parts = []
+        for query in self._queries(source, session, user, k):
+            if source == SIDE:
+                replica.queries.append(query.vector_V)
+            parts.append(replica.index.search(query.vector_V, query.k, wanted)[0])
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _liked(self, session: Session) -> tuple[Indices, int]:
+        """The items that were liked last, newest first: those that are known, and how many there are."""
+        liked = [entry for entry in reversed(session.history) if entry.outcomes[0] > 0][:_LIKED]
+        found = self.replica.catalogue.indices_of_keys(
+            np.array([entry.keys[0] for entry in liked], np.int64)
+        )
+        return found[found >= 0], len(liked)
 
     def _members(self, key: int, salt: int) -> Indices:
         """The items of a group; of a large one those among the most popular, and others drawn at random."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from experiments.policy import Policy
 from recsys.blueprint import feature_set
 from recsys.config import Config
 from recsys.events import encode
@@ -27,16 +28,19 @@ from serving.gate import ARRIVED_S
 from serving.impression_writer import ImpressionWriter
 from serving.intake import Intake, Unavailable
 from serving.kept_file import Kept
+from serving.near import Near
 from serving.patient_reader import LONGEST_S, SLICE_S, PatientReader
 from serving.pipeline import Pipeline
 from serving.replica import Replica
 from serving.request import SESSION, STALE, Answer, Request, without
+from serving.retrieval_client import Shards
 from serving.session_store import SessionReader, StoreUnavailable
 from serving.session_view import view_of
 from serving.state_reader import StateReader
 from serving.turnstile import Turnstile
 
 _LOOK_S: Final = 0.02
+_TURNS: Final = 4  # of a request whose shards are asked: at the last it is answered without them
 _STARTING: Final = "the replica is still reading the catalogue and the model"
 
 
@@ -49,11 +53,13 @@ class Service:
         log: Log,
         sessions: SessionReader,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        shards: Shards | None = None,
     ) -> None:
-        self.config, self.log, self.now_ms = config, log, now_ms
+        """``shards``: of retrieval, where the replica is to hold no vectors and no index."""
+        self.config, self.log, self.now_ms, self.shards = config, log, now_ms, shards
         self.sessions = PatientReader(sessions)
         self.features = feature_set(config)
-        self.replica = Replica(self.features, config)
+        self.replica = Replica(self.features, config, 0 if shards is None else len(shards))
         self.pipeline = Pipeline(self.replica)
         self.reader = StateReader(log, self.replica, config, now_ms)
         kept = Kept(Path(config.state) / "kept", log.id, int(config.serve.kept_disk_mb * 2**20))
@@ -125,12 +131,9 @@ class Service:
         asked_s = time.monotonic()
         session, known = await self._session(request.user_id)
         read_s = time.monotonic()
-        self.admission.read(read_s - asked_s, read_s)
-        await self.turnstile.turn()
-        try:
-            answer = self._answer(request, session, arrived_s)
-        finally:
-            self.turnstile.pass_on()
+        if self.shards is None:
+            self.admission.read(read_s - asked_s, read_s)
+        answer = await self._answer(request, session, arrived_s, read_s - asked_s)
         if not known:
             answer = without(answer, SESSION)
         if self.stale:
@@ -138,17 +141,35 @@ class Service:
         self._log_impression(answer)
         return answer
 
-    def _answer(self, request: Request, session: Session, arrived_s: float) -> Answer:
-        """From the version of this moment, in what is left of the request's time."""
+    async def _answer(
+        self, request: Request, session: Session, arrived_s: float, read_s: float
+    ) -> Answer:
+        """From the version of the moment in which it is made, in what is left of the request's time. Shards
+        are asked before, and again where the version is another by then."""
         deadline_ms = self.config.serve.deadline_ms
-        deadline = ByClock(
-            lambda: deadline_ms - 1000 * (time.monotonic() - arrived_s), self._needs_ms
-        )
-        policy = self.reader.policies.resolve(request.user_id)
-        request_id = uuid.uuid4().hex
-        return self.pipeline.recommend(
-            request, session, policy, self.now_ms(), request_id, deadline
-        )
+
+        def left_ms() -> float:
+            return deadline_ms - 1000 * (time.monotonic() - arrived_s)
+
+        deadline, request_id = ByClock(left_ms, self._needs_ms), uuid.uuid4().hex
+        asked: tuple[Request, Session, Policy, int] | None = None
+        near: Near | None = None
+        for turns_left in range(_TURNS - 1, -1, -1):
+            await self.turnstile.turn()
+            try:
+                if asked is None:  # once: the user side that is searched with is the one that ranks
+                    policy = self.reader.policies.resolve(request.user_id)
+                    asked = request, session, policy, self.now_ms()
+                plan = self.pipeline.plan(*asked, deadline, near) if turns_left else None
+                if plan is None or self.shards is None:
+                    return self.pipeline.recommend(*asked, request_id, deadline, near)
+            finally:
+                self.turnstile.pass_on()
+            began_s = time.monotonic()
+            near = await self.shards.search(plan, (left_ms() - self.config.serve.rank_ms) / 1000)
+            told_s = time.monotonic()
+            self.admission.read(read_s + told_s - began_s, told_s)  # no thread is kept by it either
+        raise AssertionError("the last turn answers")
 
     async def session(self, user_id: Id) -> dict[str, Any]:
         """What is known of a user. Raises Unavailable without a store."""

@@ -55,6 +55,10 @@ class ServingMetrics:
                 "Waiting for the log, on disk",
                 lambda: writer.on_disk_bytes,
             ),
+            "retrieval_misses": (
+                "Times that a shard of retrieval gave no answer",
+                lambda: service.shards.failures if service.shards else 0,
+            ),
             "session_misses": ("Requests without their session", lambda: service.session_misses),
             "click_to_session_p95_ms": (
                 "Acknowledged view to session",

@@ -42,8 +42,8 @@ from serving import index_files
 from serving.faiss_centroids import lists_for, sample_of, train
 from serving.freshness import Freshness, Rate
 from serving.index_care import IndexCare, Probe, Swap
+from serving.item_vectors import Fresh, ItemVectors
 from serving.line_reader import LineReader, Loaded
-from serving.replica import Fresh, Replica
 
 R = TypeVar("R")
 MAIN: Final = "main"
@@ -94,7 +94,7 @@ class StateReader:
     ``read`` found is applied before the next begins."""
 
     def __init__(
-        self, log: Log, replica: Replica, config: Config, now_ms: Callable[[], int]
+        self, log: Log, replica: ItemVectors, config: Config, now_ms: Callable[[], int]
     ) -> None:
         """Raises ValueError where the configuration names what the replica's schema doesn't have."""
         schema = replica.features.schema
@@ -269,7 +269,7 @@ class StateReader:
         if batch.care is not None:
             self.care.apply(batch.care)
         if batch.items:
-            self.replica.apply_items([item for item, _ in batch.items], batch.items[-1][1])
+            self.replica.apply_records(batch.items)
         if batch.passed_over:
             self.replica.item_state_from = -1
         for state, offset in batch.states:

@@ -20,6 +20,7 @@ from serving.follower import Follower
 from serving.pipeline import Pipeline
 from serving.replica import Replica
 from serving.request import Request
+from serving.retrieval_shard import RetrievalShard
 from serving.service import Service
 from serving.session_store import MemorySessions
 
@@ -52,6 +53,19 @@ def test_no_answer_is_of_two_versions(tmp_path: Path, way: Any, requests: int) -
     assert found["requests"] >= requests
     assert (found["mixed"], found["failed"], found["went_back"]) == (0, 0, 0)
     assert all(found["published"].values())
+
+
+def with_shards(folder: Path, requests: int) -> dict[str, Any]:
+    """Two shards follow the log by themselves, so that they are ahead or behind as it comes."""
+    bird = Bird.in_folder(folder, every=EVERY, shards=2)
+    return counts(bird, asyncio.run(in_process(bird, requests)), 0.0)
+
+
+@pytest.mark.slow
+def test_what_shards_find_is_of_the_answer_s_version(tmp_path: Path) -> None:
+    found = with_shards(tmp_path, 500)
+    assert (found["mixed"], found["went_back"]) == (0, 0), found["first"]
+    assert found["failed"] < 25  # answers that went without, degraded: another epoch, or no time
 
 
 def stamp(**fields: Any) -> Stamp:
@@ -154,6 +168,20 @@ PLANTS: dict[str, Plant] = {
     "dense parameters later": late(Replica, "apply_step", dense_later),
     **{f"{name} later": table_later(name) for name in ("features", "items", "users")},
 }
+
+
+@pytest.mark.slow
+def test_a_shard_whose_vectors_stay_as_they_were_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = RetrievalShard._place
+
+    def stays(its: RetrievalShard, indices: Any) -> None:
+        if len(its.index) < len(its.catalogue):
+            place(its, indices)
+
+    monkeypatch.setattr(RetrievalShard, "_place", stays)
+    assert with_shards(tmp_path, 200)["mixed"] > 0
 
 
 @pytest.mark.parametrize("name", PLANTS)

@@ -28,6 +28,7 @@ from recsys.policy_config import PolicyConfig
 from recsys.records import DELTAS, EVENTS, ITEM_STATE, Experiments, ItemState, unpack
 from serving.past_session import find_impression
 from serving.request import Request
+from serving.state_reader import Batch
 from training.archive import Archive
 
 PORTS = RayPorts(*range(14))
@@ -179,6 +180,55 @@ def test_an_answer_from_lists_is_made_again_by_the_centroids_that_were_written_d
         file.unlink()
     (last,) = Past(config, log, asked[-1:]).explain()
     assert last.verdict == GONE and "centroids" in last.why
+    log.close()
+
+
+@pytest.mark.parametrize("index", ["flat", "ivf"])
+def test_an_answer_of_shards_is_made_again_whatever_they_had_gone_on_to(
+    tmp_path: Path, index: str
+) -> None:
+    """A shard is ahead of the replica in a half of the requests, and one is gone at the end."""
+    config = small_config(tmp_path / "state")
+    config = replace(config, serve=replace(config.serve, index=index, retrieval_shards=2))
+
+    async def gone(asked: bytes) -> bytes:
+        raise ConnectionError("killed")
+
+    async def scenario(system: OneProcess) -> list[str]:
+        system.publish([item(n) for n in range(160)])
+        await system.start()
+        asked = await live(system, 12)
+        for n in range(12, 24):
+            reader = system.service.reader
+            reader.read, read = lambda: Batch(), reader.read  # type: ignore[method-assign]
+            system.turn()  # the shards read on, and the replica doesn't
+            system.now_ms += 1_000
+            changed = msgspec.structs.replace(item(n, author="b"), time_ms=system.now_ms)
+            system.publish([item(160 + n), changed])
+            system.follow()
+            asked += await live(system, 1, first=n, turns=False)
+            reader.read = read  # type: ignore[method-assign]
+            system.follow()
+        assert system.service.shards is not None
+        system.service.shards._shards[1] = gone
+        asked += await live(system, 6, first=24)
+        await system.stop()
+        return asked
+
+    asked, log = asyncio.run(scenario(OneProcess(config))), open_log(config)
+    found = Past(config, log, asked).explain()
+    assert [f"{i.why} {i.differences[:2]}" for i in found if i.verdict != EQUAL] == []
+    stamps = [impression_of(its).stamp for its in found]
+    names = Counter(its.index.partition(":")[0] for its in stamps if its)
+    assert names == {"2": len(asked)} and len({its.step for its in stamps if its}) > 5
+    sources = Counter(
+        name for its in found for one in impression_of(its).items for name in one.sources
+    )
+    assert sources["vector"] > 10 and sources["similar"] > 2
+    degraded = [impression_of(its).degraded for its in found]
+    assert all("retrieval" not in its for its in degraded[:24])
+    assert sum("retrieval" in its for its in degraded[24:]) >= 3
+    assert stamps[20] and stamps[20].index.count("-") == (0 if index == "flat" else 2)
     log.close()
 
 

@@ -65,8 +65,11 @@ class Looks(Stop):
         return False
 
 
-def app_is(serve, status, running, starting=0):
-    deployment = SimpleNamespace(replica_states={"RUNNING": running, "STARTING": starting})
+def app_is(serve, status, running, starting=0, feed="UPDATING"):
+    deployment = SimpleNamespace(
+        replica_states={"RUNNING": running, "STARTING": starting},
+        status=SimpleNamespace(value=feed),
+    )
     found = SimpleNamespace(
         status=SimpleNamespace(value=status), deployments={"Feed": deployment}, message="why"
     )
@@ -123,6 +126,8 @@ def test_a_long_restart_is_well_as_long_as_somebody_answers(tmp_path, monkeypatc
     part._watch(serve, "recsys", Looks(None, looks), restarts)
     looks = [app_is(serve, "UNHEALTHY", 0, starting=1), later, later, later]
     part._watch(serve, "recsys", Looks(None, looks), restarts)
+    looks = [app_is(serve, "UNHEALTHY", 1, feed="HEALTHY"), later, later, later]
+    part._watch(serve, "recsys", Looks(None, looks), restarts)  # a shard of retrieval is gone
     with pytest.raises(RuntimeError, match="is DEPLOYING: why"):
         looks = [app_is(serve, "DEPLOYING", 0), later, later]
         part._watch(serve, "recsys", Looks(None, looks), restarts)

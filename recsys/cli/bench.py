@@ -149,17 +149,23 @@ def serve(
     overload: Annotated[
         float, typer.Option(min=0, help="Also what comes of so many times the peak.")
     ] = 0.0,
+    retrieval_shards: Annotated[
+        int, typer.Option(min=0, help="serve.retrieval_shards; the bare app has none.")
+    ] = 0,
     seed: Seed = 0,
     json_file: Json = None,
 ) -> None:
     """Whole answers over HTTP: requests a second, latency, where the time goes."""
     from recsys.cli.bench_serve import Ask, measure_serve
 
-    ask = Ask(items, candidates, seconds, rate, overload, training, seed=seed)
+    ask = Ask(
+        items, candidates, seconds, rate, overload, training, seed=seed, shards=retrieval_shards
+    )
     measured = measure_serve(ask, lambda text: typer.echo(text, err=True))
     options = {"items": items, "candidates": candidates, "seconds": seconds, "rate": rate}
     options |= {"overload": overload} if overload else {}
     options |= {"training": True} if training else {}
+    options |= {"retrieval-shards": retrieval_shards} if retrieval_shards else {}
     _tell("serve", options | {"seed": seed}, measured, json_file)
 
 
@@ -172,6 +178,20 @@ def index(
 
     measured = measure_index(items, seconds, seed)
     _tell("index", {"items": items, "seconds": seconds, "seed": seed}, measured, json_file)
+
+
+@bench.command()
+def retrieval(
+    items: Items = 200_000,
+    shards: Annotated[int, typer.Option(min=1, help="Shards of retrieval.")] = 2,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """Retrieval in shards of its own: what leaves a replica, and what a search there takes."""
+    from recsys.cli.bench_retrieval import measure_retrieval
+
+    measured = measure_retrieval(items, shards, seed)
+    _tell("retrieval", {"items": items, "shards": shards, "seed": seed}, measured, json_file)
 
 
 @bench.command()

@@ -48,6 +48,7 @@ class Ask:
     training: bool = False
     plain: bool = True  # Serve's own proxy too
     seed: int = 0
+    shards: int = 0  # of retrieval: 0 is in the replica
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def measure_serve(ask: Ask, say: Callable[[str], None] = lambda text: None) -> F
         stack.enter_context(doors.ended_by_term())
         stack.enter_context(doors.one_thread_each())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-bench-"))
-        config, plan = doors.planned(doors.bench_config(folder, ask.candidates))
+        config, plan = doors.planned(doors.bench_config(folder, ask.candidates, ask.shards))
         began = time.monotonic()
         built = build(config, ask.items, ask.seed, time.time_ns() // 1_000_000)
         say(f"{ask.items} items, built in {time.monotonic() - began:.0f} s")

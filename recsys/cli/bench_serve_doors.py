@@ -141,7 +141,8 @@ def replica_pid(ray: Child) -> int:
 
     for pid in members(ray.identity):
         try:
-            if "ServeReplica" in " ".join(psutil.Process(pid).cmdline()):
+            words = " ".join(psutil.Process(pid).cmdline())
+            if "ServeReplica" in words and "Feed" in words:  # and not a shard of retrieval
                 return pid
         except psutil.Error:
             continue
@@ -211,14 +212,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def bench_config(state: str, candidates: int) -> Config:
-    """One replica, one shard, any free ports."""
+def bench_config(state: str, candidates: int, retrieval_shards: int = 0) -> Config:
+    """One replica, one shard of the parameter server, any free ports."""
     from recsys.config import ParameterServerConfig
 
     base = Config()
     return replace(
         base,
         state=state,
-        serve=replace(base.serve, port=0, dashboard_port=0, candidates=candidates),
+        serve=replace(
+            base.serve,
+            port=0,
+            dashboard_port=0,
+            candidates=candidates,
+            retrieval_shards=retrieval_shards,
+        ),
         parameter_server=ParameterServerConfig(shards=1),
     )

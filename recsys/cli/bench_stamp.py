@@ -24,6 +24,8 @@ from recsys.events import Stamp
 from recsys.hashing import Id, uniform
 from recsys.open_log import create_topics
 from serving.request import Answer, Request
+from serving.retrieval_client import Shards
+from serving.retrieval_service import RetrievalService
 from serving.service import Service
 from serving.session_store import MemorySessions
 
@@ -49,7 +51,7 @@ class YieldingSessions(MemorySessions):
 
 @dataclass
 class Bird:
-    """A service in the canary's world, in a folder."""
+    """A service in the canary's world, in a folder; with shards of retrieval, if it has any."""
 
     service: Service
     canary: Canary
@@ -57,16 +59,21 @@ class Bird:
     seed: int = 0
     every: Mapping[str, int] = field(default_factory=lambda: EVERY)
     asked: int = 0
+    shards: Sequence[RetrievalService] = ()
 
     @staticmethod
-    def in_folder(folder: Path, seed: int = 0, every: Mapping[str, int] = EVERY) -> "Bird":
+    def in_folder(
+        folder: Path, seed: int = 0, every: Mapping[str, int] = EVERY, shards: int = 0
+    ) -> "Bird":
         """All that is there is published once; more comes as requests are made."""
         config, log, sessions = canary_config(folder), CanaryLog(), YieldingSessions()
         create_topics(log, config)
         canary = Canary(config, log, sessions.blobs)
         canary.publish_all()
-        service = Service(config, log, sessions, lambda: NOW_MS)
-        return Bird(service, canary, Oracle(config), seed, every)
+        its = [RetrievalService(config, log, n, shards, lambda: NOW_MS) for n in range(shards)]
+        asked = Shards([one.search for one in its]) if its else None
+        service = Service(config, log, sessions, lambda: NOW_MS, asked)
+        return Bird(service, canary, Oracle(config), seed, every, shards=its)
 
     def sing(self) -> None:
         """Publishes what is due after the next request."""
@@ -93,6 +100,9 @@ class Bird:
 async def in_process(bird: Bird, requests: int, clients: int = _CLIENTS) -> list[Watch]:
     """Asks the service itself; the event loop is shared with what is applied, as in a replica."""
     watches = [Watch(bird.oracle) for _ in range(clients)]
+    for shard in bird.shards:
+        await shard.start()
+        await shard.caught_up(10.0)
     await bird.service.start()
     try:
         while not bird.service.ready and not bird.service.failure:
@@ -108,6 +118,8 @@ async def in_process(bird: Bird, requests: int, clients: int = _CLIENTS) -> list
         await asyncio.gather(*map(client, watches))
     finally:
         await bird.service.stop()
+        for shard in bird.shards:
+            await shard.stop()
     return watches
 
 

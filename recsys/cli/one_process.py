@@ -22,9 +22,12 @@ from recsys.open_log import create_topics, open_log
 from recsys.records import CONTROL, DELTAS, EVENTS, ITEMS, Experiments, pack
 from serving.counter_loop import CounterLoop
 from serving.request import Answer, Request
+from serving.retrieval_client import Shards
+from serving.retrieval_service import RetrievalService
 from serving.service import Service
 from serving.session_loop import SessionLoop
 from serving.session_store import MemoryFold, MemorySessions
+from serving.state_reader import StateReader
 from training.joiner_loop import JoinerLoop
 from training.learner import Learner
 from training.line import spec_of
@@ -79,6 +82,10 @@ class OneProcess:
         self.shards = _Shards([self._shard(part, home, model.read_dense())
                                for part in range(config.parameter_server.shards)])  # fmt: skip
         self.worker = Worker(0, 1, self.log, self.shards, Learner(model), config)
+        self.retrieval = [
+            RetrievalService(config, self.log, n, config.serve.retrieval_shards, self._clock)
+            for n in range(config.serve.retrieval_shards)
+        ]
         self.service = self._service()
 
     def _clock(self) -> int:
@@ -97,12 +104,16 @@ class OneProcess:
         self.log.append(DELTAS, [Append(0, b"", delta) for delta in deltas])
 
     def _service(self) -> Service:
-        return Service(self.config, self.log, self.sessions, self._clock)
+        asked = [its.search for its in self.retrieval]
+        shards = Shards(asked) if asked else None
+        return Service(self.config, self.log, self.sessions, self._clock, shards)
 
     async def start(self) -> None:
         """The replica reads all there is. It follows by ``turn``, not by a thread of its own."""
         self.service.writer.start()
-        self.service.reader.catch_up(lambda: False)
+        for reader in self._readers():
+            if not reader.ready:
+                reader.catch_up(lambda: False)
 
     async def restart_replica(self) -> None:
         """Another replica in its place: it starts from the newest snapshot, and where counters begin."""
@@ -172,9 +183,13 @@ class OneProcess:
         self.follow()
 
     def follow(self) -> None:
-        """The replica reads and applies what is there."""
-        while True:
-            batch = self.service.reader.read()
-            self.service.reader.apply(batch)
-            if not batch.full:
-                return
+        """The replica, and shards of retrieval, read and apply what is there."""
+        for reader in self._readers():
+            full = True
+            while full:
+                batch = reader.read()
+                reader.apply(batch)
+                full = batch.full
+
+    def _readers(self) -> list[StateReader]:
+        return [self.service.reader, *(its.reader for its in self.retrieval)]

@@ -157,7 +157,10 @@ def logical_cpus(config: Config) -> int:
     """What Ray may hand out: the machine's, or more where the parts ask for more. It is bookkeeping only."""
     trainer = config.trainer.workers * config.trainer.cpus_per_worker
     replicas = max(config.serve.replicas, config.serve.max_replicas) + 1  # one more at a restart
-    wanted = math.ceil(trainer) + replicas + config.parameter_server.shards
+    retrieval = (
+        2 * config.serve.retrieval_shards
+    )  # a restart starts all of them anew, beside the old
+    wanted = math.ceil(trainer) + replicas + retrieval + config.parameter_server.shards
     return max(os.cpu_count() or 1, wanted + 1)  # one for an offline job
 
 

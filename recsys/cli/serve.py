@@ -106,17 +106,19 @@ def _watch(serve: Any, app: str, stop: Stop, restarts: Restarts) -> None:
         restarts.look()
         found = serve.status().applications.get(app)
         status = "GONE" if found is None else str(found.status.value)
-        states: dict[str, int] = {}
-        if found is not None and "Feed" in found.deployments:
-            states = found.deployments["Feed"].replica_states
+        its: dict[str, Any] = {} if found is None else found.deployments
+        states = its["Feed"].replica_states if "Feed" in its else {}
         answering = states.get("RUNNING", 0)
+        starting = any(one.replica_states.get("STARTING") for one in its.values())
         stop.heartbeat.gauge("replicas", answering)
         if status == "RUNNING":
             restarts.fulfilled()
         stop.heartbeat.gauge(GAUGE, restarts.done)
-        if status == "RUNNING" or (status == "DEPLOYING" and answering):
+        # Lists go on without a shard of retrieval, and Serve starts another by itself.
+        lists_go_on = answering and str(its["Feed"].status.value) == "HEALTHY"
+        if status == "RUNNING" or (status == "DEPLOYING" and answering) or lists_go_on:
             well_at = time.monotonic()
-        elif time.monotonic() - well_at > (_STARTING_S if states.get("STARTING") else _UNHEALTHY_S):
+        elif time.monotonic() - well_at > (_STARTING_S if starting else _UNHEALTHY_S):
             raise RuntimeError(
                 f"the Serve application is {status}: {found.message if found else ''}"
             )
