@@ -152,8 +152,8 @@ def stamp_of_before(patch: pytest.MonkeyPatch) -> None:
     taken: list[Stamp] = []
     made = Pipeline._stamp
 
-    def its(self: Pipeline, session: Any, policy: Any) -> Stamp:
-        now = made(self, session, policy)
+    def its(self: Pipeline, *of: Any) -> Stamp:
+        now = made(self, *of)
         taken.append(changed(now, policy="", arms={}, session_offset=0))
         old = taken.pop(0) if len(taken) > 1 else taken[0]
         return changed(old, policy=now.policy, arms=now.arms, session_offset=now.session_offset)
