@@ -29,14 +29,16 @@ class _Column:
 
 
 class Inverted:
-    """Item indices by group key, each a set that reads as an array."""
+    """Item indices by group key, each a set that reads as an array. ``moves``: how often one moved."""
 
     def __init__(self) -> None:
+        self.moves = 0
         self._items: dict[int, dict[int, None]] = {}
         self._columns: dict[int, _Column] = {}  # of the groups that were asked for
 
     def move(self, index: int, old: Iterable[int], new: Iterable[int]) -> None:
         """An item left some groups and entered others."""
+        self.moves += 1
         for key in old:
             members, column = self._items.get(key, {}), self._columns.get(key)
             if column is not None and index in members:

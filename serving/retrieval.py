@@ -56,6 +56,9 @@ class Retrieval:
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
+        slots = [replica.features.slot(f"item.{name}") for name in replica.features.schema.groups]
+        self._groups = [column for slot in slots for column in range(slot.start, slot.stop)]
+        self._best: tuple[Indices, int, Indices, Indices] | None = None
 
     def collect(
         self,
@@ -146,23 +149,33 @@ class Retrieval:
         )
         return found[found >= 0], len(liked)
 
-    def _members(self, key: int, salt: int) -> Indices:
+    def _members(self, key: int, draws: NDArray[np.float64]) -> Indices:
         """The items of a group; of a large one those among the most popular, and others drawn at random."""
-        replica, members = self.replica, self.replica.groups.of(key)
+        members = self.replica.groups.of(key)
         if len(members) <= _POOL:
             return members
-        draws = uniforms(salt, np.arange(_POOL), 1)[:, 0]
-        top = replica.popularity.top[:_KNOWN_BEST]
-        known = top[(replica.catalogue.keys[top] == key).any(1)]
+        top, groups_GP = self._known_best()
+        known = top[(groups_GP == key).any(0)]
         return np.unique(np.concatenate([known, members[(draws * len(members)).astype(np.int64)]]))
+
+    def _known_best(self) -> tuple[Indices, Indices]:
+        """The most popular items, and their groups (G, P); found anew where either may have changed."""
+        replica, top = self.replica, self.replica.popularity.top
+        found = self._best
+        if found is None or found[0] is not top or found[1] != replica.groups.moves:
+            known = top[:_KNOWN_BEST]
+            groups = np.ascontiguousarray(replica.catalogue.keys[known][:, self._groups].T)
+            found = self._best = (top, replica.groups.moves, known, groups)
+        return found[2], found[3]
 
     def _topic(self, session: Session, wanted: Bitmap, k: int, salt: int) -> Indices:
         """Of each liked group half by popularity and half at random, by how much it is liked."""
         liked = liked_groups(session)[:_TOPICS]
         total = sum(weight for _, weight in liked)
+        draws = uniforms(salt, np.arange(_POOL), 1)[:, 0]
         parts = []
         for key, weight in liked:
-            members = self._members(key, salt)
+            members = self._members(key, draws)
             members = members[wanted[members]]
             share = max(1, round(k * weight / total))
             if len(members) > share:

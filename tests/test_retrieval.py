@@ -210,3 +210,18 @@ def test_of_a_large_group_the_popular_ones_come_and_others_by_chance(
         assert {5, 295} <= found <= group | authors and 15 not in found
         draws |= found & group
     assert len(draws) > 40
+
+
+def test_a_popular_item_is_found_in_the_groups_that_it_has_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serving.retrieval._POOL", 12)
+    replica = made(items=300)
+    popular(replica, {5: 9, 4: 99})  # 4 is of another tag
+    source = Retrieval(replica)
+    column = replica.features.slot("item.tags").start
+    tag = int(replica.catalogue.keys[5, column])
+    draws = np.zeros(12)
+    assert 4 not in source._members(tag, draws) and 5 in source._members(tag, draws)
+    replica.apply_item(msgspec.structs.replace(item(4), fields=item(5).fields), 301)
+    assert 4 in source._members(tag, draws)

@@ -2,11 +2,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from recsys.batch import batch_of
 from recsys.blueprint import FEED_SCHEMA
 from recsys.config import laptop
 from recsys.feature_builder import FeatureBuilder
 from recsys.features import FeatureSet, RequestFeatures
+from recsys.model import lookup_of, padded
 from recsys.tile_kernels import LANES
 from serving.replica import Replica
 from serving.scoring import probabilities, user_vector
@@ -83,6 +86,18 @@ def test_rows_however_large_give_0_or_1(replica: Replica) -> None:
         assert ((found >= 0) & (found <= 1)).all()
     finally:
         replica.model.write_dense(extreme)
+
+
+def test_the_user_side_is_that_which_is_learned(replica: Replica) -> None:
+    request = asked(replica, [3])
+    batch = batch_of(replica.features, [request])
+    lookup = lookup_of(batch)
+    rows = {name: padded(replica.rows[name].lookup(keys)) for name, keys in lookup.keys.items()}
+    with torch.inference_mode():
+        learned = replica.model.user_vectors(batch, lookup, rows["users"], rows["items"]).numpy()[0]
+    served = user_vector(replica.model, replica.rows, request)
+    assert served.dtype == np.float32 and np.abs(learned).max() > 0.01
+    np.testing.assert_allclose(served, learned, rtol=1e-4, atol=1e-6)
 
 
 def test_the_user_side_does_not_hang_on_the_candidates(replica: Replica) -> None:
