@@ -7,13 +7,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from parameter_server.shard import ShardSpec
 
 _ABOUT: Final = (
     "lanes", "seed", "dense_rate", "dense_first", "dense_average", "expire_every", "bound",
 )  # fmt: skip
+
+
+# What a file means that was written before there was such a rule.
+_BEFORE: Final = {"dense_first": 1.0}
 
 
 class RulesChanged(ValueError):
@@ -38,7 +42,7 @@ def rules_of(spec: ShardSpec) -> str:
 
 def learned_by(rules: str, spec: ShardSpec) -> ShardSpec:
     """The spec with what the rules say in the place of its own, for the tables that it has."""
-    said = json.loads(rules or "{}")
+    said = _said(rules)
     tables = tuple(
         replace(table, **{f.name: said.get(f"tables.{table.name}.{f.name}", getattr(table, f.name))
                           for f in fields(table)})
@@ -49,9 +53,14 @@ def learned_by(rules: str, spec: ShardSpec) -> ShardSpec:
 
 def changes(before: str, now: str) -> list[str]:
     """What differs between two rules, in words."""
-    old, new = json.loads(before or "{}"), json.loads(now)
+    old, new = _said(before), json.loads(now)
     return [
         f"{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
+
+
+def _said(rules: str) -> dict[str, Any]:
+    """What rules say. Of a line without any, nothing is known."""
+    return _BEFORE | json.loads(rules) if rules else {}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import json
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from parameter_server.lanes import LaneGradients
 from parameter_server.parameter_client import LocalClient, part_of
 from parameter_server.reshard import Files, Recut, recut
 from parameter_server.rows import ROW_COLUMNS, digest_of_exports
-from parameter_server.rules import learned_by, rules_of
+from parameter_server.rules import changes, learned_by, rules_of
 from parameter_server.shard import ShardSpec, digest_of_shards
 from recsys.config import laptop
 from serving.row_store import RowStore
@@ -262,6 +263,17 @@ def test_a_spec_comes_back_from_its_rules() -> None:
     found = learned_by(rules_of(other), SPEC)
     assert found == replace(SPEC, tables=other.tables, dense_rate=0.3, lanes=2)
     assert learned_by("", SPEC) == SPEC
+
+
+def test_steps_from_before_there_was_a_faster_beginning_had_none():
+    rules = json.loads(rules_of(replace(SPEC, dense_first=1.0)))
+    del rules["dense_first"]
+    before = json.dumps(rules)
+    assert learned_by(before, replace(SPEC, dense_first=10.0)).dense_first == 1.0
+    assert changes(before, rules_of(replace(SPEC, dense_first=1.0))) == []
+    assert changes(before, rules_of(replace(SPEC, dense_first=10.0))) == [
+        "dense_first was 1.0, is 10.0"
+    ]
 
 
 def test_a_file_that_is_missing_costs_the_steps_after_the_snapshot_alone(tmp_path: Path) -> None:

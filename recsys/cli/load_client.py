@@ -198,6 +198,8 @@ class Client:
                 number += 1
             wait_s = max(0.0, due[number] - time.perf_counter()) if number < len(due) else 0.5
             self._receive(wait_s)
+        for at in due[number:]:  # no connection was free for them: they were asked for all the same
+            self._begin(at)
 
     def _closed(self, began: float) -> None:
         until = began + self._load.seconds
