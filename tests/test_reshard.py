@@ -1,11 +1,11 @@
 """Other numbers of shards: state, lookups and what is learned afterwards are those of a line that never had
 another."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import json
 import numpy as np
 import pytest
 

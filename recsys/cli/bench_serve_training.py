@@ -129,6 +129,7 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
     from msgspec.structs import replace as changed
 
     from recsys.cli.bench_views import draw_items, draw_views
+    from recsys.clock import wall_ms
     from recsys.events import Engagement, Impression, encode
     from recsys.hashing import partition_of
     from recsys.log import Append
@@ -139,6 +140,8 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
         config, log = task.config, open_log(task.config)
         events = draw_views(config, draw_items(seed), 20 * EVENTS_PER_S, seed)
         span_ms, round_ = events[-1].time_ms - events[0].time_ms + 1, 0
+        # The lists that the load is given are of today: what were years behind them, the joiner would pass over.
+        shift_ms = wall_ms() - events[0].time_ms
         sender.told.put(("ready", 4, None))
         at = 0
         while not sender.stop.is_set():
@@ -150,11 +153,11 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
                 batch = []
                 for _ in range(due):
                     event: Any = events[at]
-                    if round_ and isinstance(event, Engagement | Impression):
+                    if isinstance(event, Engagement | Impression):
                         event = changed(
                             event,
                             request_id=f"{event.request_id}.{round_}",
-                            time_ms=event.time_ms + round_ * span_ms,
+                            time_ms=event.time_ms + shift_ms + round_ * span_ms,
                         )
                     user = event.user_id
                     batch.append(
