@@ -140,7 +140,7 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
         config, log = task.config, open_log(task.config)
         events = draw_views(config, draw_items(seed), 20 * EVENTS_PER_S, seed)
         span_ms, round_ = events[-1].time_ms - events[0].time_ms + 1, 0
-        # The lists that the load is given are of today: what were years behind them, the joiner would pass over.
+        # The load's own lists are of today: what is years behind them, the joiner passes over.
         shift_ms = wall_ms() - events[0].time_ms
         sender.told.put(("ready", 4, None))
         at = 0
