@@ -125,14 +125,7 @@ class ImpressionWriter:
     def _run(self) -> None:
         self._adopt()
         while self._wait():
-            try:
-                sent = self._turn()
-            except (
-                Exception
-            ) as error:  # the thread goes on: without it nothing is ever written again
-                self._failed([], error)
-                sent = False
-            if not sent:
+            if not self._turn():
                 if self._closing:
                     break
                 with self._there:
@@ -142,8 +135,11 @@ class ImpressionWriter:
 
     def _turn(self) -> bool:
         """Sends a batch; False where it failed, and what waits is kept."""
-        if self._send_kept() and self._send_batch():
-            return True
+        try:
+            if self._send_kept() and self._send_batch():
+                return True
+        except Exception as error:  # the thread goes on: without it nothing is ever written again
+            self._failed([], error)
         self._in_a_row += 1
         if not self._closing:
             self._keep()
@@ -163,7 +159,10 @@ class ImpressionWriter:
         now_s = time.monotonic()
         if self._kept is not None and now_s - self._adopted_s >= _ADOPT_S:
             self._adopted_s = now_s
-            self._kept.adopt()
+            try:
+                self._kept.adopt()
+            except Exception as error:  # no reason to refuse events: the log isn't away
+                logging.getLogger(__name__).warning("not adopted", extra={"error": str(error)})
             self.on_disk_bytes = self._kept.pending
 
     def _send_kept(self) -> bool:
@@ -249,17 +248,21 @@ class ImpressionWriter:
         process too. What finds no room stays in memory."""
         if self._kept is None or self._in_a_row < 2:
             return
-        self._refuse_waiting()
-        with self._there:
-            entries = list(self._entries)
-            self._entries.clear()
-        waiting: list[Waiting] = [(entry.topic, entry.records[0]) for entry in entries]
-        count = self._kept.put(waiting)
-        self.on_disk_bytes = self._kept.pending
-        with self._there:
-            self._entries.extendleft(reversed(entries[count:]))
-            self.kept_bytes -= sum(entry.size for entry in entries[:count])
-            self._behind = self._kept.own_pending > 0
+        count = 0
+        try:
+            self._refuse_waiting()
+            with self._there:
+                entries = list(self._entries)
+            waiting: list[Waiting] = [(entry.topic, entry.records[0]) for entry in entries]
+            count = self._kept.put(waiting)
+        except Exception as error:  # all of it stays in memory
+            self._failed([], error)
+        finally:
+            self.on_disk_bytes = self._kept.pending
+            with self._there:  # only this thread takes from the left
+                for _ in range(count):
+                    self.kept_bytes -= self._entries.popleft().size
+                self._behind = self._kept.own_pending > 0
 
     def _refuse_waiting(self) -> None:
         """Nobody waits for a log that is away; from here on events are refused at once."""

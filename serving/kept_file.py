@@ -42,9 +42,11 @@ class KeptFile:
     """One file, held open and locked. ``end``: where the next record goes; ``sent``: what went out."""
 
     def __init__(self, path: Path, fd: int, log: bytes, sent: int) -> None:
-        self.path, self._fd, self._log, self.sent = path, fd, log, sent
+        self.path, self._fd, self._log = path, fd, log
         self.end = os.fstat(fd).st_size
-        self._peeked = sent
+        if not _HEAD.size <= sent <= self.end:  # it ended while it was to begin anew
+            sent = _HEAD.size
+        self.sent = self._peeked = sent
         self.torn = 0
 
     @classmethod
@@ -80,10 +82,11 @@ class KeptFile:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             head = os.pread(fd, _HEAD.size, 0)
+            exists = path.exists()
         except OSError:
             os.close(fd)
             return None
-        if len(head) == _HEAD.size and path.exists():
+        if len(head) == _HEAD.size and exists:
             magic, log, sent = _HEAD.unpack(head)
             if magic == _MAGIC and log == digest_of(log_id):
                 return cls(path, fd, log, sent)
@@ -131,22 +134,36 @@ class KeptFile:
         return found
 
     def sent_peeked(self) -> None:
-        """What was peeked last has been sent. A file that is sent whole begins anew."""
+        """What was peeked last has been sent."""
         self.sent = self._peeked
-        if self.sent >= self.end:
-            self.sent = self._peeked = self.end = _HEAD.size
+        self.note_sent()
+
+    def note_sent(self) -> None:
+        """Notes how far it was sent. A file that is sent whole begins anew, once that is on disk: until then
+        more goes behind what was sent, to where a head of before leads."""
         try:
-            if self.end == _HEAD.size:
+            self._write_head(self.sent)
+            if not self.pending:
                 os.ftruncate(self._fd, _HEAD.size)
-            os.pwrite(self._fd, _HEAD.pack(_MAGIC, self._log, self.sent), 0)
-        except OSError as error:  # known here all the same; after a crash it would be sent again
+                self._write_head(_HEAD.size)
+                self.sent = self._peeked = self.end = _HEAD.size
+        except OSError as error:  # known here all the same; after a crash it may be sent again
             logging.getLogger(__name__).warning("sent, not noted", extra={"error": str(error)})
 
     def close(self) -> None:
         """Lets go of the file; an empty one is removed."""
-        if not self.pending:
-            self.path.unlink(missing_ok=True)
-        os.close(self._fd)
+        try:
+            if not self.pending:
+                self.path.unlink(missing_ok=True)
+        except OSError as error:  # nothing waits in it: who finds it tries again
+            logging.getLogger(__name__).warning("not removed", extra={"error": str(error)})
+        finally:
+            os.close(self._fd)
+
+    def _write_head(self, sent: int) -> None:
+        head = _HEAD.pack(_MAGIC, self._log, sent)
+        if (written := os.pwrite(self._fd, head, 0)) < len(head):
+            raise OSError(errno.ENOSPC, f"{written} of {len(head)} bytes written", str(self.path))
 
     def _read(self, at: int) -> tuple[int, _Stored] | None:
         head = os.pread(self._fd, _RECORD.size, at)
@@ -201,6 +218,8 @@ class Kept:
             except OSError as error:
                 logging.getLogger(__name__).warning("not kept", extra={"error": str(error)})
                 return 0
+        if not self._own.pending:
+            self._own.note_sent()  # again: where that failed, what was sent still takes up room
         return self._own.put(waiting, self._most - self._own.end)
 
     def adopt(self) -> None:

@@ -58,7 +58,16 @@ def asks_of(plan: Plan, shards: int, wait_ms: float) -> list[Ask]:
     ks, sides = [query.k for query in queries], sum(query.source == SIDE for query in queries)
     parts = split(plan.without, shards)
     return [
-        Ask(plan.version, sent, ks, sides, plan.without[parts.of(shard)].tobytes(), wait_ms)
+        Ask(
+            plan.version,
+            sent,
+            ks,
+            sides,
+            plan.without[parts.of(shard)].tobytes(),
+            wait_ms,
+            shard,
+            shards,
+        )
         for shard in range(shards)
     ]
 

@@ -6,7 +6,7 @@ It follows the log as a replica does, by the same reader, and leaves out what it
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -54,7 +54,7 @@ class RetrievalService:
         self.shard = RetrievalShard(feature_set(config), config, shard, shards)
         self.reader = ShardReader(log, self.shard, config, now_ms, self._wake)
         self.follower = Follower(log, self.reader)
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
         """Begins to follow the log."""
@@ -80,21 +80,20 @@ class RetrievalService:
         if not self.reader.ready:
             return _encode(Told(refused=STARTING))
         until_s = time.monotonic() + ask.wait_ms / 1000
-        while self.shard.refusal(ask.version) == BEHIND:
+        while self.shard.refusal_of(ask) == BEHIND and not self.failure:  # then nothing comes
             left_s = until_s - time.monotonic()
             if left_s <= 0:
                 break
             more: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(more)
-            await asyncio.wait({more}, timeout=left_s)
+            self._waiting.add(more)
+            try:
+                await asyncio.wait({more}, timeout=left_s)
+            finally:
+                self._waiting.discard(more)
         return _encode(self.shard.search(ask))
 
-    def status(self) -> dict[str, Any]:
-        line, epoch, step = self.shard.version
-        return {"line": line, "epoch": epoch, "step": step, "items": len(self.shard.catalogue)}
-
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, set()
         for more in waiting:
             if not more.done():
                 more.set_result(None)

@@ -37,6 +37,7 @@ STEPS_KEPT: Final = 64  # at four steps a second: for a replica that is 16 secon
 ROWS_KEPT: Final = 65_536  # of all those steps; 8 MiB, 32 numbers wide
 ITEMS_KEPT: Final = 4_096
 BEHIND, FORGOTTEN, OTHER_LINE = "behind", "forgotten", "line"  # why a version can't be searched
+OTHER_PART = "part"  # the ask was meant for another shard, or for one of another number of them
 _NO_FIELDS: Final[dict[str, Any]] = {}
 
 
@@ -51,7 +52,8 @@ class Version(msgspec.Struct, frozen=True):
 
 class Ask(msgspec.Struct, frozen=True):
     """All that a request asks of one shard. ``queries`` (Q, V) float32, of which the first ``sides`` are user
-    sides; ``ks`` how many are wanted of each; ``without`` the int64 keys that mustn't come."""
+    sides; ``ks`` how many are wanted of each; ``without`` the int64 keys that mustn't come. ``shard``
+    of ``shards`` is who is asked: one that holds other items would leave some out, and nobody would know."""
 
     version: Version
     queries: bytes
@@ -59,6 +61,8 @@ class Ask(msgspec.Struct, frozen=True):
     sides: int = 0
     without: bytes = b""
     wait_ms: float = 0.0  # for a version that the shard hasn't come to yet
+    shard: int = 0
+    shards: int = 0  # 0: asked by who knows one shard alone
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -183,6 +187,12 @@ class RetrievalShard(ItemVectors):
 
     # --- searching ---
 
+    def refusal_of(self, ask: Ask) -> str:
+        """Why an ask can't be answered; empty where it can."""
+        if ask.shards and (ask.shard, ask.shards) != (self.shard, self.shards):
+            return OTHER_PART
+        return self.refusal(ask.version)
+
     def refusal(self, version: Version) -> str:
         """Why a version can't be searched; empty where it can."""
         if (version.line, version.epoch) != (self.line, self.epoch):
@@ -195,7 +205,7 @@ class RetrievalShard(ItemVectors):
 
     def search(self, ask: Ask) -> Told:
         """What is nearest to each query, of the items that lived at the version, less what mustn't come."""
-        refused = self.refusal(ask.version)
+        refused = self.refusal_of(ask)
         if refused:
             return Told(refused=refused)
         without = self._known(np.frombuffer(ask.without, np.int64))

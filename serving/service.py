@@ -130,10 +130,7 @@ class Service:
         arrived_s = time.monotonic() if arrived_s is None else arrived_s
         asked_s = time.monotonic()
         session, known = await self._session(request.user_id)
-        read_s = time.monotonic()
-        if self.shards is None:
-            self.admission.read(read_s - asked_s, read_s)
-        answer = await self._answer(request, session, arrived_s, read_s - asked_s)
+        answer = await self._answer(request, session, arrived_s, time.monotonic() - asked_s)
         if not known:
             answer = without(answer, SESSION)
         if self.stale:
@@ -142,10 +139,11 @@ class Service:
         return answer
 
     async def _answer(
-        self, request: Request, session: Session, arrived_s: float, read_s: float
+        self, request: Request, session: Session, arrived_s: float, waited_s: float
     ) -> Answer:
         """From the version of the moment in which it is made, in what is left of the request's time. Shards
-        are asked before, and again where the version is another by then."""
+        are asked before, and again where the version is another by then. ``waited_s``: what the request has
+        waited for others, and kept no thread; admission hears of it once, with the shards' part."""
         deadline_ms = self.config.serve.deadline_ms
 
         def left_ms() -> float:
@@ -162,13 +160,13 @@ class Service:
                     asked = request, session, policy, self.now_ms()
                 plan = self.pipeline.plan(*asked, deadline, near) if turns_left else None
                 if plan is None or self.shards is None:
+                    self.admission.read(waited_s, time.monotonic())
                     return self.pipeline.recommend(*asked, request_id, deadline, near)
             finally:
                 self.turnstile.pass_on()
             began_s = time.monotonic()
             near = await self.shards.search(plan, (left_ms() - self.config.serve.rank_ms) / 1000)
-            told_s = time.monotonic()
-            self.admission.read(read_s + told_s - began_s, told_s)  # no thread is kept by it either
+            waited_s += time.monotonic() - began_s
         raise AssertionError("the last turn answers")
 
     async def session(self, user_id: Id) -> dict[str, Any]:

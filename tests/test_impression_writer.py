@@ -292,3 +292,71 @@ def test_the_thread_outlives_whatever_goes_wrong_in_it(
     until(lambda: log.end("events", 0) == 2)
     writer.close()
     assert log.values() == [b"0", b"1"]
+
+
+def broken(*_: object) -> Any:
+    raise MemoryError("no memory")
+
+
+def test_what_cannot_be_put_on_disk_stays_in_memory_and_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    its = Disk(tmp_path)
+    monkeypatch.setattr(its.kept, "put", broken)
+    its.log.away = True
+    its.show(0, 1)
+    until(lambda: its.writer._in_a_row > 3)
+    its.show(2)
+    assert its.writer.kept_bytes == 3
+    its.log.away = False  # and "put" still fails
+    until(lambda: its.writer.kept_bytes == 0)
+    until(lambda: not its.writer.failing)
+    assert its.writer.commit("events", [record(b"3")]).result(5) == [3]
+    assert its.numbers() == [0, 1, 2, 3] and its.writer.dropped == 0
+    its.writer.close()
+
+
+def test_what_cannot_be_put_on_disk_at_the_end_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    its = Disk(tmp_path)
+    its.log.away = True
+    its.show(0)
+    until(lambda: its.writer.on_disk_bytes and not its.writer.kept_bytes)
+    monkeypatch.setattr(its.kept, "put", broken)
+    its.show(1, 2)
+    its.writer.close()
+    assert its.writer.drops[CLOSED] == 2
+    after = Kept(tmp_path, "log", 1 << 20)
+    after.adopt()  # it was let go of
+    assert after.peek(5) == [("events", record(b"0"))]
+
+
+def test_a_folder_that_cannot_be_searched_does_not_end_the_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.impression_writer._ADOPT_S", 0.0)
+    monkeypatch.setattr(Kept, "adopt", broken)
+    its = Disk(tmp_path)
+    its.show(0)
+    until(lambda: its.numbers() == [0])
+    assert its.writer.commit("events", [record(b"1")]).result(5) == [1]
+    assert its.writer._thread.is_alive() and not its.writer.failing
+    its.writer.close()
+
+
+def test_while_the_disk_cannot_be_read_what_comes_is_put_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Disk(tmp_path)
+    first.log.away = True
+    first.show(0)
+    first.writer.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(Kept, "peek", broken)
+        its = Disk(tmp_path)
+        its.show(1, 2)
+        until(lambda: its.kept.own_pending and not its.writer.kept_bytes)
+    until(lambda: its.numbers() == [0, 1, 2])
+    its.writer.close()
+    assert list(tmp_path.iterdir()) == []

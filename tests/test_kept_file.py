@@ -1,14 +1,16 @@
 """What waits on disk for the log: order, bounds, damage, and whose it is."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from recsys.log import Append
-from serving.kept_file import Kept, KeptFile, Waiting
+from serving.kept_file import _HEAD, Kept, KeptFile, Waiting
 
 LARGE = 1 << 20
+REAL_PWRITE = os.pwrite
 
 
 def waiting(*numbers: int) -> list[Waiting]:
@@ -133,9 +135,6 @@ def test_a_disk_without_room_for_a_head_leaves_no_file_behind(
 def test_a_disk_that_takes_nothing_at_all_raises_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*_: object) -> int:
-        raise OSError("no space")
-
     its = kept(tmp_path)
     its.put(waiting(0, 1, 2))
     for name in ("pwrite", "ftruncate"):
@@ -153,3 +152,118 @@ def test_a_folder_that_cannot_be_made_keeps_nothing(tmp_path: Path) -> None:
     its.adopt()
     its.close()
     assert KeptFile.left(tmp_path / "nowhere.kept", "log") is None
+
+
+STEPS = ("pwrite", "ftruncate", "pwrite")  # by which a file that is sent whole begins anew
+
+
+def failing_at(step: int, how: Callable[..., int], patch: pytest.MonkeyPatch) -> None:
+    """Makes one of STEPS fail, and all behind it."""
+    calls = iter(range(len(STEPS)))
+
+    def patched(real: Callable[..., int]) -> Callable[..., int]:
+        return lambda *args: real(*args) if next(calls, step) < step else how(real, *args)
+
+    for name in ("pwrite", "ftruncate"):
+        patch.setattr(os, name, patched(getattr(os, name)))
+
+
+def refused(*_: object, **__: object) -> int:
+    raise OSError("no space")
+
+
+def short(real: Callable[..., int], fd: int, data: bytes, at: int) -> int:
+    return real(fd, data[:17], at)
+
+
+def ended(*_: object) -> int:
+    raise SystemExit
+
+
+@pytest.mark.parametrize(
+    ("step", "how", "again"),
+    [(0, refused, [2]), (0, short, [2]), (1, refused, []), (2, refused, []), (2, short, [])],
+)
+def test_what_is_put_after_a_failure_to_begin_anew_is_found_by_who_comes_after(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    how: Callable[..., int],
+    again: list[int],
+) -> None:
+    first, second = kept(tmp_path), kept(tmp_path)
+    first.put(waiting(0, 1, 2))
+    first.peek(2)
+    first.sent_peeked()
+    assert first.peek(2) == waiting(2)
+    with monkeypatch.context() as patch:
+        failing_at(step, how, patch)
+        first.sent_peeked()
+        assert first.pending == 0
+        assert first._own is not None
+        patch.setattr(first._own, "note_sent", lambda: None, raising=False)  # nor later
+        patch.setattr(os, "pwrite", REAL_PWRITE)
+        assert first.put(waiting(4)) == 1
+    killed(first)
+    second.adopt()
+    assert drained(second) == waiting(*again, 4) and second.torn == 0
+    second.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("step", "again"), [(0, [2]), (1, []), (2, [])])
+def test_one_that_is_killed_while_it_begins_anew_repeats_one_batch_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, again: list[int]
+) -> None:
+    first, second = kept(tmp_path), kept(tmp_path)
+    first.put(waiting(0, 1, 2))
+    first.peek(2)
+    first.sent_peeked()
+    first.peek(2)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        failing_at(step, ended, patch)
+        first.sent_peeked()
+    killed(first)
+    second.adopt()
+    assert second.pending >= 0 and drained(second) == waiting(*again)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_that_points_behind_the_end_means_all_of_the_file(tmp_path: Path) -> None:
+    first, second = kept(tmp_path), kept(tmp_path)
+    first.put(waiting(0, 1))
+    assert first._own is not None
+    os.pwrite(first._own._fd, _HEAD.pack(b"kept-1\n\0", first._own._log, 10_000), 0)
+    killed(first)
+    second.adopt()
+    assert drained(second) == waiting(0, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_file_that_could_not_begin_anew_does_so_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    its = kept(tmp_path, most_bytes=100)
+    count = its.put(waiting(*range(20)))
+    its.peek(20)
+    with monkeypatch.context() as patch:
+        failing_at(0, refused, patch)
+        its.sent_peeked()
+    assert its.pending == 0 and its.put(waiting(*range(20))) == count
+    assert drained(its) == waiting(*range(count))
+
+
+def test_a_file_that_cannot_be_removed_is_let_go_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    its = kept(tmp_path)
+    its.put(waiting(0))
+    drained(its)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        its.close()
+    (path,) = tmp_path.iterdir()
+    after = KeptFile.left(path, "log")
+    assert after is not None and after.pending == 0
+    after.close()
+    assert list(tmp_path.iterdir()) == []

@@ -23,6 +23,7 @@ from serving.retrieval_shard import (
     BEHIND,
     FORGOTTEN,
     OTHER_LINE,
+    OTHER_PART,
     STEPS_KEPT,
     Ask,
     RetrievalShard,
@@ -184,6 +185,21 @@ def test_what_cannot_be_searched_is_refused_and_why() -> None:
     later = replace_version(now, epoch=1, step=40)
     assert shard.refusal(now) == OTHER_LINE and shard.refusal(later) == ""
     assert shard.refusal(replace_version(later, step=39)) == FORGOTTEN
+
+
+def test_an_ask_that_was_meant_for_another_shard_is_refused() -> None:
+    shards = shards_of(2)
+    filled(shards, 1)
+    version, query = Version("main", 0, 1, ITEMS), np.zeros(DIM, np.float32).tobytes()
+
+    def refused(shard: int, shards_: int) -> list[str]:
+        ask = Ask(version, query, [3], shard=shard, shards=shards_)
+        return [its.search(ask).refused for its in shards]
+
+    assert refused(0, 2) == ["", OTHER_PART] and refused(1, 2) == [OTHER_PART, ""]
+    assert refused(0, 3) == refused(2, 3) == [OTHER_PART, OTHER_PART]
+    later = Ask(replace_version(version, step=9), query, [3], shard=0, shards=3)
+    assert shards[0].refusal_of(later) == OTHER_PART  # no version is waited for
 
 
 def replace_version(version: Version, **changes: Any) -> Version:

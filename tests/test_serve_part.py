@@ -133,6 +133,46 @@ def test_a_long_restart_is_well_as_long_as_somebody_answers(tmp_path, monkeypatc
         part._watch(serve, "recsys", Looks(None, looks), restarts)
 
 
+def shard_is(serve, name, running):
+    deployments = serve.applications["recsys"].deployments
+    states = {"RUNNING": running} if running else {"STARTING": 1}
+    deployments[name] = SimpleNamespace(replica_states=states, message="reads the log")
+
+
+def test_a_shard_of_retrieval_that_does_not_run_is_told_of(tmp_path, caplog):
+    serve, told = FakeServe(), []
+    stop = Looks(None, [])
+
+    def tell():
+        told.append(stop.heartbeat.now().gauges.get(part.AWAY))
+
+    def looks(*shards):
+        def look():
+            tell()
+            app_is(serve, "DEPLOYING", 1, feed="HEALTHY")()
+            for name, running in shards:
+                shard_is(serve, name, running)
+
+        return look
+
+    one_away = looks(("Retrieval-0", 1), ("Retrieval-1", 0))
+    whole = looks(("Retrieval-0", 1), ("Retrieval-1", 1))
+    stop._before = iter([looks(), one_away, one_away, whole, whole, tell])
+    with caplog.at_level("INFO", logger="recsys.cli.serve"):
+        part._watch(serve, "recsys", stop, Restarts(str(tmp_path), 0, lambda: None), 2)
+    assert told == [None, 2, 1, 1, 0, 0]
+    both, one, none = caplog.records  # once for each change
+    assert both.away == ["Retrieval-0", "Retrieval-1"] and one.away == ["Retrieval-1"]
+    assert one.why == {"Retrieval-1": "reads the log"} and none.levelname == "INFO"
+
+
+def test_where_there_are_no_shards_of_retrieval_none_is_away(tmp_path):
+    serve, restarts = FakeServe(), Restarts(str(tmp_path), 0, lambda: None)
+    stop = Looks(None, [app_is(serve, "RUNNING", 1)])
+    part._watch(serve, "recsys", stop, restarts)
+    assert part.AWAY not in stop.heartbeat.now().gauges
+
+
 def test_who_cannot_be_restarted_is_told_why(tmp_path):
     with pytest.raises(ValueError, match="part is 'joiner', expected 'serve'"):
         restart.ask("joiner", tmp_path)

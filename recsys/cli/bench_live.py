@@ -32,7 +32,7 @@ from recsys.loops import read_beat
 
 HOST: Final = "127.0.0.1"
 USERS: Final = 1_000
-REPLICA: Final = "ServeReplica"  # in its command line
+REPLICA: Final = "ServeReplica Feed"  # in its command line; shards of retrieval are no Feed
 SLOW_START_S: Final = 240.0
 _LISTS_PER_S: Final = 1.0  # of the viewers; each brings some twelve events
 _LOOK_S: Final = 0.25
@@ -86,11 +86,12 @@ class Live:
         raise RuntimeError(f"part {part} has no process in {self.state}, expected one that runs")
 
     def within(self, part: str, words: str) -> list[int]:
-        """The processes of a part's session whose command lines have these words."""
+        """The processes of a part's session whose command lines have all of these words."""
         found = []
         for pid in members(self.leader(part)):
             with contextlib.suppress(psutil.Error):
-                if words in " ".join(psutil.Process(pid).cmdline()):
+                line = " ".join(psutil.Process(pid).cmdline())
+                if all(word in line for word in words.split()):
                     found.append(pid)
         return found
 

@@ -1,8 +1,9 @@
 """The part that drives the Serve application: starts it, watches it, takes it down at the end."""
 
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -12,11 +13,13 @@ from recsys.cli.restart import GAUGE, requested
 from recsys.config import Config
 from recsys.loops import Stop
 
+AWAY: Final = "retrieval_shards_away"  # of the heartbeat: how many don't run
 _REQUEST_TIMEOUT_S: Final = 30.0
 _LOOK_EVERY_S: Final = 2.0
 # Serve replaces replicas by itself: only what it can't mend ends the part.
 _UNHEALTHY_S: Final = 60.0
 _STARTING_S: Final = 660.0  # where a replica is still catching up: it counts as started after that
+_log = logging.getLogger(__name__)
 
 
 def run(config: Config, stop: Stop) -> None:
@@ -46,7 +49,8 @@ def run(config: Config, stop: Stop) -> None:
         url = plans.feed_url(config)
         stop.heartbeat.address("feed", url)
         _wait_until_ready(serve, APP, url, stop)
-        _watch(serve, APP, stop, Restarts(config.state, asked, deploy))
+        restarts = Restarts(config.state, asked, deploy)
+        _watch(serve, APP, stop, restarts, config.serve.retrieval_shards)
     finally:
         take_down(serve, APP, plan.owns_ray)
         ray.shutdown()
@@ -74,6 +78,34 @@ class Restarts:
         self.done = self._asked
 
 
+class Shards:
+    """The shards of retrieval, by their deployments. Lists go on without one, so that nothing else tells of
+    one that never comes up."""
+
+    def __init__(self, count: int, stop: Stop) -> None:
+        self._names = [f"Retrieval-{shard}" for shard in range(count)]  # serving/ray_retrieval.py
+        self._stop, self._away = stop, list[str]()
+
+    def look(self, deployments: Mapping[str, Any]) -> None:
+        """Tells the heartbeat how many don't run, and the log which, where they are others than before."""
+        if not self._names:
+            return
+        away = [
+            name
+            for name in self._names
+            if name not in deployments or not deployments[name].replica_states.get("RUNNING")
+        ]
+        self._stop.heartbeat.gauge(AWAY, len(away))
+        if away == self._away:
+            return
+        self._away = away
+        if away:
+            why = {name: deployments[name].message for name in away if name in deployments}
+            _log.warning("shards of retrieval don't run", extra={"away": away, "why": why})
+        else:
+            _log.info("all shards of retrieval run")
+
+
 def take_down(serve: Any, app: str, owns_ray: bool) -> None:
     """Ends all of Serve where the Ray cluster is ours; else our application alone: others may run there."""
     if owns_ray:
@@ -99,9 +131,9 @@ def _wait_until_ready(serve: Any, app: str, url: str, stop: Stop) -> None:
         stop.wait(0.2, starting=True)
 
 
-def _watch(serve: Any, app: str, stop: Stop, restarts: Restarts) -> None:
-    """Returns when asked to stop; raises where the application stays unhealthy."""
-    well_at = time.monotonic()
+def _watch(serve: Any, app: str, stop: Stop, restarts: Restarts, shards: int = 0) -> None:
+    """Returns when asked to stop; raises where the application stays unhealthy. ``shards``: of retrieval."""
+    well_at, retrieval = time.monotonic(), Shards(shards, stop)
     while not stop.wait(_LOOK_EVERY_S):
         restarts.look()
         found = serve.status().applications.get(app)
@@ -111,6 +143,7 @@ def _watch(serve: Any, app: str, stop: Stop, restarts: Restarts) -> None:
         answering = states.get("RUNNING", 0)
         starting = any(one.replica_states.get("STARTING") for one in its.values())
         stop.heartbeat.gauge("replicas", answering)
+        retrieval.look(its)
         if status == "RUNNING":
             restarts.fulfilled()
         stop.heartbeat.gauge(GAUGE, restarts.done)

@@ -1,0 +1,28 @@
+"""What a bench counts as a replica."""
+
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from recsys.cli import bench_live
+from recsys.cli.bench_live import Live
+from recsys.config import Config
+
+
+def test_a_shard_of_retrieval_is_no_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = {
+        7: ["ray::ServeReplica:recsys:Feed"],
+        8: ["ray::ServeReplica:recsys:Retrieval-0"],
+        9: ["ray::ServeController.listen"],
+    }
+
+    def process(pid: int) -> SimpleNamespace:
+        return SimpleNamespace(cmdline=lambda: lines[pid])
+
+    monkeypatch.setattr(psutil, "Process", process)
+    monkeypatch.setattr(bench_live, "members", lambda leader: list(lines))
+    monkeypatch.setattr(Live, "leader", lambda self, part: None)
+    system = Live(Config())
+    assert system.replicas() == {7}
+    assert system.within("ray", "ServeController") == [9]
