@@ -16,6 +16,7 @@ from recsys.cli.canary_oracle import Oracle
 from recsys.events import Stamp
 from recsys.open_log import create_topics
 from serving import pipeline as pipelines
+from serving import retrieval_client
 from serving.follower import Follower
 from serving.pipeline import Pipeline
 from serving.replica import Replica
@@ -62,10 +63,16 @@ def with_shards(folder: Path, requests: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_what_shards_find_is_of_the_answer_s_version(tmp_path: Path) -> None:
+def test_what_shards_find_is_of_the_answer_s_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        retrieval_client, "LONGEST_S", 10.0
+    )  # a busy machine is no reason to go without
+    monkeypatch.setattr(retrieval_client, "WAIT_S", 5.0)
     found = with_shards(tmp_path, 500)
     assert (found["mixed"], found["went_back"]) == (0, 0), found["first"]
-    assert found["failed"] < 25  # answers that went without, degraded: another epoch, or no time
+    assert found["failed"] < 25  # answers that went without, degraded: another epoch
 
 
 def stamp(**fields: Any) -> Stamp:
