@@ -88,9 +88,11 @@ class ShardActor:
         Asked for about once a second: a delta whose publication failed goes out once the log is back, though
         no step follows.
         """
-        if self._shard.status()["unpublished"]:
+        status = self._shard.status()
+        if status["unpublished"]:
             self._service.publish()
-        return self._shard.status() | {"refused_connections": self._server.refused}
+            status = self._shard.status()
+        return status | {"refused_connections": self._server.refused}
 
     def digest(self) -> str:
         """SHA-256 of this shard's state."""

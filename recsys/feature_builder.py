@@ -64,11 +64,17 @@ class FeatureBuilder:
         catalogue: Catalogue,
         counters: Counters,
         now_ms: int,
+        known: RequestFeatures | None = None,
     ) -> RequestFeatures:
-        """Features of the candidates, given by their indices (N,) in the catalogue."""
+        """Features of the candidates, given by their indices (N,) in the catalogue. ``known``: those of
+        the same request with other candidates, or none: what is the viewer's is taken from there."""
         items_NI = catalogue.keys[candidates]
         contexts = self.features.context_keys(surface, context)
-        history, outcomes = session.read_history(now_ms)
+        if known is None:
+            user = self._user_keys(session, contexts, now_ms)
+            history, outcomes = session.read_history(now_ms)
+        else:
+            user, history, outcomes = known.user_U, known.history_TH, known.outcomes_TO
         dense = np.zeros((len(candidates), self.dense_width), np.float32)
         if dense.size:
             self._fill_dense(dense, session, contexts[0], items_NI, counters, now_ms)
@@ -78,7 +84,7 @@ class FeatureBuilder:
             dense[:, -4:] = _moment(session, now_ms)
         return RequestFeatures(
             self.features.digest,
-            self._user_keys(session, contexts, now_ms),
+            user,
             items_NI,
             history,
             outcomes,

@@ -9,12 +9,11 @@ method for Bayesian logistic regression: Bishop 2006, Pattern Recognition and Ma
 4.5.1), and weighs it anew by its evidence (equation 4.137). ``chances`` averages the sigmoid over the
 Gaussians of a logit by Gauss–Hermite quadrature.
 
-It is an approximation: the true posterior is skewed where swipes are few and one-sided. ``reweighed`` says by
-how much it is wrong, and mends it: importance sampling with the approximation as the proposal, which doesn't
-degenerate as draws of the prior do.
+It is an approximation: the true posterior is skewed where swipes are few and one-sided. By how much it is
+wrong, ``tests/test_taste_posterior.py`` holds by importance sampling.
 """
 
-# T tags, C components of the mixture, S swipes, N items, D draws
+# T tags, C components of the mixture, S swipes, N items, Q nodes
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,28 +52,6 @@ class Taste:
             chances_N += weight * (_sigmoid(logits_NQ) @ _WEIGHTS)
         return chances_N
 
-    def draw(self, draws: int, generator: np.random.Generator) -> Floats:
-        """Tastes (D, T) drawn from the mixture."""
-        chosen_D = generator.choice(len(self.weights_C), draws, p=self.weights_C)
-        roots_CTT = np.linalg.cholesky(self.covariances_CTT)
-        normal_DT = generator.standard_normal((draws, self.means_CT.shape[1]))
-        tastes_DT: Floats = self.means_CT[chosen_D] + np.einsum(
-            "dts,ds->dt", roots_CTT[chosen_D], normal_DT
-        )
-        return tastes_DT
-
-    def log_density(self, tastes_DT: Floats) -> Floats:
-        """The log density of each taste, (D,), up to a constant of T alone."""
-        logs = []
-        for weight, mean_T, covariance_TT in zip(
-            self.weights_C, self.means_CT, self.covariances_CTT, strict=True
-        ):
-            root_TT = np.linalg.cholesky(covariance_TT)
-            away_TD = np.linalg.solve(root_TT, (tastes_DT - mean_T).T)
-            logs.append(np.log(weight) - np.log(np.diag(root_TT)).sum() - (away_TD**2).sum(0) / 2)
-        found: Floats = np.logaddexp.reduce(np.array(logs), axis=0)
-        return found
-
 
 def isotropic(means_CT: Floats, variance: float) -> Taste:
     """Components as likely as each other, in which all tags vary as much and independently."""
@@ -101,31 +78,6 @@ def learn(prior: Taste, x_ST: Floats, base_S: Floats, log_likelihood: LogLikelih
         np.array([mean_T for mean_T, _, _ in found]),
         np.array([covariance_TT for _, covariance_TT, _ in found]),
     )
-
-
-def reweighed(
-    posterior: Taste,
-    prior: Taste,
-    x_ST: Floats,
-    base_S: Floats,
-    log_likelihood: LogLikelihood,
-    draws: int,
-    generator: np.random.Generator,
-) -> tuple[Floats, Floats, float]:
-    """Tastes (D, T) and weights (D,) that sum to 1: draws of the true posterior, the more the truer.
-
-    The third is the effective number of draws as a share of all (Kong 1992): 1 where the approximation is
-    the truth.
-    """
-    tastes_DT = posterior.draw(draws, generator)
-    logs_D = (
-        log_likelihood(base_S + tastes_DT @ x_ST.T).sum(1)
-        + prior.log_density(tastes_DT)
-        - posterior.log_density(tastes_DT)
-    )
-    weights_D = np.exp(logs_D - logs_D.max())
-    weights_D /= weights_D.sum()
-    return tastes_DT, weights_D, float(1 / (weights_D**2).sum() / draws)
 
 
 def _laplace(

@@ -13,6 +13,7 @@ from recsys.records import DELTAS
 from serving.state_reader import Batch, StateReader
 
 _IDLE_S: Final = 0.02  # how long it waits for more
+_LOOK_S: Final = 0.02  # between two looks at whether it has caught up
 _RETRY_S: Final = 0.5
 PATIENCE_S: Final = 5.0  # a log that is away for longer leaves the replica too far behind
 
@@ -47,6 +48,12 @@ class Follower:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._thread.start()
+
+    async def caught_up(self, wait_s: float) -> None:
+        """Returns once all there was has been read, or can't be, or after ``wait_s``."""
+        until_s = self._now_s() + wait_s
+        while not self._reader.ready and not self.failure and self._now_s() < until_s:
+            await asyncio.sleep(_LOOK_S)
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Waits for the thread. Not called in the event loop, which the thread may be waiting for."""

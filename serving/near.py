@@ -39,6 +39,11 @@ class Plan:
     queries: tuple[Query, ...]
     without: Keys
 
+    @property
+    def sent(self) -> list[Query]:
+        """The queries in the order in which shards are asked: user sides first."""
+        return sorted(self.queries, key=lambda query: query.source != SIDE)
+
 
 @dataclass(frozen=True)
 class Near:
@@ -53,7 +58,7 @@ class Near:
 
 def asks_of(plan: Plan, shards: int, wait_ms: float) -> list[Ask]:
     """What each shard is asked."""
-    queries = sorted(plan.queries, key=lambda query: query.source != SIDE)  # user sides first
+    queries = plan.sent
     sent = np.array([query.vector_V for query in queries], np.float32).tobytes()
     ks, sides = [query.k for query in queries], sum(query.source == SIDE for query in queries)
     parts = split(plan.without, shards)
@@ -75,11 +80,10 @@ def asks_of(plan: Plan, shards: int, wait_ms: float) -> list[Ask]:
 def near_of(plan: Plan, told: Sequence[Told | None]) -> Near:
     """What all shards together found. Those that gave no answer (None, or a refusal) are left out: half of
     what is near is better than none, it is of the same version, and the answer says that some is missing."""
-    queries = sorted(plan.queries, key=lambda query: query.source != SIDE)
     there = [its for its in told if its is not None and not its.refused]
     answers = [found_of(its) for its in there]
     found: dict[str, list[Keys]] = {}
-    for place, query in enumerate(queries):
+    for place, query in enumerate(plan.sent):
         parts = [answer[place] for answer in answers]
         keys = merged(parts, query.k)[0] if parts else np.empty(0, np.int64)
         found.setdefault(query.source, []).append(keys)

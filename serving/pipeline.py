@@ -16,6 +16,7 @@ out is counted under its name in ``removed``.
 import logging
 import math
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ from serving.stages import caps_of, staged, trust_of
 
 _log = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
+_NOBODY: Final = np.zeros(0, np.int64)  # no candidates: a viewer's features alone
 
 
 class Pipeline:
@@ -67,12 +69,14 @@ class Pipeline:
         degraded: list[str] = []
         if near is not None and near.version != self.version:
             near = None
+        user = self._features(request, session, _NOBODY, now_ms)
         found, removed = self._candidates(
-            request, session, policy, now_ms, request_id, deadline, degraded, near
+            request, session, policy, user, request_id, deadline, degraded, near
         )
         fixed = self._fixed(request, session, policy, found)
         found |= {index: ["fixed"] for index in fixed.values()}
-        ranked = self._rank(request, session, policy, now_ms, found, deadline, degraded)
+        features = self._features(request, session, np.array(list(found), np.int64), now_ms, user)
+        ranked = self._rank(policy, found, features, deadline, degraded)
         ranked, taken_out = staged(self.replica, session, policy.config, ranked)
         drawn = self._select(request, policy, ranked, fixed, request_id)
         removed |= taken_out | drawn.closed
@@ -87,15 +91,7 @@ class Pipeline:
             time_ms=now_ms,
             request_id=request_id,
             user_id=request.user_id,
-            items=[
-                Served(
-                    item_id=item.item_id,
-                    propensity=item.propensity,
-                    score=item.score,
-                    sources=list(item.sources),
-                )
-                for item in items
-            ],
+            items=[_served(item) for item in items],
             context=request.context,
             surface=request.surface,
             stamp=stamp,
@@ -136,7 +132,7 @@ class Pipeline:
         if near is not None and near.version == self.version:
             return None
         catalogue = self.replica.catalogue
-        user = self._features(request, session, np.zeros(0, np.int64), now_ms)
+        user = self._features(request, session, _NOBODY, now_ms)
         queries = self.retrieval.queries(session, user, self._shares(policy))
         if not queries:
             return None
@@ -148,7 +144,7 @@ class Pipeline:
         request: Request,
         session: Session,
         policy: Policy,
-        now_ms: int,
+        user: RequestFeatures,
         request_id: str,
         deadline: Deadline,
         degraded: list[str],
@@ -158,7 +154,6 @@ class Pipeline:
         if request.candidate_ids is not None:
             return self._given(request.candidate_ids, request.exclude_ids)
         wanted, removed, _ = wanted_items(catalogue, session, request.exclude_ids, request.n)
-        user = self._features(request, session, np.zeros(0, np.int64), now_ms)
         salt = key_of("request", request_id) & 0xFFFFFFFF
         limit = self.replica.config.serve.candidates
         shares = self._shares(policy)
@@ -217,16 +212,13 @@ class Pipeline:
 
     def _rank(
         self,
-        request: Request,
-        session: Session,
         policy: Policy,
-        now_ms: int,
         found: dict[int, list[str]],
+        features: RequestFeatures,
         deadline: Deadline,
         degraded: list[str],
     ) -> Ranked:
         indices = list(found)
-        features = self._features(request, session, np.array(indices, np.int64), now_ms)
         predictions: Floats | None = None
         if self.replica.step == 0:
             degraded.append("model")
@@ -313,7 +305,12 @@ class Pipeline:
         )
 
     def _features(
-        self, request: Request, session: Session, indices: NDArray[np.int64], now_ms: int
+        self,
+        request: Request,
+        session: Session,
+        indices: NDArray[np.int64],
+        now_ms: int,
+        known: RequestFeatures | None = None,
     ) -> RequestFeatures:
         return self.builder.build(
             session,
@@ -323,6 +320,7 @@ class Pipeline:
             self.replica.catalogue,
             self.replica.counters,
             now_ms,
+            known,
         )
 
     def _item(
@@ -351,3 +349,12 @@ class Pipeline:
         labels = self.replica.features.schema.labels
         named = {label: float(p) for label, p in zip(labels, predictions_L, strict=False)}
         return named | {"watch_s": float(watch_seconds(predictions_L[len(labels)]))}
+
+
+def _served(item: AnswerItem) -> Served:
+    return Served(
+        item_id=item.item_id,
+        propensity=item.propensity,
+        score=item.score,
+        sources=list(item.sources),
+    )

@@ -43,11 +43,16 @@ class Retrieval:
             raise RuntimeError(self.service.failure)
 
 
+def name_of(shard: int) -> str:
+    """The name of a shard's deployment."""
+    return f"{NAME}-{shard}"
+
+
 def deployments(config: Config, encoded: str) -> list[Any]:
     """All shards, bound, for the feed's constructor: it gets their handles."""
     return [
         serve.deployment(
-            name=f"{NAME}-{shard}",
+            name=name_of(shard),
             num_replicas=1,
             max_ongoing_requests=_CALLS,
             max_surge_percent=100,  # another catches up beside the one that is there

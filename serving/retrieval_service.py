@@ -18,7 +18,6 @@ from serving.retrieval_shard import BEHIND, Ask, RetrievalShard, Told
 from serving.state_reader import Batch, StateReader
 
 STARTING: Final = "starting"
-_LOOK_S: Final = 0.02
 
 
 class ShardReader(StateReader):
@@ -62,9 +61,7 @@ class RetrievalService:
 
     async def caught_up(self, wait_s: float) -> None:
         """Returns once the shard has caught up with the log, or can't, or after ``wait_s``."""
-        until_s = time.monotonic() + wait_s
-        while not self.reader.ready and not self.failure and time.monotonic() < until_s:
-            await asyncio.sleep(_LOOK_S)
+        await self.follower.caught_up(wait_s)
 
     async def stop(self) -> None:
         await asyncio.to_thread(self.follower.stop)

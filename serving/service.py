@@ -39,7 +39,6 @@ from serving.session_view import view_of
 from serving.state_reader import StateReader
 from serving.turnstile import Turnstile
 
-_LOOK_S: Final = 0.02
 _TURNS: Final = 4  # of a request whose shards are asked: at the last it is answered without them
 _STARTING: Final = "the replica is still reading the catalogue and the model"
 
@@ -87,9 +86,7 @@ class Service:
 
     async def caught_up(self, wait_s: float) -> None:
         """Returns once the service has caught up with the log, or can't, or after ``wait_s``."""
-        until_s = time.monotonic() + wait_s
-        while not self.reader.ready and not self.failure and time.monotonic() < until_s:
-            await asyncio.sleep(_LOOK_S)
+        await self.follower.caught_up(wait_s)
 
     async def stop(self) -> None:
         """Writes what waits, and ends the threads."""

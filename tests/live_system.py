@@ -8,11 +8,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
-
 from recsys.cli import plan as plans
 from recsys.cli import running as runs
-from recsys.cli.processes import kill_session, members
+from recsys.cli.processes import kill_session, members_saying
 from recsys.cli.up import start
 from recsys.client import ApiError, Client
 from recsys.config import Config, LogConfig, ServeConfig
@@ -78,11 +76,10 @@ class LiveSystem:
         """kill -9 of a process that Ray runs for us, by its command line."""
         leader = next(p for p in self.running().parts if p.name == part).process
         assert leader is not None
-        for pid in members(leader):
-            with contextlib.suppress(psutil.Error):
-                if words in " ".join(psutil.Process(pid).cmdline()):
-                    os.kill(pid, signal.SIGKILL)
-                    return True
+        for pid in members_saying(leader, words):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                return True
         return False
 
     def kill_everything(self) -> None:

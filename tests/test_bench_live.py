@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from recsys.cli import bench_live
+from recsys.cli import processes
 from recsys.cli.bench_live import Live
 from recsys.config import Config
 
@@ -21,7 +21,7 @@ def test_a_shard_of_retrieval_is_no_replica(monkeypatch: pytest.MonkeyPatch) -> 
         return SimpleNamespace(cmdline=lambda: lines[pid])
 
     monkeypatch.setattr(psutil, "Process", process)
-    monkeypatch.setattr(bench_live, "members", lambda leader: list(lines))
+    monkeypatch.setattr(processes, "members", lambda leader: list(lines))
     monkeypatch.setattr(Live, "leader", lambda self, part: None)
     system = Live(Config())
     assert system.replicas() == {7}

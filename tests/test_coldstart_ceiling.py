@@ -7,8 +7,9 @@ import pytest
 
 from recsys.cli.coldstart_ceiling import Ceiling, Swipe, swipes_of, told
 from recsys.hashing import uniform
-from recsys.taste_posterior import learn, reweighed
+from recsys.taste_posterior import learn
 from recsys.world import AFTER, World
+from tests.taste_draws import reweighed
 
 LONG = 10**12  # after which all has come that comes
 

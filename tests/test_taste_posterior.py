@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from recsys.taste_posterior import Floats, LogLikelihood, Taste, isotropic, learn, reweighed
+from recsys.taste_posterior import Floats, LogLikelihood, Taste, isotropic, learn
+from tests.taste_draws import draw, reweighed
 
 NONE = np.zeros((0, 3)), np.zeros(0)
 
@@ -17,7 +18,7 @@ def drawn(seed: int, swipes: int, tags: int = 6) -> tuple[Taste, Floats, Floats,
     """A person of one of two kinds, who swipes: prior, x, base, what came of it, and their taste."""
     generator = np.random.default_rng(seed)
     prior = isotropic(generator.standard_normal((2, tags)) * 0.7, 0.8)
-    taste_T = prior.draw(1, generator)[0]
+    taste_T = draw(prior, 1, generator)[0]
     x_ST = generator.standard_normal((swipes, tags)) * (generator.random((swipes, tags)) < 0.4)
     base_S = generator.normal(-0.5, 0.7, swipes)
     y_S = (generator.random(swipes) < 1 / (1 + np.exp(-base_S - x_ST @ taste_T))).astype(float)
@@ -28,7 +29,7 @@ def test_without_swipes_it_is_the_prior_and_the_chances_are_its_mean() -> None:
     prior = isotropic(np.array([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]]), 0.5)
     assert learn(prior, *NONE, long_views(np.zeros(0))) is prior
     x_NT, base_N = np.array([[1.0, 0.0, 0.0], [0.5, 0.5, 3.0]]), np.array([-1.0, 0.3])
-    tastes = prior.draw(200_000, np.random.default_rng(0))
+    tastes = draw(prior, 200_000, np.random.default_rng(0))
     drawn_N = (1 / (1 + np.exp(-base_N - tastes @ x_NT.T))).mean(0)
     assert np.abs(prior.chances(x_NT, base_N) - drawn_N).max() < 0.003
 

@@ -19,7 +19,8 @@ from typing import Final
 
 import psutil
 
-from recsys.cli.bench_live import REPLICA, Figures, Live, Say, counted, live, offered
+from recsys.cli.bench_live import Figures, Live, Say, counted, live, offered
+from recsys.cli.bench_serve_doors import REPLICA
 from recsys.cli.plan import EMBEDDED_KAFKA
 from recsys.cli.processes import kill_session
 from recsys.config import Config, LogConfig

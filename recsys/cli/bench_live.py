@@ -18,21 +18,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import psutil
 
 from recsys.cli import bench_serve_doors as doors
 from recsys.cli import plan as plans
 from recsys.cli import running as runs
 from recsys.cli.bench_parts import answers, end, ways
 from recsys.cli.load_client import Load, Sent, offer_until, post
-from recsys.cli.processes import Identity, kill_session, members
+from recsys.cli.processes import Identity, kill_session, members_saying
 from recsys.client import ApiError, Client
 from recsys.config import Config
 from recsys.loops import read_beat
 
 HOST: Final = "127.0.0.1"
 USERS: Final = 1_000
-REPLICA: Final = "ServeReplica Feed"  # in its command line; shards of retrieval are no Feed
 SLOW_START_S: Final = 240.0
 _LISTS_PER_S: Final = 1.0  # of the viewers; each brings some twelve events
 _LOOK_S: Final = 0.25
@@ -87,18 +85,12 @@ class Live:
 
     def within(self, part: str, words: str) -> list[int]:
         """The processes of a part's session whose command lines have all of these words."""
-        found = []
-        for pid in members(self.leader(part)):
-            with contextlib.suppress(psutil.Error):
-                line = " ".join(psutil.Process(pid).cmdline())
-                if all(word in line for word in words.split()):
-                    found.append(pid)
-        return found
+        return members_saying(self.leader(part), words)
 
     def replicas(self) -> set[int]:
         """The processes of the replicas; none while Ray is away."""
         with contextlib.suppress(RuntimeError):
-            return set(self.within("ray", REPLICA))
+            return set(self.within("ray", doors.REPLICA))
         return set()
 
     def signal(self, pids: list[int], number: signal.Signals) -> None:
@@ -206,11 +198,7 @@ def live(config: Config, say: Say, only: tuple[str, ...] = ()) -> Iterator[Live]
     isn't whole in time."""
     from recsys.cli.up import start
 
-    if sys.platform != "linux":
-        raise RuntimeError(
-            f"the platform is {sys.platform}, expected linux: HAProxy, epoll and /proc are needed; run this "
-            "bench in a Linux machine or container"
-        )
+    doors.check_platform()
     with ExitStack() as stack:
         stack.enter_context(doors.ended_by_term())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-bench-"))

@@ -9,7 +9,6 @@ at half of it. See ``load_client`` for how requests are sent, ``bench_serve_stat
 """
 
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -62,11 +61,7 @@ class Door:
 
 def measure_serve(ask: Ask, say: Callable[[str], None] = lambda text: None) -> Figures:
     """The figures of all doors. ``say`` is told what is going on."""
-    if sys.platform != "linux":
-        raise RuntimeError(
-            f"the platform is {sys.platform}, expected linux: HAProxy, epoll and /proc are needed; run this "
-            "bench in a Linux machine or container"
-        )
+    doors.check_platform()
     with ExitStack() as stack:
         stack.enter_context(doors.ended_by_term())
         stack.enter_context(doors.one_thread_each())

@@ -21,15 +21,25 @@ import msgspec
 from recsys.cli import plan as plans
 from recsys.cli.bench_parts import Told, telling
 from recsys.cli.plan import Plan
-from recsys.cli.processes import Child, end_sessions, members
+from recsys.cli.processes import Child, end_sessions, members_saying
 from recsys.cli.runner import ONE_THREAD
 from recsys.config import Config
 from recsys.loops import run_folder
 
+REPLICA: Final = "ServeReplica Feed"  # in its command line; shards of retrieval are no Feed
 _READY_S: Final = 300.0
 _GRACE_S: Final = 20.0
 _LOOPBACK: Final = "127.0.0.1"
 _DIRECT_PORTS: Final = range(30_000, 31_000)  # Serve's default
+
+
+def check_platform() -> None:
+    """Raises RuntimeError where what the benches of a whole system need isn't there."""
+    if sys.platform != "linux":
+        raise RuntimeError(
+            f"the platform is {sys.platform}, expected linux: HAProxy, epoll and /proc are needed; run this "
+            "bench in a Linux machine or container"
+        )
 
 
 @contextmanager
@@ -137,15 +147,8 @@ def direct_port(pid: int) -> int:
 
 def replica_pid(ray: Child) -> int:
     """The process of the replica, among those of the Ray head's session."""
-    import psutil
-
-    for pid in members(ray.identity):
-        try:
-            words = " ".join(psutil.Process(pid).cmdline())
-            if "ServeReplica" in words and "Feed" in words:  # and not a shard of retrieval
-                return pid
-        except psutil.Error:
-            continue
+    for pid in members_saying(ray.identity, REPLICA):
+        return pid
     raise RuntimeError("there is no replica among Ray's processes, expected one")
 
 

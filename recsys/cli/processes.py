@@ -67,6 +67,17 @@ def members(leader: Identity) -> list[int]:
     return found
 
 
+def members_saying(leader: Identity, words: str) -> list[int]:
+    """Those members whose command lines have all of these words."""
+    found = []
+    for pid in members(leader):
+        with contextlib.suppress(psutil.Error):
+            line = " ".join(psutil.Process(pid).cmdline())
+            if all(word in line for word in words.split()):
+                found.append(pid)
+    return found
+
+
 def kill_session(leader: Identity, wait_s: float = 2.0) -> None:
     """Kills what is left of a session, also what is forked meanwhile, and waits until it has gone."""
     deadline = time.monotonic() + wait_s

@@ -83,7 +83,9 @@ class Shards:
     one that never comes up."""
 
     def __init__(self, count: int, stop: Stop) -> None:
-        self._names = [f"Retrieval-{shard}" for shard in range(count)]  # serving/ray_retrieval.py
+        from serving.ray_retrieval import name_of
+
+        self._names = [name_of(shard) for shard in range(count)]
         self._stop, self._away = stop, list[str]()
 
     def look(self, deployments: Mapping[str, Any]) -> None:
