@@ -60,6 +60,11 @@ class IdMap:
         kernels.find(self._index, as_keys(keys), slots)
         return slots
 
+    def gather(self, keys: Keys, column: NDArray[np.float32], out: NDArray[np.float32]) -> int:
+        """Copies the rows of keys from a column (R, D) to ``out`` (N, D); returns how many have none, whose
+        rows of ``out`` are left as they are."""
+        return int(kernels.gather_rows(self._index, as_keys(keys), column, out))
+
     def insert(self, keys: Keys) -> Keys:
         """The slot of each key; new keys get the next slots, in order."""
         keys = as_keys(keys)

@@ -20,9 +20,10 @@ from recsys.compiled import kernel as kernel
 from recsys.compiled import mix as mix
 from recsys.key_index import EMPTY as EMPTY
 from recsys.key_index import find as find
-from recsys.key_index import home_of
+from recsys.key_index import home_of, place_of
 from recsys.key_index import insert as insert
 from recsys.key_index import spread as spread
+from recsys.prefetch import LINE, soon
 
 _2_POW_53 = float(1 << 53)
 
@@ -103,6 +104,26 @@ def gather(values: Any, slots: Any, seed: Any, initial: Any, keys: Any, out: Any
             u = np.float64(mix(cell) >> np.uint64(11)) / _2_POW_53
             out[i, j] = np.float32((2.0 * u - 1.0) * scale)
     return empty
+
+
+@kernel(_int(read_only(_int, 2), _KEYS, _ROWS, _ROWS_OUT))
+def gather_rows(index: Any, keys: Any, values: Any, out: Any) -> Any:
+    """Copies the rows of keys; returns how many have none. Where all rows stand is found first, so that the
+    memory is at work on them meanwhile."""
+    size, dim, missing = keys.shape[0], values.shape[1], 0
+    slots = np.empty(size, np.int64)
+    for i in range(size):
+        slots[i] = place_of(index, keys[i])
+        for byte in range(0, 4 * dim if slots[i] >= 0 else 0, LINE):
+            soon(values, slots[i] * 4 * dim + byte)
+    for i in range(size):
+        if slots[i] < 0:
+            missing += 1
+            continue
+        slot = np.uint64(slots[i])
+        for j in range(dim):
+            out[i, j] = values[slot, j]
+    return missing
 
 
 @kernel(_int(_ROWS, _float, _flag[::1]))

@@ -8,6 +8,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys import bit_kernels
+
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
@@ -64,15 +66,17 @@ class Bitmap:
             self._bits[byte] = after
             self._count += 1 if there else -1
 
-    def members(self, indices: Indices) -> Indices:
-        """Those of the indices that are in it, each once, in ascending order."""
-        distinct = np.unique(indices)
-        return distinct[self[distinct]]
+    def take(self, indices: Indices) -> Indices:
+        """Takes out those of the indices that are in it, and returns them, each once, in their order."""
+        taken = np.empty(len(indices), np.int64)
+        count = bit_kernels.take(self._bits, np.ascontiguousarray(indices), taken)
+        self._count -= count
+        return taken[:count]
 
-    def clear(self, members: Indices) -> None:
-        """Takes out what ``members`` gave."""
-        np.bitwise_and.at(self._bits, members >> 3, ~_bit(members))
-        self._count -= len(members)
+    def give_back(self, taken: Indices) -> None:
+        """Puts in again what ``take`` gave."""
+        bit_kernels.give(self._bits, np.ascontiguousarray(taken))
+        self._count += len(taken)
 
     def mask(self) -> Mask:
         """Of all indices: for whoever has the time."""
@@ -96,10 +100,6 @@ class Bitmap:
     def __getitem__(self, index: int | Indices) -> bool | Mask:
         if isinstance(index, int):
             return bool(self._bits[index >> 3] >> (index & 7) & 1)
-        chosen: Mask = (self._bits[index >> 3] & _bit(index)) != 0
+        chosen = np.empty(len(index), np.bool_)
+        bit_kernels.look(self._bits, index, chosen)
         return chosen
-
-
-def _bit(indices: Indices) -> NDArray[np.uint8]:
-    out: NDArray[np.uint8] = np.left_shift(1, indices & 7).astype(np.uint8)
-    return out

@@ -35,6 +35,7 @@ class FeatureBuilder:
         self._groups = [features.slot(f"item.{name}") for name in features.schema.groups]
         self._group_starts = np.array([slot.start for slot in self._groups], np.int64)
         self._duration = features.slot("duration").start
+        self._context = features.slot("context").start
         kinds = features.kinds
         self.rates = np.array([kinds.index(label) for label in features.main_labels], np.int64)
         self.watch = kinds.index("watch")
@@ -69,15 +70,16 @@ class FeatureBuilder:
         """Features of the candidates, given by their indices (N,) in the catalogue. ``known``: those of
         the same request with other candidates, or none: what is the viewer's is taken from there."""
         items_NI = catalogue.keys[candidates]
-        contexts = self.features.context_keys(surface, context)
         if known is None:
+            contexts = self.features.context_keys(surface, context)
             user = self._user_keys(session, contexts, now_ms)
             history, outcomes = session.read_history(now_ms)
         else:
             user, history, outcomes = known.user_U, known.history_TH, known.outcomes_TO
         dense = np.zeros((len(candidates), self.dense_width), np.float32)
         if dense.size:
-            self._fill_dense(dense, session, contexts[0], items_NI, counters, now_ms)
+            whole = int(user[self._context])
+            self._fill_dense(dense, session, whole, items_NI, counters, now_ms)
             numbers = self.features.number_columns
             if numbers:
                 dense[:, -4 - numbers : -4] = catalogue.numbers[candidates]

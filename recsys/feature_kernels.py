@@ -12,6 +12,7 @@ from numba import types
 from recsys.compiled import kernel, mix, read_only
 from recsys.counter_kernels import add_aged, add_row
 from recsys.key_index import place_of
+from recsys.prefetch import LINE, soon
 
 _int, _float = types.int64, types.float32
 _INDEX, _VALUES, _TIMES = read_only(_int, 2), read_only(_float, 2), read_only(_int, 1)
@@ -39,7 +40,7 @@ def gather(index: Any, values: Any, last_ms: Any, own_index: Any, own_values: An
     """
     # Where all rows stand is found first: reads that wait for memory then wait together, not one by one.
     size, each = items.shape[0], 3 + width * groups.shape[0]
-    places = np.empty((size, each), np.int64)
+    places, row = np.empty((size, each), np.int64), 4 * values.shape[1]
     for n in range(size):
         keys, at = items[n], places[n]
         at[0] = place_of(index, keys[0])
@@ -49,6 +50,11 @@ def gather(index: Any, values: Any, last_ms: Any, own_index: Any, own_values: An
             for c in range(width):
                 key = keys[groups[g] + c]
                 at[3 + g * width + c] = place_of(index, key) if key != 0 else -1
+        for e in range(each):
+            if at[e] >= 0:
+                soon(last_ms, at[e] * 8)
+                for byte in range(0, row, LINE):
+                    soon(values, at[e] * row + byte)
     for n in range(size):
         keys, sums = items[n], out[n]
         for e in range(3):

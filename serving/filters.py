@@ -25,16 +25,15 @@ def wanted_items(
     for name, found in (
         ("excluded", np.array(excluded, np.int64)),
         ("hidden", _known(catalogue, session.hidden)),
+        ("seen", _known(catalogue, session.seen)),
     ):
-        members = wanted.members(found)
-        wanted.clear(members)
-        taken.append(members)
-        removed[name] = len(members)
-    seen = wanted.members(_known(catalogue, session.seen))
-    if wanted.count - len(seen) < least:
-        seen = seen[:0]
-    wanted.clear(seen)
-    return wanted, removed | {"seen": len(seen)}, np.concatenate([*taken, seen])
+        its = wanted.take(found)
+        if name == "seen" and wanted.count < least:
+            wanted.give_back(its)
+            its = its[:0]
+        taken.append(its)
+        removed[name] = len(its)
+    return wanted, removed, np.concatenate(taken)
 
 
 def _known(catalogue: Catalogue, keys: Collection[int]) -> Indices:

@@ -163,6 +163,8 @@ class IndexCare:
             alive = self.replica.catalogue.alive[its]
             index.set(its, self.replica.index.vectors[its], alive)
             self._filled = stop
+            if stop == self._total:
+                index.settle()
             return None
         measured = self._measure(index)
         if measured is None:

@@ -54,12 +54,16 @@ class Centroids:
         return lists
 
     def nearest(self, query_V: Vectors, probes: int) -> Indices:
-        """The lists with the largest products of centroid and query, best first."""
-        probes = min(probes, self.count)
-        scores, lists = np.empty(probes, np.float32), np.empty(probes, np.int64)
-        query = np.ascontiguousarray(query_V[None, :], np.float32)
-        found = list_kernels.nearest_lists(self._pages, self.count, query, scores, lists)
-        order: Indices = lists[:found][np.lexsort((lists[:found], -scores[:found]))]
+        """The lists with the largest products of centroid and query, best first, of equals the first."""
+        query, places = np.ascontiguousarray(query_V[None, :], np.float32), len(self._halves)
+        products = np.empty(places, np.float32)
+        list_kernels.centroid_products(self._pages, query, products)
+        products, lists = products[: self.count], np.arange(self.count)
+        if probes < self.count:
+            last = np.partition(products, self.count - probes)[self.count - probes]
+            above, equal = np.flatnonzero(products > last), np.flatnonzero(products == last)
+            lists = np.concatenate([above, equal[: probes - len(above)]])
+        order: Indices = lists[np.lexsort((lists, -products[lists]))]
         return order
 
 
@@ -134,6 +138,19 @@ class InvertedLists:
         best, indices = best[:found], indices[:found]
         order = np.lexsort((indices, -best))
         return indices[order], best[order]
+
+    def settle(self) -> None:
+        """Puts what belongs to a list side by side, and lists in their order, as a search reads them: vectors
+        that came in the order of their numbers lie scattered. Not while another thread searches."""
+        columns = self._by_page()
+        new = {name: np.zeros_like(column) for name, column in columns.items()}
+        settle: Callable[..., int] = list_kernels.settle
+        used = settle(*columns.values(), self._ends, self._where, *new.values())
+        for name, column in new.items():
+            setattr(self, name, column)
+        total = len(self._codes)
+        self._left[0] = total - used
+        self._spare[: total - used] = np.arange(total - 1, used - 1, -1)
 
     def reserve(self, numbers: int, more: int) -> None:
         """Makes room for numbers up to ``numbers`` - 1, and pages for so many more vectors in any lists."""

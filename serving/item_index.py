@@ -44,6 +44,9 @@ class ItemIndex(Protocol):
         """Adds or overwrites vectors of distinct numbers; the index grows to hold the largest. Those that
         aren't ``alive`` keep a vector, and needn't be found."""
 
+    def settle(self) -> None:
+        """All that there is has been set: puts it as a search reads it fastest. None may search meanwhile."""
+
     def search(self, query_V: Vectors, k: int, wanted: Bitmap) -> tuple[Indices, Vectors]:
         """The k wanted items with the largest inner product: indices and products, best first."""
 
@@ -93,6 +96,9 @@ class FlatIndex:
             self._view = flat.reshape(len(self), self.dim)
         self._view[indices] = vectors
 
+    def settle(self) -> None:
+        """Nothing: all of it is read from front to back."""
+
     def search(self, query_V: Vectors, k: int, wanted: Bitmap) -> tuple[Indices, Vectors]:
         k = min(k, wanted.count)
         if k <= 0:
@@ -128,6 +134,9 @@ class NoIndex:
         """Nothing is kept."""
 
     def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
+        """Nothing is kept."""
+
+    def settle(self) -> None:
         """Nothing is kept."""
 
     def search(self, query_V: Vectors, k: int, wanted: Bitmap) -> tuple[Indices, Vectors]:

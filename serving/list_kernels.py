@@ -18,6 +18,7 @@ import numpy as np
 from numba import types
 
 from recsys.compiled import kernel, read_only
+from recsys.prefetch import LINE, once
 
 LANES: Final = 64
 _TOGETHER: Final = 16  # vectors that a page of centroids is read for at once
@@ -113,16 +114,11 @@ def keep(best: Any, indices: Any, count: Any, its: Any, index: Any) -> Any:
     return count
 
 
-@kernel(_int(_PAGES, _int, _VECTORS, _FLOATS, _INTS))
-def nearest_lists(centroids: Any, lists: Any, query: Any, best: Any, found: Any) -> Any:
-    """The K of the lists with the largest product of centroid and query (1, V), in no order; how many."""
-    out, count = np.empty(LANES, np.float32), 0
+@kernel(types.void(_PAGES, _VECTORS, _FLOATS))
+def centroid_products(centroids: Any, query: Any, out: Any) -> None:
+    """The products of a query (1, V) with all centroids (P · L,)."""
     for page in range(centroids.shape[0]):
-        page_products(centroids, page, query, 0, out)
-        for lane in range(min(LANES, lists - page * LANES)):
-            if count < best.shape[0] or out[lane] >= best[0]:
-                count = keep(best, found, count, out[lane], page * LANES + lane)
-    return count
+        page_products(centroids, page, query, 0, out[page * LANES : (page + 1) * LANES])
 
 
 @kernel(types.void(_PAGES, _VECTOR, _VECTORS, _SHORTS))
@@ -164,10 +160,17 @@ def scan(
     """The K wanted items of some lists with the largest products, in no order; how many there are. ``reach``
     times a vector's scale is as far as its product may be from that of its bytes."""
     out, count = np.empty(LANES, np.float32), 0
-    floor = np.float32(-np.inf)
+    floor, size = np.float32(-np.inf), codes.shape[1] * LANES
     for probe in range(lists.shape[0]):
         page, left = ends[lists[probe], 0], ends[lists[probe], 2]
         while left > 0:
+            after = _int(page)
+            if left > LANES:
+                after = _int(chains[page, 0])
+            elif probe + 1 < lists.shape[0]:
+                after = _int(ends[lists[probe + 1], 0])
+            for byte in range(0, size if after != page else 0, LINE):
+                once(codes, after * size + byte)
             code_products(codes, page, query, out)
             hits = 0  # most pages have none
             for lane in range(LANES):
@@ -184,6 +187,31 @@ def scan(
                                 floor = best[0]
             left -= LANES
             page = chains[page, 0]
+    return count
+
+
+@kernel(_int(_CODES, _GRID, _TABLE, _TABLE, _TABLE, _TABLE, _CODES, _GRID, _TABLE, _TABLE))
+def settle(
+    codes: Any, scales: Any, ids: Any, chains: Any, ends: Any, where: Any,
+    new_codes: Any, new_scales: Any, new_ids: Any, new_chains: Any,
+) -> Any:  # fmt: skip
+    """Copies the pages of each list side by side, list after list; how many pages there are."""
+    count = 0
+    for its in range(ends.shape[0]):
+        page, left, first = ends[its, 0], ends[its, 2], count
+        while left > 0:
+            new_codes[count], new_scales[count], new_ids[count] = (
+                codes[page],
+                scales[page],
+                ids[page],
+            )
+            for lane in range(min(left, LANES)):
+                where[ids[page, lane], 1] = count * LANES + lane
+            new_chains[count, 0] = count + 1 if left > LANES else -1
+            new_chains[count, 1] = count - 1 if count > first else -1
+            page, left, count = chains[page, 0], left - LANES, count + 1
+        ends[its, 0] = first if count > first else -1
+        ends[its, 1] = count - 1 if count > first else -1
     return count
 
 

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.bitmap import Bitmap
+from recsys.draws import draws
 from recsys.features import RequestFeatures
-from recsys.hashing import cross, uniforms
+from recsys.hashing import cross
 from recsys.item_counters import segment_of
 from recsys.session import Entry, Session
 from serving.near import SIDE, SIMILAR, Near, Query
@@ -39,8 +40,27 @@ _KNOWN: Final = (
 _POPULAR: Final = 512  # the most popular, among which a segment has its favourites
 _PRIOR: Final = 8.0  # showings of an item to everybody that weigh as much as one segment's own
 _log = logging.getLogger(__name__)
-_POOL: Final = 1024  # items of a group that are looked at; a larger group is drawn from
+_POOL: Final = 256  # items of a group that are looked at; a larger group is drawn from
 _KNOWN_BEST: Final = 2048  # of the most popular, that are looked through for those of a large group
+
+
+class _Known:
+    """The most popular items by their groups: valid as long as neither changes."""
+
+    def __init__(self, replica: Replica, columns: list[int]) -> None:
+        self._top, self._moves = replica.popularity.top, replica.groups.moves
+        known = self._top[:_KNOWN_BEST]
+        groups = replica.catalogue.keys[known][:, columns].ravel()
+        order = np.argsort(groups, kind="stable")
+        self._groups, self._items = groups[order], np.repeat(known, len(columns))[order]
+
+    def holds(self, replica: Replica) -> bool:
+        return self._top is replica.popularity.top and self._moves == replica.groups.moves
+
+    def of(self, key: int) -> Indices:
+        """Those of a group. One that has it twice comes twice."""
+        start = np.searchsorted(self._groups, key, "left")
+        return self._items[start : np.searchsorted(self._groups, key, "right")]
 
 
 @dataclass(frozen=True)
@@ -58,7 +78,7 @@ class Retrieval:
         self.replica = replica
         slots = [replica.features.slot(f"item.{name}") for name in replica.features.schema.groups]
         self._groups = [column for slot in slots for column in range(slot.start, slot.stop)]
-        self._best: tuple[Indices, int, Indices, Indices] | None = None
+        self._best: _Known | None = None
 
     def collect(
         self,
@@ -149,33 +169,24 @@ class Retrieval:
         )
         return found[found >= 0], len(liked)
 
-    def _members(self, key: int, draws: NDArray[np.float64]) -> Indices:
+    def _members(self, key: int, chance: NDArray[np.float64]) -> Indices:
         """The items of a group; of a large one those among the most popular, and others drawn at random."""
         members = self.replica.groups.of(key)
         if len(members) <= _POOL:
             return members
-        top, groups_GP = self._known_best()
-        known = top[(groups_GP == key).any(0)]
-        return np.unique(np.concatenate([known, members[(draws * len(members)).astype(np.int64)]]))
-
-    def _known_best(self) -> tuple[Indices, Indices]:
-        """The most popular items, and their groups (G, P); found anew where either may have changed."""
-        replica, top = self.replica, self.replica.popularity.top
-        found = self._best
-        if found is None or found[0] is not top or found[1] != replica.groups.moves:
-            known = top[:_KNOWN_BEST]
-            groups = np.ascontiguousarray(replica.catalogue.keys[known][:, self._groups].T)
-            found = self._best = (top, replica.groups.moves, known, groups)
-        return found[2], found[3]
+        if self._best is None or not self._best.holds(self.replica):
+            self._best = _Known(self.replica, self._groups)
+        drawn = members[(chance * len(members)).astype(np.int64)]
+        return np.unique(np.concatenate([self._best.of(key), drawn]))
 
     def _topic(self, session: Session, wanted: Bitmap, k: int, salt: int) -> Indices:
         """Of each liked group half by popularity and half at random, by how much it is liked."""
         liked = liked_groups(session)[:_TOPICS]
         total = sum(weight for _, weight in liked)
-        draws = uniforms(salt, np.arange(_POOL), 1)[:, 0]
+        chance = draws(salt, np.arange(_POOL))
         parts = []
         for key, weight in liked:
-            members = self._members(key, draws)
+            members = self._members(key, chance)
             members = members[wanted[members]]
             share = max(1, round(k * weight / total))
             if len(members) > share:
@@ -243,4 +254,4 @@ def _sample(members: Indices, k: int, salt: int) -> Indices:
     """k of the members, another draw for each salt."""
     if len(members) <= k:
         return members
-    return members[np.argpartition(uniforms(salt, members, 1)[:, 0], k)[:k]]
+    return members[np.argpartition(draws(salt, members), k)[:k]]

@@ -211,7 +211,7 @@ class RetrievalShard(ItemVectors):
         without = self._known(np.frombuffer(ask.without, np.int64))
         changed, overlay = self._as_of(ask.version, without)
         wanted = self.catalogue.living.copy()
-        wanted.clear(wanted.members(np.concatenate([without, changed])))
+        wanted.take(np.concatenate([without, changed]))
         queries = np.frombuffer(ask.queries, np.float32).reshape(len(ask.ks), self.index.dim)
         self.queries.extend(queries[: ask.sides])
         found = [

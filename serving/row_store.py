@@ -56,10 +56,9 @@ class RowStore:
 
     def lookup(self, keys: Keys) -> Rows:
         """The rows of keys, (N, D)."""
-        slots = self._ids.find(keys)
-        out = self._values[slots]
-        missing = slots < 0
-        if missing.any():
+        out = np.empty((len(keys), self.config.dim), np.float32)
+        if self._ids.gather(keys, self._values, out):
+            missing = self._ids.find(keys) < 0
             out[missing] = initial_rows(self.config, self._seed, keys[missing])
         return out
 

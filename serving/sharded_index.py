@@ -73,6 +73,9 @@ class ShardedIndex:
         self._shard = np.concatenate([self._shard, shards])
         self._number = np.concatenate([self._number, numbers])
 
+    def settle(self) -> None:
+        """Nothing: nobody waits for it."""
+
     def search(self, query_V: Vectors, k: int, wanted: Bitmap) -> tuple[Indices, Vectors]:
         keys, mask, none = self._keys()[: len(self)], wanted.mask(), Overlay.none(self.dim)
         found = [(np.empty(0, np.int64), np.empty(0, np.float32))]

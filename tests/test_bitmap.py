@@ -13,7 +13,7 @@ INDICES = st.integers(0, 69)
     changes=st.lists(
         st.one_of(
             st.tuples(st.just("put"), INDICES, st.booleans()),
-            st.tuples(st.just("clear"), st.lists(INDICES, max_size=20), st.just(False)),
+            st.tuples(st.just("take"), st.lists(INDICES, max_size=20), st.booleans()),
         ),
         max_size=30,
     ),
@@ -27,10 +27,12 @@ def test_it_is_a_set_of_indices(size: int, changes: list[tuple]) -> None:
             bitmap.put(value, there)
             members = members | {value} if there else members - {value}
         else:
-            found = bitmap.members(np.array(value, np.int64))
-            assert found.tolist() == sorted(members & set(value))
-            bitmap.clear(found)
-            members -= set(value)
+            found = bitmap.take(np.array(value, np.int64))
+            assert found.tolist() == [index for index in dict.fromkeys(value) if index in members]
+            if there:
+                bitmap.give_back(found)
+            else:
+                members -= set(value)
         assert bitmap.count == len(members) and len(bitmap) == size
     everything = np.arange(size)
     for its in (bitmap, bitmap.copy(), Bitmap.of(bitmap.mask())):
@@ -43,7 +45,7 @@ def test_it_is_a_set_of_indices(size: int, changes: list[tuple]) -> None:
 def test_a_copy_goes_its_own_way() -> None:
     bitmap = Bitmap.of(np.ones(20, np.bool_))
     copy = bitmap.copy()
-    copy.clear(copy.members(np.array([3, 3, 19])))
+    copy.take(np.array([3, 3, 19]))
     assert (copy.count, bitmap.count) == (18, 20) and not copy[19] and bitmap[19]
 
 

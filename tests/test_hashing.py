@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.draws import draws
 from recsys.hashing import digest_of, key_of, partition_of, splitmix64, uniform, uniforms
 
 KNOWN = {
@@ -119,3 +120,4 @@ def test_a_draw_depends_on_its_own_key_only(keys: list[int]) -> None:
     for row, key in zip(together, keys, strict=True):
         assert uniforms(5, np.array([key]), 3)[0].tolist() == row.tolist()
         assert uniforms(5, np.array([key]), 1)[0, 0] == row[0]  # more columns change no earlier one
+    assert draws(5, np.array(keys)).tolist() == together[:, 0].tolist()

@@ -11,7 +11,7 @@ import pytest
 from recsys.config import Config, ServeConfig
 from recsys.hashing import key_of
 from serving import index_files
-from serving.faiss_centroids import lists_for, sample_of, train
+from serving.faiss_centroids import lists_for, neighbours, sample_of, train
 from serving.index_care import IndexCare, Probe, Swap
 from serving.ivf_index import TARGET, IvfIndex, Measured
 from serving.replica import Replica
@@ -205,6 +205,21 @@ def test_centroids_on_disk_find_the_same_again(tmp_path: Path) -> None:
             index_files.index_named(tmp_path, name, DIM)
     with pytest.raises(ValueError, match="damaged"):
         index_files.index_named(tmp_path, index.name, DIM + 1)
+
+
+def test_near_centroids_stand_side_by_side() -> None:
+    rng = np.random.default_rng(0)
+    line = rng.permutation(64)[:, None] * np.ones((1, DIM), np.float32) + rng.random((64, DIM))
+    ordered = neighbours(line.astype(np.float32))
+    assert sorted(map(tuple, ordered)) == sorted(map(tuple, line.astype(np.float32)))
+    steps = np.linalg.norm(np.diff(ordered, axis=0), axis=1)
+    assert (
+        np.median(steps)
+        < 2 * np.sqrt(DIM)
+        < np.median(np.linalg.norm(np.diff(line, axis=0), axis=1))
+    )
+    for few in (line[:1], line[:2], np.zeros((5, DIM), np.float32)):
+        assert len(neighbours(few)) == len(few)
 
 
 def test_centroids_are_the_same_each_time_and_stand_numbers_that_are_none() -> None:
