@@ -14,6 +14,7 @@ from ray import serve
 
 from recsys.config import Config, ServeConfig
 from recsys.open_log import open_log
+from recsys.steady import steady
 from serving.http_app import build_app
 from serving.ray_retrieval import asked_by_handle, deployments
 from serving.service import Service, admin_key_file
@@ -48,7 +49,7 @@ class Feed:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Asked by Serve, once, after the constructor."""
-        return build_app(self.service, self._admin_key, CATCH_UP_S)
+        return build_app(self.service, self._admin_key, CATCH_UP_S, steady)
 
     async def check_health(self) -> None:
         """Raises where the replica can't be mended but by a new one: it stopped following the log."""

@@ -46,15 +46,19 @@ _ADMIN_PROBLEMS: Final = _PROBLEMS | {
 }
 
 
-def build_app(service: Service, admin_key: Callable[[], str], wait_s: float = 0.0) -> FastAPI:
+def build_app(
+    service: Service, admin_key: Callable[[], str], wait_s: float = 0.0,
+    started: Callable[[], None] = lambda: None,
+) -> FastAPI:  # fmt: skip
     """The app of one replica. It starts and stops the service with itself, and counts as started once the
-    service has caught up with the log, after ``wait_s`` at the latest. ``admin_key`` is asked at each use; an
-    empty one opens nothing."""
+    service has caught up with the log, after ``wait_s`` at the latest; then ``started`` is called.
+    ``admin_key`` is asked at each use; an empty one opens nothing."""
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
         await service.caught_up(wait_s)
+        started()
         yield
         await service.stop()
 

@@ -178,6 +178,7 @@ def uvicorn(config: Config, port: int, told: Told, stop: Any) -> None:
     from uvicorn import Server
 
     from recsys.open_log import open_log
+    from recsys.steady import steady
     from serving.http_app import build_app
     from serving.service import Service
     from serving.session_line import sessions_at
@@ -185,7 +186,7 @@ def uvicorn(config: Config, port: int, told: Told, stop: Any) -> None:
     with telling(told, 1):
         logging.getLogger("recsys").setLevel(logging.WARNING)
         service = Service(config, open_log(config), sessions_at(config.sessions.url))
-        app = build_app(service, lambda: "")
+        app = build_app(service, lambda: "", _READY_S, steady)
         settings = ServerConfig(
             app, host=_LOOPBACK, port=port, access_log=False, log_level="warning",
             timeout_keep_alive=75,

@@ -112,8 +112,8 @@ def looking() -> Iterator["Counter[str]"]:
 
 def stages(config: Config, bodies: Sequence[bytes], seconds: float, told: Told) -> None:
     """For a process of its own: tells microseconds of a request, in all and by stage."""
-    from recsys.garbage import settle
     from recsys.open_log import open_log
+    from recsys.steady import steady
     from serving.http_app import build_app
     from serving.service import Service
     from serving.session_line import sessions_at
@@ -126,7 +126,7 @@ def stages(config: Config, bodies: Sequence[bytes], seconds: float, told: Told) 
             async with app.router.lifespan_context(app):
                 while not service.ready:
                     await asyncio.sleep(0.05)
-                settle()
+                steady()
                 for number in range(_WARM):
                     await _ask(app, bodies[number % len(bodies)])
                 asked, began = 0, time.perf_counter()

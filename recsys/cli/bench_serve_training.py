@@ -20,6 +20,7 @@ from recsys.cli import bench_serve_doors as doors
 from recsys.cli.bench_freshness import Task, cut, join, learn, serve
 from recsys.cli.bench_parts import Told, answers, end, telling, ways
 from recsys.config import Config
+from recsys.niceness import session_steps_back
 
 if TYPE_CHECKING:
     from recsys.cli.bench_serve import Ask, Door
@@ -120,7 +121,10 @@ def _ready(told: Told, number: int, parts: Sequence[Any]) -> None:
 
 
 def _nicely(part: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    os.nice(NICE)
+    """In a session of its own that steps back, as the parts of the running system do: Linux may share
+    processors between sessions first, and the replica is in another."""
+    os.setsid()
+    session_steps_back(NICE)
     part(*arguments)
 
 
