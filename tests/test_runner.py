@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import msgspec
 import psutil
@@ -12,9 +13,10 @@ import pytest
 
 from recsys.cli import running as runs
 from recsys.cli.plan import resolve
-from recsys.cli.processes import alive, identify, members
+from recsys.cli.processes import alive, identify, kill_session, members
 from recsys.cli.runner import Runner
 from recsys.cli.supervisor import Part
+from recsys.niceness import PART
 from tests.toy_plan import config_in, seen_of
 
 FAKE = """
@@ -136,6 +138,31 @@ def test_a_process_is_not_taken_for_another_of_its_id():
     if leader is not None:
         assert os.getpid() in members(leader)
         assert members(msgspec.structs.replace(leader, started=leader.started + 60)) == []
+
+
+def test_what_a_part_started_is_known_in_a_session_of_its_own_and_ends_with_it():
+    away = "import os, time; from recsys.niceness import begin_session; begin_session(); time.sleep(600)"
+    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {away!r}]).wait()"
+    script = f"import os; os.environ[{PART!r}] = str(os.getpid()); {start}"
+    part = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    other = subprocess.Popen([sys.executable, "-c", away], start_new_session=True)
+    try:
+        leader = identify(part.pid)
+        until_s = time.monotonic() + 30
+        began: list[int] = []
+        while not began and time.monotonic() < until_s:
+            time.sleep(0.02)
+            began = [pid for pid in members(leader) if os.getsid(pid) == pid != part.pid]
+        assert len(began) == 1 and other.pid not in members(leader)
+        part.kill()
+        part.wait()
+        assert members(leader) == began  # the leader has gone
+        kill_session(leader)
+        assert members(leader) == [] and other.poll() is None
+    finally:
+        for process in (part, other):
+            process.kill()
+            process.wait()
 
 
 def test_one_holds_the_state_folder(tmp_path):

@@ -1,6 +1,7 @@
 """``recsys part NAME``: one part in this process, with the configuration that ``recsys up`` wrote."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +15,9 @@ def run(name: str, state: str) -> int:
     from recsys.cli.parts import body, niceness
     from recsys.garbage import settle
     from recsys.loops import Stop, run_part
-    from recsys.niceness import session_steps_back
+    from recsys.niceness import PART, session_steps_back
 
+    os.environ[PART] = str(os.getpid())
     config, _ = plans.read(state)
     session_steps_back(niceness(name))
 

@@ -1,8 +1,8 @@
 """Processes as the supervisor starts, knows again and ends them, and the ports that they listen on.
 
-Each part is the leader of a session of its own, and so are known by their session all that it starts (Ray's
-workers have groups of their own, but its session). A recorded process is known again by its id *and* its
-start time, so that nothing else is ever ended, however long ago it was recorded.
+Each part is the leader of a session of its own, and so are known by their session all that it starts; and
+Ray's workers, which begin one each, by their environment (``niceness.PART``). A recorded process is known
+again by its id *and* its start time, so that nothing else is ever ended, however long ago it was recorded.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import msgspec
 import psutil
 
 from recsys.loops import read_beat
+from recsys.niceness import PART
 
 # Start times are read against the clock, which may have been set meanwhile.
 _SAME_START_S: Final = 2.0
@@ -51,20 +52,36 @@ def alive(identity: Identity) -> bool:
 
 
 def members(leader: Identity) -> list[int]:
-    """The processes of the session that ``leader`` leads or led, itself included."""
+    """The processes of the session that ``leader`` leads or led, itself included, and of those that its
+    members began."""
     try:
         if abs(psutil.Process(leader.pid).create_time() - leader.started) >= _SAME_START_S:
             return []  # the id belongs to another by now
     except psutil.Error:
         pass  # the leader has gone; a session keeps its id until its last member has
-    found = []
+    found, sessions = [], {leader.pid} | _begun_by(leader)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if os.getsid(process.pid) == leader.pid:
-                gone = process.status() == psutil.STATUS_ZOMBIE
-                if not gone and process.create_time() >= leader.started - _SAME_START_S:
-                    found.append(process.pid)
+            if os.getsid(process.pid) in sessions and _later(process, leader):
+                found.append(process.pid)
     return found
+
+
+def _begun_by(leader: Identity) -> set[int]:
+    """The sessions that those began whom ``leader`` started."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == process.pid and _later(process, leader):
+                if process.environ().get(PART) == str(leader.pid):
+                    found.add(process.pid)
+    return found
+
+
+def _later(process: psutil.Process, leader: Identity) -> bool:
+    """Whether it runs, and began no sooner than ``leader``."""
+    gone = process.status() == psutil.STATUS_ZOMBIE
+    return not gone and bool(process.create_time() >= leader.started - _SAME_START_S)
 
 
 def members_saying(leader: Identity, words: str) -> list[int]:

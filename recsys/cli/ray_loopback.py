@@ -12,7 +12,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from recsys.niceness import VARIABLE, step_back
+from recsys.niceness import VARIABLE, begin_session, session_steps_back
 
 
 def loopback_of(address: str) -> str:
@@ -22,9 +22,10 @@ def loopback_of(address: str) -> str:
 
 
 def keep_on_loopback() -> None:
-    """Ray's worker setup hook: wraps the one function through which Serve opens a replica's handle port. What
-    was started to step back does so here, before its imports."""
-    step_back(int(os.environ.get(VARIABLE, "0")))
+    """Ray's worker setup hook: wraps the one function through which Serve opens a replica's handle port. Each
+    worker has a session of its own; what was started to step back does so here, before its imports."""
+    begin_session()
+    session_steps_back(int(os.environ.get(VARIABLE, "0")))
     from ray._common import tls_utils
 
     opened = tls_utils.add_port_to_grpc_server
