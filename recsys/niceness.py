@@ -18,6 +18,9 @@ from typing import Final
 
 # Of a process that Ray starts: how far it steps back before its first import, which takes a core for seconds.
 VARIABLE: Final = "RECSYS_NICE"
+# Of one that answers, once it has caught up: how far its session steps back until then.
+STARTING: Final = "RECSYS_NICE_STARTING"
+STARTS: Final = {"env_vars": {STARTING: "5"}}  # the environment that Ray is to give to such a one
 # Of all that a part starts: the part's process. By it are known those with a session of their own.
 PART: Final = "RECSYS_PART_PID"
 _SESSION: Final = Path("/proc/self/autogroup")
@@ -41,7 +44,12 @@ def session_steps_back(nice: int, session: Path = _SESSION) -> bool:
     """Lowers the priority of this process and, as the leader of its session, of that: whether that of the
     session was set. It isn't where the system knows none."""
     step_back(nice)
-    if not nice or os.getsid(0) != os.getpid() or not session.exists():
+    return nice > 0 and set_session(nice, session)
+
+
+def set_session(nice: int, session: Path = _SESSION) -> bool:
+    """Sets the priority (0 to 19) of the session that this process leads, up or down: whether it was set."""
+    if os.getsid(0) != os.getpid() or not session.exists():
         return False
     for _ in range(_TRIES):
         try:

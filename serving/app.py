@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from recsys.config import Config, ServeConfig
+from recsys.niceness import STARTS
 from recsys.open_log import open_log
 from recsys.steady import steady
 from serving.http_app import build_app
@@ -88,7 +89,7 @@ def application(config: Config) -> Any:
         max_queued_requests=most,
         max_surge_percent=1,  # of the replicas, rounded up: one at a time
         backpressure_config={"status_code": 503, "retry_after_s": 1},
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options={"num_cpus": 1, "runtime_env": STARTS},
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=GRACE_S,
         graceful_shutdown_wait_loop_s=0.5,

@@ -13,7 +13,9 @@ import msgspec
 from ray import serve
 
 from recsys.config import Config
+from recsys.niceness import STARTS
 from recsys.open_log import open_log
+from recsys.steady import steady
 from serving.retrieval_client import Shard, Shards
 from serving.retrieval_service import RetrievalService
 
@@ -33,6 +35,7 @@ class Retrieval:
         self.service = RetrievalService(its, log, shard, shards)
         await self.service.start()
         await self.service.caught_up(CATCH_UP_S)
+        steady()
 
     async def search(self, asked: bytes) -> bytes:
         return await self.service.search(asked)
@@ -56,7 +59,7 @@ def deployments(config: Config, encoded: str) -> list[Any]:
             num_replicas=1,
             max_ongoing_requests=_CALLS,
             max_surge_percent=100,  # another catches up beside the one that is there
-            ray_actor_options={"num_cpus": 1},
+            ray_actor_options={"num_cpus": 1, "runtime_env": STARTS},
             health_check_period_s=HEALTH_PERIOD_S,
             graceful_shutdown_timeout_s=HEALTH_PERIOD_S,
             graceful_shutdown_wait_loop_s=0.5,

@@ -43,5 +43,6 @@ def test_a_session_is_set_by_its_leader_again_where_it_was_too_soon(
 
     monkeypatch.setattr(Path, "write_text", soon)
     assert niceness.session_steps_back(5, file) and file.read_text() == "5"
+    assert niceness.set_session(0, file) and file.read_text() == "0"  # and up again
     refusals.append(errno.EPERM)
     assert not niceness.session_steps_back(5, file)

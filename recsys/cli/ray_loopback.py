@@ -12,7 +12,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from recsys.niceness import VARIABLE, begin_session, session_steps_back
+from recsys.niceness import STARTING, VARIABLE, begin_session, session_steps_back, set_session
 
 
 def loopback_of(address: str) -> str:
@@ -26,6 +26,8 @@ def keep_on_loopback() -> None:
     worker has a session of its own; what was started to step back does so here, before its imports."""
     begin_session()
     session_steps_back(int(os.environ.get(VARIABLE, "0")))
+    if starting := os.environ.get(STARTING):
+        set_session(int(starting))
     from ray._common import tls_utils
 
     opened = tls_utils.add_port_to_grpc_server
