@@ -8,7 +8,7 @@
     diversify, draw a list by score, caps, exploration and quota, with its propensities (serving/selection.py)
 
 Everything happens in one call on one thread: no stage waits, no stage talks to another process. Where shards
-have the item vectors, they were asked before, by ``plan`` (serving/near.py). A stage that
+have the item vectors, they were asked before, by ``plan`` (serving/retrieval_plan.py). A stage that
 fails is skipped and named in ``degraded``; an answer comes whatever happens to the model. What a stage took
 out is counted under its name in ``removed``.
 """
@@ -31,10 +31,10 @@ from recsys.session import Session
 from serving.deadline import POPULAR, SHORT, UNHURRIED, UNRANKED, Deadline, shortened
 from serving.explanation import reasons
 from serving.filters import wanted_items
-from serving.near import SIDE, Near, Plan
 from serving.replica import Replica
 from serving.request import Answer, AnswerItem, Ranked, Request
 from serving.retrieval import Retrieval
+from serving.retrieval_plan import SIDE, Near, Plan
 from serving.retrieval_shard import Version
 from serving.scoring import probabilities
 from serving.selection import Chance, Drawn, draw

@@ -25,8 +25,8 @@ from recsys.features import RequestFeatures
 from recsys.hashing import cross
 from recsys.item_counters import segment_of
 from recsys.session import Entry, Session
-from serving.near import SIDE, SIMILAR, Near, Query
 from serving.replica import Replica
+from serving.retrieval_plan import SIDE, SIMILAR, Near, Query
 from serving.scoring import user_vector
 
 Indices = NDArray[np.int64]

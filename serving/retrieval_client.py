@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from serving.near import Near, Plan, asks_of, near_of
+from serving.retrieval_plan import Near, Plan, asks_of, near_of
 from serving.retrieval_shard import Told
 
 LONGEST_S: Final = 0.1  # that an answer of a shard is waited for; it takes some milliseconds

@@ -28,12 +28,12 @@ from serving.gate import ARRIVED_S
 from serving.impression_writer import ImpressionWriter
 from serving.intake import Intake, Unavailable
 from serving.kept_file import Kept
-from serving.near import Near
 from serving.patient_reader import LONGEST_S, SLICE_S, PatientReader
 from serving.pipeline import Pipeline
 from serving.replica import Replica
 from serving.request import SESSION, STALE, Answer, Request, without
 from serving.retrieval_client import Shards
+from serving.retrieval_plan import Near
 from serving.session_store import SessionReader, StoreUnavailable
 from serving.session_view import view_of
 from serving.state_reader import StateReader

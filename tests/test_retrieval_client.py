@@ -13,8 +13,8 @@ import pytest
 from recsys.config import Config, ServeConfig
 from recsys.log import MemoryLog
 from recsys.records import ITEMS
-from serving.near import Plan, Query, asks_of, near_of
 from serving.retrieval_client import APART_S, FAILURES, FULL_S, LONGEST_S, SHUN_S, Shards
+from serving.retrieval_plan import Plan, Query, asks_of, near_of
 from serving.retrieval_service import RetrievalService
 from serving.retrieval_shard import Ask, Told, Version
 from serving.service import Service

@@ -106,14 +106,14 @@ def _times(shard: Any) -> dict[str, Any]:
 
     draw, keys = np.random.default_rng(0), shard.catalogue.keys[:, 0]
     version = Version(shard.line, shard.epoch, shard.step, shard.catalogue_offset)
-    figures = {"index": shard.index.name or "flat"}
+    figures, asked = {"index": shard.index.name or "flat"}, (shard.shard, shard.shards)
     for figure in ("search_ms", "search_behind_ms"):
         taken = []
         for _ in range(_ROUNDS):
             some = draw.choice(len(keys), len(_ASKED))
             without = keys[draw.choice(len(keys), min(_SEEN, len(keys) // 4), replace=False)]
             queries = shard.vectors_of(some)
-            ask = Ask(version, queries.tobytes(), list(_ASKED), 1, without.tobytes())
+            ask = Ask(version, queries.tobytes(), list(_ASKED), 1, without.tobytes(), 0.0, *asked)
             began = time.perf_counter()
             told = shard.search(ask)
             taken.append(time.perf_counter() - began)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from recsys.cli import plan as plans
 from recsys.cli import running as runs
+from recsys.cli.serve import AWAY
 from recsys.cli.table import duration, parts_table
 from recsys.cli.vitals import Status, gather
 from recsys.config import Config
@@ -53,6 +54,9 @@ def _drawn(found: Status, running: runs.Running, config: Config) -> Group:
     lines = [Text(f"{name:<16} {value}") for name, value in facts]
     for name, why in found.lost.items():
         lines.insert(0, Text(f"LOST: {name}: {why}", style="red"))
+    if away := sum(part.gauges.get(AWAY, 0) for part in found.parts):
+        said = f"retrieval: {away:.0f} shards don't run, lists go without their items"
+        lines.insert(0, Text(said, style="red"))
     if not found.running:
         ago = duration(int(time.time() * 1000) - running.time_ms)
         lines.insert(0, Text(f"not running (last seen {ago} ago)", style="yellow"))

@@ -1,0 +1,27 @@
+"""The picture that ``recsys status`` draws."""
+
+import io
+
+from rich.console import Console
+
+from recsys.cli.processes import Identity
+from recsys.cli.running import Running
+from recsys.cli.serve import AWAY
+from recsys.cli.status import _drawn
+from recsys.cli.vitals import PartStatus, Status
+from recsys.config import Config
+
+
+def drawn(**gauges: float) -> str:
+    part = PartStatus(name="serve", state="ready", gauges=gauges)
+    found = Status(state="", running=False, ready=False, parts=[part])
+    running = Running(supervisor=Identity(1, 0.0), asked="", started_ms=0, time_ms=0)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(_drawn(found, running, Config()))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_it_says_how_many_shards_of_retrieval_are_away() -> None:
+    assert "2 shards don't run" in drawn(**{AWAY: 2.0})
+    assert "shards" not in drawn(**{AWAY: 0.0}) and "shards" not in drawn()
