@@ -67,15 +67,17 @@ class Bitmap:
             self._count += 1 if there else -1
 
     def take(self, indices: Indices) -> Indices:
-        """Takes out those of the indices that are in it, and returns them, each once, in their order."""
+        """Takes out those of the indices that are in it, and returns them, each once, in their order. Raises
+        IndexError, as all do, for one that is beyond its memory."""
         taken = np.empty(len(indices), np.int64)
         count = bit_kernels.take(self._bits, np.ascontiguousarray(indices), taken)
+        _check(count >= 0, indices, self._size)
         self._count -= count
         return taken[:count]
 
     def give_back(self, taken: Indices) -> None:
         """Puts in again what ``take`` gave."""
-        bit_kernels.give(self._bits, np.ascontiguousarray(taken))
+        _check(bit_kernels.give(self._bits, np.ascontiguousarray(taken)), taken, self._size)
         self._count += len(taken)
 
     def mask(self) -> Mask:
@@ -98,8 +100,13 @@ class Bitmap:
     @overload
     def __getitem__(self, index: Indices) -> Mask: ...
     def __getitem__(self, index: int | Indices) -> bool | Mask:
-        if isinstance(index, int):
+        if isinstance(index, int | np.integer):
             return bool(self._bits[index >> 3] >> (index & 7) & 1)
         chosen = np.empty(len(index), np.bool_)
-        bit_kernels.look(self._bits, index, chosen)
+        _check(bit_kernels.look(self._bits, index, chosen), index, self._size)
         return chosen
+
+
+def _check(inside: bool, indices: Indices, size: int) -> None:
+    if not inside:
+        raise IndexError(f"indices {indices.min()} to {indices.max()}, expected 0 to {size - 1}")

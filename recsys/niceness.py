@@ -20,9 +20,10 @@ from typing import Final
 VARIABLE: Final = "RECSYS_NICE"
 # Of one that answers, once it has caught up: how far its session steps back until then.
 STARTING: Final = "RECSYS_NICE_STARTING"
-STARTS: Final = {"env_vars": {STARTING: "5"}}  # the environment that Ray is to give to such a one
-# Of all that a part starts: the part's process. By it are known those with a session of their own.
-PART: Final = "RECSYS_PART_PID"
+# As far as what learns: beside it an answer has three quarters of a core that both want.
+STARTS: Final = "5"
+# Of all that a part starts: the part's process, by id and start. By it are known those of other sessions.
+PART: Final = "RECSYS_PART"
 _SESSION: Final = Path("/proc/self/autogroup")
 _TRIES: Final = 20  # who isn't root may set it ten times a second, counted over the whole machine
 _AGAIN_S: Final = 0.1
@@ -33,11 +34,15 @@ def step_back(nice: int) -> None:
     os.nice(max(0, nice - os.nice(0)))
 
 
-def begin_session() -> None:
-    """A session of its own for this process, which another started in its."""
+def begin_session() -> bool:
+    """A session of its own for this process, which another started in its: whether it has one."""
     with suppress(OSError):
-        os.setpgid(0, os.getpgid(os.getppid()))  # who leads a group can't begin a session
         os.setsid()
+    if os.getsid(0) != os.getpid():
+        with suppress(OSError):
+            os.setpgid(0, os.getpgid(os.getppid()))  # who leads a group can't begin a session
+            os.setsid()
+    return os.getsid(0) == os.getpid()
 
 
 def session_steps_back(nice: int, session: Path = _SESSION) -> bool:

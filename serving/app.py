@@ -13,11 +13,10 @@ from fastapi import FastAPI
 from ray import serve
 
 from recsys.config import Config, ServeConfig
-from recsys.niceness import STARTS
 from recsys.open_log import open_log
 from recsys.steady import steady
 from serving.http_app import build_app
-from serving.ray_retrieval import asked_by_handle, deployments
+from serving.ray_retrieval import actor_options, asked_by_handle, deployments
 from serving.service import Service, admin_key_file
 from serving.session_line import sessions_at
 
@@ -78,8 +77,9 @@ def _scale(serve: ServeConfig) -> dict[str, Any]:
     return {"autoscaling_config": scaling}
 
 
-def application(config: Config) -> Any:
-    """The application to give to Serve. A replica refuses by its gate, which knows what waits; Serve's own
+def application(config: Config, hooked: bool = False) -> Any:
+    """The application to give to Serve. ``hooked``: whether Ray's workers run our hook, so that a replica can
+    step back while it starts. A replica refuses by its gate, which knows what waits; Serve's own
     limit stands above it. At a restart a new replica catches up before an old one leaves."""
     most = 2 * config.serve.max_ongoing + config.serve.max_events + _BESIDE
     deployment = serve.deployment(
@@ -89,11 +89,11 @@ def application(config: Config) -> Any:
         max_queued_requests=most,
         max_surge_percent=1,  # of the replicas, rounded up: one at a time
         backpressure_config={"status_code": 503, "retry_after_s": 1},
-        ray_actor_options={"num_cpus": 1, "runtime_env": STARTS},
+        ray_actor_options=actor_options(hooked),
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=GRACE_S,
         graceful_shutdown_wait_loop_s=0.5,
         logging_config={"log_level": "WARNING", "enable_access_log": False},  # a line a request
     )
     encoded = msgspec.json.encode(config).decode()
-    return deployment(serve.ingress()(Feed)).bind(encoded, deployments(config, encoded))
+    return deployment(serve.ingress()(Feed)).bind(encoded, deployments(config, encoded, hooked))

@@ -4,6 +4,7 @@ Bodies of at most 1 MB; errors name the field, the value and what was expected; 
 with Retry-After. Everything a viewer's page needs is here too, so that it has one origin.
 """
 
+import asyncio
 import hmac
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -30,6 +31,7 @@ from serving.intake import Unavailable
 from serving.service import Service
 from serving.serving_metrics import ServingMetrics
 
+_LATE_S: Final = 0.5  # between two looks at a service that catches up late
 WEB: Final = Path(__file__).parent / "web"
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": models.ProblemOut, "description": about}
@@ -51,15 +53,18 @@ def build_app(
     started: Callable[[], None] = lambda: None,
 ) -> FastAPI:  # fmt: skip
     """The app of one replica. It starts and stops the service with itself, and counts as started once the
-    service has caught up with the log, after ``wait_s`` at the latest; then ``started`` is called.
-    ``admin_key`` is asked at each use; an empty one opens nothing."""
+    service has caught up with the log, after ``wait_s`` at the latest. ``started`` is called once it has, in
+    a thread. ``admin_key`` is asked at each use; an empty one opens nothing."""
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
         await service.caught_up(wait_s)
-        started()
+        late = asyncio.create_task(_once_ready(service, started))
+        if service.ready:
+            await late
         yield
+        late.cancel()
         await service.stop()
 
     app: FastAPI = FastAPIOffline(  # /docs without a content delivery network
@@ -79,6 +84,13 @@ def build_app(
     _add_health_routes(app, service, metrics)
     _add_pages(app)
     return app
+
+
+async def _once_ready(service: Service, started: Callable[[], None]) -> None:
+    while not service.ready:
+        await service.caught_up(_LATE_S)
+        await asyncio.sleep(_LATE_S)
+    await asyncio.to_thread(started)
 
 
 def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:

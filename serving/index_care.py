@@ -164,7 +164,7 @@ class IndexCare:
             index.set(its, self.replica.index.vectors[its], alive)
             self._filled = stop
             if stop == self._total:
-                index.settle()
+                index.compact()
             return None
         measured = self._measure(index)
         if measured is None:

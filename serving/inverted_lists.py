@@ -139,13 +139,13 @@ class InvertedLists:
         order = np.lexsort((indices, -best))
         return indices[order], best[order]
 
-    def settle(self) -> None:
+    def compact(self) -> None:
         """Puts what belongs to a list side by side, and lists in their order, as a search reads them: vectors
         that came in the order of their numbers lie scattered. Not while another thread searches."""
         columns = self._by_page()
-        new = {name: np.zeros_like(column) for name, column in columns.items()}
-        settle: Callable[..., int] = list_kernels.settle
-        used = settle(*columns.values(), self._ends, self._where, *new.values())
+        new = {name: np.zeros(its.shape, its.dtype) for name, its in columns.items()}
+        compact: Callable[..., int] = list_kernels.compact
+        used = compact(*columns.values(), self._ends, self._where, *new.values())
         for name, column in new.items():
             setattr(self, name, column)
         total = len(self._codes)

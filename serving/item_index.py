@@ -44,11 +44,14 @@ class ItemIndex(Protocol):
         """Adds or overwrites vectors of distinct numbers; the index grows to hold the largest. Those that
         aren't ``alive`` keep a vector, and needn't be found."""
 
-    def settle(self) -> None:
+    def compact(self) -> None:
         """All that there is has been set: puts it as a search reads it fastest. None may search meanwhile."""
 
-    def search(self, query_V: Vectors, k: int, wanted: Bitmap) -> tuple[Indices, Vectors]:
-        """The k wanted items with the largest inner product: indices and products, best first."""
+    def search(
+        self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False
+    ) -> tuple[Indices, Vectors]:
+        """The k wanted items with the largest inner product: indices and products, best first. ``rough``:
+        some of them will do, where others are as good, as beside an item."""
 
 
 FLAT: Final = "flat"  # in the name of several: one that is exact
@@ -96,10 +99,12 @@ class FlatIndex:
             self._view = flat.reshape(len(self), self.dim)
         self._view[indices] = vectors
 
-    def settle(self) -> None:
+    def compact(self) -> None:
         """Nothing: all of it is read from front to back."""
 
-    def search(self, query_V: Vectors, k: int, wanted: Bitmap) -> tuple[Indices, Vectors]:
+    def search(
+        self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False
+    ) -> tuple[Indices, Vectors]:
         k = min(k, wanted.count)
         if k <= 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
@@ -136,8 +141,10 @@ class NoIndex:
     def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
         """Nothing is kept."""
 
-    def settle(self) -> None:
+    def compact(self) -> None:
         """Nothing is kept."""
 
-    def search(self, query_V: Vectors, k: int, wanted: Bitmap) -> tuple[Indices, Vectors]:
+    def search(
+        self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False
+    ) -> tuple[Indices, Vectors]:
         return np.empty(0, np.int64), np.empty(0, np.float32)

@@ -125,7 +125,7 @@ class ItemVectors(ABC):
         for start in range(0, total if self.indexed else 0, _BLOCK):
             its = np.arange(start, min(start + _BLOCK, total))
             index.set(its, self._vectors(its, rows["items"]), self.catalogue.alive[its])
-        index.settle()
+        index.compact()
         return Fresh(line, epoch, step, rows, dense, index, self.catalogue_offset)
 
     def take(self, fresh: Fresh) -> None:

@@ -191,7 +191,7 @@ def scan(
 
 
 @kernel(_int(_CODES, _GRID, _TABLE, _TABLE, _TABLE, _TABLE, _CODES, _GRID, _TABLE, _TABLE))
-def settle(
+def compact(
     codes: Any, scales: Any, ids: Any, chains: Any, ends: Any, where: Any,
     new_codes: Any, new_scales: Any, new_ids: Any, new_chains: Any,
 ) -> Any:  # fmt: skip

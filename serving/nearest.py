@@ -39,10 +39,11 @@ class Overlay:
 
 
 def nearest(
-    index: ItemIndex, keys_N: Keys, query_V: Vectors, k: int, wanted: Bitmap, overlay: Overlay
-) -> Found:
+    index: ItemIndex, keys_N: Keys, query_V: Vectors, k: int, wanted: Bitmap, overlay: Overlay,
+    rough: bool = False,
+) -> Found:  # fmt: skip
     """The k wanted items of one index with the largest products. ``keys_N``: of its items. No item of the
-    overlay is in ``wanted``; all of them may be found."""
+    overlay is in ``wanted``; all of them may be found. ``rough``: as in ``ItemIndex.search``."""
     query = np.ascontiguousarray(query_V, np.float32)
     k = min(k, wanted.count + len(overlay))
     if k <= 0:
@@ -50,7 +51,7 @@ def nearest(
     beside = np.empty(len(overlay), np.float32)
     list_kernels.products(overlay.vectors_MV, query, beside)
     if isinstance(index, IvfIndex):
-        return _in_lists(index, keys_N, query, k, wanted, overlay, beside)
+        return _in_lists(index, keys_N, query, k, wanted, overlay, beside, index.probes_for(rough))
     best, keys = np.empty(k, np.float32), np.empty(k, np.int64)
     found = list_kernels.scan_all(
         np.ascontiguousarray(index.vectors), keys_N, query, wanted.bits, best, keys
@@ -61,11 +62,11 @@ def nearest(
 
 def _in_lists(
     index: IvfIndex, keys_N: Keys, query: Vectors, k: int, wanted: Bitmap, overlay: Overlay,
-    beside: Vectors,
+    beside: Vectors, probes: int,
 ) -> Found:  # fmt: skip
     """As ``IvfIndex.search``: through as many lists as it takes to find k. Among equals the item that came
     first is kept, as everywhere in lists."""
-    lists, probes = index.lists, index.probes_for(k)
+    lists = index.lists
     while True:
         at, best = lists.search(index.vectors, query, k, wanted, probes)
         last = best[-1] if len(best) == k else -np.inf

@@ -5,6 +5,7 @@ and which replica of a deployment gets a call is Serve's to choose. Serve starts
 at a restart has it catch up before the old one leaves, as replicas of the feed do.
 """
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Any, Final
@@ -13,7 +14,7 @@ import msgspec
 from ray import serve
 
 from recsys.config import Config
-from recsys.niceness import STARTS
+from recsys.niceness import STARTING, STARTS
 from recsys.open_log import open_log
 from recsys.steady import steady
 from serving.retrieval_client import Shard, Shards
@@ -35,7 +36,7 @@ class Retrieval:
         self.service = RetrievalService(its, log, shard, shards)
         await self.service.start()
         await self.service.caught_up(CATCH_UP_S)
-        steady()
+        await asyncio.to_thread(steady)
 
     async def search(self, asked: bytes) -> bytes:
         return await self.service.search(asked)
@@ -51,7 +52,14 @@ def name_of(shard: int) -> str:
     return f"{NAME}-{shard}"
 
 
-def deployments(config: Config, encoded: str) -> list[Any]:
+def actor_options(hooked: bool) -> dict[str, Any]:
+    """Of a replica. Where our hook doesn't run, nothing is said of its environment: Serve gives it the
+    driver's, which one of its own would replace."""
+    its: dict[str, Any] = {"num_cpus": 1}
+    return its | {"runtime_env": {"env_vars": {STARTING: STARTS}}} if hooked else its
+
+
+def deployments(config: Config, encoded: str, hooked: bool = False) -> list[Any]:
     """All shards, bound, for the feed's constructor: it gets their handles."""
     return [
         serve.deployment(
@@ -59,7 +67,7 @@ def deployments(config: Config, encoded: str) -> list[Any]:
             num_replicas=1,
             max_ongoing_requests=_CALLS,
             max_surge_percent=100,  # another catches up beside the one that is there
-            ray_actor_options={"num_cpus": 1, "runtime_env": STARTS},
+            ray_actor_options=actor_options(hooked),
             health_check_period_s=HEALTH_PERIOD_S,
             graceful_shutdown_timeout_s=HEALTH_PERIOD_S,
             graceful_shutdown_wait_loop_s=0.5,

@@ -40,7 +40,9 @@ _KNOWN: Final = (
 _POPULAR: Final = 512  # the most popular, among which a segment has its favourites
 _PRIOR: Final = 8.0  # showings of an item to everybody that weigh as much as one segment's own
 _log = logging.getLogger(__name__)
-_POOL: Final = 256  # items of a group that are looked at; a larger group is drawn from
+# Items of a group that are looked at; a larger group is drawn from. By default 80 candidates are of topics,
+# half of them drawn: 256 leave room for what was seen.
+_POOL: Final = 256
 _KNOWN_BEST: Final = 2048  # of the most popular, that are looked through for those of a large group
 
 
@@ -158,7 +160,8 @@ class Retrieval:
         for query in self._queries(source, session, user, k):
             if source == SIDE:
                 replica.queries.append(query.vector_V)
-            parts.append(replica.index.search(query.vector_V, query.k, wanted)[0])
+            rough = source == SIMILAR
+            parts.append(replica.index.search(query.vector_V, query.k, wanted, rough)[0])
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _liked(self, session: Session) -> tuple[Indices, int]:

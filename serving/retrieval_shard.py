@@ -52,8 +52,9 @@ class Version(msgspec.Struct, frozen=True):
 
 class Ask(msgspec.Struct, frozen=True):
     """All that a request asks of one shard. ``queries`` (Q, V) float32, of which the first ``sides`` are user
-    sides; ``ks`` how many are wanted of each; ``without`` the int64 keys that mustn't come. ``shard``
-    of ``shards`` is who is asked: one that holds other items would leave some out, and nobody would know."""
+    sides, and the others vectors of items, for which a rough search will do; ``ks`` how many are wanted of
+    each; ``without`` the int64 keys that mustn't come. ``shard`` of ``shards`` is who is asked: one that holds
+    other items would leave some out, and nobody would know."""
 
     version: Version
     queries: bytes
@@ -214,9 +215,10 @@ class RetrievalShard(ItemVectors):
         wanted.take(np.concatenate([without, changed]))
         queries = np.frombuffer(ask.queries, np.float32).reshape(len(ask.ks), self.index.dim)
         self.queries.extend(queries[: ask.sides])
+        keys = self._item_keys[: len(self.catalogue)]
         found = [
-            nearest(self.index, self._item_keys[: len(self.catalogue)], query, k, wanted, overlay)
-            for query, k in zip(queries, ask.ks, strict=True)
+            nearest(self.index, keys, query, k, wanted, overlay, rough=place >= ask.sides)
+            for place, (query, k) in enumerate(zip(queries, ask.ks, strict=True))
         ]
         return Told(
             index=self.index.name,

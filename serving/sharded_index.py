@@ -73,10 +73,12 @@ class ShardedIndex:
         self._shard = np.concatenate([self._shard, shards])
         self._number = np.concatenate([self._number, numbers])
 
-    def settle(self) -> None:
+    def compact(self) -> None:
         """Nothing: nobody waits for it."""
 
-    def search(self, query_V: Vectors, k: int, wanted: Bitmap) -> tuple[Indices, Vectors]:
+    def search(
+        self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False
+    ) -> tuple[Indices, Vectors]:
         keys, mask, none = self._keys()[: len(self)], wanted.mask(), Overlay.none(self.dim)
         found = [(np.empty(0, np.int64), np.empty(0, np.float32))]
         for shard, part in enumerate(self._parts):
@@ -84,7 +86,7 @@ class ShardedIndex:
             if part is not None:
                 its_wanted = Bitmap.of(mask[its])
                 its_keys = np.ascontiguousarray(keys[its])
-                found.append(nearest(part, its_keys, query_V, k, its_wanted, none))
+                found.append(nearest(part, its_keys, query_V, k, its_wanted, none, rough))
         best, products = merged(found, k)
         order = np.argsort(keys, kind="stable")
         at: Indices = order[np.searchsorted(keys, best, sorter=order)]

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,3 +57,12 @@ def test_the_first_are_found_wherever_they_begin() -> None:
     assert bitmap.first(2).tolist() == [700, 701]
     assert bitmap.first(9).tolist() == [700, 701, 4_999]
     assert bitmap.first(0).tolist() == Bitmap().first(3).tolist() == []
+
+
+@pytest.mark.parametrize("beyond", [-1, 24, 10**9])
+def test_what_is_beyond_its_memory_is_refused_and_nothing_is_changed(beyond: int) -> None:
+    bitmap, indices = Bitmap.of(np.ones(20, np.bool_)), np.array([3, beyond])
+    for act in (bitmap.take, bitmap.give_back, bitmap.__getitem__):
+        with pytest.raises(IndexError, match="expected 0 to 19"):
+            act(indices)
+    assert bitmap.count == 20 and bitmap.mask().all() and bitmap[np.int64(3)]

@@ -103,15 +103,17 @@ def test_the_app_has_started_once_the_replica_has_caught_up(world: World) -> Non
 
     world.service.reader.catch_up = late  # type: ignore[method-assign]
 
+    told: list[bool] = []
+
     async def start(wait_s: float) -> None:
-        app = build_app(world.service, lambda: "", wait_s)
+        app = build_app(world.service, lambda: "", wait_s, lambda: told.append(world.service.ready))
         async with app.router.lifespan_context(app):
-            assert world.service.ready
+            assert world.service.ready and told == [True]
 
     async def whole() -> None:
         starting = asyncio.ensure_future(start(5.0))
         await asyncio.sleep(0.1)
-        assert not starting.done() and not world.service.ready
+        assert not starting.done() and not world.service.ready and not told
         let.set()
         await starting
 

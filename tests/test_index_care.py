@@ -16,6 +16,7 @@ from serving.index_care import IndexCare, Probe, Swap
 from serving.ivf_index import TARGET, IvfIndex, Measured
 from serving.replica import Replica
 from tests.test_replica import row_of
+from tests.toy_index import pages_of
 from tests.toy_replica import config, item, made, step_delta
 
 DIM = config().model.vector_dim
@@ -62,6 +63,9 @@ def test_few_items_are_looked_through_and_more_get_lists() -> None:
     until(care_of(many), Swap)
     assert isinstance(many.index, IvfIndex) and exact(many) and many.building is None
     assert many.index.vectors.tobytes() == before.tobytes()
+    assert pages_of(many.index) == sorted(pages_of(many.index)), "lists lie one behind the other"
+    fresh = many.prepare({}, None, line="main", epoch=1, step=1).index
+    assert isinstance(fresh, IvfIndex) and pages_of(fresh) == sorted(pages_of(fresh))
     for kind, items, due in (("flat", 300, False), ("ivf", 100, True), ("ivf", 20, False)):
         assert care_of(made(items=items, its_config=its_config(index=kind))).due == due
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from recsys.bitmap import Bitmap
 from serving.inverted_lists import Centroids
 from serving.item_index import FlatIndex, ItemIndex
-from serving.ivf_index import FEW, IvfIndex
-from serving.list_kernels import LANES
+from serving.ivf_index import IvfIndex
+from tests.toy_index import pages_of
 
 DIM = 5
 
@@ -56,11 +56,11 @@ def brute(vectors: np.ndarray, query: np.ndarray, k: int, wanted: np.ndarray) ->
 def test_it_finds_what_a_search_through_all_finds(
     seed: int, kind: str, updates: list[tuple[list[int], bool, bool]], k: int, coarse: bool
 ) -> None:
-    """Adds, moves, removals, searches, another index filled from this one, and one settled, at any time;
+    """Adds, moves, removals, searches, another index filled from this one, and one compacted, at any time;
     ``coarse``: many are equal."""
     rng, index = np.random.default_rng(seed), MAKERS[kind]()
     vectors, alive = np.zeros((0, DIM), np.float32), np.zeros(0, np.bool_)
-    for chosen, again, settle in updates:
+    for chosen, again, compact in updates:
         new = rng.standard_normal((len(chosen), DIM)).astype(np.float32)
         new = np.round(new) if coarse else new
         living = rng.random(len(chosen)) < 0.7
@@ -74,8 +74,8 @@ def test_it_finds_what_a_search_through_all_finds(
             for part in np.array_split(rng.permutation(len(vectors)), 3):
                 other.set(part, vectors[part], alive[part])
             index = other
-        if settle:
-            index.settle()
+        if compact:
+            index.compact()
         wanted = alive & (rng.random(len(vectors)) < 0.8)
         query = rng.standard_normal(DIM).astype(np.float32)
         query = np.round(query) if coarse else query
@@ -139,23 +139,14 @@ def test_the_same_centroids_and_vectors_find_the_same_to_the_last_bit(probes: in
         assert found[0][1].tobytes() == found[1][1].tobytes()
 
 
-def test_lists_that_were_settled_lie_page_by_page() -> None:
+def test_lists_that_were_compacted_lie_page_by_page() -> None:
     index, rng = ivf(7, room=2_000), np.random.default_rng(0)
     for part in np.array_split(rng.permutation(2_000), 20):
         index.set(part, rng.standard_normal((100, DIM)).astype(np.float32))
     lists = index.lists
-
-    def pages() -> list[int]:
-        found = []
-        for page, _, left in lists._ends.tolist():
-            for _ in range(-(-left // LANES)):
-                found.append(page)
-                page = int(lists._chains[page, 0])
-        return found
-
-    before = pages()
-    index.settle()
-    assert before != pages() == list(range(len(before)))
+    before = pages_of(index)
+    index.compact()
+    assert before != pages_of(index) == list(range(len(before)))
     assert sorted(lists._spare[: lists._left[0]]) == list(range(len(before), len(lists._codes)))
 
 
@@ -215,11 +206,18 @@ def test_what_room_was_made_for_copies_nothing_when_it_comes() -> None:
     assert all(a is b for a, b in zip(columns, now, strict=True))
 
 
-def test_for_a_few_an_eighth_of_the_lists_is_looked_through() -> None:
-    index, rng = ivf(32, probes=13), np.random.default_rng(0)
+def test_a_rough_search_looks_through_an_eighth_of_the_lists_and_a_few_at_least() -> None:
+    index, rng = ivf(96, probes=90), np.random.default_rng(0)
     index.set(np.arange(2_000), rng.standard_normal((2_000, DIM)).astype(np.float32))
     query, wanted = np.ones(DIM, np.float32), Bitmap.of(np.ones(2_000, np.bool_))
-    for k, probes in ((FEW, 2), (FEW + 1, 13)):
-        expected = index.lists.search(index.vectors, query, k, wanted, probes)[0]
-        assert index.search(query, k, wanted)[0].tolist() == expected.tolist()
-    assert ivf(16, probes=16).probes_for(1) == 16
+    for rough, probes in ((True, 12), (False, 90)):
+        expected = index.lists.search(index.vectors, query, 20, wanted, probes)[0]
+        assert index.search(query, 20, wanted, rough)[0].tolist() == expected.tolist()
+    assert [ivf(96, probes=n).probes_for(rough=True) for n in (1, 8, 40, 64, 80)] == [
+        1,
+        8,
+        8,
+        8,
+        10,
+    ]
+    assert ivf(16, probes=16).probes_for(rough=True) == 16

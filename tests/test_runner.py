@@ -13,10 +13,9 @@ import pytest
 
 from recsys.cli import running as runs
 from recsys.cli.plan import resolve
-from recsys.cli.processes import alive, identify, kill_session, members
+from recsys.cli.processes import alive, identify, kill_session, listening, members
 from recsys.cli.runner import Runner
 from recsys.cli.supervisor import Part
-from recsys.niceness import PART
 from tests.toy_plan import config_in, seen_of
 
 FAKE = """
@@ -140,26 +139,44 @@ def test_a_process_is_not_taken_for_another_of_its_id():
         assert members(msgspec.structs.replace(leader, started=leader.started + 60)) == []
 
 
-def test_what_a_part_started_is_known_in_a_session_of_its_own_and_ends_with_it():
-    away = "import os, time; from recsys.niceness import begin_session; begin_session(); time.sleep(600)"
-    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {away!r}]).wait()"
-    script = f"import os; os.environ[{PART!r}] = str(os.getpid()); {start}"
-    part = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
-    other = subprocess.Popen([sys.executable, "-c", away], start_new_session=True)
+AWAY = """
+import subprocess, sys, time, socket
+from recsys.niceness import begin_session
+begin_session()
+listener = socket.create_server(("127.0.0.1", 0))
+if len(sys.argv) > 1:
+    subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+time.sleep(600)
+"""
+PART = "import subprocess, sys; from recsys.cli.processes import mark; mark(); " + (
+    f"subprocess.Popen([sys.executable, '-c', {AWAY!r}, {AWAY!r}]).wait()"
+)
+
+
+def test_what_a_part_started_is_known_in_whatever_session_and_ends_with_it():
+    """A process in a session of its own, and another that it started: the first ends before the part."""
+    part = subprocess.Popen([sys.executable, "-c", PART], start_new_session=True)
+    other = subprocess.Popen([sys.executable, "-c", AWAY], start_new_session=True)
+    leader = identify(part.pid)
     try:
-        leader = identify(part.pid)
         until_s = time.monotonic() + 30
         began: list[int] = []
-        while not began and time.monotonic() < until_s:
+        while len(began) < 2 and time.monotonic() < until_s:
             time.sleep(0.02)
-            began = [pid for pid in members(leader) if os.getsid(pid) == pid != part.pid]
-        assert len(began) == 1 and other.pid not in members(leader)
+            its = [pid for pid in members(leader) if pid != part.pid]
+            began = [pid for pid in its if os.getsid(pid) == pid]
+        assert len(began) == 2 and other.pid not in members(leader)
+        assert len(listening({"part": leader})["part"]) == 2
+        older = msgspec.structs.replace(leader, started=leader.started - 60)
+        assert not set(began) & set(members(older)), "of another process that had its id"
+        os.kill(min(began), signal.SIGKILL)
         part.kill()
         part.wait()
-        assert members(leader) == began  # the leader has gone
+        assert members(leader) == [max(began)]  # who started it has gone, and so has the leader
         kill_session(leader)
         assert members(leader) == [] and other.poll() is None
     finally:
+        kill_session(leader)
         for process in (part, other):
             process.kill()
             process.wait()

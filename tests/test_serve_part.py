@@ -15,6 +15,7 @@ from recsys.cli.running import Running
 from recsys.cli.serve import Restarts, take_down
 from recsys.config import Config, ServeConfig
 from recsys.loops import Heartbeat, Stop, run_folder, write_atomically
+from recsys.niceness import STARTING, STARTS
 
 
 class FakeServe:
@@ -183,9 +184,14 @@ def test_who_cannot_be_restarted_is_told_why(tmp_path):
 @pytest.mark.slow
 def test_as_many_replicas_as_configured_or_between_two_numbers():
     from serving.app import application
+    from serving.ray_retrieval import deployments
 
     fixed = application(Config(serve=ServeConfig(replicas=3)))._bound_deployment
-    assert fixed.num_replicas == 3
+    assert fixed.num_replicas == 3 and "runtime_env" not in fixed.ray_actor_options
+    hooked = Config(serve=ServeConfig(retrieval_shards=1))
+    for its in (application(hooked, True)._bound_deployment, *deployments(hooked, "", True)):
+        options = getattr(its, "_bound_deployment", its).ray_actor_options
+        assert options["runtime_env"] == {"env_vars": {STARTING: STARTS}}
     many = ServeConfig(min_replicas=2, max_replicas=5, target_ongoing=4.0, downscale_s=9.0)
     scaled = application(Config(serve=many))._bound_deployment._deployment_config
     its = scaled.autoscaling_config

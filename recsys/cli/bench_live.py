@@ -84,7 +84,7 @@ class Live:
         raise RuntimeError(f"part {part} has no process in {self.state}, expected one that runs")
 
     def within(self, part: str, words: str) -> list[int]:
-        """The processes of a part's session whose command lines have all of these words."""
+        """The processes that a part started whose command lines have all of these words."""
         return members_saying(self.leader(part), words)
 
     def replicas(self) -> set[int]:

@@ -146,7 +146,7 @@ def direct_port(pid: int) -> int:
 
 
 def replica_pid(ray: Child) -> int:
-    """The process of the replica, among those of the Ray head's session."""
+    """The process of the replica, among those that the Ray head started."""
     for pid in members_saying(ray.identity, REPLICA):
         return pid
     raise RuntimeError("there is no replica among Ray's processes, expected one")

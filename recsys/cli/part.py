@@ -1,7 +1,6 @@
 """``recsys part NAME``: one part in this process, with the configuration that ``recsys up`` wrote."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,11 +12,12 @@ def run(name: str, state: str) -> int:
     """Runs the part to its end; returns the exit status."""
     from recsys.cli import plan as plans
     from recsys.cli.parts import body, niceness
+    from recsys.cli.processes import mark
     from recsys.garbage import settle
     from recsys.loops import Stop, run_part
-    from recsys.niceness import PART, session_steps_back
+    from recsys.niceness import session_steps_back
 
-    os.environ[PART] = str(os.getpid())
+    mark()
     config, _ = plans.read(state)
     session_steps_back(niceness(name))
 

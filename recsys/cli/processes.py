@@ -52,36 +52,44 @@ def alive(identity: Identity) -> bool:
 
 
 def members(leader: Identity) -> list[int]:
-    """The processes of the session that ``leader`` leads or led, itself included, and of those that its
-    members began."""
-    try:
-        if abs(psutil.Process(leader.pid).create_time() - leader.started) >= _SAME_START_S:
-            return []  # the id belongs to another by now
-    except psutil.Error:
-        pass  # the leader has gone; a session keeps its id until its last member has
-    found, sessions = [], {leader.pid} | _begun_by(leader)
+    """The processes of the session that ``leader`` leads or led, itself included, and all that came of them,
+    in whatever session they are."""
+    taken = _is_another(leader)
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if os.getsid(process.pid) in sessions and _later(process, leader):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if process.create_time() < leader.started - _SAME_START_S:
+                continue
+            inside = not taken and os.getsid(process.pid) == leader.pid
+            if inside or _comes_of(process, leader):
                 found.append(process.pid)
     return found
 
 
-def _begun_by(leader: Identity) -> set[int]:
-    """The sessions that those began whom ``leader`` started."""
-    found = set()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if os.getsid(process.pid) == process.pid and _later(process, leader):
-                if process.environ().get(PART) == str(leader.pid):
-                    found.add(process.pid)
-    return found
+def _is_another(leader: Identity) -> bool:
+    """Whether another process has the leader's id by now: a session keeps its id until its last member has
+    gone."""
+    try:
+        started: float = psutil.Process(leader.pid).create_time()
+    except psutil.Error:
+        return False
+    return abs(started - leader.started) >= _SAME_START_S
 
 
-def _later(process: psutil.Process, leader: Identity) -> bool:
-    """Whether it runs, and began no sooner than ``leader``."""
-    gone = process.status() == psutil.STATUS_ZOMBIE
-    return not gone and bool(process.create_time() >= leader.started - _SAME_START_S)
+def _comes_of(process: psutil.Process, leader: Identity) -> bool:
+    """Whether its environment names the leader (``mark``)."""
+    pid, _, started = process.environ().get(PART, "").partition(":")
+    if pid != str(leader.pid):
+        return False
+    return abs(float(started or 0) - leader.started) < _SAME_START_S
+
+
+def mark() -> None:
+    """Has all that this process will start name it in its environment."""
+    its = identify(os.getpid())
+    os.environ[PART] = f"{its.pid}:{its.started:.3f}"
 
 
 def members_saying(leader: Identity, words: str) -> list[int]:
@@ -185,15 +193,13 @@ def is_loopback(host: str) -> bool:
 
 
 def listening(leaders: Mapping[str, Identity]) -> dict[str, list[Socket]]:
-    """The sockets that each part's session listens on, by part."""
-    names = {leader.pid: part for part, leader in leaders.items()}
+    """The sockets that each part listens on, by part."""
+    names = {pid: part for part, leader in leaders.items() for pid in members(leader)}
     found: dict[str, set[Socket]] = {part: set() for part in leaders}
     for connection in psutil.net_connections("tcp"):
-        if connection.status != psutil.CONN_LISTEN or not connection.pid:
-            continue
-        with contextlib.suppress(psutil.Error, OSError):
-            part = names.get(os.getsid(connection.pid))
-            if part is not None:
+        part = names.get(connection.pid)
+        if connection.status == psutil.CONN_LISTEN and part is not None:
+            with contextlib.suppress(psutil.Error):
                 program = psutil.Process(connection.pid).name()
                 host, port = connection.laddr
                 found[part].add(Socket(port, host, program))

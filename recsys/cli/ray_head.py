@@ -104,7 +104,7 @@ def head_environment(config: Config, plan: Plan, folder: Path) -> dict[str, str]
         environment.pop(name, None)
     serve = folder / "h"
     environment |= {
-        "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "recsys.cli.ray_loopback.keep_on_loopback",
+        "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "recsys.cli.ray_worker.begin",
         "AUTOSCALER_METRIC_PORT": str(plan.ray.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(plan.ray.dashboard_metrics),
         # Gloo would listen on the address that the machine's name stands for.

@@ -3,16 +3,14 @@
 Only the API's own port goes where ``serve.host`` says.
 
 Ray's settings reach all its other ports (see ``ray_head``). These three are bound to all interfaces by fixed
-strings, and the last reads pickled requests from whoever connects. ``keep_on_loopback`` runs in each worker
-process before it imports Serve; ``write_haproxy`` makes the program that Serve starts in HAProxy's place.
+strings, and the last reads pickled requests from whoever connects. ``keep_on_loopback`` is called in each
+worker process before it imports Serve (``ray_worker``); ``write_haproxy`` makes the program that Serve
+starts in HAProxy's place.
 """
 
-import os
 import shlex
 from pathlib import Path
 from typing import Any
-
-from recsys.niceness import STARTING, VARIABLE, begin_session, session_steps_back, set_session
 
 
 def loopback_of(address: str) -> str:
@@ -22,12 +20,7 @@ def loopback_of(address: str) -> str:
 
 
 def keep_on_loopback() -> None:
-    """Ray's worker setup hook: wraps the one function through which Serve opens a replica's handle port. Each
-    worker has a session of its own; what was started to step back does so here, before its imports."""
-    begin_session()
-    session_steps_back(int(os.environ.get(VARIABLE, "0")))
-    if starting := os.environ.get(STARTING):
-        set_session(int(starting))
+    """Wraps the one function through which Serve opens a replica's handle port."""
     from ray._common import tls_utils
 
     opened = tls_utils.add_port_to_grpc_server

@@ -44,7 +44,7 @@ def run(config: Config, stop: Stop) -> None:
             }
         )
         asked = requested(config.state)
-        deploy = partial(_deploy, serve, APP, partial(application, config))
+        deploy = partial(_deploy, serve, APP, partial(application, config, plan.owns_ray))
         deploy()
         url = plans.feed_url(config)
         stop.heartbeat.address("feed", url)

@@ -1,0 +1,16 @@
+"""What each of Ray's worker processes does first of all: Ray's worker setup hook, where the head is ours."""
+
+import os
+
+from recsys.cli.ray_loopback import keep_on_loopback
+from recsys.niceness import STARTING, VARIABLE, begin_session, session_steps_back, set_session
+
+
+def begin() -> None:
+    """A session of its own; a lower priority for what was started to step back, for good or until it has
+    caught up, before its imports; and no port beyond loopback."""
+    begin_session()
+    session_steps_back(int(os.environ.get(VARIABLE, "0")))
+    if starting := os.environ.get(STARTING):
+        set_session(int(starting))
+    keep_on_loopback()
