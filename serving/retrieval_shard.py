@@ -53,8 +53,8 @@ class Version(msgspec.Struct, frozen=True):
 class Ask(msgspec.Struct, frozen=True):
     """All that a request asks of one shard. ``queries`` (Q, V) float32, of which the first ``sides`` are user
     sides, and the others vectors of items, for which a rough search will do; ``ks`` how many are wanted of
-    each; ``without`` the int64 keys that mustn't come. ``shard`` of ``shards`` is who is asked: one that holds
-    other items would leave some out, and nobody would know."""
+    each; ``without`` the int64 keys that mustn't come. ``shard`` of ``shards`` is who is asked: one that
+    holds other items would leave some out, and nobody would know."""
 
     version: Version
     queries: bytes
