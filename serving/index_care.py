@@ -3,7 +3,8 @@ through, has another index made beside the one that answers, and says when it is
 
 ``turn`` does a little at a time, in the thread that reads the log, between two batches: so steps and items
 go on being applied meanwhile, to both indexes, and the swap is one assignment. Only training takes seconds;
-it works on a copy, in a thread of its own. What is answered from changes in ``apply`` alone.
+it works on a copy, in a thread of its own. What is answered from changes in ``apply`` alone. One turn is
+longer: in the last of the filling the lists are compacted, 0.15 s for 300,000 items.
 """
 
 import logging
