@@ -54,17 +54,23 @@ def alive(identity: Identity) -> bool:
 def members(leader: Identity) -> list[int]:
     """The processes of the session that ``leader`` leads or led, itself included, and all that came of them,
     in whatever session they are."""
-    taken = _is_another(leader)
-    found = []
+    return list(parts_of({"": leader}))
+
+
+def parts_of(leaders: Mapping[str, Identity]) -> dict[int, str]:
+    """The part of each process that is a member of one, by the parts' leaders: in one look at all of them."""
+    by_pid = {leader.pid: (part, leader) for part, leader in leaders.items()}
+    led = {pid for pid, (_, leader) in by_pid.items() if not _is_another(leader)}
+    found: dict[int, str] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.status() == psutil.STATUS_ZOMBIE:
+            session = os.getsid(process.pid)
+            inside = session if session in led else _came_of(process, by_pid)
+            if inside is None or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            if process.create_time() < leader.started - _SAME_START_S:
-                continue
-            inside = not taken and os.getsid(process.pid) == leader.pid
-            if inside or _comes_of(process, leader):
-                found.append(process.pid)
+            part, leader = by_pid[inside]
+            if process.create_time() >= leader.started - _SAME_START_S:
+                found[process.pid] = part
     return found
 
 
@@ -78,12 +84,13 @@ def _is_another(leader: Identity) -> bool:
     return abs(started - leader.started) >= _SAME_START_S
 
 
-def _comes_of(process: psutil.Process, leader: Identity) -> bool:
-    """Whether its environment names the leader (``mark``)."""
+def _came_of(process: psutil.Process, leaders: Mapping[int, tuple[str, Identity]]) -> int | None:
+    """Which of the leaders its environment names (``mark``), by id."""
     pid, _, started = process.environ().get(PART, "").partition(":")
-    if pid != str(leader.pid):
-        return False
-    return abs(float(started or 0) - leader.started) < _SAME_START_S
+    if not pid.isdigit() or int(pid) not in leaders:
+        return None
+    _, leader = leaders[int(pid)]
+    return leader.pid if abs(float(started) - leader.started) < _SAME_START_S else None
 
 
 def mark() -> None:
@@ -194,7 +201,7 @@ def is_loopback(host: str) -> bool:
 
 def listening(leaders: Mapping[str, Identity]) -> dict[str, list[Socket]]:
     """The sockets that each part listens on, by part."""
-    names = {pid: part for part, leader in leaders.items() for pid in members(leader)}
+    names = parts_of(leaders)
     found: dict[str, set[Socket]] = {part: set() for part in leaders}
     for connection in psutil.net_connections("tcp"):
         part = names.get(connection.pid)
