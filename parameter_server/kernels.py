@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from recsys.compiled import GAMMA, read_only
+from recsys.compiled import GAMMA, read_only, unit
 from recsys.compiled import kernel as kernel
 from recsys.compiled import mix as mix
 from recsys.key_index import EMPTY as EMPTY
@@ -24,9 +24,6 @@ from recsys.key_index import home_of, place_of
 from recsys.key_index import insert as insert
 from recsys.key_index import spread as spread
 from recsys.prefetch import LINE, soon
-
-_2_POW_53 = float(1 << 53)
-
 
 _int, _float, _flag = types.int64, types.float32, types.boolean
 _KEYS, _COUNTS, _ROWS = read_only(_int, 1), read_only(types.int32, 1), read_only(_float, 2)
@@ -83,7 +80,7 @@ def draw(seed: Any, initial: Any, keys: Any, targets: Any, out: Any) -> None:
         cell = mix(np.uint64(keys[i]) ^ seed_mixed)
         for j in range(row.shape[0]):
             cell += GAMMA
-            u = np.float64(mix(cell) >> np.uint64(11)) / _2_POW_53
+            u = unit(cell)
             row[j] = np.float32((2.0 * u - 1.0) * scale)
 
 
@@ -101,7 +98,7 @@ def gather(values: Any, slots: Any, seed: Any, initial: Any, keys: Any, out: Any
         cell = mix(np.uint64(keys[i]) ^ seed_mixed)
         for j in range(dim):
             cell += GAMMA
-            u = np.float64(mix(cell) >> np.uint64(11)) / _2_POW_53
+            u = unit(cell)
             out[i, j] = np.float32((2.0 * u - 1.0) * scale)
     return empty
 

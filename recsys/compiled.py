@@ -14,6 +14,7 @@ from numba import njit, types
 F = TypeVar("F", bound=Callable[..., Any])
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_2_POW_53 = float(1 << 53)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
@@ -42,3 +43,9 @@ def mix(value: Any) -> Any:
     z = (z ^ (z >> np.uint64(30))) * _MIX_1
     z = (z ^ (z >> np.uint64(27))) * _MIX_2
     return z ^ (z >> np.uint64(31))
+
+
+@kernel(types.float64(types.uint64))
+def unit(cell: Any) -> Any:
+    """The draw in [0, 1) of a cell: as in ``recsys.hashing.uniforms``."""
+    return np.float64(mix(cell) >> np.uint64(11)) / _2_POW_53

@@ -6,9 +6,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from recsys.compiled import GAMMA, kernel, mix, read_only
-
-_2_POW_53 = float(1 << 53)
+from recsys.compiled import GAMMA, kernel, mix, read_only, unit
 
 
 def draws(seed: int, keys: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -23,4 +21,4 @@ def _draw(seed: Any, keys: Any, out: Any) -> None:
     mixed = mix(seed)
     for i in range(keys.shape[0]):
         cell = mix(np.uint64(keys[i]) ^ mixed) + GAMMA
-        out[i] = np.float64(mix(cell) >> np.uint64(11)) / _2_POW_53
+        out[i] = unit(cell)

@@ -16,13 +16,12 @@ from numba import types
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recsys.compiled import GAMMA, kernel, mix, read_only
+from recsys.compiled import GAMMA, kernel, mix, read_only, unit
 from recsys.hashing import key_of, uniforms
 
 Fields = tuple[tuple[str, int], ...]  # names and lengths, as in ``Schema.vectors``
 _CONTENT_SEED = 7
 _CONTENT_NORM = 0.8
-_2_POW_53 = float(1 << 53)
 
 
 def content_vectors(groups_NG: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
@@ -56,7 +55,7 @@ def project(groups: Any, out: Any) -> None:
             cell = mix(np.uint64(groups[n, g]) ^ seed)
             for j in range(dim):
                 cell += GAMMA
-                draw = np.float32(np.float64(mix(cell) >> np.uint64(11)) / _2_POW_53)
+                draw = np.float32(unit(cell))
                 own[j] += (two * draw - one) * bound
         scale = _CONTENT_NORM / np.sqrt(np.float64(max(count, 1)))
         for j in range(dim):

@@ -21,19 +21,16 @@ def wanted_items(
     wanted = catalogue.living.copy()
     removed = {"gone": len(wanted) - wanted.count}
     excluded = [index for index in map(catalogue.index_of, exclude_ids) if index is not None]
-    taken = []
-    for name, found in (
-        ("excluded", np.array(excluded, np.int64)),
-        ("hidden", _known(catalogue, session.hidden)),
-        ("seen", _known(catalogue, session.seen)),
-    ):
-        its = wanted.take(found)
-        if name == "seen" and wanted.count < least:
-            wanted.give_back(its)
-            its = its[:0]
-        taken.append(its)
-        removed[name] = len(its)
-    return wanted, removed, np.concatenate(taken)
+    taken = {
+        "excluded": wanted.take(np.array(excluded, np.int64)),
+        "hidden": wanted.take(_known(catalogue, session.hidden)),
+        "seen": wanted.take(_known(catalogue, session.seen)),
+    }
+    if wanted.count < least:
+        wanted.give_back(taken["seen"])
+        taken["seen"] = np.empty(0, np.int64)
+    removed |= {name: len(its) for name, its in taken.items()}
+    return wanted, removed, np.concatenate(list(taken.values()))
 
 
 def _known(catalogue: Catalogue, keys: Collection[int]) -> Indices:

@@ -88,7 +88,6 @@ def build_app(
 
 async def _once_ready(service: Service, started: Callable[[], None]) -> None:
     while not service.ready:
-        await service.caught_up(_LATE_S)
         await asyncio.sleep(_LATE_S)
     await asyncio.to_thread(started)
 
