@@ -13,6 +13,7 @@ import msgspec
 from recsys.checks import check as _check
 from recsys.hashing import digest_of
 from recsys.policy_config import PolicyConfig
+from recsys.promotion_config import PromotionConfig
 
 
 @dataclass(frozen=True)
@@ -293,6 +294,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    promotion: PromotionConfig = field(default_factory=PromotionConfig)
 
     def __post_init__(self) -> None:
         if self.nodes > 1 and (self.log.url == "sqlite" or self.sessions.url == "embedded"):

@@ -1,0 +1,113 @@
+"""Sanity gates: what a candidate must pass before anybody asks whether it is better. Pure.
+
+A model that is broken in a plain way (not finite, scores that are nowhere near live's, everybody given the
+same few items) is refused by its first examples, not by a test that needs thousands. Each gate returns the
+reason why not, or nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.promotion_config import PromotionConfig
+
+_SMALLEST = 1e-6
+_AT_LEAST = 200  # scores, before their spread says anything
+
+
+@dataclass
+class Scores:
+    """Running sums over the logits of what both models scored."""
+
+    count: int = 0
+    not_finite: int = 0
+    live: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))  # sum, sum of squares
+    candidate: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+
+    def add(self, live_N: NDArray[np.float64], candidate_N: NDArray[np.float64]) -> None:
+        """Probabilities of the same examples. Those that aren't finite are counted and left out."""
+        fine = np.isfinite(candidate_N)
+        self.not_finite += int((~fine).sum())
+        for sums, values in ((self.live, live_N[fine]), (self.candidate, candidate_N[fine])):
+            logits = logits_of(values)
+            sums += logits.sum(), (logits**2).sum()
+        self.count += int(fine.sum())
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model costs: microseconds to rank a list, bytes of rows and dense parameters."""
+
+    rank_us: float
+    nbytes: float
+
+
+@dataclass(frozen=True)
+class Picks:
+    """Of what each of two models would pick for the same users: the share that its ten commonest items have."""
+
+    live: float
+    candidate: float
+    users: int
+
+
+def failures(
+    scores: Scores,
+    rules: PromotionConfig,
+    sizes: tuple[Size, Size] | None = None,
+    picks: Picks | None = None,
+) -> list[str]:
+    """The gates that a candidate doesn't pass, each with its value and what was expected.
+
+    ``sizes``: live's and the candidate's.
+    """
+    found = [*_of_scores(scores, rules)]
+    if sizes is not None:
+        live, candidate = sizes
+        if candidate.rank_us > rules.latency * live.rank_us:
+            found.append(
+                f"it takes {candidate.rank_us:.0f} µs to rank a list, expected at most {rules.latency} times "
+                f"live's {live.rank_us:.0f}"
+            )
+        if candidate.nbytes > rules.memory * live.nbytes:
+            found.append(
+                f"it has {candidate.nbytes / 2**20:.1f} MiB, expected at most {rules.memory} times live's "
+                f"{live.nbytes / 2**20:.1f}"
+            )
+    if picks is not None and picks.candidate > max(rules.concentration * picks.live, 0.2):
+        found.append(
+            f"its ten commonest picks have {picks.candidate:.0%} of {picks.users} users' lists, expected at "
+            f"most {rules.concentration} times live's {picks.live:.0%}"
+        )
+    return found
+
+
+def _of_scores(scores: Scores, rules: PromotionConfig) -> Iterator[str]:
+    if scores.not_finite:
+        yield f"{scores.not_finite} of its scores aren't finite"
+    if scores.count < _AT_LEAST:
+        return
+    (live, live_spread), (its, spread) = _moments(scores.live, scores), _moments(
+        scores.candidate, scores
+    )
+    if abs(its - live) > rules.score_shift:
+        yield f"its mean logit is {its:.2f}, expected within {rules.score_shift} of live's {live:.2f}"
+    ratio = spread / max(live_spread, 1e-9)
+    if not 1 / rules.score_spread <= ratio <= rules.score_spread:
+        yield (
+            f"the spread of its logits is {spread:.2f}, expected within {rules.score_spread} times of live's "
+            f"{live_spread:.2f}"
+        )
+
+
+def _moments(sums: NDArray[np.float64], scores: Scores) -> tuple[float, float]:
+    mean = sums[0] / scores.count
+    return float(mean), float(np.sqrt(max(sums[1] / scores.count - mean**2, 0.0)))
+
+
+def logits_of(probabilities_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    p = np.clip(probabilities_N, _SMALLEST, 1 - _SMALLEST)
+    out: NDArray[np.float64] = np.log(p) - np.log1p(-p)
+    return out

@@ -1,0 +1,149 @@
+"""Whether a candidate takes over: Promote, Hold or Rollback, as values with their evidence. Pure.
+
+A candidate goes through stages: in ``shadow`` it scores the stream and nobody sees it; as ``canary`` it
+answers a share of the users; then it is all. ``judge`` is called whenever there is new evidence, as often as
+one likes. Somebody else acts on what it says (training/director.py).
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+from experiments.comparison import Compared
+from experiments.significance import Estimate
+from recsys.promotion_config import PromotionConfig
+
+SHADOW: Final = "shadow"
+CANARY: Final = "canary"
+STAGES: Final = (SHADOW, CANARY)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What came of lists that the candidate answered, beside live's in the same time: the share of shown
+    items with each kind of engagement, the candidate's minus live's."""
+
+    examples: int = 0
+    live_examples: int = 0
+    gained: dict[str, Estimate] = field(default_factory=dict)
+    degraded: float = 0.0  # the share of the candidate's lists that went without its ranker
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a decision rests on. ``failed``: sanity gates that the candidate didn't pass, each with the
+    value and what was expected. ``stage_examples``: compared since the stage began."""
+
+    stage: str
+    compared: Compared = Compared()
+    failed: tuple[str, ...] = ()
+    served: Served | None = None
+    stage_examples: int = 0
+
+
+@dataclass(frozen=True)
+class Promote:
+    """To the next stage."""
+
+    to: str  # canary, or all
+    why: str
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
+class Hold:
+    """It stays where it is; ``final``: it is given up, and will not be looked at again."""
+
+    final: bool
+    why: str
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """It answers nobody any more, at once."""
+
+    why: str
+    evidence: Evidence
+
+
+Decision = Promote | Hold | Rollback
+
+
+def judge(evidence: Evidence, rules: PromotionConfig) -> Decision:
+    """What to do with a candidate by all that is known of it now."""
+    bad = _bad(evidence, rules)
+    if bad:
+        if evidence.stage == SHADOW:
+            return Hold(True, bad, evidence)
+        return Rollback(bad, evidence)
+    if evidence.stage == SHADOW:
+        return _in_shadow(evidence, rules)
+    return _as_canary(evidence, rules)
+
+
+def _bad(evidence: Evidence, rules: PromotionConfig) -> str:
+    """Why the candidate must not go on; empty where nothing speaks against it."""
+    if evidence.failed:
+        return "; ".join(evidence.failed)
+    compared = evidence.compared
+    if compared.loss.high < 0:
+        return f"its log loss is worse: gained {_told(compared.loss)} nats"
+    if compared.auc.high < -rules.auc_margin:
+        return f"its AUC is worse: gained {_told(compared.auc)}"
+    for name, estimate in compared.segments.items():
+        if estimate.high < -rules.segment_margin:
+            return f"its log loss is worse in {name}: gained {_told(estimate)} nats"
+    served = evidence.served
+    if served is not None:
+        if served.examples and served.degraded > rules.degraded:
+            return f"{served.degraded:.1%} of its lists went without its ranker, expected at most {rules.degraded:.1%}"
+        for kind, estimate in served.gained.items():
+            if estimate.high < -rules.engagement_margin:
+                return f"viewers give fewer {kind}: gained {_told(estimate)} an item"
+    return ""
+
+
+def _in_shadow(evidence: Evidence, rules: PromotionConfig) -> Decision:
+    compared = evidence.compared
+    if compared.examples < rules.least_examples:
+        why = f"{compared.examples} examples compared, expected {rules.least_examples} or more"
+        return Hold(False, why, evidence)
+    better = compared.loss.low > 0 or compared.auc.low > 0
+    no_worse = compared.auc.low > -rules.auc_margin and compared.loss.low > -rules.loss_margin
+    calibrated = abs(_log(compared.candidate_calibration)) <= max(
+        math.log1p(rules.calibration), abs(_log(compared.live_calibration))
+    )
+    if better and no_worse and calibrated:
+        why = f"log loss gained {_told(compared.loss)} nats, AUC {_told(compared.auc)}"
+        return Promote(CANARY, why, evidence)
+    if compared.examples >= rules.most_examples:
+        why = f"nothing was shown by {compared.examples} examples: log loss gained {_told(compared.loss)} nats"
+        return Hold(True, why, evidence)
+    return Hold(False, _open(better, no_worse, calibrated, compared), evidence)
+
+
+def _open(better: bool, no_worse: bool, calibrated: bool, compared: Compared) -> str:
+    if not better:
+        return f"not told apart yet: log loss gained {_told(compared.loss)} nats"
+    if not no_worse:
+        return f"better in one measure, and not yet known to be no worse in the other: AUC {_told(compared.auc)}"
+    return f"its calibration is {compared.candidate_calibration:.3f}, live's {compared.live_calibration:.3f}"
+
+
+def _as_canary(evidence: Evidence, rules: PromotionConfig) -> Decision:
+    served = evidence.served
+    shown = 0 if served is None else served.examples
+    if shown < rules.canary_examples:
+        why = f"{shown} items shown to the canary's users, expected {rules.canary_examples}"
+        return Hold(False, why, evidence)
+    return Promote("all", f"{shown} items shown to the canary's users, nothing against it", evidence)
+
+
+def _told(estimate: Estimate) -> str:
+    return f"{estimate.mean:+.5f} ({estimate.low:+.5f} to {estimate.high:+.5f})"
+
+
+def _log(ratio: float) -> float:
+    """Of a calibration; far off where there is none."""
+    return math.log(ratio) if ratio > 0 and math.isfinite(ratio) else math.inf

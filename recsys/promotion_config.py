@@ -1,0 +1,51 @@
+"""How a candidate proves itself, and by how much: what ``experiments.promotion`` decides by."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PromotionConfig:
+    manual: bool = False  # whether a person must approve each promotion
+    share: float = 0.25  # of the example stream that candidates score, by a hash of step and lane
+    alpha: float = 0.05  # the chance that any bound of a comparison is ever wrong
+    least_examples: int = 2_000  # compared, before anything is decided in a candidate's favour
+    most_examples: int = 200_000  # after which one that couldn't be told apart is given up
+    # How much worse a candidate may be where that isn't known to be nothing: AUC; nats an example; nats an
+    # example of any one segment.
+    auc_margin: float = 0.002
+    loss_margin: float = 0.002
+    segment_margin: float = 0.01
+    calibration: float = 0.1  # how far predicted over happened may be from 1, where live's is nearer
+    # A canary: the share of users who are answered by the candidate, until so many items were shown to them.
+    canary_share: float = 0.05
+    canary_examples: int = 1_000
+    engagement_margin: float = 0.03  # of shown items with an engagement: how many fewer is a breach
+    degraded: float = 0.05  # the share of a canary's lists that may go without its ranker
+    # Sanity gates (experiments/gates.py).
+    score_shift: float = 1.0  # how far the mean logit of what live served may be from live's
+    score_spread: float = 3.0  # how many times live's the spread of the logits may be, or its inverse
+    latency: float = 1.5  # how many times live's model it may take to rank
+    memory: float = 2.0  # how many times live's bytes it may have
+    concentration: float = 3.0  # how many times live's the share of the commonest picks may be
+
+    def __post_init__(self) -> None:
+        for name in ("share", "canary_share"):
+            value = getattr(self, name)
+            _check(0 < value <= 1, name, value, "more than 0, up to 1")
+        _check(0 < self.alpha < 0.5, "alpha", self.alpha, "a probability between 0 and 0.5")
+        for name in ("least_examples", "canary_examples"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _check(self.most_examples >= self.least_examples, "most_examples", self.most_examples,
+               f"at least least_examples, {self.least_examples}")  # fmt: skip
+        margins = ("auc_margin", "loss_margin", "segment_margin", "engagement_margin")
+        for name in (*margins, "calibration", "degraded", "score_shift"):
+            value = getattr(self, name)
+            _check(value >= 0, name, value, "0 or more")
+        for name in ("score_spread", "latency", "memory", "concentration"):
+            value = getattr(self, name)
+            _check(value >= 1, name, value, "1 (as live) or more")
+
+
+def _check(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"promotion.{name} is {value!r}, expected {expected}")
