@@ -83,15 +83,21 @@ class Comparison:
         """Examples in the order in which they came."""
         if not len(pairs):
             return
-        live, candidate = log_losses(pairs.live_N, pairs.labels_N), log_losses(
-            pairs.candidate_N, pairs.labels_N
+        live, candidate = (
+            log_losses(pairs.live_N, pairs.labels_N),
+            log_losses(pairs.candidate_N, pairs.labels_N),
         )
         gained = live - candidate
         self._loss.add(pairs.users_N, gained)
         for name, mask in pairs.segments.items():
             if mask.any() and self._segment(name) is not None:
                 self._segments[name].add(pairs.users_N[mask], gained[mask])
-        self._totals += live.sum(), pairs.live_N.sum(), pairs.candidate_N.sum(), pairs.labels_N.sum()
+        self._totals += (
+            live.sum(),
+            pairs.live_N.sum(),
+            pairs.candidate_N.sum(),
+            pairs.labels_N.sum(),
+        )
         if len(self._users) < 100_000:
             self._users.update(pairs.users_N.tolist())
         self._waiting.append(pairs)

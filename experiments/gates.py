@@ -89,8 +89,9 @@ def _of_scores(scores: Scores, rules: PromotionConfig) -> Iterator[str]:
         yield f"{scores.not_finite} of its scores aren't finite"
     if scores.count < _AT_LEAST:
         return
-    (live, live_spread), (its, spread) = _moments(scores.live, scores), _moments(
-        scores.candidate, scores
+    (live, live_spread), (its, spread) = (
+        _moments(scores.live, scores),
+        _moments(scores.candidate, scores),
     )
     if abs(its - live) > rules.score_shift:
         yield f"its mean logit is {its:.2f}, expected within {rules.score_shift} of live's {live:.2f}"

@@ -137,7 +137,9 @@ def _as_canary(evidence: Evidence, rules: PromotionConfig) -> Decision:
     if shown < rules.canary_examples:
         why = f"{shown} items shown to the canary's users, expected {rules.canary_examples}"
         return Hold(False, why, evidence)
-    return Promote("all", f"{shown} items shown to the canary's users, nothing against it", evidence)
+    return Promote(
+        "all", f"{shown} items shown to the canary's users, nothing against it", evidence
+    )
 
 
 def _told(estimate: Estimate) -> str:

@@ -103,7 +103,11 @@ class User(msgspec.Struct, tag="user", kw_only=True):
 
 
 class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
-    """One request's list as served, with the features, stamp and propensities that it was made with."""
+    """One request's list as served, with the features, stamp and propensities that it was made with.
+
+    ``predicted``: the probabilities that its items were ranked by, little-endian float32 (N, L): each label,
+    then the fraction of watch time; empty where no ranker answered.
+    """
 
     time_ms: int
     request_id: str
@@ -113,6 +117,7 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
     surface: str = "feed"
     stamp: Stamp | None = None
     features: FeatureBlock | None = None
+    predicted: bytes = b""
     degraded: list[str] = []
     asked: Asked | None = None
     event_id: str | None = None

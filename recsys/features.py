@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.events import FeatureBlock
+from recsys.events import FeatureBlock, Impression
 from recsys.hashing import Id, digest_of, key_of
 from recsys.schema import CATEGORICAL, NUMERIC, Schema, values_of
 
@@ -257,6 +257,12 @@ def one_item(block: FeatureBlock, index: int, items: int) -> FeatureBlock:
         dense=block.dense[index * dense : (index + 1) * dense],
         backfilled=block.backfilled,
     )
+
+
+def predicted_of(impression: Impression, index: int) -> bytes:
+    """What the ranker said of one item when it was served, float32 (L,); empty where none did."""
+    width = len(impression.predicted) // max(1, len(impression.items))
+    return impression.predicted[index * width : (index + 1) * width]
 
 
 def _array(data: bytes, kind: type[Any]) -> NDArray[Any]:

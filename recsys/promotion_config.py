@@ -15,7 +15,9 @@ class PromotionConfig:
     auc_margin: float = 0.002
     loss_margin: float = 0.002
     segment_margin: float = 0.01
-    calibration: float = 0.1  # how far predicted over happened may be from 1, where live's is nearer
+    calibration: float = (
+        0.1  # how far predicted over happened may be from 1, where live's is nearer
+    )
     # A canary: the share of users who are answered by the candidate, until so many items were shown to them.
     canary_share: float = 0.05
     canary_examples: int = 1_000
@@ -23,7 +25,9 @@ class PromotionConfig:
     degraded: float = 0.05  # the share of a canary's lists that may go without its ranker
     # Sanity gates (experiments/gates.py).
     score_shift: float = 1.0  # how far the mean logit of what live served may be from live's
-    score_spread: float = 3.0  # how many times live's the spread of the logits may be, or its inverse
+    score_spread: float = (
+        3.0  # how many times live's the spread of the logits may be, or its inverse
+    )
     latency: float = 1.5  # how many times live's model it may take to rank
     memory: float = 2.0  # how many times live's bytes it may have
     concentration: float = 3.0  # how many times live's the share of the commonest picks may be

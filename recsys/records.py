@@ -39,6 +39,7 @@ class Lesson(msgspec.Struct, kw_only=True, gc=False):
     arrived: list[float] = []
     kept: float = 1.0
     sampled_out: bool = False
+    line: str = "main"  # that served it: one that is rolled back teaches nothing more
     features: FeatureBlock | None = None  # of this one item: N = 1
 
 
@@ -54,6 +55,7 @@ class Example(Lesson, kw_only=True):
     closed_ms: int  # event time at which it was emitted
     propensity: float = 1.0
     stamp: Stamp | None = None
+    predicted: bytes = b""  # of this one item, as in its impression: float32 (L,)
 
 
 class Erased(msgspec.Struct, frozen=True, kw_only=True, tag="erased"):
@@ -95,6 +97,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     time_ms: int  # event time: the newest closed_ms in it
     config: str  # digest of what learning depends on
     lookahead: int = 0  # k: rows are those after step - 1 - k
+    without: list[str] = []  # lines that were rolled back: what they served is left out
 
 
 class TableRows(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,10 +150,58 @@ class ItemState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):
-    """The live pointer: the line that serves. Appended by the director alone."""
+    """The live pointer: the line that serves. Appended by the director alone.
+
+    ``since``: the step whose snapshot the epoch begins from. ``replays``: whether it learns again what the
+    epoch before it learned after that step; else those examples are quarantined, and it goes on after them.
+    ``candidate``: the line that became live; empty where it went back, or a person did it.
+    """
 
     line: str
     epoch: int
+    reason: str = ""
+    time_ms: int = 0
+    since: int = 0
+    replays: bool = True
+    candidate: str = ""
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate"):
+    """A line wants to be live. ``registry``: the folder that it stands in. ``learns``: whether it goes on
+    learning from the stream; else it is scored as it is."""
+
+    line: str
+    registry: str
+    kind: str = ""
+    learns: bool = True
+    time_ms: int = 0
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
+    """What was decided of a candidate (experiments/promotion.py). Appended by the director alone.
+
+    ``said``: promote, hold or rollback. ``to``: the stage that it is promoted to, canary or all; then ``epoch``
+    is that of the live line which begins with it. ``share``: of the users who are answered by it from now on,
+    as canary. ``final``: it is given up. ``evidence``: the numbers.
+    """
+
+    line: str
+    said: str
+    to: str = ""
+    epoch: int = 0
+    share: float = 0.0
+    final: bool = False
+    why: str = ""
+    evidence: dict[str, float] = {}
+    time_ms: int = 0
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True, tag="wish"):
+    """What a person asks the director to do: ``approve`` what waits for approval, or ``rollback``. ``line``
+    is the candidate's; empty: whatever is live."""
+
+    what: str
+    line: str = ""
     reason: str = ""
     time_ms: int = 0
 
@@ -172,7 +223,28 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True, tag="erasure"):
     offset: int = 0  # of the tombstone in the user's partition of ``events``
 
 
-Control = Live | Experiments | Erasure
+Control = Live | Experiments | Erasure | Candidate | Decision | Wish
+
+
+class Scores(msgspec.Struct, frozen=True, kw_only=True):
+    """What a candidate gave a part of a step's examples before it learned them, beside what live had given
+    them when they were served. Of the first label; arrays are little-endian, one entry an example.
+
+    ``against``: (line, epoch) that served them. ``segments``: int64, a bit for each of ``names``.
+    """
+
+    line: str
+    against: tuple[str, int]
+    step: int
+    time_ms: int  # event time: that of the step
+    users: bytes = b""  # int64: hashes of their ids
+    live: bytes = b""  # float32
+    candidate: bytes = b""  # float32
+    labels: bytes = b""  # uint8
+    segments: bytes = b""
+    names: list[str] = []
+    figures: dict[str, float] = {}  # what it costs, what it would retrieve, now and then
+    refused: str = ""  # why it can't be scored
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +264,7 @@ ITEM_STATE: Final = "item_state"
 EXAMPLES: Final = "examples"
 STEPS: Final = "steps"
 DELTAS: Final = "deltas"
+SCORES: Final = "scores"
 CONTROL: Final = "control"
 DEAD_LETTERS: Final = "dead_letters"
 
@@ -210,6 +283,7 @@ def topics(partitions: int, retention_hours: int = 72) -> list[Topic]:
         Topic(STEPS, 1),
         # Each step publishes all dense parameters: a replica further behind starts from a snapshot.
         Topic(DELTAS, 1, kept, _DELTA_BYTES),
+        Topic(SCORES, 1, kept),
         Topic(CONTROL, 1),
         Topic(DEAD_LETTERS, 1, kept),
     ]

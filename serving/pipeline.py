@@ -96,6 +96,7 @@ class Pipeline:
             surface=request.surface,
             stamp=stamp,
             features=ranked.features.rows(drawn.positions).block(),
+            predicted=_predicted(ranked, drawn.positions),
             degraded=degraded,
             asked=self._asked(request, session),
         )
@@ -349,6 +350,13 @@ class Pipeline:
         labels = self.replica.features.schema.labels
         named = {label: float(p) for label, p in zip(labels, predictions_L, strict=False)}
         return named | {"watch_s": float(watch_seconds(predictions_L[len(labels)]))}
+
+
+def _predicted(ranked: Ranked, positions: NDArray[np.int64]) -> bytes:
+    """What the ranker said of the items that were drawn."""
+    if ranked.predictions_NL is None:
+        return b""
+    return np.ascontiguousarray(ranked.predictions_NL[positions], np.float32).tobytes()
 
 
 def _served(item: AnswerItem) -> Served:

@@ -30,7 +30,7 @@ import msgspec
 from recsys.config import JoinConfig
 from recsys.dedupe import Recent
 from recsys.events import Engagement, Event, Impression, User, repeat_key, repeat_prefix
-from recsys.features import one_item
+from recsys.features import one_item, predicted_of
 from recsys.hashing import Id
 from recsys.records import Example, Forget
 from training.delay import Delays, DelayState
@@ -317,6 +317,8 @@ class Joiner:
                 previous=self._labels(learned) if again else [],
                 propensity=served.propensity,
                 stamp=impression.stamp,
+                line=impression.stamp.line if impression.stamp else "main",
+                predicted=predicted_of(impression, index),
                 features=one_item(block, index, len(impression.items)) if block else None,
                 arrived=self._arrived(mark, again),
                 kept=self.config.negatives,

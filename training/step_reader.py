@@ -166,6 +166,7 @@ class LaneExamples:
     examples: list[Lesson] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     forget: list[Id] = field(default_factory=list)
+    quarantined: int = 0  # served by a line that was rolled back
 
 
 def read_lanes(
@@ -183,12 +184,14 @@ def read_lanes(
     }
     if sum(part.stop - part.start for part in step.ranges) == step.examples:
         return {
-            lane: _read_lane(_read(log, step, _cut(step.ranges, places), len(places)), check)
+            lane: _read_lane(
+                _read(log, step, _cut(step.ranges, places), len(places)), check, step.without
+            )
             for lane, places in mine.items()
         }
     records = records_of(log, step)
     return {
-        lane: _read_lane(records[places.start : places.stop], check)
+        lane: _read_lane(records[places.start : places.stop], check, step.without)
         for lane, places in mine.items()
     }
 
@@ -233,16 +236,26 @@ def _read(log: Log, step: Step, ranges: Sequence[Range], examples: int) -> list[
     return found
 
 
-def _read_lane(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> LaneExamples:
+def _read_lane(
+    records: Sequence[tuple[int, Record]], check: "ExampleCheck", without: Sequence[str]
+) -> LaneExamples:
+    lane = _read_all(records, check)
+    if without:
+        kept = [example for example in lane.examples if example.line not in without]
+        lane.quarantined, lane.examples = len(lane.examples) - len(kept), kept
+    return lane
+
+
+def _read_all(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> LaneExamples:
     """All of a lane at once; one by one where not every record is what it should be, which is rare."""
     with suppress(*UNREADABLE):
-        lessons = unpack_all([record.value for _, record in records], Lesson)
+        lessons = unpack_all([record.value for _, record in records], check.kind)
         if check.all_fit(lessons):
-            return LaneExamples(lessons)
+            return LaneExamples(list(lessons))
     lane = LaneExamples()
     for partition, record in records:
         try:
-            lesson = unpack(record.value, Lesson)
+            lesson = unpack(record.value, check.kind)
             reason = check.reason(lesson)
         except UNREADABLE as error:
             reason = f"not an example: {error}"
@@ -261,8 +274,9 @@ def _read_lane(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> 
 class ExampleCheck:
     """Whether an example fits a model: its feature set, the sizes of its arrays, finite numbers."""
 
-    def __init__(self, features: FeatureSet, dense_width: int) -> None:
-        self.features = features
+    def __init__(self, features: FeatureSet, dense_width: int, kind: type[Lesson] = Lesson) -> None:
+        """``kind``: what examples are read as: whoever learns needs no more than a ``Lesson``."""
+        self.features, self.kind = features, kind
         self._digest = features.digest
         length, outcomes = features.history_length, features.outcomes
         self._bytes = {

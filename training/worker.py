@@ -28,6 +28,7 @@ from recsys.model import Lookup
 from recsys.records import EXAMPLES, STEPS, Step
 from training.learner import Lane, Learner
 from training.line import MAIN, learning_digest
+from training.lineage import Lineage
 from training.step_reader import ExampleCheck, LaneExamples, StepReader, read_lanes
 
 Keys = NDArray[np.int64]
@@ -69,7 +70,12 @@ class Worker:
         config: Config,
         line: str = MAIN,
         epoch: int = 0,
+        *,
+        reader: StepReader | Lineage | None = None,
+        tells: bool = True,
     ) -> None:
+        """``reader``: of step records, where it isn't to be those of one epoch alone. ``tells``: whether what
+        it leaves out becomes dead letters: a line's own workers do that."""
         torch.set_num_threads(1)  # the order of a sum must not depend on the number of cores
         self._log, self._client, self._learner = log, client, learner
         self._aligns = rank == 0
@@ -77,15 +83,15 @@ class Worker:
         self._lanes = config.step.lanes
         self._digest = learning_digest(config, learner.features)
         self._check = ExampleCheck(learner.features, learner.model.ranker.shape.dense)
-        self._reader = StepReader(log, line, epoch)
-        self._letters = DeadLetters(log, (EXAMPLES,))
+        self._reader = reader or StepReader(log, line, epoch)
+        self._letters, self._tells = DeadLetters(log, (EXAMPLES,)), tells
         self._step: int | None = None  # the newest learned; None: ask the shards
         self._next: _Prepared | None = None
         self._after: _Prepared | None = None  # the step after ``_next``
         self._rows: dict[str, Floats] | None = None  # those of ``_next``
         self._dense: Floats | None = None
         self.counts = {"steps": 0, "examples": 0, "left_out": 0, "realigned": 0, "other_config": 0,
-                       "empty_steps": 0}  # fmt: skip
+                       "empty_steps": 0, "quarantined": 0}  # fmt: skip
 
     @property
     def step(self) -> int:
@@ -180,6 +186,7 @@ class Worker:
                 for lane, its in read.items()
             }
         left_out = self._report(read)
+        self.counts["quarantined"] += sum(lane.quarantined for lane in read.values())
         keys, places = _together({n: lane.lookup.keys for n, lane in lanes.items() if lane})
         forget = {lane: _keys_of(its.forget) for lane, its in read.items()}
         return _Prepared(step, lanes, left_out, forget, keys, places)
@@ -204,7 +211,7 @@ class Worker:
 
     def _report(self, read: Mapping[int, LaneExamples]) -> dict[int, int]:
         """Dead letters for what is left out, by the worker of its lane; returns how many, by lane."""
-        for lane in read.values():
+        for lane in read.values() if self._tells else ():
             for out in lane.left_out:
                 self._letters.put(EXAMPLES, out.partition, out.record, out.reason)
         self._letters.send()

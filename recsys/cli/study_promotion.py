@@ -60,10 +60,9 @@ class Stream:
         draw = self._draw
         users = draw.integers(0, self._users_2U.shape[1], -(-size // LIST)).repeat(LIST)[:size]
         true_N = draw.normal(_MEAN, _SPREAD, size)
-        noise_2N = (
-            np.sqrt(_OF_USER) * self._users_2U[:, users]
-            + np.sqrt(1 - _OF_USER) * _correlated(draw, size)
-        )
+        noise_2N = np.sqrt(_OF_USER) * self._users_2U[:, users] + np.sqrt(
+            1 - _OF_USER
+        ) * _correlated(draw, size)
         labels = (draw.random(size) < 1 / (1 + np.exp(-true_N))).astype(np.float64)
         live = predicted(true_N + self._pair.live * noise_2N[0], self._pair.live)
         candidate = predicted(true_N + self._pair.candidate * noise_2N[1], self._pair.candidate)
@@ -144,7 +143,9 @@ def promotion(
     most: Annotated[int, typer.Option(help="Examples in a run, at the most.")] = 40_000,
     auc_live: Annotated[float, typer.Option("--auc", help="Of the live model.")] = 0.75,
     step: Annotated[float, typer.Option(help="How much AUC the others differ by.")] = 0.01,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here.")
+    ] = None,
 ) -> None:
     """How often a candidate is promoted that is no better, held that is worse, and how soon a better one is."""
     found = measure(runs, most, auc_live, step)

@@ -1,0 +1,108 @@
+"""Where each candidate stands: a fold over ``control``. Pure; replicas, shadows and the director agree by it.
+
+proposed ──► shadow ──► canary ──► taking over ──► live
+                └──────────┴───────────┴──► ended: held for good, rolled back
+"""
+
+from dataclasses import dataclass, field, replace
+
+from recsys.hashing import Id, uniform
+from recsys.records import Candidate, Control, Decision, Live
+
+SHADOW, CANARY, TAKING_OVER, LIVE, ENDED = "shadow", "canary", "taking over", "live", "ended"
+_SEED = 0  # changing it draws every user of every canary anew
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One candidate. ``share``: of the users who are answered by it. ``since_ms``: of its stage."""
+
+    candidate: Candidate
+    stage: str = SHADOW
+    share: float = 0.0
+    epoch: int = 0  # of the live line, that is to begin with it
+    since_ms: int = 0
+    why: str = ""
+
+    @property
+    def line(self) -> str:
+        return self.candidate.line
+
+    @property
+    def at_work(self) -> bool:
+        """Whether it is to be scored, and to learn."""
+        return self.stage in (SHADOW, CANARY, TAKING_OVER)
+
+
+@dataclass
+class Lifecycle:
+    """Feed it every record of ``control`` in order. ``lives`` are all live records."""
+
+    standings: dict[str, Standing] = field(default_factory=dict)
+    lives: list[Live] = field(default_factory=list)
+    rolled_back: list[str] = field(default_factory=list)  # lines, in order
+
+    def fold(self, said: Control) -> bool:
+        """Whether anything is different after it."""
+        if isinstance(said, Live):
+            self._live(said)
+        elif isinstance(said, Candidate):
+            if said.line in self.standings:
+                return False  # a name is used once
+            self.standings[said.line] = Standing(said, since_ms=said.time_ms)
+        elif isinstance(said, Decision):
+            return self._decision(said)
+        else:
+            return False
+        return True
+
+    @property
+    def live(self) -> Live | None:
+        return self.lives[-1] if self.lives else None
+
+    @property
+    def canary(self) -> Standing | None:
+        """The candidate that answers a share of the users now, if any does."""
+        found = [s for s in self.standings.values() if s.stage in (CANARY, TAKING_OVER) and s.share]
+        return found[-1] if found else None
+
+    @property
+    def at_work(self) -> list[Standing]:
+        return [standing for standing in self.standings.values() if standing.at_work]
+
+    def _live(self, said: Live) -> None:
+        self.lives.append(said)
+        for line, its in self.standings.items():
+            if line == said.candidate:
+                self._move(its, LIVE, said.time_ms, said.reason)
+            elif its.stage == LIVE:
+                self._move(its, ENDED, said.time_ms, said.reason)
+
+    def _decision(self, said: Decision) -> bool:
+        its = self.standings.get(said.line)
+        if its is None:
+            return False
+        if said.said == "rollback":
+            self.rolled_back.append(said.line)
+            self._move(its, ENDED, said.time_ms, said.why)
+        elif said.said == "promote":
+            stage = CANARY if said.to == CANARY else TAKING_OVER
+            share = said.share or its.share  # as canary it goes on until it is live
+            self._move(its, stage, said.time_ms, said.why, share, said.epoch)
+        elif said.final:
+            self._move(its, ENDED, said.time_ms, said.why)
+        else:
+            self.standings[said.line] = replace(its, why=said.why)
+        return True
+
+    def _move(
+        self, its: Standing, stage: str, ms: int, why: str, share: float = 0.0, epoch: int = 0
+    ) -> None:
+        self.standings[its.line] = replace(
+            its, stage=stage, share=share, epoch=epoch, since_ms=ms, why=why
+        )
+
+
+def answers(canary: Standing | None, user_id: Id) -> bool:
+    """Whether a user is answered by the canary: a hash of both, the same on every replica."""
+    return canary is not None and uniform(_SEED, "canary", canary.line, user_id) < canary.share
