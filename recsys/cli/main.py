@@ -28,6 +28,11 @@ COMMANDS = {
     "forget": ("recsys.cli.forget:forget", "Erases a user, and unlearns them if asked to."),
     "data": ("recsys.cli.data:data", "Fetches data sets."),
     "replay": ("recsys.cli.replay:replay", "Scores, then learns from a data set in event time."),
+    "offline": (
+        "recsys.cli.offline:offline",
+        "Trains a candidate from the archive or from a data set.",
+    ),
+    "models": ("recsys.cli.models:models", "Lists candidates, shows one, compares two."),
     "accept": (
         "recsys.cli.accept:accept",
         "Says what int8 rows cost, and accepts or refuses them.",
