@@ -18,7 +18,8 @@ from experiments.significance import Estimate, Mean
 from recsys.metrics import auc
 
 Floats = NDArray[np.float64]
-BLOCK: Final = 256  # examples whose AUCs are compared: a step may have too few of either label
+BLOCK: Final = 128  # examples whose AUCs are compared: a step may have too few of either label
+_BLOCKS: Final = 15  # without which nothing is said of AUC
 _SMALLEST: Final = 1e-6  # probabilities are kept this far from 0 and 1: a loss is 13.8 at most
 _MOST_SEGMENTS: Final = 16
 
@@ -68,11 +69,11 @@ class Comparison:
     """One candidate beside live. ``alpha``: the probability that any of the bounds on log loss and AUC is
     ever wrong; each segment has bounds of its own, wrong with probability ``alpha`` in all together."""
 
-    def __init__(self, alpha: float = 0.05, tight_at: float = 5_000) -> None:
+    def __init__(self, alpha: float = 0.05, tight_at: float = 5_000, block: int = BLOCK) -> None:
         # Two measures, each with two bounds; a union bound over all four.
         self._alpha, self._tight_at = alpha, tight_at
         self._loss = Mean(alpha / 4, tight_at)
-        self._auc = Mean(alpha / 4, tight_at)
+        self._auc, self._block = Mean(alpha / 4, tight_at, at_least=_BLOCKS), block
         self._segments: dict[str, Mean] = {}
         self._blocks = 0
         self._waiting: list[Paired] = []
@@ -101,7 +102,7 @@ class Comparison:
         if len(self._users) < 100_000:
             self._users.update(pairs.users_N.tolist())
         self._waiting.append(pairs)
-        if sum(map(len, self._waiting)) >= BLOCK:
+        if sum(map(len, self._waiting)) >= self._block:
             self._end_block()
 
     def result(self) -> Compared:

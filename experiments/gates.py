@@ -46,7 +46,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Picks:
-    """Of what each of two models would pick for the same users: the share that its ten commonest items have."""
+    """What each of two models would pick for the same users: the share of its ten commonest items."""
 
     live: float
     candidate: float

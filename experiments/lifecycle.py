@@ -10,6 +10,7 @@ from recsys.hashing import Id, uniform
 from recsys.records import Candidate, Control, Decision, Live
 
 SHADOW, CANARY, TAKING_OVER, LIVE, ENDED = "shadow", "canary", "taking over", "live", "ended"
+_REMEMBERED = 16  # of those that were rolled back: their last examples come within hours
 _SEED = 0  # changing it draws every user of every canary anew
 
 
@@ -69,6 +70,19 @@ class Lifecycle:
     @property
     def at_work(self) -> list[Standing]:
         return [standing for standing in self.standings.values() if standing.at_work]
+
+    @property
+    def quarantined(self) -> list[str]:
+        """line/epoch of what was rolled back, the newest last: what they served teaches nothing more."""
+        found = [f"{line}/0" for line in self.rolled_back]
+        for before, live in zip(self.lives, self.lives[1:], strict=False):
+            if live.of != before.epoch:
+                found += [
+                    f"{its.line}/{its.epoch}"
+                    for its in self.lives
+                    if live.of < its.epoch < live.epoch
+                ]
+        return found[-_REMEMBERED:]
 
     def _live(self, said: Live) -> None:
         self.lives.append(said)

@@ -97,7 +97,8 @@ def _bad(evidence: Evidence, rules: PromotionConfig) -> str:
     served = evidence.served
     if served is not None:
         if served.examples and served.degraded > rules.degraded:
-            return f"{served.degraded:.1%} of its lists went without its ranker, expected at most {rules.degraded:.1%}"
+            most = f"expected at most {rules.degraded:.1%}"
+            return f"{served.degraded:.1%} of its lists went without its ranker, {most}"
         for kind, estimate in served.gained.items():
             if estimate.high < -rules.engagement_margin:
                 return f"viewers give fewer {kind}: gained {_told(estimate)} an item"
@@ -118,8 +119,8 @@ def _in_shadow(evidence: Evidence, rules: PromotionConfig) -> Decision:
         why = f"log loss gained {_told(compared.loss)} nats, AUC {_told(compared.auc)}"
         return Promote(CANARY, why, evidence)
     if compared.examples >= rules.most_examples:
-        why = f"nothing was shown by {compared.examples} examples: log loss gained {_told(compared.loss)} nats"
-        return Hold(True, why, evidence)
+        shown = f"nothing was shown by {compared.examples} examples"
+        return Hold(True, f"{shown}: log loss gained {_told(compared.loss)} nats", evidence)
     return Hold(False, _open(better, no_worse, calibrated, compared), evidence)
 
 
@@ -127,7 +128,8 @@ def _open(better: bool, no_worse: bool, calibrated: bool, compared: Compared) ->
     if not better:
         return f"not told apart yet: log loss gained {_told(compared.loss)} nats"
     if not no_worse:
-        return f"better in one measure, and not yet known to be no worse in the other: AUC {_told(compared.auc)}"
+        other = f"AUC gained {_told(compared.auc)}, log loss {_told(compared.loss)} nats"
+        return f"better in one measure, and not yet known to be no worse in the other: {other}"
     return f"its calibration is {compared.candidate_calibration:.3f}, live's {compared.live_calibration:.3f}"
 
 

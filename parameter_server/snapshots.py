@@ -156,6 +156,36 @@ def complete_steps(folder: Path, line: str, epoch: int) -> list[int]:
     return [step for e, step in numbers if e == epoch]
 
 
+def epochs(folder: Path, line: str) -> list[int]:
+    """The epochs that anything of a snapshot is there of."""
+    return sorted({_number(version)[0] for version in _versions(folder, line)})
+
+
+def adopt(folder: Path, line: str, version: tuple[int, int], epoch: int) -> None:
+    """Makes the complete snapshot of an (epoch, step) that of another epoch, too: the same files, linked, not
+    copied. Raises NoSnapshot where it can't be used."""
+    found, reasons = latest(folder, line, *version)
+    if found is None:
+        raise NoSnapshot(f"{folder}/{line} of epoch {version[0]}, step {version[1]}", reasons)
+    target = _line(folder, line) / f"{epoch:06d}-{found.step:012d}"
+    target.mkdir(exist_ok=True)
+    for part, manifest in enumerate(found.manifests):
+        beside = target / f".{part}-{uuid.uuid4().hex}"
+        beside.mkdir()
+        source = _part(found.folder, part, found.parts)
+        for path, _ in _files(source, manifest):
+            os.link(path, beside / path.name)
+        (beside / _MANIFEST).write_text(json.dumps(dict(manifest) | {"epoch": epoch}, indent=1))
+        _sync_file(beside / _MANIFEST)
+        sync_folder(beside)
+        if _part(target, part, found.parts).exists():  # a kill ended this before
+            shutil.rmtree(beside)
+        else:
+            beside.rename(_part(target, part, found.parts))
+    sync_folder(target)
+    sync_folder(target.parent)
+
+
 def settle(folder: Path, line: str, epoch: int, step: int) -> None:
     """Makes a complete snapshot outlive a power cut. Whoever gives something up for it must ask for this: a
     sibling may have died after it renamed its part and before it synced the folder."""
@@ -166,7 +196,8 @@ def settle(folder: Path, line: str, epoch: int, step: int) -> None:
 
 def prune(folder: Path, line: str, keep: int) -> list[str]:
     """Removes what is older than the ``keep`` newest complete snapshots; returns the names removed. Where all
-    of these build on one full file, the newest that builds on another stays too, should that one go bad."""
+    of these build on one full file, the newest that builds on another stays too, should that one go bad; and
+    so does the newest of the epoch before, which the line may go back to."""
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected at least 1")
     complete = [version for version in _versions(folder, line) if _is_complete(version)]
@@ -175,9 +206,11 @@ def prune(folder: Path, line: str, keep: int) -> list[str]:
     for version in complete[-keep:]:
         with suppress(FileNotFoundError):  # a sibling knows of newer ones, and has removed it
             sync_folder(version)  # see ``settle``
-    spare = _spare(complete, keep)
+    spare = {_spare(complete, keep), _way_back(complete)}
     old = [
-        v for v in _versions(folder, line) if _number(v) < _number(complete[-keep]) and v != spare
+        v
+        for v in _versions(folder, line)
+        if _number(v) < _number(complete[-keep]) and v not in spare
     ]
     for version in old:
         shutil.rmtree(version, ignore_errors=True)  # a sibling shard may be removing it too
@@ -190,6 +223,11 @@ def _spare(complete: Sequence[Path], keep: int) -> Path | None:
         return None
     others = (v for v, base in zip(complete, bases, strict=True) if not base & bases[-1])
     return max(others, default=None, key=_number)
+
+
+def _way_back(complete: Sequence[Path]) -> Path | None:
+    newest = _number(complete[-1])[0]
+    return max((v for v in complete if _number(v)[0] < newest), default=None, key=_number)
 
 
 def _bases(version: Path) -> frozenset[str]:

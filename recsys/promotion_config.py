@@ -8,6 +8,7 @@ class PromotionConfig:
     manual: bool = False  # whether a person must approve each promotion
     share: float = 0.25  # of the example stream that candidates score, by a hash of step and lane
     alpha: float = 0.05  # the chance that any bound of a comparison is ever wrong
+    block_examples: int = 128  # whose AUCs are compared with each other
     least_examples: int = 2_000  # compared, before anything is decided in a candidate's favour
     most_examples: int = 200_000  # after which one that couldn't be told apart is given up
     # How much worse a candidate may be where that isn't known to be nothing: AUC; nats an example; nats an
@@ -37,7 +38,7 @@ class PromotionConfig:
             value = getattr(self, name)
             _check(0 < value <= 1, name, value, "more than 0, up to 1")
         _check(0 < self.alpha < 0.5, "alpha", self.alpha, "a probability between 0 and 0.5")
-        for name in ("least_examples", "canary_examples"):
+        for name in ("block_examples", "least_examples", "canary_examples"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _check(self.most_examples >= self.least_examples, "most_examples", self.most_examples,
                f"at least least_examples, {self.least_examples}")  # fmt: skip

@@ -39,7 +39,7 @@ class Lesson(msgspec.Struct, kw_only=True, gc=False):
     arrived: list[float] = []
     kept: float = 1.0
     sampled_out: bool = False
-    line: str = "main"  # that served it: one that is rolled back teaches nothing more
+    served_by: str = ""  # line/epoch: one that is rolled back teaches nothing more
     features: FeatureBlock | None = None  # of this one item: N = 1
 
 
@@ -56,6 +56,11 @@ class Example(Lesson, kw_only=True):
     propensity: float = 1.0
     stamp: Stamp | None = None
     predicted: bytes = b""  # of this one item, as in its impression: float32 (L,)
+
+
+def served_by(stamp: Stamp | None) -> str:
+    """Who answered, as lessons and step records name it; empty where nobody says."""
+    return f"{stamp.line}/{stamp.epoch}" if stamp else ""
 
 
 class Erased(msgspec.Struct, frozen=True, kw_only=True, tag="erased"):
@@ -97,7 +102,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     time_ms: int  # event time: the newest closed_ms in it
     config: str  # digest of what learning depends on
     lookahead: int = 0  # k: rows are those after step - 1 - k
-    without: list[str] = []  # lines that were rolled back: what they served is left out
+    without: list[str] = []  # line/epoch that were rolled back: what they served is left out
 
 
 class TableRows(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,9 +157,9 @@ class ItemState(msgspec.Struct, frozen=True, kw_only=True):
 class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):
     """The live pointer: the line that serves. Appended by the director alone.
 
-    ``since``: the step whose snapshot the epoch begins from. ``replays``: whether it learns again what the
-    epoch before it learned after that step; else those examples are quarantined, and it goes on after them.
-    ``candidate``: the line that became live; empty where it went back, or a person did it.
+    The epoch begins from a snapshot of step ``since``, and learns again what the epoch ``of`` learned then.
+    Where that isn't the epoch before it, the line went back: what came between is quarantined, and it goes
+    on after that. ``candidate``: the line that became live; empty where none did.
     """
 
     line: str
@@ -162,7 +167,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):
     reason: str = ""
     time_ms: int = 0
     since: int = 0
-    replays: bool = True
+    of: int = 0
     candidate: str = ""
 
 
@@ -180,9 +185,9 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate"):
 class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
     """What was decided of a candidate (experiments/promotion.py). Appended by the director alone.
 
-    ``said``: promote, hold or rollback. ``to``: the stage that it is promoted to, canary or all; then ``epoch``
-    is that of the live line which begins with it. ``share``: of the users who are answered by it from now on,
-    as canary. ``final``: it is given up. ``evidence``: the numbers.
+    ``said``: promote, hold or rollback. ``to``: the stage that it is promoted to, canary or all; ``epoch`` is
+    that of the live line which is to begin with it. ``share``: of the users who are answered by it from now
+    on, as canary. ``final``: it is given up. ``evidence``: the numbers.
     """
 
     line: str

@@ -22,6 +22,7 @@ from recsys.log import Append, Log
 from recsys.records import EVENTS
 from recsys.session import Session
 from serving.admission import Admission
+from serving.canary_side import CanarySide
 from serving.deadline import POPULAR, SHORT, UNRANKED, ByClock
 from serving.follower import Follower
 from serving.gate import ARRIVED_S
@@ -67,6 +68,7 @@ class Service:
             config, self.writer, sessions, self.reader.freshness, self._duration_ms_of, now_ms
         )
         self.follower = Follower(log, self.reader)
+        self.canary = CanarySide(config, log, self.features, now_ms)
         serve = config.serve
         self.admission = Admission(
             serve.deadline_ms / 1000, serve.queue_ms / 1000, serve.max_ongoing
@@ -82,6 +84,7 @@ class Service:
     async def start(self) -> None:
         """Begins to follow the log. The service is ready when it has caught up."""
         self.writer.start()
+        self.canary.start(asyncio.get_running_loop())
         self.follower.start(asyncio.get_running_loop())
 
     async def caught_up(self, wait_s: float) -> None:
@@ -92,6 +95,7 @@ class Service:
         """Writes what waits, and ends the threads."""
         self.intake.close()
         await asyncio.to_thread(self.follower.stop)
+        await self.canary.stop()
         await asyncio.to_thread(self.writer.close)
         await self.sessions.close()
 
@@ -148,17 +152,20 @@ class Service:
 
         deadline, request_id = ByClock(left_ms, self._needs_ms), uuid.uuid4().hex
         asked: tuple[Request, Session, Policy, int] | None = None
+        pipeline = self.pipeline
         near: Near | None = None
         for turns_left in range(_TURNS - 1, -1, -1):
             await self.turnstile.turn()
             try:
                 if asked is None:  # once: the user side that is searched with is the one that ranks
+                    self.canary.look(self.reader.canary)
+                    pipeline = self.canary.pipeline(request.user_id) or self.pipeline
                     policy = self.reader.policies.resolve(request.user_id)
                     asked = request, session, policy, self.now_ms()
-                plan = self.pipeline.plan(*asked, deadline, near) if turns_left else None
+                plan = pipeline.plan(*asked, deadline, near) if turns_left else None
                 if plan is None or self.shards is None:
                     self.admission.read(waited_s, time.monotonic())
-                    return self.pipeline.recommend(*asked, request_id, deadline, near)
+                    return pipeline.recommend(*asked, request_id, deadline, near)
             finally:
                 self.turnstile.pass_on()
             began_s = time.monotonic()
@@ -220,6 +227,20 @@ class Service:
             "lag": reader.lag,
             "gaps": reader.line.gaps,
             "impressions_dropped": self.writer.dropped,
+            "canary": self._canary(),
+        }
+
+    def _canary(self) -> dict[str, Any] | None:
+        """The candidate that answers a share of the users, if one does."""
+        side, standing = self.canary.side, self.canary.standing
+        if side is None or standing is None:
+            return None
+        return {
+            "line": side.line,
+            "share": standing.share,
+            "step": side.pipeline.replica.step,
+            "ready": side.reader.ready,
+            "answered": self.canary.answered,
         }
 
 

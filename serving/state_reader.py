@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from experiments.definition import Experiment, read_experiments
+from experiments.lifecycle import Lifecycle, Standing
 from experiments.policy import Policies
 from parameter_server.deltas import StepDelta
 from recsys.config import Config
@@ -94,9 +95,15 @@ class StateReader:
     ``read`` found is applied before the next begins."""
 
     def __init__(
-        self, log: Log, replica: ItemVectors, config: Config, now_ms: Callable[[], int]
+        self,
+        log: Log,
+        replica: ItemVectors,
+        config: Config,
+        now_ms: Callable[[], int],
+        pinned: tuple[str, int] | None = None,
     ) -> None:
-        """Raises ValueError where the configuration names what the replica's schema doesn't have."""
+        """``pinned``: the (line, epoch) to follow, whatever is live. Raises ValueError where the
+        configuration names what the replica's schema doesn't have."""
         schema = replica.features.schema
         check_weights(config.policy, schema.labels)
         check_rules(config.policy, schema.names("item", CATEGORICAL))
@@ -114,7 +121,10 @@ class StateReader:
         self._unlearned_ms: int | None = None  # since when examples wait for a step
         self._ranges: dict[int, Step] = {}
         self._live: tuple[str, int | None] | None = None  # None: nothing is loaded yet
-        self._wanted: tuple[str, int | None] = (MAIN, None)
+        self._pinned = pinned
+        self._wanted: tuple[str, int | None] = pinned or (MAIN, None)
+        self.lifecycle = Lifecycle()
+        self.canary: Standing | None = None  # the candidate that answers a share of the users
         self._items, self._states = log.begin(ITEMS, 0), log.begin(ITEM_STATE, 0)
         replica.item_state_from = self._states
         self._control = log.begin(CONTROL, 0)
@@ -166,7 +176,11 @@ class StateReader:
         while records := self._log.read(CONTROL, 0, self._control):
             for record in records:
                 said = self._unpack(record.value, _control)
-                if isinstance(said, Live):
+                if said is None:
+                    continue
+                if self.lifecycle.fold(said):
+                    self.canary = self.lifecycle.canary
+                if isinstance(said, Live) and self._pinned is None:
                     self._wanted = (said.line, said.epoch)
                 elif isinstance(said, Experiments):
                     batch.policies = self._policies_of(said) or batch.policies

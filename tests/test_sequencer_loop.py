@@ -7,6 +7,7 @@ import pytest
 from parameter_server.shard import digest_of_shards
 from recsys.log import Append, Log, LogLost, LogUnavailable, MemoryLog
 from recsys.records import (
+    CONTROL,
     EXAMPLES,
     STEPS,
     Delta,
@@ -69,6 +70,7 @@ def test_steps_whose_append_failed_are_cut_again(through: int) -> None:
 
     log.create(Topic(EXAMPLES, PARTITIONS))
     log.create(Topic(STEPS))
+    log.create(Topic(CONTROL))
     append_examples(log, [example(n) for n in range(40)])
     log.fail[STEPS] = [through]
     loop = sequence(log, clock)

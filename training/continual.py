@@ -42,6 +42,7 @@ from recsys.niceness import VARIABLE, step_back
 from recsys.open_log import open_log
 from recsys.records import STEPS
 from recsys.turns import patiently
+from training.epoch_end import EpochEnd
 from training.jagged import keyed_jagged, load
 from training.learner import Learner
 from training.line import MAIN, spec_of
@@ -168,6 +169,18 @@ def _trainer(config: Config, name: str, epoch: int) -> TorchTrainer:
     )
 
 
+def _found(spec: ShardSpec) -> list[Any]:
+    """The shards of an epoch, waited for: those of one that has just become live are still starting."""
+    deadline = time.monotonic() + _MEET_S
+    while True:
+        try:
+            return find_shards(spec)
+        except ValueError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
 def resources_of(trainer: TrainerConfig) -> dict[str, float]:
     """What Ray books for a worker."""
     booked = {"CPU": trainer.cpus_per_worker}
@@ -186,7 +199,9 @@ def train_loop(settings: dict[str, Any]) -> None:
         )
         if generation:
             _meet(config, rank, generation)
-            _work(config, rank, generation, settings["epoch"])
+            epoch = settings["epoch"]
+            while True:
+                epoch = _work(config, rank, generation, epoch)
     except Exception as error:
         if isinstance(error, StaleWorker) and not its.is_newest(name):
             return
@@ -207,12 +222,13 @@ def _meet(config: Config, rank: int, generation: int) -> None:
     )
 
 
-def _work(config: Config, rank: int, generation: int, epoch: int) -> None:
+def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
+    """Learns the steps of an epoch; returns the next one, once it is live and all of this one is learned."""
     workers = ray.train.get_context().get_world_size()
     spec, log = spec_of(config, epoch=epoch), open_log(config)
     client = connect(
         spec,
-        find_shards(spec),
+        _found(spec),
         WorkerId(rank, workers, generation),
         config.parameter_server.transport,
     )
@@ -222,9 +238,13 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> None:
     load()
     settle()
     keep_freed()
-    reported = 0
+    reported, ended = 0, EpochEnd(log, MAIN, epoch)
     while True:
         if not worker.turn():
+            if (following := ended.following(worker.step)) is not None:
+                client.close()
+                log.close()
+                return following
             log.wait(STEPS, 0.05)
         elif worker.step // _REPORT_STEPS > reported:
             reported = worker.step // _REPORT_STEPS

@@ -25,6 +25,7 @@ from recsys.open_log import open_log
 from recsys.records import CONTROL, EXAMPLES, STEPS, Control, Experiments, Live, Step, pack, unpack
 from training.line import MAIN
 from training.live import live_epochs
+from training.promoter import Promoter
 from training.step_reader import StepReader
 
 PART: Final = "director"
@@ -49,7 +50,9 @@ class Director:
         """``experiments``: YAML texts by file name; what can't be read is refused before anyone is told."""
         self._log, self._clock = log, clock
         self._configs = dict(experiments or {})
-        read_experiments(self._configs, config.policy, feature_set(config).schema.labels)
+        features = feature_set(config)
+        read_experiments(self._configs, config.policy, features.schema.labels)
+        self.promoter = Promoter(log, config, features, clock)
         self._folder = Path(config.state) / "snapshots"
         self._kept = config.step.snapshots_kept
         self._offset = log.begin(CONTROL, 0)
@@ -66,7 +69,7 @@ class Director:
         if self.live is None:
             point(self._log, MAIN, 0, "the first line", self._clock())
             moved += 1 + self._fold()
-        moved += self._publish_experiments()
+        moved += self._publish_experiments() + self._promote()
         if self._clock() >= self._due_ms:
             self._due_ms = self._clock() + _KEEP_EVERY_MS
             self._keep()
@@ -83,6 +86,7 @@ class Director:
                 except (msgspec.MsgspecError, RecursionError) as error:
                     _LOG.error("control record %d can't be read: %s", record.offset, error)
                     continue
+                self.promoter.fold(control)
                 if isinstance(control, Live):
                     self.live = control
                 elif isinstance(control, Experiments):
@@ -98,6 +102,14 @@ class Director:
         )
         self._log.append(CONTROL, [Append(0, b"", pack(revision))])
         return 1 + self._fold()
+
+    def _promote(self) -> int:
+        """What is decided of candidates stands on ``control`` before anyone acts on it."""
+        decided = self.promoter.turn()
+        for record in decided:
+            self._log.append(CONTROL, [Append(0, b"", pack(record))])
+            _LOG.info("decided: %s", record)
+        return len(decided) and len(decided) + self._fold()
 
     def _keep(self) -> None:
         """Removes old snapshots, then has the log keep what follows the oldest that is left."""
@@ -132,9 +144,11 @@ class Director:
             _LOG.error("%s: %s", name, error)
 
 
-def point(log: Log, line: str, epoch: int, reason: str, time_ms: int) -> None:
-    """Moves the live pointer."""
-    live = Live(line=line, epoch=epoch, reason=reason, time_ms=time_ms)
+def point(
+    log: Log, line: str, epoch: int, reason: str, time_ms: int, since: int = 0, of: int = 0
+) -> None:
+    """Moves the live pointer to an epoch that begins from step ``since`` of the epoch ``of``."""
+    live = Live(line=line, epoch=epoch, reason=reason, time_ms=time_ms, since=since, of=of)
     log.append(CONTROL, [Append(0, b"", pack(live))])
 
 

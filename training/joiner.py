@@ -32,7 +32,7 @@ from recsys.dedupe import Recent
 from recsys.events import Engagement, Event, Impression, User, repeat_key, repeat_prefix
 from recsys.features import one_item, predicted_of
 from recsys.hashing import Id
-from recsys.records import Example, Forget
+from recsys.records import Example, Forget, served_by
 from training.delay import Delays, DelayState
 from training.held import (
     AFTER,
@@ -317,7 +317,7 @@ class Joiner:
                 previous=self._labels(learned) if again else [],
                 propensity=served.propensity,
                 stamp=impression.stamp,
-                line=impression.stamp.line if impression.stamp else "main",
+                served_by=served_by(impression.stamp),
                 predicted=predicted_of(impression, index),
                 features=one_item(block, index, len(impression.items)) if block else None,
                 arrived=self._arrived(mark, again),

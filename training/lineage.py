@@ -12,7 +12,7 @@ from training.step_reader import StepReader
 
 
 class Lineage:
-    """As a ``StepReader``, of a line that has lived in several epochs. ``lives``: its live records, in order."""
+    """As a ``StepReader``, of a line with several epochs. ``lives``: its live records, in order."""
 
     def __init__(self, log: Log, line: str, lives: Sequence[Live]) -> None:
         self._log, self._line = log, line

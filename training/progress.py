@@ -5,6 +5,7 @@ import msgspec
 from recsys.log import Log
 from recsys.loops import Heartbeat
 from recsys.records import DELTAS, STEPS
+from training.control import ControlReader
 from training.step_reader import StepReader
 
 
@@ -24,6 +25,7 @@ class Progress:
 
     def __init__(self, log: Log, line: str, epoch: int = 0) -> None:
         self._log, self._line, self._epoch = log, line, epoch
+        self._control = ControlReader(log)
         self._steps = StepReader(log, line, epoch)
         self._offset = log.end(DELTAS, 0)
         self._decoder = msgspec.msgpack.Decoder(_Told)
@@ -36,8 +38,12 @@ class Progress:
         self.last: dict[str, float] = {}  # the newest step's own
 
     def turn(self, now_ms: int) -> int:
-        """Reads what was published; returns how many steps that were."""
+        """Reads what was published; returns how many steps that were. It goes on with the epoch that is live
+        by then."""
         steps = 0
+        if self._control.turn() and self._control.live_epoch(self._line, self._epoch) > self._epoch:
+            self._epoch = self._control.live_epoch(self._line)
+            self._steps = StepReader(self._log, self._line, self._epoch)
         while records := self._log.read(DELTAS, 0, self._offset, 200):
             self._offset = records[-1].offset + 1
             for record in records:

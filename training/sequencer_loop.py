@@ -1,14 +1,17 @@
 """The sequencer as a part: reads ``examples``, appends each step's record before anyone learns the step.
 
-It keeps no state of its own: where the next step begins stands in its last records. The same process writes
-the ticks of ``events`` (recsys/ticker.py), because it runs always and turns often.
+It keeps no state of its own: where the next step begins stands in its last records. Where ``control`` says
+that another epoch is live, it writes down what that one learns again, and goes on in it: after the first
+record of an epoch none of an earlier one comes. The same process writes the ticks of ``events``
+(recsys/ticker.py), because it runs always and turns often.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from recsys.blueprint import feature_set
 from recsys.clock import wall_ms
@@ -21,8 +24,10 @@ from recsys.open_log import open_log
 from recsys.records import EXAMPLES, STEPS, Step, pack, unpack
 from recsys.ticker import Ticker
 from recsys.turns import Turns, patiently
+from training.control import ControlReader
 from training.line import MAIN, learning_digest
-from training.live import live_epoch, live_epochs
+from training.lineage import Lineage
+from training.live import live_epochs
 from training.sequencer import Sequencer
 
 _READ = 1000
@@ -60,6 +65,7 @@ class SequencerLoop(Turns):
     ) -> None:
         self._log, self._config, self._clock = log, config, clock
         self._line, self._epoch = line, epoch
+        self._control = ControlReader(log)
         self._digest = learning_digest(config, features)
         self._decoder = msgspec.msgpack.Decoder(_Closed)
         self.unreadable = 0
@@ -83,6 +89,11 @@ class SequencerLoop(Turns):
     def _turn(self) -> int:
         """Takes the examples that are there, cuts the steps that are due."""
         now_ms, moved = self._clock(), 0
+        if (
+            self._control.turn()
+            and self._control.live_epoch(self._line, self._epoch) != self._epoch
+        ):
+            self._restore()
         if self.waiting < _WAITING * self._config.step.examples:
             for partition, record in self._consumer.poll(_READ):
                 self._sequencer.arrived(
@@ -92,10 +103,30 @@ class SequencerLoop(Turns):
         steps = []
         while (step := self._sequencer.cut(now_ms)) is not None:
             steps.append(step)
-        if steps:
-            key = self._line.encode()
-            self._log.append(STEPS, [Append(0, key, pack(step)) for step in steps])
+        self._append(steps)
         return moved + len(steps)
+
+    def _append(self, steps: Sequence[Step]) -> None:
+        if steps:
+            key, without = self._line.encode(), self._control.lifecycle.quarantined
+            if without:
+                steps = [replace(step, without=without) for step in steps]
+            self._log.append(STEPS, [Append(0, key, pack(step)) for step in steps])
+
+    def _begin_epoch(self, newest: int) -> int:
+        """Writes down what the live epoch learns again of the one that it came of, as far as it isn't there;
+        returns the newest step. Ended by a kill, it goes on where it was."""
+        live = self._control.lifecycle.live
+        if live is None or (live.line, live.epoch) != (self._line, self._epoch):
+            return newest
+        newest = max(newest, live.since)
+        lives = [its for its in self._control.lifecycle.lives if its.epoch <= live.of]
+        lineage, again = Lineage(self._log, self._line, lives), list[Step]()
+        while (step := lineage.record(newest + 1)) is not None:
+            newest += 1
+            again.append(replace(step, epoch=self._epoch))
+        self._append(again)
+        return newest
 
     def _closed_ms(self, value: bytes) -> int:
         """What isn't an example still is part of a step: the worker leaves it out, and says so."""
@@ -108,9 +139,12 @@ class SequencerLoop(Turns):
     def _restore(self) -> None:
         """Finds its place from what the log did take."""
         partitions = self._log.partitions(EXAMPLES)
+        self._control.turn()
+        self._epoch = self._control.live_epoch(self._line, self._epoch)
         step, offsets, unreadable = last_place(self._log, self._line, self._epoch, partitions)
         if unreadable:
             _LOG.warning("%d records of %s can't be read: see dead_letters", unreadable, STEPS)
+        step = self._begin_epoch(step)
         for partition in range(partitions):
             offsets.setdefault(partition, self._log.begin(EXAMPLES, partition))
         self._sequencer = Sequencer(
@@ -152,7 +186,7 @@ def last_place(log: Log, line: str, epoch: int, partitions: int) -> Place:
 def run(config: Config, stop: Stop) -> None:
     """The part: cuts steps, and ticks idle partitions of ``events``, until asked to stop."""
     log = open_log(config)
-    loop = SequencerLoop(log, config, feature_set(config), wall_ms, epoch=live_epoch(log))
+    loop = SequencerLoop(log, config, feature_set(config), wall_ms)
     ticker = Ticker(log, wall_ms)
     beat, before = stop.heartbeat, loop.step
 

@@ -61,8 +61,8 @@ class Shadow:
         lives: Sequence[Live],
         learns: bool = True,
     ) -> None:
-        """``shard``: all of the candidate, as it is after step ``shard.applied``. ``lives``: of the live line,
-        all live records so far."""
+        """``shard``: all of the candidate, as it is after step ``shard.applied``. ``lives``: all live
+        records of the live line so far."""
         self.line, self.shard, self.learns = line, shard, learns
         self._log, self._config, self._features = log, config, features
         self.publish: Callable[[Delta], None] = lambda delta: None

@@ -241,7 +241,7 @@ def _read_lane(
 ) -> LaneExamples:
     lane = _read_all(records, check)
     if without:
-        kept = [example for example in lane.examples if example.line not in without]
+        kept = [example for example in lane.examples if example.served_by not in without]
         lane.quarantined, lane.examples = len(lane.examples) - len(kept), kept
     return lane
 

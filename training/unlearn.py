@@ -81,7 +81,7 @@ def unlearn(
         arrays, meta = shard.export()
         part, parts = shard.spec.part, shard.spec.parts
         snapshots.write_part(folder, line, new, past.last, part, parts, arrays, meta)
-    point(log, line, new, "a user was unlearned", time_ms)
+    point(log, line, new, "a user was unlearned", time_ms, since=since, of=past.epoch)
     _remove_replaced(Path(config.state), past, first, new)
     log.trim(DELTAS, 0, log.end(DELTAS, 0))  # they tell of the replaced history
     if changes_records(log):

@@ -28,10 +28,13 @@ from serving.service import Service
 from serving.session_loop import SessionLoop
 from serving.session_store import MemoryFold, MemorySessions
 from serving.state_reader import StateReader
+from training.director import Director
+from training.epoch_end import EpochEnd
 from training.joiner_loop import JoinerLoop
 from training.learner import Learner
-from training.line import spec_of
+from training.line import MAIN, spec_of
 from training.sequencer_loop import SequencerLoop
+from training.shadow_loop import ShadowLoop
 from training.worker import Worker
 
 START_MS: Final = 1_790_000_000_000
@@ -78,10 +81,10 @@ class OneProcess:
         self.joiner = JoinerLoop(self.log, config, self.features, self._clock)
         self.sequencer = SequencerLoop(self.log, config, self.features, self._clock)
         model = build_model(self.features, config.model)
-        home = Path(config.state)
-        self.shards = _Shards([self._shard(part, home, model.read_dense())
-                               for part in range(config.parameter_server.shards)])  # fmt: skip
-        self.worker = Worker(0, 1, self.log, self.shards, Learner(model), config)
+        self._learner, self._dense, self.epoch = Learner(model), model.read_dense(), 0
+        self._learn_in(0)
+        self.director = Director(self.log, config, self._clock)
+        self.shadow = ShadowLoop(self.log, config, self.features, self._clock)
         self.retrieval = [
             RetrievalService(config, self.log, n, config.serve.retrieval_shards, self._clock)
             for n in range(config.serve.retrieval_shards)
@@ -91,14 +94,21 @@ class OneProcess:
     def _clock(self) -> int:
         return self.now_ms
 
-    def _shard(self, part: int, folder: Path, dense: Any) -> DurableShard:
-        step = self.config.step
+    def _learn_in(self, epoch: int) -> None:
+        """Shards and worker of an epoch, from its newest snapshot."""
+        parts = range(self.config.parameter_server.shards)
+        self.epoch, self.shards = epoch, _Shards([self._shard(part, epoch) for part in parts])
+        self.worker = Worker(0, 1, self.log, self.shards, self._learner, self.config, MAIN, epoch)
+        self._end = EpochEnd(self.log, MAIN, epoch)
+
+    def _shard(self, part: int, epoch: int) -> DurableShard:
+        step, folder = self.config.step, Path(self.config.state)
         home = Home(
-            folder / "snapshots", folder / f"{part}.wal", step.snapshot_every, step.snapshots_kept
-        )
-        return DurableShard(
-            part_of(spec_of(self.config), part), home, self._publish, dense if part == 0 else None
-        )
+            folder / "snapshots", folder / f"{epoch}-{part}.wal", step.snapshot_every,
+            step.snapshots_kept,
+        )  # fmt: skip
+        spec, dense = spec_of(self.config, epoch=epoch), self._dense if part == 0 else None
+        return DurableShard(part_of(spec, part), home, self._publish, dense)
 
     def _publish(self, deltas: Sequence[bytes]) -> None:
         self.log.append(DELTAS, [Append(0, b"", delta) for delta in deltas])
@@ -177,13 +187,30 @@ class OneProcess:
         self.counters.turn()
         while self.joiner.turn():
             pass
+        self.director.turn()
+        self.shadow.turn()
         self.sequencer.turn()
-        while self.worker.turn():
-            pass
+        self._learn()
         self.follow()
+
+    def _learn(self) -> None:
+        """All steps that there are, in the next epoch too, where the line goes on in it."""
+        while True:
+            while self.worker.turn():
+                pass
+            following = self._end.following(self.worker.step)
+            if following is None:
+                return
+            for shard in self.shards.durable:
+                shard.stop()
+            self._learn_in(following)
 
     def follow(self) -> None:
         """The replica, and shards of retrieval, read and apply what is there."""
+        canary = self.service.canary
+        canary.look(self.service.reader.canary)
+        if canary.side is not None and not canary.side.reader.ready:
+            canary.side.reader.catch_up(lambda: False)
         for reader in self._readers():
             full = True
             while full:
@@ -192,4 +219,6 @@ class OneProcess:
                 full = batch.full
 
     def _readers(self) -> list[StateReader]:
-        return [self.service.reader, *(its.reader for its in self.retrieval)]
+        side = self.service.canary.side
+        canary = [] if side is None else [side.reader]
+        return [self.service.reader, *(its.reader for its in self.retrieval), *canary]

@@ -18,8 +18,8 @@ from recsys.cli import plan as plans
 from recsys.config import Config
 from recsys.loops import Heartbeat, Stop
 from recsys.open_log import open_log
-from training.line import spec_of
-from training.live import live_epoch
+from training.control import ControlReader
+from training.line import MAIN, spec_of
 
 _ANSWER_S: Final = 5.0
 _LOG: Final = logging.getLogger(__name__)
@@ -37,25 +37,36 @@ def run(config: Config, stop: Stop) -> None:
         ray.init(namespace=NAMESPACE, log_to_driver=False)
         signal.signal(signal.SIGTERM, asked)  # Ray's own would end this process before its shards
     log = open_log(config)
-    spec = spec_of(config, epoch=live_epoch(log))
-    log.close()
-    keeper = Keeper(config, spec)
+    control = ControlReader(log)
+    control.turn()
+    keeper = Keeper(config, spec_of(config, epoch=control.live_epoch(MAIN)))
     keeper.prepare()
     while not stop.is_set(starting=True):
         if keeper.start() and keeper.ask():
             break
         stop.wait(0.5, starting=True)
     flaws: dict[int, str] = {}
+    left: list[Keeper] = []  # of epochs that aren't live any more
     while not stop.wait(1.0):
+        control.turn()
+        if (epoch := control.live_epoch(MAIN)) != keeper.epoch:
+            left.append(keeper)
+            keeper = Keeper(config, spec_of(config, epoch=epoch))
+            keeper.start()
         if not keeper.ask():
             stop.heartbeat.add("unanswered")
             keeper.start()
         tell(stop.heartbeat, keeper.statuses)
         flaws = log_flaws(keeper.statuses, flaws)
+        live = control.lifecycle.live
+        if left and live is not None and keeper.step > live.since:
+            left.pop(0).end()  # its workers have gone on; it takes a last snapshot, the way back
         stop.heartbeat.gauge("started", keeper.started)
     _, plan = plans.read(config.state)
     if not plan.owns_ray or keeper.ask():
-        keeper.end()
+        for each in (*left, keeper):
+            each.end()
+    log.close()
     ray.shutdown()
 
 
@@ -68,6 +79,15 @@ class Keeper:
         self._handles: list[Any] = []
         self.statuses: list[dict[str, Any]] = []
         self.started = 0  # times that at least one actor had to be made
+
+    @property
+    def epoch(self) -> int:
+        return self._spec.epoch
+
+    @property
+    def step(self) -> int:
+        """The newest that all shards have learned, as far as they said."""
+        return min((status["step"] for status in self.statuses), default=0)
 
     def start(self) -> bool:
         """Finds the actors, or makes those that are missing; False where they don't come up now."""

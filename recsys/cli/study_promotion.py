@@ -1,4 +1,4 @@
-"""`recsys study promotion`: how often a candidate is promoted that shouldn't be, and how soon one that should.
+"""`recsys study promotion`: how often a candidate is promoted that shouldn't be, how soon one that should.
 
 Runs are simulated: two models see each example's true logit through noise of their own, part of which stays
 with the user, and are judged at every step by the rules that the director judges by. The noise decides their
@@ -99,7 +99,11 @@ class Ended:
 
 def run_once(pair: Pair, seed: int, rules: PromotionConfig, most: int) -> Ended:
     """One candidate in shadow, judged at every step, for ``most`` examples."""
-    stream, comparison, seen = Stream(pair, seed), Comparison(rules.alpha), 0
+    stream, comparison, seen = (
+        Stream(pair, seed),
+        Comparison(rules.alpha, 2.0 * rules.least_examples, rules.block_examples),
+        0,
+    )
     while seen < most:
         comparison.add(stream.step())
         seen += STEP
@@ -147,7 +151,7 @@ def promotion(
         Path | None, typer.Option("--json", help="Write the figures here.")
     ] = None,
 ) -> None:
-    """How often a candidate is promoted that is no better, held that is worse, and how soon a better one is."""
+    """How often a candidate is promoted that is no better, and how soon one that is."""
     found = measure(runs, most, auc_live, step)
     for name in ("equal", "worse", "better"):
         its = found[name]
@@ -157,8 +161,8 @@ def promotion(
         )
     better = found["better"]
     typer.echo(
-        f"median examples until the better one is promoted: {better['median_examples_to_promote']}; a fixed "
-        f"horizon needs {better['fixed_horizon_examples']}, known beforehand"
+        f"median examples until the better one is promoted: {better['median_examples_to_promote']}; "
+        f"a fixed horizon needs {better['fixed_horizon_examples']}, known beforehand"
     )
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,0 +1,64 @@
+"""What viewers did with what a canary served, beside what they did with live's lists in the same time. Pure.
+
+Other users are in either group, so nothing is paired: the bounds of a difference are those of both means.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.promotion import Served
+from experiments.significance import Estimate, Mean
+
+_KINDS = 8  # labels that are looked at, at the most: each takes its share of alpha
+
+
+class ServedRates:
+    """Shown items with each kind of engagement, of the canary's lists and of live's."""
+
+    def __init__(self, kinds: Sequence[str], alpha: float, tight_at: float) -> None:
+        self.kinds = tuple(kinds[:_KINDS])
+        each = alpha / (4 * max(1, len(self.kinds)))
+        self._means = {
+            arm: {kind: Mean(each, tight_at, at_least=10) for kind in self.kinds}
+            for arm in (True, False)
+        }
+        self._examples = {True: 0, False: 0}
+        self._unranked = 0
+
+    def add(
+        self,
+        users_N: NDArray[np.int64],
+        canary_N: NDArray[np.bool_],
+        labels_NK: NDArray[np.float64],
+        ranked_N: NDArray[np.bool_],
+    ) -> None:
+        """Shown items: whose, by whom served, what was done with them (of each kind), and whether a ranker
+        had scored them."""
+        for arm in (True, False):
+            mine = canary_N == arm
+            self._examples[arm] += int(mine.sum())
+            for k, kind in enumerate(self.kinds):
+                if mine.any():
+                    self._means[arm][kind].add(users_N[mine], labels_NK[mine, k])
+        self._unranked += int((canary_N & ~ranked_N).sum())
+
+    def result(self) -> Served:
+        gained = {
+            kind: _difference(self._means[True][kind], self._means[False][kind])
+            for kind in self.kinds
+        }
+        examples = self._examples[True]
+        return Served(
+            examples,
+            self._examples[False],
+            gained,
+            self._unranked / examples if examples else 0.0,
+        )
+
+
+def _difference(ours: Mean, theirs: Mean) -> Estimate:
+    a, b = ours.estimate(), theirs.estimate()
+    weight = min(a.weight, b.weight)
+    return Estimate(a.mean - b.mean, a.low - b.high, a.high - b.low, weight)

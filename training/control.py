@@ -1,0 +1,33 @@
+"""What ``control`` says of lines: every part of training that keeps to the live line follows it so."""
+
+from experiments.lifecycle import Lifecycle
+from recsys.consumer import UNREADABLE
+from recsys.log import Log
+from recsys.records import CONTROL, Control, unpack
+
+
+class ControlReader:
+    """Folds ``control`` from its beginning, in turns. What can't be read is passed over."""
+
+    def __init__(self, log: Log) -> None:
+        self._log, self._offset = log, log.begin(CONTROL, 0)
+        self.lifecycle = Lifecycle()
+
+    def turn(self) -> list[Control]:
+        """The records that are new; ``lifecycle`` has them already."""
+        found: list[Control] = []
+        while records := self._log.read(CONTROL, 0, self._offset):
+            self._offset = records[-1].offset + 1
+            for record in records:
+                try:
+                    said: Control = unpack(record.value, Control)  # type: ignore[arg-type]
+                except UNREADABLE:
+                    continue
+                self.lifecycle.fold(said)
+                found.append(said)
+        return found
+
+    def live_epoch(self, line: str, otherwise: int = 0) -> int:
+        """The epoch that is live, where this line is."""
+        live = self.lifecycle.live
+        return live.epoch if live is not None and live.line == line else otherwise

@@ -1,0 +1,43 @@
+"""When a worker has learned all of an epoch, and may go on in the next one.
+
+The sequencer writes no record of an epoch after the first of the next. So all workers see the same last step,
+whenever each of them looks, and none leaves the others waiting for its lanes.
+"""
+
+from contextlib import suppress
+
+from recsys.consumer import UNREADABLE
+from recsys.log import Log
+from recsys.records import EXAMPLES, STEPS, Step, unpack
+from training.control import ControlReader
+from training.sequencer_loop import last_place
+
+
+class EpochEnd:
+    """Looks, for a worker of a line's epoch, for the end of it."""
+
+    def __init__(self, log: Log, line: str, epoch: int) -> None:
+        self._log, self._line, self._epoch = log, line, epoch
+        self._control = ControlReader(log)
+        self._last: int | None = None  # step of the epoch, once it is known
+
+    def following(self, learned: int) -> int | None:
+        """The epoch that goes on, where ``learned`` is the last step of this one; None until then. Ask it
+        when there is nothing to learn."""
+        self._control.turn()
+        live = self._control.live_epoch(self._line, self._epoch)
+        if live <= self._epoch or not self._begun(live):
+            return None
+        if self._last is None:
+            partitions = self._log.partitions(EXAMPLES)
+            self._last = last_place(self._log, self._line, self._epoch, partitions).step
+        return live if learned >= self._last else None
+
+    def _begun(self, live: int) -> bool:
+        """Whether the sequencer has written a record of the epoch: then its newest is one."""
+        end = self._log.end(STEPS, 0)
+        for record in reversed(self._log.read(STEPS, 0, max(self._log.begin(STEPS, 0), end - 64))):
+            with suppress(*UNREADABLE):
+                step = unpack(record.value, Step)
+                return step.line == self._line and step.epoch == live
+        return False

@@ -1,0 +1,370 @@
+"""What is to be decided of candidates: a fold over ``control``, ``scores`` and ``examples``.
+
+It keeps one comparison for each candidate at work, and says which records the director is to append. Where it
+comes back after a kill, it folds the same records again and is where it was.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from experiments import gates
+from experiments.comparison import Comparison, Paired
+from experiments.lifecycle import CANARY, TAKING_OVER, Lifecycle, Standing
+from experiments.promotion import Decision as Judged
+from experiments.promotion import Evidence, Hold, Promote, Rollback, judge
+from experiments.served import ServedRates
+from parameter_server import snapshots
+from recsys.config import Config
+from recsys.consumer import UNREADABLE, Consumer
+from recsys.features import FeatureSet
+from recsys.hashing import Id, key_of
+from recsys.log import Log
+from recsys.records import (
+    EXAMPLES,
+    SCORES,
+    STEPS,
+    Candidate,
+    Control,
+    Decision,
+    Live,
+    Scores,
+    Step,
+    Wish,
+    unpack,
+)
+from training.line import MAIN
+
+_READ: Final = 500
+_APPROVE, _ROLLBACK = "approve", "rollback"
+
+
+class _Shown(msgspec.Struct):
+    """What is read of an example while a canary answers."""
+
+    user_id: Id
+    labels: list[float]
+    served_by: str = ""
+    correction: bool = False
+    predicted: bytes = b""
+
+
+@dataclass
+class Case:
+    """All that is known of one candidate."""
+
+    comparison: Comparison
+    scores: gates.Scores = field(default_factory=gates.Scores)
+    served: ServedRates | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    refused: str = ""
+    step: int = 0
+    said: str = ""  # the newest judgement that was told
+
+
+class Promoter:
+    """Feeds on the log; ``turn`` returns what is to be appended to ``control``. ``clock``: milliseconds."""
+
+    def __init__(
+        self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int]
+    ) -> None:
+        self._log, self._config, self._rules = log, config, config.promotion
+        self._labels, self._clock = features.main_labels, clock
+        self._folder = Path(config.state) / "snapshots"
+        self.lifecycle = Lifecycle()
+        self.cases: dict[str, Case] = {}
+        self._approved: set[str] = set()
+        self._wishes: list[Wish] = []
+        self._scores = log.begin(SCORES, 0)
+        self._examples: Consumer | None = None
+        self._shown_of = ""  # the canary whose examples are read
+
+    # --- folding ---
+
+    def fold(self, said: Control) -> None:
+        """A record of ``control``."""
+        lives = len(self.lifecycle.lives)
+        if isinstance(said, Wish):
+            if said.what == _APPROVE:
+                self._approved.add(said.line)
+            elif said.what == _ROLLBACK:
+                self._wishes.append(said)
+        elif isinstance(said, Live | Decision):
+            self._answered(said)
+        self.lifecycle.fold(said)
+        if isinstance(said, Candidate):
+            self.cases.setdefault(said.line, self._case())
+        if len(self.lifecycle.lives) > lives:  # what was compared was compared with another
+            self.cases = {line: self._case() for line in self.cases}
+
+    def _answered(self, said: Live | Decision) -> None:
+        """A wish is granted once: what was decided after it is the answer, also for who folds it again."""
+        if isinstance(said, Live):
+            answers = not said.candidate
+        else:
+            answers = said.said == "rollback" or said.to == _ROLLBACK
+        if answers:
+            self._wishes.clear()
+
+    def _case(self) -> Case:
+        return Case(
+            Comparison(
+                self._rules.alpha, 2.0 * self._rules.least_examples, self._rules.block_examples
+            )
+        )
+
+    @property
+    def _epoch(self) -> int:
+        """The live one."""
+        return self.lifecycle.live.epoch if self.lifecycle.live else 0
+
+    def turn(self) -> list[Control]:
+        """Reads what is new, and decides."""
+        self._read_scores()
+        self._read_shown()
+        found: list[Control] = [*self._granted()]
+        if not found:
+            for standing in self.lifecycle.at_work:
+                found.extend(self._decide(standing))
+                if found:
+                    break  # one at a time: each changes what the next rests on
+        return found
+
+    def _read_scores(self) -> None:
+        while records := self._log.read(SCORES, 0, self._scores, _READ):
+            self._scores = records[-1].offset + 1
+            for record in records:
+                try:
+                    self._take(unpack(record.value, Scores))
+                except UNREADABLE:
+                    continue
+
+    def _take(self, said: Scores) -> None:
+        case = self.cases.get(said.line)
+        if case is None:
+            return
+        case.figures |= said.figures
+        case.refused = said.refused or case.refused
+        if said.against != (MAIN, self._epoch) or 0 <= said.step <= case.step:
+            return
+        case.step = max(case.step, said.step)
+        pairs = pairs_of(said)
+        case.scores.add(pairs.live_N, pairs.candidate_N)
+        case.comparison.add(finite(pairs))
+
+    def _read_shown(self) -> None:
+        """What viewers do with the canary's lists, from the moment on in which it began."""
+        canary = self.lifecycle.canary
+        if canary is None:
+            self._examples, self._shown_of = None, ""
+            return
+        if self._examples is None or self._shown_of != canary.line:
+            partitions = list(range(self._log.partitions(EXAMPLES)))
+            self._examples, self._shown_of = Consumer(self._log, EXAMPLES, partitions), canary.line
+            case = self.cases[canary.line]
+            case.served = ServedRates(self._labels, self._rules.alpha, self._rules.canary_examples)
+        served = self.cases[canary.line].served
+        assert served is not None
+        while records := self._examples.poll(_READ):
+            rows = [row for _, record in records if (row := self._row(record.value, canary))]
+            if rows:
+                users, ours, labels, ranked = zip(*rows, strict=True)
+                served.add(
+                    np.array(users, np.int64), np.array(ours), np.array(labels), np.array(ranked)
+                )
+
+    def _row(self, value: bytes, canary: Standing) -> tuple[Any, ...] | None:
+        try:
+            shown = _shown.decode(value)
+        except UNREADABLE:
+            return None
+        ours = shown.served_by == f"{canary.line}/0"
+        theirs = shown.served_by == f"{MAIN}/{self._epoch}"
+        if shown.correction or not (ours or theirs):
+            return None
+        labels = shown.labels[: len(self._labels)]
+        return key_of("user", shown.user_id), ours, labels, bool(shown.predicted)
+
+    # --- deciding ---
+
+    def evidence(self, standing: Standing) -> Evidence:
+        """All that is known of a candidate now."""
+        case = self.cases[standing.line]
+        failed = [case.refused] if case.refused else []
+        sizes, picks = _sizes(case.figures), _picks(case.figures)
+        failed += gates.failures(case.scores, self._rules, sizes, picks)
+        compared = case.comparison.result()
+        stage = CANARY if standing.stage == TAKING_OVER else standing.stage
+        served = case.served.result() if case.served is not None else None
+        return Evidence(stage, compared, tuple(failed), served)
+
+    def _decide(self, standing: Standing) -> list[Control]:
+        evidence = self.evidence(standing)
+        said = judge(evidence, self._rules)
+        if standing.stage == TAKING_OVER and not isinstance(said, Rollback):
+            return self._live(standing)
+        if isinstance(said, Rollback):
+            return [self._told(standing, said)]
+        if isinstance(said, Hold):
+            case = self.cases[standing.line]
+            if said.final:
+                return [self._told(standing, said)]
+            case.said = said.why
+            return []
+        return self._promote(standing, said)
+
+    def _promote(self, standing: Standing, said: Promote) -> list[Control]:
+        case, other = self.cases[standing.line], self.lifecycle.canary
+        if other is not None and other.line != standing.line:
+            case.said = f"{other.line} is at it: one candidate at a time; {said.why}"
+            return []
+        if self._rules.manual and standing.line not in self._approved:
+            case.said = f"waits for approval: {said.why}"
+            return []
+        return [self._told(standing, said)]
+
+    def _live(self, standing: Standing) -> list[Control]:
+        """The pointer moves once the snapshot is there that the next epoch begins from."""
+        steps = snapshots.complete_steps(self._folder, MAIN, standing.epoch)
+        if not steps:
+            return []
+        snapshots.settle(self._folder, MAIN, standing.epoch, steps[-1])
+        return [
+            Live(
+                line=MAIN, epoch=standing.epoch, reason=standing.why, time_ms=self._clock(),
+                since=steps[-1], of=self._epoch, candidate=standing.line,
+            )
+        ]  # fmt: skip
+
+    def _granted(self) -> list[Control]:
+        """What a person wished: a canary's, or the live line's, way back."""
+        if not self._wishes:
+            return []
+        wish, canary = self._wishes[-1], self.lifecycle.canary
+        standing = self.lifecycle.standings.get(wish.line) if wish.line else canary
+        why = wish.reason or "a person asked for it"
+        if standing is not None and standing.at_work:
+            return [self._told(standing, Rollback(why, self.evidence(standing)))]
+        back = None if wish.line and standing is None else self._back(why)
+        if back is not None:
+            return [back]
+        reason = f"{wish.line or MAIN} can't go back: it isn't at work, and nothing was promoted before it"
+        return [
+            Decision(line=wish.line, said="hold", to=_ROLLBACK, why=reason, time_ms=self._clock())
+        ]
+
+    def _back(self, why: str) -> Live | None:
+        """The live line as it was before its newest promotion; None where it can't go back."""
+        live = self.lifecycle.live
+        if live is None or not live.candidate:
+            return None
+        before = self.lifecycle.lives[-2].epoch
+        steps = snapshots.complete_steps(self._folder, MAIN, before)
+        if not steps:
+            return None
+        epoch = self._next_epoch()
+        snapshots.adopt(self._folder, MAIN, (before, steps[-1]), epoch)
+        return Live(
+            line=MAIN, epoch=epoch, reason=why, time_ms=self._clock(),
+            since=steps[-1], of=before,
+        )  # fmt: skip
+
+    def _told(self, standing: Standing, said: Judged) -> Decision:
+        promoted = isinstance(said, Promote)
+        taking_over = promoted and said.to != CANARY  # type: ignore[union-attr]
+        return Decision(
+            line=standing.line,
+            said=type(said).__name__.lower(),
+            to=said.to if isinstance(said, Promote) else "",
+            epoch=self._next_epoch() if taking_over else 0,
+            share=self._rules.canary_share if promoted and not taking_over else 0.0,
+            final=isinstance(said, Hold) and said.final,
+            why=said.why,
+            evidence=numbers(said.evidence),
+            time_ms=self._clock(),
+        )
+
+    def _next_epoch(self) -> int:
+        """One that nothing of was ever written."""
+        known = [live.epoch for live in self.lifecycle.lives]
+        known += [standing.epoch for standing in self.lifecycle.standings.values()]
+        return 1 + max([*known, *snapshots.epochs(self._folder, MAIN), *self._epochs_of_steps()])
+
+    def _epochs_of_steps(self) -> list[int]:
+        end = self._log.end(STEPS, 0)
+        found = [0]
+        for record in self._log.read(STEPS, 0, max(self._log.begin(STEPS, 0), end - _READ)):
+            try:
+                found.append(unpack(record.value, Step).epoch)
+            except UNREADABLE:
+                continue
+        return found
+
+
+def pairs_of(said: Scores) -> Paired:
+    """The arrays of a record."""
+    bits = np.frombuffer(said.segments, np.int64)
+    return Paired(
+        np.frombuffer(said.users, np.int64),
+        np.frombuffer(said.live, np.float32).astype(np.float64),
+        np.frombuffer(said.candidate, np.float32).astype(np.float64),
+        np.frombuffer(said.labels, np.uint8).astype(np.float64),
+        {name: (bits >> n & 1).astype(np.bool_) for n, name in enumerate(said.names)},
+    )
+
+
+def finite(pairs: Paired) -> Paired:
+    """Without what the candidate gave no number for."""
+    fine = np.isfinite(pairs.candidate_N) & np.isfinite(pairs.live_N)
+    if fine.all():
+        return pairs
+    return Paired(
+        pairs.users_N[fine],
+        pairs.live_N[fine],
+        pairs.candidate_N[fine],
+        pairs.labels_N[fine],
+        {name: mask[fine] for name, mask in pairs.segments.items()},
+    )
+
+
+def numbers(evidence: Evidence) -> dict[str, float]:
+    """The evidence as it is written down; what isn't known is left out."""
+    its = evidence.compared
+    found = {
+        "examples": its.examples, "users": its.users, "live_loss": its.live_loss,
+        "live_calibration": its.live_calibration, "calibration": its.candidate_calibration,
+    }  # fmt: skip
+    estimates = {"loss": its.loss, "auc": its.auc}
+    estimates |= {f"loss in {name}": e for name, e in its.segments.items()}
+    if evidence.served is not None:
+        found |= {"shown": evidence.served.examples, "degraded": evidence.served.degraded}
+        estimates |= {f"share of {kind}": e for kind, e in evidence.served.gained.items()}
+    for name, estimate in estimates.items():
+        found |= {
+            f"{name} gained": estimate.mean,
+            f"{name} at least": estimate.low,
+            f"{name} at most": estimate.high,
+        }
+    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+
+
+def _sizes(figures: dict[str, float]) -> tuple[gates.Size, gates.Size] | None:
+    names = ("live_rank_us", "live_bytes", "rank_us", "bytes")
+    if not all(name in figures for name in names):
+        return None
+    live_us, live_bytes, us, nbytes = (figures[name] for name in names)
+    return gates.Size(live_us, live_bytes), gates.Size(us, nbytes)
+
+
+def _picks(figures: dict[str, float]) -> gates.Picks | None:
+    if "picks" not in figures or "live_picks" not in figures:
+        return None
+    return gates.Picks(figures["live_picks"], figures["picks"], int(figures.get("pickers", 0)))
+
+
+_shown = msgspec.msgpack.Decoder(_Shown)

@@ -1,0 +1,291 @@
+"""Shadows as a part: every candidate at work follows the live line's steps, in this one process.
+
+What they said goes to ``scores``, where the director reads it. A candidate that answers as canary publishes
+its deltas like any line, from a snapshot on; one that takes over is written as the snapshot that the live
+line's next epoch begins from. The part holds the log where its slowest candidate is, and comes back from
+the snapshots that it takes.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from experiments.lifecycle import CANARY, TAKING_OVER, Lifecycle, Standing
+from parameter_server import snapshots
+from parameter_server.durable import load_shard
+from parameter_server.kernels import warm
+from parameter_server.shard import Shard, ShardSpec
+from recsys.blueprint import build_model, feature_set
+from recsys.clock import wall_ms
+from recsys.config import Config
+from recsys.consumer import readable
+from recsys.features import FeatureSet
+from recsys.log import Append, Log, LogLost
+from recsys.loops import Stop
+from recsys.open_log import open_log
+from recsys.records import (
+    CONTROL,
+    DELTAS,
+    EXAMPLES,
+    SCORES,
+    STEPS,
+    Delta,
+    Scores,
+    Step,
+    pack,
+)
+from recsys.turns import Turns, patiently
+from training.control import ControlReader
+from training.line import MAIN, spec_of
+from training.lineage import Lineage
+from training.registry import Refused, Registry
+from training.shadow import Shadow
+
+PART: Final = "shadow"
+_STEPS: Final = 16  # of one candidate in a turn
+_KEPT: Final = 2  # snapshots of a candidate
+_LOG: Final = logging.getLogger(__name__)
+
+
+class ShadowLoop(Turns):
+    """All candidates at work. ``clock`` gives milliseconds."""
+
+    def __init__(
+        self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int] = wall_ms
+    ) -> None:
+        self._log, self._config, self._features, self._clock = log, config, features, clock
+        self._folder = Path(config.state) / "snapshots"
+        self._shadows: dict[str, Shadow] = {}
+        self.counts = {"steps": 0, "scored": 0, "refused": 0}
+        self.cpu_s = 0.0
+        self._restore()
+
+    @property
+    def shadows(self) -> dict[str, Shadow]:
+        """Those at work, by line."""
+        return self._shadows
+
+    @property
+    def _lifecycle(self) -> Lifecycle:
+        return self._control.lifecycle
+
+    @property
+    def behind(self) -> int:
+        """Steps that the slowest has still to take, of those that it knows of."""
+        newest = self._newest
+        return max((newest - s.step for s in self._shadows.values()), default=0)
+
+    def _restore(self) -> None:
+        self._control = ControlReader(self._log)
+        self._shadows.clear()
+        self._written: set[tuple[str, int]] = set()
+        self._publishing: set[str] = set()
+        self._newest = 0
+        self._told = {said.line: said.step for said in readable(self._log, SCORES, Scores)}
+
+    def _turn(self) -> int:
+        """Folds ``control``, then has each candidate take the steps that are there."""
+        moved, began_s = self._fold(), time.process_time()
+        for standing in self._lifecycle.at_work:
+            moved += self._work(standing)
+        self.cpu_s += time.process_time() - began_s
+        return moved
+
+    def _fold(self) -> int:
+        lives = len(self._lifecycle.lives)
+        moved = len(self._control.turn())
+        if len(self._lifecycle.lives) > lives:
+            for shadow in self._shadows.values():
+                shadow.follow(self._lifecycle.lives)
+        for line in self._shadows.keys() - {s.line for s in self._lifecycle.at_work}:
+            self._end(line)
+        return moved
+
+    def _work(self, standing: Standing) -> int:
+        shadow = self._shadows.get(standing.line)
+        try:
+            if shadow is None:
+                if standing.line in self._refused:
+                    return 0
+                shadow = self._shadows[standing.line] = self._begin(standing)
+            self._show(standing, shadow)
+            return self._step(shadow)
+        except (Refused, LogLost, ValueError) as error:
+            self._refuse(standing.line, str(error))
+            return 1
+
+    @property
+    def _refused(self) -> set[str]:
+        return {line for line, step in self._told.items() if step < 0}
+
+    def _step(self, shadow: Shadow) -> int:
+        """Takes some steps; what was said of them is told once, also after a restart."""
+        moved, told = 0, list[Append]()
+        while moved < _STEPS and (taken := shadow.turn()) is not None:
+            moved += 1
+            step, scores = taken
+            self._newest = max(self._newest, step.step)
+            if scores is not None and step.step > self._told.get(shadow.line, 0):
+                told.append(Append(0, shadow.line.encode(), pack(scores)))
+                self._told[shadow.line] = step.step
+                self.counts["scored"] += len(scores.labels)
+            if step.step % self._config.step.snapshot_every == 0:
+                self._save(shadow)
+        if told:
+            self._log.append(SCORES, told)
+        self.counts["steps"] += moved
+        return moved
+
+    # --- where a candidate begins ---
+
+    def _begin(self, standing: Standing) -> Shadow:
+        """From its own newest snapshot; at first from the registry. Raises Refused, LogLost."""
+        line = standing.line
+        shard = Shard(
+            self._spec(line), build_model(self._features, self._config.model).read_dense()
+        )
+        own = snapshots.latest(self._folder, line, 0).snapshot
+        if own is not None:
+            load_shard(shard, own)
+        else:
+            self._from_registry(standing, shard)
+        learns = standing.candidate.learns
+        shadow = Shadow(
+            self._log, self._config, self._features, line, shard, self._lifecycle.lives, learns
+        )
+        if own is None:
+            self._save(shadow)
+        self._hold(shadow)
+        return shadow
+
+    def _spec(self, line: str) -> ShardSpec:
+        one = replace(self._config.parameter_server, shards=1)
+        return spec_of(replace(self._config, parameter_server=one), line)
+
+    def _from_registry(self, standing: Standing, shard: Shard) -> None:
+        registry = Registry(standing.candidate.registry)
+        its, snapshot = registry.check(
+            standing.line, self._features, self._config.model,
+            holdout_from_ms=self._clock(), log_id=None,
+        )  # fmt: skip
+        if its.log_id and its.log_id != self._log.id:
+            raise Refused(
+                f"candidate {standing.line} is of log {its.log_id!r}, expected {self._log.id!r}: its offsets "
+                "mean nothing here; train one from the archive of this log"
+            )
+        step = self._last_known(its.offsets) if its.log_id else self._last_step()
+        shard.load([snapshot.read(0)], snapshot.meta(0) | {"step": step})
+
+    def _last_step(self) -> int:
+        """The newest step of the live line."""
+        epoch = self._lifecycle.live.epoch if self._lifecycle.live else 0
+        return max((s.step for s in self._steps() if s.epoch == epoch), default=0)
+
+    def _last_known(self, offsets: dict[int, int]) -> int:
+        """The last step before the first that has an example at or after these offsets. Raises LogLost where
+        the log no longer has what follows."""
+        lineage = Lineage(self._log, MAIN, self._lifecycle.lives)
+        last = 0
+        for step in self._steps():
+            if step.epoch != lineage.epoch_of(step.step):
+                continue
+            new = [r for r in step.ranges if r.stop > offsets.get(r.partition, 0)]
+            if new:
+                gone = [r for r in step.ranges if r.start < self._log.begin(EXAMPLES, r.partition)]
+                if gone:
+                    raise LogLost(
+                        f"the log no longer has the examples of step {step.step}, the first that the "
+                        "candidate hasn't learned: train one until later, or keep a longer log "
+                        "(log.retention_hours)"
+                    )
+                return step.step - 1
+            last = step.step
+        return last
+
+    def _steps(self) -> list[Step]:
+        return [step for step in readable(self._log, STEPS, Step) if step.line == MAIN]
+
+    # --- what of it others see ---
+
+    def _show(self, standing: Standing, shadow: Shadow) -> None:
+        """As canary it publishes its deltas; to take over, it becomes the next epoch's first snapshot."""
+        line = standing.line
+        if standing.stage in (CANARY, TAKING_OVER) and line not in self._publishing:
+            self._save(shadow)
+            shadow.publish = self._publish
+            self._publishing.add(line)
+        if standing.stage == TAKING_OVER and (line, standing.epoch) not in self._written:
+            self._become(shadow, standing.epoch)
+            self._written.add((line, standing.epoch))
+
+    def _publish(self, delta: Delta) -> None:
+        self._log.append(DELTAS, [Append(0, delta.line.encode(), pack(delta))])
+
+    def _become(self, shadow: Shadow, epoch: int) -> None:
+        """Writes the candidate as a snapshot of the live line, in as many parts as that has shards."""
+        if snapshots.complete_steps(self._folder, MAIN, epoch):
+            return
+        arrays, meta = shadow.shard.export()
+        first = spec_of(self._config, MAIN, epoch)
+        for part in range(first.parts):
+            shard = Shard(
+                replace(first, part=part),
+                build_model(self._features, self._config.model).read_dense() if part == 0 else None,
+            )
+            shard.load([arrays], meta)
+            own, about = shard.export()
+            snapshots.write_part(
+                self._folder, MAIN, epoch, shadow.step, part, first.parts, own, about
+            )
+
+    def _save(self, shadow: Shadow) -> None:
+        arrays, meta = shadow.shard.export()
+        meta = meta | {"step": shadow.step}
+        snapshots.write_part(self._folder, shadow.line, 0, shadow.step, 0, 1, arrays, meta)
+        snapshots.prune(self._folder, shadow.line, _KEPT)
+        self._hold(shadow)
+
+    def _hold(self, shadow: Shadow) -> None:
+        """The log keeps what the candidate would learn again after a kill."""
+        oldest = min(snapshots.complete_steps(self._folder, shadow.line, 0), default=shadow.step)
+        record = Lineage(self._log, MAIN, self._lifecycle.lives).record(oldest + 1)
+        for its in record.ranges if record else ():
+            self._log.hold(f"{PART}/{shadow.line}", EXAMPLES, its.partition, its.start)
+
+    def _end(self, line: str) -> None:
+        """A candidate is at an end: what it kept goes, but what past answers are explained by."""
+        del self._shadows[line]
+        self._publishing.discard(line)
+        self._log.release(f"{PART}/{line}", EXAMPLES)
+
+    def _refuse(self, line: str, reason: str) -> None:
+        _LOG.error("candidate %s: %s", line, reason)
+        self._shadows.pop(line, None)
+        self._told[line] = -1
+        self.counts["refused"] += 1
+        said = Scores(line=line, against=(MAIN, 0), step=-1, time_ms=self._clock(), refused=reason)
+        self._log.append(SCORES, [Append(0, line.encode(), pack(said))])
+
+
+def run(config: Config, stop: Stop) -> None:
+    """The part: follows the live line with all candidates until asked to stop."""
+    warm()
+    log = open_log(config)
+    loop = ShadowLoop(log, config, feature_set(config))
+    beat, before = stop.heartbeat, dict(loop.counts)
+    while not stop.is_set():
+        moved = patiently(loop.turn, stop, _LOG)
+        if moved is None:
+            continue
+        for name, count in loop.counts.items():
+            beat.add(name, count - before[name])
+        before = dict(loop.counts)
+        beat.gauge("candidates", len(loop.shadows))
+        beat.gauge("behind", loop.behind)
+        beat.gauge("cpu_s", loop.cpu_s)
+        if not moved:
+            log.wait(STEPS if loop.shadows else CONTROL, 0.2)
+    log.close()
