@@ -85,7 +85,11 @@ class Lifecycle:
         return found[-_REMEMBERED:]
 
     def _live(self, said: Live) -> None:
+        before = self.live
         self.lives.append(said)
+        if before is not None and not said.candidate and said.of == before.epoch:
+            for its in self.at_work:  # made from what was taken out of the line's history
+                self._move(its, ENDED, said.time_ms, said.reason)
         for line, its in self.standings.items():
             if line == said.candidate:
                 self._move(its, LIVE, said.time_ms, said.reason)

@@ -1,7 +1,7 @@
 """A system in one process whose viewers have a plain taste, and candidates for it: some better, some broken.
 
-What is even is mostly watched to its end, what is odd mostly not. The live line has begun to learn that; a candidate that
-went over the same examples again and again has learned it.
+What is even is mostly watched to its end, what is odd mostly not. The live line has begun to learn that; a
+candidate that went over the same examples again and again has learned it.
 """
 
 from collections.abc import Callable
@@ -36,8 +36,9 @@ Change = Callable[[dict[str, Any]], None]
 
 def config_of(state: Path, **rules: Any) -> Config:
     defaults: dict[str, Any] = {
-        "share": 1.0, "least_examples": 200, "canary_share": 0.5, "canary_examples": 60,
-        "engagement_margin": 0.2, "block_examples": 32, "auc_margin": 0.02, "loss_margin": 0.02, "score_shift": 3.0, "score_spread": 20.0,
+        "share": 1.0, "block_examples": 32, "least_examples": 200, "auc_margin": 0.02,
+        "loss_margin": 0.02, "canary_share": 0.5, "canary_examples": 60, "engagement_margin": 0.2,
+        "score_shift": 3.0, "score_spread": 20.0,
     }  # fmt: skip
     return replace(
         small_config(state),

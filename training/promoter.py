@@ -123,10 +123,14 @@ class Promoter:
         """The live one."""
         return self.lifecycle.live.epoch if self.lifecycle.live else 0
 
-    def turn(self) -> list[Control]:
-        """Reads what is new, and decides."""
+    def read(self) -> None:
+        """What candidates said and viewers did since."""
         self._read_scores()
         self._read_shown()
+
+    def turn(self) -> list[Control]:
+        """Reads what is new, and decides."""
+        self.read()
         found: list[Control] = [*self._granted()]
         if not found:
             for standing in self.lifecycle.at_work:

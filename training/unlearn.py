@@ -233,6 +233,9 @@ def _epochs(folder: Path, line: str) -> list[int]:
 def _remove_replaced(state: Path, past: Past, first: int, new: int) -> None:
     """Removes what holds the user's influence: snapshots from their first example on, write-ahead files; and
     the snapshots of epochs that never came to be live."""
+    for other in (state / "snapshots").iterdir():  # candidates may have learned from them too
+        if other.is_dir() and other.name != past.line:
+            shutil.rmtree(other)
     for version in (state / "snapshots" / past.line).glob("[0-9]*-[0-9]*"):
         epoch, step = map(int, version.name.split("-"))
         if epoch < new and (step >= first or epoch not in past.firsts):

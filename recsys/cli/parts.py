@@ -28,6 +28,7 @@ _PARTS: Final = (
     Part("archive", "training.archive:run", ("log",), nice=_LATER),
     Part("sequencer", "training.sequencer_loop:run", ("log",), nice=_LATER),
     Part("director", "training.director:run", ("log",), nice=_LATER),
+    Part("shadow", "training.shadow_loop:run", ("log",), nice=_LATER),
     # Ray Train alone takes some twenty seconds, so nothing but viewers waits for these two.
     Part(
         "trainer", "training.continual:run", ("log", "shards"), ("ray",), False, 180, 20,

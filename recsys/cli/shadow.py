@@ -1,0 +1,232 @@
+"""Candidates of a system: ``recsys shadow`` shows them; ``propose``, ``approve``, ``rollback`` ask for something.
+
+All of it is read from, and asked on, the system's log; the director alone decides.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from experiments.lifecycle import Lifecycle, Standing
+from experiments.significance import Estimate
+from recsys.blueprint import feature_set
+from recsys.cli import plan as plans
+from recsys.clock import wall_ms
+from recsys.config import Config
+from recsys.log import Append, Log, LogLost, LogUnavailable
+from recsys.open_log import open_log
+from recsys.records import CONTROL, Candidate, Control, Decision, Live, Wish, pack
+from training import affected
+from training.control import ControlReader
+from training.promoter import Promoter, numbers
+from training.registry import Refused, Registry
+
+StateOption = Annotated[Path, typer.Option(help="The state folder.")]
+_ANSWER_S: Final = 30.0
+_LOOK_S: Final = 0.05
+_EVERY_S: Final = 2.0
+
+
+class View:
+    """What the director knows of candidates, folded from the log by somebody who only looks."""
+
+    def __init__(self, log: Log, config: Config) -> None:
+        self._control = ControlReader(log)
+        self.promoter = Promoter(log, config, feature_set(config), wall_ms)
+
+    def turn(self) -> list[dict[str, Any]]:
+        """One row for each candidate, the newest last."""
+        for said in self._control.turn():
+            self.promoter.fold(said)
+        self.promoter.read()
+        return [self._row(its) for its in self.promoter.lifecycle.standings.values()]
+
+    def _row(self, its: Standing) -> dict[str, Any]:
+        evidence = self.promoter.evidence(its)
+        return {
+            "line": its.line,
+            "kind": its.candidate.kind,
+            "stage": its.stage,
+            "share": its.share,
+            "step": self.promoter.cases[its.line].step,
+            "failed": list(evidence.failed),
+            "why": its.why,
+            **numbers(evidence),
+        }
+
+
+def shadow(
+    state: StateOption = Path("state"),
+    watch: Annotated[bool, typer.Option(help="Show it again every two seconds.")] = False,
+    json: Annotated[bool, typer.Option(help="As JSON, for programs.")] = False,
+) -> None:
+    """Shows each candidate beside live on the same examples. Differences are the candidate's gain; the bounds
+    hold however often one looks."""
+    with _system(state) as (config, log):
+        view, console = View(log, config), Console()
+        while True:
+            rows = view.turn()
+            if json:
+                typer.echo(msgspec.json.format(msgspec.json.encode(rows), indent=1))
+            else:
+                console.print(drawn(rows, view.promoter))
+            if not watch:
+                return
+            time.sleep(_EVERY_S)
+
+
+def drawn(rows: list[dict[str, Any]], promoter: Promoter) -> Table:
+    """The candidates as a table."""
+    live = promoter.lifecycle.live
+    title = f"live: {live.line}, epoch {live.epoch}" if live else "nothing is live yet"
+    table = Table(title=title, box=None, pad_edge=False, header_style="bold")
+    for column in (
+        "candidate",
+        "stage",
+        "examples",
+        "log loss gained",
+        "AUC gained",
+        "calibration",
+    ):
+        table.add_column(column)
+    table.add_column("said", overflow="fold")
+    for row in rows:
+        its = promoter.evidence(promoter.lifecycle.standings[row["line"]]).compared
+        stage = f"{row['stage']} {row['share']:.0%}" if row["share"] else row["stage"]
+        why = "; ".join(row["failed"]) or row["why"] or promoter.cases[row["line"]].said
+        calibration = f"{its.candidate_calibration:.3f} (live {its.live_calibration:.3f})"
+        table.add_row(
+            row["line"], stage, f"{its.examples:,}", _bounds(its.loss), _bounds(its.auc),
+            calibration if its.examples else "–", why,
+        )  # fmt: skip
+    return table
+
+
+def _bounds(its: Estimate) -> str:
+    return f"{its.mean:+.4f} ({its.low:+.4f} to {its.high:+.4f})" if its.weight else "–"
+
+
+def propose(
+    name: Annotated[str, typer.Argument(help="A candidate in the registry.")],
+    registry: Annotated[Path, typer.Option(help="The registry's folder.")] = Path("registry"),
+    state: StateOption = Path("state"),
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="Judge it as it is: it doesn't learn from the stream.")
+    ] = False,
+) -> None:
+    """Has a candidate scored on the current traffic; the director promotes it once it has proved itself."""
+    with _system(state) as (config, log):
+        its, _ = Registry(registry).check(
+            name, feature_set(config), config.model, holdout_from_ms=wall_ms(), log_id=None
+        )
+        control = ControlReader(log)
+        control.turn()
+        if name in control.lifecycle.standings:
+            stage = control.lifecycle.standings[name].stage
+            raise Refused(f"{name} was proposed before, and is {stage}: a name is used once")
+        said = Candidate(
+            line=name, registry=str(registry.resolve()), kind=its.kind, learns=not frozen,
+            time_ms=wall_ms(),
+        )  # fmt: skip
+        _say(log, said)
+        typer.echo(f"{name} is proposed: watch it with `recsys shadow --state {state} --watch`")
+
+
+def approve(
+    name: Annotated[str, typer.Argument(help="The candidate.")],
+    state: StateOption = Path("state"),
+) -> None:
+    """Lets a candidate go on that has proved itself, where ``promotion.manual`` asks for people's word."""
+    with _system(state) as (_, log):
+        control = ControlReader(log)
+        control.turn()
+        standing = control.lifecycle.standings.get(name)
+        if standing is None or not standing.at_work:
+            raise Refused(
+                f"{name} is {standing.stage if standing else 'not known'}: nothing to approve"
+            )
+        _say(log, Wish(what="approve", line=name, time_ms=wall_ms()))
+        typer.echo(f"{name} is approved: it goes on once its evidence holds")
+
+
+def rollback(
+    name: Annotated[
+        str, typer.Argument(help="A candidate at work; without: the canary, else what is live.")
+    ] = "",
+    reason: Annotated[str, typer.Option(help="What stands in the record.")] = "",
+    state: StateOption = Path("state"),
+) -> None:
+    """Ends a canary, or takes the live line back to what it was before its newest promotion; lists the
+    requests and the training steps that are affected."""
+    with _system(state) as (_, log):
+        control = ControlReader(log)
+        control.turn()
+        before, began_s = len(control.lifecycle.lives), time.monotonic()
+        _say(log, Wish(what="rollback", line=name, reason=reason, time_ms=wall_ms()))
+        answer = _answer(control)
+        if isinstance(answer, Decision) and answer.said != "rollback":
+            raise Refused(answer.why)
+        took_s = time.monotonic() - began_s
+        what = (
+            answer.line if isinstance(answer, Decision) else f"{answer.line}, epoch {answer.epoch}"
+        )
+        typer.echo(f"rolled back in {took_s:.1f} s: {what}")
+        found = affected.affected(
+            log, *_whose(control.lifecycle, answer, before), control.lifecycle.lives
+        )
+        file = affected.write(state, found)
+        learned = sum(step.learned for step in found.steps)
+        typer.echo(
+            f"{len(found.requests)} requests were answered by it, {learned} of their examples learned in "
+            f"{sum(bool(step.learned) for step in found.steps)} steps: {file}"
+        )
+
+
+def _answer(control: ControlReader) -> Decision | Live:
+    """What the director says to a wish. Raises Refused where it doesn't answer."""
+    until_s = time.monotonic() + _ANSWER_S
+    while time.monotonic() < until_s:
+        for said in control.turn():
+            if isinstance(said, Live) and not said.candidate:
+                return said
+            if isinstance(said, Decision) and "rollback" in (said.said, said.to):
+                return said
+        time.sleep(_LOOK_S)
+    raise Refused(
+        f"the director didn't answer in {_ANSWER_S:.0f} s: see that it runs (`recsys status`); the wish "
+        "stands on the log, and is granted once it does"
+    )
+
+
+def _whose(lifecycle: Lifecycle, answer: Decision | Live, before: int) -> tuple[str, int]:
+    """Whose answers are affected, as line/epoch, and since when."""
+    if isinstance(answer, Live):
+        left = lifecycle.lives[before - 1]
+        return f"{left.line}/{left.epoch}", left.time_ms
+    return f"{answer.line}/0", lifecycle.standings[answer.line].candidate.time_ms
+
+
+def _say(log: Log, said: Control) -> None:
+    log.append(CONTROL, [Append(0, b"", pack(said))])
+
+
+@contextmanager
+def _system(state: Path) -> Iterator[tuple[Config, Log]]:
+    """A system's configuration and log; what goes wrong is told in one line."""
+    try:
+        config, _ = plans.read(state)
+        log = open_log(config)
+        try:
+            yield config, log
+        finally:
+            log.close()
+    except (ValueError, FileNotFoundError, KeyError, LogLost, LogUnavailable) as error:
+        typer.secho(f"recsys: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error

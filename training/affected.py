@@ -1,0 +1,157 @@
+"""Whom a line that was rolled back has answered, and which steps have learned what came of it.
+
+Read from the log, where stamps and step records say so exactly; what retention has dropped is missing.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from recsys.consumer import UNREADABLE
+from recsys.events import Stamp
+from recsys.hashing import Id
+from recsys.log import Log, Record
+from recsys.loops import write_atomically
+from recsys.records import EVENTS, EXAMPLES, STEPS, Live, Step, unpack
+from training.line import MAIN
+from training.lineage import Lineage
+
+FOLDER: Final = "quarantine"
+_READ: Final = 1_000
+_MARGIN_MS: Final = 600_000  # clocks of several servers differ
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A request that was answered by the line."""
+
+    request_id: str
+    user_id: Id
+    time_ms: int
+    step: int
+
+
+class Learned(msgspec.Struct, frozen=True):
+    """A step of the live line with examples of such requests: ``learned`` before it was known, or left out
+    (``quarantined``)."""
+
+    epoch: int
+    step: int
+    learned: int = 0
+    quarantined: int = 0
+
+
+class Affected(msgspec.Struct, frozen=True):
+    """``complete``: whether the log still has all since the line began to answer."""
+
+    served_by: str
+    requests: list[Asked]
+    steps: list[Learned]
+    complete: bool = True
+
+
+class _Shown(msgspec.Struct, tag="impression", tag_field="type"):
+    request_id: str
+    user_id: Id
+    time_ms: int
+    stamp: Stamp | None = None
+
+
+class _Timed(msgspec.Struct):
+    time_ms: int = 0
+
+
+class _Example(msgspec.Struct):
+    served_by: str = ""
+
+
+def affected(log: Log, served_by: str, since_ms: int, lives: Sequence[Live]) -> Affected:
+    """Everything of a (line/epoch) that answered from ``since_ms`` on. ``lives``: of the live line, all."""
+    requests, complete = list[Asked](), True
+    line, _, epoch = served_by.rpartition("/")
+    for partition in range(log.partitions(EVENTS)):
+        start = _first_at(log, partition, since_ms - _MARGIN_MS)
+        complete = complete and (start > log.begin(EVENTS, partition) or start == 0)
+        for record in _from(log, EVENTS, partition, start):
+            try:
+                shown = _shown.decode(record.value)
+            except UNREADABLE:
+                continue
+            stamp = shown.stamp
+            if stamp is not None and (stamp.line, stamp.epoch) == (line, int(epoch)):
+                requests.append(Asked(shown.request_id, shown.user_id, shown.time_ms, stamp.step))
+    requests.sort(key=lambda asked: (asked.time_ms, asked.request_id))
+    return Affected(served_by, requests, _steps(log, served_by, since_ms, lives), complete)
+
+
+def _steps(log: Log, served_by: str, since_ms: int, lives: Sequence[Live]) -> list[Learned]:
+    """The steps of the line's history that have such examples. Those of an epoch that was left for another
+    are no part of it any more."""
+    lineage, found = Lineage(log, MAIN, lives), list[Learned]()
+    for record in _from(log, STEPS, 0, log.begin(STEPS, 0)):
+        try:
+            step = unpack(record.value, Step)
+        except UNREADABLE:
+            continue
+        counts = step.line == MAIN and step.epoch == lineage.epoch_of(step.step)
+        if not counts or step.time_ms < since_ms - _MARGIN_MS:
+            continue
+        own = sum(_count(log, served_by, its.partition, its.start, its.stop) for its in step.ranges)
+        if own:
+            left_out = served_by in step.without
+            found.append(
+                Learned(step.epoch, step.step, 0 if left_out else own, own if left_out else 0)
+            )
+    return found
+
+
+def _count(log: Log, served_by: str, partition: int, start: int, stop: int) -> int:
+    start = max(start, log.begin(EXAMPLES, partition))
+    count = 0
+    for record in _from(log, EXAMPLES, partition, start, stop):
+        try:
+            count += _example.decode(record.value).served_by == served_by
+        except UNREADABLE:
+            continue
+    return count
+
+
+def _from(
+    log: Log, topic: str, partition: int, start: int, stop: int | None = None
+) -> Iterator[Record]:
+    end = log.end(topic, partition) if stop is None else stop
+    while start < end and (records := log.read(topic, partition, start, min(_READ, end - start))):
+        yield from (record for record in records if record.offset < end)
+        start = records[-1].offset + 1
+
+
+def _first_at(log: Log, partition: int, time_ms: int) -> int:
+    """The first offset of ``events`` at or after a time, by halving."""
+    low, high = log.begin(EVENTS, partition), log.end(EVENTS, partition)
+    while low < high:
+        middle = (low + high) // 2
+        records = log.read(EVENTS, partition, middle, 1)
+        try:
+            there = _timed.decode(records[0].value).time_ms if records else time_ms
+        except UNREADABLE:
+            there = time_ms
+        if there < time_ms:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def write(state: Path, found: Affected) -> Path:
+    """Keeps it in the state folder, as JSON."""
+    folder = state / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{found.served_by.replace('/', '-')}.json"
+    write_atomically(file, msgspec.json.format(msgspec.json.encode(found)))
+    return file
+
+
+_shown = msgspec.msgpack.Decoder(_Shown)
+_timed = msgspec.msgpack.Decoder(_Timed)
+_example = msgspec.msgpack.Decoder(_Example)
