@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from experiments.comparison import Comparison, Paired, log_losses
+from recsys.cli.study_promotion import Pair, Stream
+from recsys.metrics import auc, log_loss
+
+
+def compared(pair: Pair, steps: int, seed: int = 0, segments: bool = False) -> tuple:
+    stream, comparison, seen = Stream(pair, seed, users=500), Comparison(tight_at=4_000), []
+    for n in range(steps):
+        pairs = stream.step()
+        if segments:
+            odd = pairs.users_N % 2 == 1
+            pairs = Paired(pairs.users_N, pairs.live_N, pairs.candidate_N, pairs.labels_N,
+                           {"odd": odd, f"step {n % 3}": np.ones(len(pairs), bool)})  # fmt: skip
+        seen.append(pairs)
+        comparison.add(pairs)
+    return comparison.result(), seen
+
+
+def test_the_means_are_those_of_all_examples() -> None:
+    result, seen = compared(Pair(1.0, 0.4), 40)
+    labels = np.concatenate([p.labels_N for p in seen])
+    live = np.concatenate([p.live_N for p in seen])
+    candidate = np.concatenate([p.candidate_N for p in seen])
+    gained = log_loss(live, labels) - log_loss(candidate, labels)
+    assert result.loss.mean == pytest.approx(gained, rel=1e-6)
+    assert result.live_loss == pytest.approx(log_loss(live, labels), rel=1e-6)
+    assert result.candidate_calibration == pytest.approx(candidate.sum() / labels.sum())
+    assert result.examples == len(labels) and result.users == len(
+        set(np.concatenate([p.users_N for p in seen]))
+    )
+    blocks = [auc(p.candidate_N, p.labels_N) - auc(p.live_N, p.labels_N) for p in seen]
+    assert result.auc.mean == pytest.approx(np.mean(blocks))
+
+
+def test_a_better_candidate_is_told_from_a_worse_one() -> None:
+    better, _ = compared(Pair(1.0, 0.4), 60)
+    worse, _ = compared(Pair(0.4, 1.0), 60)
+    assert better.loss.low > 0 and better.auc.low > 0
+    assert worse.loss.high < 0 and worse.auc.high < 0
+
+
+def test_equal_models_gain_nothing_at_all() -> None:
+    result, seen = compared(Pair(0.7, 0.7), 20)
+    same = Comparison()
+    for p in seen:
+        same.add(Paired(p.users_N, p.live_N, p.live_N, p.labels_N))
+    assert same.result().loss.mean == 0 and same.result().loss.low == -np.inf
+
+
+def test_a_segment_has_bounds_of_its_own_and_they_are_wider() -> None:
+    result, _ = compared(Pair(1.0, 0.4), 80, segments=True)
+    assert set(result.segments) == {"odd", "step 0", "step 1", "step 2"}
+    odd = result.segments["odd"]
+    assert odd.weight < result.loss.weight
+    assert odd.high - odd.low > result.loss.high - result.loss.low
+
+
+def test_losses_stay_finite_at_0_and_1() -> None:
+    losses = log_losses(np.array([0.0, 1.0]), np.array([1.0, 0.0]))
+    assert np.isfinite(losses).all() and (losses > 10).all()
+
+
+def test_arrays_of_other_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"arrays have \[1, 2\] examples"):
+        Paired(np.zeros(2, np.int64), np.zeros(2), np.zeros(1), np.zeros(2))

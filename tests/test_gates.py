@@ -1,0 +1,52 @@
+import numpy as np
+
+from experiments.gates import Picks, Scores, Size, failures, logits_of
+from recsys.promotion_config import PromotionConfig
+
+RULES = PromotionConfig()
+LIVE = 1 / (1 + np.exp(-np.random.default_rng(0).normal(-0.5, 1, 1_000)))
+
+
+def scores(candidate: np.ndarray) -> Scores:
+    its = Scores()
+    for at in range(0, len(LIVE), 100):
+        its.add(LIVE[at : at + 100], candidate[at : at + 100])
+    return its
+
+
+def test_live_itself_passes() -> None:
+    assert (
+        failures(scores(LIVE), RULES, (Size(800, 1e6), Size(800, 1e6)), Picks(0.1, 0.1, 90)) == []
+    )
+
+
+def test_one_number_that_is_none_is_enough() -> None:
+    candidate = LIVE.copy()
+    candidate[7] = np.nan
+    assert failures(scores(candidate), RULES) == ["1 of its scores aren't finite"]
+
+
+def test_inflated_scores_and_constant_ones_fail() -> None:
+    inflated = 1 / (1 + np.exp(-(logits_of(LIVE) + 2)))
+    (reason,) = failures(scores(inflated), RULES)
+    assert reason.startswith("its mean logit is 1.") and "expected within 1.0 of live's" in reason
+    (reason,) = failures(scores(np.full(1_000, LIVE.mean())), RULES)
+    assert reason.startswith("the spread of its logits is 0.00, expected within 3.0 times")
+    (reason,) = failures(scores(1 / (1 + np.exp(-4 * (logits_of(LIVE) + 0.5) + 0.5))), RULES)
+    assert "spread" in reason
+
+
+def test_few_scores_say_nothing_of_their_spread() -> None:
+    its = Scores()
+    its.add(LIVE[:100], np.full(100, 0.999))
+    assert failures(its, RULES) == []
+
+
+def test_a_slow_a_large_and_a_narrow_candidate_fail() -> None:
+    fine = scores(LIVE)
+    (slow,) = failures(fine, RULES, (Size(800, 1e6), Size(1_300, 1e6)))
+    assert slow == "it takes 1300 µs to rank a list, expected at most 1.5 times live's 800"
+    (large,) = failures(fine, RULES, (Size(800, 1e6), Size(800, 3e6)))
+    assert "2.9 MiB, expected at most 2.0 times live's 1.0" in large
+    (narrow,) = failures(fine, RULES, picks=Picks(0.1, 0.5, 90))
+    assert narrow.startswith("its ten commonest picks have 50% of 90 users' lists")

@@ -1,0 +1,77 @@
+from experiments.lifecycle import CANARY, ENDED, LIVE, SHADOW, TAKING_OVER, Lifecycle, answers
+from recsys.records import Candidate, Decision, Experiments, Live, Wish
+
+
+def folded(*said: object) -> Lifecycle:
+    lifecycle = Lifecycle()
+    for record in said:
+        lifecycle.fold(record)  # type: ignore[arg-type]
+    return lifecycle
+
+
+FIRST = Live(line="main", epoch=0)
+C1, C2 = Candidate(line="c1", registry="r"), Candidate(line="c2", registry="r")
+TO_CANARY = Decision(line="c1", said="promote", to="canary", share=0.3)
+TO_ALL = Decision(line="c1", said="promote", to="all", epoch=1)
+IS_LIVE = Live(line="main", epoch=1, since=7, of=0, candidate="c1")
+
+
+def stage(lifecycle: Lifecycle, line: str = "c1") -> str:
+    return lifecycle.standings[line].stage
+
+
+def test_a_candidate_goes_through_its_stages() -> None:
+    assert stage(folded(FIRST, C1)) == SHADOW
+    canary = folded(FIRST, C1, TO_CANARY)
+    assert stage(canary) == CANARY and canary.canary is canary.standings["c1"]
+    taking_over = folded(FIRST, C1, TO_CANARY, TO_ALL)
+    assert stage(taking_over) == TAKING_OVER and taking_over.standings["c1"].epoch == 1
+    assert (
+        taking_over.canary is not None and taking_over.canary.share == 0.3
+    )  # it answers until it is live
+    live = folded(FIRST, C1, TO_CANARY, TO_ALL, IS_LIVE)
+    assert stage(live) == LIVE and live.canary is None and live.live is IS_LIVE
+
+
+def test_one_that_was_live_ends_with_the_next() -> None:
+    second = Live(line="main", epoch=2, since=9, of=1, candidate="c2")
+    lifecycle = folded(FIRST, C1, C2, IS_LIVE, second)
+    assert (stage(lifecycle), stage(lifecycle, "c2")) == (ENDED, LIVE)
+    assert lifecycle.quarantined == []  # nobody went back
+
+
+def test_held_for_good_or_rolled_back_it_ends() -> None:
+    assert stage(folded(C1, Decision(line="c1", said="hold", final=True, why="no"))) == ENDED
+    open_still = folded(C1, Decision(line="c1", said="hold", why="not yet"))
+    assert stage(open_still) == SHADOW and open_still.standings["c1"].why == "not yet"
+    back = folded(C1, TO_CANARY, Decision(line="c1", said="rollback", why="worse"))
+    assert stage(back) == ENDED and back.canary is None and back.quarantined == ["c1/0"]
+
+
+def test_a_line_that_went_back_quarantines_what_came_between() -> None:
+    back = Live(line="main", epoch=2, since=6, of=0)
+    assert folded(FIRST, C1, IS_LIVE, back).quarantined == ["main/1"]
+    assert folded(FIRST, C1, IS_LIVE, back).at_work == []
+
+
+def test_unlearning_ends_candidates_at_work_and_quarantines_nothing() -> None:
+    unlearned = Live(line="main", epoch=1, since=3, of=0)
+    lifecycle = folded(FIRST, C1, unlearned)
+    assert stage(lifecycle) == ENDED and lifecycle.quarantined == []
+
+
+def test_what_is_not_about_candidates_changes_nothing() -> None:
+    lifecycle = folded(FIRST, C1)
+    for said in (Experiments(revision=1), Wish(what="approve", line="c1"),
+                 Decision(line="unknown", said="rollback"), C1):  # fmt: skip
+        assert not lifecycle.fold(said)  # type: ignore[arg-type]
+    assert stage(lifecycle) == SHADOW and lifecycle.rolled_back == []
+
+
+def test_a_canary_answers_its_share_of_users_the_same_ones_always() -> None:
+    canary = folded(FIRST, C1, TO_CANARY).canary
+    users = [f"u{n}" for n in range(4_000)]
+    chosen = [user for user in users if answers(canary, user)]
+    assert abs(len(chosen) / len(users) - 0.3) < 0.03
+    assert chosen == [user for user in users if answers(canary, user)]
+    assert not any(answers(None, user) for user in users)

@@ -1,0 +1,96 @@
+from dataclasses import replace
+
+import pytest
+
+from experiments.comparison import Compared
+from experiments.promotion import CANARY, SHADOW, Evidence, Hold, Promote, Rollback, Served, judge
+from experiments.significance import Estimate
+from recsys.promotion_config import PromotionConfig
+
+RULES = PromotionConfig()
+BETTER = Compared(
+    5_000, 400, Estimate(0.004, 0.001, 0.007, 5_000), Estimate(0.006, 0.001, 0.011, 5_000),
+    {}, 0.6, 1.01, 0.99,
+)  # fmt: skip
+SAME = replace(BETTER, loss=Estimate(0.0, -0.001, 0.001, 5_000), auc=Estimate(0.0, -0.001, 0.001))
+
+
+def test_better_and_no_worse_elsewhere_goes_to_a_canary() -> None:
+    said = judge(Evidence(SHADOW, BETTER), RULES)
+    assert isinstance(said, Promote) and said.to == "canary" and said.evidence.compared is BETTER
+
+
+@pytest.mark.parametrize(
+    "compared, why",
+    [
+        (replace(BETTER, examples=1_999), "1999 examples compared, expected 2000"),
+        (SAME, "not told apart yet"),
+        (replace(BETTER, auc=Estimate(0.0, -0.01, 0.01)), "no worse in the other"),
+        (replace(BETTER, loss=Estimate(0.0, -0.01, 0.01)), "no worse in the other"),
+        (replace(BETTER, candidate_calibration=1.5), "calibration is 1.500, live's 1.010"),
+        (replace(BETTER, candidate_calibration=float("nan")), "calibration is nan"),
+    ],
+)
+def test_what_is_not_sure_is_held_and_looked_at_again(compared: Compared, why: str) -> None:
+    said = judge(Evidence(SHADOW, compared), RULES)
+    assert isinstance(said, Hold) and not said.final
+    assert why in said.why
+
+
+def test_a_miscalibrated_candidate_may_replace_a_worse_calibrated_line() -> None:
+    compared = replace(BETTER, candidate_calibration=1.3, live_calibration=1.5)
+    assert isinstance(judge(Evidence(SHADOW, compared), RULES), Promote)
+
+
+BAD = [
+    (Evidence(SHADOW, failed=("3 of its scores aren't finite",)), "aren't finite"),
+    (Evidence(SHADOW, replace(SAME, loss=Estimate(-0.1, -0.2, -0.01))), "log loss is worse"),
+    (Evidence(SHADOW, replace(SAME, auc=Estimate(-0.1, -0.2, -0.01))), "AUC is worse"),
+    (
+        Evidence(SHADOW, replace(BETTER, segments={"new viewers": Estimate(-0.1, -0.2, -0.02)})),
+        "worse in new viewers",
+    ),
+]
+
+
+@pytest.mark.parametrize("evidence, why", BAD)
+def test_what_is_bad_is_given_up_in_shadow_and_rolled_back_as_canary(
+    evidence: Evidence, why: str
+) -> None:
+    held = judge(evidence, RULES)
+    assert isinstance(held, Hold) and held.final and why in held.why
+    back = judge(replace(evidence, stage=CANARY), RULES)
+    assert isinstance(back, Rollback) and why in back.why
+
+
+def test_one_that_cannot_be_told_apart_is_given_up_in_the_end() -> None:
+    said = judge(Evidence(SHADOW, replace(SAME, examples=RULES.most_examples)), RULES)
+    assert isinstance(said, Hold) and said.final and "nothing was shown" in said.why
+
+
+def test_a_canary_goes_on_once_it_was_shown_often_enough() -> None:
+    few = Evidence(CANARY, BETTER, served=Served(RULES.canary_examples - 1))
+    assert isinstance(judge(few, RULES), Hold)
+    enough = replace(few, served=Served(RULES.canary_examples))
+    said = judge(enough, RULES)
+    assert isinstance(said, Promote) and said.to == "all"
+
+
+@pytest.mark.parametrize(
+    "served, why",
+    [
+        (Served(100, 900, {"like": Estimate(-0.1, -0.15, -0.04)}), "fewer like"),
+        (Served(100, 900, degraded=0.2), "20.0% of its lists went without its ranker"),
+    ],
+)
+def test_a_guardrail_takes_a_canary_back(served: Served, why: str) -> None:
+    said = judge(Evidence(CANARY, BETTER, served=served), RULES)
+    assert isinstance(said, Rollback) and why in said.why
+
+
+@pytest.mark.parametrize(
+    "name, value", [("share", 0.0), ("alpha", 0.5), ("canary_share", 1.5), ("latency", 0.5)]
+)
+def test_rules_that_make_no_sense_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"promotion.{name} is {value}, expected"):
+        replace(RULES, **{name: value})

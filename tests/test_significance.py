@@ -1,0 +1,82 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.significance import Estimate, Mean, crossing, tightest_at
+
+
+def looked(
+    values: np.ndarray, clusters: np.ndarray, step: int, alpha: float = 0.05
+) -> list[Estimate]:
+    mean = Mean(alpha)
+    found = []
+    for at in range(0, len(values), step):
+        mean.add(clusters[at : at + step], values[at : at + step])
+        found.append(mean.estimate())
+    return found
+
+
+def test_a_mean_of_nothing_says_nothing() -> None:
+    its = Mean(0.05).estimate()
+    assert math.isnan(its.mean) and its.low == -math.inf and its.high == math.inf
+
+
+def test_few_clusters_have_no_bounds_however_many_values_they_have() -> None:
+    mean = Mean(0.05, at_least=30)
+    mean.add(np.arange(29).repeat(1000), np.random.default_rng(0).normal(size=29_000))
+    assert mean.estimate().low == -math.inf
+    mean.add(np.array([29]), np.array([0.5]))
+    assert math.isfinite(mean.estimate().low)
+
+
+def test_weights_and_clusters_are_those_of_the_formula() -> None:
+    draw = np.random.default_rng(3)
+    clusters, values = draw.integers(0, 50, 400), draw.normal(0.3, 1, 400)
+    weights = draw.random(400) + 0.5
+    mean = Mean(0.05, tight_at=1_000)
+    mean.add(clusters, values, weights)
+    total = weights.sum()
+    expected = (values * weights).sum() / total
+    sums = [((values - expected) * weights)[clusters == c].sum() for c in range(50)]
+    variance = float(np.square(sums).sum())
+    radius = crossing(variance, 0.05, tightest_at(variance / total * 1_000, 0.05)) / total
+    its = mean.estimate()
+    assert its.mean == pytest.approx(expected)
+    assert its.low == pytest.approx(expected - radius)
+    assert its.high == pytest.approx(expected + radius)
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1e-4, 0.2))
+def test_the_bound_is_nearly_the_tightest_where_it_was_asked_to_be(v: float, alpha: float) -> None:
+    best = min(crossing(v, alpha, v * 10**e) for e in np.linspace(-4, 2, 121))
+    assert crossing(v, alpha, tightest_at(v, alpha)) <= 1.03 * best
+
+
+def test_looking_at_every_step_errs_as_seldom_as_it_says() -> None:
+    """A fifth of the variance stays with the user. A fixed test that is looked at so often errs often."""
+    wrong = fixed = 0
+    for seed in range(200):
+        draw = np.random.default_rng(seed)
+        users = draw.integers(0, 500, 400).repeat(8)
+        values = draw.normal(0, 0.5, 500)[users] + draw.normal(0, 1, len(users))
+        looks = looked(values, users, 64)
+        wrong += any(its.low > 0 for its in looks)
+        n = np.arange(64, len(values) + 1, 64)
+        z = np.cumsum(values)[n - 1] / np.sqrt(n)
+        fixed += bool((z > 1.645).any())
+    assert wrong / 200 <= 0.05
+    assert fixed / 200 > 0.15  # so the test can fail
+
+
+def test_what_is_there_is_found() -> None:
+    draw = np.random.default_rng(1)
+    looks = looked(draw.normal(0.2, 1, 6_400), np.arange(6_400), 64)
+    assert looks[-1].low > 0
+
+
+def test_alpha_must_be_a_probability() -> None:
+    with pytest.raises(ValueError, match="alpha is 0.7, expected"):
+        Mean(0.7)
