@@ -52,13 +52,15 @@ class Compared:
     """What is known so far. Differences are the candidate's gain: above 0 it is better.
 
     ``loss``: live's log loss minus the candidate's, in nats an example; ``auc``: the candidate's minus
-    live's, within blocks. ``segments``: the loss gained in each. ``calibration``: predicted over happened.
+    live's, within blocks; ``recall``: that of engaged items among the best 300 which each would retrieve.
+    ``segments``: the loss gained in each. ``calibration``: predicted over happened.
     """
 
     examples: int = 0
     users: int = 0
     loss: Estimate = Estimate()
     auc: Estimate = Estimate()
+    recall: Estimate = Estimate()
     segments: Mapping[str, Estimate] = field(default_factory=dict)
     live_loss: float = math.nan
     live_calibration: float = math.nan
@@ -70,9 +72,9 @@ class Comparison:
     ever wrong; each segment has bounds of its own, wrong with probability ``alpha`` in all together."""
 
     def __init__(self, alpha: float = 0.05, tight_at: float = 5_000, block: int = BLOCK) -> None:
-        # Two measures, each with two bounds; a union bound over all four.
+        # Of log loss and AUC, each with two bounds: a union bound over all four. Recall has its own.
         self._alpha, self._tight_at = alpha, tight_at
-        self._loss = Mean(alpha / 4, tight_at)
+        self._loss, self._recall = Mean(alpha / 4, tight_at), Mean(alpha / 4, tight_at / 10)
         self._auc, self._block = Mean(alpha / 4, tight_at, at_least=_BLOCKS), block
         self._segments: dict[str, Mean] = {}
         self._blocks = 0
@@ -105,6 +107,12 @@ class Comparison:
         if sum(map(len, self._waiting)) >= self._block:
             self._end_block()
 
+    def add_hits(
+        self, users_N: NDArray[np.int64], live_N: NDArray[np.bool_], candidate_N: NDArray[np.bool_]
+    ) -> None:
+        """Engaged items: whose, and whether each model would have retrieved them."""
+        self._recall.add(users_N, candidate_N.astype(np.float64) - live_N)
+
     def result(self) -> Compared:
         live_loss, live, candidate, positives = self._totals.tolist()
         examples = int(self._loss.weight)
@@ -113,6 +121,7 @@ class Comparison:
             len(self._users),
             self._loss.estimate(),
             self._auc.estimate(),
+            self._recall.estimate(),
             {name: mean.estimate() for name, mean in self._segments.items()},
             live_loss / examples if examples else math.nan,
             live / positives if positives else math.nan,

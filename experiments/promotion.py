@@ -91,6 +91,10 @@ def _bad(evidence: Evidence, rules: PromotionConfig) -> str:
         return f"its log loss is worse: gained {_told(compared.loss)} nats"
     if compared.auc.high < -rules.auc_margin:
         return f"its AUC is worse: gained {_told(compared.auc)}"
+    if compared.recall.high < -rules.recall_margin:
+        return (
+            f"it retrieves less of what viewers engage with: gained {_told(compared.recall)} of it"
+        )
     for name, estimate in compared.segments.items():
         if estimate.high < -rules.segment_margin:
             return f"its log loss is worse in {name}: gained {_told(estimate)} nats"

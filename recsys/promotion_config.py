@@ -16,6 +16,7 @@ class PromotionConfig:
     auc_margin: float = 0.002
     loss_margin: float = 0.002
     segment_margin: float = 0.01
+    recall_margin: float = 0.02  # of engaged items that it would retrieve: how much less is worse
     calibration: float = (
         0.1  # how far predicted over happened may be from 1, where live's is nearer
     )
@@ -42,7 +43,13 @@ class PromotionConfig:
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _check(self.most_examples >= self.least_examples, "most_examples", self.most_examples,
                f"at least least_examples, {self.least_examples}")  # fmt: skip
-        margins = ("auc_margin", "loss_margin", "segment_margin", "engagement_margin")
+        margins = (
+            "auc_margin",
+            "loss_margin",
+            "segment_margin",
+            "recall_margin",
+            "engagement_margin",
+        )
         for name in (*margins, "calibration", "degraded", "score_shift"):
             value = getattr(self, name)
             _check(value >= 0, name, value, "0 or more")

@@ -248,7 +248,11 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     labels: bytes = b""  # uint8
     segments: bytes = b""
     names: list[str] = []
-    figures: dict[str, float] = {}  # what it costs, what it would retrieve, now and then
+    # Now and then: whether engaged items were among the best 300 of live (1) and of the candidate (2), of
+    # whose (int64), uint8; and what it costs and would pick.
+    hits: bytes = b""
+    hit_users: bytes = b""
+    figures: dict[str, float] = {}
     refused: str = ""  # why it can't be scored
 
 

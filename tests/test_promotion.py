@@ -9,9 +9,14 @@ from recsys.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()
 BETTER = Compared(
-    5_000, 400, Estimate(0.004, 0.001, 0.007, 5_000), Estimate(0.006, 0.001, 0.011, 5_000),
-    {}, 0.6, 1.01, 0.99,
-)  # fmt: skip
+    examples=5_000,
+    users=400,
+    loss=Estimate(0.004, 0.001, 0.007, 5_000),
+    auc=Estimate(0.006, 0.001, 0.011, 5_000),
+    live_loss=0.6,
+    live_calibration=1.01,
+    candidate_calibration=0.99,
+)
 SAME = replace(BETTER, loss=Estimate(0.0, -0.001, 0.001, 5_000), auc=Estimate(0.0, -0.001, 0.001))
 
 
@@ -46,6 +51,10 @@ BAD = [
     (Evidence(SHADOW, failed=("3 of its scores aren't finite",)), "aren't finite"),
     (Evidence(SHADOW, replace(SAME, loss=Estimate(-0.1, -0.2, -0.01))), "log loss is worse"),
     (Evidence(SHADOW, replace(SAME, auc=Estimate(-0.1, -0.2, -0.01))), "AUC is worse"),
+    (
+        Evidence(SHADOW, replace(BETTER, recall=Estimate(-0.1, -0.2, -0.03))),
+        "retrieves less of what viewers engage with",
+    ),
     (
         Evidence(SHADOW, replace(BETTER, segments={"new viewers": Estimate(-0.1, -0.2, -0.02)})),
         "worse in new viewers",

@@ -157,6 +157,10 @@ class Promoter:
         if said.against != (MAIN, self._epoch) or 0 <= said.step <= case.step:
             return
         case.step = max(case.step, said.step)
+        if said.hits:
+            hits = np.frombuffer(said.hits, np.uint8)
+            users = np.frombuffer(said.hit_users, np.int64)
+            case.comparison.add_hits(users, (hits & 1) > 0, (hits & 2) > 0)
         pairs = pairs_of(said)
         case.scores.add(pairs.live_N, pairs.candidate_N)
         case.comparison.add(finite(pairs))
@@ -343,7 +347,7 @@ def numbers(evidence: Evidence) -> dict[str, float]:
         "examples": its.examples, "users": its.users, "live_loss": its.live_loss,
         "live_calibration": its.live_calibration, "calibration": its.candidate_calibration,
     }  # fmt: skip
-    estimates = {"loss": its.loss, "auc": its.auc}
+    estimates = {"loss": its.loss, "auc": its.auc, "recall": its.recall}
     estimates |= {f"loss in {name}": e for name, e in its.segments.items()}
     if evidence.served is not None:
         found |= {"shown": evidence.served.examples, "degraded": evidence.served.degraded}

@@ -71,6 +71,7 @@ class Shadow:
         self._scoring = build_model(features, config.model)
         self._check = ExampleCheck(features, self._scoring.ranker.shape.dense, Shown)
         self._step = shard.applied
+        self.shown: list[Shown] = []  # what it scored of the newest step
         self.scored = 0  # examples
         self.follow(lives)
 
@@ -103,12 +104,13 @@ class Shadow:
     def score(self, step: Step) -> Scores | None:
         """What it says of the chosen lanes of a step, beside what live said; None where none is chosen or
         live said nothing of them."""
-        share = self._config.promotion.share
+        self.shown, share = [], self._config.promotion.share
         own = {n for n in range(step.lanes) if uniform(_SEED, "shadow", step.step, n) < share}
         if not own:
             return None
         lanes = read_lanes(self._log, step, own, self._check)
-        shown = [e for lane in lanes.values() for e in lane.examples if self._counts(e)]
+        read = [e for lane in lanes.values() for e in lane.examples]
+        shown = self.shown = [e for e in read if isinstance(e, Shown) and self._counts(e)]
         if not shown:
             return None
         candidate_B = self.probabilities(shown)[:, 0]
@@ -127,9 +129,8 @@ class Shadow:
             names=names,
         )
 
-    def _counts(self, example: Lesson) -> bool:
+    def _counts(self, example: Shown) -> bool:
         """Whether live has served this example, in the epoch that is compared with, and said something."""
-        assert isinstance(example, Shown)
         stamp = example.stamp or _STILL
         return (
             (stamp.line, stamp.epoch) == (MAIN, self.epoch)

@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from experiments.lifecycle import CANARY, TAKING_OVER, Lifecycle, Standing
 from parameter_server import snapshots
 from parameter_server.durable import load_shard
@@ -42,9 +44,11 @@ from training.control import ControlReader
 from training.line import MAIN, spec_of
 from training.lineage import Lineage
 from training.registry import Refused, Registry
+from training.retrieval_look import Items, Look, RetrievalLook, rank_us
 from training.shadow import Shadow
 
 PART: Final = "shadow"
+_LOOK_EVERY: Final = 8  # steps between two looks for a snapshot of live
 _STEPS: Final = 16  # of one candidate in a turn
 _KEPT: Final = 2  # snapshots of a candidate
 _LOG: Final = logging.getLogger(__name__)
@@ -60,6 +64,8 @@ class ShadowLoop(Turns):
         self._folder = Path(config.state) / "snapshots"
         self._shadows: dict[str, Shadow] = {}
         self.counts = {"steps": 0, "scored": 0, "refused": 0}
+        us = rank_us(build_model(features, config.model))
+        self._speed = {"rank_us": us, "live_rank_us": us}  # one model for both
         self.cpu_s = 0.0
         self._restore()
 
@@ -81,6 +87,8 @@ class ShadowLoop(Turns):
     def _restore(self) -> None:
         self._control = ControlReader(self._log)
         self._shadows.clear()
+        self._looks: dict[str, RetrievalLook] = {}
+        self._items: Items | None = None
         self._written: set[tuple[str, int]] = set()
         self._publishing: set[str] = set()
         self._newest = 0
@@ -127,7 +135,17 @@ class ShadowLoop(Turns):
         while moved < _STEPS and (taken := shadow.turn()) is not None:
             moved += 1
             step, scores = taken
+            look = self._look(shadow)
             self._newest = max(self._newest, step.step)
+            if look is not None:
+                scores = scores or Scores(
+                    line=shadow.line, against=(MAIN, shadow.epoch), step=step.step,
+                    time_ms=step.time_ms,
+                )  # fmt: skip
+                scores = msgspec.structs.replace(
+                    scores, hits=look.hits_E.tobytes(), hit_users=look.users_E.tobytes(),
+                    figures=look.figures | self._speed,
+                )  # fmt: skip
             if scores is not None and step.step > self._told.get(shadow.line, 0):
                 told.append(Append(0, shadow.line.encode(), pack(scores)))
                 self._told[shadow.line] = step.step
@@ -138,6 +156,20 @@ class ShadowLoop(Turns):
             self._log.append(SCORES, told)
         self.counts["steps"] += moved
         return moved
+
+    def _look(self, shadow: Shadow) -> Look | None:
+        """What it would retrieve, now and then."""
+        look = self._looks.get(shadow.line)
+        if look is None:
+            if self._items is None:
+                self._items = Items(self._log, self._features)
+            look = RetrievalLook(self._features, self._config, self._items)
+            self._looks[shadow.line] = look
+        look.take(shadow.shown)
+        found = look.end()
+        if shadow.step % _LOOK_EVERY == 0:
+            look.begin(shadow)
+        return found
 
     # --- where a candidate begins ---
 
@@ -258,6 +290,7 @@ class ShadowLoop(Turns):
     def _end(self, line: str) -> None:
         """A candidate is at an end: what it kept goes, but what past answers are explained by."""
         del self._shadows[line]
+        self._looks.pop(line, None)
         self._publishing.discard(line)
         self._log.release(f"{PART}/{line}", EXAMPLES)
 

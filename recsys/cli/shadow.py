@@ -1,4 +1,4 @@
-"""Candidates of a system: ``recsys shadow`` shows them; ``propose``, ``approve``, ``rollback`` ask the director.
+"""Candidates of a system: ``recsys shadow`` shows them; the others ask something of the director.
 
 All of it is read from, and asked on, the system's log; the director alone decides.
 """
