@@ -14,19 +14,26 @@ from numpy.typing import NDArray
 from recsys.promotion_config import PromotionConfig
 
 _SMALLEST = 1e-6
+_USUAL = 2.0  # a spread of logits that nobody need wonder at
 _AT_LEAST = 200  # scores, before their spread says anything
 
 
 @dataclass
 class Scores:
-    """Running sums over the logits of what both models scored."""
+    """Running sums over the logits of what both models scored, and what came of it."""
 
     count: int = 0
     not_finite: int = 0
+    positives: float = 0.0
     live: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))  # sum, sum of squares
     candidate: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
 
-    def add(self, live_N: NDArray[np.float64], candidate_N: NDArray[np.float64]) -> None:
+    def add(
+        self,
+        live_N: NDArray[np.float64],
+        candidate_N: NDArray[np.float64],
+        labels_N: NDArray[np.float64],
+    ) -> None:
         """Probabilities of the same examples. Those that aren't finite are counted and left out."""
         fine = np.isfinite(candidate_N)
         self.not_finite += int((~fine).sum())
@@ -34,6 +41,13 @@ class Scores:
             logits = logits_of(values)
             sums += logits.sum(), (logits**2).sum()
         self.count += int(fine.sum())
+        self.positives += float(labels_N[fine].sum())
+
+    @property
+    def happened(self) -> float:
+        """The logit of how often the label came."""
+        rate = np.array([self.positives / max(1, self.count)])
+        return float(logits_of(rate)[0])
 
 
 @dataclass(frozen=True)
@@ -93,14 +107,15 @@ def _of_scores(scores: Scores, rules: PromotionConfig) -> Iterator[str]:
         _moments(scores.live, scores),
         _moments(scores.candidate, scores),
     )
-    if abs(its - live) > rules.score_shift:
-        yield f"its mean logit is {its:.2f}, expected within {rules.score_shift} of live's {live:.2f}"
-    ratio = spread / max(live_spread, 1e-9)
-    if not 1 / rules.score_spread <= ratio <= rules.score_spread:
+    if min(abs(its - live), abs(its - scores.happened)) > rules.score_shift:
         yield (
-            f"the spread of its logits is {spread:.2f}, expected within {rules.score_spread} times of live's "
-            f"{live_spread:.2f}"
+            f"its mean logit is {its:.2f}, expected within {rules.score_shift} of live's {live:.2f} or of "
+            f"what happens, {scores.happened:.2f}"
         )
+    most = max(rules.score_spread * live_spread, _USUAL)  # live may know nothing yet
+    least = min(live_spread, _USUAL) / rules.score_spread
+    if not least <= spread <= most:
+        yield f"the spread of its logits is {spread:.2f}, expected {least:.2f} to {most:.2f}"
 
 
 def _moments(sums: NDArray[np.float64], scores: Scores) -> tuple[float, float]:

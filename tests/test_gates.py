@@ -4,13 +4,18 @@ from experiments.gates import Picks, Scores, Size, failures, logits_of
 from recsys.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()
+DRAW = np.random.default_rng(1)
 LIVE = 1 / (1 + np.exp(-np.random.default_rng(0).normal(-0.5, 1, 1_000)))
 
 
-def scores(candidate: np.ndarray) -> Scores:
+LABELS = (DRAW.random(1_000) < LIVE).astype(float)
+
+
+def scores(candidate: np.ndarray, live: np.ndarray = LIVE) -> Scores:
     its = Scores()
-    for at in range(0, len(LIVE), 100):
-        its.add(LIVE[at : at + 100], candidate[at : at + 100])
+    for at in range(0, len(live), 100):
+        here = slice(at, at + 100)
+        its.add(live[here], candidate[here], LABELS[here])
     return its
 
 
@@ -29,16 +34,22 @@ def test_one_number_that_is_none_is_enough() -> None:
 def test_inflated_scores_and_constant_ones_fail() -> None:
     inflated = 1 / (1 + np.exp(-(logits_of(LIVE) + 2)))
     (reason,) = failures(scores(inflated), RULES)
-    assert reason.startswith("its mean logit is 1.") and "expected within 1.0 of live's" in reason
+    assert (
+        reason.startswith("its mean logit is 1.") and "expected within 1.0 of live's -0.5" in reason
+    )
     (reason,) = failures(scores(np.full(1_000, LIVE.mean())), RULES)
-    assert reason.startswith("the spread of its logits is 0.00, expected within 3.0 times")
+    assert reason.startswith("the spread of its logits is 0.00, expected 0.3")
     (reason,) = failures(scores(1 / (1 + np.exp(-4 * (logits_of(LIVE) + 0.5) + 0.5))), RULES)
-    assert "spread" in reason
+    assert "the spread of its logits is 3.9" in reason
+
+
+def test_a_live_line_that_knows_nothing_yet_holds_nobody_back() -> None:
+    assert failures(scores(LIVE, np.full(1_000, 0.9)), RULES) == []
 
 
 def test_few_scores_say_nothing_of_their_spread() -> None:
     its = Scores()
-    its.add(LIVE[:100], np.full(100, 0.999))
+    its.add(LIVE[:100], np.full(100, 0.999), LABELS[:100])
     assert failures(its, RULES) == []
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from parameter_server import snapshots
+from recsys.cli.promotion_run import PromotionRun, config_of
 from recsys.consumer import readable
 from recsys.events import Impression, decode
 from recsys.records import EVENTS, SCORES, STEPS, Decision, Scores, Step
-from tests.promotion_run import PromotionRun, config_of
 from training.affected import affected
 from training.line import MAIN
 
@@ -107,7 +107,7 @@ def zeros(arrays: dict[str, Any]) -> None:
 def test_a_broken_candidate_is_given_up_and_answers_nobody(tmp_path: Path, change: Any) -> None:
     async def scenario() -> None:
         run = await warmed(tmp_path)
-        run.propose("bad", run.trained(2), change, learns=False)
+        run.propose("bad", run.trained(2), [change], learns=False)
         assert await until(run, "bad", "ended", "canary") == "ended"
         assert {line for line, _, _ in stamps(run)} == {MAIN}
         assert run.lifecycle.standings["bad"].why

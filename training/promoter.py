@@ -162,7 +162,7 @@ class Promoter:
             users = np.frombuffer(said.hit_users, np.int64)
             case.comparison.add_hits(users, (hits & 1) > 0, (hits & 2) > 0)
         pairs = pairs_of(said)
-        case.scores.add(pairs.live_N, pairs.candidate_N)
+        case.scores.add(pairs.live_N, pairs.candidate_N, pairs.labels_N)
         case.comparison.add(finite(pairs))
 
     def _read_shown(self) -> None:
