@@ -23,6 +23,9 @@ class PromotionConfig:
     # A canary: the share of users who are answered by the candidate, until so many items were shown to them.
     canary_share: float = 0.05
     canary_examples: int = 1_000
+    # Of canary and live alike, what was shown is counted so many seconds later, and what took longer isn't:
+    # quick swipes come first, so whatever began last would look worse.
+    settle_s: float = 60.0
     engagement_margin: float = 0.03  # of shown items with an engagement: how many fewer is a breach
     degraded: float = 0.05  # the share of a canary's lists that may go without its ranker
     # Sanity gates (experiments/gates.py).
@@ -50,7 +53,7 @@ class PromotionConfig:
             "recall_margin",
             "engagement_margin",
         )
-        for name in (*margins, "calibration", "degraded", "score_shift"):
+        for name in (*margins, "settle_s", "calibration", "degraded", "score_shift"):
             value = getattr(self, name)
             _check(value >= 0, name, value, "0 or more")
         for name in ("score_spread", "latency", "memory", "concentration"):

@@ -8,9 +8,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 import numpy as np
 
 from experiments import gates
@@ -21,12 +20,10 @@ from experiments.promotion import Evidence, Hold, Promote, Rollback, judge
 from experiments.served import ServedRates
 from parameter_server import snapshots
 from recsys.config import Config
-from recsys.consumer import UNREADABLE, Consumer
+from recsys.consumer import UNREADABLE
 from recsys.features import FeatureSet
-from recsys.hashing import Id, key_of
 from recsys.log import Log
 from recsys.records import (
-    EXAMPLES,
     SCORES,
     STEPS,
     Candidate,
@@ -38,20 +35,11 @@ from recsys.records import (
     Wish,
     unpack,
 )
+from training.canary_shown import Shown
 from training.line import MAIN
 
 _READ: Final = 500
 _APPROVE, _ROLLBACK = "approve", "rollback"
-
-
-class _Shown(msgspec.Struct):
-    """What is read of an example while a canary answers."""
-
-    user_id: Id
-    labels: list[float]
-    served_by: str = ""
-    correction: bool = False
-    predicted: bytes = b""
 
 
 @dataclass
@@ -81,8 +69,7 @@ class Promoter:
         self._approved: set[str] = set()
         self._wishes: list[Wish] = []
         self._scores = log.begin(SCORES, 0)
-        self._examples: Consumer | None = None
-        self._shown_of = ""  # the canary whose examples are read
+        self._shown: Shown | None = None  # what the canary that answers now has shown
 
     # --- folding ---
 
@@ -166,37 +153,16 @@ class Promoter:
         case.comparison.add(finite(pairs))
 
     def _read_shown(self) -> None:
-        """What viewers do with the canary's lists, from the moment on in which it began."""
+        """What viewers do with the canary's lists and with live's, from its first on."""
         canary = self.lifecycle.canary
         if canary is None:
-            self._examples, self._shown_of = None, ""
+            self._shown = None
             return
-        if self._examples is None or self._shown_of != canary.line:
-            partitions = list(range(self._log.partitions(EXAMPLES)))
-            self._examples, self._shown_of = Consumer(self._log, EXAMPLES, partitions), canary.line
-            case = self.cases[canary.line]
-            case.served = ServedRates(self._labels, self._rules.alpha, self._rules.canary_examples)
-        served = self.cases[canary.line].served
-        assert served is not None
-        while records := self._examples.poll(_READ):
-            rows = [row for _, record in records if (row := self._row(record.value, canary))]
-            if rows:
-                users, ours, labels, ranked = zip(*rows, strict=True)
-                served.add(
-                    np.array(users, np.int64), np.array(ours), np.array(labels), np.array(ranked)
-                )
-
-    def _row(self, value: bytes, canary: Standing) -> tuple[Any, ...] | None:
-        try:
-            shown = _shown.decode(value)
-        except UNREADABLE:
-            return None
-        ours = shown.served_by == f"{canary.line}/0"
-        theirs = shown.served_by == f"{MAIN}/{self._epoch}"
-        if shown.correction or not (ours or theirs):
-            return None
-        labels = shown.labels[: len(self._labels)]
-        return key_of("user", shown.user_id), ours, labels, bool(shown.predicted)
+        if self._shown is None or self._shown.canary != canary.line:
+            live = f"{MAIN}/{self._epoch}"
+            self._shown = Shown(self._log, canary, live, self._labels, self._rules)
+            self.cases[canary.line].served = self._shown.rates
+        self._shown.read()
 
     # --- deciding ---
 
@@ -373,6 +339,3 @@ def _picks(figures: dict[str, float]) -> gates.Picks | None:
     if "picks" not in figures or "live_picks" not in figures:
         return None
     return gates.Picks(figures["live_picks"], figures["picks"], int(figures.get("pickers", 0)))
-
-
-_shown = msgspec.msgpack.Decoder(_Shown)
