@@ -157,8 +157,8 @@ def _holes(files: Sequence[Held], asked: Range) -> Iterator[str]:
     for a, b in pairwise(files):
         if a.partition != b.partition or b.first == a.last + 1:
             continue
-        first, last = hour_of(a.path) * HOUR_MS, (hour_of(b.path) + 1) * HOUR_MS
-        if first < asked.until_ms and last > (asked.from_ms or 0):
+        last = (hour_of(b.path) + 1) * HOUR_MS
+        if _last_ms(a) < asked.until_ms and last > (asked.from_ms or 0):
             yield (
                 f"examples {a.last + 1} to {b.first - 1} of partition {a.partition} are missing, between "
                 f"{'/'.join(a.path.parts[-3:])} and {'/'.join(b.path.parts[-3:])}: bring the files back, "
