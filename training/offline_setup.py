@@ -15,7 +15,6 @@ from recsys.blueprint import build_model
 from recsys.config import ModelConfig, TableConfig
 from recsys.features import FeatureSet
 from recsys.model import tables_of
-from training.jagged import keyed_jagged
 from training.learner import Learner
 from training.offline_loop import Blocks
 from training.offline_tables import OwnTable, RowTable, started_from
@@ -132,8 +131,9 @@ def trainer_of(
     )
     if ancestor:
         dense.load(ancestor.dense)
-    learner = Learner(network, keyed_jagged)
-    return OfflineTrainer(learner, rows, vocabularies, dense, lanes, rank, workers, exchange)
+    return OfflineTrainer(
+        Learner(network), rows, vocabularies, dense, lanes, rank, workers, exchange
+    )
 
 
 def table_maker(name: str) -> MakeTable:
