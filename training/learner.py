@@ -71,13 +71,14 @@ class Learner:
         """Arrays of a lane's examples. Raises UnknownFeatureSet where they were served with another set."""
         batch = self._batch([_features(e, self.features.digest) for e in examples])
         labels = np.array([e.labels for e in examples], np.float32)
-        return Lane(
-            batch,
-            self._lookup(batch),
-            labels,
-            np.array([e.watch_ms for e in examples], np.float32),
-            told(examples, labels),
-        )
+        watch_ms = np.array([e.watch_ms for e in examples], np.float32)
+        return self.lane_of(batch, labels, watch_ms, told(examples, labels))
+
+    def lane_of(self, batch: Batch, labels_BK: Floats, watch_ms_B: Floats, its: Told) -> Lane:
+        """A lane of examples that are arrays already."""
+        if self._jagged:
+            batch = replace(batch, sparse=self._jagged(batch.sparse))
+        return Lane(batch, self._lookup(batch), labels_BK, watch_ms_B, its)
 
     def _lookup(self, batch: Batch) -> Lookup:
         """Which rows a batch learns: without a history, nothing is learned of users' and items' vectors."""
@@ -95,7 +96,7 @@ class Learner:
             return np.frombuffer(joined, kind).reshape(size, *shape)
 
         length = features.history_length
-        batch = assemble(
+        return assemble(
             features,
             column("user_keys", np.int64, features.user_columns),
             column("item_keys", np.int64, features.item_columns),
@@ -103,7 +104,6 @@ class Learner:
             column("outcomes", np.float32, length, features.outcomes),
             column("dense", np.float32, self.model.ranker.shape.dense),
         )
-        return replace(batch, sparse=self._jagged(batch.sparse)) if self._jagged else batch
 
     def learn(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Learned:
         """Predicts, then returns the gradients. ``rows[table]`` are those of ``lane.lookup.keys``."""
@@ -126,6 +126,14 @@ class Learner:
             self.model.dense_gradient(),
             self._metrics(lane, self._judged(lane, losses_BL, logits_BL, wanted), probabilities),
         )
+
+    def predict(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Floats:
+        """The probabilities (B, L) alone, of the same rows and dense parameters that ``learn`` takes."""
+        self.model.write_dense(dense)
+        with torch.no_grad():
+            its = padded(rows["features"]).to(self._device)
+            out: Floats = torch.sigmoid(self.model.rank(lane.batch, lane.lookup, its)).cpu().numpy()
+        return out
 
     def _output_weights(self, lane: Lane) -> torch.Tensor:
         """The first label counts fully, the others and watch time by the side weight."""

@@ -130,7 +130,28 @@ def told(examples: Sequence[Lesson], labels_BK: Floats) -> Told:
         e.previous if again else [0.0] * labels for e, again in zip(examples, again_B1, strict=True)
     ]
     new_BK = labels_BK > np.array(previous, np.float32)
+    return _told(labels_BK, kept_B1, arrived_BK, again_B1, sampled_out_B1, new_BK)
 
+
+def told_once(labels_BK: Floats, kept_B: Floats, arrived_BK: Floats) -> Told:
+    """What the labels of examples tell of which each is met once: there are no corrections among them, as
+    theirs are in the labels already. ``arrived_BK`` is 1 where a label is final."""
+    size, labels = labels_BK.shape
+    if (kept_B == 1.0).all() and (arrived_BK == 1.0).all():
+        ones = np.ones((size, labels + 1), np.float32)
+        return Told(ones, labels_BK[:, 0], np.ones(size, bool), ones[:, 0], labels_BK)
+    never_B1 = np.zeros((size, 1), np.bool_)
+    return _told(labels_BK, kept_B[:, None], arrived_BK, never_B1, never_B1, labels_BK > 0)
+
+
+def _told(
+    labels_BK: Floats,
+    kept_B1: Floats,
+    arrived_BK: Floats,
+    again_B1: NDArray[np.bool_],
+    sampled_out_B1: NDArray[np.bool_],
+    new_BK: NDArray[np.bool_],
+) -> Told:
     negative_B1 = ~labels_BK.any(1, keepdims=True)
     first_BK = np.where((labels_BK > 0) | negative_B1, 1.0, kept_B1)
     weights_BK = np.where(again_B1, new_BK & (arrived_BK > 0), first_BK)
@@ -150,7 +171,7 @@ def told(examples: Sequence[Lesson], labels_BK: Floats) -> Told:
         Seen(
             torch.from_numpy(np.log(share_BL)),
             torch.from_numpy(log_open_BL),
-            torch.from_numpy(_wider(np.log(kept_B1).repeat(labels, 1), 0.0)),
+            torch.from_numpy(_wider(np.log(kept_B1).repeat(labels_BK.shape[1], 1), 0.0)),
             torch.from_numpy(_wider(undone_BK, 0.0)),
         ),
     )

@@ -102,7 +102,7 @@ def replay_with(
     contexts = dataset.schema.names("context", CATEGORICAL)
     recorder = Recorder(dataset.schema.labels, contexts[0] if contexts else None)
     player.on_scored = recorder.scored
-    for event in progress(_with_warm_up(player, dataset, options)):
+    for event in progress(with_warm_up(player, dataset, options)):
         if options.until_step is not None and not isinstance(event, Item | User):
             player.advance(event.time_ms)
             if loop.sequencer.done:
@@ -138,7 +138,7 @@ def _learn_the_rest(player: Player, until_step: int) -> None:
         )
 
 
-def _with_warm_up(player: Player, dataset: Dataset, options: ReplayOptions) -> Iterator[Event]:
+def with_warm_up(player: Player, dataset: Dataset, options: ReplayOptions) -> Iterator[Event]:
     """The events to play; what is from before the log is folded, and not learned from, on the way."""
     warm = not options.warm_up
     for event in dataset.events(options.from_ms, options.until_ms):
@@ -161,7 +161,7 @@ def _parse_version(text: str | None) -> int | None:
     return int(step)
 
 
-def _parse_time(text: str | None, utc_offset_h: float) -> int | None:
+def parse_time(text: str | None, utc_offset_h: float) -> int | None:
     """Epoch milliseconds or ISO time; a time without a zone is in the data set's."""
     if text is None:
         return None
@@ -221,10 +221,10 @@ def replay(
         zone = dataset.utc_offset_h
         options = ReplayOptions(
             ModelConfig(features=features).features,
-            _parse_time(frozen_after, zone),
+            parse_time(frozen_after, zone),
             int(sync_every * 1000),
-            _parse_time(from_, zone),
-            _parse_time(until, zone),
+            parse_time(from_, zone),
+            parse_time(until, zone),
             _warms_up(warm_up, through_broker),
             step_examples,
             step_every,

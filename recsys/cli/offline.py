@@ -1,0 +1,359 @@
+"""`recsys offline`: trains a candidate from an archive or a data set, in this process or on a Ray cluster.
+
+What it does is told in docs/offline.md. The same command finds what it began before, and goes on.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import typer
+
+from recsys.config import Config
+
+_WORK: Final = ".work"  # within the registry, which all nodes reach
+_LINE_EVERY_S: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command's options. Times are as they were typed: a data set has a zone of its own."""
+
+    data: Path
+    registry: Path
+    until: str
+    from_: str | None = None
+    epochs: int = 3
+    workers: int = 1
+    cpus: float = 1.0
+    features: str = ""
+    state: Path | None = None
+    config: str = "laptop"
+    init: str | None = None
+    step_examples: int = 256
+    checkpoint_every: int = 500
+    tables: str = "torchrec"
+    allow_gaps: bool = False
+
+
+def offline(
+    data: Annotated[Path, typer.Option(help="The archive of a system, or a data set's folder.")],
+    until: Annotated[str, typer.Option(help="Event time to learn up to, e.g. 2026-11-25T00:00.")],
+    registry: Annotated[Path, typer.Option(help="The folder that the candidate goes to.")] = Path(
+        "registry"
+    ),
+    from_: Annotated[
+        str | None, typer.Option("--from", help="Event time to begin at; the beginning without.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="At most; the last day says when to stop.")] = 3,
+    workers: Annotated[
+        int, typer.Option(help="Of Ray Train; 0: in this process, without Ray.")
+    ] = 1,
+    cpus_per_worker: Annotated[float, typer.Option(help="What Ray books for each.")] = 1.0,
+    features: Annotated[
+        str, typer.Option(help="ids, ids+history or all; that of the state folder without.")
+    ] = "",
+    state: Annotated[
+        Path | None, typer.Option(help="Take configuration and feature set from this system.")
+    ] = None,
+    config: Annotated[str, typer.Option(help="laptop, cluster, or a YAML file.")] = "laptop",
+    init: Annotated[
+        str | None,
+        typer.Option(help="Start from this candidate, or from a line's folder of snapshots."),
+    ] = None,
+    step_examples: Annotated[int, typer.Option(help="Examples of a step.")] = 256,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
+    tables: Annotated[str, typer.Option(help="torchrec, or own: the shards' tables.")] = "torchrec",
+    allow_gaps: Annotated[
+        bool, typer.Option("--allow-gaps", help="Learn although examples are missing.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="The closing table as JSON.")] = False,
+) -> None:
+    """Trains a candidate: several epochs where they help, as the last day says. A killed one goes on."""
+    asked = Asked(
+        data, registry, until, from_, epochs, workers, cpus_per_worker, features, state, config, init,
+        step_examples, checkpoint_every, tables, allow_gaps,
+    )  # fmt: skip
+    try:
+        done = run(asked)
+    except (ValueError, RuntimeError) as error:
+        typer.secho(f"recsys: {error}", fg="red", err=True)
+        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from error
+    if json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(done), indent=2))
+    else:
+        print_done(done)
+
+
+def run(asked: Asked) -> dict[str, Any]:
+    """Trains what was asked for; returns the closing table. Raises ValueError for bad input."""
+    from training import offline_job as jobs
+
+    _check(asked)
+    started = time.monotonic()
+    work = asked.registry.resolve() / _WORK
+    folder = _begun(asked, work)
+    with jobs.locked(folder):
+        job = jobs.read_job(folder)
+        stood = jobs.stands(job)
+        if not stood:
+            jobs.prepare(folder)
+            if asked.workers:
+                _on_ray(folder, asked)
+            else:
+                jobs.learn(folder, tell=Told())
+            if not jobs.stands(job):
+                raise RuntimeError(f"the job ended without a candidate; see {folder}/ray")
+        jobs.tidy(folder)
+    return summary(asked.registry, job.name, time.monotonic() - started, stood)
+
+
+def _check(asked: Asked) -> None:
+    for name, value in (("epochs", asked.epochs), ("step-examples", asked.step_examples),
+                        ("checkpoint-every", asked.checkpoint_every)):  # fmt: skip
+        if value < 1:
+            raise ValueError(f"--{name} is {value}, expected 1 or more")
+    if asked.workers < 0 or asked.cpus <= 0:
+        raise ValueError(
+            f"--workers is {asked.workers} and --cpus-per-worker {asked.cpus}, expected 0 or more and more "
+            "than 0"
+        )
+    if asked.tables not in ("torchrec", "own"):
+        raise ValueError(f"--tables is {asked.tables!r}, expected 'torchrec' or 'own'")
+    if not asked.data.is_dir():
+        raise ValueError(f"--data is {asked.data}, and there is no such folder")
+
+
+def _begun(asked: Asked, work: Path) -> Path:
+    """The job's folder, its examples cached."""
+    from training import offline_job as jobs
+    from training.offline_archive import is_archive
+    from training.offline_loop import Plan
+    from training.registry import new_name
+
+    config = _config(asked)
+    prepare = _from_archive if is_archive(asked.data) else _from_dataset
+    features, cache, keeps = prepare(asked, config, work)
+    now_ms = int(time.time() * 1000)
+    job = jobs.Job(
+        registry=str(asked.registry.resolve()),
+        cache=str(cache.folder),
+        features=features,
+        model=replace(config.model, features=features.kind),
+        lanes=config.step.lanes,
+        plan=Plan(
+            last=cache.about.last, epochs=asked.epochs, step_examples=asked.step_examples,
+            checkpoint_every=asked.checkpoint_every, seed=config.model.seed,
+        ),
+        shards=config.parameter_server.shards,
+        delta_format=config.parameter_server.delta_format,
+        tables=asked.tables,
+        init=_init(asked),
+        keeps_cache=keeps,
+        name=new_name("offline", now_ms),
+        made_ms=now_ms,
+        code=code(),
+    )  # fmt: skip
+    for gap in cache.about.gaps:
+        typer.secho(f"recsys: learning without: {gap}", fg="yellow", err=True)
+    return jobs.begin(work, job)
+
+
+def _config(asked: Asked) -> Config:
+    """The configuration of a system's state folder, or the one that was named."""
+    from recsys.cli import plan as plans
+    from recsys.settings import load
+
+    if asked.state is not None:
+        try:
+            return plans.read(asked.state)[0]
+        except FileNotFoundError:
+            pass  # copied without its run/, or never started: the configuration says
+        return replace(load(asked.config), state=str(asked.state))
+    return load(asked.config)
+
+
+def _from_archive(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, bool]:
+    from recsys.blueprint import FILE, feature_set
+    from recsys.cli.replay import parse_time
+    from recsys.feature_builder import FeatureBuilder
+    from training import offline_archive as archives
+    from training import offline_job as jobs
+
+    beside = asked.data.resolve().parent
+    if asked.state is None and (beside / FILE).exists():
+        config = replace(config, state=str(beside))
+    features = feature_set(config)
+    if asked.features:
+        features = replace(features, kind=asked.features)
+    until_ms, from_ms = parse_time(asked.until, 0.0), parse_time(asked.from_, 0.0)
+    assert until_ms is not None
+    span = archives.Range(until_ms, from_ms)
+    horizon_ms = int(config.join.horizon_s * 1000)
+    key = jobs.key_of_data(
+        archives.fingerprint(asked.data, span), features, config.join, asked.allow_gaps
+    )
+    dense = FeatureBuilder(features).dense_width
+
+    def make(folder: Path) -> Any:
+        return archives.cache_archive(
+            asked.data, folder, features, dense, horizon_ms, span, asked.allow_gaps
+        )
+
+    with jobs.locked(work / "examples"):
+        return features, jobs.cached(work, key, make), False
+
+
+def _from_dataset(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, bool]:
+    from recsys.blueprint import feature_set
+    from recsys.cli.offline_play import cache_dataset
+    from recsys.cli.replay import ReplayOptions, config_for, parse_time
+    from recsys.cli.replay_report import with_bar
+    from recsys.datasets.open import open_dataset
+    from recsys.features import FeatureSet
+    from training import offline_job as jobs
+
+    dataset = open_dataset(asked.data)
+    kind = asked.features or ("all" if asked.state is None else feature_set(config).kind)
+    features = FeatureSet(dataset.schema, kind, config.sessions.history)
+    if asked.state is not None and not asked.features:
+        features = feature_set(config)
+    zone = dataset.utc_offset_h
+    until_ms, from_ms = parse_time(asked.until, zone), parse_time(asked.from_, zone)
+    assert until_ms is not None
+    played = config_for(dataset, ReplayOptions(features.kind), config)
+    files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(asked.data.glob("*"))]
+    key = jobs.key_of_data(repr((asked.data.resolve().as_posix(), files, from_ms, until_ms)),
+                           features, played.join, False)  # fmt: skip
+
+    def make(folder: Path) -> Any:
+        return cache_dataset(dataset, folder, features, played, from_ms, until_ms, with_bar)
+
+    with jobs.locked(work / "examples"):
+        return features, jobs.cached(work, key, make), True
+
+
+def _init(asked: Asked) -> tuple[str, str, str] | None:
+    """Folder, line and version of the snapshot to start from."""
+    from training.registry import Registry
+
+    if asked.init is None:
+        return None
+    if asked.init in Registry(asked.registry).names():
+        return str(asked.registry.resolve()), asked.init, ""
+    path = Path(asked.init).resolve()
+    if not path.is_dir():
+        there = ", ".join(Registry(asked.registry).names()) or "none"
+        raise ValueError(
+            f"--init is {asked.init!r}, neither a candidate in {asked.registry} (there is {there}) nor a "
+            "folder of a line's snapshots"
+        )
+    if any(path.glob("part-*")):
+        return str(path.parent.parent), path.parent.name, path.name
+    return str(path.parent), path.name, ""
+
+
+def _on_ray(folder: Path, asked: Asked) -> None:
+    """On the cluster that the environment names, as `ray job submit` has it; else on a Ray of our own."""
+    import os
+
+    ours = not os.environ.get("RAY_ADDRESS")
+    if ours:  # read when Ray is imported
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    root = str(Path(__file__).parents[2])
+    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+    options: dict[str, Any] = {"log_to_driver": False}
+    if ours:
+        options |= {
+            "num_cpus": max(1, round(asked.workers * asked.cpus)), "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1", "runtime_env": {"env_vars": {"PYTHONPATH": paths}},
+        }  # fmt: skip
+    owns = not ray.is_initialized()
+    if owns:
+        ray.init(**options)
+    try:
+        from training.ray_offline import fit
+
+        fit(folder, asked.workers, asked.cpus)
+    finally:
+        if owns:
+            ray.shutdown()
+
+
+class Told:
+    """A line on a terminal about how it goes, at most one a second."""
+
+    def __init__(self) -> None:
+        self._next, self._started = 0.0, time.monotonic()
+
+    def __call__(self, place: Any, sums: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if now < self._next or not sys.stderr.isatty():
+            return
+        self._next = now + _LINE_EVERY_S
+        rate = place.learned / max(1e-9, now - self._started)
+        text = (
+            f"{place.stage}, epoch {place.epoch}: {place.learned:,} learned, {rate:,.0f} a second"
+        )
+        typer.echo(f"\r\x1b[K{text}", nl=False, err=True)
+
+
+def code() -> str:
+    """The version, and the commit where this is a checkout."""
+    try:
+        ours = version("recsys-swipe")
+    except PackageNotFoundError:
+        ours = "unknown"
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return ours
+    return f"{ours}+{done.stdout.strip()}" if done.returncode == 0 else ours
+
+
+def summary(registry: Path, name: str, seconds: float, stood: bool) -> dict[str, Any]:
+    """The closing table."""
+    from training.registry import Registry, iso
+
+    its = Registry(registry).provenance(name)
+    return {
+        "candidate": name,
+        "stood already": stood,
+        "learned": f"{iso(its.from_ms)} to {iso(its.until_ms)}",
+        "examples": its.examples,
+        "epochs": its.epochs,
+        "last day, held out": {
+            "log loss": its.metrics.get("last_day.log_loss"),
+            "AUC": its.metrics.get("last_day.auc"),
+        },
+        "last day, as it was learned": {
+            "log loss": its.metrics.get("prequential.log_loss"),
+            "AUC": its.metrics.get("prequential.auc"),
+        },
+        "seconds": round(seconds, 1),
+    }
+
+
+def print_done(done: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in done.items():
+        if isinstance(value, dict):
+            value = (
+                ", ".join(f"{k} {v:.4f}" for k, v in value.items() if v is not None) or "unknown"
+            )
+        table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool)
+                      else str(value))  # fmt: skip
+    Console().print(table)

@@ -1,0 +1,98 @@
+"""The examples of a data set for an offline job: the server is played over it, as for `recsys replay`."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from parameter_server.deltas import StepDelta
+from recsys.cli.player import Player
+from recsys.cli.replay import ReplayOptions, with_warm_up
+from recsys.config import Config
+from recsys.datasets.source import Dataset
+from recsys.events import Engagement, Event, Impression
+from recsys.features import FeatureSet
+from recsys.hashing import partition_of
+from recsys.records import Example
+from training.joiner import Joiner
+from training.offline_cache import Cache, CacheWriter
+
+Progress = Callable[[Iterator[Event]], Iterator[Event]]
+_AT_ONCE = 1_024
+
+
+@dataclass
+class JoinLoop:
+    """What stands behind the log, without a trainer: events in, examples to a cache. It learns nothing."""
+
+    config: Config
+    labels: tuple[str, ...]
+    writer: CacheWriter
+    joiners: list[Joiner] = field(init=False)
+
+    def __post_init__(self) -> None:
+        partitions = range(self.config.log.partitions)
+        self.joiners = [Joiner(p, self.labels, self.config.join) for p in partitions]
+        self._offsets = [0] * len(self.joiners)
+        self._waiting: list[Example] = []
+        self._times: list[int] = []
+        self._now_ms = 0
+
+    def advance(self, now_ms: int) -> list[StepDelta]:
+        """Nothing is learned, so no delta comes."""
+        return []
+
+    def append(self, event: Event) -> None:
+        """An event reaches the joiner of its partition."""
+        if not isinstance(event, Impression | Engagement):
+            return
+        partition = partition_of(event.user_id, len(self.joiners))
+        offset = self._offsets[partition]
+        self._offsets[partition] += 1
+        for example in self.joiners[partition].feed(offset, event):
+            assert isinstance(example, Example), "nobody is forgotten in a data set"
+            self._now_ms = max(self._now_ms, example.closed_ms)
+            self._waiting.append(example)
+            self._times.append(self._now_ms)
+        if len(self._waiting) >= _AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        self.writer.add(self._waiting, self._times)
+        self._waiting, self._times = [], []
+
+
+class _Unscored(Player):
+    """A player that scores nothing: there is no model yet."""
+
+    def flush(self) -> None:
+        self._waiting.clear()
+
+
+def cache_dataset(
+    dataset: Dataset,
+    folder: Path,
+    features: FeatureSet,
+    config: Config,
+    from_ms: int | None,
+    until_ms: int,
+    progress: Progress,
+) -> Cache:
+    """Plays a data set until a time and caches the examples that it gave. ``config``: ``replay.config_for``.
+
+    Examples of impressions before ``from_ms`` aren't made, but what is known from before the log warms
+    sessions and counters up.
+    """
+    from recsys.feature_builder import FeatureBuilder
+
+    dense = FeatureBuilder(features).dense_width
+    horizon_ms = int(config.join.horizon_s * 1000)
+    writer = CacheWriter(folder, features, dense, horizon_ms, until_ms)
+    loop = JoinLoop(config, features.schema.labels, writer)
+    player = _Unscored(features, config, loop)
+    options = ReplayOptions(features.kind, from_ms=from_ms, until_ms=until_ms)
+    for event in progress(with_warm_up(player, dataset, options)):
+        player.play(event)
+    player.finish()
+    loop.flush()
+    return writer.close(from_ms)

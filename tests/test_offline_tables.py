@@ -1,0 +1,118 @@
+"""Both tables learn the same, whichever holds the rows."""
+
+import numpy as np
+import pytest
+
+from parameter_server.lanes import RowGradients
+from parameter_server.rows import initial_rows
+from recsys.config import TableConfig
+from training.offline_tables import OwnTable, RowTable, started_from
+from training.offline_vocabulary import Counter, Sightings, Vocabulary, merged, vocabulary_of
+
+CONFIG = TableConfig("videos", 17, 0.05, 0.01)
+KEYS = np.arange(2, 202, dtype=np.int64) * 7
+VOCABULARY = Vocabulary(KEYS, np.arange(200, dtype=np.int64))
+
+
+def torchrec_table(*args: object) -> RowTable:
+    from training.offline_torchrec import TorchrecTable  # two seconds
+
+    return TorchrecTable(*args)  # type: ignore[arg-type]
+
+
+both = pytest.mark.parametrize(
+    "made", [OwnTable, pytest.param(torchrec_table, marks=pytest.mark.slow)]
+)
+
+
+def gradients(step: int) -> RowGradients:
+    draw = np.random.default_rng(step)
+    keys = draw.choice(KEYS, 40, replace=False)
+    return RowGradients(keys, draw.normal(size=(40, 17)).astype(np.float32), np.ones(40, np.int32))
+
+
+@both
+def test_a_key_without_a_row_reads_its_initial_value_and_learns_nothing(made) -> None:
+    table = made(CONFIG, VOCABULARY, 3)
+    keys = np.array([14, 5], np.int64)
+    assert np.array_equal(table.lookup(keys), initial_rows(CONFIG, 3, keys))
+    ones = RowGradients(keys, np.ones((2, 17), np.float32), np.ones(2, np.int32))
+    assert table.learn(ones) == 0
+    moved = np.abs(table.lookup(keys) - initial_rows(CONFIG, 3, keys)).max(1)
+    assert moved[0] > 0 and moved[1] == 0
+
+
+@both
+def test_what_is_not_finite_or_beyond_the_bound_is_refused(made) -> None:
+    table = made(CONFIG, VOCABULARY, 3)
+    bad = np.zeros((3, 17), np.float32)
+    bad[0, 4], bad[1, 2], bad[2, 0] = np.nan, 1e6, 1.0
+    assert table.learn(RowGradients(KEYS[:3], bad, np.ones(3, np.int32))) == 2
+    moved = np.abs(table.lookup(KEYS[:3]) - initial_rows(CONFIG, 3, KEYS[:3])).max(1) > 0
+    assert moved.tolist() == [False, False, True]
+
+
+@both
+def test_an_export_is_all_there_is(made) -> None:
+    table, again = made(CONFIG, VOCABULARY, 3), made(CONFIG, VOCABULARY, 3)
+    for step in range(5):
+        table.learn(gradients(step))
+    again.load(table.export())
+    for step in range(5, 10):
+        table.learn(gradients(step))
+        again.learn(gradients(step))
+    for name, column in table.export().items():
+        assert np.array_equal(column, again.export()[name]), name
+
+
+@pytest.mark.slow
+def test_torchrec_learns_what_our_tables_learn() -> None:
+    ours, theirs = OwnTable(CONFIG, VOCABULARY, 3), torchrec_table(CONFIG, VOCABULARY, 3)
+    for step in range(200):
+        ours.learn(gradients(step))
+        theirs.learn(gradients(step))
+    mine, other = ours.export(), theirs.export()
+    for name in ("values", "accumulator"):
+        assert np.abs(mine[name] - other[name]).max() <= 1e-5 * np.abs(other[name]).max()
+
+
+def test_rows_go_on_from_a_snapshot() -> None:
+    before = {
+        "keys": np.array([21, 999, 14], np.int64),
+        "values": np.arange(51, dtype=np.float32).reshape(3, 17),
+        "accumulator": np.array([1, 2, 3], np.float32),
+    }
+    columns = started_from(CONFIG, VOCABULARY, 3, before)
+    assert columns["accumulator"][:3].tolist() == [3, 1, 0]
+    assert np.array_equal(columns["values"][0], before["values"][2])
+
+
+def seen(*keys_counts_times: tuple[int, int, int]) -> Sightings:
+    counter = Counter(["videos"], merge_every=2)
+    for key, count, time_ms in keys_counts_times:
+        counter.see("videos", np.array([key], np.int64), np.array([count], np.int32), time_ms)
+    return counter.sightings()["videos"]
+
+
+def test_who_gets_a_row() -> None:
+    found = seen((5, 1, 10), (9, 2, 20), (5, 1, 30), (7, 1, 40), (9, 1, 15))
+    assert found.keys.tolist() == [5, 7, 9] and found.counts.tolist() == [2, 1, 3]
+    assert found.last_ms.tolist() == [30, 40, 20]
+    none = np.empty(0, np.int64)
+    admitted = vocabulary_of(TableConfig("videos", 4, 0.1, admit_after=2), found, None, 1, none)
+    assert admitted.keys.tolist() == [5, 9] and admitted.used_ms.tolist() == [30, 20]
+    before = Vocabulary(np.array([1, 7], np.int64), np.array([3, 90], np.int64))
+    its = vocabulary_of(TableConfig("videos", 4, 0.1, admit_after=2), found, before, 1, none)
+    assert its.keys.tolist() == [1, 5, 7, 9] and its.used_ms.tolist() == [3, 30, 90, 20]
+    gone = vocabulary_of(TableConfig("videos", 4, 0.1), found, before, 1, np.array([1, 7]))
+    assert gone.keys.tolist() == [5, 7, 9], "7 came back after it was forgotten"
+
+
+def test_rows_past_their_time_or_the_budget_get_none() -> None:
+    found = merged([seen((key, 1, 1000 * key)) for key in range(1, 101)])
+    none = np.empty(0, np.int64)
+    lives = vocabulary_of(TableConfig("videos", 4, 0.1, ttl_s=10), found, None, 1, none)
+    assert lives.keys.tolist() == list(range(90, 101))
+    tight = TableConfig("videos", 4, 0.1, budget_mb=0.001)
+    few = vocabulary_of(tight, found, None, 2, none)
+    assert 0 < len(few) < 100 and few.keys[-1] == 100 and (np.diff(few.keys) == 1).all()

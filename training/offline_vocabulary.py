@@ -1,0 +1,116 @@
+"""Which keys get rows of their own in offline training: those of its range, seen as often as admission asks.
+
+What an online line finds out as it goes (who has been seen often enough, who was used when), a job that has
+its range before it counts exactly, once. An id that isn't in the vocabulary reads its initial value and
+learns nothing, as online before it is admitted.
+
+Legend: N keys asked for, R rows.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parameter_server.routing import Keys
+from parameter_server.rows import rows_within
+from recsys.config import TableConfig
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The keys of one table, ascending (R,), and when each was used last (R,)."""
+
+    keys: Keys
+    used_ms: Counts
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def find(self, keys: Keys) -> Keys:
+        """The row of each key (N,), -1 where it has none."""
+        if not len(self.keys):
+            return np.full(len(keys), -1, np.int64)
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[at] == keys, at, -1)
+
+
+@dataclass(frozen=True)
+class Sightings:
+    """How often keys were seen as features of examples, and when last: keys ascending."""
+
+    keys: Keys
+    counts: Counts
+    last_ms: Counts
+
+    @staticmethod
+    def none() -> "Sightings":
+        empty = np.empty(0, np.int64)
+        return Sightings(empty, empty, empty)
+
+
+class Counter:
+    """Counts the keys of all tables over batches. Merges now and then, so memory follows the keys."""
+
+    def __init__(self, tables: Iterable[str], merge_every: int = 64) -> None:
+        self._seen = {name: [Sightings.none()] for name in tables}
+        self._every = merge_every
+
+    def see(self, table: str, keys: Keys, counts: NDArray[np.int32], time_ms: int) -> None:
+        """Distinct keys of a batch, and the examples behind each."""
+        waiting = self._seen[table]
+        waiting.append(
+            Sightings(keys, counts.astype(np.int64), np.full(len(keys), time_ms, np.int64))
+        )
+        if len(waiting) > self._every:
+            waiting[:] = [merged(waiting)]
+
+    def sightings(self) -> dict[str, Sightings]:
+        """What was seen, by table."""
+        return {name: merged(waiting) for name, waiting in self._seen.items()}
+
+
+def merged(parts: Sequence[Sightings]) -> Sightings:
+    """Sightings of several batches as one: counts are added, the last time stands."""
+    keys, at = np.unique(np.concatenate([part.keys for part in parts]), return_inverse=True)
+    counts, last_ms = np.zeros(len(keys), np.int64), np.zeros(len(keys), np.int64)
+    np.add.at(counts, at, np.concatenate([part.counts for part in parts]))
+    np.maximum.at(last_ms, at, np.concatenate([part.last_ms for part in parts]))
+    return Sightings(keys, counts, last_ms)
+
+
+def vocabulary_of(
+    config: TableConfig,
+    seen: Sightings,
+    before: Vocabulary | None,
+    shards: int,
+    forgotten: Keys,
+) -> Vocabulary:
+    """Who gets a row: seen ``admit_after`` times, or in the ancestor's table ``before``; not past its
+    time-to-live at the end; of more than ``shards`` budgets hold, those used last. ``forgotten`` keys get
+    one only where they were seen again."""
+    known = np.empty(0, np.int64) if before is None else before.keys
+    used = np.empty(0, np.int64) if before is None else before.used_ms
+    stays = ~np.isin(known, forgotten)
+    old = Sightings(known[stays], np.full(int(stays.sum()), config.admit_after), used[stays])
+    both = merged([seen, old])
+    keeps = both.counts >= config.admit_after
+    if config.ttl_s and len(both.last_ms):
+        keeps &= both.last_ms >= both.last_ms.max() - 1000 * config.ttl_s
+    keys, last_ms = both.keys[keeps], both.last_ms[keeps]
+    limit = shards * rows_within(config.budget_mb, config.dim)
+    if limit and len(keys) > limit:
+        newest = np.sort(np.lexsort((keys, -last_ms))[:limit])
+        keys, last_ms = keys[newest], last_ms[newest]
+    return Vocabulary(keys, last_ms)
+
+
+def rows_before(arrays: Sequence[Mapping[str, NDArray[np.int64]]], table: str) -> Vocabulary:
+    """The keys of a table in a snapshot's parts, ascending."""
+    keys = np.concatenate([part[f"table/{table}/keys"] for part in arrays])
+    used = np.concatenate([part[f"table/{table}/used_ms"] for part in arrays])
+    order = np.argsort(keys)
+    return Vocabulary(keys[order], used[order])
