@@ -1,4 +1,4 @@
-"""What a canary and live have shown since it began to answer, and what viewers did with it, by ``examples``."""
+"""What a canary and live have shown since it began to answer, and what viewers did with it."""
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
