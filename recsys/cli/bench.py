@@ -55,6 +55,20 @@ def table(
 
 
 @bench.command()
+def shadow(
+    lists: Annotated[int, typer.Option(min=400, help="Lists that are looked at.")] = 4_000,
+    share: Annotated[float, typer.Option(help="Of the stream that candidates score.")] = 0.25,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """What judging a candidate costs, beside training."""
+    from recsys.cli.bench_shadow import measure_shadow
+
+    measured = measure_shadow(lists, share, seed)
+    _tell("shadow", {"lists": lists, "share": share, "seed": seed}, measured, json_file)
+
+
+@bench.command()
 def train(
     ids: Ids = 100_000,
     batches: Batches = 50,

@@ -1,0 +1,153 @@
+"""``recsys bench shadow``: what it costs to judge a candidate, beside what it costs to train the live line.
+
+All three go over the same steps of the same log, one after the other in this process: the trainer (worker and
+two shards with write-ahead files and published deltas), a candidate that is scored as it is on a share of the
+stream, and one that learns the stream as well. Told is the processor's time. Examples are of the simulated
+world, with all features.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from msgspec.structs import replace as changed
+
+from parameter_server.durable import DurableShard, Home
+from parameter_server.kernels import warm
+from parameter_server.parameter_client import LocalClient, part_of, route_lanes
+from parameter_server.shard import Shard
+from recsys.as_served import AsServed
+from recsys.blueprint import build_model, feature_set
+from recsys.config import Config, ModelConfig, StepConfig
+from recsys.events import Engagement, Impression, Item, Stamp
+from recsys.garbage import settle
+from recsys.hashing import partition_of
+from recsys.log import Append, Log
+from recsys.open_log import create_topics, open_log
+from recsys.pasts import of_world
+from recsys.records import DELTAS, EXAMPLES, Live, pack
+from training.joiner import Joiner
+from training.learner import Learner
+from training.line import MAIN, spec_of
+from training.sequencer_loop import SequencerLoop
+from training.shadow import Shadow
+from training.worker import Worker
+
+_START_MS: Final = 1_790_000_000_000
+_WARM: Final = 8  # steps before the clock starts
+
+
+def measure_shadow(lists: int, share: float, seed: int) -> dict[str, Any]:
+    """Microseconds of the processor an example: of the trainer, and of either candidate as a share of it."""
+    warm()
+    with tempfile.TemporaryDirectory(prefix="recsys-bench-") as folder, ExitStack() as stack:
+        config = _config(folder, share)
+        log = open_log(config)
+        stack.callback(log.close)
+        create_topics(log, config)
+        steps, examples = _write(log, config, lists, seed)
+        settle()
+        trainer = _trainer(log, config, stack)
+        trainer_us = _timed(trainer.turn, steps, examples)
+        candidates = {}
+        for name, learns in (("scored", False), ("learning", True)):
+            candidate = _candidate(log, config, learns)
+            candidates[name] = _timed(lambda its=candidate: its.turn() is not None, steps, examples)
+    return {
+        "what": f"{steps} steps of {config.step.examples} examples; {share:.0%} of the stream is scored",
+        "figures": {
+            "trainer_cpu_us_per_example": round(trainer_us, 2),
+            "scored_cpu_us_per_example": round(candidates["scored"], 2),
+            "learning_cpu_us_per_example": round(candidates["learning"], 2),
+            "scored_of_trainer": round(candidates["scored"] / trainer_us, 3),
+            "learning_of_trainer": round(candidates["learning"] / trainer_us, 3),
+        },
+        "comparators": {},
+    }
+
+
+def _config(folder: str, share: float) -> Config:
+    config = replace(Config(), state=folder, model=ModelConfig())
+    rules = replace(config.promotion, share=share)
+    return replace(config, promotion=rules, step=StepConfig(every_ms=10**9, snapshot_every=10**6))
+
+
+def _write(log: Log, config: Config, lists: int, seed: int) -> tuple[int, int]:
+    """Examples as the joiner writes them, each with what live said of it, then the records of their steps."""
+    features = feature_set(config)
+    past = of_world(_START_MS, requests=lists, seed=seed)
+    served = AsServed(features)
+    partitions = range(config.log.partitions)
+    joiners = [Joiner(p, features.schema.labels, config.join) for p in partitions]
+    offsets, outputs = [0 for _ in partitions], len(features.schema.labels) + 1
+    for past_event in past.events():
+        for event in served.play(past_event):
+            if isinstance(event, Item) or not isinstance(event, Impression | Engagement):
+                continue
+            if isinstance(event, Impression):
+                said = np.full((len(event.items), outputs), 0.3, np.float32)
+                event = changed(event, stamp=Stamp(), predicted=said.tobytes())
+            partition = partition_of(event.user_id, len(joiners))
+            made = joiners[partition].feed(offsets[partition], event)
+            offsets[partition] += 1
+            if made:
+                log.append(EXAMPLES, [Append(partition, b"", pack(example)) for example in made])
+    sequencer = SequencerLoop(log, config, features, lambda: 0)
+    while sequencer.turn():
+        pass
+    return sequencer.step, config.step.examples
+
+
+class _Shards(LocalClient):
+    """Durable shards on this thread."""
+
+    def __init__(self, durable: Sequence[DurableShard]) -> None:
+        super().__init__([its.shard for its in durable])
+        self._durable = durable
+
+    def exchange(self, step, time_ms, lanes, next_keys, meanwhile=lambda: None):  # type: ignore[no-untyped-def]
+        for its, own in zip(self._durable, route_lanes(lanes, len(self._durable)), strict=True):
+            its.learn(step, time_ms, own)
+        return None if next_keys is None else self.lookup(step, next_keys), self.dense(step)
+
+
+def _trainer(log: Log, config: Config, stack: ExitStack) -> Worker:
+    model, folder = build_model(feature_set(config), config.model), Path(config.state)
+
+    def publish(deltas: Sequence[bytes]) -> None:
+        log.append(DELTAS, [Append(0, b"", delta) for delta in deltas])
+
+    shards = [
+        DurableShard(
+            part_of(spec_of(config), part),
+            Home(folder / "snapshots", folder / f"{part}.wal", config.step.snapshot_every),
+            publish,
+            model.read_dense() if part == 0 else None,
+        )
+        for part in range(config.parameter_server.shards)
+    ]
+    for shard in shards:
+        stack.callback(shard.close)
+    return Worker(0, 1, log, _Shards(shards), Learner(model), config)
+
+
+def _candidate(log: Log, config: Config, learns: bool) -> Shadow:
+    features = feature_set(config)
+    one = replace(config, parameter_server=replace(config.parameter_server, shards=1))
+    shard = Shard(spec_of(one, "cand"), build_model(features, config.model).read_dense())
+    return Shadow(log, config, features, "cand", shard, [Live(line=MAIN, epoch=0)], learns)
+
+
+def _timed(turn: Callable[[], Any], steps: int, examples: int) -> float:
+    """Microseconds of the processor an example, over all steps but the first few."""
+    for _ in range(_WARM):
+        turn()
+    began, timed = time.process_time(), 0
+    while timed < steps - _WARM - 1 and turn():
+        timed += 1
+    return 1e6 * (time.process_time() - began) / max(1, timed * examples)
