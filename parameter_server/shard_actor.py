@@ -102,6 +102,10 @@ class ShardActor:
         """Takes a snapshot now."""
         self._shard.snapshot()
 
+    def abandon(self) -> None:
+        """Frees the workers of an epoch that the line has left."""
+        self._service.abandon()
+
     def stop(self) -> None:
         """Takes a last snapshot, where one is due, and closes everything; kill the actor after it."""
         self._server.close()

@@ -32,6 +32,7 @@ from parameter_server.wire import (
     read_exchange,
 )  # fmt: skip
 
+_NOBODYS: Final = 1 << 62  # a generation that no workers have
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -99,6 +100,13 @@ class ShardService:
                 self._waiting.clear()
                 self._changed.notify_all()
         return self._stale(hello.generation)
+
+    def abandon(self) -> None:
+        """The line has left this epoch: whoever waits here, or comes, is refused as stale."""
+        with self._changed:
+            self._generation = _NOBODYS
+            self._waiting.clear()
+            self._changed.notify_all()
 
     def answer(self, frame: Frame) -> Frame:
         """One reply to one request; whatever goes wrong is a Refusal."""

@@ -240,8 +240,16 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     keep_freed()
     reported, ended = 0, EpochEnd(log, MAIN, epoch)
     while True:
-        if not worker.turn():
-            if (following := ended.following(worker.step)) is not None:
+        following = None
+        try:
+            learned = worker.turn()
+        except StaleWorker:  # where the line went back, its shards send everyone away
+            learned, following = 0, ended.left_for()
+            if following is None:
+                raise
+        if not learned:
+            following = following or ended.following(worker.step)
+            if following is not None:
                 client.close()
                 log.close()
                 return following

@@ -21,12 +21,17 @@ class EpochEnd:
         self._control = ControlReader(log)
         self._last: int | None = None  # step of the epoch, once it is known
 
+    def left_for(self) -> int | None:
+        """The epoch that is live by now, whatever of this one is learned; None where this one is."""
+        self._control.turn()
+        live = self._control.live_epoch(self._line, self._epoch)
+        return live if live > self._epoch else None
+
     def following(self, learned: int) -> int | None:
         """The epoch that goes on, where ``learned`` is the last step of this one; None until then. Ask it
         when there is nothing to learn."""
-        self._control.turn()
-        live = self._control.live_epoch(self._line, self._epoch)
-        if live <= self._epoch or not self._begun(live):
+        live = self.left_for()
+        if live is None or not self._begun(live):
             return None
         if self._last is None:
             partitions = self._log.partitions(EXAMPLES)

@@ -39,6 +39,8 @@ from training.canary_shown import Shown
 from training.line import MAIN
 
 _READ: Final = 500
+_AT_END: Final = 64  # step records that are read for the newest
+_CAUGHT_UP: Final = 32  # steps that a candidate may be behind the newest, some seconds
 _APPROVE, _ROLLBACK = "approve", "rollback"
 
 
@@ -197,6 +199,12 @@ class Promoter:
         if other is not None and other.line != standing.line:
             case.said = f"{other.line} is at it: one candidate at a time; {said.why}"
             return []
+        behind = self._newest_step() - case.step
+        if (
+            behind > _CAUGHT_UP
+        ):  # what it proved was yesterday's traffic, and it would bring yesterday back
+            case.said = f"{behind} steps behind: it catches up; {said.why}"
+            return []
         if self._rules.manual and standing.line not in self._approved:
             case.said = f"waits for approval: {said.why}"
             return []
@@ -267,14 +275,18 @@ class Promoter:
         """One that nothing of was ever written."""
         known = [live.epoch for live in self.lifecycle.lives]
         known += [standing.epoch for standing in self.lifecycle.standings.values()]
-        return 1 + max([*known, *snapshots.epochs(self._folder, MAIN), *self._epochs_of_steps()])
+        known += [step.epoch for step in self._last_steps()]
+        return 1 + max([*known, *snapshots.epochs(self._folder, MAIN)])
 
-    def _epochs_of_steps(self) -> list[int]:
-        end = self._log.end(STEPS, 0)
-        found = [0]
-        for record in self._log.read(STEPS, 0, max(self._log.begin(STEPS, 0), end - _READ)):
+    def _newest_step(self) -> int:
+        own = [s for s in self._last_steps() if (s.line, s.epoch) == (MAIN, self._epoch)]
+        return max((step.step for step in own), default=0)
+
+    def _last_steps(self) -> list[Step]:
+        end, found = self._log.end(STEPS, 0), list[Step]()
+        for record in self._log.read(STEPS, 0, max(self._log.begin(STEPS, 0), end - _AT_END)):
             try:
-                found.append(unpack(record.value, Step).epoch)
+                found.append(unpack(record.value, Step))
             except UNREADABLE:
                 continue
         return found

@@ -51,6 +51,9 @@ def run(config: Config, stop: Stop) -> None:
         control.turn()
         if (epoch := control.live_epoch(MAIN)) != keeper.epoch:
             left.append(keeper)
+            live = control.lifecycle.live
+            if live is not None and live.of != keeper.epoch:
+                keeper.abandon()  # the line went back: what it still has to learn is of no use
             keeper = Keeper(config, spec_of(config, epoch=epoch))
             keeper.start()
         if not keeper.ask():
@@ -105,6 +108,15 @@ class Keeper:
             _LOG.warning("shards don't start yet: %s", error)
             return False
         return True
+
+    def abandon(self) -> None:
+        """Frees the workers that still learn in this epoch."""
+        import ray
+
+        try:
+            ray.get([handle.abandon.remote() for handle in self._handles], timeout=_ANSWER_S)
+        except ray.exceptions.RayError as error:
+            _LOG.warning("a shard that is left doesn't answer: %s", error)
 
     def prepare(self) -> None:
         """Where there were more or fewer shards before, their state is cut anew: once, before any starts."""
