@@ -97,3 +97,11 @@ def application(config: Config, hooked: bool = False) -> Any:
     )
     encoded = msgspec.json.encode(config).decode()
     return deployment(serve.ingress()(Feed)).bind(encoded, deployments(config, encoded, hooked))
+
+
+def build(arguments: dict[str, str]) -> Any:
+    """The application for `serve deploy` and KubeRay's RayService: ``import_path: serving.app:build``, with
+    ``args: {config: NAME_OR_FILE}``; the environment (RECSYS__...) wins, as everywhere."""
+    from recsys.settings import load
+
+    return application(load(arguments.get("config", "cluster")))

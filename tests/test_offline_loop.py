@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from threading import Barrier, Thread
 from typing import Any
 
@@ -13,7 +14,7 @@ from training.offline_loop import DONE, OfflineLoop, Plan, scores
 from training.offline_setup import meta_of
 from training.offline_trainer import LaneResult, OfflineTrainer
 
-PLAN = Plan(last=4, epochs=3, step_examples=16, checkpoint_every=2)
+PLAN = Plan(last=3, epochs=2, step_examples=8, checkpoint_every=2)
 
 
 def run(plan: Plan = PLAN, **changes: Any) -> tuple[OfflineLoop, OfflineTrainer, dict[str, float]]:
@@ -23,35 +24,41 @@ def run(plan: Plan = PLAN, **changes: Any) -> tuple[OfflineLoop, OfflineTrainer,
     return loop, trainer, loop.run()
 
 
+@cache
+def whole() -> tuple[OfflineLoop, OfflineTrainer, dict[str, float]]:
+    """The run that others are compared with."""
+    return run()
+
+
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def test_all_examples_are_learned_as_often_as_the_best_epoch_says() -> None:
-    loop, _, metrics = run()
+    loop, _, metrics = whole()
     best = loop.place.best
-    assert loop.place.stage == DONE and 1 <= best <= 3
+    assert loop.place.stage == DONE and 1 <= best <= 2
     epochs = len(loop.place.judged)
-    assert loop.place.learned == 160 * epochs + 40 * best
+    assert loop.place.learned == 72 * epochs + 24 * best
     assert metrics["last_day.log_loss"] == min(
         metrics[f"epoch_{epoch}.log_loss"] for epoch in range(1, epochs + 1)
     )
-    assert metrics["last_day.examples"] == metrics["prequential.examples"] == 40
+    assert metrics["last_day.examples"] == metrics["prequential.examples"] == 24
     assert 0.3 < metrics["first_epoch.log_loss"] < 1.5
 
 
 def test_the_epoch_before_is_taken_again_where_the_last_day_gets_worse() -> None:
     """By hand: as many epochs as were best, and no more, give the same rows."""
-    loop, trainer, metrics = run(Plan(last=4, epochs=8, step_examples=16))
+    loop, trainer, metrics = run(Plan(last=3, epochs=8, step_examples=8))
     best = loop.place.best
     assert best < len(loop.place.judged), "the small feed is learned by heart in a few epochs"
-    _, fewer, _ = run(Plan(last=4, epochs=best, step_examples=16))
+    _, fewer, _ = run(Plan(last=3, epochs=best, step_examples=8))
     assert same(trainer.export(), fewer.export())
 
 
 def test_killed_anywhere_it_ends_with_the_same_bits() -> None:
-    _, whole, expected = run()
-    blocks, files = toy_blocks(), MemoryCheckpoints(fails_at=tuple(range(1, 40, 3)))
+    _, unhurt, expected = whole()
+    blocks, files = toy_blocks(), MemoryCheckpoints(fails_at=tuple(range(1, 30, 4)))
     kills = 0
     for _ in range(60):
         trainer = toy_trainer(blocks)
@@ -68,13 +75,13 @@ def test_killed_anywhere_it_ends_with_the_same_bits() -> None:
             break
         except KeyboardInterrupt:
             kills += 1
-    assert kills > 10 and metrics == expected
-    assert same(trainer.export(), whole.export())
+    assert kills > 5 and metrics == expected
+    assert same(trainer.export(), unhurt.export())
 
 
 def test_neither_checkpoints_nor_their_number_change_a_bit() -> None:
-    _, trainer, metrics = run()
-    _, other, others = run(Plan(last=4, epochs=3, step_examples=16, checkpoint_every=1_000))
+    _, trainer, metrics = whole()
+    _, other, others = run(Plan(last=3, epochs=2, step_examples=8, checkpoint_every=1_000))
     assert same(trainer.export(), other.export()) and metrics == others
 
 
@@ -96,7 +103,7 @@ class Meeting:
 
 
 def test_the_number_of_workers_changes_no_bit() -> None:
-    _, one, expected = run()
+    _, one, expected = whole()
     meeting, blocks, found = Meeting(3), toy_blocks(), {}
 
     def work(rank: int) -> None:
@@ -115,7 +122,7 @@ def test_the_number_of_workers_changes_no_bit() -> None:
 
 
 def test_it_is_an_export_that_a_shard_goes_on_from() -> None:
-    loop, trainer, _ = run()
+    loop, trainer, _ = whole()
     arrays = trainer.export()
     meta = meta_of(arrays, loop.place.steps, 0, 0, "fp32")
     shard = Shard(ShardSpec(tables_of(MODEL), lanes=4), arrays["dense/values"])
@@ -133,7 +140,7 @@ def test_it_is_an_export_that_a_shard_goes_on_from() -> None:
 def test_torchrec_tables_learn_what_our_own_learn() -> None:
     from training.offline_torchrec import TorchrecTable
 
-    _, ours, metrics = run()
+    _, ours, metrics = whole()
     _, theirs, others = run(made=TorchrecTable)
     mine, other = ours.export(), theirs.export()
     for name in mine:
@@ -151,7 +158,7 @@ def test_labels_that_are_sampled_count_for_those_left_out() -> None:
     assert found["calibration"] == pytest.approx(4 * 0.2 + 0.8)
 
 
-@pytest.mark.parametrize(("last", "which"), [(0, "before the last day"), (5, "on the last day")])
+@pytest.mark.parametrize(("last", "which"), [(0, "before the last day"), (4, "on the last day")])
 def test_without_examples_on_either_side_of_the_last_day_nothing_is_said(last, which) -> None:
     blocks = toy_blocks()
     plan = Plan(last=last)

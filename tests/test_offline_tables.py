@@ -98,21 +98,17 @@ def test_who_gets_a_row() -> None:
     found = seen((5, 1, 10), (9, 2, 20), (5, 1, 30), (7, 1, 40), (9, 1, 15))
     assert found.keys.tolist() == [5, 7, 9] and found.counts.tolist() == [2, 1, 3]
     assert found.last_ms.tolist() == [30, 40, 20]
-    none = np.empty(0, np.int64)
-    admitted = vocabulary_of(TableConfig("videos", 4, 0.1, admit_after=2), found, None, 1, none)
+    admitted = vocabulary_of(TableConfig("videos", 4, 0.1, admit_after=2), found, None, 1)
     assert admitted.keys.tolist() == [5, 9] and admitted.used_ms.tolist() == [30, 20]
     before = Vocabulary(np.array([1, 7], np.int64), np.array([3, 90], np.int64))
-    its = vocabulary_of(TableConfig("videos", 4, 0.1, admit_after=2), found, before, 1, none)
+    its = vocabulary_of(TableConfig("videos", 4, 0.1, admit_after=2), found, before, 1)
     assert its.keys.tolist() == [1, 5, 7, 9] and its.used_ms.tolist() == [3, 30, 90, 20]
-    gone = vocabulary_of(TableConfig("videos", 4, 0.1), found, before, 1, np.array([1, 7]))
-    assert gone.keys.tolist() == [5, 7, 9], "7 came back after it was forgotten"
 
 
 def test_rows_past_their_time_or_the_budget_get_none() -> None:
     found = merged([seen((key, 1, 1000 * key)) for key in range(1, 101)])
-    none = np.empty(0, np.int64)
-    lives = vocabulary_of(TableConfig("videos", 4, 0.1, ttl_s=10), found, None, 1, none)
+    lives = vocabulary_of(TableConfig("videos", 4, 0.1, ttl_s=10), found, None, 1)
     assert lives.keys.tolist() == list(range(90, 101))
     tight = TableConfig("videos", 4, 0.1, budget_mb=0.001)
-    few = vocabulary_of(tight, found, None, 2, none)
+    few = vocabulary_of(tight, found, None, 2)
     assert 0 < len(few) < 100 and few.keys[-1] == 100 and (np.diff(few.keys) == 1).all()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ def columns(examples: list[Example]) -> Examples:
     return examples_of(examples, time_ms, 2, np.ones(len(examples), np.bool_))
 
 
-def toy_blocks(blocks: int = 5, size: int = 40, first: int = 0) -> MemoryBlocks:
+@cache
+def toy_blocks(blocks: int = 4, size: int = 24, first: int = 0) -> MemoryBlocks:
     """``first``: the number of the first example."""
     return MemoryBlocks(
         [

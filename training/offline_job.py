@@ -122,7 +122,8 @@ def learn(
     job = read_job(folder)
     if stands(job):
         return
-    cache, ancestor = Cache(Path(job.cache)), ancestor_of(folder, job)
+    cache = Cache(Path(job.cache))
+    ancestor = ancestor_of(folder, job, cache)
     vocabularies = unpacked(_vocabulary(folder, job, cache, ancestor))
     make, model = table_maker(job.tables), job.model
     trainer = trainer_of(
@@ -166,12 +167,12 @@ def _copy(init: tuple[str, str, str], to: Path) -> None:
     beside.rename(to / line)
 
 
-def ancestor_of(folder: Path, job: Job) -> Ancestor | None:
+def ancestor_of(folder: Path, job: Job, cache: Cache) -> Ancestor | None:
     """The snapshot that a job starts from. Raises Refused where it can't."""
     if job.init is None:
         return None
     dense = build_model(job.features, job.model).dense_size()
-    return ancestor_at(folder / _ANCESTOR, job.init[1], job.model, dense)
+    return ancestor_at(folder / _ANCESTOR, job.init[1], job.model, dense, cache.about.forgotten)
 
 
 def provenance_of(
@@ -202,7 +203,8 @@ def provenance_of(
 def prepare(folder: Path) -> None:
     """Counts the vocabulary once, before workers start."""
     job = read_job(folder)
-    _vocabulary(folder, job, Cache(Path(job.cache)), ancestor_of(folder, job))
+    cache = Cache(Path(job.cache))
+    _vocabulary(folder, job, cache, ancestor_of(folder, job, cache))
 
 
 def _vocabulary(
@@ -212,9 +214,7 @@ def _vocabulary(
     if found is not None:
         return found.read(0)
     learner = Learner(build_model(job.features, job.model))
-    vocabularies = vocabularies_of(
-        cache, learner, tables_of(job.model), ancestor, job.shards, cache.about.forgotten
-    )
+    vocabularies = vocabularies_of(cache, learner, tables_of(job.model), ancestor, job.shards)
     arrays = packed(vocabularies)
     write_part(folder, _VOCABULARY, 0, 0, 0, 1, arrays, {})
     return arrays

@@ -19,26 +19,39 @@ from training.learner import Learner
 from training.offline_loop import Blocks
 from training.offline_tables import OwnTable, RowTable, started_from
 from training.offline_trainer import Exchange, OfflineTrainer, alone, lane_of
-from training.offline_vocabulary import Counter, Vocabulary, rows_before, vocabulary_of
+from training.offline_vocabulary import Counter, Vocabulary, vocabulary_of
 from training.registry import Parent, Refused, parent_of
 from training.worker import examples_behind
 
 Arrays = Mapping[str, NDArray[Any]]
 MakeTable = Callable[[TableConfig, Vocabulary, int], RowTable]
 _COUNTED_AT_ONCE: Final = 1_024
+_OF_USERS: Final = ("features", "users")  # tables in which a user's key has a row
 _COLUMNS: Final = ("keys", "values", "accumulator", "used_ms")
 
 
 @dataclass(frozen=True)
 class Ancestor:
-    """A snapshot to start from: who it is, and the arrays of its parts."""
+    """A snapshot to start from: who it is, and the arrays of its parts. Rows of ``forgotten`` users (keys)
+    aren't taken over, also where they came back since."""
 
     parent: Parent
     parts: Sequence[Arrays]
+    forgotten: Sequence[int] = ()
 
     def table(self, name: str) -> dict[str, NDArray[Any]]:
-        """Keys, values and accumulator of a table, in no order."""
-        return {c: np.concatenate([p[f"table/{name}/{c}"] for p in self.parts]) for c in _COLUMNS}
+        """Keys, values, accumulator and used_ms of a table, in no order."""
+        its = {c: np.concatenate([p[f"table/{name}/{c}"] for p in self.parts]) for c in _COLUMNS}
+        if name not in _OF_USERS:
+            return its
+        stays = ~np.isin(its["keys"], np.array(self.forgotten, np.int64))
+        return {column: array[stays] for column, array in its.items()}
+
+    def vocabulary(self, name: str) -> Vocabulary:
+        """Who has a row, and when it was used last."""
+        its = self.table(name)
+        order = np.argsort(its["keys"])
+        return Vocabulary(its["keys"][order], its["used_ms"][order])
 
     @property
     def dense(self) -> dict[str, NDArray[Any]]:
@@ -46,7 +59,9 @@ class Ancestor:
         return {column: part[f"dense/{column}"] for column in DENSE_COLUMNS}
 
 
-def ancestor_at(folder: Path, line: str, model: ModelConfig, dense: int) -> Ancestor:
+def ancestor_at(
+    folder: Path, line: str, model: ModelConfig, dense: int, forgotten: Sequence[int] = ()
+) -> Ancestor:
     """The newest snapshot of a line, to start from. Raises Refused where there is none, or it is of another
     model: ``dense`` is the number of parameters expected."""
     found, reasons = latest(folder, line)
@@ -54,7 +69,7 @@ def ancestor_at(folder: Path, line: str, model: ModelConfig, dense: int) -> Ance
         raise Refused(
             f"no snapshot to start from in {folder / line}: {'; '.join(reasons) or 'none there'}"
         )
-    its = Ancestor(parent_of(found), _read(found))
+    its = Ancestor(parent_of(found), _read(found), forgotten)
     have = len(its.dense["values"])
     dims = {t.name: t.dim for t in tables_of(model)}
     theirs = {name: int(its.table(name)["values"].shape[1]) for name in dims}
@@ -79,7 +94,6 @@ def vocabularies_of(
     tables: Sequence[TableConfig],
     ancestor: Ancestor | None = None,
     shards: int = 1,
-    forgotten: Sequence[int] = (),
     size: int = _COUNTED_AT_ONCE,
 ) -> dict[str, Vocabulary]:
     """Who gets rows, by table: one pass over all blocks. ``shards``: how many budgets a table has."""
@@ -91,14 +105,13 @@ def vocabularies_of(
             lookup = lane_of(learner, some).lookup
             for name, counts in examples_behind(lookup).items():
                 counter.see(name, lookup.keys[name], counts, int(some.time_ms.max()))
-    seen, gone = counter.sightings(), np.array(forgotten, np.int64)
+    seen = counter.sightings()
     return {
         table.name: vocabulary_of(
             table,
             seen[table.name],
-            rows_before(ancestor.parts, table.name) if ancestor else None,
+            ancestor.vocabulary(table.name) if ancestor else None,
             shards,
-            gone if table.name != "items" else gone[:0],
         )
         for table in tables
     }

@@ -7,7 +7,7 @@ learns nothing, as online before it is admitted.
 Legend: N keys asked for, R rows.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,15 +87,12 @@ def vocabulary_of(
     seen: Sightings,
     before: Vocabulary | None,
     shards: int,
-    forgotten: Keys,
 ) -> Vocabulary:
     """Who gets a row: seen ``admit_after`` times, or in the ancestor's table ``before``; not past its
-    time-to-live at the end; of more than ``shards`` budgets hold, those used last. ``forgotten`` keys get
-    one only where they were seen again."""
+    time-to-live at the end; of more than ``shards`` budgets hold, those used last."""
     known = np.empty(0, np.int64) if before is None else before.keys
     used = np.empty(0, np.int64) if before is None else before.used_ms
-    stays = ~np.isin(known, forgotten)
-    old = Sightings(known[stays], np.full(int(stays.sum()), config.admit_after), used[stays])
+    old = Sightings(known, np.full(len(known), config.admit_after), used)
     both = merged([seen, old])
     keeps = both.counts >= config.admit_after
     if config.ttl_s and len(both.last_ms):
@@ -106,11 +103,3 @@ def vocabulary_of(
         newest = np.sort(np.lexsort((keys, -last_ms))[:limit])
         keys, last_ms = keys[newest], last_ms[newest]
     return Vocabulary(keys, last_ms)
-
-
-def rows_before(arrays: Sequence[Mapping[str, NDArray[np.int64]]], table: str) -> Vocabulary:
-    """The keys of a table in a snapshot's parts, ascending."""
-    keys = np.concatenate([part[f"table/{table}/keys"] for part in arrays])
-    used = np.concatenate([part[f"table/{table}/used_ms"] for part in arrays])
-    order = np.argsort(keys)
-    return Vocabulary(keys[order], used[order])
