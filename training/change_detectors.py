@@ -8,7 +8,9 @@ from typing import Any, Final, Protocol
 
 from river.drift import ADWIN, PageHinkley
 
-_PINNED: Final = 60  # zeros that a Page–Hinkley begins with: what a standardised number is expected to be
+_PINNED: Final = (
+    60  # zeros that a Page–Hinkley begins with: what a standardised number is expected to be
+)
 _WINDOW: Final = 4  # ADWIN judges no part of fewer blocks
 
 
@@ -21,8 +23,8 @@ class ChangeDetector(Protocol):
 
 
 class PageHinkleyDetector:
-    """Sums how far numbers lie beyond ``slack``, and tells when the sum has risen by ``threshold`` (Page 1954,
-    "Continuous inspection schemes"). ``mode``: "up", "down" or "both"."""
+    """Sums how far numbers lie beyond ``slack``, and tells when the sum has risen by ``threshold`` (Page
+    1954, "Continuous inspection schemes"). ``mode``: "up", "down" or "both"."""
 
     name = "page-hinkley"
 
@@ -55,7 +57,7 @@ class AdwinDetector:
     def __init__(self, confidence: float, scale: float = 1.0) -> None:
         """``scale`` multiplies each number: its bound takes numbers for such in [0, 1]."""
         self._scale = scale
-        self._river: Any = ADWIN(
+        self._river: Any = ADWIN(  # type: ignore[no-untyped-call]
             delta=confidence, clock=1, min_window_length=_WINDOW, grace_period=2 * _WINDOW
         )
 

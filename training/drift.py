@@ -4,10 +4,10 @@ Sums of steps are gathered into blocks of examples; each block's means are compa
 (training/drift_baseline.py) and what is left goes through Page–Hinkley and, for losses, ADWIN
 (training/change_detectors.py). Blocks, not examples: a hundred examples cost what one would.
 
-How many numbers are watched side by side raises each one's threshold: a sum of k-sided Page–Hinkley that rises
-to h by chance does so about e^(2·slack·h) blocks apart, so with slack 1/2, h + ln(numbers) keeps the rate of
-false alarms whatever their number; ADWIN's δ is divided by it. One change is one alarm: a number that told is
-quiet for a while, and its new level is the usual one from then on.
+How many numbers are watched side by side raises each one's threshold: Page–Hinkley's sum rises to h by chance
+once in about e^(2·slack·h) blocks, so with slack 1/2, h + ln(numbers) keeps the rate of false alarms whatever
+their number; ADWIN's δ is divided by it. One change is one alarm: a number that told is quiet for a while,
+and its new level is the usual one from then on.
 
 It doesn't know models, rows or files. What to do about an alarm is training/drift_reaction.py's matter.
 """
@@ -38,14 +38,27 @@ class DriftConfig:
     """Calibrated by `recsys bench drift`: see docs/drift-detection.md."""
 
     block: int = 128  # examples; a larger step is a block of its own
-    threshold: float = 8.0  # of Page–Hinkley for one number, in sd of a block
+    # Of Page–Hinkley for one number, in sd of a block: of losses and calibration, which matter by themselves
+    # and are few, and of features.
+    loss_threshold: float = 5.5
+    threshold: float = 9.0
+    strayed: float = 3.5  # times how far it usually strays that a number must lie off, too
     confidence: float = 1e-6  # ADWIN's δ for one number
     memory: int = 400  # blocks
-    warm_up: int = 60  # blocks before anything is told
+    warm_up: int = 80  # blocks before anything is told
     quiet: int = 40  # blocks after an alarm in which the same number tells nothing
 
     def __post_init__(self) -> None:
-        for name in ("block", "threshold", "confidence", "memory", "warm_up", "quiet"):
+        for name in (
+            "block",
+            "loss_threshold",
+            "threshold",
+            "strayed",
+            "confidence",
+            "memory",
+            "warm_up",
+            "quiet",
+        ):
             value = getattr(self, name)
             if not value > 0:
                 raise ValueError(f"drift.{name} is {value!r}, expected a positive number")
@@ -88,8 +101,8 @@ class _Column:
     watched: Watched
     detectors: list[ChangeDetector]
     quiet: int = 0
-    since: int = 0  # blocks since z was last on the other side of zero, roughly: when it began to move
-    side: float = 0.0
+    sums: tuple[float, float] = (0.0, 0.0)  # how far it has moved up, and down …
+    since: tuple[int, int] = (0, 0)  # … and for how many blocks
 
 
 class Watch:
@@ -106,13 +119,13 @@ class Watch:
         self.blocks = 0
 
     def feed(self, sums_C: Floats, examples: float, at_ms: int, step: int) -> list[Alarm]:
-        """Takes the sums over a step's examples (or a lane's). NaN or infinite sums raise ValueError: they are
-        no drift, and whoever checks that a model is finite should have told."""
+        """Takes the sums over a step's examples (or a lane's). Raises ValueError for NaN and infinity: they
+        are no drift, and whoever checks that a model is finite should have told."""
         if not np.isfinite(sums_C).all():
             at = int(np.flatnonzero(~np.isfinite(sums_C))[0])
             raise ValueError(
-                f"step {step}: the sum of {self._columns[at].watched.what} is {sums_C[at]}, expected a finite "
-                "number; see that what is learned is finite before it is watched"
+                f"step {step}: the sum of {self._columns[at].watched.what} is {sums_C[at]}, expected a "
+                "finite number; see that what is learned is finite before it is watched"
             )
         if examples <= 0:
             return []
@@ -131,10 +144,11 @@ class Watch:
         self._recent = [*self._recent[1 - _KEPT :], means_C]
         if not self._baseline.ready:
             return []
+        strayed = self._baseline.strayed()
         return [
             self._alarm(at, name, expected[at], at_ms, step)
             for at, name in enumerate(map(self._moved, self._columns, z_C.tolist()))
-            if name
+            if name and strayed[at] > self.config.strayed
         ]
 
     def _moved(self, column: _Column, z: float) -> str:
@@ -142,14 +156,19 @@ class Watch:
         if column.quiet:
             column.quiet -= 1
             return ""
-        column.side = max(0.0, column.side + abs(z) - _SLACK) if z * column.side >= 0 else 0.0
-        column.since = column.since + 1 if column.side else 0
+        up, down = (
+            max(0.0, its + by)
+            for its, by in zip(column.sums, (z - _SLACK, -z - _SLACK), strict=True)
+        )
+        column.since = (column.since[0] + 1 if up else 0, column.since[1] + 1 if down else 0)
+        column.sums = (up, down)
         told = [detector.name for detector in column.detectors if detector.update(z)]
         return told[0] if told else ""
 
     def _alarm(self, at: int, detector: str, expected: float, at_ms: int, step: int) -> Alarm:
         column = self._columns[at]
-        blocks = max(1, min(column.since, len(self._recent)))
+        since = column.since[0 if column.sums[0] > column.sums[1] else 1]
+        blocks = max(1, min(since, len(self._recent)))
         evidence = Evidence(
             detector=detector,
             expected=float(expected),
@@ -159,23 +178,27 @@ class Watch:
             watched=len(self._columns),
         )
         self._baseline.restart(at, blocks)
-        column.quiet, column.since, column.side = self.config.quiet, 0, 0.0
+        column.quiet, column.since, column.sums = self.config.quiet, (0, 0), (0.0, 0.0)
         column.detectors = _detectors(column.watched, self.config, len(self._columns))
         return Alarm(column.watched.kind, column.watched.what, at_ms, step, evidence)
 
 
-def _detectors(watched: Watched, config: DriftConfig, watched_together: int) -> list[ChangeDetector]:
+def _detectors(
+    watched: Watched, config: DriftConfig, watched_together: int
+) -> list[ChangeDetector]:
     """Losses have both; of many features Page–Hinkley alone, which costs a microsecond."""
-    threshold = config.threshold + float(np.log(watched_together))
+    judged = watched.kind in (LOSS, CALIBRATION)
+    threshold = config.loss_threshold if judged else config.threshold
+    threshold += float(np.log(watched_together))
     found: list[ChangeDetector] = [PageHinkleyDetector(_SLACK, threshold, watched.mode)]
-    if watched.kind == LOSS or watched.kind == CALIBRATION:
+    if judged:
         found.append(AdwinDetector(config.confidence / watched_together))
     return found
 
 
 class LossWatch:
-    """Watches the prequential sums of steps, as a delta's ``metrics`` carry them: of each label the loss, which
-    matters where it grows, and what was predicted less what happened, either way."""
+    """Watches the prequential sums of steps, as a delta's ``metrics`` carry them: of each label the loss,
+    which matters where it grows, and what was predicted less what happened, either way."""
 
     def __init__(self, labels: Sequence[str], config: DriftConfig | None = None) -> None:
         self.labels = tuple(labels)
@@ -190,17 +213,15 @@ class LossWatch:
             metrics.get(f"predicted.{label}", 0.0) - metrics.get(f"happened.{label}", 0.0)
             for label in self.labels
         ]
-        return self._watch.feed(
-            np.array([*loss, *off]), metrics.get("examples", 0.0), at_ms, step
-        )
+        return self._watch.feed(np.array([*loss, *off]), metrics.get("examples", 0.0), at_ms, step)
 
 
 @dataclass
 class FeatureWatch:
     """Watches the means of dense columns, and the shares of the commonest keys of some slots.
 
-    ``columns`` names the dense columns (F,). ``slots`` are names of keys (B,) given beside; which of their keys
-    are watched shows during warm-up: those of at least ``least`` of the examples.
+    ``columns`` names the dense columns (F,). ``slots`` are names of keys (B,) given beside; which of their
+    keys are watched shows during warm-up: those of at least ``least`` of the examples.
     """
 
     columns: Sequence[str]

@@ -1,7 +1,7 @@
 """What the next block of examples is expected to be, and how far from it a block is, in standard deviations.
 
-Several numbers (columns) of the same blocks are forecast side by side: a level that is slowly forgotten, and a
-daily cycle, by discounted least squares on
+Several numbers (columns) of the same blocks are forecast side by side: a level that is slowly forgotten, and
+a daily cycle, by discounted least squares on
 
     y = a + b sin h + c cos h + d sin 2h + e cos 2h        (h: time of day as an angle)
 
@@ -10,8 +10,8 @@ whitened, as neighbouring blocks are alike (viewers stay for more than a block; 
 
     e_t = r_t − ρ r_{t−1},   z_t = e_t / sd(e) · sqrt(examples / usual examples)
 
-z has mean 0 and variance 1 while nothing changes. ρ and sd are learned with their outliers cut off, so a change
-doesn't hide itself. It doesn't know what a change is; training/change_detectors.py does.
+z has mean 0 and variance 1 while nothing changes. ρ and sd are learned with their outliers cut off, so a
+change doesn't hide itself. It doesn't know what a change is; training/change_detectors.py does.
 """
 
 # C columns, D terms of the forecast
@@ -27,19 +27,26 @@ _RIDGE: Final = np.diag([1e-3, 8.0, 8.0, 16.0, 16.0])  # blocks that say: there 
 _CUT: Final = 3.0  # sd beyond which a block teaches nothing about ρ and sd
 _MOST_ALIKE: Final = 0.95
 _CLIP: Final = 5.0  # of z: no block alone is a change
-_BEHIND: Final = 12  # blocks that aren't learned from yet: a change is told before it counts as usual
+_BEHIND: Final = (
+    12  # blocks that aren't learned from yet: a change is told before it counts as usual
+)
+_LATELY: Final = 8  # blocks whose mean says how far a number strays by itself
+_WANDERS: Final = 0.4  # ρ from which on a number wanders
+_YOUNG: Final = 40  # blocks: with so many, what is usual is known half as well as it will be
 _NOISE: Final = 1e-9  # sd below which a column counts as constant, relative to its level
 
 
 class _Block(NamedTuple):
     """One block as it will be learned from: terms (D,), and by column the value less the first one, residual,
-    the one before it, and what is white of it."""
+    the one before it, what is white of it."""
 
     terms: Floats
     value_C: Floats
     residual_C: Floats
     before_C: Floats
     white_C: Floats
+    lately_C: Floats  # mean of the newest residuals
+    wild_C: Floats  # what of the value is so far off that it isn't learned
 
 
 class Baseline:
@@ -61,7 +68,9 @@ class Baseline:
         self._square = np.zeros(columns)  # running sums over blocks, of r² …
         self._product = np.zeros(columns)  # … of r_t r_{t−1} …
         self._white = np.zeros(columns)  # … and of e²
+        self._wander = np.zeros(columns)  # … and of (mean of the newest r)²
         self._weight = 0.0
+        self.lately = np.zeros(columns)
         self._examples = 0.0
         self._waiting: list[_Block] = []
 
@@ -79,6 +88,12 @@ class Baseline:
         """The standard deviation (C,) of a usual block around its forecast."""
         return self._sd(self._square)
 
+    def strayed(self) -> Floats:
+        """How far (C,) the newest blocks together lie from the forecast, beside how far such have usually
+        lain, of numbers that wander by themselves; infinite for others."""
+        out: Floats = np.abs(self.lately) / self._sd(self._wander)
+        return np.where(self._alike() > _WANDERS, out, np.inf)
+
     def take(self, values_C: Floats, at_ms: int, examples: float) -> Floats:
         """z (C,) of the next block, of so many examples; zeros until it is ready."""
         if not self.blocks:
@@ -90,8 +105,13 @@ class Baseline:
         spread = np.sqrt(1.0 + terms @ inverse @ terms)
         residual_C = residual / spread * np.sqrt(examples / max(self._examples, 1.0))
         white_C = residual_C - self._alike() * self._before
-        block = _Block(terms, values_C - self._zero, residual_C, self._before, white_C)
-        z_C: Floats = np.clip(white_C / self._sd(self._white), -_CLIP, _CLIP)
+        newest = [block.residual_C for block in self._waiting[1 - _LATELY :]]
+        self.lately = np.mean([*newest, residual_C], 0)
+        value_C, most = values_C - self._zero, _CLIP * self._sd(self._square)
+        wild = residual - np.clip(residual, -most, most) if self.ready else np.zeros(self.columns)
+        block = _Block(terms, value_C, residual_C, self._before, white_C, self.lately, wild)
+        known = np.sqrt(self._weight / (self._weight + _YOUNG))
+        z_C: Floats = np.clip(known * white_C / self._sd(self._white), -_CLIP, _CLIP)
         self._before = residual_C
         self._examples += (examples - self._examples) / min(self.blocks + 1, 100)
         self._waiting.append(block)
@@ -104,7 +124,9 @@ class Baseline:
         """Takes the level of the newest blocks for the usual one; returns by how much that is another."""
         newest = self._waiting[-max(1, blocks) :]
         moved = float(np.mean([block.value_C[column] for block in newest]))
-        moved -= float(np.mean([block.terms for block in newest], 0) @ self._coefficients()[:, column])
+        moved -= float(
+            np.mean([block.terms for block in newest], 0) @ self._coefficients()[:, column]
+        )
         # As if all that was seen had been so much higher.
         self._moments[:, column] += moved * self._design[:, 0]
         self._before[column] = 0.0
@@ -112,10 +134,11 @@ class Baseline:
             block.value_C[column] += moved
         for block in newest:
             block.residual_C[column] = block.before_C[column] = block.white_C[column] = 0.0
+            block.wild_C[column] = 0.0
         return moved
 
     def _coefficients(self) -> Floats:
-        out: Floats = np.linalg.solve(self._design + _RIDGE, self._moments)
+        out: Floats = np.linalg.solve(self._design + _RIDGE, self._moments).astype(np.float64)
         return out
 
     def _alike(self) -> Floats:
@@ -131,7 +154,7 @@ class Baseline:
     def _learn(self, block: _Block) -> None:
         keep = self._keep
         self._design = keep * self._design + np.outer(block.terms, block.terms)
-        self._moments = keep * self._moments + np.outer(block.terms, block.value_C)
+        self._moments = keep * self._moments + np.outer(block.terms, block.value_C - block.wild_C)
         if self._design[0, 0] < 5:  # its forecast was a guess yet
             return
         cut = _CUT * self._sd(self._square) if self._weight > 15 else np.inf
@@ -140,6 +163,7 @@ class Baseline:
         self._square = keep * self._square + residual**2
         self._product = keep * self._product + residual * before
         self._white = keep * self._white + np.clip(block.white_C, -white_cut, white_cut) ** 2
+        self._wander = keep * self._wander + block.lately_C**2
         self._weight = keep * self._weight + 1.0
 
 

@@ -1,4 +1,4 @@
-"""A stream of examples as a trainer sees them, made up: predictions, labels and features, with planted shifts.
+"""A stream of examples as a trainer sees them, made up: predictions, labels, features, and planted shifts.
 
 Viewers come in lists of eight of one viewer, some viewers far more than others; rates and mixes turn with the
 day; some features wander by themselves. All of that is no drift. A shift is: from an example on, tastes are
@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.signal import lfilter
 
 Floats = NDArray[np.float64]
 LABELS: Final = ("long_view", "like")
@@ -109,8 +110,8 @@ def _dense(
         elif kind == "daily":
             dense[:, at] = 0.5 * dense[:, at] + np.sin(turn + at)
         elif kind == "wandering":
-            steps = rng.normal(0, 0.02, -(-n // 256))
-            dense[:, at] = 0.3 * dense[:, at] + np.repeat(np.cumsum(steps), 256)[:n]
+            wander = lfilter([0.02], [1.0, -0.98], rng.normal(size=-(-n // 256)))
+            dense[:, at] = 0.3 * dense[:, at] + np.repeat(wander, 256)[:n]
     column = {"feature": "plain_0", "viewer_feature": "viewer_0"}.get(shift.kind)
     if column:
         dense[:, COLUMNS.index(column)] += shift.size * grown
