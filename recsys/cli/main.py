@@ -25,6 +25,7 @@ COMMANDS = {
     "part": ("recsys.cli.part:part", "Runs one part in this process."),
     "viewers": ("recsys.cli.viewers:viewers", "Sends simulated viewers to a running server."),
     "explain": ("recsys.cli.explain:explain", "Makes a past answer again, and says why it was so."),
+    "audit": ("recsys.cli.audit:audit", "Checks logged features against the events of then."),
     "forget": ("recsys.cli.forget:forget", "Erases a user, and unlearns them if asked to."),
     "data": ("recsys.cli.data:data", "Fetches data sets."),
     "replay": ("recsys.cli.replay:replay", "Scores, then learns from a data set in event time."),
