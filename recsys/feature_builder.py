@@ -59,7 +59,7 @@ class FeatureBuilder:
 
     @property
     def dense_names(self) -> tuple[str, ...]:
-        """What stands in each dense column (F,): entity/number, in the order of ``_fill_dense`` and ``lay``."""
+        """What stands in each dense column (F,): entity/number, as ``_fill_dense`` and ``lay`` order them."""
         if not self.dense_width:
             return ()
         of = ("all", "context", "item", "item×context", "duration×context", "user", "user×context",

@@ -31,10 +31,12 @@ class ArchiveSource:
         self._files = {topic: files_of(folder, topic) for topic in (EVENTS, ITEMS)}
         if not self._files[EVENTS]:
             raise FileNotFoundError(
-                f"{folder} has no archived events: give the folder that holds events/day=…/hour=…, or a state "
-                "folder whose system was up for some seconds (it archives as it goes)"
+                f"{folder} has no archived events: give the folder that holds events/day=…/hour=…, or a "
+                "state folder whose system was up for some seconds (it archives as it goes)"
             )
-        self._kept: dict[int, dict[int, Record]] = {}  # by partition and offset: records of some users
+        self._kept: dict[
+            int, dict[int, Record]
+        ] = {}  # by partition and offset: records of some users
 
     @property
     def id(self) -> str:

@@ -1,9 +1,9 @@
 """Whether features as they were served are those that the events of then give: a sample, number by number.
 
 Features are computed again by the one definition of each (training/recompute.py) and compared with the
-block in the impression: keys, history and outcomes to the last bit, what the counters gave within a tolerance,
-as sums of many small numbers depend a little on their order. Differences are gathered by feature; what can't be
-computed again is counted by its reason, and is no difference.
+block in the impression: keys, history and outcomes to the last bit, what the counters gave within a
+tolerance, as sums of many small numbers depend a little on their order. Differences are gathered by feature;
+what can't be computed again is counted by its reason, and is no difference.
 
 Pure: it doesn't know where events come from, nor how a session is folded.
 """
@@ -24,7 +24,7 @@ from recsys.hashing import uniform
 from recsys.session import Session
 from training.recompute import CantRecompute, CountersThen, Recomputer, Shown
 
-TOLERANCE: Final = 2e-3  # of a dense column that counters gave
+TOLERANCE: Final = 1e-4  # of a dense column that counters gave
 _EXACT: Final = 1e-6  # of the others
 _SALT: Final = 77
 
@@ -144,9 +144,7 @@ class Comparison:
             return {"number of items": np.ones(1)}
         return self._keys(its, our) | self._outcomes(its, our) | self._numbers(its, our, counters)
 
-    def _keys(
-        self, its: RequestFeatures, our: RequestFeatures
-    ) -> dict[str, NDArray[np.float64]]:
+    def _keys(self, its: RequestFeatures, our: RequestFeatures) -> dict[str, NDArray[np.float64]]:
         found = {}
         for slot in self._features.user_slots:
             wrong = its.user_U[slot.start : slot.stop] != our.user_U[slot.start : slot.stop]
@@ -155,9 +153,7 @@ class Comparison:
             part = np.s_[:, slot.start : slot.stop]
             found[f"item.{slot.name}"] = its.items_NI[part] != our.items_NI[part]
         found["history"] = its.history_TH != our.history_TH
-        return {
-            name: np.ones(int(wrong.sum())) for name, wrong in found.items() if wrong.any()
-        }
+        return {name: np.ones(int(wrong.sum())) for name, wrong in found.items() if wrong.any()}
 
     def _outcomes(
         self, its: RequestFeatures, our: RequestFeatures

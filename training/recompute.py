@@ -110,24 +110,25 @@ class _Reader:
         self._events = events
         self._recent = Recent(_RECENT)
         self._next = next(events, None)
-        self.offset = 0 if self._next is None else self._next[0]
-        self.missing = self.offset  # offsets that had no event
+        self.offset = 0  # the next
+        self.missing = False  # whether an offset that was passed, or may have been, has no record
         self.newest_ms = 0  # of what was taken
 
     def until(self, offset: int | None, time_ms: int | None = None) -> Iterator[Placed]:
         """What comes before an offset and isn't newer than a time (by the newest so far), each once."""
         while self._next is not None:
             at, event = self._next
+            self.missing |= at > self.offset and (offset is None or offset > self.offset)
             newest_ms = max(self.newest_ms, event.time_ms if event is not None else 0)
             if offset is not None and at >= offset or time_ms is not None and newest_ms > time_ms:
                 return
-            self.missing += at - self.offset
             self.offset, self.newest_ms = at + 1, newest_ms
             self._next = next(self._events, None)
             if event is None or isinstance(event, Tick):
                 continue
             if self._recent.add(repeat_key(event)):
                 yield at, event
+        self.missing |= offset is not None and offset > self.offset
 
 
 class CountersThen:

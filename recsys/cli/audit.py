@@ -31,7 +31,8 @@ def features(
     most: Annotated[int, typer.Option(min=1, help="Impressions at the most, hashed.")] = 2_000,
     tolerance: Annotated[float, typer.Option(help="Of what counters gave.")] = TOLERANCE,
     feature_file: Annotated[
-        Path | None, typer.Option("--features", help="The feature set, where it isn't in the folder.")
+        Path | None,
+        typer.Option("--features", help="The feature set, where it isn't in the folder."),
     ] = None,
     json: Annotated[bool, typer.Option(help="As JSON, for programs.")] = False,
 ) -> None:
@@ -66,7 +67,9 @@ def audited(
     archive, config = archive_of(folder), config_of(folder)
     its = features_of(folder, config, file)
     source = ArchiveSource(archive)
-    sample = [shown for shown in source.impressions() if is_sampled(shown.impression.request_id, share)]
+    sample = [
+        shown for shown in source.impressions() if is_sampled(shown.impression.request_id, share)
+    ]
     sample = least_hashed(sample, most)
     source.keep({str(shown.impression.user_id).encode() for shown in sample})
     items, folds = source.items(its), Folds(fold_event, shown_keys)
