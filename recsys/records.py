@@ -95,6 +95,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     time_ms: int  # event time: the newest closed_ms in it
     config: str  # digest of what learning depends on
     lookahead: int = 0  # k: rows are those after step - 1 - k
+    rehearsed: list[Range] = []  # older examples that it learns again, so as not to forget them …
+    rehearsed_weight: float = 1.0  # … each with such a weight; they are not judged
 
 
 class TableRows(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from recsys.model import Lookup, Model, lookup_of, padded
 from recsys.ranker import loss_per_output, targets
 from recsys.records import Lesson
 from recsys.vectors import retrieval_loss
-from training.open_labels import Told, told
+from training.open_labels import Told, rehearsing, told
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -67,16 +67,21 @@ class Learner:
         self.features: FeatureSet = model.features
         self._jagged = jagged
 
-    def prepare(self, examples: Sequence[Lesson]) -> Lane:
-        """Arrays of a lane's examples. Raises UnknownFeatureSet where they were served with another set."""
+    def prepare(
+        self, examples: Sequence[Lesson], rehearsed: Sequence[Lesson] = (), weight: float = 1.0
+    ) -> Lane:
+        """Arrays of a lane's examples, and of those that are learned again with a weight. Raises
+        UnknownFeatureSet where they were served with another set."""
+        first, examples = len(examples), [*examples, *rehearsed]
         batch = self._batch([_features(e, self.features.digest) for e in examples])
         labels = np.array([e.labels for e in examples], np.float32)
+        its = told(examples, labels)
         return Lane(
             batch,
             self._lookup(batch),
             labels,
             np.array([e.watch_ms for e in examples], np.float32),
-            told(examples, labels),
+            rehearsing(its, first, weight) if rehearsed else its,
         )
 
     def _lookup(self, batch: Batch) -> Lookup:

@@ -176,7 +176,9 @@ class Worker:
         with no_collection():
             read = read_lanes(self._log, step, self._own, self._check)
             lanes = {
-                lane: self._learner.prepare(its.examples) if its.examples else None
+                lane: self._learner.prepare(its.examples, its.rehearsed, step.rehearsed_weight)
+                if its.examples or its.rehearsed
+                else None
                 for lane, its in read.items()
             }
         left_out = self._report(read)

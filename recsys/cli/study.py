@@ -19,6 +19,7 @@ from recsys.cli.replay_report import judged_from_ms, with_bar
 from recsys.cli.study_coldstart import coldstart
 from recsys.cli.study_copies import SideBySide, Sync
 from recsys.cli.study_figures import Judged, draw_aucs, figures, plot
+from recsys.cli.study_forgetting import forgetting
 from recsys.cli.study_quality import quality
 from recsys.cli.study_world import WorldLog
 from recsys.config import Config, ModelConfig
@@ -42,6 +43,7 @@ _EVERY_MS = (
 study = typer.Typer(add_completion=False, no_args_is_help=True)
 study.command()(quality)
 study.command()(coldstart)
+study.command()(forgetting)
 
 
 @study.callback()

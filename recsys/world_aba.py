@@ -1,0 +1,35 @@
+"""A world whose tastes are A, then B, then A again: what a model has to remember shows on return.
+
+In B everybody has the taste of somebody else. Within a phase tastes stand still, so that the
+second A is the first one, and nothing else changes: items, people and their habits go on.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from recsys.hashing import Id
+from recsys.world import World
+
+PHASES: Final = ("A", "B", "A")
+
+
+class WorldABA(World):
+    """``phase_ms``: how long each of the three phases lasts."""
+
+    def __init__(self, seed: int = 0, *of: Any, phase_ms: int, **more: Any) -> None:
+        super().__init__(seed, *of, **more)
+        if phase_ms < 1:
+            raise ValueError(f"phase_ms is {phase_ms}, expected a positive number of milliseconds")
+        self.phase_ms = phase_ms
+
+    def phase(self, time_ms: int) -> int:
+        """0, 1 or 2: the first A, B, and A again, which lasts for ever."""
+        return min(max(0, time_ms - self.start_ms) // self.phase_ms, len(PHASES) - 1)
+
+    def starts_ms(self) -> Sequence[int]:
+        """When each phase begins."""
+        return [self.start_ms + n * self.phase_ms for n in range(len(PHASES))]
+
+    def taste(self, user_id: Id, tag: str, time_ms: int) -> float:
+        other = PHASES[self.phase(time_ms)] == "B"
+        return super().taste(f"{user_id}/B" if other else user_id, tag, self.start_ms)
