@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -19,9 +20,9 @@ from recsys.events import encode
 from recsys.features import read_block
 from recsys.log import Record
 from recsys.open_log import open_log
-from recsys.records import EVENTS
+from recsys.records import EVENTS, EXAMPLES, Example, unpack
 from serving.past_session import find_impression
-from training.archive import Archive
+from training.archive import Archive, read_archive
 
 REQUESTS = 26
 
@@ -76,6 +77,40 @@ def test_planted_skew_is_found_and_the_command_says_so(
     assert done.exit_code == 1
     assert "events: 1 impressions, 1 numbers, largest difference 0.0009" in done.output
     assert f"first in {impression.request_id}" in done.output
+
+
+def test_backfill_writes_an_archive_of_examples_with_the_wanted_features(
+    ran: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    folder, out = archived(ran[0], tmp_path / "archive"), tmp_path / "filled"
+    its = feature_set(small_config(ran[0]))
+    wanted = replace(its, history=7)
+    (tmp_path / "wanted.json").write_bytes(msgspec.json.encode(wanted))
+    asked = [
+        "backfill",
+        str(folder),
+        "--out",
+        str(out),
+        "--features",
+        str(tmp_path / "wanted.json"),
+    ]
+    done = CliRunner().invoke(app, [*asked, "--json"])
+    assert done.exit_code == 0, done.output
+    counts = msgspec.json.decode(done.output)
+    before = read_archive(folder, EXAMPLES).collect()
+    after = read_archive(out, EXAMPLES).collect()
+    assert before.schema == after.schema
+    assert counts == {"had the wanted features": 0, "backfilled": len(before)} and len(before)
+    for old, new in zip(before["value"], after["value"], strict=True):
+        was, filled = unpack(old, Example), unpack(new, Example)
+        assert filled.features is not None and was.features is not None
+        assert filled.features.backfilled and filled.features.feature_set == wanted.digest
+        assert filled.features.item_keys == was.features.item_keys
+        assert msgspec.structs.replace(filled, features=None) == msgspec.structs.replace(
+            was, features=None
+        )
+    again = CliRunner().invoke(app, asked)
+    assert again.exit_code == 2 and "name a folder that isn't" in again.output
 
 
 def test_a_folder_without_an_archive_is_refused_with_what_to_give(tmp_path: Path) -> None:

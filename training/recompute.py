@@ -197,6 +197,9 @@ class SessionsThen:
             stop = min(stamp.session_offset, shown.offset)
         else:
             stop = shown.offset
+        before = self._sessions.get(name)
+        if before is not None and before.offset > stop:  # answers of two replicas, in another order
+            return self._anew(shown)
         self._read(shown.partition, stop)
         session = self._sessions.setdefault(name, Session(its.user_id, features, self._seen))
         waiting = self._waiting.get(name, deque())
@@ -208,6 +211,11 @@ class SessionsThen:
                 self._folds.session(session, event, self._items.by_time(event.time_ms))
             session.offset = offset + 1
         return session
+
+    def _anew(self, shown: Shown) -> Session:
+        users = {str(shown.impression.user_id)}
+        past = SessionsThen(self._items, self._events_of, self._folds, users, self._seen)
+        return past.of(shown)
 
     def _read(self, partition: int, stop: int) -> None:
         reader = self._readers.get(partition)

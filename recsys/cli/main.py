@@ -26,6 +26,10 @@ COMMANDS = {
     "viewers": ("recsys.cli.viewers:viewers", "Sends simulated viewers to a running server."),
     "explain": ("recsys.cli.explain:explain", "Makes a past answer again, and says why it was so."),
     "audit": ("recsys.cli.audit:audit", "Checks logged features against the events of then."),
+    "backfill": (
+        "recsys.cli.backfill:backfill",
+        "Fills in features that examples were logged without.",
+    ),
     "forget": ("recsys.cli.forget:forget", "Erases a user, and unlearns them if asked to."),
     "data": ("recsys.cli.data:data", "Fetches data sets."),
     "replay": ("recsys.cli.replay:replay", "Scores, then learns from a data set in event time."),

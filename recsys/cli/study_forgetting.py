@@ -1,7 +1,10 @@
 """`recsys study forgetting`: tastes are A, then B, then A again; how much of A is left on return.
 
 The same log is learned twice: plainly, and with old examples rehearsed as the panel asks for
-(training/forgetting.py). Lists hang on no model, so both are judged on the same rows.
+(training/forgetting.py). Lists hang on no model, so both are judged on the same rows. Two things are judged.
+*Memory*: the panel of the first A, with features as they were served then, scored at the end of A and once
+B is over: what the weights have forgotten. *On return*: the first window of the second A, as it is predicted:
+there the viewers' own sessions and counters are still full of B, which no weight can know to be over.
 """
 
 import json
@@ -80,6 +83,9 @@ class RehearsedLoop(DirectLoop):
         self._watch = LossWatch(features.schema.labels)
         self._learner = Learner(build_model(features, config.model))
         self._forgetting, self._rehearses, self._window = forgetting, rehearses, -1
+        self.exams: list[int] = []  # when the panel of the first A is scored
+        self.memory: list[dict[str, float]] = []
+        self._first: list[Place] = []
 
     def advance(self, now_ms: int) -> list[StepDelta]:
         found = super().advance(now_ms)
@@ -87,42 +93,52 @@ class RehearsedLoop(DirectLoop):
             self.seen += delta.metrics.get("examples", 0.0)
             for alarm in self._watch.step(delta.metrics, delta.time_ms, delta.step):
                 self.alarms.append((round(self.seen), alarm.kind, alarm.what))
+        if len(self.memory) < len(self.exams) and now_ms >= self.exams[len(self.memory)]:
+            panel = self.rehearsal.cohorts.panel
+            self._first = self._first or [
+                p for w in self.rehearsal.cohorts.windows for p in panel(w)
+            ]
+            self.memory.append(self._score(self._first))
         window = now_ms // self._forgetting.window_ms
         if found and window != self._window:
             self._window = window
             strength = self.control.window(
-                {w: self._score(self.rehearsal.cohorts.panel(w)) for w in self.rehearsal.old}
+                {
+                    w: self._score(self.rehearsal.cohorts.panel(w))["log_loss"]
+                    for w in self.rehearsal.old
+                }
             )
             self.strengths.append((now_ms, strength))
             self.rehearsal.share = strength.share if self._rehearses else 0.0
         return found
 
-    def _score(self, places: list[Place]) -> float:
-        """The loss of the panel's first label, by the model as it is."""
+    def _score(self, places: list[Place]) -> dict[str, float]:
+        """How the model as it is predicts the first label of a panel."""
         lessons = [
             unpack(self.log.read(EXAMPLES, p.partition, p.offset, 1)[0].value, Lesson)
             for p in places
         ]
         lessons = [lesson for lesson in lessons if not lesson.correction]
         if not lessons:
-            return 0.0
+            return {"auc": float("nan"), "log_loss": 0.0}
         lane, step = self._learner.prepare(lessons), self.client.where()[0]
         rows = self.client.lookup(step, lane.lookup.keys)
         scores = self._learner.learn(lane, rows, self.client.dense(step)).probabilities_BL[:, 0]
-        return log_loss(scores, lane.labels_BK[:, 0])
+        labels = lane.labels_BK[:, 0]
+        return {"auc": round(auc(scores, labels), 4), "log_loss": log_loss(scores, labels)}
 
 
-def judge(seed: int, hours: float, window_h: float, rehearses: bool) -> dict[str, Any]:
+def judge(data: LogABA, kind: str, window_h: float, rehearses: bool) -> dict[str, Any]:
     """One run: AUC and log loss of the last window of A, of the last of B, and of the first on return."""
-    data = LogABA(seed, hours)
-    options = ReplayOptions()
+    seed, options = data.seed, ReplayOptions(features=kind)
     config = config_for(data, options, Config(model=ModelConfig(seed=seed)))
     features = FeatureSet(data.schema, options.features, config.sessions.history)
     forgetting = ForgettingConfig(window_ms=round(window_h * _HOUR_MS))
     loop = RehearsedLoop(features, config, forgetting, rehearses)
+    _, starts_b, returns = data.world().starts_ms()  # type: ignore[attr-defined]
+    loop.exams = [starts_b, returns]
     player = Player(features, config, loop)
     rows = replay_with(player, data, options, iter, loop.digest).predictions
-    _, starts_b, returns = data.world().starts_ms()  # type: ignore[attr-defined]
     window_ms = round(window_h * _HOUR_MS)
     parts = {
         "a_end": (starts_b - window_ms, starts_b),
@@ -133,6 +149,8 @@ def judge(seed: int, hours: float, window_h: float, rehearses: bool) -> dict[str
     }
     found: dict[str, Any] = {name: _judged(rows, *its) for name, its in parts.items()}
     found["kept"] = round(found["return"]["auc"] / found["a_end"]["auc"], 4)
+    found["memory"] = loop.memory
+    found["remembered"] = round(loop.memory[1]["auc"] / loop.memory[0]["auc"], 4)
     found["shares"] = [round(s.share, 3) for _, s in loop.strengths]
     found["excess"] = [round(s.excess, 3) for _, s in loop.strengths]
     found["alarms"] = [f"{seen}: {kind} {what}" for seen, kind, what in loop.alarms]
@@ -158,6 +176,7 @@ def forgetting(
     window_h: Annotated[
         float, typer.Option(help="Hours of a cohort, and of what is judged.")
     ] = 3.0,
+    kind: Annotated[str, typer.Option("--features", help="ids, ids+history or all.")] = "all",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here.")
     ] = None,
@@ -166,11 +185,13 @@ def forgetting(
     check_folders(json_file)
     began, runs = time.monotonic(), []
     for seed in range(seeds):
-        run = {"seed": seed}
+        run, data = {"seed": seed}, LogABA(seed, hours)
         for name, rehearses in (("plain", False), ("rehearsed", True)):
-            its = run[name] = judge(seed, hours, window_h, rehearses)  # type: ignore[assignment]
+            its = run[name] = judge(data, kind, window_h, rehearses)  # type: ignore[assignment]
             aucs = {part: its[part]["auc"] for part in ("a_end", "b_start", "b_end", "return")}  # type: ignore[index]
-            typer.echo(f"seed {seed} {name:>9}: {aucs}, kept {its['kept']}")  # type: ignore[index]
+            typer.echo(
+                f"seed {seed} {name:>9}: {aucs}, kept {its['kept']}, remembered {its['remembered']}"
+            )  # type: ignore[index]
         runs.append(run)
     found = {
         "study": "forgetting",
@@ -178,10 +199,14 @@ def forgetting(
         "window_h": window_h,
         "wanted": _KEPT,
         "runs": runs,
-        "kept": {name: _mean(runs, name, "kept") for name in ("plain", "rehearsed")},
+        "features": kind,
+        **{
+            what: {name: _mean(runs, name, what) for name in ("plain", "rehearsed")}
+            for what in ("kept", "remembered")
+        },
         "seconds": round(time.monotonic() - began, 1),
     }
-    typer.echo(json.dumps(found["kept"]))
+    typer.echo(json.dumps({what: found[what] for what in ("kept", "remembered")}))
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1) + "\n")
 
