@@ -97,6 +97,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     lookahead: int = 0  # k: rows are those after step - 1 - k
     rehearsed: list[Range] = []  # older examples that it learns again, so as not to forget them …
     rehearsed_weight: float = 1.0  # … each with such a weight; they are not judged
+    held: bool = False  # replicas are given its rows with a later step
 
 
 class TableRows(msgspec.Struct, frozen=True, kw_only=True):

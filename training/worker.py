@@ -193,7 +193,7 @@ class Worker:
         forget = prepared.forget[number]
         metrics = {"left_out": float(left_out)} if left_out else {}
         if lane is None:
-            return LaneGradients(number, metrics=metrics, forget=forget)
+            return LaneGradients(number, metrics=metrics, forget=forget, held=prepared.step.held)
         places = prepared.places[number]
         own = {table: its[places[table]] if places else its for table, its in rows.items()}
         learned = self._learner.learn(lane, own, dense)
@@ -202,7 +202,9 @@ class Worker:
             table: RowGradients(keys, gradients, counts[table])
             for table, (keys, gradients) in learned.gradients.items()
         }
-        return LaneGradients(number, tables, learned.dense, learned.metrics | metrics, forget)
+        return LaneGradients(
+            number, tables, learned.dense, learned.metrics | metrics, forget, prepared.step.held
+        )
 
     def _report(self, read: Mapping[int, LaneExamples]) -> dict[int, int]:
         """Dead letters for what is left out, by the worker of its lane; returns how many, by lane."""
