@@ -22,7 +22,6 @@ class Copy:
     """What a replica holds: the fold of the published deltas."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, dict[int, bytes]] = {table.name: {} for table in TABLES}
         self.values: dict[str, dict[int, np.ndarray]] = {table.name: {} for table in TABLES}
         self.dense: np.ndarray | None = None
 

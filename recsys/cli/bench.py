@@ -267,6 +267,19 @@ def drift(
 
 
 @bench.command()
+def gathering(
+    hours: Annotated[float, typer.Option(help="Of the simulated world.")] = 12.0,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """Bytes of deltas where rows are published each step, and each second, fourth and eighth one."""
+    from recsys.cli.bench_gathering import measure_gathering
+
+    measured = measure_gathering(hours, seed)
+    _tell("gathering", {"hours": hours, "seed": seed}, {"published": measured}, json_file)
+
+
+@bench.command()
 def replicas(
     replicas: Annotated[int, typer.Option(min=1, help="That are replaced by a restart.")] = 2,
     low: Annotated[int, typer.Option(min=1, help="Requests in a second for one replica.")] = 20,

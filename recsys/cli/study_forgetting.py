@@ -9,6 +9,7 @@ there the viewers' own sessions and counters are still full of B, which no weigh
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -45,8 +46,11 @@ _HOUR_MS: Final = 3_600_000
 _KEPT: Final = 0.95  # of A's AUC, wanted on return
 
 
+@dataclass
 class LogABA(WorldLog):
-    """The log of a world that changes its tastes and back."""
+    """The log of a world that changes and changes back."""
+
+    change: str = "tastes"
 
     def world(self) -> World:
         phase_ms = round(self.hours * _HOUR_MS / 3)
@@ -55,6 +59,7 @@ class LogABA(WorldLog):
             self.users,
             self.items,
             phase_ms=phase_ms,
+            change=self.change,
             publish_every_s=900.0,
             requests_per_s=self.requests_per_s,
         )
@@ -176,6 +181,9 @@ def forgetting(
     window_h: Annotated[
         float, typer.Option(help="Hours of a cohort, and of what is judged.")
     ] = 3.0,
+    change: Annotated[
+        str, typer.Option(help="What is another in B: tastes, or people.")
+    ] = "tastes",
     kind: Annotated[str, typer.Option("--features", help="ids, ids+history or all.")] = "all",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here.")
@@ -185,7 +193,7 @@ def forgetting(
     check_folders(json_file)
     began, runs = time.monotonic(), []
     for seed in range(seeds):
-        run, data = {"seed": seed}, LogABA(seed, hours)
+        run, data = {"seed": seed}, LogABA(seed, hours, change=change)
         for name, rehearses in (("plain", False), ("rehearsed", True)):
             its = run[name] = judge(data, kind, window_h, rehearses)  # type: ignore[assignment]
             aucs = {part: its[part]["auc"] for part in ("a_end", "b_start", "b_end", "return")}  # type: ignore[index]
@@ -200,6 +208,7 @@ def forgetting(
         "wanted": _KEPT,
         "runs": runs,
         "features": kind,
+        "change": change,
         **{
             what: {name: _mean(runs, name, what) for name in ("plain", "rehearsed")}
             for what in ("kept", "remembered")
