@@ -36,7 +36,8 @@ class RowGradients(NamedTuple):
 class LaneGradients:
     """What one lane learned in one step. ``dense`` and ``metrics`` are read by shard 0 alone.
 
-    ``forget``: keys by table whose rows leave with this step (a user asked to be forgotten).
+    ``forget``: keys by table whose rows leave with this step (a user asked to be forgotten). ``held``: the
+    step's rows are published with a later one's, as its record says; all its lanes say the same.
     """
 
     lane: int
@@ -44,6 +45,7 @@ class LaneGradients:
     dense: Vector | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)  # prequential sums
     forget: Mapping[str, Keys] = field(default_factory=dict)
+    held: bool = False
 
 
 class _SumRows(msgspec.Struct, frozen=True):
@@ -60,6 +62,7 @@ class _SumRecord(msgspec.Struct, frozen=True):
     dense: bytes | None
     metrics: dict[str, float]
     forget: dict[str, bytes]
+    held: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class StepSum:
     dense: Vector | None
     metrics: Mapping[str, float]
     forget: Mapping[str, Keys] = field(default_factory=dict)
+    held: bool = False
 
     def encode(self) -> bytes:
         """As it stands in the write-ahead file."""
@@ -81,7 +85,9 @@ class StepSum:
         ]
         dense = None if self.dense is None else self.dense.tobytes()
         forget = {name: keys.tobytes() for name, keys in self.forget.items()}
-        record = _SumRecord(self.step, self.time_ms, tables, dense, dict(self.metrics), forget)
+        record = _SumRecord(
+            self.step, self.time_ms, tables, dense, dict(self.metrics), forget, self.held
+        )
         return msgspec.msgpack.encode(record)
 
     @staticmethod
@@ -97,7 +103,9 @@ class StepSum:
             tables[rows.table] = RowGradients(keys, gradients.reshape(len(keys), width), counts)
         dense = None if record.dense is None else np.frombuffer(record.dense, np.float32)
         forget = {name: np.frombuffer(keys, np.int64) for name, keys in record.forget.items()}
-        return StepSum(record.step, record.time_ms, tables, dense, record.metrics, forget)
+        return StepSum(
+            record.step, record.time_ms, tables, dense, record.metrics, forget, record.held
+        )
 
 
 def add_lanes(
@@ -129,7 +137,8 @@ def add_lanes(
             dense = vector.copy() if dense is None else dense + vector
         for metric, value in lane.metrics.items():
             metrics[metric] = metrics.get(metric, 0.0) + value
-    return StepSum(step, time_ms, tables, dense, metrics, forget)
+    held = any(lane.held for lane in lanes)
+    return StepSum(step, time_ms, tables, dense, metrics, forget, held)
 
 
 def _add_rows(name: str, dim: int, parts: Sequence[RowGradients]) -> RowGradients:

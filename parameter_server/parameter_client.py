@@ -284,7 +284,9 @@ def route_lanes(lanes: Sequence[LaneGradients], shards: int) -> list[list[LaneGr
                 elif len(own):
                     tables[name] = rows.take(own)
             dense, metrics = (lane.dense, lane.metrics) if part == 0 else (None, {})
-            routed[part].append(LaneGradients(lane.lane, tables, dense, metrics, forget.of(part)))
+            routed[part].append(
+                LaneGradients(lane.lane, tables, dense, metrics, forget.of(part), lane.held)
+            )
     return routed
 
 

@@ -8,8 +8,10 @@ is held back of it; nothing adds up and nothing is lost.
 A step may send ``budget`` bytes of rows. Rows go in the order of traffic × change, ties by key and table:
 examples that used the row since it was last sent, times how far its rounded value is from what replicas hold.
 What doesn't fit goes with later steps; a step that *settles* sends all. Tombstones are never held back.
-A row whose rounded value is what replicas hold already isn't sent. Whatever the budget, and also where a step
-settles, no step sends more than ``MOST_BYTES``, so that a delta fits into one record of any log.
+A row whose rounded value is what replicas hold already isn't sent. Of a step that is *held*, as its record
+may say while little changes, no row is sent: each goes once, with the next step that isn't. Whatever the
+budget, and also where a step settles, no step sends more than ``MOST_BYTES``, so that a delta fits into one
+record of any log.
 """
 
 # N rows that a step touched, M rows that it removed, R rows held back, D dimension
@@ -109,15 +111,23 @@ class Published:
         return {name: len(held) for name, held in self._held.items()}
 
     def publish(
-        self, changes: Mapping[str, Change], rows_of: RowsOf, settle: bool = False
+        self,
+        changes: Mapping[str, Change],
+        rows_of: RowsOf,
+        settle: bool = False,
+        hold: bool = False,
     ) -> list[TableRows]:
-        """What a step sends of each table. ``rows_of`` looks up rows as they are after the step."""
+        """What a step sends of each table: of one that is to ``hold``, tombstones alone. ``rows_of`` looks up
+        rows as they are after the step."""
         moved = {name: self._moved(name, change) for name, change in changes.items()}
         tombstones = KEY_BYTES * sum(len(change.removed.keys) for change in changes.values())
         most = max(0, MOST_BYTES - tombstones)
         if self._budget and not settle:
             most = min(most, self._budget)
-        chosen = self._all(moved) if self._fits(moved, most) else self._choose(moved, most)
+        if hold:
+            chosen = self._all(moved, False)
+        else:
+            chosen = self._all(moved) if self._fits(moved, most) else self._choose(moved, most)
         out = []
         for name, change in changes.items():
             removed = change.removed.keys
@@ -166,9 +176,9 @@ class Published:
         rows = {name: len(its.keys) + len(self._held[name]) for name, its in moved.items()}
         return most >= sum(count * self._cost(name) for name, count in rows.items())
 
-    def _all(self, moved: Mapping[str, _Moved]) -> dict[str, tuple[Mask, Mask]]:
+    def _all(self, moved: Mapping[str, _Moved], go: bool = True) -> dict[str, tuple[Mask, Mask]]:
         return {
-            name: (np.ones(len(its.keys), np.bool_), np.ones(len(self._held[name]), np.bool_))
+            name: (np.full(len(its.keys), go), np.full(len(self._held[name]), go))
             for name, its in moved.items()
         }
 

@@ -203,8 +203,11 @@ class Shard:
         """What is published of the newest step."""
         spec, dense = self.spec, b""
         settle = total.step % spec.settle_every == 0
-        rows = self.published.publish(changes, lambda name, k: self.tables[name].lookup(k), settle)
-        if self.dense is not None:
+        held = total.held and not settle
+        rows = self.published.publish(
+            changes, lambda name, k: self.tables[name].lookup(k), settle, held
+        )
+        if self.dense is not None and not held:
             dense, _ = round_dense(self.dense.averaged, spec.delta_format)
         return seal(
             Delta(

@@ -86,6 +86,7 @@ class LaneHead(msgspec.Struct, frozen=True, array_like=True):
     forget: list[str]
     dense: bool
     metrics: dict[str, float]
+    held: bool = False
 
 
 class Exchange(Message, frozen=True, tag="exchange"):
@@ -204,7 +205,14 @@ def exchange(
     for lane in lanes:
         dense = lane.dense is not None
         heads.append(
-            LaneHead(lane.lane, list(lane.tables), list(lane.forget), dense, dict(lane.metrics))
+            LaneHead(
+                lane.lane,
+                list(lane.tables),
+                list(lane.forget),
+                dense,
+                dict(lane.metrics),
+                lane.held,
+            )
         )
         for rows in lane.tables.values():
             arrays += [rows.keys, rows.gradients, np.asarray(rows.counts, np.int32)]
@@ -227,7 +235,7 @@ def read_exchange(frame: Frame) -> tuple[list[LaneGradients], dict[str, Array] |
             tables = {n: RowGradients(next(left), next(left), next(left)) for n in head.tables}
             forget = {name: next(left) for name in head.forget}
             dense = next(left) if head.dense else None
-            lanes.append(LaneGradients(head.lane, tables, dense, head.metrics, forget))
+            lanes.append(LaneGradients(head.lane, tables, dense, head.metrics, forget, head.held))
         keys = None if message.next is None else {name: next(left) for name in message.next}
     except StopIteration:
         raise WireError("an exchange has fewer arrays than its lanes and keys need") from None

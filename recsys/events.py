@@ -52,7 +52,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     ``candidates`` is ``serve.candidates`` as it was. ``session`` is the digest of the packed session: the
     offset alone doesn't say of which fields of its items it was folded; empty where nothing was known.
     ``item_state_from``: the first offset of ``item_state`` that the replica had read; -1 where some after it
-    had been trimmed before they were read.
+    had been trimmed before they were read. ``counted``: the next offsets of ``events``, by partition, up to
+    which the item counters had been counted: with them the archive alone can count them again.
     """
 
     n: int = 0
@@ -61,6 +62,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     candidates: int = 0
     session: str = ""
     item_state_from: int = 0
+    counted: list[int] = []
 
 
 class FeatureBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -16,6 +16,7 @@ from recsys.feature_kernels import gather, lay, ratios
 from recsys.features import GROUP_WIDTH, FeatureSet, Floats, Keys, RequestFeatures
 from recsys.hashing import key_of
 from recsys.item_counters import GLOBAL
+from recsys.schema import NUMERIC
 from recsys.session import USER, Session
 
 _SMOOTHING: Final = 4.0  # prior examples behind every running rate
@@ -55,6 +56,30 @@ class FeatureBuilder:
     @property
     def _per_entity(self) -> int:
         return SPEEDS + SPEEDS * len(self.rates) + 1
+
+    @property
+    def dense_names(self) -> tuple[str, ...]:
+        """What stands in each dense column (F,): entity/number, as ``_fill_dense`` and ``lay`` order them."""
+        if not self.dense_width:
+            return ()
+        of = ("all", "context", "item", "item×context", "duration×context", "user", "user×context",
+              "user×item", "user×duration")  # fmt: skip
+        groups = [
+            f"{whose}.{name}"
+            for name in self.features.schema.groups
+            for whose in ("group", "user×group")
+        ]
+        labels = self.features.main_labels
+        numbers = ("shown.fast", "shown.slow", *(f"{label}.fast" for label in labels),
+                   *(f"{label}.slow" for label in labels), "watch.slow")  # fmt: skip
+        counters = [f"{entity}/{number}" for entity in (*of, *groups) for number in numbers]
+        numeric = [f"item.{name}" for name in self.features.schema.names("item", NUMERIC)]
+        vectors = [
+            f"item.{name}[{n}]"
+            for name, length in self.features.schema.vectors
+            for n in range(length)
+        ]
+        return (*counters, *numeric, *vectors, "hour.sin", "hour.cos", "since_last_event", "events")
 
     def build(
         self,

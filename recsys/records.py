@@ -103,6 +103,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     config: str  # digest of what learning depends on
     lookahead: int = 0  # k: rows are those after step - 1 - k
     without: list[str] = []  # line/epoch that were rolled back: what they served is left out
+    rehearsed: list[Range] = []  # older examples that it learns again, so as not to forget them …
+    rehearsed_weight: float = 1.0  # … each with such a weight; they are not judged
+    held: bool = False  # replicas are given its rows with a later step
 
 
 class TableRows(msgspec.Struct, frozen=True, kw_only=True):

@@ -125,6 +125,13 @@ class PastSessions:
                 return Session.unpack(blob, self._features, seen)
         raise Gone(self._why(impression.user_id, stamp.session_offset, events))
 
+    def before(self, impression: Impression, offset: int) -> Session:
+        """The session of all events before an impression's offset: of one that names no state."""
+        events = self._events_of(impression.user_id, offset)
+        self._items.read()
+        session = Session(impression.user_id, self._features, self._config.sessions.seen)
+        return fold_again(session, events, self._items.by_time)
+
     def _ways(
         self, events: Sequence[tuple[int, Event]], offset: int
     ) -> Iterator[Callable[[int], KeysOf]]:

@@ -303,6 +303,7 @@ class Pipeline:
             candidates=self.replica.config.serve.candidates,
             session=session.digest,
             item_state_from=self.replica.item_state_from,
+            counted=self.replica.counted,
         )
 
     def _features(

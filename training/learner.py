@@ -21,7 +21,7 @@ from recsys.model import Lookup, Model, lookup_of, padded
 from recsys.ranker import loss_per_output, targets
 from recsys.records import Lesson
 from recsys.vectors import retrieval_loss
-from training.open_labels import Told, told
+from training.open_labels import Told, rehearsing, told
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -67,12 +67,19 @@ class Learner:
         self.features: FeatureSet = model.features
         self._jagged = jagged
 
-    def prepare(self, examples: Sequence[Lesson]) -> Lane:
-        """Arrays of a lane's examples. Raises UnknownFeatureSet where they were served with another set."""
+    def prepare(
+        self, examples: Sequence[Lesson], rehearsed: Sequence[Lesson] = (), weight: float = 1.0
+    ) -> Lane:
+        """Arrays of a lane's examples, and of those that are learned again with a weight. Raises
+        UnknownFeatureSet where they were served with another set."""
+        first, examples = len(examples), [*examples, *rehearsed]
         batch = self._batch([_features(e, self.features.digest) for e in examples])
         labels = np.array([e.labels for e in examples], np.float32)
         watch_ms = np.array([e.watch_ms for e in examples], np.float32)
-        return self.lane_of(batch, labels, watch_ms, told(examples, labels))
+        its = told(examples, labels)
+        if rehearsed:
+            its = rehearsing(its, first, weight)
+        return self.lane_of(batch, labels, watch_ms, its)
 
     def lane_of(self, batch: Batch, labels_BK: Floats, watch_ms_B: Floats, its: Told) -> Lane:
         """A lane of examples that are arrays already."""

@@ -40,7 +40,7 @@ Legend: B examples, K labels, L outputs (labels, then watch time).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -175,6 +175,15 @@ def _told(
             torch.from_numpy(_wider(undone_BK, 0.0)),
         ),
     )
+
+
+def rehearsing(of: Told, first: int, weight: float) -> Told:
+    """As it was told, where examples from ``first`` on are learned again: with a weight, and not judged."""
+    weights, liked, fresh = of.weights_BL.copy(), of.liked_B.copy(), of.fresh_B.copy()
+    weights[first:] *= weight
+    liked[first:] *= weight
+    fresh[first:] = False
+    return replace(of, weights_BL=weights, liked_B=liked, fresh_B=fresh)
 
 
 def _wider(of_BK: NDArray[np.generic], watch: float) -> Floats:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from recsys.config import StepConfig
 from recsys.records import Range, Step
+from training.forgetting import Rehearsal
 
 
 class Sequencer:
@@ -23,10 +24,13 @@ class Sequencer:
         digest: str,
         step: int = 0,
         offsets: dict[int, int] | None = None,
+        rehearsal: Rehearsal | None = None,
     ) -> None:
-        self.config = config
+        """``rehearsal`` says what each step learns again; without it, nothing."""
+        self.config, self._rehearsal = config, rehearsal
         self.line, self.epoch, self.digest = line, epoch, digest
         self.step = step
+        self.gathered = 1  # steps whose rows are published together, with the last of them
         self.offsets = dict(offsets or {})  # where the next step begins, by partition
         self._waiting: deque[tuple[int, int, int, int]] = (
             deque()
@@ -39,6 +43,8 @@ class Sequencer:
     def arrived(self, partition: int, offset: int, closed_ms: int, now_ms: int) -> None:
         """An example stands at (partition, offset) of ``examples`` since ``now_ms``."""
         self._waiting.append((now_ms, partition, offset, closed_ms))
+        if self._rehearsal is not None:
+            self._rehearsal.arrived(partition, offset, closed_ms)
 
     def cut(self, now_ms: int) -> Step | None:
         """The next step, where enough examples wait or the oldest has waited long enough; else None."""
@@ -51,6 +57,7 @@ class Sequencer:
             self._waiting.popleft() for _ in range(min(len(self._waiting), self.config.examples))
         ]
         self.step += 1
+        again = self._rehearsal
         return Step(
             line=self.line,
             epoch=self.epoch,
@@ -60,6 +67,9 @@ class Sequencer:
             lanes=self.config.lanes,
             time_ms=max(closed_ms for *_, closed_ms in taken),
             config=self.digest,
+            held=self.step % self.gathered != 0,
+            rehearsed=again.draw(self.step, len(taken)) if again else [],
+            rehearsed_weight=again.config.weight if again else 1.0,
         )
 
     def _ranges(self, places: Iterable[tuple[int, int]]) -> list[Range]:

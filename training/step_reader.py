@@ -165,6 +165,7 @@ class LaneExamples:
 
     examples: list[Lesson] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    rehearsed: list[Lesson] = field(default_factory=list)  # learned again
     forget: list[Id] = field(default_factory=list)
     quarantined: int = 0  # served by a line that was rolled back
 
@@ -173,6 +174,25 @@ def read_lanes(
     log: Log, step: Step, own: Container[int], check: "ExampleCheck"
 ) -> dict[int, LaneExamples]:
     """The own lanes of a step, by lane. Raises LogLost where the log no longer has its examples.
+
+    What it rehearses is cut into lanes as its examples are, and is left out in silence where it can't be
+    learned from: that was told when it was fresh, and the place of who was forgotten is empty.
+    """
+    found = _fresh_lanes(log, step, own, check)
+    if step.rehearsed:
+        count = sum(part.stop - part.start for part in step.rehearsed)
+        records = _read(log, step, step.rehearsed, count)
+        for lane, places in enumerate(lanes_of(count, step.lanes)):
+            if lane in own:
+                its = _read_lane(records[places.start : places.stop], check, step.without)
+                found[lane].rehearsed = [e for e in its.examples if not e.correction]
+    return found
+
+
+def _fresh_lanes(
+    log: Log, step: Step, own: Container[int], check: "ExampleCheck"
+) -> dict[int, LaneExamples]:
+    """What is learned for the first time.
 
     Where offsets have no holes, a record's place among the step's follows from its offset, and no more than
     the own lanes is read.

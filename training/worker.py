@@ -182,7 +182,9 @@ class Worker:
         with no_collection():
             read = read_lanes(self._log, step, self._own, self._check)
             lanes = {
-                lane: self._learner.prepare(its.examples) if its.examples else None
+                lane: self._learner.prepare(its.examples, its.rehearsed, step.rehearsed_weight)
+                if its.examples or its.rehearsed
+                else None
                 for lane, its in read.items()
             }
         left_out = self._report(read)
@@ -198,7 +200,7 @@ class Worker:
         forget = prepared.forget[number]
         metrics = {"left_out": float(left_out)} if left_out else {}
         if lane is None:
-            return LaneGradients(number, metrics=metrics, forget=forget)
+            return LaneGradients(number, metrics=metrics, forget=forget, held=prepared.step.held)
         places = prepared.places[number]
         own = {table: its[places[table]] if places else its for table, its in rows.items()}
         learned = self._learner.learn(lane, own, dense)
@@ -207,7 +209,9 @@ class Worker:
             table: RowGradients(keys, gradients, counts[table])
             for table, (keys, gradients) in learned.gradients.items()
         }
-        return LaneGradients(number, tables, learned.dense, learned.metrics | metrics, forget)
+        return LaneGradients(
+            number, tables, learned.dense, learned.metrics | metrics, forget, prepared.step.held
+        )
 
     def _report(self, read: Mapping[int, LaneExamples]) -> dict[int, int]:
         """Dead letters for what is left out, by the worker of its lane; returns how many, by lane."""

@@ -264,6 +264,36 @@ def faults(
 
 
 @bench.command()
+def drift(
+    runs: Annotated[int, typer.Option(min=1, help="Seeded runs of each planted shift.")] = 60,
+    stationary: Annotated[
+        int, typer.Option(min=1, help="Runs of 500,000 examples for each length of a day.")
+    ] = 10,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """How soon planted shifts are found, and how often something is found where nothing is."""
+    from recsys.cli.bench_drift import measure_drift
+
+    measured = measure_drift(runs, stationary, seed, lambda text: typer.echo(text, err=True))
+    options = {"runs": runs, "stationary": stationary, "seed": seed}
+    _tell("drift", options, measured, json_file)
+
+
+@bench.command()
+def gathering(
+    hours: Annotated[float, typer.Option(help="Of the simulated world.")] = 12.0,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """Bytes of deltas where rows are published each step, and each second, fourth and eighth one."""
+    from recsys.cli.bench_gathering import measure_gathering
+
+    measured = measure_gathering(hours, seed)
+    _tell("gathering", {"hours": hours, "seed": seed}, {"published": measured}, json_file)
+
+
+@bench.command()
 def replicas(
     replicas: Annotated[int, typer.Option(min=1, help="That are replaced by a restart.")] = 2,
     low: Annotated[int, typer.Option(min=1, help="Requests in a second for one replica.")] = 20,

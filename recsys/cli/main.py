@@ -29,6 +29,11 @@ COMMANDS = {
     "propose": ("recsys.cli.shadow:propose", "Has a candidate judged on the current traffic."),
     "approve": ("recsys.cli.shadow:approve", "Lets a candidate that waits for it go on."),
     "rollback": ("recsys.cli.shadow:rollback", "Goes back to what was live before."),
+    "audit": ("recsys.cli.audit:audit", "Checks logged features against the events of then."),
+    "backfill": (
+        "recsys.cli.backfill:backfill",
+        "Fills in features that examples were logged without.",
+    ),
     "forget": ("recsys.cli.forget:forget", "Erases a user, and unlearns them if asked to."),
     "data": ("recsys.cli.data:data", "Fetches data sets."),
     "replay": ("recsys.cli.replay:replay", "Scores, then learns from a data set in event time."),

@@ -31,7 +31,7 @@ def explain_run(folder: Path, requests: int, seed: int) -> dict[str, Any]:
     """Runs, then explains every answer; how many were equal to the last bit."""
     config = small_config(folder)
     began = time.monotonic()
-    asked, steps = asyncio.run(_run(OneProcess(config), requests, seed))
+    asked, steps = asyncio.run(run_system(OneProcess(config), requests, seed))
     ran_s, began = time.monotonic() - began, time.monotonic()
     system = OneProcess(config)  # as after a restart: nothing of the run is in memory
     explainer = Explainer(system.log, config, system.features)
@@ -58,7 +58,9 @@ def _item(n: int, seed: int, version: int = 0) -> Item:
     return Item(time_ms=START_MS, item_id=f"v{n}", fields=fields)
 
 
-async def _run(system: OneProcess, requests: int, seed: int) -> tuple[list[tuple[str, str]], int]:
+async def run_system(
+    system: OneProcess, requests: int, seed: int
+) -> tuple[list[tuple[str, str]], int]:
     system.publish([_item(n, seed) for n in range(ITEMS)])
     for n in range(0, USERS, 2):
         system.profile(User(time_ms=START_MS, user_id=f"u{n}", fields={"country": f"c{n % 7}"}))

@@ -20,6 +20,7 @@ from recsys.cli.study_broken import broken
 from recsys.cli.study_coldstart import coldstart
 from recsys.cli.study_copies import SideBySide, Sync
 from recsys.cli.study_figures import Judged, draw_aucs, figures, plot
+from recsys.cli.study_forgetting import forgetting
 from recsys.cli.study_promotion import promotion
 from recsys.cli.study_quality import quality
 from recsys.cli.study_world import WorldLog
@@ -46,6 +47,7 @@ study.command()(quality)
 study.command()(coldstart)
 study.command()(promotion)
 study.command()(broken)
+study.command()(forgetting)
 
 
 @study.callback()

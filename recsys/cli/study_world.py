@@ -67,14 +67,18 @@ class WorldLog:
         """Nothing is known from before."""
         return iter(())
 
-    def _make(self) -> list[Event]:
-        world = World(
+    def world(self) -> World:
+        """Who watches what: another world tells another story."""
+        return World(
             self.seed,
             self.users,
             self.items,
             publish_every_s=_PUBLISH_EVERY_S,
             requests_per_s=self.requests_per_s,
         )
+
+    def _make(self) -> list[Event]:
+        world = self.world()
         stop_ms = world.start_ms + round(self.hours * _HOUR_MS)
         catalogue = world.items(stop_ms)
         events: list[Event] = [*catalogue, *world.users()]

@@ -1,0 +1,225 @@
+"""`recsys study forgetting`: tastes are A, then B, then A again; how much of A is left on return.
+
+The same log is learned twice: plainly, and with old examples rehearsed as the panel asks for
+(training/forgetting.py). Lists hang on no model, so both are judged on the same rows. Two things are judged.
+*Memory*: the panel of the first A, with features as they were served then, scored at the end of A and once
+B is over: what the weights have forgotten. *On return*: the first window of the second A, as it is predicted:
+there the viewers' own sessions and counters are still full of B, which no weight can know to be over.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from parameter_server.deltas import StepDelta
+from recsys.blueprint import build_model
+from recsys.cli.direct_loop import DirectLoop
+from recsys.cli.player import Player
+from recsys.cli.replay import ReplayOptions, check_folders, config_for, replay_with
+from recsys.cli.study_world import WorldLog
+from recsys.config import Config, ModelConfig
+from recsys.features import FeatureSet
+from recsys.metrics import auc, log_loss
+from recsys.records import EXAMPLES, Lesson, unpack
+from recsys.report import Predictions
+from recsys.world import World
+from recsys.world_aba import WorldABA
+from training.drift import LossWatch
+from training.forgetting import (
+    ForgettingConfig,
+    ForgettingControl,
+    Place,
+    Rehearsal,
+    Strength,
+)
+from training.learner import Learner
+from training.line import MAIN, learning_digest
+from training.sequencer import Sequencer
+
+_HOUR_MS: Final = 3_600_000
+_KEPT: Final = 0.95  # of A's AUC, wanted on return
+
+
+@dataclass
+class LogABA(WorldLog):
+    """The log of a world that changes and changes back."""
+
+    change: str = "tastes"
+
+    def world(self) -> World:
+        phase_ms = round(self.hours * _HOUR_MS / 3)
+        return WorldABA(
+            self.seed,
+            self.users,
+            self.items,
+            phase_ms=phase_ms,
+            change=self.change,
+            publish_every_s=900.0,
+            requests_per_s=self.requests_per_s,
+        )
+
+
+class RehearsedLoop(DirectLoop):
+    """A loop that scores its panel each window, and rehearses as that asks for, or not (``rehearses``)."""
+
+    def __init__(
+        self, features: FeatureSet, config: Config, forgetting: ForgettingConfig, rehearses: bool
+    ) -> None:
+        super().__init__(features, config)
+        self.rehearsal, self.control = Rehearsal(forgetting), ForgettingControl(forgetting)
+        self.sequencer = Sequencer(
+            config.step,
+            line=MAIN,
+            epoch=0,
+            digest=learning_digest(config, features),
+            rehearsal=self.rehearsal,
+        )
+        for partition in range(config.log.partitions):
+            self.log.hold("forgetting", EXAMPLES, partition, 0)
+        self.strengths: list[tuple[int, Strength]] = []
+        self.alarms: list[tuple[int, str, str]] = []
+        self.seen = 0.0
+        self._watch = LossWatch(features.schema.labels)
+        self._learner = Learner(build_model(features, config.model))
+        self._forgetting, self._rehearses, self._window = forgetting, rehearses, -1
+        self.exams: list[int] = []  # when the panel of the first A is scored
+        self.memory: list[dict[str, float]] = []
+        self._first: list[Place] = []
+
+    def advance(self, now_ms: int) -> list[StepDelta]:
+        found = super().advance(now_ms)
+        for delta in found:
+            self.seen += delta.metrics.get("examples", 0.0)
+            for alarm in self._watch.step(delta.metrics, delta.time_ms, delta.step):
+                self.alarms.append((round(self.seen), alarm.kind, alarm.what))
+        if len(self.memory) < len(self.exams) and now_ms >= self.exams[len(self.memory)]:
+            panel = self.rehearsal.cohorts.panel
+            self._first = self._first or [
+                p for w in self.rehearsal.cohorts.windows for p in panel(w)
+            ]
+            self.memory.append(self._score(self._first))
+        window = now_ms // self._forgetting.window_ms
+        if found and window != self._window:
+            self._window = window
+            strength = self.control.window(
+                {
+                    w: self._score(self.rehearsal.cohorts.panel(w))["log_loss"]
+                    for w in self.rehearsal.old
+                }
+            )
+            self.strengths.append((now_ms, strength))
+            self.rehearsal.share = strength.share if self._rehearses else 0.0
+        return found
+
+    def _score(self, places: list[Place]) -> dict[str, float]:
+        """How the model as it is predicts the first label of a panel."""
+        lessons = [
+            unpack(self.log.read(EXAMPLES, p.partition, p.offset, 1)[0].value, Lesson)
+            for p in places
+        ]
+        lessons = [lesson for lesson in lessons if not lesson.correction]
+        if not lessons:
+            return {"auc": float("nan"), "log_loss": 0.0}
+        lane, step = self._learner.prepare(lessons), self.client.where()[0]
+        rows = self.client.lookup(step, lane.lookup.keys)
+        scores = self._learner.learn(lane, rows, self.client.dense(step)).probabilities_BL[:, 0]
+        labels = lane.labels_BK[:, 0]
+        return {"auc": round(auc(scores, labels), 4), "log_loss": log_loss(scores, labels)}
+
+
+def judge(data: LogABA, kind: str, window_h: float, rehearses: bool) -> dict[str, Any]:
+    """One run: AUC and log loss of the last window of A, of the last of B, and of the first on return."""
+    seed, options = data.seed, ReplayOptions(features=kind)
+    config = config_for(data, options, Config(model=ModelConfig(seed=seed)))
+    features = FeatureSet(data.schema, options.features, config.sessions.history)
+    forgetting = ForgettingConfig(window_ms=round(window_h * _HOUR_MS))
+    loop = RehearsedLoop(features, config, forgetting, rehearses)
+    _, starts_b, returns = data.world().starts_ms()  # type: ignore[attr-defined]
+    loop.exams = [starts_b, returns]
+    player = Player(features, config, loop)
+    rows = replay_with(player, data, options, iter, loop.digest).predictions
+    window_ms = round(window_h * _HOUR_MS)
+    parts = {
+        "a_end": (starts_b - window_ms, starts_b),
+        "b_start": (starts_b, starts_b + window_ms),
+        "b_end": (returns - window_ms, returns),
+        "return": (returns, returns + window_ms),
+        "return_later": (returns + window_ms, returns + 2 * window_ms),
+    }
+    found: dict[str, Any] = {name: _judged(rows, *its) for name, its in parts.items()}
+    found["kept"] = round(found["return"]["auc"] / found["a_end"]["auc"], 4)
+    found["memory"] = loop.memory
+    found["remembered"] = round(loop.memory[1]["auc"] / loop.memory[0]["auc"], 4)
+    found["shares"] = [round(s.share, 3) for _, s in loop.strengths]
+    found["excess"] = [round(s.excess, 3) for _, s in loop.strengths]
+    found["alarms"] = [f"{seen}: {kind} {what}" for seen, kind, what in loop.alarms]
+    found["examples"] = round(loop.seen)
+    return found
+
+
+def _judged(rows: Predictions, from_ms: int, until_ms: int) -> dict[str, float]:
+    label = next(iter(rows.labels))
+    at = np.asarray(rows.time_ms)
+    its: NDArray[np.bool_] = (at >= from_ms) & (at < until_ms)
+    scores, labels = np.asarray(rows.scores[label])[its], np.asarray(rows.labels[label])[its]
+    return {
+        "rows": int(its.sum()),
+        "auc": round(auc(scores, labels), 4),
+        "log_loss": round(log_loss(scores, labels), 4),
+    }
+
+
+def forgetting(
+    seeds: Annotated[int, typer.Option(min=1, help="Worlds and initial values.")] = 5,
+    hours: Annotated[float, typer.Option(help="Of all three phases together.")] = 72.0,
+    window_h: Annotated[
+        float, typer.Option(help="Hours of a cohort, and of what is judged.")
+    ] = 3.0,
+    change: Annotated[
+        str, typer.Option(help="What is another in B: tastes, or people.")
+    ] = "tastes",
+    kind: Annotated[str, typer.Option("--features", help="ids, ids+history or all.")] = "all",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here.")
+    ] = None,
+) -> None:
+    """How much of a taste is left once it comes back, with rehearsal and without."""
+    check_folders(json_file)
+    began, runs = time.monotonic(), []
+    for seed in range(seeds):
+        run, data = {"seed": seed}, LogABA(seed, hours, change=change)
+        for name, rehearses in (("plain", False), ("rehearsed", True)):
+            its = run[name] = judge(data, kind, window_h, rehearses)  # type: ignore[assignment]
+            aucs = {part: its[part]["auc"] for part in ("a_end", "b_start", "b_end", "return")}  # type: ignore[index]
+            typer.echo(
+                f"seed {seed} {name:>9}: {aucs}, kept {its['kept']}, remembered {its['remembered']}"
+            )  # type: ignore[index]
+        runs.append(run)
+    found = {
+        "study": "forgetting",
+        "hours": hours,
+        "window_h": window_h,
+        "wanted": _KEPT,
+        "runs": runs,
+        "features": kind,
+        "change": change,
+        **{
+            what: {name: _mean(runs, name, what) for name in ("plain", "rehearsed")}
+            for what in ("kept", "remembered")
+        },
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    typer.echo(json.dumps({what: found[what] for what in ("kept", "remembered")}))
+    if json_file is not None:
+        json_file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _mean(runs: list[Any], name: str, what: str) -> dict[str, float]:
+    values = [run[name][what] for run in runs]
+    return {"mean": round(float(np.mean(values)), 4), "least": min(values)}
