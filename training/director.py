@@ -47,11 +47,12 @@ class Director:
         clock: Callable[[], int],
         experiments: Mapping[str, str] | None = None,
     ) -> None:
-        """``experiments``: YAML texts by file name; what can't be read is refused before anyone is told."""
+        """``experiments``: YAML texts by file name; what can't be read is refused before anyone is told. None:
+        whoever has told of some is not contradicted."""
         self._log, self._clock = log, clock
-        self._configs = dict(experiments or {})
+        self._configs = None if experiments is None else dict(experiments)
         features = feature_set(config)
-        read_experiments(self._configs, config.policy, features.schema.labels)
+        read_experiments(self._configs or {}, config.policy, features.schema.labels)
         self.promoter = Promoter(log, config, features, clock)
         self._folder = Path(config.state) / "snapshots"
         self._kept = config.step.snapshots_kept
@@ -95,7 +96,7 @@ class Director:
 
     def _publish_experiments(self) -> int:
         """Tells everyone of the experiments, once for each change of their files."""
-        if self._configs == self._experiments.configs:
+        if self._configs is None or self._configs == self._experiments.configs:
             return 0
         revision = Experiments(
             revision=self._experiments.revision + 1, configs=self._configs, time_ms=self._clock()
