@@ -19,8 +19,8 @@ _SMALLEST: Final = 1e-12  # a norm that is divided by
 
 @dataclass(frozen=True)
 class TableDiff:
-    """``distance``: of rows in both, the mean of ‖a − b‖ / max(‖a‖, ‖b‖), 0 to 2; None where there is no such row, or their
-    dimensions differ."""
+    """``distance``: of rows in both, the mean of ‖a − b‖ / max(‖a‖, ‖b‖), 0 to 2; None where there is no
+    such row, or their dimensions differ."""
 
     rows_a: int
     rows_b: int
@@ -31,8 +31,8 @@ class TableDiff:
 
 @dataclass(frozen=True)
 class Diff:
-    """``fields``: of the provenance, by dotted name, both values. ``dense``: the same of the dense parameters; None
-    where their numbers differ."""
+    """``fields``: of the provenance, by dotted name, both values. ``dense``: the same of the dense parameters;
+    None where their numbers differ."""
 
     fields: dict[str, tuple[Any, Any]]
     tables: dict[str, TableDiff]
