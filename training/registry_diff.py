@@ -31,7 +31,7 @@ class TableDiff:
 
 @dataclass(frozen=True)
 class Diff:
-    """``fields``: of the provenance, by dotted name, both values. ``dense``: the same of the dense parameters;
+    """``fields``: of the provenance, by dotted name, both values. ``dense``: as ``distance``, of the dense ones;
     None where their numbers differ."""
 
     fields: dict[str, tuple[Any, Any]]
