@@ -31,8 +31,8 @@ class TableDiff:
 
 @dataclass(frozen=True)
 class Diff:
-    """``fields``: of the provenance, by dotted name, both values. ``dense``: as ``distance``, of the dense ones;
-    None where their numbers differ."""
+    """``fields``: of the provenance, by dotted name, both values. ``dense``: the distance of the dense
+    parameters; None where their numbers differ."""
 
     fields: dict[str, tuple[Any, Any]]
     tables: dict[str, TableDiff]
