@@ -52,7 +52,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     last: int
     epochs: int = 3
-    step_examples: int = 256
+    step_examples: int = 64
     checkpoint_every: int = 500  # steps
     seed: int = 0
 

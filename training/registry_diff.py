@@ -19,8 +19,8 @@ _SMALLEST: Final = 1e-12  # a norm that is divided by
 
 @dataclass(frozen=True)
 class TableDiff:
-    """``distance``: of rows in both, the mean of ‖a − b‖ / ‖b‖; None where there is no such row, or their
-    dimensions differ."""
+    """``distance``: of rows in both, the mean of ‖a − b‖ / max(‖a‖, ‖b‖), 0 to 2; None where there is no
+    such row, or their dimensions differ."""
 
     rows_a: int
     rows_b: int
@@ -31,7 +31,7 @@ class TableDiff:
 
 @dataclass(frozen=True)
 class Diff:
-    """``fields``: of the provenance, by dotted name, both values. ``dense``: ‖a − b‖ / ‖b‖ of the dense
+    """``fields``: of the provenance, by dotted name, both values. ``dense``: the distance of the dense
     parameters; None where their numbers differ."""
 
     fields: dict[str, tuple[Any, Any]]
@@ -88,8 +88,8 @@ def _table(
     distance = None
     if len(both) and rows_a.shape[1] == rows_b.shape[1]:
         apart = np.linalg.norm(rows_a[at_a] - rows_b[at_b], axis=1)
-        of = np.linalg.norm(rows_b[at_b], axis=1)
-        # Rows that are zero in both are equal, not undefined.
+        # By the larger: a row that learned nothing in one of them is zero there.
+        of = np.maximum(np.linalg.norm(rows_a[at_a], axis=1), np.linalg.norm(rows_b[at_b], axis=1))
         distance = float(np.mean(np.where(apart > 0, apart / np.maximum(of, _SMALLEST), 0.0)))
     only_a, only_b = len(keys_a) - len(both), len(keys_b) - len(both)
     return TableDiff(len(keys_a), len(keys_b), only_a, only_b, distance)
@@ -98,7 +98,8 @@ def _table(
 def _dense(a: NDArray[np.float32] | None, b: NDArray[np.float32] | None) -> float | None:
     if a is None or b is None or a.shape != b.shape:
         return None
-    return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), _SMALLEST))
+    of = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)), _SMALLEST)
+    return float(np.linalg.norm(a - b) / of)
 
 
 def _fields(a: Provenance, b: Provenance) -> dict[str, tuple[Any, Any]]:

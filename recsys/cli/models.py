@@ -76,7 +76,8 @@ def diff(a: Name, b: Name, registry: Folder = Path("registry"), json: Json = Fal
         ],
     )  # fmt: skip
     typer.echo(
-        f"distance is the mean of |a - b| / |b| over rows in both; of dense parameters: {_text(found.dense)}"
+        "distance is the mean of |a - b| / max(|a|, |b|) over rows in both; of dense parameters: "
+        f"{_text(found.dense)}"
     )
 
 

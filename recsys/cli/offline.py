@@ -36,7 +36,7 @@ class Asked:
     state: Path | None = None
     config: str = "laptop"
     init: str | None = None
-    step_examples: int = 256
+    step_examples: int = 64
     checkpoint_every: int = 500
     tables: str = "torchrec"
     allow_gaps: bool = False
@@ -67,7 +67,7 @@ def offline(
         str | None,
         typer.Option(help="Start from this candidate, or from a line's folder of snapshots."),
     ] = None,
-    step_examples: Annotated[int, typer.Option(help="Examples of a step.")] = 256,
+    step_examples: Annotated[int, typer.Option(help="Examples of a step.")] = 64,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
     tables: Annotated[str, typer.Option(help="torchrec, or own: the shards' tables.")] = "torchrec",
     allow_gaps: Annotated[
