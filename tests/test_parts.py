@@ -34,6 +34,6 @@ def test_topics_are_made_and_another_log_is_refused(tmp_path: Path) -> None:
 
 def test_what_learns_steps_back_for_what_answers() -> None:
     back = {name for name in NAMES if niceness(name) > 0}
-    assert back == {"counters", "joiner", "archive", "sequencer", "director", "trainer"}
+    assert back == {"counters", "joiner", "archive", "sequencer", "director", "shadow", "trainer"}
     with pytest.raises(ValueError, match="'nobody', expected one of broker"):
         niceness("nobody")

@@ -10,6 +10,7 @@ from recsys.cli import plan as plans
 from recsys.cli import shards
 from recsys.config import Config
 from recsys.loops import Stop
+from recsys.open_log import create_topics, open_log
 from tests.toy_plan import FREE
 
 
@@ -30,7 +31,7 @@ def test_the_actors_are_stopped_with_the_part_but_where_our_own_head_is_gone(
     asked = iter([True, answers])
 
     class Keeper:
-        statuses, started = (), 1
+        statuses, started, epoch, step = (), 1, 0, 0
 
         def __init__(self, *_):
             pass
@@ -49,7 +50,9 @@ def test_the_actors_are_stopped_with_the_part_but_where_our_own_head_is_gone(
             said.append("ended")
 
     monkeypatch.setattr(shards, "Keeper", Keeper)
-    monkeypatch.setattr(shards, "live_epoch", lambda _: 0)
+    log = open_log(config)
+    create_topics(log, config)
+    log.close()
     before = signal.getsignal(signal.SIGTERM)
     # Ray's driver takes the signal by which a part is asked to stop.
     monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN))

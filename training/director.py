@@ -47,8 +47,8 @@ class Director:
         clock: Callable[[], int],
         experiments: Mapping[str, str] | None = None,
     ) -> None:
-        """``experiments``: YAML texts by file name; what can't be read is refused before anyone is told. None:
-        whoever has told of some is not contradicted."""
+        """``experiments``: YAML texts by file name; what can't be read is refused before anyone is told.
+        None: whoever has told of some is not contradicted."""
         self._log, self._clock = log, clock
         self._configs = None if experiments is None else dict(experiments)
         features = feature_set(config)
