@@ -294,9 +294,11 @@ def _read_all(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> L
 class ExampleCheck:
     """Whether an example fits a model: its feature set, the sizes of its arrays, finite numbers."""
 
-    def __init__(self, features: FeatureSet, dense_width: int, kind: type[Lesson] = Lesson) -> None:
+    def __init__(
+        self, features: FeatureSet, dense_width: int, kind: type[Lesson] | None = None
+    ) -> None:
         """``kind``: what examples are read as: whoever learns needs no more than a ``Lesson``."""
-        self.features, self.kind = features, kind
+        self.features, self.kind = features, kind or Lesson
         self._digest = features.digest
         length, outcomes = features.history_length, features.outcomes
         self._bytes = {
