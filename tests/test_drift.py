@@ -27,18 +27,18 @@ def noise(blocks: int, columns: int = 1, seed: int = 0) -> np.ndarray:
 
 
 def test_noise_tells_nothing() -> None:
-    assert alarms_of(noise(3_000, 5)) == []
+    assert alarms_of(noise(1_500, 5)) == []
 
 
 def test_a_daily_cycle_is_usual() -> None:
-    blocks = np.arange(3_000)
+    blocks = np.arange(1_200)
     for day in (90, 780, 8_000):
         cycle = np.sin(2 * np.pi * blocks / day)[:, None]
-        assert alarms_of(noise(3_000, 2, 1) + cycle, day=day) == [], day
+        assert alarms_of(noise(1_200, 2, 1) + cycle, day=day) == [], day
 
 
 def test_neighbours_that_are_alike_are_usual() -> None:
-    values, row = noise(3_000, 3), np.zeros(3)
+    values, row = noise(1_200, 3), np.zeros(3)
     for block in range(len(values)):
         row = values[block] = 0.8 * row + 0.6 * values[block]
     assert alarms_of(values) == []
