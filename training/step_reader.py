@@ -298,7 +298,7 @@ class ExampleCheck:
         self, features: FeatureSet, dense_width: int, kind: type[Lesson] | None = None
     ) -> None:
         """``kind``: what examples are read as: whoever learns needs no more than a ``Lesson``."""
-        self.features, self.kind = features, kind or Lesson
+        self.features, self._kind = features, kind
         self._digest = features.digest
         length, outcomes = features.history_length, features.outcomes
         self._bytes = {
@@ -310,6 +310,10 @@ class ExampleCheck:
         }
         self._sizes = tuple(self._bytes.values())
         self._labels = len(features.schema.labels)
+
+    @property
+    def kind(self) -> type[Lesson]:
+        return self._kind or Lesson
 
     def reason(self, example: Lesson) -> str:
         """Why an example can't be learned from; empty where it can."""
