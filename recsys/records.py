@@ -106,6 +106,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     rehearsed: list[Range] = []  # older examples that it learns again, so as not to forget them …
     rehearsed_weight: float = 1.0  # … each with such a weight; they are not judged
     held: bool = False  # replicas are given its rows with a later step
+    rate: float = 1.0  # times the usual learning rates, of rows and dense parameters
 
 
 class TableRows(msgspec.Struct, frozen=True, kw_only=True):
