@@ -255,4 +255,4 @@ def tell_drift(director: Director, beat: Heartbeat) -> None:
     beat.gauge("alarms", director.drift.alarms)
     beat.gauge("rate", its.rate)
     beat.gauge("publish_every", its.publish_every)
-    beat.gauge("offline_runs", director.offline.runs)
+    beat.gauge("offline_runs", float(director.offline.runs))

@@ -21,7 +21,7 @@ from recsys.events import FeatureBlock
 from recsys.feature_builder import FeatureBuilder
 from recsys.features import FeatureSet
 from recsys.hashing import uniform
-from recsys.log import Log, LogLost
+from recsys.log import Log, LogLost, Record
 from recsys.records import DELTAS, EXAMPLES, Alarm, Control, Reaction
 from training import drift
 from training.control import ControlReader
@@ -35,7 +35,7 @@ from training.drift_reaction import (
 from training.line import MAIN
 from training.progress import Told
 
-_DELTAS: Final = 200  # records read in a turn
+_DELTAS: Final = 200  # records read at once
 _LOOK_MS: Final = 1_000  # between two looks at examples
 _RUN: Final = 64  # examples that stand together are looked at together, or not at all …
 _SHARE: Final = 0.25  # … so many of these runs, by a hash of their place …
@@ -107,22 +107,25 @@ class DriftWatch:
 
     def _steps(self) -> Iterator[Told]:
         """The line's new steps, each once: a line that went back repeats some."""
-        try:
-            records = self._log.read(DELTAS, 0, self._offset, _DELTAS)
-        except LogLost:  # trimmed: the monitors miss some steps
-            self._offset = self._log.begin(DELTAS, 0)
-            return
-        for record in records:
-            self._offset = record.offset + 1
-            try:
-                told = self._decoder.decode(record.value)
-            except UNREADABLE:
-                self.unreadable += 1
-                continue
-            if (told.line, told.epoch, told.part) == (self._line, self._epoch, 0):
-                if told.step > self.step:
+        while records := self._deltas():
+            for record in records:
+                self._offset = record.offset + 1
+                try:
+                    told = self._decoder.decode(record.value)
+                except UNREADABLE:
+                    self.unreadable += 1
+                    continue
+                own = (told.line, told.epoch, told.part) == (self._line, self._epoch, 0)
+                if own and told.step > self.step:
                     self.step = told.step
                     yield told
+
+    def _deltas(self) -> list[Record]:
+        try:
+            return self._log.read(DELTAS, 0, self._offset, _DELTAS)
+        except LogLost:  # trimmed: the monitors miss some steps
+            self._offset = self._log.begin(DELTAS, 0)
+            return self._log.read(DELTAS, 0, self._offset, _DELTAS)
 
     def _judge(self, told: Told) -> list[drift.Alarm]:
         try:
