@@ -297,11 +297,11 @@ def until(holds) -> None:
 def test_the_offline_command_runs_once_at_a_time_and_its_end_is_told(tmp_path, caplog) -> None:
     file = tmp_path / "until"
     its = OfflineCommand(waits(f'open("{file}", "w").write("{{until}}"); input()'))
-    assert its.start(77) and its.runs and not its.start(78)
+    assert its.start(77_000) and its.runs and not its.start(78_000)
     with caplog.at_level(logging.INFO):
         until(lambda: not its.runs)  # its input is at its end
-    assert file.read_text() == "77" and its.ended == [1] and "status 1" in caplog.text
-    assert its.start(79)
+    assert file.read_text() == "17000" and its.ended == [1] and "status 1" in caplog.text
+    assert its.start(79_000)
     its.close()
     assert not its.runs
 

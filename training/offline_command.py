@@ -9,7 +9,10 @@ import shlex
 import subprocess
 from typing import Final
 
-UNTIL: Final = "{until}"  # in the command: the event time that was asked for, in milliseconds
+UNTIL: Final = "{until}"  # in the command: the event time to learn up to, in milliseconds
+_BEFORE_MS: Final = (
+    60_000  # how long before what was asked for that is: so much the archive has by then
+)
 _END_S: Final = 10.0
 _LOG: Final = logging.getLogger(__name__)
 
@@ -23,13 +26,14 @@ class OfflineCommand:
         self.ended: list[int] = []  # exit statuses
 
     def start(self, at_ms: int) -> bool:
-        """Whether it runs now, on what there is up to ``at_ms``."""
+        """Whether it begins, on what there is up to a minute before ``at_ms``."""
         if not self._words:
             return False
         if self.runs:
             _LOG.info("the offline command runs already")
             return False
-        words = [word.replace(UNTIL, str(at_ms)) for word in self._words]
+        until = str(at_ms - _BEFORE_MS)
+        words = [word.replace(UNTIL, until) for word in self._words]
         try:
             self._running = subprocess.Popen(words, stdin=subprocess.DEVNULL)
         except OSError as error:
