@@ -80,6 +80,11 @@ class Snapshot:
         """What the writer of a part said beside its arrays."""
         return dict(self.manifests[part]["meta"])
 
+    def files(self, part: int) -> list[Path]:
+        """The files of one part in the order in which they build on each other, the full one first."""
+        its = _files(_part(self.folder, part, self.parts), self.manifests[part])
+        return [path for path, _ in its]
+
     def read(self, part: int, wanted: Wanted = lambda name: True) -> dict[str, NDArray[Any]]:
         """The arrays of one part whose names are ``wanted``; rows in no particular order. Whoever wants a
         column of rows must want their keys."""

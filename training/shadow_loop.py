@@ -17,8 +17,8 @@ import msgspec
 
 from experiments.lifecycle import CANARY, TAKING_OVER, Lifecycle, Standing
 from parameter_server import snapshots
-from parameter_server.durable import load_shard
 from parameter_server.kernels import warm
+from parameter_server.mapped import mapped_shard
 from parameter_server.shard import Shard, ShardSpec
 from recsys.blueprint import build_model, feature_set
 from recsys.clock import wall_ms
@@ -176,14 +176,12 @@ class ShadowLoop(Turns):
     def _begin(self, standing: Standing) -> Shadow:
         """From its own newest snapshot; at first from the registry. Raises Refused, LogLost."""
         line = standing.line
-        shard = Shard(
-            self._spec(line), build_model(self._features, self._config.model).read_dense()
-        )
+        dense = build_model(self._features, self._config.model).read_dense()
         own = snapshots.latest(self._folder, line, 0).snapshot
         if own is not None:
-            load_shard(shard, own)
+            shard = mapped_shard(self._spec(line), dense, own)
         else:
-            self._from_registry(standing, shard)
+            shard = mapped_shard(self._spec(line), dense, *self._from_registry(standing))
         learns = standing.candidate.learns
         shadow = Shadow(
             self._log, self._config, self._features, line, shard, self._lifecycle.lives, learns
@@ -197,7 +195,8 @@ class ShadowLoop(Turns):
         one = replace(self._config.parameter_server, shards=1)
         return spec_of(replace(self._config, parameter_server=one), line)
 
-    def _from_registry(self, standing: Standing, shard: Shard) -> None:
+    def _from_registry(self, standing: Standing) -> tuple[snapshots.Snapshot, int]:
+        """Its snapshot, and the step that it stands after. Raises Refused, LogLost."""
         registry = Registry(standing.candidate.registry)
         its, snapshot = registry.check(
             standing.line, self._features, self._config.model,
@@ -209,7 +208,7 @@ class ShadowLoop(Turns):
                 "mean nothing here; train one from the archive of this log"
             )
         step = self._last_known(its.offsets) if its.log_id else self._last_step()
-        shard.load([snapshot.read(0)], snapshot.meta(0) | {"step": step})
+        return snapshot, step
 
     def _last_step(self) -> int:
         """The newest step of the live line."""
