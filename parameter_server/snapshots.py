@@ -179,7 +179,10 @@ def adopt(folder: Path, line: str, version: tuple[int, int], epoch: int) -> None
         beside.mkdir()
         source = _part(found.folder, part, found.parts)
         for path, _ in _files(source, manifest):
-            os.link(path, beside / path.name)
+            try:
+                os.link(path, beside / path.name)
+            except OSError:  # a disk without links
+                shutil.copyfile(path, beside / path.name)
         (beside / _MANIFEST).write_text(json.dumps(dict(manifest) | {"epoch": epoch}, indent=1))
         _sync_file(beside / _MANIFEST)
         sync_folder(beside)
@@ -199,13 +202,18 @@ def settle(folder: Path, line: str, epoch: int, step: int) -> None:
     sync_folder(version.parent)
 
 
-def prune(folder: Path, line: str, keep: int) -> list[str]:
+def prune(folder: Path, line: str, keep: int, epoch: int | None = None) -> list[str]:
     """Removes what is older than the ``keep`` newest complete snapshots; returns the names removed. Where all
     of these build on one full file, the newest that builds on another stays too, should that one go bad; and
-    so does the newest of the epoch before, which the line may go back to."""
+    so does the newest of either epoch before, which the line may go back to. ``epoch``: the one that counts;
+    what was made for later ones, and isn't live, neither counts nor goes."""
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected at least 1")
-    complete = [version for version in _versions(folder, line) if _is_complete(version)]
+    complete = [
+        version
+        for version in _versions(folder, line)
+        if _is_complete(version) and (epoch is None or _number(version)[0] <= epoch)
+    ]
     if len(complete) <= keep:
         return []
     for version in complete[-keep:]:

@@ -34,7 +34,12 @@ from training.promoter import Promoter
 
 BETTER, WORSE, EQUAL = Pair(1.2, 0.3), Pair(0.3, 1.2), Pair(0.7, 0.7)
 RULES = PromotionConfig(
-    least_examples=1_000, canary_examples=50, settle_s=1.0, auc_margin=0.01, engagement_margin=0.2
+    least_examples=1_000,
+    canary_examples=50,
+    canary_margin=0.2,
+    settle_s=1.0,
+    auc_margin=0.01,
+    engagement_margin=0.2,
 )
 
 
@@ -108,6 +113,7 @@ def said_of(line: str, pairs: Paired, step: int, nan: bool = False) -> Scores:
         users=pairs.users_N.astype(np.int64).tobytes(), live=pairs.live_N.astype(np.float32).tobytes(),
         candidate=candidate.tobytes(), labels=pairs.labels_N.astype(np.uint8).tobytes(),
         segments=np.zeros(len(pairs), np.int64).tobytes(), names=["new viewers"],
+        hits=np.full(3, 3, np.uint8).tobytes(), hit_users=np.arange(3).tobytes(),
     )  # fmt: skip
 
 
@@ -222,7 +228,7 @@ def test_a_restart_decides_nothing_twice(town: Town) -> None:
     town.say(candidate("good"), candidate("other"))
     town.scored("good", BETTER, 20)
     town.decide()
-    town.say(Wish(what="rollback", reason="no"))
+    town.say(Wish(what="rollback", line="good", reason="no"))
     assert told(town.decide()) == [("good", "rollback", "")]
     town.scored("other", BETTER, 20)
     assert told(town.decide()) == [("other", "promote", "canary")]
@@ -234,7 +240,34 @@ def test_a_restart_decides_nothing_twice(town: Town) -> None:
 
 
 def test_a_wish_that_cannot_be_granted_is_answered(town: Town) -> None:
-    town.say(Wish(what="rollback"))
-    (answer,) = town.decide()
-    assert isinstance(answer, Decision) and (answer.said, answer.to) == ("hold", "rollback")
-    assert "nothing was promoted before it" in answer.why and town.decide() == []
+    town.say(candidate("over"), Decision(line="over", said="hold", final=True, why="worse"))
+    for line, why in (
+        ("main/0", "nothing was promoted before it"),
+        ("over", "over is over, or not known; what is live is main/0"),
+        ("main/3", "main/3 is over, or not known"),
+        ("", "it says of what"),
+    ):
+        town.say(Wish(what="rollback", line=line))
+        (answer,) = town.decide()
+        assert isinstance(answer, Decision) and (answer.said, answer.to) == ("hold", "rollback")
+        assert why in answer.why and town.decide() == []
+    assert town.promoter.lifecycle.standings["over"].why == "worse"
+
+
+def test_a_long_good_past_hides_nothing(town: Town) -> None:
+    town.say(candidate("good"))
+    town.scored("good", BETTER, 100)
+    assert told(town.decide()) == [("good", "promote", "canary")]
+    town.scored("good", Pair(0.3, 1.6), 40)
+    (decision,) = town.decide()
+    assert isinstance(decision, Decision) and decision.said == "rollback"
+    assert decision.why.startswith("lately its ")
+    assert decision.evidence["loss gained"] > 0  # over all that it ever scored it is ahead
+
+
+def test_what_cannot_be_read_stops_nobody(town: Town) -> None:
+    odd = Scores(line="good", against=("main", 0), step=1, time_ms=0, users=b"1234567")
+    town.say(candidate("good"))
+    town.log.append(SCORES, [Append(0, b"", pack(odd)), Append(0, b"", b"\xc1")])
+    town.scored("good", BETTER, 20)
+    assert told(town.decide()) == [("good", "promote", "canary")]

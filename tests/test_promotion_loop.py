@@ -67,7 +67,7 @@ def test_a_better_candidate_takes_over_and_is_taken_back(tmp_path: Path) -> None
         assert records[0].step == live.since + 1
         assert [s.step for s in records] == list(range(live.since + 1, records[-1].step + 1))
 
-        run.wish("rollback", reason="it looks odd")
+        run.wish("rollback", "main/1", "it looks odd")
         shown = len(run.answers)
         await run.show(3)
         back = run.lifecycle.live
@@ -80,9 +80,10 @@ def test_a_better_candidate_takes_over_and_is_taken_back(tmp_path: Path) -> None
         asked = [a.request_id for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
         assert sorted(a.request_id for a in found.requests) == sorted(asked) and found.complete
         assert sum(step.learned for step in found.steps) == 0
-        assert (
-            run.system.worker.counts["quarantined"] == sum(s.quarantined for s in found.steps) > 0
-        )
+        canary = affected(run.system.log, "cand-1/0", 0, run.lifecycle.lives)
+        assert canary.requests  # what the canary had answered is quarantined from then on, too
+        left_out = sum(step.quarantined for step in (*found.steps, *canary.steps))
+        assert run.system.worker.counts["quarantined"] == left_out > 0
         await run.system.stop()
 
     asyncio.run(scenario())
@@ -117,8 +118,8 @@ def test_a_broken_candidate_is_given_up_and_answers_nobody(tmp_path: Path, chang
     asyncio.run(scenario())
 
 
-def test_a_guardrail_takes_a_canary_back_within_a_turn(tmp_path: Path) -> None:
-    """It ranks upside down: shadow would know, so it is made canary by hand."""
+def test_a_canary_that_is_taken_back_answers_nobody_after_the_next_turn(tmp_path: Path) -> None:
+    """It is made canary by hand, so that it answers long enough."""
 
     async def scenario() -> None:
         run = await warmed(tmp_path, canary_examples=10_000)
@@ -128,7 +129,7 @@ def test_a_guardrail_takes_a_canary_back_within_a_turn(tmp_path: Path) -> None:
         await run.show(10)
         answered = {line for line, _, _ in stamps(run)}
         assert answered == {MAIN, "odd"}
-        run.wish("rollback")
+        run.wish("rollback", "odd")
         shown = len(run.answers)
         await run.show(20)
         assert run.lifecycle.standings["odd"].stage == "ended"
@@ -138,6 +139,40 @@ def test_a_guardrail_takes_a_canary_back_within_a_turn(tmp_path: Path) -> None:
         assert len(found.requests) == asked == served_by_line(run)["odd"]
         written = msgspec.json.decode(file_of(tmp_path, "odd/0").read_bytes(), type=Affected)
         assert written.requests == found.requests  # the director lists them without being asked
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_canary_that_ranks_upside_down_is_taken_back_by_itself(tmp_path: Path) -> None:
+    """In shadow it would be known; so it is made canary before it has scored anything."""
+
+    def turned(arrays: dict[str, Any]) -> None:
+        arrays["table/features/values"] *= -1
+
+    async def scenario() -> None:
+        run = await warmed(tmp_path, canary_examples=10_000)
+        run.propose("odd", run.trained(), [turned])
+        run.say(Decision(line="odd", said="promote", to="canary", share=0.5))
+        assert await until(run, "odd", "ended") == "ended"
+        assert run.lifecycle.rolled_back == ["odd"] and run.lifecycle.standings["odd"].why
+        shown = len(run.answers)
+        await run.show(5)
+        assert {line for line, _, _ in stamps(run, shown)} == {MAIN}
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_one_that_does_not_learn_takes_over_and_learns_what_it_missed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = await warmed(tmp_path)
+        run.propose("frozen", run.trained(), learns=False)
+        assert await until(run, "frozen", "live") == "live"
+        live = run.lifecycle.live
+        assert live.since < run.system.sequencer.step - 5
+        await run.show(5)
+        assert run.system.epoch == 1 and run.system.worker.step == run.system.sequencer.step
         await run.system.stop()
 
     asyncio.run(scenario())

@@ -36,6 +36,7 @@ from recsys.records import (
 )
 from training import affected
 from training.line import MAIN
+from training.lineage import starts_after
 from training.live import live_epochs
 from training.promoter import Promoter
 from training.step_reader import StepReader
@@ -121,6 +122,9 @@ class Director:
         elif isinstance(control, Live) and self.live is not None and control.of != self.live.epoch:
             left = f"{self.live.line}/{self.live.epoch}"
             self._to_list.append((due_ms, left, self.live.time_ms))
+            its = standings.get(self.live.candidate)
+            if its is not None:  # what it answered as canary is quarantined, too
+                self._to_list.append((due_ms, f"{its.line}/0", its.candidate.time_ms))
 
     def _list(self) -> None:
         """Lists what was left, once the last answers of it are on the log; each once."""
@@ -155,7 +159,7 @@ class Director:
         """Removes old snapshots, then has the log keep what follows the oldest that is left."""
         assert self.live is not None
         line, epoch = self.live.line, self.live.epoch
-        self.removed += len(snapshots.prune(self._folder, line, self._kept))
+        self.removed += len(snapshots.prune(self._folder, line, self._kept, epoch))
         steps = snapshots.complete_steps(self._folder, line, epoch)
         if not steps or steps[0] == self.oldest:
             return
@@ -190,21 +194,6 @@ def point(
     """Moves the live pointer to an epoch that begins from step ``since`` of the epoch ``of``."""
     live = Live(line=line, epoch=epoch, reason=reason, time_ms=time_ms, since=since, of=of)
     log.append(CONTROL, [Append(0, b"", pack(live))])
-
-
-def starts_after(reader: StepReader, step: int) -> dict[int, int]:
-    """Where the steps after ``step`` begin in ``examples``, by partition, of those that the next ones touch.
-
-    For those that they don't touch see ``ends_before``.
-    """
-    starts: dict[int, int] = {}
-    for number in range(step + 1, step + 1 + _AHEAD):
-        record = reader.record(number)
-        if record is None:
-            break
-        for part in record.ranges:
-            starts.setdefault(part.partition, part.start)
-    return starts
 
 
 def ends_before(

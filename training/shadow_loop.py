@@ -9,11 +9,13 @@ the snapshots that it takes.
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import msgspec
+from safetensors import SafetensorError
 
 from experiments.lifecycle import CANARY, TAKING_OVER, Lifecycle, Standing
 from parameter_server import snapshots
@@ -42,7 +44,7 @@ from recsys.records import (
 from recsys.turns import Turns, patiently
 from training.control import ControlReader
 from training.line import MAIN, spec_of
-from training.lineage import Lineage
+from training.lineage import CAUGHT_UP, Lineage, newest_step, starts_after
 from training.registry import Refused, Registry
 from training.retrieval_look import Items, Look, RetrievalLook, rank_us
 from training.shadow import Shadow
@@ -63,7 +65,7 @@ class ShadowLoop(Turns):
         self._log, self._config, self._features, self._clock = log, config, features, clock
         self._folder = Path(config.state) / "snapshots"
         self._shadows: dict[str, Shadow] = {}
-        self.counts = {"steps": 0, "scored": 0, "refused": 0}
+        self.counts = {"steps": 0, "scored": 0, "refused": 0, "waits": 0}
         us = rank_us(build_model(features, config.model))
         self._speed = {"rank_us": us, "live_rank_us": us}  # one model for both
         self.cpu_s = 0.0
@@ -121,8 +123,12 @@ class ShadowLoop(Turns):
                 shadow = self._shadows[standing.line] = self._begin(standing)
             self._show(standing, shadow)
             return self._step(shadow)
-        except (Refused, LogLost, ValueError) as error:
-            self._refuse(standing.line, str(error))
+        except OSError as error:  # a full disk, a folder that is away: it may come back
+            _LOG.warning("candidate %s waits: %s", standing.line, error)
+            self.counts["waits"] += 1
+            return 0
+        except (LookupError, LogLost, SafetensorError, ValueError) as error:
+            self._refuse(standing.line, f"{type(error).__name__}: {error}")
             return 1
 
     @property
@@ -132,11 +138,14 @@ class ShadowLoop(Turns):
     def _step(self, shadow: Shadow) -> int:
         """Takes some steps; what was said of them is told once, also after a restart."""
         moved, told = 0, list[Append]()
-        while moved < _STEPS and (taken := shadow.turn()) is not None:
+        newest = newest_step(self._log, MAIN, shadow.epoch)
+        while (
+            moved < _STEPS and (taken := shadow.turn(newest - shadow.step <= CAUGHT_UP)) is not None
+        ):
             moved += 1
             step, scores = taken
             look = self._look(shadow)
-            self._newest = max(self._newest, step.step)
+            self._newest = max(newest, step.step)
             if look is not None:
                 scores = scores or Scores(
                     line=shadow.line, against=(MAIN, shadow.epoch), step=step.step,
@@ -174,7 +183,10 @@ class ShadowLoop(Turns):
     # --- where a candidate begins ---
 
     def _begin(self, standing: Standing) -> Shadow:
-        """From its own newest snapshot; at first from the registry. Raises Refused, LogLost."""
+        """From its own newest snapshot; at first from the registry. Raises Refused, LogLost.
+
+        What it is asked about begins after what it was trained on, in all partitions.
+        """
         line = standing.line
         dense = build_model(self._features, self._config.model).read_dense()
         own = snapshots.latest(self._folder, line, 0).snapshot
@@ -186,9 +198,10 @@ class ShadowLoop(Turns):
         shadow = Shadow(
             self._log, self._config, self._features, line, shard, self._lifecycle.lives, learns
         )
-        if own is None:
-            self._save(shadow)
-        self._hold(shadow)
+        with suppress(Refused):  # a registry that is away says nothing of one that is at work
+            its = Registry(standing.candidate.registry).provenance(line)
+            shadow.unseen_from = 1 + self._last_known(its.offsets)[1] if its.log_id else 0
+        self._save(shadow)
         return shadow
 
     def _spec(self, line: str) -> ShardSpec:
@@ -207,7 +220,7 @@ class ShadowLoop(Turns):
                 f"candidate {standing.line} is of log {its.log_id!r}, expected {self._log.id!r}: its offsets "
                 "mean nothing here; train one from the archive of this log"
             )
-        step = self._last_known(its.offsets) if its.log_id else self._last_step()
+        step = self._last_known(its.offsets)[0] if its.log_id else self._last_step()
         return snapshot, step
 
     def _last_step(self) -> int:
@@ -215,26 +228,31 @@ class ShadowLoop(Turns):
         epoch = self._lifecycle.live.epoch if self._lifecycle.live else 0
         return max((s.step for s in self._steps() if s.epoch == epoch), default=0)
 
-    def _last_known(self, offsets: dict[int, int]) -> int:
-        """The last step before the first that has an example at or after these offsets. Raises LogLost where
-        the log no longer has what follows."""
+    def _last_known(self, offsets: dict[int, int]) -> tuple[int, int]:
+        """The last step before the first that has an example at or after these offsets, and the last that has
+        one before them: partitions end at different steps. Raises LogLost where the log no longer has what
+        follows."""
         lineage = Lineage(self._log, MAIN, self._lifecycle.lives)
-        last = 0
+        whole, some, open_ = 0, 0, False
         for step in self._steps():
             if step.epoch != lineage.epoch_of(step.step):
                 continue
-            new = [r for r in step.ranges if r.stop > offsets.get(r.partition, 0)]
-            if new:
-                gone = [r for r in step.ranges if r.start < self._log.begin(EXAMPLES, r.partition)]
-                if gone:
-                    raise LogLost(
-                        f"the log no longer has the examples of step {step.step}, the first that the "
-                        "candidate hasn't learned: train one until later, or keep a longer log "
-                        "(log.retention_hours)"
-                    )
-                return step.step - 1
-            last = step.step
-        return last
+            if any(r.start < offsets.get(r.partition, 0) for r in step.ranges):
+                some = step.step
+            if open_ or any(r.stop > offsets.get(r.partition, 0) for r in step.ranges):
+                if not open_:
+                    self._check_there(step)
+                open_ = True
+            else:
+                whole = step.step
+        return whole, max(whole, some)
+
+    def _check_there(self, step: Step) -> None:
+        if any(r.start < self._log.begin(EXAMPLES, r.partition) for r in step.ranges):
+            raise LogLost(
+                f"the log no longer has the examples of step {step.step}, the first that the candidate "
+                "hasn't learned: train one until later, or keep a longer log (log.retention_hours)"
+            )
 
     def _steps(self) -> list[Step]:
         return [step for step in readable(self._log, STEPS, Step) if step.line == MAIN]
@@ -256,10 +274,11 @@ class ShadowLoop(Turns):
         self._log.append(DELTAS, [Append(0, delta.line.encode(), pack(delta))])
 
     def _become(self, shadow: Shadow, epoch: int) -> None:
-        """Writes the candidate as a snapshot of the live line, in as many parts as that has shards."""
+        """Writes the candidate as a snapshot of the live line, in as many parts as that has shards: as it is
+        after the last step that it learned, so that the epoch learns what came after that."""
         if snapshots.complete_steps(self._folder, MAIN, epoch):
             return
-        arrays, meta = shadow.shard.export()
+        (arrays, meta), step = shadow.shard.export(), shadow.shard.applied
         first = spec_of(self._config, MAIN, epoch)
         for part in range(first.parts):
             shard = Shard(
@@ -268,23 +287,30 @@ class ShadowLoop(Turns):
             )
             shard.load([arrays], meta)
             own, about = shard.export()
-            snapshots.write_part(
-                self._folder, MAIN, epoch, shadow.step, part, first.parts, own, about
-            )
+            snapshots.write_part(self._folder, MAIN, epoch, step, part, first.parts, own, about)
 
     def _save(self, shadow: Shadow) -> None:
-        arrays, meta = shadow.shard.export()
-        meta = meta | {"step": shadow.step}
-        snapshots.write_part(self._folder, shadow.line, 0, shadow.step, 0, 1, arrays, meta)
-        snapshots.prune(self._folder, shadow.line, _KEPT)
+        """Keeps it as it is after the last step that it learned. One that doesn't learn is kept once."""
+        step = shadow.shard.applied
+        if step not in snapshots.complete_steps(self._folder, shadow.line, 0):
+            arrays, meta = shadow.shard.export()
+            snapshots.write_part(self._folder, shadow.line, 0, step, 0, 1, arrays, meta)
+            snapshots.prune(self._folder, shadow.line, _KEPT)
         self._hold(shadow)
 
     def _hold(self, shadow: Shadow) -> None:
-        """The log keeps what the candidate would learn again after a kill."""
-        oldest = min(snapshots.complete_steps(self._folder, shadow.line, 0), default=shadow.step)
-        record = Lineage(self._log, MAIN, self._lifecycle.lives).record(oldest + 1)
-        for its in record.ranges if record else ():
-            self._log.hold(f"{PART}/{shadow.line}", EXAMPLES, its.partition, its.start)
+        """The log keeps what the candidate, or the epoch that begins with it, would learn again."""
+        name = f"{PART}/{shadow.line}"
+        oldest = min(
+            snapshots.complete_steps(self._folder, shadow.line, 0), default=shadow.shard.applied
+        )
+        lineage = Lineage(self._log, MAIN, self._lifecycle.lives)
+        starts = starts_after(lineage, oldest)
+        for partition in range(self._log.partitions(EXAMPLES)):
+            held = self._log.holds(EXAMPLES, partition).get(name)
+            begin = self._log.begin(EXAMPLES, partition)
+            start = starts.get(partition, begin if held is None else held)
+            self._log.hold(name, EXAMPLES, partition, max(start, begin))
 
     def _end(self, line: str) -> None:
         """A candidate is at an end: what it kept goes, but what past answers are explained by."""
