@@ -13,7 +13,7 @@ from parameter_server import snapshots
 from recsys.cli.promotion_run import PromotionRun, config_of
 from recsys.consumer import readable
 from recsys.events import Impression, decode
-from recsys.records import EVENTS, SCORES, STEPS, Decision, Scores, Step
+from recsys.records import EVENTS, SCORES, STEPS, Decision, Lesson, Scores, Step
 from training.affected import Affected, affected, file_of
 from training.line import MAIN
 
@@ -147,12 +147,12 @@ def test_a_canary_that_is_taken_back_answers_nobody_after_the_next_turn(tmp_path
 def test_a_canary_that_ranks_upside_down_is_taken_back_by_itself(tmp_path: Path) -> None:
     """In shadow it would be known; so it is made canary before it has scored anything."""
 
-    def turned(arrays: dict[str, Any]) -> None:
-        arrays["table/features/values"] *= -1
+    def turned(lesson: Lesson) -> Lesson:
+        return msgspec.structs.replace(lesson, labels=[1 - label for label in lesson.labels])
 
     async def scenario() -> None:
         run = await warmed(tmp_path, canary_examples=10_000)
-        run.propose("odd", run.trained(), [turned])
+        run.propose("odd", run.trained(relabel=turned), learns=False)
         run.say(Decision(line="odd", said="promote", to="canary", share=0.5))
         assert await until(run, "odd", "ended") == "ended"
         assert run.lifecycle.rolled_back == ["odd"] and run.lifecycle.standings["odd"].why
