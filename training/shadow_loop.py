@@ -201,13 +201,8 @@ class ShadowLoop(Turns):
         registry = Registry(standing.candidate.registry)
         its, snapshot = registry.check(
             standing.line, self._features, self._config.model,
-            holdout_from_ms=self._clock(), log_id=None,
+            holdout_from_ms=self._clock(), log_id=self._log.id, or_data=True,
         )  # fmt: skip
-        if its.log_id and its.log_id != self._log.id:
-            raise Refused(
-                f"candidate {standing.line} is of log {its.log_id!r}, expected {self._log.id!r}: its offsets "
-                "mean nothing here; train one from the archive of this log"
-            )
         step = self._last_known(its.offsets) if its.log_id else self._last_step()
         shard.load([snapshot.read(0)], snapshot.meta(0) | {"step": step})
 
