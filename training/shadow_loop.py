@@ -23,7 +23,7 @@ from parameter_server.shard import Shard, ShardSpec
 from recsys.blueprint import build_model, feature_set
 from recsys.clock import wall_ms
 from recsys.config import Config
-from recsys.consumer import readable
+from recsys.consumer import UNREADABLE, readable
 from recsys.features import FeatureSet
 from recsys.log import Append, Log, LogLost
 from recsys.loops import Stop
@@ -38,6 +38,7 @@ from recsys.records import (
     Scores,
     Step,
     pack,
+    unpack,
 )
 from recsys.turns import Turns, patiently
 from training.control import ControlReader
@@ -67,6 +68,7 @@ class ShadowLoop(Turns):
         us = rank_us(build_model(features, config.model))
         self._speed = {"rank_us": us, "live_rank_us": us}  # one model for both
         self.cpu_s = 0.0
+        self.behind = 0  # steps that the slowest has still to take
         self._restore()
 
     @property
@@ -78,11 +80,16 @@ class ShadowLoop(Turns):
     def _lifecycle(self) -> Lifecycle:
         return self._control.lifecycle
 
-    @property
-    def behind(self) -> int:
-        """Steps that the slowest has still to take, of those that it knows of."""
-        newest = self._newest
-        return max((newest - s.step for s in self._shadows.values()), default=0)
+    def _how_far_behind(self) -> int:
+        begin, end = self._log.begin(STEPS, 0), self._log.end(STEPS, 0)
+        try:
+            last = [
+                unpack(r.value, Step).step for r in self._log.read(STEPS, 0, max(begin, end - 1))
+            ]
+        except UNREADABLE:
+            return self.behind
+        newest = max(last, default=0)
+        return max((newest - shadow.step for shadow in self._shadows.values()), default=0)
 
     def _restore(self) -> None:
         self._control = ControlReader(self._log)
@@ -91,7 +98,6 @@ class ShadowLoop(Turns):
         self._items: Items | None = None
         self._written: set[tuple[str, int]] = set()
         self._publishing: set[str] = set()
-        self._newest = 0
         self._told = {said.line: said.step for said in readable(self._log, SCORES, Scores)}
 
     def _turn(self) -> int:
@@ -100,6 +106,7 @@ class ShadowLoop(Turns):
         for standing in self._lifecycle.at_work:
             moved += self._work(standing)
         self.cpu_s += time.process_time() - began_s
+        self.behind = self._how_far_behind()
         return moved
 
     def _fold(self) -> int:
@@ -136,7 +143,6 @@ class ShadowLoop(Turns):
             moved += 1
             step, scores = taken
             look = self._look(shadow)
-            self._newest = max(self._newest, step.step)
             if look is not None:
                 scores = scores or Scores(
                     line=shadow.line, against=(MAIN, shadow.epoch), step=step.step,

@@ -57,7 +57,7 @@ class View:
             "share": its.share,
             "step": self.promoter.cases[its.line].step,
             "failed": list(evidence.failed),
-            "why": its.why,
+            "why": self.promoter.opinion(its) if its.at_work else its.why,
             **numbers(evidence),
         }
 
@@ -100,7 +100,7 @@ def drawn(rows: list[dict[str, Any]], promoter: Promoter) -> Table:
     for row in rows:
         its = promoter.evidence(promoter.lifecycle.standings[row["line"]]).compared
         stage = f"{row['stage']} {row['share']:.0%}" if row["share"] else row["stage"]
-        why = "; ".join(row["failed"]) or row["why"] or promoter.cases[row["line"]].said
+        why = "; ".join(row["failed"]) or row["why"]
         calibration = f"{its.candidate_calibration:.3f} (live {its.live_calibration:.3f})"
         table.add_row(
             row["line"], stage, f"{its.examples:,}", _bounds(its.loss), _bounds(its.auc),
