@@ -11,6 +11,7 @@ import pytest
 
 from parameter_server import snapshots
 from recsys.cli.promotion_run import PromotionRun, config_of
+from recsys.cli.shadow import View
 from recsys.consumer import readable
 from recsys.events import Impression, decode
 from recsys.records import EVENTS, SCORES, STEPS, Decision, Lesson, Scores, Step
@@ -196,6 +197,8 @@ def test_people_may_keep_the_last_word(tmp_path: Path) -> None:
         case = run.system.director.promoter.cases["cand-1"]
         assert run.lifecycle.standings["cand-1"].stage == "shadow"
         assert case.said.startswith("waits for approval: log loss gained")
+        (row,) = View(run.system.log, run.config).turn()
+        assert row["why"] == case.said, "who only looks is told the same"
         run.wish("approve", "cand-1")
         assert await until(run, "cand-1", "canary", "live")
         await run.system.stop()

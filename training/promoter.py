@@ -211,6 +211,15 @@ class Promoter:
             self._retrieves,
         )
 
+    def opinion(self, standing: Standing) -> str:
+        """What would be decided of a candidate now, and why; nothing is."""
+        if standing.stage == TAKING_OVER:
+            return "its snapshot is being written"
+        decided = self._decide(standing)
+        if isinstance(decided[0] if decided else None, Decision):
+            return decided[0].why  # type: ignore[union-attr]
+        return self.cases[standing.line].said
+
     def _decide(self, standing: Standing) -> list[Control]:
         evidence = self.evidence(standing)
         said = judge(evidence, self._rules)

@@ -69,6 +69,7 @@ class ShadowLoop(Turns):
         us = rank_us(build_model(features, config.model))
         self._speed = {"rank_us": us, "live_rank_us": us}  # one model for both
         self.cpu_s = 0.0
+        self.behind = 0  # steps that the slowest has still to take
         self._restore()
 
     @property
@@ -80,11 +81,10 @@ class ShadowLoop(Turns):
     def _lifecycle(self) -> Lifecycle:
         return self._control.lifecycle
 
-    @property
-    def behind(self) -> int:
-        """Steps that the slowest has still to take, of those that it knows of."""
-        newest = self._newest
-        return max((newest - s.step for s in self._shadows.values()), default=0)
+    def _how_far_behind(self) -> int:
+        shadows = self._shadows.values()
+        newest = newest_step(self._log, MAIN, next(iter(shadows)).epoch) if shadows else 0
+        return max((newest - shadow.step for shadow in shadows), default=0)
 
     def _restore(self) -> None:
         self._control = ControlReader(self._log)
@@ -93,7 +93,6 @@ class ShadowLoop(Turns):
         self._items: Items | None = None
         self._written: set[tuple[str, int]] = set()
         self._publishing: set[str] = set()
-        self._newest = 0
         self._told = {said.line: said.step for said in readable(self._log, SCORES, Scores)}
 
     def _turn(self) -> int:
@@ -102,6 +101,7 @@ class ShadowLoop(Turns):
         for standing in self._lifecycle.at_work:
             moved += self._work(standing)
         self.cpu_s += time.process_time() - began_s
+        self.behind = self._how_far_behind()
         return moved
 
     def _fold(self) -> int:
@@ -145,7 +145,6 @@ class ShadowLoop(Turns):
             moved += 1
             step, scores = taken
             look = self._look(shadow)
-            self._newest = max(newest, step.step)
             if look is not None:
                 scores = scores or Scores(
                     line=shadow.line, against=(MAIN, shadow.epoch), step=step.step,
@@ -213,13 +212,8 @@ class ShadowLoop(Turns):
         registry = Registry(standing.candidate.registry)
         its, snapshot = registry.check(
             standing.line, self._features, self._config.model,
-            holdout_from_ms=self._clock(), log_id=None,
+            holdout_from_ms=self._clock(), log_id=self._log.id, or_data=True,
         )  # fmt: skip
-        if its.log_id and its.log_id != self._log.id:
-            raise Refused(
-                f"candidate {standing.line} is of log {its.log_id!r}, expected {self._log.id!r}: its offsets "
-                "mean nothing here; train one from the archive of this log"
-            )
         step = self._last_known(its.offsets)[0] if its.log_id else self._last_step()
         return snapshot, step
 

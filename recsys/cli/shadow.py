@@ -57,7 +57,7 @@ class View:
             "share": its.share,
             "step": self.promoter.cases[its.line].step,
             "failed": list(evidence.failed),
-            "why": its.why,
+            "why": self.promoter.opinion(its) if its.at_work else its.why,
             **numbers(evidence),
         }
 
@@ -100,7 +100,7 @@ def drawn(rows: list[dict[str, Any]], promoter: Promoter) -> Table:
     for row in rows:
         its = promoter.evidence(promoter.lifecycle.standings[row["line"]]).compared
         stage = f"{row['stage']} {row['share']:.0%}" if row["share"] else row["stage"]
-        why = "; ".join(row["failed"]) or row["why"] or promoter.cases[row["line"]].said
+        why = "; ".join(row["failed"]) or row["why"]
         calibration = f"{its.candidate_calibration:.3f} (live {its.live_calibration:.3f})"
         table.add_row(
             row["line"], stage, f"{its.examples:,}", _bounds(its.loss), _bounds(its.auc),
@@ -115,7 +115,9 @@ def _bounds(its: Estimate) -> str:
 
 def propose(
     name: Annotated[str, typer.Argument(help="A candidate in the registry.")],
-    registry: Annotated[Path, typer.Option(help="The registry's folder.")] = Path("registry"),
+    registry: Annotated[
+        Path | None, typer.Option(help="The registry's folder: STATE/registry without.")
+    ] = None,
     state: StateOption = Path("state"),
     frozen: Annotated[
         bool, typer.Option("--frozen", help="Judge it as it is: it doesn't learn from the stream.")
@@ -123,16 +125,18 @@ def propose(
 ) -> None:
     """Has a candidate scored on the current traffic; the director promotes it once it has proved itself."""
     with _system(state) as (config, log):
-        its, _ = Registry(registry).check(
-            name, feature_set(config), config.model, holdout_from_ms=wall_ms(), log_id=None
-        )
+        folder = (registry or state / "registry").resolve()
+        its, _ = Registry(folder).check(
+            name, feature_set(config), config.model, holdout_from_ms=wall_ms(), log_id=log.id,
+            or_data=True,
+        )  # fmt: skip
         control = ControlReader(log)
         control.turn()
         if name in control.lifecycle.standings:
             stage = control.lifecycle.standings[name].stage
             raise Refused(f"{name} was proposed before, and is {stage}: a name is used once")
         said = Candidate(
-            line=name, registry=str(registry.resolve()), kind=its.kind, learns=not frozen,
+            line=name, registry=str(folder), kind=its.kind, learns=not frozen,
             time_ms=wall_ms(),
         )  # fmt: skip
         _say(log, said)
