@@ -113,6 +113,10 @@ class Comparison:
         """Engaged items: whose, and whether each model would have retrieved them."""
         self._recall.add(users_N, candidate_N.astype(np.float64) - live_N)
 
+    @property
+    def examples(self) -> int:
+        return int(self._loss.weight)
+
     def result(self) -> Compared:
         live_loss, live, candidate, positives = self._totals.tolist()
         examples = int(self._loss.weight)

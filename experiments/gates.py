@@ -37,6 +37,7 @@ class Scores:
         """Probabilities of the same examples. Those that aren't finite are counted and left out."""
         fine = np.isfinite(candidate_N)
         self.not_finite += int((~fine).sum())
+        fine &= np.isfinite(live_N)
         for sums, values in ((self.live, live_N[fine]), (self.candidate, candidate_N[fine])):
             logits = logits_of(values)
             sums += logits.sum(), (logits**2).sum()

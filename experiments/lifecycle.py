@@ -10,7 +10,7 @@ from recsys.hashing import Id, uniform
 from recsys.records import Candidate, Control, Decision, Live
 
 SHADOW, CANARY, TAKING_OVER, LIVE, ENDED = "shadow", "canary", "taking over", "live", "ended"
-_REMEMBERED = 16  # of those that were rolled back: their last examples come within hours
+_REMEMBERED = 64  # of those that were rolled back: their last examples come within hours
 _SEED = 0  # changing it draws every user of every canary anew
 
 
@@ -77,18 +77,18 @@ class Lifecycle:
         found = [f"{line}/0" for line in self.rolled_back]
         for before, live in zip(self.lives, self.lives[1:], strict=False):
             if live.of != before.epoch:
-                found += [
-                    f"{its.line}/{its.epoch}"
-                    for its in self.lives
-                    if live.of < its.epoch < live.epoch
-                ]
+                left = [its for its in self.lives if live.of < its.epoch < live.epoch]
+                found += [f"{its.line}/{its.epoch}" for its in left]
+                found += [f"{its.candidate}/0" for its in left if its.candidate]
         return found[-_REMEMBERED:]
 
     def _live(self, said: Live) -> None:
         before = self.live
         self.lives.append(said)
-        if before is not None and not said.candidate and said.of == before.epoch:
-            for its in self.at_work:  # made from what was taken out of the line's history
+        if before is not None and not said.candidate:
+            for (
+                its
+            ) in self.at_work:  # they have learned what is no part of the line's history any more
                 self._move(its, ENDED, said.time_ms, said.reason)
         for line, its in self.standings.items():
             if line == said.candidate:
@@ -109,7 +109,7 @@ class Lifecycle:
             self._move(its, stage, said.time_ms, said.why, share, said.epoch)
         elif said.final:
             self._move(its, ENDED, said.time_ms, said.why)
-        else:
+        elif its.at_work:
             self.standings[said.line] = replace(its, why=said.why)
         return True
 

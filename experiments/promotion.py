@@ -38,7 +38,8 @@ class Evidence:
     compared: Compared = Compared()
     failed: tuple[str, ...] = ()
     served: Served | None = None
-    stage_examples: int = 0
+    recent: Compared = Compared()
+    retrieves: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,22 @@ def _bad(evidence: Evidence, rules: PromotionConfig) -> str:
     """Why the candidate must not go on; empty where nothing speaks against it."""
     if evidence.failed:
         return "; ".join(evidence.failed)
-    compared = evidence.compared
+    for when, compared in (("", evidence.compared), ("lately ", evidence.recent)):
+        if found := _worse(compared, rules):
+            return when + found
+    served = evidence.served
+    if served is not None:
+        if served.examples and served.degraded > rules.degraded:
+            most = f"expected at most {rules.degraded:.1%}"
+            return f"{served.degraded:.1%} of its lists went without its ranker, {most}"
+        for kind, estimate in served.gained.items():
+            if estimate.high < -rules.engagement_margin:
+                return f"viewers give fewer {kind}: gained {_told(estimate)} an item"
+    return ""
+
+
+def _worse(compared: Compared, rules: PromotionConfig) -> str:
+    """In what it is known to be worse; empty where it isn't."""
     if compared.loss.high < 0:
         return f"its log loss is worse: gained {_told(compared.loss)} nats"
     if compared.auc.high < -rules.auc_margin:
@@ -98,14 +114,6 @@ def _bad(evidence: Evidence, rules: PromotionConfig) -> str:
     for name, estimate in compared.segments.items():
         if estimate.high < -rules.segment_margin:
             return f"its log loss is worse in {name}: gained {_told(estimate)} nats"
-    served = evidence.served
-    if served is not None:
-        if served.examples and served.degraded > rules.degraded:
-            most = f"expected at most {rules.degraded:.1%}"
-            return f"{served.degraded:.1%} of its lists went without its ranker, {most}"
-        for kind, estimate in served.gained.items():
-            if estimate.high < -rules.engagement_margin:
-                return f"viewers give fewer {kind}: gained {_told(estimate)} an item"
     return ""
 
 
@@ -119,6 +127,8 @@ def _in_shadow(evidence: Evidence, rules: PromotionConfig) -> Decision:
     calibrated = abs(_log(compared.candidate_calibration)) <= max(
         math.log1p(rules.calibration), abs(_log(compared.live_calibration))
     )
+    if evidence.retrieves and not compared.recall.weight:
+        return Hold(False, "what it would retrieve wasn't looked at yet", evidence)
     if better and no_worse and calibrated:
         why = f"log loss gained {_told(compared.loss)} nats, AUC {_told(compared.auc)}"
         return Promote(CANARY, why, evidence)

@@ -274,7 +274,7 @@ class DurableShard:
         if complete:
             snapshots.settle(home.snapshots, spec.line, spec.epoch, complete[-1])
             self._wal.truncate_before(complete[-1] + 1)
-            snapshots.prune(home.snapshots, spec.line, home.snapshots_kept)
+            snapshots.prune(home.snapshots, spec.line, home.snapshots_kept, spec.epoch)
             if complete[-1] >= self._untidy:
                 self._untidy = None
 

@@ -179,7 +179,7 @@ class Table:
             )
         sound = np.empty(len(keys), np.bool_)
         refused = int(kernels.screen(gradients, self._bound, sound))
-        slots = self._ids.find(keys)
+        slots = self._to_change(keys)
         new = np.flatnonzero((slots < 0) & sound)
         admitted = self._admit(keys, counts, new)
         evicted, evicted_rows = self._make_room(len(admitted), slots)
@@ -216,17 +216,14 @@ class Table:
         there are more than ``MOST_LEAVING``, so many: those used least recently, by (time, key)."""
         if not self.config.ttl_s:
             return np.empty(0, np.int64)
-        slots = np.flatnonzero(self._used_ms[: len(self)] < now_ms - 1000 * self.config.ttl_s)
+        slots = np.flatnonzero(self._used_ms[: len(self._ids)] < now_ms - 1000 * self.config.ttl_s)
         if len(slots) > MOST_LEAVING:
             slots = self._oldest(slots, MOST_LEAVING)
         return np.sort(self._ids.keys[slots])
 
     def _oldest(self, slots: Keys, count: int) -> Keys:
         """Of slots, ``count`` (fewer than there are) whose rows were used least recently, by (time, key)."""
-        used = self._used_ms[slots]
-        slots = slots[used <= np.partition(used, count)[count]]
-        order = np.lexsort((self._ids.keys[slots], self._used_ms[slots]))
-        return slots[order[:count]]
+        return slots[oldest(self._ids.keys[slots], self._used_ms[slots], count)]
 
     def remove(self, keys: Keys) -> Keys:
         """Removes the rows of distinct keys; returns those that had one, ascending. The next free slots are
@@ -260,6 +257,10 @@ class Table:
         """SHA-256 of all state, whatever the order in which it came about."""
         return digest_of_exports([self.export()])
 
+    def _to_change(self, keys: Keys) -> Keys:
+        """The slots (N,) of keys whose rows are about to change, EMPTY where there is none."""
+        return self._ids.find(keys)
+
     def _admit(self, keys: Keys, counts: NDArray[np.int32], new: Keys) -> Keys:
         """Which of the ``new`` positions get a row now; the others are counted as seen."""
         if self._sketch is None or not len(new):
@@ -273,7 +274,7 @@ class Table:
         excess = len(self) + rows - self._limit
         if not self._limit or excess <= 0:
             return np.empty(0, np.int64), np.empty((0, self.config.dim), np.float32)
-        may_leave = np.ones(len(self), np.bool_)
+        may_leave = np.ones(len(self._ids), np.bool_)
         may_leave[kept[kept >= 0]] = False
         slots = np.flatnonzero(may_leave)
         leaving = min(len(slots), max(excess, int(self._limit * EVICTED)), MOST_LEAVING)
@@ -313,6 +314,12 @@ class Table:
             moves = self._ids.remove(slots)
             for column in (self._values, self._accumulator, self._used_ms):
                 moves.apply(column)
+
+
+def oldest(keys: Keys, used_ms: Keys, count: int) -> Keys:
+    """Which ``count`` of rows (fewer than there are) were used least recently, by (time, key)."""
+    first = np.flatnonzero(used_ms <= np.partition(used_ms, count)[count])
+    return first[np.lexsort((keys[first], used_ms[first]))[:count]]
 
 
 def digest_of_exports(exports: Sequence[Mapping[str, NDArray[Any]]]) -> str:

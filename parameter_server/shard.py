@@ -106,12 +106,18 @@ class _Undo:
 class Shard:
     """Tables and, on part 0, the dense parameters of one (line, epoch). Not thread-safe; the owner locks."""
 
-    def __init__(self, spec: ShardSpec, dense: Vector | None = None) -> None:
-        """A line's beginning, before step 1. ``dense`` (P,): the initial parameters, for part 0 alone."""
+    def __init__(
+        self,
+        spec: ShardSpec,
+        dense: Vector | None = None,
+        tables: Mapping[str, Table] | None = None,
+    ) -> None:
+        """A line's beginning, before step 1. ``dense`` (P,): the initial parameters, for part 0 alone.
+        ``tables``: by name, where they are others than new ones of ``spec`` (see ``mapped_shard``)."""
         if dense is not None and spec.part != 0:
             raise ValueError(f"part is {spec.part}, but dense parameters live on part 0 alone")
         self.spec = spec
-        self.tables = {
+        self.tables = dict(tables or {}) or {
             t.name: Table(t, spec.seed, spec.bound, spec.part, spec.parts) for t in spec.tables
         }
         self.dense = None

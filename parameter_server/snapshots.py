@@ -80,6 +80,11 @@ class Snapshot:
         """What the writer of a part said beside its arrays."""
         return dict(self.manifests[part]["meta"])
 
+    def files(self, part: int) -> list[Path]:
+        """The files of one part in the order in which they build on each other, the full one first."""
+        its = _files(_part(self.folder, part, self.parts), self.manifests[part])
+        return [path for path, _ in its]
+
     def read(self, part: int, wanted: Wanted = lambda name: True) -> dict[str, NDArray[Any]]:
         """The arrays of one part whose names are ``wanted``; rows in no particular order. Whoever wants a
         column of rows must want their keys."""
@@ -174,7 +179,10 @@ def adopt(folder: Path, line: str, version: tuple[int, int], epoch: int) -> None
         beside.mkdir()
         source = _part(found.folder, part, found.parts)
         for path, _ in _files(source, manifest):
-            os.link(path, beside / path.name)
+            try:
+                os.link(path, beside / path.name)
+            except OSError:  # a disk without links
+                shutil.copyfile(path, beside / path.name)
         (beside / _MANIFEST).write_text(json.dumps(dict(manifest) | {"epoch": epoch}, indent=1))
         _sync_file(beside / _MANIFEST)
         sync_folder(beside)
@@ -194,19 +202,24 @@ def settle(folder: Path, line: str, epoch: int, step: int) -> None:
     sync_folder(version.parent)
 
 
-def prune(folder: Path, line: str, keep: int) -> list[str]:
+def prune(folder: Path, line: str, keep: int, epoch: int | None = None) -> list[str]:
     """Removes what is older than the ``keep`` newest complete snapshots; returns the names removed. Where all
     of these build on one full file, the newest that builds on another stays too, should that one go bad; and
-    so does the newest of the epoch before, which the line may go back to."""
+    so does the newest of either epoch before, which the line may go back to. ``epoch``: the one that counts;
+    what was made for later ones, and isn't live, neither counts nor goes."""
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected at least 1")
-    complete = [version for version in _versions(folder, line) if _is_complete(version)]
+    complete = [
+        version
+        for version in _versions(folder, line)
+        if _is_complete(version) and (epoch is None or _number(version)[0] <= epoch)
+    ]
     if len(complete) <= keep:
         return []
     for version in complete[-keep:]:
         with suppress(FileNotFoundError):  # a sibling knows of newer ones, and has removed it
             sync_folder(version)  # see ``settle``
-    spare = {_spare(complete, keep), _way_back(complete)}
+    spare = {_spare(complete, keep), *_way_back(complete)}
     old = [
         v
         for v in _versions(folder, line)
@@ -225,9 +238,10 @@ def _spare(complete: Sequence[Path], keep: int) -> Path | None:
     return max(others, default=None, key=_number)
 
 
-def _way_back(complete: Sequence[Path]) -> Path | None:
-    newest = _number(complete[-1])[0]
-    return max((v for v in complete if _number(v)[0] < newest), default=None, key=_number)
+def _way_back(complete: Sequence[Path]) -> set[Path]:
+    """The newest of each of the two epochs before: one of them may never have come to be live."""
+    newest = {_number(version)[0]: version for version in complete}
+    return {newest[epoch] for epoch in sorted(newest)[-3:-1]}
 
 
 def _bases(version: Path) -> frozenset[str]:

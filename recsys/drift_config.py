@@ -14,8 +14,7 @@ class DriftRules:
     most_rate: float = 3.0  # times the usual learning rates, right after an alarm; 1: never raised
     calm_examples: int = 50_000  # without an alarm, after which twice as many steps are gathered
     most_gathered: int = 8  # steps whose rows go out together; 1: never gathered
-    # What runs in the background where the offline job should; ``{until}`` in it is an event time, a minute
-    # before the alarm's. Empty: it is told alone.
+    # What runs in the background where the offline job should. Empty: that is told alone.
     offline_command: str = ""
 
     def __post_init__(self) -> None:

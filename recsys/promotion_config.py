@@ -16,6 +16,7 @@ class PromotionConfig:
     auc_margin: float = 0.002
     loss_margin: float = 0.002
     segment_margin: float = 0.01
+    recall_examples: int = 200  # engaged items that are looked for at once
     recall_margin: float = 0.02  # of engaged items that it would retrieve: how much less is worse
     calibration: float = (
         0.1  # how far predicted over happened may be from 1, where live's is nearer
@@ -27,6 +28,7 @@ class PromotionConfig:
     # quick swipes come first, so whatever began last would look worse.
     settle_s: float = 60.0
     engagement_margin: float = 0.03  # of shown items with an engagement: how many fewer is a breach
+    canary_margin: float = 0.15  # how many fewer must be ruled out before it goes to all
     degraded: float = 0.05  # the share of a canary's lists that may go without its ranker
     # Sanity gates (experiments/gates.py).
     score_shift: float = 1.0  # how far the mean logit of what live served may be from live's
@@ -42,7 +44,7 @@ class PromotionConfig:
             value = getattr(self, name)
             _check(0 < value <= 1, name, value, "more than 0, up to 1")
         _check(0 < self.alpha < 0.5, "alpha", self.alpha, "a probability between 0 and 0.5")
-        for name in ("block_examples", "least_examples", "canary_examples"):
+        for name in ("block_examples", "least_examples", "canary_examples", "recall_examples"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _check(self.most_examples >= self.least_examples, "most_examples", self.most_examples,
                f"at least least_examples, {self.least_examples}")  # fmt: skip
@@ -52,6 +54,7 @@ class PromotionConfig:
             "segment_margin",
             "recall_margin",
             "engagement_margin",
+            "canary_margin",
         )
         for name in (*margins, "settle_s", "calibration", "degraded", "score_shift"):
             value = getattr(self, name)

@@ -17,6 +17,7 @@ from parameter_server.snapshots import NoSnapshot, ServingRows, load_rows
 from recsys.log import Log, LogLost
 from recsys.records import DELTAS
 
+MAIN: Final = "main"
 _MARGIN: Final = 64  # records before the first that is needed: shards are a step apart at most
 _AHEAD: Final = 256  # records that are looked through for one of the line
 _RETRY_MS: Final = 1_000
@@ -149,7 +150,9 @@ class LineReader:
         while low < high:
             middle = (low + high) // 2
             version = self._version_at(loaded.line, self._log.read(DELTAS, 0, middle, _AHEAD))
-            if version is None or version > (loaded.epoch, loaded.step):
+            # Of a young line there is nothing for a long way, and what there is comes late.
+            missing = version is None and loaded.line == MAIN
+            if missing or (version is not None and version > (loaded.epoch, loaded.step)):
                 high = middle
             else:
                 low = middle + 1

@@ -50,8 +50,9 @@ def test_held_for_good_or_rolled_back_it_ends() -> None:
 
 def test_a_line_that_went_back_quarantines_what_came_between() -> None:
     back = Live(line="main", epoch=2, since=6, of=0)
-    assert folded(FIRST, C1, IS_LIVE, back).quarantined == ["main/1"]
-    assert folded(FIRST, C1, IS_LIVE, back).at_work == []
+    lifecycle = folded(FIRST, C1, IS_LIVE, C2, back)
+    assert lifecycle.quarantined == ["main/1", "c1/0"]
+    assert lifecycle.at_work == []  # C2 has learned what came between
 
 
 def test_unlearning_ends_candidates_at_work_and_quarantines_nothing() -> None:

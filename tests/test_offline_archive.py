@@ -14,7 +14,7 @@ from recsys.log import Append
 from recsys.records import EVENTS, EXAMPLES, Erased, Example, Forget, pack
 from tests.toy_feed import DENSE, FEATURES, PARTITIONS, START_MS, append_examples, example, toy_log
 from training.archive import Archive
-from training.archive_files import files_of
+from training.archive_files import Held, files_of
 from training.offline_archive import Missing, Range, cache_archive, fingerprint
 from training.offline_cache import Cache
 from training.offline_examples import id_hash
@@ -81,6 +81,26 @@ def test_a_range_is_read_in_event_time_with_where_to_go_on(archive: Path) -> Non
     assert sum(len(its.read(n)) for n in range(its.about.last, len(its))) == 10
     whole = cache(archive)
     assert learned(whole) == ids(*range(COUNT)) and whole.about.offsets == {0: 27, 1: 27, 2: 27}
+
+
+def test_files_that_were_merged_meanwhile_are_listed_again(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = 1  # listings whose first file is gone by the time it is read
+
+    def listed(folder: Path, topic: str) -> list[Held]:
+        nonlocal stale
+        files = files_of(folder, topic)
+        if topic == EXAMPLES and stale > 0:
+            stale -= 1
+            files[0] = files[0]._replace(path=files[0].path.with_name("gone.parquet"))
+        return files
+
+    monkeypatch.setattr("training.offline_archive.files_of", listed)
+    assert learned(cache(archive)) == ids(*range(COUNT)) and stale == 0
+    stale = 100
+    with pytest.raises(ValueError, match="a file of the archive is gone"):
+        cache(archive, until=30)
 
 
 def test_features_are_those_that_were_served(archive: Path) -> None:

@@ -1,6 +1,7 @@
 """The command from an archive or a data set to a candidate, killed and started again, and what it refuses."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,8 +93,10 @@ def test_it_is_proposed_where_that_is_asked_for(system: Path, tmp_path: Path) ->
     log = open_log(config)
     for topic in topics(2):
         log.create(topic)
+    archive = shutil.copytree(system / "archive", tmp_path / "archive")
+    (archive / "log_id").write_text(log.id)
     words = [
-        "--data", str(system / "archive"), "--registry", str(tmp_path / "registry"), "--until",
+        "--data", str(archive), "--registry", str(tmp_path / "registry"), "--until",
         str(START_MS + COUNT * MINUTE_MS), "--config", str(system / "small.yaml"), "--workers", "0",
         "--tables", "own", "--epochs", "1", "--propose", config.state,
     ]  # fmt: skip
@@ -104,6 +107,15 @@ def test_it_is_proposed_where_that_is_asked_for(system: Path, tmp_path: Path) ->
     assert [said.line] == Registry(tmp_path / "registry").names() and said.learns
     assert called(*words)[0] == 2 and log.end(CONTROL, 0) == 1  # a name is used once
     log.close()
+
+
+def test_now_is_as_far_as_the_archive_has_come(system: Path, tmp_path: Path) -> None:
+    name = run(asked(system, tmp_path, until="now"))["candidate"]
+    its = Registry(tmp_path).provenance(name)
+    last = START_MS + (COUNT - 1) * MINUTE_MS  # the events tick on
+    assert its.until_ms == last // 1000 * 1000 + 1000 and its.examples == COUNT
+    status, output = called("--registry", str(tmp_path))
+    assert status == 2 and "give --state FOLDER" in output
 
 
 def test_it_starts_from_another_and_says_so(system: Path, tmp_path: Path) -> None:

@@ -5,15 +5,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from parameter_server import snapshots
 from recsys.cli.promotion_run import PromotionRun, config_of
+from recsys.cli.shadow import View
 from recsys.consumer import readable
 from recsys.events import Impression, decode
-from recsys.records import EVENTS, SCORES, STEPS, Decision, Scores, Step
-from training.affected import affected
+from recsys.records import EVENTS, SCORES, STEPS, Decision, Lesson, Scores, Step
+from training.affected import Affected, affected, file_of
 from training.line import MAIN
 
 pytestmark = pytest.mark.slow
@@ -66,7 +68,7 @@ def test_a_better_candidate_takes_over_and_is_taken_back(tmp_path: Path) -> None
         assert records[0].step == live.since + 1
         assert [s.step for s in records] == list(range(live.since + 1, records[-1].step + 1))
 
-        run.wish("rollback", reason="it looks odd")
+        run.wish("rollback", "main/1", "it looks odd")
         shown = len(run.answers)
         await run.show(3)
         back = run.lifecycle.live
@@ -79,9 +81,10 @@ def test_a_better_candidate_takes_over_and_is_taken_back(tmp_path: Path) -> None
         asked = [a.request_id for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
         assert sorted(a.request_id for a in found.requests) == sorted(asked) and found.complete
         assert sum(step.learned for step in found.steps) == 0
-        assert (
-            run.system.worker.counts["quarantined"] == sum(s.quarantined for s in found.steps) > 0
-        )
+        canary = affected(run.system.log, "cand-1/0", 0, run.lifecycle.lives)
+        assert canary.requests  # what the canary had answered is quarantined from then on, too
+        left_out = sum(step.quarantined for step in (*found.steps, *canary.steps))
+        assert run.system.worker.counts["quarantined"] == left_out > 0
         await run.system.stop()
 
     asyncio.run(scenario())
@@ -116,8 +119,8 @@ def test_a_broken_candidate_is_given_up_and_answers_nobody(tmp_path: Path, chang
     asyncio.run(scenario())
 
 
-def test_a_guardrail_takes_a_canary_back_within_a_turn(tmp_path: Path) -> None:
-    """It ranks upside down: shadow would know, so it is made canary by hand."""
+def test_a_canary_that_is_taken_back_answers_nobody_after_the_next_turn(tmp_path: Path) -> None:
+    """It is made canary by hand, so that it answers long enough."""
 
     async def scenario() -> None:
         run = await warmed(tmp_path, canary_examples=10_000)
@@ -127,7 +130,7 @@ def test_a_guardrail_takes_a_canary_back_within_a_turn(tmp_path: Path) -> None:
         await run.show(10)
         answered = {line for line, _, _ in stamps(run)}
         assert answered == {MAIN, "odd"}
-        run.wish("rollback")
+        run.wish("rollback", "odd")
         shown = len(run.answers)
         await run.show(20)
         assert run.lifecycle.standings["odd"].stage == "ended"
@@ -135,6 +138,42 @@ def test_a_guardrail_takes_a_canary_back_within_a_turn(tmp_path: Path) -> None:
         found = affected(run.system.log, "odd/0", 0, run.lifecycle.lives)
         asked = sum(a.stamp.line == "odd" for a in run.answers)
         assert len(found.requests) == asked == served_by_line(run)["odd"]
+        written = msgspec.json.decode(file_of(tmp_path, "odd/0").read_bytes(), type=Affected)
+        assert written.requests == found.requests  # the director lists them without being asked
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_canary_that_ranks_upside_down_is_taken_back_by_itself(tmp_path: Path) -> None:
+    """In shadow it would be known; so it is made canary before it has scored anything."""
+
+    def turned(lesson: Lesson) -> Lesson:
+        return msgspec.structs.replace(lesson, labels=[1 - label for label in lesson.labels])
+
+    async def scenario() -> None:
+        run = await warmed(tmp_path, canary_examples=10_000)
+        run.propose("odd", run.trained(relabel=turned), learns=False)
+        run.say(Decision(line="odd", said="promote", to="canary", share=0.5))
+        assert await until(run, "odd", "ended") == "ended"
+        assert run.lifecycle.rolled_back == ["odd"] and run.lifecycle.standings["odd"].why
+        shown = len(run.answers)
+        await run.show(5)
+        assert {line for line, _, _ in stamps(run, shown)} == {MAIN}
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_one_that_does_not_learn_takes_over_and_learns_what_it_missed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = await warmed(tmp_path)
+        run.propose("frozen", run.trained(), learns=False)
+        assert await until(run, "frozen", "live") == "live"
+        live = run.lifecycle.live
+        assert live.since < run.system.sequencer.step - 5
+        await run.show(5)
+        assert run.system.epoch == 1 and run.system.worker.step == run.system.sequencer.step
         await run.system.stop()
 
     asyncio.run(scenario())
@@ -158,6 +197,8 @@ def test_people_may_keep_the_last_word(tmp_path: Path) -> None:
         case = run.system.director.promoter.cases["cand-1"]
         assert run.lifecycle.standings["cand-1"].stage == "shadow"
         assert case.said.startswith("waits for approval: log loss gained")
+        (row,) = View(run.system.log, run.config).turn()
+        assert row["why"] == case.said, "who only looks is told the same"
         run.wish("approve", "cand-1")
         assert await until(run, "cand-1", "canary", "live")
         await run.system.stop()

@@ -1,6 +1,8 @@
 """What our Ray head keeps on loopback, and what follows `serve.host`."""
 
+import os
 import subprocess
+import sysconfig
 from dataclasses import replace
 
 import msgspec
@@ -44,6 +46,13 @@ def test_haproxy_says_who_asks(tmp_path):
     assert settings.read_text() == (
         "defaults\n    option httplog\n    option forwardfor\n    option redispatch 1\n"
     )
+
+
+def test_a_job_finds_the_commands_of_our_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin")
+    config, plan = resolve(config_in(tmp_path))
+    path = ray_head.head_environment(config, plan, tmp_path)["PATH"].split(os.pathsep)
+    assert path == [sysconfig.get_path("scripts"), "/usr/bin"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "feed.example"])

@@ -1,6 +1,7 @@
 """What a canary and live have shown since it began to answer, and what viewers did with it."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -15,6 +16,8 @@ from recsys.promotion_config import PromotionConfig
 from recsys.records import EXAMPLES
 
 _READ: Final = 500
+_POLLS: Final = 20
+_MARGIN_MS: Final = 60_000  # examples of one partition come nearly in the order of their times
 
 
 class _Example(msgspec.Struct):
@@ -49,18 +52,22 @@ class Shown:
         self._since_ms = canary.since_ms
         self._settle_ms = int(1000 * rules.settle_s)
         self._labels = len(labels)
-        partitions = list(range(log.partitions(EXAMPLES)))
-        self._consumer = Consumer(log, EXAMPLES, partitions)
+        places = {p: first_at(log, p, self._since_ms) for p in range(log.partitions(EXAMPLES))}
+        self._consumer = Consumer(log, EXAMPLES, list(places), places)
         self._waiting: list[_Row] = []
         self._first_ms: int | None = None  # when the canary first showed something
         self._newest_ms = 0
 
     def read(self) -> None:
         """Takes what is new, and counts what has settled."""
-        while records := self._consumer.poll(_READ):
+        for _ in range(_POLLS):  # a few at a time: whoever decides has other things to look at
+            records = self._consumer.poll(_READ)
+            if not records:
+                break
             for _, record in records:
                 self._take(record.value)
-        if self._first_ms is None:
+        if self._first_ms is None:  # what live showed before the canary's first doesn't count
+            self._waiting.clear()
             return
         first_ms, until_ms = self._first_ms, self._newest_ms - self._settle_ms
         settled = [row for row in self._waiting if first_ms <= row.shown_ms <= until_ms]
@@ -79,7 +86,8 @@ class Shown:
         self._newest_ms = max(self._newest_ms, its.closed_ms)
         ours = its.served_by == self._ours
         late = its.closed_ms - its.shown_ms > self._settle_ms or its.shown_ms < self._since_ms
-        if its.correction or late or not (ours or its.served_by == self._theirs):
+        whole = len(its.labels) >= self._labels
+        if its.correction or late or not whole or not (ours or its.served_by == self._theirs):
             return
         if ours and (self._first_ms is None or its.shown_ms < self._first_ms):
             self._first_ms = its.shown_ms
@@ -88,4 +96,25 @@ class Shown:
         self._waiting.append(row)
 
 
+def first_at(log: Log, partition: int, time_ms: int) -> int:
+    """Where ``examples`` go on that were closed at or after a time, less a margin; by halving."""
+    low, high = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
+    while low < high:
+        middle = (low + high) // 2
+        records = log.read(EXAMPLES, partition, middle, 1)
+        closed_ms = time_ms
+        with suppress(*UNREADABLE):
+            closed_ms = _closed.decode(records[0].value).closed_ms if records else time_ms
+        if closed_ms < time_ms - _MARGIN_MS:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+class _Closed(msgspec.Struct):
+    closed_ms: int = 0
+
+
+_closed = msgspec.msgpack.Decoder(_Closed)
 _example = msgspec.msgpack.Decoder(_Example)

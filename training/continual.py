@@ -169,16 +169,27 @@ def _trainer(config: Config, name: str, epoch: int) -> TorchTrainer:
     )
 
 
-def _found(spec: ShardSpec) -> list[Any]:
-    """The shards of an epoch, waited for: those of one that has just become live are still starting."""
+def _epoch_now(config: Config, started: int) -> int:
+    """The live epoch, when a group starts: maybe a later one than when its driver did."""
+    log = open_log(config)
+    try:
+        return max(started, live_epoch(log))
+    finally:
+        log.close()
+
+
+def _found(spec: ShardSpec, ended: EpochEnd) -> list[Any] | None:
+    """The shards of an epoch, waited for: those of one that has just become live are still starting. None
+    where the line has left it meanwhile."""
     deadline = time.monotonic() + _MEET_S
-    while True:
+    while ended.left_for() is None:
         try:
             return find_shards(spec)
         except ValueError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
+    return None
 
 
 def resources_of(trainer: TrainerConfig) -> dict[str, float]:
@@ -194,12 +205,13 @@ def train_loop(settings: dict[str, Any]) -> None:
     its, name = _run_of(config), settings["run"]
     rank = ray.train.get_context().get_world_rank()
     try:
-        generation = broadcast_from_rank_zero(
-            its.next_generation(name, wall_ms()) if rank == 0 else None
+        generation, epoch = broadcast_from_rank_zero(
+            (its.next_generation(name, wall_ms()), _epoch_now(config, settings["epoch"]))
+            if rank == 0
+            else None
         )
         if generation:
             _meet(config, rank, generation)
-            epoch = settings["epoch"]
             while True:
                 epoch = _work(config, rank, generation, epoch)
     except Exception as error:
@@ -226,9 +238,15 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     """Learns the steps of an epoch; returns the next one, once it is live and all of this one is learned."""
     workers = ray.train.get_context().get_world_size()
     spec, log = spec_of(config, epoch=epoch), open_log(config)
+    ended = EpochEnd(log, MAIN, epoch)
+    shards = _found(spec, ended)
+    if shards is None:
+        following = ended.left_for()
+        log.close()
+        return epoch if following is None else following
     client = connect(
         spec,
-        _found(spec),
+        shards,
         WorkerId(rank, workers, generation),
         config.parameter_server.transport,
     )
@@ -238,7 +256,7 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     load()
     settle()
     keep_freed()
-    reported, ended = 0, EpochEnd(log, MAIN, epoch)
+    reported = 0
     while True:
         following = None
         try:

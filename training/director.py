@@ -28,15 +28,18 @@ from recsys.records import (
     EXAMPLES,
     STEPS,
     Control,
+    Decision,
     Experiments,
     Live,
     Reaction,
     Step,
     pack,
     unpack,
-)  # fmt: skip
+)
+from training import affected
 from training.drift_watch import DriftWatch
 from training.line import MAIN
+from training.lineage import starts_after
 from training.live import live_epochs
 from training.offline_command import OfflineCommand
 from training.promoter import Promoter
@@ -45,6 +48,7 @@ from training.step_reader import StepReader
 PART: Final = "director"
 CONFIGS: Final = Path(experiments.__file__).parent / "configs"
 _KEEP_EVERY_MS: Final = 5_000
+_LIST_AFTER_MS: Final = 10_000  # replicas have heard by then
 _AHEAD: Final = (
     256  # steps looked at for where each partition goes on, and at once for where one ended
 )
@@ -71,7 +75,9 @@ class Director:
         self.drift = DriftWatch(log, config, features)
         self.offline = OfflineCommand(config.drift.offline_command)
         self._unsaid: list[Control] = []  # of drift, not appended yet
-        self._folder = Path(config.state) / "snapshots"
+        self._state = Path(config.state)
+        self._folder = self._state / "snapshots"
+        self._to_list: list[tuple[int, str, int]] = []  # when; line/epoch; since when it answered
         self._kept = config.step.snapshots_kept
         self._offset = log.begin(CONTROL, 0)
         self._due_ms = 0
@@ -91,6 +97,7 @@ class Director:
         if self._clock() >= self._due_ms:
             self._due_ms = self._clock() + _KEEP_EVERY_MS
             self._keep()
+        self._list()
         return moved
 
     def _fold(self) -> int:
@@ -104,12 +111,38 @@ class Director:
                 except (msgspec.MsgspecError, RecursionError) as error:
                     _LOG.error("control record %d can't be read: %s", record.offset, error)
                     continue
+                self._left(control)
                 self.promoter.fold(control)
                 if isinstance(control, Live):
                     self.live = control
                 elif isinstance(control, Experiments):
                     self._experiments = control
         return moved
+
+    def _left(self, control: Control) -> None:
+        """Notes a line that answers nobody any more: whom it had answered is to be listed."""
+        standings, due_ms = self.promoter.lifecycle.standings, self._clock() + _LIST_AFTER_MS
+        if isinstance(control, Decision) and control.said == "rollback":
+            its = standings.get(control.line)
+            if its is not None:
+                self._to_list.append((due_ms, f"{control.line}/0", its.candidate.time_ms))
+        elif isinstance(control, Live) and self.live is not None and control.of != self.live.epoch:
+            left = f"{self.live.line}/{self.live.epoch}"
+            self._to_list.append((due_ms, left, self.live.time_ms))
+            its = standings.get(self.live.candidate)
+            if its is not None:  # what it answered as canary is quarantined, too
+                self._to_list.append((due_ms, f"{its.line}/0", its.candidate.time_ms))
+
+    def _list(self) -> None:
+        """Lists what was left, once the last answers of it are on the log; each once."""
+        while self._to_list and self._to_list[0][0] <= self._clock():
+            _, served_by, since_ms = self._to_list[0]
+            if not affected.file_of(self._state, served_by).exists():
+                lives = self.promoter.lifecycle.lives
+                affected.write(
+                    self._state, affected.affected(self._log, served_by, since_ms, lives)
+                )
+            self._to_list.pop(0)
 
     def _publish_experiments(self) -> int:
         """Tells everyone of the experiments, once for each change of their files."""
@@ -139,14 +172,14 @@ class Director:
         for record in said:
             _LOG.info("drift: %s", record)
             if isinstance(record, Reaction) and record.offline:
-                self.offline.start(record.time_ms)
+                self.offline.start()
         return len(said) and len(said) + self._fold()
 
     def _keep(self) -> None:
         """Removes old snapshots, then has the log keep what follows the oldest that is left."""
         assert self.live is not None
         line, epoch = self.live.line, self.live.epoch
-        self.removed += len(snapshots.prune(self._folder, line, self._kept))
+        self.removed += len(snapshots.prune(self._folder, line, self._kept, epoch))
         steps = snapshots.complete_steps(self._folder, line, epoch)
         if not steps or steps[0] == self.oldest:
             return
@@ -181,21 +214,6 @@ def point(
     """Moves the live pointer to an epoch that begins from step ``since`` of the epoch ``of``."""
     live = Live(line=line, epoch=epoch, reason=reason, time_ms=time_ms, since=since, of=of)
     log.append(CONTROL, [Append(0, b"", pack(live))])
-
-
-def starts_after(reader: StepReader, step: int) -> dict[int, int]:
-    """Where the steps after ``step`` begin in ``examples``, by partition, of those that the next ones touch.
-
-    For those that they don't touch see ``ends_before``.
-    """
-    starts: dict[int, int] = {}
-    for number in range(step + 1, step + 1 + _AHEAD):
-        record = reader.record(number)
-        if record is None:
-            break
-        for part in record.ranges:
-            starts.setdefault(part.partition, part.start)
-    return starts
 
 
 def ends_before(

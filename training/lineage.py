@@ -5,10 +5,19 @@ after s are no part of the line's history any more.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
 
+from recsys.consumer import UNREADABLE
 from recsys.log import Log
-from recsys.records import Live, Step
+from recsys.records import STEPS, Live, Step, unpack
 from training.step_reader import StepReader
+
+CAUGHT_UP: Final = (
+    32  # steps behind the newest, some seconds: what is scored then is the traffic of now
+)
+_AHEAD: Final = 256  # steps looked at for where each partition goes on
+_AT_END: Final = 64  # step records that are read for the newest
 
 
 class Lineage:
@@ -42,3 +51,42 @@ class Lineage:
         if epoch not in self._readers:
             self._readers[epoch] = StepReader(self._log, self._line, epoch)
         return self._readers[epoch]
+
+
+def last_steps(log: Log) -> list[Step]:
+    """The newest step records, of any line, in order."""
+    end, found = log.end(STEPS, 0), list[Step]()
+    for record in log.read(STEPS, 0, max(log.begin(STEPS, 0), end - _AT_END)):
+        with suppress(*UNREADABLE):
+            found.append(unpack(record.value, Step))
+    return found
+
+
+def newest_step(log: Log, line: str, epoch: int) -> int:
+    """The newest step of an epoch among these; 0 where there is none."""
+    own = [step.step for step in last_steps(log) if (step.line, step.epoch) == (line, epoch)]
+    return max(own, default=0)
+
+
+def ancestors(lives: Sequence[Live], epoch: int) -> set[int]:
+    """An epoch, and those that it came of: what they learned is its history."""
+    found, of = {epoch}, {live.epoch: live.of for live in lives}
+    while epoch in of and of[epoch] < epoch:
+        epoch = of[epoch]
+        found.add(epoch)
+    return found
+
+
+def starts_after(reader: StepReader | Lineage, step: int) -> dict[int, int]:
+    """Where the steps after ``step`` begin in ``examples``, by partition, of those that the next ones touch.
+
+    For those that they don't touch see ``training.director.ends_before``.
+    """
+    starts: dict[int, int] = {}
+    for number in range(step + 1, step + 1 + _AHEAD):
+        record = reader.record(number)
+        if record is None:
+            break
+        for part in record.ranges:
+            starts.setdefault(part.partition, part.start)
+    return starts

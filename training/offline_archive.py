@@ -7,11 +7,12 @@ hold, and the archive of the events says how far event time has come.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,9 @@ from training.registry import iso
 HOUR_MS: Final = 3_600_000
 _COLUMNS: Final = ["partition", "offset", "time_ms", "type", "value", "user_id"]
 _ALLOW: Final = "or give --allow-gaps to learn without"
+_TRIES: Final = 3
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Missing(ValueError):
@@ -67,11 +71,28 @@ class _Rows:
     lessons: list[Lesson] = field(default_factory=list)
 
 
+def _as_files_are_merged(read: Callable[P, R]) -> Callable[P, R]:
+    """Lists and reads anew where a file is gone: once an hour a system that runs puts an hour's files into
+    one. Raises ValueError where one stays away."""
+
+    @wraps(read)
+    def again(*args: P.args, **kwargs: P.kwargs) -> R:
+        for _ in range(_TRIES):
+            try:
+                return read(*args, **kwargs)
+            except FileNotFoundError as error:
+                gone = error
+        raise ValueError(f"a file of the archive is gone: {gone}") from None
+
+    return again
+
+
 def is_archive(folder: Path) -> bool:
     """Whether a folder is an archive, and not a data set."""
     return (folder / "log_id").is_file()
 
 
+@_as_files_are_merged
 def cache_archive(
     archive: Path,
     folder: Path,
@@ -112,6 +133,7 @@ def cache_archive(
     )
 
 
+@_as_files_are_merged
 def fingerprint(archive: Path, asked: Range) -> str:
     """What a range of an archive holds and whom it has to forget. Merging its files changes nothing of it,
     nor does what comes after the range."""
@@ -183,6 +205,7 @@ def _after(archive: Path, files: Sequence[Held], asked: Range) -> Iterator[str]:
         )
 
 
+@_as_files_are_merged
 def end_of(archive: Path, files: Sequence[Held]) -> int:
     """How far event time has come in the archive, milliseconds: in all partitions of the events, of which
     idle ones tick; or in any of the examples, where no events are archived."""
@@ -191,6 +214,17 @@ def end_of(archive: Path, files: Sequence[Held]) -> int:
         return min(_last_ms(held) for held in newest.values())
     newest = {held.partition: held for held in files}
     return max((_last_ms(held) for held in newest.values()), default=0)
+
+
+@_as_files_are_merged
+def newest(archive: Path) -> int:
+    """The end of what is archived so far, milliseconds, in whole seconds: no later than the second of the
+    newest example, for where nothing came after it there is nothing to hold out."""
+    files = files_of(archive, EXAMPLES)
+    last = max(
+        (_last_ms(held) for held in {held.partition: held for held in files}.values()), default=0
+    )
+    return min(end_of(archive, files) // 1000, last // 1000 + 1) * 1000
 
 
 def _last_ms(held: Held) -> int:
@@ -285,9 +319,11 @@ def _in_time(parts: Sequence[_Rows]) -> Iterator[tuple[list[Lesson], list[int]]]
 
 
 def _table(path: Path, columns: list[str]) -> pa.Table:
-    """Columns of a file. Raises ValueError where it can't be read."""
+    """Columns of a file. Raises FileNotFoundError where it is gone, ValueError where it can't be read."""
     try:
         return pq.read_table(path, columns=columns, partitioning=None)
+    except FileNotFoundError:
+        raise
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
             f"{path} can't be read: {error}; bring it back from a backup, or choose a range without its hour"

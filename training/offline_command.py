@@ -9,10 +9,6 @@ import shlex
 import subprocess
 from typing import Final
 
-UNTIL: Final = "{until}"  # in the command: the event time to learn up to, in milliseconds
-_BEFORE_MS: Final = (
-    60_000  # how long before what was asked for that is: so much the archive has by then
-)
 _END_S: Final = 10.0
 _LOG: Final = logging.getLogger(__name__)
 
@@ -25,21 +21,19 @@ class OfflineCommand:
         self._running: subprocess.Popen[bytes] | None = None
         self.ended: list[int] = []  # exit statuses
 
-    def start(self, at_ms: int) -> bool:
-        """Whether it begins, on what there is up to a minute before ``at_ms``."""
+    def start(self) -> bool:
+        """Whether it begins."""
         if not self._words:
             return False
         if self.runs:
             _LOG.info("the offline command runs already")
             return False
-        until = str(at_ms - _BEFORE_MS)
-        words = [word.replace(UNTIL, until) for word in self._words]
         try:
-            self._running = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+            self._running = subprocess.Popen(self._words, stdin=subprocess.DEVNULL)
         except OSError as error:
             _LOG.error("the offline command can't be started: %s", error)
             return False
-        _LOG.info("the offline command began: %s", shlex.join(words))
+        _LOG.info("the offline command began: %s", shlex.join(self._words))
         return True
 
     @property

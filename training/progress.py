@@ -42,7 +42,7 @@ class Progress:
         by then."""
         steps = 0
         if self._control.turn() and self._control.live_epoch(self._line, self._epoch) > self._epoch:
-            self._epoch = self._control.live_epoch(self._line)
+            self._epoch, self.step = self._control.live_epoch(self._line), 0
             self._steps = StepReader(self._log, self._line, self._epoch)
         while records := self._log.read(DELTAS, 0, self._offset, 200):
             self._offset = records[-1].offset + 1

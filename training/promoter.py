@@ -4,16 +4,17 @@ It keeps one comparison for each candidate at work, and says which records the d
 comes back after a kill, it folds the same records again and is where it was.
 """
 
+import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from experiments import gates
-from experiments.comparison import Comparison, Paired
+from experiments.comparison import Compared, Comparison, Paired
 from experiments.lifecycle import CANARY, TAKING_OVER, Lifecycle, Standing
 from experiments.promotion import Decision as Judged
 from experiments.promotion import Evidence, Hold, Promote, Rollback, judge
@@ -24,37 +25,49 @@ from recsys.consumer import UNREADABLE
 from recsys.features import FeatureSet
 from recsys.log import Log
 from recsys.records import (
+    EXAMPLES,
     SCORES,
-    STEPS,
     Candidate,
     Control,
     Decision,
     Live,
     Scores,
-    Step,
     Wish,
     unpack,
 )
 from training.canary_shown import Shown
 from training.line import MAIN
+from training.lineage import CAUGHT_UP, Lineage, last_steps, newest_step, starts_after
 
 _READ: Final = 500
-_AT_END: Final = 64  # step records that are read for the newest
-_CAUGHT_UP: Final = 32  # steps that a candidate may be behind the newest, some seconds
+_LATELY: Final = 2  # times ``least_examples``: how far back "lately" goes, at the most
+_LOG: Final = logging.getLogger(__name__)
 _APPROVE, _ROLLBACK = "approve", "rollback"
+
+
+class CantGoBack(ValueError):
+    """Nothing to go back to, or not from here; says why."""
 
 
 @dataclass
 class Case:
-    """All that is known of one candidate."""
+    """All that is known of one candidate: since it was proposed, and lately, since its stage began or a few
+    thousand examples ago, so that a long good past hides nothing."""
 
-    comparison: Comparison
+    comparison: Comparison | None
+    recent: Comparison | None
     scores: gates.Scores = field(default_factory=gates.Scores)
+    recent_scores: gates.Scores = field(default_factory=gates.Scores)
     served: ServedRates | None = None
     figures: dict[str, float] = field(default_factory=dict)
     refused: str = ""
     step: int = 0
     said: str = ""  # the newest judgement that was told
+    ended: Compared | None = None  # what was known at its end
+
+    @property
+    def compared(self) -> Compared:
+        return self.ended or (self.comparison or Comparison()).result()
 
 
 class Promoter:
@@ -68,6 +81,8 @@ class Promoter:
         self._folder = Path(config.state) / "snapshots"
         self.lifecycle = Lifecycle()
         self.cases: dict[str, Case] = {}
+        self._retrieves = features.history_length > 0
+        self._adopted: int | None = None  # an epoch that was made to go back to, and isn't live yet
         self._approved: set[str] = set()
         self._wishes: list[Wish] = []
         self._scores = log.begin(SCORES, 0)
@@ -84,28 +99,34 @@ class Promoter:
             elif said.what == _ROLLBACK:
                 self._wishes.append(said)
         elif isinstance(said, Live | Decision):
-            self._answered(said)
+            self._wishes = [wish for wish in self._wishes if not answers_wish(wish, said)]
         self.lifecycle.fold(said)
         if isinstance(said, Candidate):
             self.cases.setdefault(said.line, self._case())
+        elif isinstance(said, Decision) and said.line in self.cases:
+            self._moved(said)
         if len(self.lifecycle.lives) > lives:  # what was compared was compared with another
-            self.cases = {line: self._case() for line in self.cases}
+            self._shown = self._adopted = None
+            self.cases = {line: self._anew(case) for line, case in self.cases.items()}
 
-    def _answered(self, said: Live | Decision) -> None:
-        """A wish is granted once: what was decided after it is the answer, also for who folds it again."""
-        if isinstance(said, Live):
-            answers = not said.candidate
-        else:
-            answers = said.said == "rollback" or said.to == _ROLLBACK
-        if answers:
-            self._wishes.clear()
+    def _moved(self, said: Decision) -> None:
+        """A candidate is at another stage: from now on it is judged by that alone, too."""
+        case = self.cases[said.line]
+        if said.said == "promote":
+            case.recent, case.recent_scores = self._comparison(), gates.Scores()
+        elif said.final or said.said == "rollback":
+            case.ended = case.compared  # the numbers stay, what they were made of goes
+            case.comparison = case.recent = None
+
+    def _anew(self, case: Case) -> Case:
+        return case if case.ended else replace(self._case(), refused=case.refused)
+
+    def _comparison(self) -> Comparison:
+        rules = self._rules
+        return Comparison(rules.alpha / 2, 2.0 * rules.least_examples, rules.block_examples)
 
     def _case(self) -> Case:
-        return Case(
-            Comparison(
-                self._rules.alpha, 2.0 * self._rules.least_examples, self._rules.block_examples
-            )
-        )
+        return Case(self._comparison(), self._comparison())
 
     @property
     def _epoch(self) -> int:
@@ -134,8 +155,8 @@ class Promoter:
             for record in records:
                 try:
                     self._take(unpack(record.value, Scores))
-                except UNREADABLE:
-                    continue
+                except (ValueError, *UNREADABLE) as error:  # whoever wrote it: it must stop nobody
+                    _LOG.warning("scores at %d can't be read: %s", record.offset, error)
 
     def _take(self, said: Scores) -> None:
         case = self.cases.get(said.line)
@@ -146,13 +167,18 @@ class Promoter:
         if said.against != (MAIN, self._epoch) or 0 <= said.step <= case.step:
             return
         case.step = max(case.step, said.step)
-        if said.hits:
-            hits = np.frombuffer(said.hits, np.uint8)
-            users = np.frombuffer(said.hit_users, np.int64)
-            case.comparison.add_hits(users, (hits & 1) > 0, (hits & 2) > 0)
+        if case.comparison is None or case.recent is None:
+            return
         pairs = pairs_of(said)
-        case.scores.add(pairs.live_N, pairs.candidate_N, pairs.labels_N)
-        case.comparison.add(finite(pairs))
+        for scores in (case.scores, case.recent_scores):
+            scores.add(pairs.live_N, pairs.candidate_N, pairs.labels_N)
+        if case.recent.examples > _LATELY * self._rules.least_examples:
+            case.recent, case.recent_scores = self._comparison(), gates.Scores()
+        hits, users = np.frombuffer(said.hits, np.uint8), np.frombuffer(said.hit_users, np.int64)
+        for comparison in (case.comparison, case.recent):
+            comparison.add(finite(pairs))
+            if len(hits):
+                comparison.add_hits(users, (hits & 1) > 0, (hits & 2) > 0)
 
     def _read_shown(self) -> None:
         """What viewers do with the canary's lists and with live's, from its first on."""
@@ -172,12 +198,27 @@ class Promoter:
         """All that is known of a candidate now."""
         case = self.cases[standing.line]
         failed = [case.refused] if case.refused else []
-        sizes, picks = _sizes(case.figures), _picks(case.figures)
-        failed += gates.failures(case.scores, self._rules, sizes, picks)
-        compared = case.comparison.result()
-        stage = CANARY if standing.stage == TAKING_OVER else standing.stage
-        served = case.served.result() if case.served is not None else None
-        return Evidence(stage, compared, tuple(failed), served)
+        if not case.ended:
+            sizes, picks = _sizes(case.figures), _picks(case.figures)
+            failed += gates.failures(case.scores, self._rules, sizes, picks)
+            failed += gates.failures(case.recent_scores, self._rules)
+        return Evidence(
+            CANARY if standing.stage == TAKING_OVER else standing.stage,
+            case.compared,
+            tuple(dict.fromkeys(failed)),
+            case.served.result() if case.served is not None else None,
+            Compared() if case.recent is None else case.recent.result(),
+            self._retrieves,
+        )
+
+    def opinion(self, standing: Standing) -> str:
+        """What would be decided of a candidate now, and why; nothing is."""
+        if standing.stage == TAKING_OVER:
+            return "its snapshot is being written"
+        decided = self._decide(standing)
+        if isinstance(decided[0] if decided else None, Decision):
+            return decided[0].why  # type: ignore[union-attr]
+        return self.cases[standing.line].said
 
     def _decide(self, standing: Standing) -> list[Control]:
         evidence = self.evidence(standing)
@@ -199,10 +240,8 @@ class Promoter:
         if other is not None and other.line != standing.line:
             case.said = f"{other.line} is at it: one candidate at a time; {said.why}"
             return []
-        behind = self._newest_step() - case.step
-        if (
-            behind > _CAUGHT_UP
-        ):  # what it proved was yesterday's traffic, and it would bring yesterday back
+        behind = newest_step(self._log, MAIN, self._epoch) - case.step
+        if behind > CAUGHT_UP:  # it would bring back what was
             case.said = f"{behind} steps behind: it catches up; {said.why}"
             return []
         if self._rules.manual and standing.line not in self._approved:
@@ -224,37 +263,49 @@ class Promoter:
         ]  # fmt: skip
 
     def _granted(self) -> list[Control]:
-        """What a person wished: a canary's, or the live line's, way back."""
+        """What a person wished: a canary's, or the live line's, way back. It is answered in any case."""
         if not self._wishes:
             return []
-        wish, canary = self._wishes[-1], self.lifecycle.canary
-        standing = self.lifecycle.standings.get(wish.line) if wish.line else canary
+        wish = self._wishes[0]
+        standing = self.lifecycle.standings.get(wish.line)
         why = wish.reason or "a person asked for it"
         if standing is not None and standing.at_work:
             return [self._told(standing, Rollback(why, self.evidence(standing)))]
-        back = None if wish.line and standing is None else self._back(why)
-        if back is not None:
-            return [back]
-        reason = f"{wish.line or MAIN} can't go back: it isn't at work, and nothing was promoted before it"
-        return [
-            Decision(line=wish.line, said="hold", to=_ROLLBACK, why=reason, time_ms=self._clock())
-        ]
+        if wish.line != f"{MAIN}/{self._epoch}":
+            over = f"{wish.line} is over, or not known" if wish.line else "it says of what"
+            return [_refusal(wish, f"{over}; what is live is {MAIN}/{self._epoch}", self._clock())]
+        try:
+            return [self._back(why)]
+        except (CantGoBack, snapshots.NoSnapshot, OSError) as error:
+            return [_refusal(wish, f"{wish.line} can't go back: {error}", self._clock())]
 
-    def _back(self, why: str) -> Live | None:
-        """The live line as it was before its newest promotion; None where it can't go back."""
+    def _back(self, why: str) -> Live:
+        """The live line as it was before its newest promotion. Raises CantGoBack, NoSnapshot, OSError."""
         live = self.lifecycle.live
         if live is None or not live.candidate:
-            return None
+            raise CantGoBack("nothing was promoted before it")
         before = self.lifecycle.lives[-2].epoch
         steps = snapshots.complete_steps(self._folder, MAIN, before)
         if not steps:
-            return None
-        epoch = self._next_epoch()
+            raise CantGoBack(f"no snapshot of epoch {before} is left")
+        self._check_there(before, steps[-1])
+        epoch = self._next_epoch() if self._adopted is None else self._adopted
         snapshots.adopt(self._folder, MAIN, (before, steps[-1]), epoch)
+        self._adopted = epoch  # until it is live: a log that is away makes no second one
         return Live(
-            line=MAIN, epoch=epoch, reason=why, time_ms=self._clock(),
-            since=steps[-1], of=before,
-        )  # fmt: skip
+            line=MAIN, epoch=epoch, reason=why, time_ms=self._clock(), since=steps[-1], of=before
+        )
+
+    def _check_there(self, epoch: int, since: int) -> None:
+        """Whether the log still has what is to be learned again. Raises CantGoBack."""
+        lives = [live for live in self.lifecycle.lives if live.epoch <= epoch]
+        starts = starts_after(Lineage(self._log, MAIN, lives), since)
+        gone = {p for p, start in starts.items() if start < self._log.begin(EXAMPLES, p)}
+        if gone:
+            raise CantGoBack(
+                f"the log no longer has the examples after step {since} of epoch {epoch} (partitions "
+                f"{sorted(gone)})"
+            )
 
     def _told(self, standing: Standing, said: Judged) -> Decision:
         promoted = isinstance(said, Promote)
@@ -275,21 +326,19 @@ class Promoter:
         """One that nothing of was ever written."""
         known = [live.epoch for live in self.lifecycle.lives]
         known += [standing.epoch for standing in self.lifecycle.standings.values()]
-        known += [step.epoch for step in self._last_steps()]
+        known += [step.epoch for step in last_steps(self._log)]
         return 1 + max([*known, *snapshots.epochs(self._folder, MAIN)])
 
-    def _newest_step(self) -> int:
-        own = [s for s in self._last_steps() if (s.line, s.epoch) == (MAIN, self._epoch)]
-        return max((step.step for step in own), default=0)
 
-    def _last_steps(self) -> list[Step]:
-        end, found = self._log.end(STEPS, 0), list[Step]()
-        for record in self._log.read(STEPS, 0, max(self._log.begin(STEPS, 0), end - _AT_END)):
-            try:
-                found.append(unpack(record.value, Step))
-            except UNREADABLE:
-                continue
-        return found
+def answers_wish(wish: Wish, said: Live | Decision) -> bool:
+    """Whether a record is what came of a wish to go back: it is granted once, also for who folds it again."""
+    if isinstance(said, Live):
+        return not said.candidate and wish.line.startswith(f"{said.line}/")
+    return said.line == wish.line and (said.said == "rollback" or said.to == _ROLLBACK)
+
+
+def _refusal(wish: Wish, why: str, now_ms: int) -> Decision:
+    return Decision(line=wish.line, said="hold", to=_ROLLBACK, why=why, time_ms=now_ms)
 
 
 def pairs_of(said: Scores) -> Paired:

@@ -89,7 +89,7 @@ class Search:
             its = slice(start, start + _TOGETHER)
             scores = users_EV[its] @ items_NV.T
             own = np.take_along_axis(scores, self._item_E[its, None], 1)
-            hits[its] = (scores > own).sum(1) < BEST
+            hits[its] = ((scores > own).sum(1) < BEST) & np.isfinite(scores).all(1)
             picked += np.bincount(_best(scores).ravel(), minlength=len(items_NV))
         commonest = np.sort(picked)[-PICKS:].sum() / max(1, picked.sum())
         return Found(hits[self.known_E], float(commonest))

@@ -150,9 +150,13 @@ class Registry:
         *,
         holdout_from_ms: int | None,
         log_id: str | None,
+        or_data: bool = False,
     ) -> tuple[Provenance, Snapshot]:
         """A candidate that may be judged: of this feature set and model, of this log (``log_id``; None: of
-        any), and made from nothing at or after ``holdout_from_ms``. Raises Refused with the reason."""
+        any), and made from nothing at or after ``holdout_from_ms``. Raises Refused with the reason.
+
+        ``or_data``: one that was made from a folder of data goes with every log.
+        """
         its = self.provenance(name)
         if its.feature_set != features.digest:
             raise Refused(
@@ -169,7 +173,8 @@ class Registry:
                 f"candidate {name} learned until {iso(its.until_ms)}, past the beginning of the holdout, "
                 f"{iso(holdout_from_ms)}: it has seen the answers; judge it on what came later"
             )
-        if log_id is not None and its.log_id != log_id:
+        of_data = or_data and not its.log_id
+        if log_id is not None and its.log_id != log_id and not of_data:
             of = f"log {its.log_id!r}" if its.log_id else "a folder of data, not of a log"
             raise Refused(
                 f"candidate {name} is of {of}, expected log {log_id!r}: its offsets mean nothing here; train "

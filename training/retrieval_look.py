@@ -30,7 +30,6 @@ from training.line import MAIN
 from training.recall import Search, Weights, sorted_rows
 from training.shadow import Shadow, Shown
 
-_ENOUGH: Final = 200  # engaged examples
 _RANKED: Final = 300  # candidates of the list whose ranking is timed
 _REPEATS: Final = 5
 _TABLES: Final = ("items", "users")
@@ -71,6 +70,7 @@ class RetrievalLook:
     def __init__(self, features: FeatureSet, config: Config, items: Items) -> None:
         self._features, self._config, self._items = features, config, items
         self._folder = Path(config.state) / "snapshots"
+        self._enough = config.promotion.recall_examples
         self._learner = Learner(build_model(features, config.model))
         self._seen = (-1, -1)  # epoch and step of the snapshot that was looked at last
         self._both: tuple[Weights, Weights] | None = None
@@ -110,10 +110,10 @@ class RetrievalLook:
 
     def end(self) -> Look | None:
         """What came of it, once enough was engaged with."""
-        if self._both is None or len(self._engaged) < _ENOUGH:
+        if self._both is None or len(self._engaged) < self._enough:
             return None
         live, candidate = self._both
-        self._both, shown = None, self._engaged[:_ENOUGH]
+        self._both, shown = None, self._engaged[: self._enough]
         self._items.turn()
         lane = self._learner.prepare(shown)
         search = Search(self._learner.model, self._items.catalogue, lane.batch, lane.lookup)

@@ -28,7 +28,7 @@ from recsys.ticker import Ticker
 from recsys.turns import Turns, patiently
 from training.control import ControlReader
 from training.line import MAIN, learning_digest
-from training.lineage import Lineage
+from training.lineage import Lineage, ancestors
 from training.live import live_epochs
 from training.sequencer import Sequencer
 
@@ -122,9 +122,10 @@ class SequencerLoop(Turns):
                 steps = [replace(step, without=without) for step in steps]
             self._log.append(STEPS, [Append(0, key, pack(step)) for step in steps])
 
-    def _begin_epoch(self, newest: int) -> int:
+    def _begin_epoch(self, newest: int, offsets: dict[int, int]) -> int:
         """Writes down what the live epoch learns again of the one that it came of, as far as it isn't there;
-        returns the newest step. Ended by a kill, it goes on where it was."""
+        returns the newest step. ``offsets`` then say where the next step begins. Ended by a kill, it goes on
+        where it was."""
         live = self._control.lifecycle.live
         if live is None or (live.line, live.epoch) != (self._line, self._epoch):
             return newest
@@ -134,6 +135,7 @@ class SequencerLoop(Turns):
         while (step := lineage.record(newest + 1)) is not None:
             newest += 1
             again.append(replace(step, epoch=self._epoch))
+            offsets |= {its.partition: its.stop for its in step.ranges}
         self._append(again)
         return newest
 
@@ -150,10 +152,13 @@ class SequencerLoop(Turns):
         partitions = self._log.partitions(EXAMPLES)
         self._control.turn()
         self._epoch = self._control.live_epoch(self._line, self._epoch)
-        step, offsets, unreadable = last_place(self._log, self._line, self._epoch, partitions)
+        lived = ancestors(self._control.lifecycle.lives, self._epoch)
+        step, offsets, unreadable = last_place(
+            self._log, self._line, self._epoch, partitions, lived
+        )
         if unreadable:
             _LOG.warning("%d records of %s can't be read: see dead_letters", unreadable, STEPS)
-        step = self._begin_epoch(step)
+        step = self._begin_epoch(step, offsets)
         for partition in range(partitions):
             offsets.setdefault(partition, self._log.begin(EXAMPLES, partition))
         self._sequencer = Sequencer(
@@ -167,11 +172,15 @@ class SequencerLoop(Turns):
         self._consumer = Consumer(self._log, EXAMPLES, list(range(partitions)), dict(offsets))
 
 
-def last_place(log: Log, line: str, epoch: int, partitions: int) -> Place:
+def last_place(
+    log: Log, line: str, epoch: int, partitions: int, lived: set[int] | None = None
+) -> Place:
     """A line's place, read backwards from the end. What can't be read is passed over: where that was the
     newest record, its step is cut again. An epoch begins with steps of the one before it: what those haven't
-    touched, that one has. One that never came to be live is no part of it."""
-    lived = {epoch} | ({e for e in live_epochs(log, line) if e < epoch} if epoch else set())
+    touched, that one has. One that never came to be live is no part of it, nor one that the line went back
+    over: ``lived`` are those that count; without, all that were live before."""
+    if lived is None:
+        lived = {epoch} | ({e for e in live_epochs(log, line) if e < epoch} if epoch else set())
     newest, offsets, unreadable = 0, dict[int, int](), 0
     begin, stop = log.begin(STEPS, 0), log.end(STEPS, 0)
     while stop > begin and len(offsets) < partitions:

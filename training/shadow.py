@@ -73,6 +73,7 @@ class Shadow:
         self._step = shard.applied
         self.shown: list[Shown] = []  # what it scored of the newest step
         self.scored = 0  # examples
+        self.unseen_from = 0  # the first step with nothing that it was trained on
         self.follow(lives)
 
     @property
@@ -89,17 +90,19 @@ class Shadow:
             reader=self._reader, tells=False,
         )  # fmt: skip
 
-    def turn(self) -> tuple[Step, Scores | None] | None:
-        """Scores and learns the next step; None where it isn't there yet. Raises LogLost where the log no
-        longer has its examples."""
+    def turn(self, scores: bool = True) -> tuple[Step, Scores | None] | None:
+        """Scores and learns the next step; None where it isn't there yet. ``scores``: whether it is of now,
+        and is to be scored. Raises LogLost where the log no longer has its examples."""
         step = self._reader.record(self._step + 1)
         if step is None:
             return None
-        scores = self.score(step)
+        self.shown = []
+        fresh = scores and step.step >= self.unseen_from
+        said = self.score(step) if fresh else None
         while self.learns and self.shard.applied < step.step:
             self._worker.turn()
         self._step = step.step
-        return step, scores
+        return step, said
 
     def score(self, step: Step) -> Scores | None:
         """What it says of the chosen lanes of a step, beside what live said; None where none is chosen or

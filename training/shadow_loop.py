@@ -9,16 +9,18 @@ the snapshots that it takes.
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import msgspec
+from safetensors import SafetensorError
 
 from experiments.lifecycle import CANARY, TAKING_OVER, Lifecycle, Standing
 from parameter_server import snapshots
-from parameter_server.durable import load_shard
 from parameter_server.kernels import warm
+from parameter_server.mapped import mapped_shard
 from parameter_server.shard import Shard, ShardSpec
 from recsys.blueprint import build_model, feature_set
 from recsys.clock import wall_ms
@@ -42,7 +44,7 @@ from recsys.records import (
 from recsys.turns import Turns, patiently
 from training.control import ControlReader
 from training.line import MAIN, spec_of
-from training.lineage import Lineage
+from training.lineage import CAUGHT_UP, Lineage, newest_step, starts_after
 from training.registry import Refused, Registry
 from training.retrieval_look import Items, Look, RetrievalLook, rank_us
 from training.shadow import Shadow
@@ -63,10 +65,11 @@ class ShadowLoop(Turns):
         self._log, self._config, self._features, self._clock = log, config, features, clock
         self._folder = Path(config.state) / "snapshots"
         self._shadows: dict[str, Shadow] = {}
-        self.counts = {"steps": 0, "scored": 0, "refused": 0}
+        self.counts = {"steps": 0, "scored": 0, "refused": 0, "waits": 0}
         us = rank_us(build_model(features, config.model))
         self._speed = {"rank_us": us, "live_rank_us": us}  # one model for both
         self.cpu_s = 0.0
+        self.behind = 0  # steps that the slowest has still to take
         self._restore()
 
     @property
@@ -78,11 +81,10 @@ class ShadowLoop(Turns):
     def _lifecycle(self) -> Lifecycle:
         return self._control.lifecycle
 
-    @property
-    def behind(self) -> int:
-        """Steps that the slowest has still to take, of those that it knows of."""
-        newest = self._newest
-        return max((newest - s.step for s in self._shadows.values()), default=0)
+    def _how_far_behind(self) -> int:
+        shadows = self._shadows.values()
+        newest = newest_step(self._log, MAIN, next(iter(shadows)).epoch) if shadows else 0
+        return max((newest - shadow.step for shadow in shadows), default=0)
 
     def _restore(self) -> None:
         self._control = ControlReader(self._log)
@@ -91,7 +93,6 @@ class ShadowLoop(Turns):
         self._items: Items | None = None
         self._written: set[tuple[str, int]] = set()
         self._publishing: set[str] = set()
-        self._newest = 0
         self._told = {said.line: said.step for said in readable(self._log, SCORES, Scores)}
 
     def _turn(self) -> int:
@@ -100,6 +101,7 @@ class ShadowLoop(Turns):
         for standing in self._lifecycle.at_work:
             moved += self._work(standing)
         self.cpu_s += time.process_time() - began_s
+        self.behind = self._how_far_behind()
         return moved
 
     def _fold(self) -> int:
@@ -121,8 +123,12 @@ class ShadowLoop(Turns):
                 shadow = self._shadows[standing.line] = self._begin(standing)
             self._show(standing, shadow)
             return self._step(shadow)
-        except (Refused, LogLost, ValueError) as error:
-            self._refuse(standing.line, str(error))
+        except OSError as error:  # a full disk, a folder that is away: it may come back
+            _LOG.warning("candidate %s waits: %s", standing.line, error)
+            self.counts["waits"] += 1
+            return 0
+        except (LookupError, LogLost, SafetensorError, ValueError) as error:
+            self._refuse(standing.line, f"{type(error).__name__}: {error}")
             return 1
 
     @property
@@ -132,11 +138,13 @@ class ShadowLoop(Turns):
     def _step(self, shadow: Shadow) -> int:
         """Takes some steps; what was said of them is told once, also after a restart."""
         moved, told = 0, list[Append]()
-        while moved < _STEPS and (taken := shadow.turn()) is not None:
+        newest = newest_step(self._log, MAIN, shadow.epoch)
+        while (
+            moved < _STEPS and (taken := shadow.turn(newest - shadow.step <= CAUGHT_UP)) is not None
+        ):
             moved += 1
             step, scores = taken
             look = self._look(shadow)
-            self._newest = max(self._newest, step.step)
             if look is not None:
                 scores = scores or Scores(
                     line=shadow.line, against=(MAIN, shadow.epoch), step=step.step,
@@ -174,68 +182,71 @@ class ShadowLoop(Turns):
     # --- where a candidate begins ---
 
     def _begin(self, standing: Standing) -> Shadow:
-        """From its own newest snapshot; at first from the registry. Raises Refused, LogLost."""
+        """From its own newest snapshot; at first from the registry. Raises Refused, LogLost.
+
+        What it is asked about begins after what it was trained on, in all partitions.
+        """
         line = standing.line
-        shard = Shard(
-            self._spec(line), build_model(self._features, self._config.model).read_dense()
-        )
+        dense = build_model(self._features, self._config.model).read_dense()
         own = snapshots.latest(self._folder, line, 0).snapshot
         if own is not None:
-            load_shard(shard, own)
+            shard = mapped_shard(self._spec(line), dense, own)
         else:
-            self._from_registry(standing, shard)
+            shard = mapped_shard(self._spec(line), dense, *self._from_registry(standing))
         learns = standing.candidate.learns
         shadow = Shadow(
             self._log, self._config, self._features, line, shard, self._lifecycle.lives, learns
         )
-        if own is None:
-            self._save(shadow)
-        self._hold(shadow)
+        with suppress(Refused):  # a registry that is away says nothing of one that is at work
+            its = Registry(standing.candidate.registry).provenance(line)
+            shadow.unseen_from = 1 + self._last_known(its.offsets)[1] if its.log_id else 0
+        self._save(shadow)
         return shadow
 
     def _spec(self, line: str) -> ShardSpec:
         one = replace(self._config.parameter_server, shards=1)
         return spec_of(replace(self._config, parameter_server=one), line)
 
-    def _from_registry(self, standing: Standing, shard: Shard) -> None:
+    def _from_registry(self, standing: Standing) -> tuple[snapshots.Snapshot, int]:
+        """Its snapshot, and the step that it stands after. Raises Refused, LogLost."""
         registry = Registry(standing.candidate.registry)
         its, snapshot = registry.check(
             standing.line, self._features, self._config.model,
-            holdout_from_ms=self._clock(), log_id=None,
+            holdout_from_ms=self._clock(), log_id=self._log.id, or_data=True,
         )  # fmt: skip
-        if its.log_id and its.log_id != self._log.id:
-            raise Refused(
-                f"candidate {standing.line} is of log {its.log_id!r}, expected {self._log.id!r}: its offsets "
-                "mean nothing here; train one from the archive of this log"
-            )
-        step = self._last_known(its.offsets) if its.log_id else self._last_step()
-        shard.load([snapshot.read(0)], snapshot.meta(0) | {"step": step})
+        step = self._last_known(its.offsets)[0] if its.log_id else self._last_step()
+        return snapshot, step
 
     def _last_step(self) -> int:
         """The newest step of the live line."""
         epoch = self._lifecycle.live.epoch if self._lifecycle.live else 0
         return max((s.step for s in self._steps() if s.epoch == epoch), default=0)
 
-    def _last_known(self, offsets: dict[int, int]) -> int:
-        """The last step before the first that has an example at or after these offsets. Raises LogLost where
-        the log no longer has what follows."""
+    def _last_known(self, offsets: dict[int, int]) -> tuple[int, int]:
+        """The last step before the first that has an example at or after these offsets, and the last that has
+        one before them: partitions end at different steps. Raises LogLost where the log no longer has what
+        follows."""
         lineage = Lineage(self._log, MAIN, self._lifecycle.lives)
-        last = 0
+        whole, some, open_ = 0, 0, False
         for step in self._steps():
             if step.epoch != lineage.epoch_of(step.step):
                 continue
-            new = [r for r in step.ranges if r.stop > offsets.get(r.partition, 0)]
-            if new:
-                gone = [r for r in step.ranges if r.start < self._log.begin(EXAMPLES, r.partition)]
-                if gone:
-                    raise LogLost(
-                        f"the log no longer has the examples of step {step.step}, the first that the "
-                        "candidate hasn't learned: train one until later, or keep a longer log "
-                        "(log.retention_hours)"
-                    )
-                return step.step - 1
-            last = step.step
-        return last
+            if any(r.start < offsets.get(r.partition, 0) for r in step.ranges):
+                some = step.step
+            if open_ or any(r.stop > offsets.get(r.partition, 0) for r in step.ranges):
+                if not open_:
+                    self._check_there(step)
+                open_ = True
+            else:
+                whole = step.step
+        return whole, max(whole, some)
+
+    def _check_there(self, step: Step) -> None:
+        if any(r.start < self._log.begin(EXAMPLES, r.partition) for r in step.ranges):
+            raise LogLost(
+                f"the log no longer has the examples of step {step.step}, the first that the candidate "
+                "hasn't learned: train one until later, or keep a longer log (log.retention_hours)"
+            )
 
     def _steps(self) -> list[Step]:
         return [step for step in readable(self._log, STEPS, Step) if step.line == MAIN]
@@ -257,10 +268,11 @@ class ShadowLoop(Turns):
         self._log.append(DELTAS, [Append(0, delta.line.encode(), pack(delta))])
 
     def _become(self, shadow: Shadow, epoch: int) -> None:
-        """Writes the candidate as a snapshot of the live line, in as many parts as that has shards."""
+        """Writes the candidate as a snapshot of the live line, in as many parts as that has shards: as it is
+        after the last step that it learned, so that the epoch learns what came after that."""
         if snapshots.complete_steps(self._folder, MAIN, epoch):
             return
-        arrays, meta = shadow.shard.export()
+        (arrays, meta), step = shadow.shard.export(), shadow.shard.applied
         first = spec_of(self._config, MAIN, epoch)
         for part in range(first.parts):
             shard = Shard(
@@ -269,23 +281,30 @@ class ShadowLoop(Turns):
             )
             shard.load([arrays], meta)
             own, about = shard.export()
-            snapshots.write_part(
-                self._folder, MAIN, epoch, shadow.step, part, first.parts, own, about
-            )
+            snapshots.write_part(self._folder, MAIN, epoch, step, part, first.parts, own, about)
 
     def _save(self, shadow: Shadow) -> None:
-        arrays, meta = shadow.shard.export()
-        meta = meta | {"step": shadow.step}
-        snapshots.write_part(self._folder, shadow.line, 0, shadow.step, 0, 1, arrays, meta)
-        snapshots.prune(self._folder, shadow.line, _KEPT)
+        """Keeps it as it is after the last step that it learned. One that doesn't learn is kept once."""
+        step = shadow.shard.applied
+        if step not in snapshots.complete_steps(self._folder, shadow.line, 0):
+            arrays, meta = shadow.shard.export()
+            snapshots.write_part(self._folder, shadow.line, 0, step, 0, 1, arrays, meta)
+            snapshots.prune(self._folder, shadow.line, _KEPT)
         self._hold(shadow)
 
     def _hold(self, shadow: Shadow) -> None:
-        """The log keeps what the candidate would learn again after a kill."""
-        oldest = min(snapshots.complete_steps(self._folder, shadow.line, 0), default=shadow.step)
-        record = Lineage(self._log, MAIN, self._lifecycle.lives).record(oldest + 1)
-        for its in record.ranges if record else ():
-            self._log.hold(f"{PART}/{shadow.line}", EXAMPLES, its.partition, its.start)
+        """The log keeps what the candidate, or the epoch that begins with it, would learn again."""
+        name = f"{PART}/{shadow.line}"
+        oldest = min(
+            snapshots.complete_steps(self._folder, shadow.line, 0), default=shadow.shard.applied
+        )
+        lineage = Lineage(self._log, MAIN, self._lifecycle.lives)
+        starts = starts_after(lineage, oldest)
+        for partition in range(self._log.partitions(EXAMPLES)):
+            held = self._log.holds(EXAMPLES, partition).get(name)
+            begin = self._log.begin(EXAMPLES, partition)
+            start = starts.get(partition, begin if held is None else held)
+            self._log.hold(name, EXAMPLES, partition, max(start, begin))
 
     def _end(self, line: str) -> None:
         """A candidate is at an end: what it kept goes, but what past answers are explained by."""

@@ -18,6 +18,7 @@ import typer
 from recsys.config import Config
 
 _WORK: Final = ".work"  # within the registry, which all nodes reach
+NOW: Final = "now"  # all that is archived so far
 _LINE_EVERY_S: Final = 1.0
 
 
@@ -44,11 +45,20 @@ class Asked:
 
 
 def offline(
-    data: Annotated[Path, typer.Option(help="The archive of a system, or a data set's folder.")],
-    until: Annotated[str, typer.Option(help="Event time to learn up to, e.g. 2026-11-25T00:00.")],
-    registry: Annotated[Path, typer.Option(help="The folder that the candidate goes to.")] = Path(
-        "registry"
-    ),
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The archive of a system (that of --state without), or a data set."),
+    ] = None,
+    until: Annotated[
+        str,
+        typer.Option(
+            help="Event time to learn up to, e.g. 2026-11-25T00:00; now: all that is archived."
+        ),
+    ] = NOW,
+    registry: Annotated[
+        Path | None,
+        typer.Option(help="Where the candidate goes: STATE/registry without, or registry."),
+    ] = None,
     from_: Annotated[
         str | None, typer.Option("--from", help="Event time to begin at; the beginning without.")
     ] = None,
@@ -80,9 +90,12 @@ def offline(
     json: Annotated[bool, typer.Option("--json", help="The closing table as JSON.")] = False,
 ) -> None:
     """Trains a candidate: several epochs where they help, as the last day says. A killed one goes on."""
+    if data is None and state is None:
+        raise typer.BadParameter("give --state FOLDER, of a system, or --data FOLDER")
     asked = Asked(
-        data, registry, until, from_, epochs, workers, cpus_per_worker, features, state, config, init,
-        step_examples, checkpoint_every, tables, allow_gaps, propose,
+        data or state / "archive", registry or (state or Path()) / "registry",  # type: ignore[operator]
+        until, from_, epochs, workers, cpus_per_worker, features, state, config, init, step_examples,
+        checkpoint_every, tables, allow_gaps, propose,
     )  # fmt: skip
     try:
         done = run(asked)
@@ -92,7 +105,7 @@ def offline(
     if propose is not None:
         from recsys.cli.shadow import propose_to
 
-        propose_to(propose, done["candidate"], registry)
+        propose_to(propose, done["candidate"], asked.registry)
     if json:
         typer.echo(msgspec.json.format(msgspec.json.encode(done), indent=2))
     else:
@@ -209,9 +222,7 @@ def _from_archive(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, b
     features = feature_set(config)
     if asked.features:
         features = replace(features, kind=asked.features)
-    until_ms, from_ms = parse_time(asked.until, 0.0), parse_time(asked.from_, 0.0)
-    assert until_ms is not None
-    span = archives.Range(until_ms, from_ms)
+    span = archives.Range(_until_ms(asked), parse_time(asked.from_, 0.0))
     horizon_ms = int(config.join.horizon_s * 1000)
     key = jobs.key_of_data(
         archives.fingerprint(asked.data, span), features, config.join, asked.allow_gaps
@@ -227,6 +238,22 @@ def _from_archive(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, b
         return features, jobs.cached(work, key, make), False
 
 
+def _until_ms(asked: Asked) -> int:
+    """The end of the range. ``now`` is as far as the archive of a running system has come, and is told: the
+    same command later means another end, and begins another job."""
+    from recsys.cli.replay import parse_time
+    from training.offline_archive import newest
+    from training.registry import iso
+
+    if asked.until != NOW:
+        until_ms = parse_time(asked.until, 0.0)
+        assert until_ms is not None
+        return until_ms
+    until_ms = newest(asked.data)
+    typer.echo(f"learns what is archived, until {iso(until_ms)}", err=True)
+    return until_ms
+
+
 def _from_dataset(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, bool]:
     from recsys.blueprint import feature_set
     from recsys.cli.offline_play import cache_dataset
@@ -236,6 +263,8 @@ def _from_dataset(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, b
     from recsys.features import FeatureSet
     from training import offline_job as jobs
 
+    if asked.until == NOW:
+        raise ValueError(f"--until is now, and {asked.data} is a data set: give its last time")
     dataset = open_dataset(asked.data)
     kind = asked.features or ("all" if asked.state is None else feature_set(config).kind)
     features = FeatureSet(dataset.schema, kind, config.sessions.history)

@@ -103,7 +103,10 @@ def head_environment(config: Config, plan: Plan, folder: Path) -> dict[str, str]
     for name in ("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "RAY_ADDRESS"):
         environment.pop(name, None)
     serve = folder / "h"
+    scripts = sysconfig.get_path("scripts")
     environment |= {
+        # A job's command line is run with it: `recsys` is found where nothing was activated.
+        "PATH": os.pathsep.join(filter(None, (scripts, environment.get("PATH")))),
         "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "recsys.cli.ray_worker.begin",
         "AUTOSCALER_METRIC_PORT": str(plan.ray.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(plan.ray.dashboard_metrics),

@@ -25,7 +25,7 @@ from recsys.open_log import open_log
 from recsys.records import CONTROL, Candidate, Control, Decision, Live, Wish, pack
 from training import affected
 from training.control import ControlReader
-from training.promoter import Promoter, numbers
+from training.promoter import Promoter, answers_wish, numbers
 from training.registry import Refused, Registry
 
 StateOption = Annotated[Path, typer.Option(help="The state folder.")]
@@ -57,7 +57,7 @@ class View:
             "share": its.share,
             "step": self.promoter.cases[its.line].step,
             "failed": list(evidence.failed),
-            "why": its.why,
+            "why": self.promoter.opinion(its) if its.at_work else its.why,
             **numbers(evidence),
         }
 
@@ -100,7 +100,7 @@ def drawn(rows: list[dict[str, Any]], promoter: Promoter) -> Table:
     for row in rows:
         its = promoter.evidence(promoter.lifecycle.standings[row["line"]]).compared
         stage = f"{row['stage']} {row['share']:.0%}" if row["share"] else row["stage"]
-        why = "; ".join(row["failed"]) or row["why"] or promoter.cases[row["line"]].said
+        why = "; ".join(row["failed"]) or row["why"]
         calibration = f"{its.candidate_calibration:.3f} (live {its.live_calibration:.3f})"
         table.add_row(
             row["line"], stage, f"{its.examples:,}", _bounds(its.loss), _bounds(its.auc),
@@ -115,30 +115,34 @@ def _bounds(its: Estimate) -> str:
 
 def propose(
     name: Annotated[str, typer.Argument(help="A candidate in the registry.")],
-    registry: Annotated[Path, typer.Option(help="The registry's folder.")] = Path("registry"),
+    registry: Annotated[
+        Path | None, typer.Option(help="The registry's folder: STATE/registry without.")
+    ] = None,
     state: StateOption = Path("state"),
     frozen: Annotated[
         bool, typer.Option("--frozen", help="Judge it as it is: it doesn't learn from the stream.")
     ] = False,
 ) -> None:
     """Has a candidate scored on the current traffic; the director promotes it once it has proved itself."""
-    propose_to(state, name, registry, frozen)
+    propose_to(state, name, registry or state / "registry", frozen)
     typer.echo(f"{name} is proposed: watch it with `recsys shadow --state {state} --watch`")
 
 
 def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> None:
     """Proposes a candidate to a system. Ends the command where it is refused."""
     with _system(state) as (config, log):
-        its, _ = Registry(registry).check(
-            name, feature_set(config), config.model, holdout_from_ms=wall_ms(), log_id=None
-        )
+        folder = registry.resolve()
+        its, _ = Registry(folder).check(
+            name, feature_set(config), config.model, holdout_from_ms=wall_ms(), log_id=log.id,
+            or_data=True,
+        )  # fmt: skip
         control = ControlReader(log)
         control.turn()
         if name in control.lifecycle.standings:
             stage = control.lifecycle.standings[name].stage
             raise Refused(f"{name} was proposed before, and is {stage}: a name is used once")
         said = Candidate(
-            line=name, registry=str(registry.resolve()), kind=its.kind, learns=not frozen,
+            line=name, registry=str(folder), kind=its.kind, learns=not frozen,
             time_ms=wall_ms(),
         )  # fmt: skip
         _say(log, said)
@@ -174,8 +178,11 @@ def rollback(
         control = ControlReader(log)
         control.turn()
         before, began_s = len(control.lifecycle.lives), time.monotonic()
-        _say(log, Wish(what="rollback", line=name, reason=reason, time_ms=wall_ms()))
-        answer = _answer(control)
+        wish = Wish(
+            what="rollback", line=_meant(control.lifecycle, name), reason=reason, time_ms=wall_ms()
+        )
+        _say(log, wish)
+        answer = _answer(control, wish)
         if isinstance(answer, Decision) and answer.said != "rollback":
             raise Refused(answer.why)
         took_s = time.monotonic() - began_s
@@ -183,25 +190,40 @@ def rollback(
             answer.line if isinstance(answer, Decision) else f"{answer.line}, epoch {answer.epoch}"
         )
         typer.echo(f"rolled back in {took_s:.1f} s: {what}")
-        found = affected.affected(
-            log, *_whose(control.lifecycle, answer, before), control.lifecycle.lives
-        )
-        file = affected.write(state, found)
-        learned = sum(step.learned for step in found.steps)
-        typer.echo(
-            f"{len(found.requests)} requests were answered by it, {learned} of their examples learned in "
-            f"{sum(bool(step.learned) for step in found.steps)} steps: {file}"
-        )
+        whose = _whose(control.lifecycle, answer, before)
+        file = affected.file_of(state, whose)
+        typer.echo(f"whom it answered stands in {file} in some ten seconds")
+        until_s = time.monotonic() + _ANSWER_S
+        while not file.exists() and time.monotonic() < until_s:
+            time.sleep(_LOOK_S)
+        if file.exists():
+            found = msgspec.json.decode(file.read_bytes(), type=affected.Affected)
+            learned = [step for step in found.steps if step.learned]
+            typer.echo(
+                f"{len(found.requests)} requests were answered by it, {sum(s.learned for s in learned)} of "
+                f"their examples learned in {len(learned)} steps"
+            )
 
 
-def _answer(control: ControlReader) -> Decision | Live:
+def _meant(lifecycle: Lifecycle, name: str) -> str:
+    """What is to be rolled back: a candidate at work, or the live line in its epoch. Raises Refused."""
+    standing, live = lifecycle.standings.get(name), lifecycle.live
+    its = None if live is None else f"{live.line}/{live.epoch}"
+    if not name:
+        return lifecycle.canary.line if lifecycle.canary else its or ""
+    if standing is not None and standing.at_work:
+        return name
+    if its and (name == its or (live is not None and live.candidate == name)):
+        return its
+    raise Refused(f"{name} is {standing.stage if standing else 'not known'}; what is live is {its}")
+
+
+def _answer(control: ControlReader, wish: Wish) -> Decision | Live:
     """What the director says to a wish. Raises Refused where it doesn't answer."""
     until_s = time.monotonic() + _ANSWER_S
     while time.monotonic() < until_s:
         for said in control.turn():
-            if isinstance(said, Live) and not said.candidate:
-                return said
-            if isinstance(said, Decision) and "rollback" in (said.said, said.to):
+            if isinstance(said, Live | Decision) and answers_wish(wish, said):
                 return said
         time.sleep(_LOOK_S)
     raise Refused(
@@ -210,12 +232,12 @@ def _answer(control: ControlReader) -> Decision | Live:
     )
 
 
-def _whose(lifecycle: Lifecycle, answer: Decision | Live, before: int) -> tuple[str, int]:
-    """Whose answers are affected, as line/epoch, and since when."""
+def _whose(lifecycle: Lifecycle, answer: Decision | Live, before: int) -> str:
+    """Whose answers are affected, as line/epoch."""
     if isinstance(answer, Live):
         left = lifecycle.lives[before - 1]
-        return f"{left.line}/{left.epoch}", left.time_ms
-    return f"{answer.line}/0", lifecycle.standings[answer.line].candidate.time_ms
+        return f"{left.line}/{left.epoch}"
+    return f"{answer.line}/0"
 
 
 def _say(log: Log, said: Control) -> None:

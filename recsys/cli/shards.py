@@ -9,6 +9,7 @@ head is gone, or a shard hangs, it leaves them to end with the head.
 import logging
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,14 +40,15 @@ def run(config: Config, stop: Stop) -> None:
     log = open_log(config)
     control = ControlReader(log)
     control.turn()
-    keeper = Keeper(config, spec_of(config, epoch=control.live_epoch(MAIN)))
+    keeper = Keeper.of(config, control.live_epoch(MAIN))
     keeper.prepare()
     while not stop.is_set(starting=True):
         if keeper.start() and keeper.ask():
             break
         stop.wait(0.5, starting=True)
     flaws: dict[int, str] = {}
-    left: list[Keeper] = []  # of epochs that aren't live any more
+    # Of epochs that aren't live any more: also those that this part was leaving when it was killed.
+    left = [its for its in map(partial(Keeper.of, config), earlier(control)) if its.find()]
     while not stop.wait(1.0):
         control.turn()
         if (epoch := control.live_epoch(MAIN)) != keeper.epoch:
@@ -54,7 +56,7 @@ def run(config: Config, stop: Stop) -> None:
             live = control.lifecycle.live
             if live is not None and live.of != keeper.epoch:
                 keeper.abandon()  # the line went back: what it still has to learn is of no use
-            keeper = Keeper(config, spec_of(config, epoch=epoch))
+            keeper = Keeper.of(config, epoch)
             keeper.start()
         if not keeper.ask():
             stop.heartbeat.add("unanswered")
@@ -71,6 +73,11 @@ def run(config: Config, stop: Stop) -> None:
             each.end()
     log.close()
     ray.shutdown()
+
+
+def earlier(control: ControlReader) -> list[int]:
+    """The epochs that were live before."""
+    return sorted({live.epoch for live in control.lifecycle.lives[:-1]})
 
 
 class Keeper:
@@ -108,6 +115,17 @@ class Keeper:
             _LOG.warning("shards don't start yet: %s", error)
             return False
         return True
+
+    @classmethod
+    def of(cls, config: Config, epoch: int) -> "Keeper":
+        return cls(config, spec_of(config, epoch=epoch))
+
+    def find(self) -> bool:
+        """Whether any actors of it run."""
+        from parameter_server.shard_actor import running_shards
+
+        self._handles = running_shards(self._spec)
+        return bool(self._handles)
 
     def abandon(self) -> None:
         """Frees the workers that still learn in this epoch."""

@@ -227,7 +227,7 @@ def broken(
     ] = None,
 ) -> None:
     """How far broken candidates come."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
         found = asyncio.run(measure(Path(folder), lists, seeds, items))
     for its in found["candidates"]:
         typer.echo(f"{its['line']:<24} {its['stage']:<8} {its['examples']:>6}  {its['why']}")

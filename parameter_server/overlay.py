@@ -1,0 +1,270 @@
+"""A table over the rows of a snapshot: these are never written to, and only what it changes is in memory.
+
+Most of a candidate's rows stay as they are while it is judged, all of them where it doesn't learn. So they
+are looked up where they lie, in the snapshot's mapped file, through an index of four bytes a cell. A row is
+copied before it is changed for the first time; from then on, and once it has left, the snapshot's is passed
+over. All else is ``Table``'s: the same steps give the same lookups, exports and digests, bit for bit.
+
+What is removed leaves the table. The bytes of the file stay until the snapshot goes, as those of any do.
+"""
+
+# N keys in a batch, D dimension, R rows of the snapshot, H cells of its index
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from parameter_server import kernels
+from parameter_server.routing import Keys, Rows, as_keys
+from parameter_server.rows import (
+    EVICTED,
+    MAX_GRADIENT,
+    MOST_LEAVING,
+    ROW_COLUMNS,
+    Arrays,
+    Table,
+    oldest,
+)
+from recsys.compiled import kernel, read_only
+from recsys.config import TableConfig
+from recsys.key_index import EMPTY, LOAD, home_of
+from recsys.prefetch import LINE, soon
+
+_LEFT: Final = -2  # a cell whose row counts no more: probing goes on behind it
+_int, _cell, _float = types.int64, types.int32, types.float32
+_CELLS, _KEYS, _ROWS = read_only(_cell, 1), read_only(_int, 1), read_only(_float, 2)
+
+
+@kernel(types.uint64(_CELLS, _KEYS, _int))
+def _cell_of(index: Any, base_keys: Any, key: Any) -> Any:
+    """The cell of one key, or the empty one where it would stand."""
+    one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(index.shape[0])
+    cell = home_of(key, cells)
+    while index[cell] != EMPTY and (index[cell] < 0 or base_keys[np.uint64(index[cell])] != key):
+        cell = cell + one if cell + one < cells else zero
+    return cell
+
+
+@kernel(types.void(_cell[::1], _KEYS))
+def _fill(index: Any, base_keys: Any) -> None:
+    """Puts the place of each of distinct keys into an empty index."""
+    for place in range(base_keys.shape[0]):
+        index[_cell_of(index, base_keys, base_keys[place])] = place
+
+
+@kernel(types.void(_CELLS, _KEYS, _KEYS, _int[::1]))
+def _find(index: Any, base_keys: Any, keys: Any, places: Any) -> None:
+    """Writes the place of each key, EMPTY where it has none."""
+    for i in range(keys.shape[0]):
+        places[i] = index[_cell_of(index, base_keys, keys[i])]
+
+
+@kernel(types.void(_cell[::1], _KEYS, _KEYS))
+def _leave(index: Any, base_keys: Any, keys: Any) -> None:
+    """Takes out keys that are there."""
+    for i in range(keys.shape[0]):
+        index[_cell_of(index, base_keys, keys[i])] = _LEFT
+
+
+@kernel(_int(_CELLS, _KEYS, _ROWS, _ROWS, _KEYS, _int[::1], _float[:, ::1]))
+def _gather(index: Any, base_keys: Any, base_rows: Any, rows: Any, keys: Any, slots: Any,
+            out: Any) -> Any:  # fmt: skip
+    """Copies the rows of keys: from ``rows`` where they have a slot, or else from the base; returns how many
+    have neither, whose slots stay EMPTY and whose rows of ``out`` are left as they are. What has a row gets a
+    slot of 0 or more. Where rows stand is found first, so that the memory is at work on them meanwhile."""
+    size, dim, missing = keys.shape[0], out.shape[1], 0
+    places = np.empty(size, np.int64)
+    for i in range(size):
+        if slots[i] >= 0:
+            for byte in range(0, 4 * dim, LINE):
+                soon(rows, slots[i] * 4 * dim + byte)
+            continue
+        places[i] = index[_cell_of(index, base_keys, keys[i])]
+        for byte in range(0, 4 * dim if places[i] >= 0 else 0, LINE):
+            soon(base_rows, places[i] * 4 * dim + byte)
+    for i in range(size):
+        if slots[i] >= 0:
+            slot = np.uint64(slots[i])
+            for j in range(dim):
+                out[i, j] = rows[slot, j]
+        elif places[i] >= 0:
+            place = np.uint64(places[i])
+            for j in range(dim):
+                out[i, j] = base_rows[place, j]
+            slots[i] = places[i]
+        else:
+            missing += 1
+    return missing
+
+
+class Base:
+    """Rows of a snapshot by key, where they lie. A row may leave; none comes back, and none changes."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """``arrays``: the columns of rows (``ROW_COLUMNS``) with distinct keys, which stay as they are; they
+        may be read-only."""
+        self._columns: Arrays = {name: arrays[name] for name in ROW_COLUMNS}
+        self.keys, self.values = self._columns["keys"], self._columns["values"]
+        self.used_ms = self._columns["used_ms"]
+        self._index = np.full(max(8, math.ceil(len(self.keys) / LOAD)), EMPTY, np.int32)
+        _fill(self._index, self.keys)
+        self._count = len(self.keys)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def nbytes(self) -> int:
+        """The memory beside the arrays."""
+        return self._index.nbytes
+
+    @property
+    def places(self) -> Keys:
+        """Where the rows that haven't left stand, ascending."""
+        if self._count == len(self.keys):
+            return np.arange(self._count)
+        return np.sort(self._index[self._index >= 0]).astype(np.int64)
+
+    def find(self, keys: Keys) -> Keys:
+        """The place of each key (N,), EMPTY where it has none."""
+        places = np.full(len(keys), EMPTY, np.int64)
+        if self._count:
+            _find(self._index, self.keys, keys, places)
+        return places
+
+    def gather(self, keys: Keys, slots: Keys, rows: Rows, out: Rows) -> int:
+        """See ``_gather``."""
+        return int(_gather(self._index, self.keys, self.values, rows, keys, slots, out))
+
+    def rows(self, places: Keys) -> Arrays:
+        """Copies of the rows at some places, by column."""
+        return {name: column.take(places, axis=0) for name, column in self._columns.items()}
+
+    def leave(self, keys: Keys) -> None:
+        """Takes out the rows of distinct keys, all of which have one."""
+        _leave(self._index, self.keys, keys)
+        self._count -= len(keys)
+
+
+class OverlayTable(Table):
+    """A ``Table`` whose rows are those of a base until they change. Each key has its row in one of the two.
+
+    At a budget, the rows that have to leave are copied first: those used least recently, few at once. The
+    budget counts rows as if all were in memory, so that the same leave.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        config: TableConfig,
+        seed: int,
+        bound: float = MAX_GRADIENT,
+        part: int = 0,
+        parts: int = 1,
+    ) -> None:
+        super().__init__(config, seed, bound, part, parts)
+        self._base = base
+
+    def __len__(self) -> int:
+        return len(self._ids) + len(self._base)
+
+    @property
+    def changed(self) -> int:
+        """How many rows are in memory: those that were changed, or are new."""
+        return len(self._ids)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the table takes, without the arrays of its base: where these are mapped, their
+        memory is the system's cache of the file, which it takes back when it needs it."""
+        return super().nbytes + self._base.nbytes
+
+    def look(self, keys: Keys) -> tuple[Rows, NDArray[np.bool_]]:
+        keys = as_keys(keys)
+        out = np.empty((len(keys), self.config.dim), np.float32)
+        slots = self._ids.find(keys) if len(self._ids) else np.full(len(keys), EMPTY, np.int64)
+        missing = self._base.gather(keys, slots, self._values, out)
+        known = slots >= 0
+        if missing:
+            targets = np.where(known, EMPTY, np.arange(len(keys)))
+            kernels.draw(self._seed, self.config.initial, keys, targets, out)
+        return out, known
+
+    def expire(self, now_ms: int, keys: Keys) -> Keys:
+        keys = as_keys(keys)
+        places = self._base.find(keys)
+        old = places >= 0
+        old[old] = self._base.used_ms[places[old]] < now_ms - 1000 * self.config.ttl_s
+        self._base.leave(keys[old])
+        return np.sort(np.concatenate([keys[old], super().expire(now_ms, keys)]))
+
+    def stale(self, now_ms: int) -> Keys:
+        own = super().stale(now_ms)
+        if not self.config.ttl_s or not len(self._base):
+            return own
+        keys = self._base.keys[self._base.used_ms < now_ms - 1000 * self.config.ttl_s]
+        places = self._base.find(keys)
+        keys, places = keys[places >= 0], places[places >= 0]
+        both = np.concatenate([own, keys])
+        if len(both) > MOST_LEAVING:
+            used = np.concatenate([self._used_ms[self._ids.find(own)], self._base.used_ms[places]])
+            both = both[oldest(both, used, MOST_LEAVING)]
+        return np.sort(both)
+
+    def remove(self, keys: Keys) -> Keys:
+        keys = as_keys(keys)
+        gone = keys[self._base.find(keys) >= 0]
+        self._base.leave(gone)
+        return np.sort(np.concatenate([gone, super().remove(keys)]))
+
+    def replace(self, rows: Mapping[str, NDArray[Any]], removed: Keys) -> None:
+        """Takes in an increment: removes what left, and puts rows (their columns) in the place of those that
+        have their keys."""
+        self.remove(removed)
+        self.remove(rows["keys"])
+        self.load(rows)
+
+    def export(self) -> Arrays:
+        """As ``Table``'s: copies of everything, so for as long as they are kept all rows are in memory."""
+        own, base = super().export(), self._base.rows(self._base.places)
+        return own | {name: np.concatenate([base[name], own[name]]) for name in ROW_COLUMNS}
+
+    def blocks(self, rows: int) -> Iterator[tuple[Keys, Rows]]:
+        """All keys and values, so many rows at once."""
+        places = self._base.places
+        for start in range(0, len(places), rows):
+            its = places[start : start + rows]
+            yield self._base.keys[its], self._base.values[its]
+        for start in range(0, len(self._ids), rows):
+            stop = min(start + rows, len(self._ids))
+            yield self._ids.keys[start:stop], self._values[start:stop]
+
+    def _to_change(self, keys: Keys) -> Keys:
+        self._bring(keys)
+        return super()._to_change(keys)
+
+    def _make_room(self, rows: int, kept: Keys) -> tuple[Keys, Rows]:
+        excess = len(self) + rows - self._limit
+        if self._limit and excess > 0 and len(self._base):
+            places = self._base.places
+            leaving = min(max(excess, int(self._limit * EVICTED)), MOST_LEAVING)
+            keys = self._base.keys[places]
+            if leaving < len(keys):
+                keys = keys[oldest(keys, self._base.used_ms[places], leaving)]
+            self._bring(keys)
+        return super()._make_room(rows, kept)
+
+    def _bring(self, keys: Keys) -> None:
+        """Copies those rows of distinct keys that are the base's."""
+        if not len(self._base):
+            return
+        places = self._base.find(keys)
+        places = places[places >= 0]
+        if len(places):
+            rows = self._base.rows(places)
+            self._base.leave(rows["keys"])
+            self.load(rows)
