@@ -97,7 +97,7 @@ def test_it_is_proposed_where_that_is_asked_for(system: Path, tmp_path: Path) ->
     (archive / "log_id").write_text(log.id)
     words = [
         "--data", str(archive), "--registry", str(tmp_path / "registry"), "--until",
-        str(START_MS + COUNT * MINUTE_MS), "--config", str(system / "small.yaml"), "--workers", "0",
+        str(START_MS + COUNT * MINUTE_MS), "--state", config.state, "--workers", "0",
         "--tables", "own", "--epochs", "1", "--propose", config.state,
     ]  # fmt: skip
     status, output = called(*words)
