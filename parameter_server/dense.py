@@ -63,9 +63,9 @@ class Dense:
         self._v = np.zeros_like(self.values)
         self._t = 0
 
-    def apply(self, gradient: Vector) -> bool:
+    def apply(self, gradient: Vector, rate: float = 1.0) -> bool:
         """Learns from a summed gradient (P,). False, and nothing changes, where a component isn't finite or
-        exceeds the bound: one bad number would stay in m and v for ever.
+        exceeds the bound: one bad number would stay in m and v for ever. ``rate``: times the usual one.
 
         Replaces ``values`` and ``averaged`` by new arrays, so what was handed out before stays as it was.
         """
@@ -82,9 +82,9 @@ class Dense:
         self._m = beta_1 * self._m + (one - beta_1) * gradient
         self._v = beta_2 * self._v + (one - beta_2) * (gradient * gradient)
         settled = max(1.0, self._first / (1 + self._t / SETTLING))
-        rate = np.float32(self._rate * settled / (1 - BETA_1**self._t))
+        own = np.float32(rate * self._rate * settled / (1 - BETA_1**self._t))
         root = np.sqrt(self._v * np.float32(1 / (1 - BETA_2**self._t)))
-        self.values = self.values - rate * self._m / (root + np.float32(EPSILON))
+        self.values = self.values - own * self._m / (root + np.float32(EPSILON))
         keep = np.float32(min(self._average, (1 + self._t) / (10 + self._t)))
         self.averaged = keep * self.averaged + (one - keep) * self.values
         return True

@@ -6,7 +6,7 @@ and whenever they came. That alone makes a step's result independent of the numb
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,6 +17,8 @@ from parameter_server.dense import Vector
 from parameter_server.routing import Keys, Rows, as_keys, as_rows, new_index
 
 Counts = NDArray[np.int32]
+# Of a step, times the usual: beyond that Adagrad unlearns more than any drift does.
+MOST_RATE: Final = 10.0
 
 
 class RowGradients(NamedTuple):
@@ -37,7 +39,8 @@ class LaneGradients:
     """What one lane learned in one step. ``dense`` and ``metrics`` are read by shard 0 alone.
 
     ``forget``: keys by table whose rows leave with this step (a user asked to be forgotten). ``held``: the
-    step's rows are published with a later one's, as its record says; all its lanes say the same.
+    step's rows are published with a later one's. ``rate``: times the usual learning rates. Both are as the
+    step's record says; all its lanes say the same.
     """
 
     lane: int
@@ -46,6 +49,7 @@ class LaneGradients:
     metrics: Mapping[str, float] = field(default_factory=dict)  # prequential sums
     forget: Mapping[str, Keys] = field(default_factory=dict)
     held: bool = False
+    rate: float = 1.0
 
 
 class _SumRows(msgspec.Struct, frozen=True):
@@ -63,6 +67,7 @@ class _SumRecord(msgspec.Struct, frozen=True):
     metrics: dict[str, float]
     forget: dict[str, bytes]
     held: bool = False
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class StepSum:
     metrics: Mapping[str, float]
     forget: Mapping[str, Keys] = field(default_factory=dict)
     held: bool = False
+    rate: float = 1.0  # times the usual; a scaled gradient would be none: Adagrad and Adam undo it
 
     def encode(self) -> bytes:
         """As it stands in the write-ahead file."""
@@ -86,7 +92,7 @@ class StepSum:
         dense = None if self.dense is None else self.dense.tobytes()
         forget = {name: keys.tobytes() for name, keys in self.forget.items()}
         record = _SumRecord(
-            self.step, self.time_ms, tables, dense, dict(self.metrics), forget, self.held
+            self.step, self.time_ms, tables, dense, dict(self.metrics), forget, self.held, self.rate
         )
         return msgspec.msgpack.encode(record)
 
@@ -104,7 +110,14 @@ class StepSum:
         dense = None if record.dense is None else np.frombuffer(record.dense, np.float32)
         forget = {name: np.frombuffer(keys, np.int64) for name, keys in record.forget.items()}
         return StepSum(
-            record.step, record.time_ms, tables, dense, record.metrics, forget, record.held
+            record.step,
+            record.time_ms,
+            tables,
+            dense,
+            record.metrics,
+            forget,
+            record.held,
+            record.rate,
         )
 
 
@@ -113,9 +126,10 @@ def add_lanes(
 ) -> StepSum:
     """Adds lanes up, in lane order, table by table in the order of ``dims``.
 
-    Raises ValueError for a table that isn't in ``dims`` or rows of another dimension.
+    Raises ValueError for a table that isn't in ``dims``, rows of another dimension, or several rates.
     """
     lanes = sorted(lanes, key=lambda lane: lane.lane)
+    rate = _rate_of(step, lanes)
     named = {name for lane in lanes for name in (*lane.tables, *lane.forget)}
     unknown = named - dims.keys()
     if unknown:
@@ -138,7 +152,17 @@ def add_lanes(
         for metric, value in lane.metrics.items():
             metrics[metric] = metrics.get(metric, 0.0) + value
     held = any(lane.held for lane in lanes)
-    return StepSum(step, time_ms, tables, dense, metrics, forget, held)
+    return StepSum(step, time_ms, tables, dense, metrics, forget, held, rate)
+
+
+def _rate_of(step: int, lanes: Sequence[LaneGradients]) -> float:
+    rates = sorted({lane.rate for lane in lanes}) or [1.0]
+    if len(rates) > 1 or not 0 < rates[0] <= MOST_RATE:
+        raise ValueError(
+            f"step {step} came with the learning rates {rates} times the usual, expected one above 0, at "
+            f"most {MOST_RATE:g}, for all its lanes: that of its record"
+        )
+    return rates[0]
 
 
 def _add_rows(name: str, dim: int, parts: Sequence[RowGradients]) -> RowGradients:

@@ -285,7 +285,7 @@ def route_lanes(lanes: Sequence[LaneGradients], shards: int) -> list[list[LaneGr
                     tables[name] = rows.take(own)
             dense, metrics = (lane.dense, lane.metrics) if part == 0 else (None, {})
             routed[part].append(
-                LaneGradients(lane.lane, tables, dense, metrics, forget.of(part), lane.held)
+                replace(lane, tables=tables, dense=dense, metrics=metrics, forget=forget.of(part))
             )
     return routed
 

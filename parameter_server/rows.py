@@ -157,8 +157,16 @@ class Table:
         kernels.gather(self._values, slots, self._seed, self.config.initial, keys, out)
         return out, slots >= 0
 
-    def apply(self, keys: Keys, gradients: Rows, counts: NDArray[np.int32], now_ms: int) -> Applied:
+    def apply(
+        self,
+        keys: Keys,
+        gradients: Rows,
+        counts: NDArray[np.int32],
+        now_ms: int,
+        rate: float = 1.0,
+    ) -> Applied:
         """Learns from summed gradients (N, D) of distinct keys; ``counts`` are the examples behind each.
+        ``rate``: times the table's learning rate.
 
         At the budget, the rows that were used least recently leave first, none of them of this batch; new ids
         that still find no room get no row, the last ones of the batch first.
@@ -183,7 +191,7 @@ class Table:
             slots[admitted] = self._insert(keys[admitted])
         if refused:
             slots[~sound] = kernels.EMPTY
-        rate = self.config.learning_rate
+        rate = rate * self.config.learning_rate
         kernels.adagrad(self._values, self._accumulator, self._used_ms, slots, gradients, rate,
                         EPSILON, now_ms)  # fmt: skip
         changed, waiting = slots >= 0, len(new) - len(admitted)

@@ -200,7 +200,7 @@ class Shard:
             changes[name], undo[name] = self._apply_table(total, table)
         before = self.dense.values if self.dense is not None else None
         if self.dense is not None and total.dense is not None:
-            self.counters.refused_dense += not self.dense.apply(total.dense)
+            self.counters.refused_dense += not self.dense.apply(total.dense, total.rate)
         self._undo = _Undo(undo, before)
         self.applied = total.step
         return self._delta(total, changes)
@@ -248,7 +248,7 @@ class Shard:
         counts, changed = np.empty(0, np.int32), np.empty(0, np.bool_)
         evicted, evicted_rows = none, left[:0]
         if part is not None:
-            done = table.apply(part.keys, part.gradients, part.counts, self.clock_ms)
+            done = table.apply(*part, self.clock_ms, total.rate)
             self.counters.updated += len(done.keys)
             self.counters.inserted += done.inserted
             self.counters.refused_rows += done.refused

@@ -87,6 +87,7 @@ class LaneHead(msgspec.Struct, frozen=True, array_like=True):
     dense: bool
     metrics: dict[str, float]
     held: bool = False
+    rate: float = 1.0
 
 
 class Exchange(Message, frozen=True, tag="exchange"):
@@ -212,6 +213,7 @@ def exchange(
                 dense,
                 dict(lane.metrics),
                 lane.held,
+                lane.rate,
             )
         )
         for rows in lane.tables.values():
@@ -235,7 +237,8 @@ def read_exchange(frame: Frame) -> tuple[list[LaneGradients], dict[str, Array] |
             tables = {n: RowGradients(next(left), next(left), next(left)) for n in head.tables}
             forget = {name: next(left) for name in head.forget}
             dense = next(left) if head.dense else None
-            lanes.append(LaneGradients(head.lane, tables, dense, head.metrics, forget, head.held))
+            its = (dense, head.metrics, forget, head.held, head.rate)
+            lanes.append(LaneGradients(head.lane, tables, *its))
         keys = None if message.next is None else {name: next(left) for name in message.next}
     except StopIteration:
         raise WireError("an exchange has fewer arrays than its lanes and keys need") from None

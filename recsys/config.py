@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from recsys.checks import check as _check
+from recsys.drift_config import DriftRules
 from recsys.hashing import digest_of
 from recsys.policy_config import PolicyConfig
 from recsys.promotion_config import PromotionConfig
@@ -295,6 +296,7 @@ class Config:
     serve: ServeConfig = field(default_factory=ServeConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     promotion: PromotionConfig = field(default_factory=PromotionConfig)
+    drift: DriftRules = field(default_factory=DriftRules)
 
     def __post_init__(self) -> None:
         if self.nodes > 1 and (self.log.url == "sqlite" or self.sessions.url == "embedded"):

@@ -106,6 +106,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     rehearsed: list[Range] = []  # older examples that it learns again, so as not to forget them …
     rehearsed_weight: float = 1.0  # … each with such a weight; they are not judged
     held: bool = False  # replicas are given its rows with a later step
+    rate: float = 1.0  # times the usual learning rates, of rows and dense parameters
 
 
 class TableRows(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,7 +232,37 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True, tag="erasure"):
     offset: int = 0  # of the tombstone in the user's partition of ``events``
 
 
-Control = Live | Experiments | Erasure | Candidate | Decision | Wish
+class Alarm(msgspec.Struct, frozen=True, kw_only=True, tag="alarm"):
+    """The world has changed, as a monitor of the director found (training/drift.py). ``kind``: loss,
+    calibration, feature or share; ``what``: of which number; ``at_ms``: event time. ``expected`` and
+    ``found`` are means of blocks, ``scale`` is the standard deviation of one."""
+
+    kind: str
+    what: str
+    at_ms: int
+    step: int
+    expected: float
+    found: float
+    scale: float
+    detector: str
+
+
+class Reaction(msgspec.Struct, frozen=True, kw_only=True, tag="reaction"):
+    """How the live line learns and publishes from the next step on, until the next reaction. Appended by the
+    director alone.
+
+    ``rate``: times the usual learning rates. ``publish_every``: so many steps' rows go out together.
+    ``offline``: the offline job should run. ``because``: the alarms, in words; empty where there were none.
+    """
+
+    rate: float = 1.0
+    publish_every: int = 1
+    offline: bool = False
+    because: list[str] = []
+    time_ms: int = 0  # event time
+
+
+Control = Live | Experiments | Erasure | Candidate | Decision | Wish | Alarm | Reaction
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,13 +16,17 @@ from click.testing import CliRunner
 from parameter_server.durable import load_shard
 from parameter_server.shard import Shard, ShardSpec
 from recsys import blueprint
+from recsys.cli import plan as plans
 from recsys.cli.main import COMMANDS, load
 from recsys.cli.offline import Asked, run
 from recsys.config import Config, ModelConfig
 from recsys.model import tables_of
+from recsys.open_log import open_log
+from recsys.records import CONTROL, Candidate, topics, unpack
 from tests.small_log import write_log
 from tests.test_offline_archive import COUNT, MINUTE_MS, archived, remove_hour
 from tests.toy_feed import FEATURES, START_MS
+from tests.toy_plan import config_in
 from training import offline_job
 from training.offline_files import FileCheckpoints
 from training.registry import Registry
@@ -88,6 +92,27 @@ def test_now_is_as_far_as_the_archive_has_come(system: Path, tmp_path: Path) -> 
     assert its.until_ms == last // 1000 * 1000 + 1000 and its.examples == COUNT
     status, output = called("--registry", str(tmp_path))
     assert status == 2 and "give --state FOLDER" in output
+
+
+def test_it_is_proposed_where_that_is_asked_for(system: Path, tmp_path: Path) -> None:
+    config, plan = plans.resolve(config_in(tmp_path / "live", model=MODEL), only=["log"])
+    blueprint.decide(config, FEATURES)
+    plans.write(config, plan)
+    log = open_log(config)
+    for topic in topics(2):
+        log.create(topic)
+    words = [
+        "--data", str(system / "archive"), "--registry", str(tmp_path / "registry"), "--until",
+        str(START_MS + COUNT * MINUTE_MS), "--config", str(system / "small.yaml"), "--workers", "0",
+        "--tables", "own", "--epochs", "1", "--propose", config.state,
+    ]  # fmt: skip
+    status, output = called(*words)
+    assert status == 0, output
+    (record,) = log.read(CONTROL, 0, 0)
+    said = unpack(record.value, Candidate)
+    assert [said.line] == Registry(tmp_path / "registry").names() and said.learns
+    assert called(*words)[0] == 2 and log.end(CONTROL, 0) == 1  # a name is used once
+    log.close()
 
 
 def test_it_starts_from_another_and_says_so(system: Path, tmp_path: Path) -> None:
@@ -162,6 +187,7 @@ def test_two_at_once_are_refused(system: Path, tmp_path: Path) -> None:
         (["--until", "2023-11-15", "--init", "cand-7"], "neither a candidate in"),
         (["--until", "2023-11-15", "--features", "ids"], "feature set is"),
         (["--until", "2023-11-14T22:00"], "there is no example before"),
+        (["--until", "2023-11-15", "--propose", "/no/such"], "no system was started there"),
     ],
 )
 def test_bad_input_is_refused_with_the_reason(

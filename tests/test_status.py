@@ -22,6 +22,12 @@ def drawn(**gauges: float) -> str:
     return console.file.getvalue()
 
 
+def test_it_says_what_the_director_says_of_drift() -> None:
+    text = drawn(alarms=2.0, rate=1.5, publish_every=4.0, offline_runs=1.0)
+    assert "2 alarms, learning rates × 1.5, rows go out each 4 steps, the offline command" in text
+    assert "drift" not in drawn()
+
+
 def test_it_says_how_many_shards_of_retrieval_are_away() -> None:
     assert "2 shards don't run" in drawn(**{AWAY: 2.0})
     assert "shards" not in drawn(**{AWAY: 0.0}) and "shards" not in drawn()

@@ -3,15 +3,17 @@
 from experiments.lifecycle import Lifecycle
 from recsys.consumer import UNREADABLE
 from recsys.log import Log
-from recsys.records import CONTROL, Control, unpack
+from recsys.records import CONTROL, Control, Reaction, unpack
 
 
 class ControlReader:
-    """Folds ``control`` from its beginning, in turns. What can't be read is passed over."""
+    """Folds ``control`` from its beginning, in turns. What can't be read is passed over. ``reaction``: the
+    newest one to drift."""
 
     def __init__(self, log: Log) -> None:
         self._log, self._offset = log, log.begin(CONTROL, 0)
         self.lifecycle = Lifecycle()
+        self.reaction = Reaction()
 
     def turn(self) -> list[Control]:
         """The records that are new; ``lifecycle`` has them already."""
@@ -24,6 +26,8 @@ class ControlReader:
                 except UNREADABLE:
                     continue
                 self.lifecycle.fold(said)
+                if isinstance(said, Reaction):
+                    self.reaction = said
                 found.append(said)
         return found
 

@@ -2,7 +2,8 @@
 
 It appends the first live record where there is none, and the experiments' files where they say other than
 the newest revision on `control`. A line goes back to a snapshot at most, so the log keeps the examples from
-the oldest kept snapshot on; older snapshots go.
+the oldest kept snapshot on; older snapshots go. Alarms of drift, and what is done about them, are its to
+tell as well (training/drift_watch.py).
 """
 
 import logging
@@ -20,7 +21,7 @@ from recsys.clock import wall_ms
 from recsys.config import Config
 from recsys.consumer import UNREADABLE
 from recsys.log import Append, Log, LogLost, LogUnavailable
-from recsys.loops import Stop
+from recsys.loops import Heartbeat, Stop
 from recsys.open_log import open_log
 from recsys.records import (
     CONTROL,
@@ -30,14 +31,17 @@ from recsys.records import (
     Decision,
     Experiments,
     Live,
+    Reaction,
     Step,
     pack,
     unpack,
 )
 from training import affected
+from training.drift_watch import DriftWatch
 from training.line import MAIN
 from training.lineage import starts_after
 from training.live import live_epochs
+from training.offline_command import OfflineCommand
 from training.promoter import Promoter
 from training.step_reader import StepReader
 
@@ -68,6 +72,9 @@ class Director:
         features = feature_set(config)
         read_experiments(self._configs or {}, config.policy, features.schema.labels)
         self.promoter = Promoter(log, config, features, clock)
+        self.drift = DriftWatch(log, config, features)
+        self.offline = OfflineCommand(config.drift.offline_command)
+        self._unsaid: list[Control] = []  # of drift, not appended yet
         self._state = Path(config.state)
         self._folder = self._state / "snapshots"
         self._to_list: list[tuple[int, str, int]] = []  # when; line/epoch; since when it answered
@@ -86,7 +93,7 @@ class Director:
         if self.live is None:
             point(self._log, MAIN, 0, "the first line", self._clock())
             moved += 1 + self._fold()
-        moved += self._publish_experiments() + self._promote()
+        moved += self._publish_experiments() + self._promote() + self._watch_drift()
         if self._clock() >= self._due_ms:
             self._due_ms = self._clock() + _KEEP_EVERY_MS
             self._keep()
@@ -154,6 +161,19 @@ class Director:
             self._log.append(CONTROL, [Append(0, b"", pack(record))])
             _LOG.info("decided: %s", record)
         return len(decided) and len(decided) + self._fold()
+
+    def _watch_drift(self) -> int:
+        """Tells of drift, and starts the offline job where a reaction says so."""
+        self._unsaid += self.drift.turn(self._clock())
+        said = list(self._unsaid)
+        if said:
+            self._log.append(CONTROL, [Append(0, b"", pack(record)) for record in said])
+            self._unsaid.clear()
+        for record in said:
+            _LOG.info("drift: %s", record)
+            if isinstance(record, Reaction) and record.offline:
+                self.offline.start(record.time_ms)
+        return len(said) and len(said) + self._fold()
 
     def _keep(self) -> None:
         """Removes old snapshots, then has the log keep what follows the oldest that is left."""
@@ -235,6 +255,7 @@ def run(config: Config, stop: Stop) -> None:
     while not stop.is_set():
         try:
             director.turn()
+            tell_drift(director, beat)
         except LogUnavailable as error:
             _LOG.warning("log unavailable, trying again: %s", error)
             beat.add("retries")
@@ -242,4 +263,14 @@ def run(config: Config, stop: Stop) -> None:
         if director.oldest is not None:
             beat.gauge("oldest_snapshot", director.oldest)
         log.wait(CONTROL, 0.2)
+    director.offline.close()
     log.close()
+
+
+def tell_drift(director: Director, beat: Heartbeat) -> None:
+    """Puts it into the heartbeat: alarms since this director began, and what the newest reaction says."""
+    its = director.drift.reaction
+    beat.gauge("alarms", director.drift.alarms)
+    beat.gauge("rate", its.rate)
+    beat.gauge("publish_every", its.publish_every)
+    beat.gauge("offline_runs", float(director.offline.runs))

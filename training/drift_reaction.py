@@ -75,6 +75,10 @@ class Reactor:
         self._lately: list[tuple[float, Alarm]] = []  # by how many examples ago
         self._seen = 0.0
 
+    def go_on(self, rate: float, gathered: int, offline_ms: int | None = None) -> None:
+        """Begins where another one was: its rate and steps, and when it last called for the offline job."""
+        self.rate, self._told, self.gathered, self._offline_ms = rate, rate, gathered, offline_ms
+
     def step(self, alarms: Sequence[Alarm], examples: float, at_ms: int) -> list[Reaction]:
         """What is to be done after a step of so many examples; empty where nothing changes."""
         self._seen += examples

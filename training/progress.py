@@ -9,7 +9,7 @@ from training.control import ControlReader
 from training.step_reader import StepReader
 
 
-class _Told(msgspec.Struct):
+class Told(msgspec.Struct):
     """What is read of a delta; its rows are passed over."""
 
     line: str
@@ -28,7 +28,7 @@ class Progress:
         self._control = ControlReader(log)
         self._steps = StepReader(log, line, epoch)
         self._offset = log.end(DELTAS, 0)
-        self._decoder = msgspec.msgpack.Decoder(_Told)
+        self._decoder = msgspec.msgpack.Decoder(Told)
         self._told = dict[str, float]()  # of ``sums``, in the heartbeat
         self._behind_ms: int | None = None
         self.step = 0
@@ -78,7 +78,7 @@ class Progress:
             if name.startswith("loss.") and count:
                 beat.gauge(name, round(value / count, 4))
 
-    def _take(self, told: _Told) -> int:
+    def _take(self, told: Told) -> int:
         if (told.line, told.epoch, told.part) != (self._line, self._epoch, 0):
             return 0
         if told.step <= self.step:  # a line that went back repeats its steps

@@ -31,6 +31,7 @@ class Sequencer:
         self.line, self.epoch, self.digest = line, epoch, digest
         self.step = step
         self.gathered = 1  # steps whose rows are published together, with the last of them
+        self.rate = 1.0  # times the usual learning rates
         self.offsets = dict(offsets or {})  # where the next step begins, by partition
         self._waiting: deque[tuple[int, int, int, int]] = (
             deque()
@@ -68,6 +69,7 @@ class Sequencer:
             time_ms=max(closed_ms for *_, closed_ms in taken),
             config=self.digest,
             held=self.step % self.gathered != 0,
+            rate=self.rate,
             rehearsed=again.draw(self.step, len(taken)) if again else [],
             rehearsed_weight=again.config.weight if again else 1.0,
         )

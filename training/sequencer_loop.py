@@ -2,8 +2,9 @@
 
 It keeps no state of its own: where the next step begins stands in its last records. Where ``control`` says
 that another epoch is live, it writes down what that one learns again, and goes on in it: after the first
-record of an epoch none of an earlier one comes. The same process writes the ticks of ``events``
-(recsys/ticker.py), because it runs always and turns often.
+record of an epoch none of an earlier one comes. How ``control`` says that drift is reacted to becomes part of
+the next step's record, so that whoever learns the step again does the same. The same process writes the ticks
+of ``events`` (recsys/ticker.py), because it runs always and turns often.
 """
 
 import logging
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
+from parameter_server.lanes import MOST_RATE
 from recsys.blueprint import feature_set
 from recsys.clock import wall_ms
 from recsys.config import Config
@@ -94,6 +96,7 @@ class SequencerLoop(Turns):
             and self._control.live_epoch(self._line, self._epoch) != self._epoch
         ):
             self._restore()
+        self._react()
         if self.waiting < _WAITING * self._config.step.examples:
             for partition, record in self._consumer.poll(_READ):
                 self._sequencer.arrived(
@@ -105,6 +108,12 @@ class SequencerLoop(Turns):
             steps.append(step)
         self._append(steps)
         return moved + len(steps)
+
+    def _react(self) -> None:
+        """The next step learns and is published as the newest reaction says; what makes no sense is usual."""
+        its, sequencer = self._control.reaction, self._sequencer
+        sequencer.rate = its.rate if 0 < its.rate <= MOST_RATE else 1.0
+        sequencer.gathered = max(1, its.publish_every)
 
     def _append(self, steps: Sequence[Step]) -> None:
         if steps:

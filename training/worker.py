@@ -199,8 +199,9 @@ class Worker:
         lane, left_out = prepared.lanes[number], prepared.left_out[number]
         forget = prepared.forget[number]
         metrics = {"left_out": float(left_out)} if left_out else {}
+        held, rate = prepared.step.held, prepared.step.rate
         if lane is None:
-            return LaneGradients(number, metrics=metrics, forget=forget, held=prepared.step.held)
+            return LaneGradients(number, {}, None, metrics, forget, held, rate)
         places = prepared.places[number]
         own = {table: its[places[table]] if places else its for table, its in rows.items()}
         learned = self._learner.learn(lane, own, dense)
@@ -210,7 +211,7 @@ class Worker:
             for table, (keys, gradients) in learned.gradients.items()
         }
         return LaneGradients(
-            number, tables, learned.dense, learned.metrics | metrics, forget, prepared.step.held
+            number, tables, learned.dense, learned.metrics | metrics, forget, held, rate
         )
 
     def _report(self, read: Mapping[int, LaneExamples]) -> dict[int, int]:

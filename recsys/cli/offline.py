@@ -41,6 +41,7 @@ class Asked:
     checkpoint_every: int = 500
     tables: str = "torchrec"
     allow_gaps: bool = False
+    propose: Path | None = None
 
 
 def offline(
@@ -83,6 +84,9 @@ def offline(
     allow_gaps: Annotated[
         bool, typer.Option("--allow-gaps", help="Learn although examples are missing.")
     ] = False,
+    propose: Annotated[
+        Path | None, typer.Option(help="Propose the candidate to the system of this state folder.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="The closing table as JSON.")] = False,
 ) -> None:
     """Trains a candidate: several epochs where they help, as the last day says. A killed one goes on."""
@@ -91,13 +95,17 @@ def offline(
     asked = Asked(
         data or state / "archive", registry or (state or Path()) / "registry",  # type: ignore[operator]
         until, from_, epochs, workers, cpus_per_worker, features, state, config, init, step_examples,
-        checkpoint_every, tables, allow_gaps,
+        checkpoint_every, tables, allow_gaps, propose,
     )  # fmt: skip
     try:
         done = run(asked)
     except (ValueError, RuntimeError) as error:
         typer.secho(f"recsys: {error}", fg="red", err=True)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from error
+    if propose is not None:
+        from recsys.cli.shadow import propose_to
+
+        propose_to(propose, done["candidate"], asked.registry)
     if json:
         typer.echo(msgspec.json.format(msgspec.json.encode(done), indent=2))
     else:
@@ -141,6 +149,15 @@ def _check(asked: Asked) -> None:
         raise ValueError(f"--tables is {asked.tables!r}, expected 'torchrec' or 'own'")
     if not asked.data.is_dir():
         raise ValueError(f"--data is {asked.data}, and there is no such folder")
+    if asked.propose is not None:
+        from recsys.cli import plan as plans
+
+        try:
+            plans.read(asked.propose)  # not found out after hours
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"--propose is {asked.propose}, and no system was started there"
+            ) from error
 
 
 def _begun(asked: Asked, work: Path) -> Path:

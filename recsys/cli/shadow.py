@@ -124,6 +124,12 @@ def propose(
     ] = False,
 ) -> None:
     """Has a candidate scored on the current traffic; the director promotes it once it has proved itself."""
+    propose_to(state, name, registry, frozen)
+    typer.echo(f"{name} is proposed: watch it with `recsys shadow --state {state} --watch`")
+
+
+def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> None:
+    """Proposes a candidate to a system. Ends the command where it is refused."""
     with _system(state) as (config, log):
         folder = (registry or state / "registry").resolve()
         its, _ = Registry(folder).check(
@@ -140,7 +146,6 @@ def propose(
             time_ms=wall_ms(),
         )  # fmt: skip
         _say(log, said)
-        typer.echo(f"{name} is proposed: watch it with `recsys shadow --state {state} --watch`")
 
 
 def approve(

@@ -51,6 +51,7 @@ def _drawn(found: Status, running: runs.Running, config: Config) -> Group:
         ("click → served", _milliseconds(found.click_to_served_p95_ms)),
         ("dead letters", _number(found.dead_letters)),
     ]
+    facts += [("drift", said) for part in found.parts if (said := _drift(part.gauges))]
     lines = [Text(f"{name:<16} {value}") for name, value in facts]
     for name, why in found.lost.items():
         lines.insert(0, Text(f"LOST: {name}: {why}", style="red"))
@@ -68,6 +69,17 @@ def _drawn(found: Status, running: runs.Running, config: Config) -> Group:
             lines.insert(1, Text(said, style="red"))
         return Group(*lines)
     return Group(parts_table(running, config), Text(""), flow, Text(""), *lines)
+
+
+def _drift(gauges: dict[str, float]) -> str:
+    """What the director says of drift; empty where a part says nothing of it."""
+    if "publish_every" not in gauges:
+        return ""
+    text = (
+        f"{gauges.get('alarms', 0):.0f} alarms, learning rates × {gauges.get('rate', 1):g}, "
+        f"rows go out each {gauges['publish_every']:.0f} steps"
+    )
+    return text + ", the offline command runs" * bool(gauges.get("offline_runs"))
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,68 @@
+"""The offline job where drift calls for it: a command of the operator's, run beside the director.
+
+One at a time, without a shell. It isn't started again for what was asked while it ran or while the director
+was away: the next alarm asks again.
+"""
+
+import logging
+import shlex
+import subprocess
+from typing import Final
+
+UNTIL: Final = "{until}"  # in the command: the event time to learn up to, in milliseconds
+_BEFORE_MS: Final = (
+    60_000  # how long before what was asked for that is: so much the archive has by then
+)
+_END_S: Final = 10.0
+_LOG: Final = logging.getLogger(__name__)
+
+
+class OfflineCommand:
+    """``command``: words as a shell would read them; empty: nothing is ever run."""
+
+    def __init__(self, command: str) -> None:
+        self._words = shlex.split(command)
+        self._running: subprocess.Popen[bytes] | None = None
+        self.ended: list[int] = []  # exit statuses
+
+    def start(self, at_ms: int) -> bool:
+        """Whether it begins, on what there is up to a minute before ``at_ms``."""
+        if not self._words:
+            return False
+        if self.runs:
+            _LOG.info("the offline command runs already")
+            return False
+        until = str(at_ms - _BEFORE_MS)
+        words = [word.replace(UNTIL, until) for word in self._words]
+        try:
+            self._running = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+        except OSError as error:
+            _LOG.error("the offline command can't be started: %s", error)
+            return False
+        _LOG.info("the offline command began: %s", shlex.join(words))
+        return True
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs; tells of its end."""
+        if self._running is None:
+            return False
+        status = self._running.poll()
+        if status is not None:
+            tell = _LOG.error if status else _LOG.info
+            tell("the offline command ended with status %d", status)
+            self.ended.append(status)
+            self._running = None
+        return self._running is not None
+
+    def close(self) -> None:
+        """Ends it where it runs. `recsys offline` goes on from its checkpoint when it is called again."""
+        if self._running is not None and self.runs:
+            self._running.terminate()
+            try:
+                self._running.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                self._running.kill()
+                self._running.wait()
+            _LOG.info("the offline command was ended with the director")
+            self._running = None
