@@ -100,7 +100,7 @@ def learn_both(plain, other, until, forget=lambda step: {}):
     return left, back
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     st.sampled_from(["fp32", "fp16", "int8"]),
     st.sampled_from([0, 120]),
