@@ -211,7 +211,7 @@ def prune(folder: Path, line: str, keep: int) -> list[str]:
     for version in complete[-keep:]:
         with suppress(FileNotFoundError):  # a sibling knows of newer ones, and has removed it
             sync_folder(version)  # see ``settle``
-    spare = {_spare(complete, keep), _way_back(complete)}
+    spare = {_spare(complete, keep), *_way_back(complete)}
     old = [
         v
         for v in _versions(folder, line)
@@ -230,9 +230,10 @@ def _spare(complete: Sequence[Path], keep: int) -> Path | None:
     return max(others, default=None, key=_number)
 
 
-def _way_back(complete: Sequence[Path]) -> Path | None:
-    newest = _number(complete[-1])[0]
-    return max((v for v in complete if _number(v)[0] < newest), default=None, key=_number)
+def _way_back(complete: Sequence[Path]) -> set[Path]:
+    """The newest of each of the two epochs before: one of them may never have come to be live."""
+    newest = {_number(version)[0]: version for version in complete}
+    return {newest[epoch] for epoch in sorted(newest)[-3:-1]}
 
 
 def _bases(version: Path) -> frozenset[str]:

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from recsys.cli.promotion_run import PromotionRun, config_of
 from recsys.consumer import readable
 from recsys.events import Impression, decode
 from recsys.records import EVENTS, SCORES, STEPS, Decision, Scores, Step
-from training.affected import affected
+from training.affected import Affected, affected, file_of
 from training.line import MAIN
 
 pytestmark = pytest.mark.slow
@@ -135,6 +136,8 @@ def test_a_guardrail_takes_a_canary_back_within_a_turn(tmp_path: Path) -> None:
         found = affected(run.system.log, "odd/0", 0, run.lifecycle.lives)
         asked = sum(a.stamp.line == "odd" for a in run.answers)
         assert len(found.requests) == asked == served_by_line(run)["odd"]
+        written = msgspec.json.decode(file_of(tmp_path, "odd/0").read_bytes(), type=Affected)
+        assert written.requests == found.requests  # the director lists them without being asked
         await run.system.stop()
 
     asyncio.run(scenario())

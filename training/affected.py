@@ -143,11 +143,15 @@ def _first_at(log: Log, partition: int, time_ms: int) -> int:
     return low
 
 
+def file_of(state: Path, served_by: str) -> Path:
+    """Where the list of a line/epoch stands."""
+    return state / FOLDER / f"{served_by.replace('/', '-')}.json"
+
+
 def write(state: Path, found: Affected) -> Path:
     """Keeps it in the state folder, as JSON."""
-    folder = state / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{found.served_by.replace('/', '-')}.json"
+    file = file_of(state, found.served_by)
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, msgspec.json.format(msgspec.json.encode(found)))
     return file
 

@@ -22,7 +22,19 @@ from recsys.consumer import UNREADABLE
 from recsys.log import Append, Log, LogLost, LogUnavailable
 from recsys.loops import Stop
 from recsys.open_log import open_log
-from recsys.records import CONTROL, EXAMPLES, STEPS, Control, Experiments, Live, Step, pack, unpack
+from recsys.records import (
+    CONTROL,
+    EXAMPLES,
+    STEPS,
+    Control,
+    Decision,
+    Experiments,
+    Live,
+    Step,
+    pack,
+    unpack,
+)
+from training import affected
 from training.line import MAIN
 from training.live import live_epochs
 from training.promoter import Promoter
@@ -31,6 +43,7 @@ from training.step_reader import StepReader
 PART: Final = "director"
 CONFIGS: Final = Path(experiments.__file__).parent / "configs"
 _KEEP_EVERY_MS: Final = 5_000
+_LIST_AFTER_MS: Final = 10_000  # replicas have heard by then
 _AHEAD: Final = (
     256  # steps looked at for where each partition goes on, and at once for where one ended
 )
@@ -54,7 +67,9 @@ class Director:
         features = feature_set(config)
         read_experiments(self._configs or {}, config.policy, features.schema.labels)
         self.promoter = Promoter(log, config, features, clock)
-        self._folder = Path(config.state) / "snapshots"
+        self._state = Path(config.state)
+        self._folder = self._state / "snapshots"
+        self._to_list: list[tuple[int, str, int]] = []  # when; line/epoch; since when it answered
         self._kept = config.step.snapshots_kept
         self._offset = log.begin(CONTROL, 0)
         self._due_ms = 0
@@ -74,6 +89,7 @@ class Director:
         if self._clock() >= self._due_ms:
             self._due_ms = self._clock() + _KEEP_EVERY_MS
             self._keep()
+        self._list()
         return moved
 
     def _fold(self) -> int:
@@ -87,12 +103,35 @@ class Director:
                 except (msgspec.MsgspecError, RecursionError) as error:
                     _LOG.error("control record %d can't be read: %s", record.offset, error)
                     continue
+                self._left(control)
                 self.promoter.fold(control)
                 if isinstance(control, Live):
                     self.live = control
                 elif isinstance(control, Experiments):
                     self._experiments = control
         return moved
+
+    def _left(self, control: Control) -> None:
+        """Notes a line that answers nobody any more: whom it had answered is to be listed."""
+        standings, due_ms = self.promoter.lifecycle.standings, self._clock() + _LIST_AFTER_MS
+        if isinstance(control, Decision) and control.said == "rollback":
+            its = standings.get(control.line)
+            if its is not None:
+                self._to_list.append((due_ms, f"{control.line}/0", its.candidate.time_ms))
+        elif isinstance(control, Live) and self.live is not None and control.of != self.live.epoch:
+            left = f"{self.live.line}/{self.live.epoch}"
+            self._to_list.append((due_ms, left, self.live.time_ms))
+
+    def _list(self) -> None:
+        """Lists what was left, once the last answers of it are on the log; each once."""
+        while self._to_list and self._to_list[0][0] <= self._clock():
+            _, served_by, since_ms = self._to_list[0]
+            if not affected.file_of(self._state, served_by).exists():
+                lives = self.promoter.lifecycle.lives
+                affected.write(
+                    self._state, affected.affected(self._log, served_by, since_ms, lives)
+                )
+            self._to_list.pop(0)
 
     def _publish_experiments(self) -> int:
         """Tells everyone of the experiments, once for each change of their files."""

@@ -164,6 +164,9 @@ def serve(
     training: Annotated[
         bool, typer.Option(help="Also what training beside it costs an answer.")
     ] = False,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Also what a candidate in shadow costs an answer.")
+    ] = False,
     overload: Annotated[
         float, typer.Option(min=0, help="Also what comes of so many times the peak.")
     ] = 0.0,
@@ -177,12 +180,14 @@ def serve(
     from recsys.cli.bench_serve import Ask, measure_serve
 
     ask = Ask(
-        items, candidates, seconds, rate, overload, training, seed=seed, shards=retrieval_shards
-    )
+        items, candidates, seconds, rate, overload, training, shadow, seed=seed,
+        shards=retrieval_shards,
+    )  # fmt: skip
     measured = measure_serve(ask, lambda text: typer.echo(text, err=True))
     options = {"items": items, "candidates": candidates, "seconds": seconds, "rate": rate}
     options |= {"overload": overload} if overload else {}
     options |= {"training": True} if training else {}
+    options |= {"shadow": True} if shadow else {}
     options |= {"retrieval-shards": retrieval_shards} if retrieval_shards else {}
     _tell("serve", options | {"seed": seed}, measured, json_file)
 

@@ -45,6 +45,7 @@ class Ask:
     rate: float = 0.0
     overload: float = 0.0  # times the peak; 0: isn't tried
     training: bool = False
+    shadow: bool = False
     plain: bool = True  # Serve's own proxy too
     seed: int = 0
     shards: int = 0  # of retrieval: 0 is in the replica
@@ -86,7 +87,7 @@ def _ours(
 ) -> tuple[dict[str, Figures], Figures]:
     """The replica's own port, the public one and bare uvicorn, in turn; then, once uvicorn has ended (its app
     follows the log too), what else is asked."""
-    from recsys.cli.bench_serve_training import with_training
+    from recsys.cli.bench_serve_training import with_shadow, with_training
 
     with doors.parts(config, ("ray", "serve")) as running:
         pid = doors.replica_pid(running["ray"])
@@ -106,6 +107,8 @@ def _ours(
             more["overload"] = {door.name: _overload(door, found[door.name], ask) for door in ours}
         if ask.training:
             more["training"] = with_training(config, ours[0], ask, say)
+        if ask.shadow:
+            more["shadow"] = with_shadow(config, ours[0], ask, say)
     return found, more
 
 

@@ -48,28 +48,59 @@ class _Sender:
 def with_training(
     config: Config, door: "Door", ask: "Ask", say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """p99 with and without, by pair; which comes first changes from pair to pair."""
+    """p99 with training beside it and without, by pair."""
+    with _parts(config, ask.seed) as (on, _):
+        on.set()
+        time.sleep(_WARM_S)
+        pairs = _pairs(door, ask, on, say)
+        steps = _learned(door)
+    return _figures(pairs, ask, steps)
+
+
+def with_shadow(
+    config: Config, door: "Door", ask: "Ask", say: Callable[[str], None]
+) -> dict[str, Any]:
+    """p99 with a candidate that is scored on ``promotion.share`` of the stream, and without: training goes on
+    in both."""
+    with _parts(config, ask.seed) as (on, scoring):
+        on.set()
+        time.sleep(_WARM_S)
+        pairs = _pairs(door, ask, scoring, say)
+        steps = _learned(door)
+    return _figures(pairs, ask, steps) | {"share": config.promotion.share}
+
+
+def _pairs(
+    door: "Door", ask: "Ask", switch: Any, say: Callable[[str], None]
+) -> list[dict[str, float]]:
+    """p99 while a switch is set, and while it isn't; which comes first changes from pair to pair."""
     from recsys.cli.bench_serve import _send
 
     pairs: list[dict[str, float]] = []
-    with _parts(config, ask.seed) as on:
-        on.set()
-        time.sleep(_WARM_S)
-        for number in range(PAIRS):
-            pair: dict[str, float] = {}
-            for trains in (True, False) if number % 2 else (False, True):
-                (on.set if trains else on.clear)()
-                time.sleep(_SETTLE_S)
-                seeded = replace(ask, seed=ask.seed + number)
-                found = _send(door, seeded, ask.seconds, rate=ask.rate or RATE)
-                pair["with" if trains else "without"] = found["p99_ms"]
-            pairs.append(pair)
-            say(f"pair {number + 1}: p99 {pair['with']} ms with, {pair['without']} ms without")
-        steps = doors.served_step(door.port)
-        if steps < PAIRS:
-            raise RuntimeError(
-                f"the replica is at step {steps}, expected one a second: no training was measured"
-            )
+    for number in range(PAIRS):
+        pair: dict[str, float] = {}
+        for beside in (True, False) if number % 2 else (False, True):
+            (switch.set if beside else switch.clear)()
+            time.sleep(_SETTLE_S)
+            seeded = replace(ask, seed=ask.seed + number)
+            found = _send(door, seeded, ask.seconds, rate=ask.rate or RATE)
+            pair["with" if beside else "without"] = found["p99_ms"]
+        pairs.append(pair)
+        say(f"pair {number + 1}: p99 {pair['with']} ms with, {pair['without']} ms without")
+    return pairs
+
+
+def _learned(door: "Door") -> int:
+    """The step that the replica is at. Raises RuntimeError where nothing was learned meanwhile."""
+    steps = doors.served_step(door.port)
+    if steps < PAIRS:
+        raise RuntimeError(
+            f"the replica is at step {steps}, expected one a second: no training was measured"
+        )
+    return steps
+
+
+def _figures(pairs: list[dict[str, float]], ask: "Ask", steps: int) -> dict[str, Any]:
     ratios = [pair["with"] / pair["without"] for pair in pairs]
     return {
         "p99_ratio": round(statistics.median(ratios), 3),
@@ -82,13 +113,15 @@ def with_training(
 
 
 @contextmanager
-def _parts(config: Config, seed: int) -> Iterator[Any]:
-    """The training parts, all ready; what is yielded has events come while it is set."""
+def _parts(config: Config, seed: int) -> Iterator[tuple[Any, Any]]:
+    """The training parts and a shadow, all ready; what is yielded has events come, and the shadow score,
+    while it is set."""
     step = replace(config.step, every_ms=EVERY_MS, examples=STEP_EXAMPLES, snapshot_every=10**6)
     task = Task(replace(config, step=step), secrets.token_hex(16))
     told, stop, start = ways(True)
     told_shard, over, _ = ways(True)  # a worker may be asking the shard when it is told to stop
     _, on, _ = ways(True)
+    _, scoring, _ = ways(True)
     parts: list[Any] = []
     shards = [start(_nicely, serve, (task, 0, told_shard, over))]
     try:
@@ -97,9 +130,10 @@ def _parts(config: Config, seed: int) -> Iterator[Any]:
         parts.append(start(_nicely, learn, (task, ports, told, stop)))
         sender = _Sender(told, stop, on)
         parts.append(start(_nicely, _send_events, (task, seed, sender)))
-        for number in (0, 1, 3, 4):
+        parts.append(start(_nicely, _score, (task, _Sender(told, stop, scoring))))
+        for number in (0, 1, 3, 4, 5):
             _ready(told, number, parts)
-        yield on
+        yield on, scoring
     finally:
         for queue in (told, told_shard):
             threading.Thread(target=_drain, args=(queue,), daemon=True).start()
@@ -132,9 +166,10 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
     """Appends events while it is asked for; once used up, the same come again under other requests."""
     from msgspec.structs import replace as changed
 
+    from recsys.blueprint import feature_set
     from recsys.cli.bench_views import draw_items, draw_views
     from recsys.clock import wall_ms
-    from recsys.events import Engagement, Impression, encode
+    from recsys.events import Engagement, Impression, Stamp, encode
     from recsys.hashing import partition_of
     from recsys.log import Append
     from recsys.open_log import open_log
@@ -143,6 +178,7 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
     with telling(sender.told, 4):
         config, log = task.config, open_log(task.config)
         events = draw_views(config, draw_items(seed), 20 * EVENTS_PER_S, seed)
+        said = b"\0" * 4 * (len(feature_set(config).schema.labels) + 1)  # by live, of each item
         span_ms, round_ = events[-1].time_ms - events[0].time_ms + 1, 0
         # The load's own lists are of today: what is years behind them, the joiner passes over.
         shift_ms = wall_ms() - events[0].time_ms
@@ -163,6 +199,9 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
                             request_id=f"{event.request_id}.{round_}",
                             time_ms=event.time_ms + shift_ms + round_ * span_ms,
                         )
+                    if isinstance(event, Impression):
+                        told = said * len(event.items)
+                        event = changed(event, stamp=Stamp(), predicted=told)
                     user = event.user_id
                     batch.append(
                         Append(partition_of(user, config.log.partitions), b"", encode(event))
@@ -174,4 +213,39 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
                     log.append(EVENTS, batch)
                 sent += due
                 time.sleep(_BEAT_S)
+        log.close()
+
+
+def _score(task: Task, its: _Sender) -> None:
+    """Scores the steps that are learned, as a candidate that doesn't learn, while it is asked for."""
+    from parameter_server.shard import Shard
+    from recsys.blueprint import build_model, feature_set
+    from recsys.log import Append
+    from recsys.open_log import open_log
+    from recsys.records import SCORES, STEPS, Live, pack
+    from training.line import MAIN, spec_of
+    from training.sequencer_loop import last_place
+    from training.shadow import Shadow
+
+    with telling(its.told, 5):
+        config, log = task.config, open_log(task.config)
+        features = feature_set(config)
+        one = replace(config, parameter_server=replace(config.parameter_server, shards=1))
+        dense = build_model(features, config.model).read_dense()
+        shadow: Shadow | None = None
+        its.told.put(("ready", 5, None))
+        while not its.stop.is_set():
+            if not its.on.wait(0.2):
+                shadow = None
+                continue
+            if shadow is None:  # from the newest step on: what was missed is of no interest
+                shard = Shard(spec_of(one, "cand"), dense)
+                shard.applied = last_place(log, MAIN, 0, config.log.partitions).step
+                lives = [Live(line=MAIN, epoch=0)]
+                shadow = Shadow(log, config, features, "cand", shard, lives, learns=False)
+            taken = shadow.turn()
+            if taken is None:
+                log.wait(STEPS, 0.05)
+            elif taken[1] is not None:
+                log.append(SCORES, [Append(0, b"cand", pack(taken[1]))])
         log.close()

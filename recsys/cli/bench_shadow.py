@@ -26,10 +26,11 @@ from parameter_server.durable import DurableShard, Home, load_shard
 from parameter_server.kernels import warm
 from parameter_server.lanes import RowGradients, StepSum
 from parameter_server.mapped import mapped_shard
-from parameter_server.parameter_client import LocalClient, part_of, route_lanes
+from parameter_server.parameter_client import part_of
 from parameter_server.shard import Shard, ShardSpec
 from recsys.as_served import AsServed
 from recsys.blueprint import build_model, feature_set
+from recsys.cli.one_process import DurableShards
 from recsys.config import Config, ModelConfig, StepConfig
 from recsys.events import Engagement, Impression, Item, Stamp
 from recsys.garbage import settle
@@ -148,19 +149,6 @@ def _write(log: Log, config: Config, lists: int, seed: int) -> tuple[int, int]:
     return sequencer.step, config.step.examples
 
 
-class _Shards(LocalClient):
-    """Durable shards on this thread."""
-
-    def __init__(self, durable: Sequence[DurableShard]) -> None:
-        super().__init__([its.shard for its in durable])
-        self._durable = durable
-
-    def exchange(self, step, time_ms, lanes, next_keys, meanwhile=lambda: None):  # type: ignore[no-untyped-def]
-        for its, own in zip(self._durable, route_lanes(lanes, len(self._durable)), strict=True):
-            its.learn(step, time_ms, own)
-        return None if next_keys is None else self.lookup(step, next_keys), self.dense(step)
-
-
 def _trainer(log: Log, config: Config, stack: ExitStack) -> Worker:
     model, folder = build_model(feature_set(config), config.model), Path(config.state)
 
@@ -178,7 +166,7 @@ def _trainer(log: Log, config: Config, stack: ExitStack) -> Worker:
     ]
     for shard in shards:
         stack.callback(shard.close)
-    return Worker(0, 1, log, _Shards(shards), Learner(model), config)
+    return Worker(0, 1, log, DurableShards(shards), Learner(model), config)
 
 
 def _candidate(log: Log, config: Config, learns: bool) -> Shadow:

@@ -52,7 +52,7 @@ def small_config(state: Path) -> Config:
     )
 
 
-class _Shards(LocalClient):
+class DurableShards(LocalClient):
     """Durable shards on this thread."""
 
     def __init__(self, durable: Sequence[DurableShard]) -> None:
@@ -97,7 +97,7 @@ class OneProcess:
     def _learn_in(self, epoch: int) -> None:
         """Shards and worker of an epoch, from its newest snapshot."""
         parts = range(self.config.parameter_server.shards)
-        self.epoch, self.shards = epoch, _Shards([self._shard(part, epoch) for part in parts])
+        self.epoch, self.shards = epoch, DurableShards([self._shard(part, epoch) for part in parts])
         self.worker = Worker(0, 1, self.log, self.shards, self._learner, self.config, MAIN, epoch)
         self._end = EpochEnd(self.log, MAIN, epoch)
 
