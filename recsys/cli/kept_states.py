@@ -57,7 +57,8 @@ class KeepingPlayer(Player):
             )
         self.keep_at_ms, self.split = tuple(keep_at_ms), split
         self.states: list[KeptState] = []
-        self._told: list[list[RequestFeatures]] = []  # of each that waits, as each state would tell it
+        # Of each impression that waits: its features as each state would tell them.
+        self._told: list[list[RequestFeatures]] = []
         self._said: list[Floats] = []
         self._parts: list[Floats] = []
 
