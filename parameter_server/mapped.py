@@ -104,13 +104,9 @@ def _tables(
 
 def _fits(its: Arrays, config: TableConfig) -> bool:
     """Whether a file has all columns of a table's rows, in its dimension."""
-    columns = [its.get(f"table/{config.name}/{c}") for c in ROW_COLUMNS]
-    values = columns[ROW_COLUMNS.index("values")]
-    return (
-        all(c is not None for c in columns)
-        and values is not None
-        and (values.shape[1:] == (config.dim,))
-    )
+    names = [f"table/{config.name}/{column}" for column in ROW_COLUMNS]
+    values = its.get(f"table/{config.name}/values")
+    return set(names) <= its.keys() and values is not None and values.shape[1:] == (config.dim,)
 
 
 def _rows(its: Arrays, config: TableConfig) -> dict[str, NDArray[Any]]:

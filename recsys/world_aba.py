@@ -1,8 +1,8 @@
 """A world whose tastes are A, then B, then A again: what a model has to remember shows on return.
 
 In B everybody has the taste of somebody else (``tastes``), or other people come, with other tastes
-(``people``). Within a phase tastes stand still, so that the second A is the first one, and nothing else
-changes: items and habits go on.
+(``people``), or it is as A (``nothing``), which tells how the second A would be without a B. Within a phase
+tastes stand still, so that the second A is the first one, and nothing else changes: items and habits go on.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from recsys.hashing import Id
 from recsys.world import Request, World
 
 PHASES: Final = ("A", "B", "A")
-CHANGES: Final = ("tastes", "people")
+CHANGES: Final = ("tastes", "people", "nothing")
 
 
 class WorldABA(World):
@@ -50,5 +50,5 @@ class WorldABA(World):
             yield request
 
     def taste(self, user_id: Id, tag: str, time_ms: int) -> float:
-        other = PHASES[self.phase(time_ms)] == "B"
+        other = self.change != "nothing" and PHASES[self.phase(time_ms)] == "B"
         return super().taste(f"{user_id}/B" if other else user_id, tag, self.start_ms)

@@ -86,6 +86,15 @@ def test_an_archive_becomes_a_candidate_that_a_line_goes_on_from(
     assert left == {"job.json", "lock"}, "neither checkpoints nor examples of people stay behind"
 
 
+def test_now_is_as_far_as_the_archive_has_come(system: Path, tmp_path: Path) -> None:
+    name = run(asked(system, tmp_path, until="now"))["candidate"]
+    its = Registry(tmp_path).provenance(name)
+    last = START_MS + (COUNT - 1) * MINUTE_MS  # the events tick on
+    assert its.until_ms == last // 1000 * 1000 + 1000 and its.examples == COUNT
+    status, output = called("--registry", str(tmp_path))
+    assert status == 2 and "give --state FOLDER" in output
+
+
 def test_it_is_proposed_where_that_is_asked_for(system: Path, tmp_path: Path) -> None:
     config, plan = plans.resolve(config_in(tmp_path / "live", model=MODEL), only=["log"])
     blueprint.decide(config, FEATURES)
@@ -107,15 +116,6 @@ def test_it_is_proposed_where_that_is_asked_for(system: Path, tmp_path: Path) ->
     assert [said.line] == Registry(tmp_path / "registry").names() and said.learns
     assert called(*words)[0] == 2 and log.end(CONTROL, 0) == 1  # a name is used once
     log.close()
-
-
-def test_now_is_as_far_as_the_archive_has_come(system: Path, tmp_path: Path) -> None:
-    name = run(asked(system, tmp_path, until="now"))["candidate"]
-    its = Registry(tmp_path).provenance(name)
-    last = START_MS + (COUNT - 1) * MINUTE_MS  # the events tick on
-    assert its.until_ms == last // 1000 * 1000 + 1000 and its.examples == COUNT
-    status, output = called("--registry", str(tmp_path))
-    assert status == 2 and "give --state FOLDER" in output
 
 
 def test_it_starts_from_another_and_says_so(system: Path, tmp_path: Path) -> None:

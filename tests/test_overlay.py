@@ -124,7 +124,7 @@ class Budget(Both):
     config = CONFIGS[2]
 
 
-SETTINGS = settings(max_examples=15, stateful_step_count=18, deadline=None)
+SETTINGS = settings(max_examples=12, stateful_step_count=15, deadline=None)
 TestBoth, TestCounted, TestBudget = Both.TestCase, Counted.TestCase, Budget.TestCase
 TestBoth.settings = TestCounted.settings = TestBudget.settings = SETTINGS
 

@@ -58,14 +58,18 @@ def table(
 def shadow(
     lists: Annotated[int, typer.Option(min=400, help="Lists that are looked at.")] = 4_000,
     share: Annotated[float, typer.Option(help="Of the stream that candidates score.")] = 0.25,
+    rows: Annotated[
+        int, typer.Option(min=1, help="Rows of the snapshot that is mapped.")
+    ] = 1_000_000,
     seed: Seed = 0,
     json_file: Json = None,
 ) -> None:
     """What judging a candidate costs, beside training."""
     from recsys.cli.bench_shadow import measure_shadow
 
-    measured = measure_shadow(lists, share, seed)
-    _tell("shadow", {"lists": lists, "share": share, "seed": seed}, measured, json_file)
+    measured = measure_shadow(lists, share, rows, seed)
+    options = {"lists": lists, "share": share, "rows": rows, "seed": seed}
+    _tell("shadow", options, measured, json_file)
 
 
 @bench.command()

@@ -4,7 +4,10 @@ The same log is learned twice: plainly, and with old examples rehearsed as the p
 (training/forgetting.py). Lists hang on no model, so both are judged on the same rows. Two things are judged.
 *Memory*: the panel of the first A, with features as they were served then, scored at the end of A and once
 B is over: what the weights have forgotten. *On return*: the first window of the second A, as it is predicted:
-there the viewers' own sessions and counters are still full of B, which no weight can know to be over.
+there the viewers' own sessions and counters are still full of B, which no weight can know to be over. Windows
+differ in how much of them can be known at all, so beside each AUC stands that of the true probabilities on
+the same rows (``ceiling``). A third way keeps past states, and mixes what they say with what is live
+(recsys/cli/kept_states.py).
 """
 
 import json
@@ -20,7 +23,7 @@ from numpy.typing import NDArray
 from parameter_server.deltas import StepDelta
 from recsys.blueprint import build_model
 from recsys.cli.direct_loop import DirectLoop
-from recsys.cli.player import Player
+from recsys.cli.kept_states import KeepingPlayer, mixed
 from recsys.cli.replay import ReplayOptions, check_folders, config_for, replay_with
 from recsys.cli.study_world import WorldLog
 from recsys.config import Config, ModelConfig
@@ -140,11 +143,14 @@ def judge(data: LogABA, kind: str, window_h: float, rehearses: bool) -> dict[str
     features = FeatureSet(data.schema, options.features, config.sessions.history)
     forgetting = ForgettingConfig(window_ms=round(window_h * _HOUR_MS))
     loop = RehearsedLoop(features, config, forgetting, rehearses)
-    _, starts_b, returns = data.world().starts_ms()  # type: ignore[attr-defined]
+    world: WorldABA = data.world()  # type: ignore[assignment]
+    starts_a, starts_b, returns = world.starts_ms()
     loop.exams = [starts_b, returns]
-    player = Player(features, config, loop)
-    rows = replay_with(player, data, options, iter, loop.digest).predictions
     window_ms = round(window_h * _HOUR_MS)
+    player = KeepingPlayer(features, config, loop)
+    keep = [] if rehearses else _times(starts_a, returns + window_ms, window_ms)
+    player.keeps(keep, sum(at_ms <= starts_b for at_ms in keep) - 1)
+    rows = replay_with(player, data, options, iter, loop.digest).predictions
     parts = {
         "a_end": (starts_b - window_ms, starts_b),
         "b_start": (starts_b, starts_b + window_ms),
@@ -152,8 +158,26 @@ def judge(data: LogABA, kind: str, window_h: float, rehearses: bool) -> dict[str
         "return": (returns, returns + window_ms),
         "return_later": (returns + window_ms, returns + 2 * window_ms),
     }
-    found: dict[str, Any] = {name: _judged(rows, *its) for name, its in parts.items()}
-    found["kept"] = round(found["return"]["auc"] / found["a_end"]["auc"], 4)
+    label = next(iter(rows.labels))
+    time_ms, labels = np.asarray(rows.time_ms), np.asarray(rows.labels[label], np.float64)
+    live, truth = np.asarray(rows.scores[label], np.float64), _truth(world, rows)
+    found = _kept({n: _judged(time_ms, live, labels, truth, *its) for n, its in parts.items()})
+    if keep:
+        said = np.column_stack([live, player.said_NE()])
+        mix = mixed(time_ms, said, labels)
+        its = {n: _judged(time_ms, mix, labels, truth, *its) for n, its in parts.items()}
+        found["mixed"] = _kept(its)
+        split = player.parts()
+        by = {
+            "live": live,
+            "weights": split.weights_N,
+            "sessions": split.sessions_N,
+            "both": said[:, 1 + player.split],
+        }
+        found["of_the_past"] = {
+            what: _judged(time_ms, scores, labels, truth, *parts["return"])["auc"]
+            for what, scores in by.items()
+        }
     found["memory"] = loop.memory
     found["remembered"] = round(loop.memory[1]["auc"] / loop.memory[0]["auc"], 4)
     found["shares"] = [round(s.share, 3) for _, s in loop.strengths]
@@ -163,16 +187,45 @@ def judge(data: LogABA, kind: str, window_h: float, rehearses: bool) -> dict[str
     return found
 
 
-def _judged(rows: Predictions, from_ms: int, until_ms: int) -> dict[str, float]:
-    label = next(iter(rows.labels))
-    at = np.asarray(rows.time_ms)
-    its: NDArray[np.bool_] = (at >= from_ms) & (at < until_ms)
-    scores, labels = np.asarray(rows.scores[label])[its], np.asarray(rows.labels[label])[its]
+def _times(from_ms: int, until_ms: int, every_ms: int) -> list[int]:
+    """Moments at whole multiples of an interval, blind to when tastes turn."""
+    return list(range(from_ms + every_ms, until_ms, every_ms))
+
+
+def _truth(world: World, rows: Predictions) -> NDArray[np.float64]:
+    """The probability that the world drew each row's first label from. A list's rows stand together."""
+    found, rank, before = np.empty(len(rows.request_id)), 0, ""
+    its = zip(rows.request_id, rows.user_id, rows.item_id, np.asarray(rows.time_ms), strict=True)
+    for n, (request, user, item, time_ms) in enumerate(its):
+        rank = rank + 1 if request == before else 0
+        found[n] = world.true_long_view(user, item, int(time_ms), rank)
+        before = request
+    return found
+
+
+def _judged(
+    time_ms: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    labels: NDArray[np.float64],
+    truth: NDArray[np.float64],
+    from_ms: int,
+    until_ms: int,
+) -> dict[str, float]:
+    its: NDArray[np.bool_] = (time_ms >= from_ms) & (time_ms < until_ms)
     return {
         "rows": int(its.sum()),
-        "auc": round(auc(scores, labels), 4),
-        "log_loss": round(log_loss(scores, labels), 4),
+        "auc": round(auc(scores[its], labels[its]), 4),
+        "ceiling": round(auc(truth[its], labels[its]), 4),
+        "log_loss": round(log_loss(scores[its], labels[its]), 4),
     }
+
+
+def _kept(parts: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The parts, with what is kept on return: of the AUC, and of its share of the ceiling."""
+    end, back = parts["a_end"], parts["return"]
+    kept = back["auc"] / end["auc"]
+    of_ceiling = kept * end["ceiling"] / back["ceiling"]
+    return {**parts, "kept": round(kept, 4), "kept_of_ceiling": round(of_ceiling, 4)}
 
 
 def forgetting(
@@ -182,24 +235,28 @@ def forgetting(
         float, typer.Option(help="Hours of a cohort, and of what is judged.")
     ] = 3.0,
     change: Annotated[
-        str, typer.Option(help="What is another in B: tastes, or people.")
+        str, typer.Option(help="What is another in B: tastes, people, or nothing.")
     ] = "tastes",
+    rehearsed: Annotated[bool, typer.Option(help="Judge rehearsal too: as long again.")] = True,
+    first_seed: Annotated[int, typer.Option(min=0, help="Where the seeds begin.")] = 0,
     kind: Annotated[str, typer.Option("--features", help="ids, ids+history or all.")] = "all",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here.")
     ] = None,
 ) -> None:
-    """How much of a taste is left once it comes back, with rehearsal and without."""
+    """How much of a taste is left once it comes back: plainly, rehearsed, and with past states beside."""
     check_folders(json_file)
     began, runs = time.monotonic(), []
-    for seed in range(seeds):
-        run, data = {"seed": seed}, LogABA(seed, hours, change=change)
-        for name, rehearses in (("plain", False), ("rehearsed", True)):
-            its = run[name] = judge(data, kind, window_h, rehearses)  # type: ignore[assignment]
-            aucs = {part: its[part]["auc"] for part in ("a_end", "b_start", "b_end", "return")}  # type: ignore[index]
-            typer.echo(
-                f"seed {seed} {name:>9}: {aucs}, kept {its['kept']}, remembered {its['remembered']}"
-            )  # type: ignore[index]
+    ways = ("plain", "rehearsed", "mixed") if rehearsed else ("plain", "mixed")
+    for seed in range(first_seed, first_seed + seeds):
+        data = LogABA(seed, hours, change=change)
+        run: dict[str, Any] = {"seed": seed, "plain": judge(data, kind, window_h, False)}
+        run["mixed"] = run["plain"].pop("mixed")
+        if rehearsed:
+            run["rehearsed"] = judge(data, kind, window_h, True)
+        typer.echo(f"seed {seed}: on return, of the past: {run['plain']['of_the_past']}")
+        for name in ways:
+            typer.echo(f"seed {seed} {name:>9}: {_line(run[name])}")
         runs.append(run)
     found = {
         "study": "forgetting",
@@ -210,14 +267,26 @@ def forgetting(
         "features": kind,
         "change": change,
         **{
-            what: {name: _mean(runs, name, what) for name in ("plain", "rehearsed")}
-            for what in ("kept", "remembered")
+            what: {name: _mean(runs, name, what) for name in ways if what in runs[0][name]}
+            for what in ("kept", "kept_of_ceiling", "remembered")
+        },
+        "of_the_past": {
+            what: round(float(np.mean([run["plain"]["of_the_past"][what] for run in runs])), 4)
+            for what in ("live", "weights", "sessions", "both")
         },
         "seconds": round(time.monotonic() - began, 1),
     }
-    typer.echo(json.dumps({what: found[what] for what in ("kept", "remembered")}))
+    shown = ("kept", "kept_of_ceiling", "remembered", "of_the_past")
+    typer.echo(json.dumps({what: found[what] for what in shown}))
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _line(its: dict[str, Any]) -> str:
+    """AUC and its ceiling in each window, and what is kept."""
+    windows = ("a_end", "b_start", "b_end", "return")
+    aucs = ", ".join(f"{part} {its[part]['auc']} of {its[part]['ceiling']}" for part in windows)
+    return f"{aucs}; kept {its['kept']}, of the ceiling {its['kept_of_ceiling']}"
 
 
 def _mean(runs: list[Any], name: str, what: str) -> dict[str, float]:
