@@ -36,6 +36,10 @@ def test_the_actors_are_stopped_with_the_part_but_where_our_own_head_is_gone(
         def __init__(self, *_):
             pass
 
+        @classmethod
+        def of(cls, *_):
+            return cls()
+
         def prepare(self):
             said.append("prepared")
 
