@@ -53,7 +53,7 @@ class KeepingPlayer(Player):
     def keeps(self, keep_at_ms: list[int], split: int) -> None:
         if len(keep_at_ms) > MOST_STATES:
             raise ValueError(
-                f"{len(keep_at_ms)} states would be kept, expected at most {MOST_STATES}: keep them less often"
+                f"{len(keep_at_ms)} states would be kept, expected at most {MOST_STATES}: keep fewer"
             )
         self.keep_at_ms, self.split = tuple(keep_at_ms), split
         self.states: list[KeptState] = []
