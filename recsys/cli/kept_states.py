@@ -22,7 +22,7 @@ from recsys.session import Session
 from serving.scoring import probabilities
 
 Floats = NDArray[np.float64]
-_MOST: Final = 16  # states kept
+MOST_STATES: Final = 16  # kept
 _KNOWN_AFTER_MS: Final = 600_000  # when a label counts as known: a step of the replay is as late
 
 
@@ -51,9 +51,9 @@ class KeepingPlayer(Player):
     split: int = -1
 
     def keeps(self, keep_at_ms: list[int], split: int) -> None:
-        if len(keep_at_ms) > _MOST:
+        if len(keep_at_ms) > MOST_STATES:
             raise ValueError(
-                f"{len(keep_at_ms)} states would be kept, expected at most {_MOST}: keep them less often"
+                f"{len(keep_at_ms)} states would be kept, expected at most {MOST_STATES}: keep fewer"
             )
         self.keep_at_ms, self.split = tuple(keep_at_ms), split
         self.states: list[KeptState] = []

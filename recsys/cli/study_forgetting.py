@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from parameter_server.deltas import StepDelta
 from recsys.blueprint import build_model
 from recsys.cli.direct_loop import DirectLoop
-from recsys.cli.kept_states import KeepingPlayer, mixed
+from recsys.cli.kept_states import MOST_STATES, KeepingPlayer, mixed
 from recsys.cli.replay import ReplayOptions, check_folders, config_for, replay_with
 from recsys.cli.study_world import WorldLog
 from recsys.config import Config, ModelConfig
@@ -188,7 +188,9 @@ def judge(data: LogABA, kind: str, window_h: float, rehearses: bool) -> dict[str
 
 
 def _times(from_ms: int, until_ms: int, every_ms: int) -> list[int]:
-    """Moments at whole multiples of an interval, blind to when tastes turn."""
+    """Moments at whole multiples of an interval, or of several of them where there are too many. They are
+    blind to when tastes turn."""
+    every_ms *= -(-(until_ms - from_ms) // (every_ms * MOST_STATES + every_ms))
     return list(range(from_ms + every_ms, until_ms, every_ms))
 
 
