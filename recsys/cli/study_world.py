@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from recsys.blueprint import FEED_SCHEMA
 from recsys.events import Event, Impression, Item, Served
-from recsys.hashing import uniform
+from recsys.hashing import Id, uniform
 from recsys.schema import Schema
 from recsys.world import World
 
@@ -67,14 +67,17 @@ class WorldLog:
         """Nothing is known from before."""
         return iter(())
 
-    def _make(self) -> list[Event]:
-        world = World(
+    def _world(self) -> World:
+        return World(
             self.seed,
             self.users,
             self.items,
             publish_every_s=_PUBLISH_EVERY_S,
             requests_per_s=self.requests_per_s,
         )
+
+    def _make(self) -> list[Event]:
+        world = self._world()
         stop_ms = world.start_ms + round(self.hours * _HOUR_MS)
         catalogue = world.items(stop_ms)
         events: list[Event] = [*catalogue, *world.users()]
@@ -85,6 +88,12 @@ class WorldLog:
         first = [event for event in events if event.time_ms <= world.start_ms]
         later = [event for event in events if event.time_ms > world.start_ms]
         return first + sorted(later, key=lambda event: event.time_ms)
+
+    def _shown(
+        self, world: World, catalogue: list[Item], request_id: str, ids: list[Id], now_ms: int
+    ) -> list[Id]:
+        """What a list of drawn items becomes before it is shown. ``catalogue``: what is there."""
+        return ids
 
     def _answered(
         self, world: World, catalogue: list[Item], request_id: str, user_id: str, now_ms: int
@@ -97,6 +106,7 @@ class WorldLog:
             for n, draw in enumerate(draws)
         ]
         ids = list(dict.fromkeys(catalogue[there - 1 - int(age)].item_id for age in ages))
+        ids = self._shown(world, catalogue[:there], request_id, ids, now_ms)
         done = world.react(user_id, ids, request_id, now_ms)
         seen = {str(e.item_id) for e in done if e.kind == "view"}
         served = [Served(item_id=item_id) for item_id in ids if str(item_id) in seen]
