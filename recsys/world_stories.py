@@ -32,14 +32,15 @@ _ACCOUNTS: Final = 20  # that they have
 
 
 class StoryWorld(World):
-    """A world by day and night in which nothing else happens; a story changes one of its hooks."""
+    """A world by day and night in which tastes don't drift. A story changes one of its hooks."""
 
     story = "none"
+    drift = trend = 0.0
 
     def __init__(
         self,
         seed: int = 0,
-        users: int = 200,
+        users: int = 100,
         items: int = 640,
         topics: int = 16,
         *,
@@ -74,7 +75,7 @@ class StoryWorld(World):
         return "" if index is None else str(self.item(index).fields["author"])
 
     def next_requests(self, from_ms: int, until_ms: int) -> Iterator[Request]:
-        """Visits of up to five requests, two minutes apart; at four in the morning a twentieth of the peak."""
+        """Visits of up to five requests, two minutes apart; at four in the night a twentieth of the peak."""
         longest = _REQUESTS * _BETWEEN_MS
         found = [
             request
@@ -196,6 +197,4 @@ class ABA(StoryWorld):
         return super().taste(user_id, tag, time_ms)
 
 
-STORIES: Final = {
-    world.story: world for world in (SessionTurn, SaleDay, Meaning, Viral, Bots, ABA)
-}
+STORIES: Final = {world.story: world for world in (SessionTurn, SaleDay, Meaning, Viral, Bots, ABA)}

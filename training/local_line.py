@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.rounding import round_dense, round_rows
 from parameter_server.rows import Arrays
 from parameter_server.shard import Shard, ShardSpec
 from recsys.list_ranker import Lists, rank_lists
@@ -27,7 +28,7 @@ Export = tuple[Arrays, dict[str, Any]]
 
 
 class LocalLine:
-    """Scores with what a replica would be given, learns as a worker does."""
+    """Scores with what replicas are given (rounded, the running average), learns as a worker does."""
 
     def __init__(self, learner: Learner, spec: ShardSpec, dense: Floats) -> None:
         """A line at its beginning, in one shard. ``dense`` (P,): where its dense parameters start."""
@@ -48,15 +49,29 @@ class LocalLine:
         return self.shard.applied
 
     def score(self, lists: Lists) -> Floats:
-        """Probabilities (N, L), with the running average of the dense parameters."""
-        assert self.shard.dense is not None
-        self.learner.model.write_dense(self.shard.dense.averaged)
-        rows = self.shard.lookup(self.step, {"features": lists.keys})["features"]
+        """Probabilities (N, L) of all items of some requests."""
+        rows = self._served(lists.keys)
         with torch.inference_mode():
             logits = rank_lists(self.learner.model, lists, padded(rows).numpy())
         with np.errstate(over="ignore"):
             out: Floats = np.float32(1.0) / (np.float32(1.0) + np.exp(-logits))
         return out
+
+    def predict(self, lane: Lane) -> Floats:
+        """Probabilities (B, L) of a lane's examples, as ``score`` gives them but for the last bits."""
+        rows, model = self._served(lane.lookup.keys["features"]), self.learner.model
+        with torch.inference_mode():
+            logits = model.rank(lane.batch, lane.lookup, padded(rows))
+        out: Floats = torch.sigmoid(logits).numpy()
+        return out
+
+    def _served(self, keys: Keys) -> Floats:
+        """Gives the model what replicas have of the dense parameters; returns the rows that they have."""
+        assert self.shard.dense is not None
+        form = self.spec.delta_format
+        self.learner.model.write_dense(round_dense(self.shard.dense.averaged, form)[1])
+        rows = self.shard.lookup(self.step, {"features": keys})["features"]
+        return round_rows(rows, form).rows
 
     def learn(
         self, time_ms: int, lanes: Sequence[Lane], forget: Mapping[str, Keys] | None = None

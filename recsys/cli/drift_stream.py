@@ -9,7 +9,6 @@ Legend: N rows (one shown item each), L outputs.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,9 +72,7 @@ class CutLoop:
 
     def __init__(self, features: FeatureSet, config: Config) -> None:
         partitions = config.log.partitions
-        self.joiners = [
-            Joiner(p, features.schema.labels, config.join) for p in range(partitions)
-        ]
+        self.joiners = [Joiner(p, features.schema.labels, config.join) for p in range(partitions)]
         self.cuts: list[tuple[int, list[Example]]] = []
         self._sequencer = Sequencer(config.step, line="main", epoch=0, digest="")
         self._offsets = [0] * partitions
@@ -173,7 +170,7 @@ def watch(
     lists: bool = True,
     progress: Progress = iter,
 ) -> Stream:
-    """Plays a data set once. ``nights``: when each job begins and is there; ``lists``: whether it makes any."""
+    """Plays a data set once. ``nights``: when each job begins, and is there; ``lists``: if it makes any."""
     config = config_for(dataset, options, base)
     features = FeatureSet(dataset.schema, options.features, config.sessions.history)
     recorder = Recorder(dataset.schema.labels, None)
@@ -205,12 +202,19 @@ def _stream(player: Watch, recorder: Recorder) -> Stream:
         for row, (request, item) in enumerate(zip(found.request_id, found.item_id, strict=True))
     }
     cuts = [
-        Cut(time_ms, rows, examples, np.array([place[e.request_id, str(e.item_id)] for e in examples]))
+        Cut(
+            time_ms,
+            rows,
+            examples,
+            np.array([place[e.request_id, str(e.item_id)] for e in examples]),
+        )
         for time_ms, rows, examples in player.cuts
     ]
     time_ms = np.asarray(found.time_ms)
     nights = [
-        Night(n.cut_ms, n.ready_ms, n.steps, _steps_at(cuts, time_ms, n.ready_ms), n.requests, n.rows)
+        Night(
+            n.cut_ms, n.ready_ms, n.steps, _steps_at(cuts, time_ms, n.ready_ms), n.requests, n.rows
+        )
         for n in player.begun
     ]
     counts = [len(request.items_NI) for request in player.requests]
@@ -232,8 +236,3 @@ def _steps_at(cuts: Iterable[Cut], time_ms: Ints, now_ms: int) -> int:
     """How many steps are learned before the first row at or after a time is scored."""
     rows = int(np.searchsorted(time_ms, now_ms))
     return sum(cut.rows <= rows for cut in cuts)
-
-
-def between(stops: Sequence[int], total: int) -> list[tuple[int, int]]:
-    """The stretches that some stops cut ``total`` into."""
-    return [(a, b) for a, b in pairwise([0, *stops, total])]

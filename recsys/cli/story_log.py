@@ -12,8 +12,7 @@ DAYS = 5  # that a story is told in
 _HOUR_MS = 3_600_000
 _PUBLISHED = 96  # items a day
 _WITH_AUTHOR = 0.5  # of the lists hold something of the author that is shown everywhere
-_NIGHT = 2 / 24  # of the day, when nightly jobs begin
-_READY = 6 / 24  # when what they made is there
+_READY = 6 / 24  # of the day, when what a nightly job made is there
 
 
 @dataclass
@@ -21,8 +20,9 @@ class StoryLog(WorldLog):
     """``hours`` for a story of five days: fewer than 120 make its days shorter."""
 
     hours: float = 24.0 * DAYS
+    users: int = 100
     items: int = 640
-    requests_per_s: float = 0.014
+    requests_per_s: float = 0.01
     story: str = "meaning"
 
     def __post_init__(self) -> None:
@@ -44,10 +44,10 @@ class StoryLog(WorldLog):
         )
 
     def nights(self) -> list[tuple[int, int]]:
-        """When each nightly job begins, with what is known by then, and when what it made is there."""
+        """When each nightly job begins, with all days until then, and when what it made is there."""
         start_ms, day_ms = self.world.start_ms, self.world.day_ms
         return [
-            (start_ms + round((day + _NIGHT) * day_ms), start_ms + round((day + _READY) * day_ms))
+            (start_ms + day * day_ms, start_ms + round((day + _READY) * day_ms))
             for day in range(1, DAYS)
         ]
 

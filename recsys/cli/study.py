@@ -1,6 +1,6 @@
 """`recsys study freshness DATA|world`: what serving fresh weights is worth (docs/freshness.md).
 
-`recsys study quality` is in recsys/cli/study_quality.py, `recsys study coldstart` in study_coldstart.py.
+`recsys study quality` is in recsys/cli/study_quality.py, `coldstart` and `drift` in files named alike.
 """
 
 import json
@@ -18,6 +18,7 @@ from recsys.cli.replay import Progress, ReplayOptions, check_folders, config_for
 from recsys.cli.replay_report import judged_from_ms, with_bar
 from recsys.cli.study_coldstart import coldstart
 from recsys.cli.study_copies import SideBySide, Sync
+from recsys.cli.study_drift import drift
 from recsys.cli.study_figures import Judged, draw_aucs, figures, plot
 from recsys.cli.study_quality import quality
 from recsys.cli.study_world import WorldLog
@@ -42,6 +43,7 @@ _EVERY_MS = (
 study = typer.Typer(add_completion=False, no_args_is_help=True)
 study.command()(quality)
 study.command()(coldstart)
+study.command()(drift)
 
 
 @study.callback()
