@@ -229,7 +229,8 @@ class _Rows:
         shares_R = np.where(self._in_online, shares_R, 0.0)
         out: Arrays = {"keys": self.keys}
         for name in ROW_COLUMNS[1:]:
-            n, o = self._online[name][self._at_online], self._offline[name][self._at_offline]
+            n = _taken(self._online[name], self._at_online)
+            o = _taken(self._offline[name], self._at_offline)
             if name == "used_ms":
                 only = np.where(self._in_online, n, o)
                 out[name] = np.where(self._in_online & self._in_offline, np.maximum(n, o), only)
@@ -252,6 +253,14 @@ def _places(own: Keys, keys: Keys) -> tuple[Mask, Keys]:
     at = order[np.minimum(at, len(own) - 1)] if len(own) else np.zeros(len(keys), np.int64)
     there = own[at] == keys if len(own) else np.zeros(len(keys), np.bool_)
     return there, np.where(there, at, 0)
+
+
+def _taken(column: NDArray[Any], at: Keys) -> NDArray[Any]:
+    """Rows at places that mean nothing where there is none."""
+    if not len(column):
+        return np.zeros((len(at), *column.shape[1:]), column.dtype)
+    out: NDArray[Any] = column[at]
+    return out
 
 
 def _uses(keys: Keys, uses: tuple[Keys, NDArray[Any]]) -> NDArray[Any]:

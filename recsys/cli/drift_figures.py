@@ -1,7 +1,7 @@
 """From the scores of all arms to AUC, paired intervals, AUC over time, and a picture of it. Pure.
 
-Draws and intervals are those of recsys/cli/study_figures.py: users are drawn anew, for all arms alike, and the
-mean of the seeds is judged.
+Draws and intervals are those of recsys/cli/study_figures.py: users are drawn anew, for all arms alike, and
+the mean of the seeds is judged.
 """
 
 # K arms, N judged rows, S draws, W windows of time, R seeds
