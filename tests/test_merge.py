@@ -1,5 +1,6 @@
 """Merging two parents: interpolation goes from one to the other, and what came or left since b counts."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,10 +44,10 @@ def gradients(seed: int, rows: Rows, forget: Rows) -> LaneGradients:
     return LaneGradients(0, tables, draw.normal(size=4).astype(np.float32), {}, gone)
 
 
-def learn(shard: Shard, seed: int, rows: list[int], forget: list[int] = []) -> Shard:  # noqa: B006
+def learn(shard: Shard, seed: int, rows: list[int], forget: Sequence[int] = ()) -> Shard:
     step = shard.applied + 1
     shard.learn(step, step * 1000, [gradients(seed, {"features": rows, "users": rows[:2]},
-                                              {"features": forget})])  # fmt: skip
+                                              {"features": list(forget)})])  # fmt: skip
     return shard
 
 
@@ -57,7 +58,11 @@ def shard_of(parent: Parent) -> Shard:
 
 
 def family(
-    old: list[int], online: list[int], offline: list[int], gone: list[int] = [], seed: int = 0  # noqa: B006
+    old: list[int],
+    online: list[int],
+    offline: list[int],
+    gone: Sequence[int] = (),
+    seed: int = 0,
 ) -> tuple[Parent, Parent, Parent]:
     """Online, offline and their ancestor. ``gone``: rows that left online."""
     ancestor = Parent(*learn(Shard(SPEC, DENSE), seed, old).export())
@@ -83,7 +88,10 @@ def test_at_its_ends_it_is_a_parent_bit_for_bit(
     for share, parent in ((1.0, online), (0.0, offline)):
         merged = interpolate(online, offline, ancestor, Blends.all(share))
         for table in ("features", "users"):
-            its, both = rows(merged, table), rows(online, table).keys() & rows(offline, table).keys()
+            its, both = (
+                rows(merged, table),
+                rows(online, table).keys() & rows(offline, table).keys(),
+            )
             assert {k: its[k] for k in both} == {k: rows(parent, table)[k] for k in both}
         for name in ("values", "averaged", "m", "v", "t"):
             dense = merged.arrays[f"dense/{name}"], parent.arrays[f"dense/{name}"]

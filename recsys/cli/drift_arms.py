@@ -114,8 +114,8 @@ class Job:
 
 @dataclass
 class Played:
-    """The scores of each arm (N,); how often each job learned, which forms took over when in the arm of one
-    line, and the candidate's weight at the end of each day."""
+    """The scores of each arm (N,); how often each job learned, which forms took over when, and the candidate's
+    weight in the average at the end of each day."""
 
     scores: Mapping[str, Floats]
     epochs: list[int]
@@ -123,8 +123,8 @@ class Played:
     weights: list[float]
 
 
-ONE_LINE, MERGED = "merged, one line", "merged"
-ARMS = ("nightly lists", "offline nightly", "online only", "warm start", ONE_LINE, MERGED)
+MERGED, TWO_LINES = "merged", "merged, two lines"
+ARMS = ("nightly lists", "offline nightly", "online only", "warm start", MERGED, TWO_LINES)
 
 
 class Arms:
@@ -139,7 +139,7 @@ class Arms:
         self.chooser, self.averages, self._next = Chooser("online"), Averages(), Averages()
         rows = len(track.stream.time_ms)
         self.lists = np.full(rows, np.nan, np.float32)
-        self.merged, self.one_line = self.lists.copy(), self.lists.copy()
+        self.merged, self.two_lines = self.lists.copy(), self.lists.copy()
         self.changes: list[tuple[int, str]] = []
         self.weights: list[float] = []
         self.epochs: list[int] = []
@@ -164,8 +164,8 @@ class Arms:
             "offline nightly": self._or_online(self.offline.scores),
             "online only": self.online.scores,
             "warm start": self._or_online(self.warm.scores),
-            ONE_LINE: self.one_line,
             MERGED: self.merged,
+            TWO_LINES: self.two_lines,
         }
         self.weights.append(self.averages.weight)
         return Played(scores, self.epochs, self.changes, self.weights)
@@ -264,11 +264,11 @@ class Arms:
         for runner in (*self.forms.values(), *there):
             runner.score(place)
         first, stop = self.track.firsts[place : place + 2]
-        self.one_line[first:stop] = self.forms[self.chooser.live].scores[first:stop]
-        self.merged[first:stop] = self.online.scores[first:stop]
+        self.merged[first:stop] = self.forms[self.chooser.live].scores[first:stop]
+        self.two_lines[first:stop] = self.online.scores[first:stop]
         if self._night >= 0:
             caught = self.forms[_caught(self._night)]
-            self.merged[first:stop] = self.averages.average(
+            self.two_lines[first:stop] = self.averages.average(
                 self.online.scores[first:stop], caught.scores[first:stop]
             )
 

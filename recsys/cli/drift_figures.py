@@ -24,8 +24,8 @@ COLORS: Final = {
     "offline nightly": "#e39a2d",
     "online only": "#222",
     "warm start": "#b5443c",
-    "merged, one line": "#6aa9d8",
     "merged": "#14679e",
+    "merged, two lines": "#6aa9d8",
 }
 
 
