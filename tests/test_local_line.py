@@ -30,7 +30,7 @@ CONFIG = Config(
 
 @cache
 def stream() -> Stream:
-    log = StoryLog(1, 6.0, users=10, items=40, requests_per_s=0.02, story="meaning")
+    log = StoryLog(1, 6.0, users=10, items=40, requests_per_s=0.012, story="meaning")
     return watch(log, ReplayOptions(step_examples=64), CONFIG, log.nights())
 
 

@@ -114,8 +114,8 @@ class Job:
 
 @dataclass
 class Played:
-    """The scores of each arm (N,); how often each job learned, which forms took over when, and the candidate's
-    weight in the average at the end of each day."""
+    """The scores of each arm (N,); how often each job learned, which forms took over when, and the weight of
+    the candidate in the average at the end of each day."""
 
     scores: Mapping[str, Floats]
     epochs: list[int]
