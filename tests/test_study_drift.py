@@ -37,7 +37,7 @@ def log(story: str = "meaning") -> StoryLog:
 def played() -> tuple[Stream, Track, Arms, Played]:
     stream = watch(log(), OPTIONS, SMALL, log().nights())
     track = Track(stream)
-    arms = Arms(track, Refit(epochs=2))
+    arms = Arms(track, Refit(epochs=2), student=True)
     return stream, track, arms, arms.play()
 
 
@@ -51,7 +51,7 @@ def test_online_scores_as_a_replay_of_its_own() -> None:
 
 def test_every_arm_scores_every_row_and_no_job_knows_what_comes_after_it() -> None:
     stream, track, arms, found = played()
-    assert tuple(found.scores) == ARMS
+    assert tuple(found.scores) == (*ARMS, "student")
     assert all(np.isfinite(scores).all() for scores in found.scores.values())
     assert len(found.epochs) == len(stream.nights) == len(found.weights) == 4
     for night, (cut_ms, ready_ms) in zip(stream.nights, log().nights(), strict=True):
@@ -134,14 +134,14 @@ def test_it_prints_and_writes_the_figures(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("recsys.cli.study_drift._SAMPLES", 20)
     monkeypatch.setattr("recsys.cli.study_drift._base", lambda seed: SMALL)
     file, picture = tmp_path / "f.json", tmp_path / "f.svg"
-    arguments = ["drift", "--story", "bots", "--seeds", "1", "--hours", "10"]
+    arguments = ["drift", "--story", "bots", "--seeds", "1", "--hours", "10", "--student"]
     result = CliRunner().invoke(
         app, ["study", *arguments, "--json", str(file), "--plot", str(picture)]
     )
     assert result.exit_code == 0, result.output
     (story,) = json.loads(file.read_text())["stories"]
-    assert [arm["arm"] for arm in story["arms"]] == list(ARMS) and story["rows"] > 1000
-    assert "merged − warm start" in result.output
+    assert [arm["arm"] for arm in story["arms"]] == [*ARMS, "student"] and story["rows"] > 1000
+    assert "merged − warm start" in result.output and "student − online only" in result.output
     assert picture.read_text().startswith("<svg")
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from recsys.blueprint import build_model
 from recsys.cli.drift_stream import Night, Stream
 from recsys.list_ranker import lists_of
-from training.distill import Distiller, taught
+from training.distill import Distiller, student_of, taught
 from training.forms import Averages, Chooser, Lead, losses
 from training.learner import Floats, Lane, Learner
 from training.line import spec_of
@@ -123,15 +123,16 @@ class Played:
     weights: list[float]
 
 
-MERGED, TWO_LINES = "merged", "merged, two lines"
+MERGED, TWO_LINES, STUDENT = "merged", "merged, two lines", "student"
 ARMS = ("nightly lists", "offline nightly", "online only", "warm start", MERGED, TWO_LINES)
 
 
 class Arms:
-    """All arms side by side on one track."""
+    """All arms side by side on one track. ``student``: with one more, which learns from the online line."""
 
-    def __init__(self, track: Track, how: Refit) -> None:
+    def __init__(self, track: Track, how: Refit, student: bool = False) -> None:
         self.track, self._how = track, how
+        self.student = _student(track) if student else None
         self.online = Runner(track, track.fresh())
         self.offline = Runner(track, track.fresh())
         self.warm = Runner(track, track.fresh())
@@ -167,6 +168,8 @@ class Arms:
             MERGED: self.merged,
             TWO_LINES: self.two_lines,
         }
+        if self.student is not None:
+            scores[STUDENT] = self.student.scores
         self.weights.append(self.averages.weight)
         return Played(scores, self.epochs, self.changes, self.weights)
 
@@ -263,6 +266,8 @@ class Arms:
         there = (self.offline, self.warm) if self._night >= 0 else ()
         for runner in (*self.forms.values(), *there):
             runner.score(place)
+        if self.student is not None:
+            self.student.score(place)
         first, stop = self.track.firsts[place : place + 2]
         self.merged[first:stop] = self.forms[self.chooser.live].scores[first:stop]
         self.two_lines[first:stop] = self.online.scores[first:stop]
@@ -282,6 +287,8 @@ class Arms:
                 told = self.online.told, self.forms[_caught(self._night)].told
                 average = self.averages.average(*told).astype(np.float32)
                 runner.learn(place, taught(lane, average))
+        if self.student is not None:
+            self.student.learn(place, taught(lane, self.online.told))
         self._judge(place)
 
     def _judge(self, place: int) -> None:
@@ -322,3 +329,9 @@ class Arms:
 
 def _caught(night: int) -> str:
     return f"catch-up {night + 1}"
+
+
+def _student(track: Track) -> Runner:
+    config = student_of(track.stream.config)
+    model = build_model(track.stream.features, config.model)
+    return Runner(track, LocalLine(Distiller(model), spec_of(config), model.read_dense()))

@@ -18,6 +18,7 @@ from recsys.cli.study_figures import Floats, Judged, draw_aucs, pair_of
 from recsys.metrics import auc, log_loss
 
 MARGIN: Final = 0.0005  # of AUC, that merged may lie below the better of its parents
+STUDENT: Final = "student"  # of the online line
 PARENTS: Final = ("offline nightly", "online only")
 COLORS: Final = {
     "nightly lists": "#999",
@@ -26,17 +27,19 @@ COLORS: Final = {
     "warm start": "#b5443c",
     "merged": "#14679e",
     "merged, two lines": "#6aa9d8",
+    "student": "#7a5ea8",
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """One seed: AUC by arm (K,), drawn (S, K), log loss (K,), AUC in windows (W, K)."""
+    """One seed: AUC by arm (K,), drawn (S, K), log loss (K,), AUC in windows (W, K), and rows judged."""
 
     points_K: Floats
     drawn_SK: Floats
     losses_K: Floats
     windows_WK: Floats
+    rows: int
 
 
 def run_of(
@@ -53,7 +56,8 @@ def run_of(
     rows = np.array([its[judged] for its in scores.values()], np.float32)
     points, drawn = draw_aucs(Judged(rows, labels[judged], users[judged]), samples, seed)
     lost = np.array([log_loss(its, labels[judged]) for its in rows])
-    return Run(points, drawn, lost, _by_window(rows, labels[judged], window[judged]))
+    windows = _by_window(rows, labels[judged], window[judged])
+    return Run(points, drawn, lost, windows, int(judged.sum()))
 
 
 def _by_window(rows_KN: NDArray[Any], labels: NDArray[Any], window: NDArray[np.int64]) -> Floats:
@@ -73,11 +77,20 @@ def figures_of(arms: Sequence[str], runs: Sequence[Run]) -> dict[str, Any]:
     lost_K = np.mean([run.losses_K for run in runs], axis=0)
     drawn_SK = np.mean([run.drawn_SK for run in runs], axis=0)
     place = {arm: k for k, arm in enumerate(arms)}
+    beside = [
+        (other, merged)
+        for merged in arms
+        if merged.startswith("merged")
+        for other in arms
+        if other not in (merged, STUDENT)
+    ]
+    beside += [("online only", STUDENT)] if STUDENT in arms else []
     pairs = [
-        pair_of(other, merged, mean_K[place[merged]] - mean_K[k], drawn_SK[:, place[merged]] - drawn_SK[:, k])
-        for merged in arms if merged.startswith("merged")
-        for other, k in place.items() if other != merged
-    ]  # fmt: skip
+        pair_of(
+            a, b, mean_K[place[b]] - mean_K[place[a]], drawn_SK[:, place[b]] - drawn_SK[:, place[a]]
+        )
+        for a, b in beside
+    ]
     windows = min(len(run.windows_WK) for run in runs)
     over_time = np.nanmean([run.windows_WK[:windows] for run in runs], axis=0)
     best = max(mean_K[place[parent]] for parent in PARENTS)

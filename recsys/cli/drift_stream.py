@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from parameter_server.deltas import StepDelta
 from recsys.cli.player import Player, Scored
 from recsys.cli.recorder import Recorder
 from recsys.cli.replay import Progress, ReplayOptions, config_for
@@ -79,7 +80,7 @@ class CutLoop:
         self._examples: list[dict[int, Example]] = [{} for _ in range(partitions)]
         self._ends = [0] * partitions
 
-    def advance(self, now_ms: int) -> list[object]:
+    def advance(self, now_ms: int) -> list[StepDelta]:
         while (step := self._sequencer.cut(now_ms)) is not None:
             its = [
                 self._examples[cut.partition].pop(offset)
@@ -144,7 +145,9 @@ class Watch(Player):
         number = len(self.begun)
         cut_ms, ready_ms = self.nights[number]
         until_ms = self.nights[number + 1][1] if number + 1 < len(self.nights) else None
-        requests, rows, row = [], [], 0
+        requests: list[RequestFeatures] = []
+        rows: list[int] = []
+        row = 0
         for shown in self.ahead:
             first, row = row, row + len(shown.items)
             if shown.time_ms < ready_ms or (until_ms is not None and shown.time_ms >= until_ms):

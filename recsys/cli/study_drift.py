@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import typer
 
-from recsys.cli.drift_arms import ARMS, Arms, Played, Track
+from recsys.cli.drift_arms import Arms, Played, Track
 from recsys.cli.drift_figures import Run, figures_of, plot, run_of, shown
 from recsys.cli.drift_stream import Stream, watch
 from recsys.cli.replay import ReplayOptions, check_folders
@@ -46,6 +46,9 @@ def drift(
     hours: Annotated[float, typer.Option(help="Of a story, which has five days.")] = 24.0 * DAYS,
     features: Annotated[str, typer.Option(help="ids, ids+history or all.")] = "all",
     step_examples: Annotated[int, typer.Option(help="Examples in a step, at the most.")] = 128,
+    student: Annotated[
+        bool, typer.Option(help="One arm more: a small int8 line that the online one teaches.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here.")
     ] = None,
@@ -67,8 +70,8 @@ def drift(
         logs = [StoryLog(first_seed, hours, story=name) for name in story or STORIES]
         chosen = range(first_seed, first_seed + seeds)
         found: list[Found] = []
-        for one in [_folder(data, options, chosen)] if data else (
-            _story(log, options, chosen) for log in logs
+        for one in [_folder(data, options, chosen, student)] if data else (
+            _story(log, options, chosen, student) for log in logs
         ):  # fmt: skip
             found.append(one)
             _print(one)
@@ -87,26 +90,26 @@ def _base(seed: int) -> Config:
     )
 
 
-def _story(log: StoryLog, options: ReplayOptions, seeds: range) -> Found:
+def _story(log: StoryLog, options: ReplayOptions, seeds: range, student: bool) -> Found:
     started, runs, about = time.monotonic(), [], []
     from_ms, window_ms = log.nights()[0][1], log.world.day_ms / _WINDOWS_A_DAY
     for seed in seeds:
         log = replace(log, seed=seed)
         stream = watch(log, options, _base(seed), log.nights())
-        played = Arms(Track(stream), _REFIT).play()
+        played = Arms(Track(stream), _REFIT, student).play()
         real = np.array([log.world.is_judged(user) for user in stream.users])
         window = ((stream.time_ms - from_ms) // window_ms).astype(np.int64)
         runs.append(_judge(stream, played, real & (stream.time_ms >= from_ms), window, seed))
         about.append(_about(played, log.world.start_ms))
     start_ms = log.world.start_ms
-    return _found(log.story, runs, about, stream, started, {
+    return _found(log.story, played, runs, about, stream, started, {
         "from_h": (from_ms - start_ms) / _HOUR_MS,
         "window_h": window_ms / _HOUR_MS,
         "ready_h": [(ready_ms - start_ms) / _HOUR_MS for _, ready_ms in log.nights()],
     })  # fmt: skip
 
 
-def _folder(data: Path, options: ReplayOptions, seeds: range) -> Found:
+def _folder(data: Path, options: ReplayOptions, seeds: range, student: bool) -> Found:
     """One job at the first judged midnight, trained on all days before; judged from then on."""
     started, runs, about = time.monotonic(), [], []
     dataset = open_dataset(data)
@@ -117,14 +120,14 @@ def _folder(data: Path, options: ReplayOptions, seeds: range) -> Found:
     for seed in seeds:
         model = replace(stream.config.model, seed=seed)
         own = replace(stream, config=replace(stream.config, model=model))
-        played = Arms(Track(own), _REFIT).play()
+        played = Arms(Track(own), _REFIT, student).play()
         lists = {arm: its for arm, its in played.scores.items() if arm != "nightly lists"}
         played = replace(played, scores=lists)
         runs.append(_judge(own, played, stream.time_ms >= from_ms, window, 0))
         about.append(_about(played, from_ms))
     zone = timezone(timedelta(hours=dataset.utc_offset_h))
     since = datetime.fromtimestamp(from_ms / 1000, zone).isoformat()
-    return _found(dataset.name, runs, about, stream, started, {
+    return _found(dataset.name, played, runs, about, stream, started, {
         "from": since,
         "from_h": 0.0,
         "window_h": window_ms / _HOUR_MS,
@@ -148,25 +151,22 @@ def _about(played: Played, start_ms: int) -> Found:
 
 def _found(
     name: str,
+    played: Played,
     runs: list[Run],
     about: list[Found],
     stream: Stream,
     started: float,
     times: Mapping[str, Any],
 ) -> Found:
-    found = {"story": name} | figures_of(_arms_of(stream), runs) | dict(times)
+    found = {"story": name} | figures_of(list(played.scores), runs) | dict(times)
     return found | {
         "shown": {arm: shown(found, arm) for arm in found["to_better_parent"]},
         "runs": about,
         "rows": len(stream.time_ms),
+        "judged_rows": runs[-1].rows,
         "steps": len(stream.cuts),
         "seconds": round(time.monotonic() - started, 1),
     }
-
-
-def _arms_of(stream: Stream) -> list[str]:
-    lists = any(len(night.rows) for night in stream.nights)
-    return [arm for arm in ARMS if lists or arm != "nightly lists"]
 
 
 def _write(
