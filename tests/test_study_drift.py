@@ -84,10 +84,18 @@ def test_lists_of_the_night_know_nothing_of_the_day() -> None:
 def test_warm_start_forgets_the_night_and_merged_is_a_form_that_serves() -> None:
     stream, track, arms, found = played()
     for form in ("online", "catch-up 4", "interpolated 4", "distilled 4"):
-        assert form in arms.forms
-    served = np.stack([arms.forms[form].scores for form in arms.forms])
+        assert form in arms.lines
+    assert "averaged 4" in arms.pairs and "averaged" not in arms.choosers["merged, one line"].live
     last = slice(track.firsts[stream.nights[-1].ready_steps], None)
-    assert (served[:, last] == found.scores["merged"][last]).any(0).all()
+    lines = np.stack([its.scores[last] for its in arms.lines.values()])
+    assert (lines == found.scores["merged, one line"][last]).any(0).all()
+    forms = np.stack([*lines, *(its.scores[last] for its in arms.pairs.values())])
+    assert (forms == found.scores["merged"][last]).any(0).all()
+    batches = track.batches(0, stream.nights[-1].steps)
+    assert arms.offline.line.step == found.epochs[-1] * len(batches)  # it is frozen
+    learned = track.steps - stream.nights[-1].ready_steps
+    assert arms.warm.line.step == arms.offline.line.step + learned
+    assert arms.online.line.step == arms.lines["catch-up 4"].line.step == track.steps
     late = np.flatnonzero(stream.time_ms >= stream.nights[-1].ready_ms)
     for arm in ("offline nightly", "warm start", "nightly lists"):
         assert not np.array_equal(found.scores[arm][late], found.scores["online only"][late])

@@ -71,7 +71,7 @@ class Track:
         return self._batches[first, stop]
 
 
-@dataclass
+@dataclass(eq=False)
 class Runner:
     """A line on a track: it scores what is asked for, then learns. ``scores``: of the first label (N,), NaN
     where it wasn't asked; ``told``: what it said of the newest step before it learned it."""
@@ -100,22 +100,43 @@ class Runner:
         return Runner(self.track, line)
 
 
+class Pair:
+    """Online and a candidate answering together. It learns nothing but its weights: both are runners too."""
+
+    def __init__(self, online: Runner, candidate: Runner) -> None:
+        self.runners, self.averages = (online, candidate), Averages()
+        self.scores = np.full_like(online.scores, np.nan)
+
+    @property
+    def told(self) -> Floats:
+        """What it said of the newest step before it was learned."""
+        return self.averages.average(*(r.told for r in self.runners)).astype(np.float32)
+
+    def score(self, first: int, stop: int) -> None:
+        """Rows that both have scored."""
+        both = (runner.scores[first:stop] for runner in self.runners)
+        self.scores[first:stop] = self.averages.average(*both)
+
+    def weigh(self, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
+        """Labels of some rows have come."""
+        online, candidate = self.runners
+        self.averages.update(online.scores[rows], candidate.scores[rows], labels)
+
+
 @dataclass
 class Job:
     """What a nightly job made: a line trained from nothing on all days, and one that went on from the online
     line; and the snapshot that the latter began from."""
 
-    night: Night
     fitted: LocalLine
-    epochs: int
     tuned: Parent
     ancestor: Parent
 
 
 @dataclass
 class Played:
-    """The scores of each arm (N,); how often each job learned, which forms took over when, and the weight of
-    the candidate in the average at the end of each day."""
+    """The scores of each arm (N,); how often each job learned, which form of ``merged`` took over when, and
+    the weight of the candidate in the average at the end of each day."""
 
     scores: Mapping[str, Floats]
     epochs: list[int]
@@ -123,8 +144,16 @@ class Played:
     weights: list[float]
 
 
-MERGED, TWO_LINES, STUDENT = "merged", "merged, two lines", "student"
-ARMS = ("nightly lists", "offline nightly", "online only", "warm start", MERGED, TWO_LINES)
+MERGED, ONE_LINE, TWO_LINES, STUDENT = "merged", "merged, one line", "merged, two lines", "student"
+ARMS = (
+    "nightly lists",
+    "offline nightly",
+    "online only",
+    "warm start",
+    MERGED,
+    ONE_LINE,
+    TWO_LINES,
+)
 
 
 class Arms:
@@ -136,11 +165,13 @@ class Arms:
         self.online = Runner(track, track.fresh())
         self.offline = Runner(track, track.fresh())
         self.warm = Runner(track, track.fresh())
-        self.forms: dict[str, Runner] = {"online": self.online}
-        self.chooser, self.averages, self._next = Chooser("online"), Averages(), Averages()
+        self.lines: dict[str, Runner] = {"online": self.online}
+        self.pairs: dict[str, Pair] = {}
+        self.choosers = {MERGED: Chooser("online"), ONE_LINE: Chooser("online")}
         rows = len(track.stream.time_ms)
-        self.lists = np.full(rows, np.nan, np.float32)
-        self.merged, self.two_lines = self.lists.copy(), self.lists.copy()
+        empty = np.full(rows, np.nan, np.float32)
+        self.lists = empty.copy()
+        self.scores = {arm: empty.copy() for arm in (MERGED, ONE_LINE, TWO_LINES)}
         self.changes: list[tuple[int, str]] = []
         self.weights: list[float] = []
         self.epochs: list[int] = []
@@ -165,12 +196,11 @@ class Arms:
             "offline nightly": self._or_online(self.offline.scores),
             "online only": self.online.scores,
             "warm start": self._or_online(self.warm.scores),
-            MERGED: self.merged,
-            TWO_LINES: self.two_lines,
+            **self.scores,
         }
         if self.student is not None:
             scores[STUDENT] = self.student.scores
-        self.weights.append(self.averages.weight)
+        self._note_weight()
         return Played(scores, self.epochs, self.changes, self.weights)
 
     def _or_online(self, scores: Floats) -> Floats:
@@ -187,48 +217,61 @@ class Arms:
         for _ in range(TUNED):
             for batch in track.batches(self._before, night.steps):
                 tuned.learn(batch.time_ms, [batch.lane])
-        self._job = Job(
-            night, fitted.line, fitted.epochs, ancestor.child(*tuned.export()), ancestor
-        )
+        self._job = Job(fitted.line, ancestor.child(*tuned.export()), ancestor)
         self._before = night.steps
-        arrays, meta = standing_at(fitted.line.export(), night.steps)
-        line = LocalLine.loaded(track.learner, track.spec, (arrays, meta))
-        self.forms[_caught(number)] = Runner(track, line)
-        self._next = Averages()
+        line = standing_at(fitted.line.export(), night.steps)
+        candidate = Runner(track, LocalLine.loaded(track.learner, track.spec, line))
+        self.lines[_caught(number)] = candidate
+        self.pairs[_averaged(number)] = Pair(self.online, candidate)
 
     def _ready(self, number: int, night: Night) -> None:
-        """Six o'clock: what the job made is there. The candidates before it go, but for one that serves."""
+        """Six o'clock: what the job made is there. The candidates before it go, but for those that serve."""
         job, track = self._job, self.track
-        assert job is not None and job.night is night
-        if self._night >= 0:
-            self.weights.append(self.averages.weight)
-        self._night, self.averages = number, self._next
-        self._lists(night, job.fitted)
-        export = job.fitted.export()
+        assert job is not None
+        self._note_weight()
+        self._night = number
+        self._lists(number, job.fitted)
         self.offline.line = job.fitted
-        self.warm.line = LocalLine.loaded(track.learner, track.spec, export)
-        caught = _caught(number)
-        for form in [f for f in self.forms if f not in ("online", caught, self.chooser.live)]:
-            self.chooser.drop(form)
-            del self.forms[form]
-        self.chooser.add(caught, self._caught_up(caught, night))
-        self._add(f"interpolated {number + 1}", Runner(track, self._interpolated(job)))
-        self._add(f"distilled {number + 1}", self.forms[caught].copy(track.distiller))
+        self.warm.line = LocalLine.loaded(track.learner, track.spec, job.fitted.export())
+        self._drop_old(number)
+        caught, averaged = _caught(number), _averaged(number)
+        self.lines[f"interpolated {number + 1}"] = Runner(track, self._interpolated(job, night))
+        self.lines[f"distilled {number + 1}"] = self.lines[caught].copy(track.distiller)
+        for arm, chooser in self.choosers.items():
+            for form in (caught, *([averaged] if arm == MERGED else [])):
+                chooser.add(form, self._caught_up(chooser.live, form, night))
+            chooser.add(f"interpolated {number + 1}")
+            chooser.add(f"distilled {number + 1}")
 
-    def _add(self, form: str, runner: Runner) -> None:
-        self.forms[form] = runner
-        self.chooser.add(form)
+    def _drop_old(self, number: int) -> None:
+        kept = {"online", _caught(number), _averaged(number)}
+        for chooser in self.choosers.values():
+            kept |= {
+                chooser.live,
+                chooser.live.replace("averaged", "catch-up"),
+            }  # a pair needs both
+        for forms in (self.lines, self.pairs):
+            for form in [form for form in forms if form not in kept]:
+                del forms[form]
+        for chooser in self.choosers.values():
+            for form in [form for form in chooser.leads if form not in kept]:
+                chooser.drop(form)
 
-    def _caught_up(self, form: str, night: Night) -> Lead:
-        """The lead of a catch-up on what serves, from what came since midnight."""
+    def _note_weight(self) -> None:
+        """The candidate's weight in the average, before another takes its place."""
+        if self._night >= 0:
+            self.weights.append(self.pairs[_averaged(self._night)].averages.weight)
+
+    def _caught_up(self, live: str, form: str, night: Night) -> Lead:
+        """The lead of a form on what serves, from what came since midnight."""
         lead = Lead()
         for place in range(night.steps, night.ready_steps):
-            lead.add(self._better(place)[form])
+            lead.add(self._better(place, live, [form])[form])
         return lead
 
-    def _interpolated(self, job: Job) -> LocalLine:
+    def _interpolated(self, job: Job, night: Night) -> LocalLine:
         online = job.ancestor.child(*self.online.line.export())
-        since = Since(uses=self._uses(job.night.steps, job.night.ready_steps))
+        since = Since(uses=self._uses(night.steps, night.ready_steps))
         merged = interpolate(online, job.tuned, job.ancestor, BLENDS, since)
         return LocalLine.loaded(
             self.track.learner, self.track.spec, (merged.arrays, dict(merged.meta))
@@ -251,80 +294,82 @@ class Arms:
             for table, own in found.items()
         }
 
-    def _lists(self, night: Night, line: LocalLine) -> None:
+    def _lists(self, number: int, line: LocalLine) -> None:
         """Scores all pairs of the day to come at once. An item published since midnight gets the mean."""
-        first = self.track.firsts[night.ready_steps]
+        nights, firsts = self.track.stream.nights, self.track.firsts
+        night, at = nights[number], 0
         for start in range(0, len(night.requests), _REQUESTS):
-            some = night.requests[start : start + _REQUESTS]
-            at = sum(len(r.items_NI) for r in night.requests[:start])
-            scored = line.score(lists_of(some))[:, 0]
+            scored = line.score(lists_of(night.requests[start : start + _REQUESTS]))[:, 0]
             self.lists[night.rows[at : at + len(scored)]] = scored
-        own = self.lists[first:]
-        own[np.isnan(own)] = np.nanmean(self.lists[night.rows]) if len(night.rows) else 0.5
+            at += len(scored)
+        until = firsts[nights[number + 1].ready_steps] if number + 1 < len(nights) else firsts[-1]
+        own = self.lists[firsts[night.ready_steps] : until]
+        own[np.isnan(own)] = np.mean(self.lists[night.rows]) if len(night.rows) else 0.5
 
     def _score(self, place: int) -> None:
-        there = (self.offline, self.warm) if self._night >= 0 else ()
-        for runner in (*self.forms.values(), *there):
+        for runner in (*self.lines.values(), *self._others):
             runner.score(place)
-        if self.student is not None:
-            self.student.score(place)
         first, stop = self.track.firsts[place : place + 2]
-        self.merged[first:stop] = self.forms[self.chooser.live].scores[first:stop]
-        self.two_lines[first:stop] = self.online.scores[first:stop]
-        if self._night >= 0:
-            caught = self.forms[_caught(self._night)]
-            self.two_lines[first:stop] = self.averages.average(
-                self.online.scores[first:stop], caught.scores[first:stop]
-            )
+        for pair in self.pairs.values():
+            pair.score(first, stop)
+        for arm, chooser in self.choosers.items():
+            self.scores[arm][first:stop] = self._form(chooser.live).scores[first:stop]
+        newest = _averaged(self._night) if self._night >= 0 else "online"
+        self.scores[TWO_LINES][first:stop] = self._form(newest).scores[first:stop]
 
     def _learn(self, place: int) -> None:
         lane, distiller = self.track.lanes[place], self.track.distiller
-        own = [r for r in self.forms.values() if r.line.learner is not distiller]
+        distilled = [r for r in self.lines.values() if r.line.learner is distiller]
+        own = [runner for runner in self.lines.values() if runner not in distilled]
         for runner in (*own, *([self.warm] if self._night >= 0 else [])):
             runner.learn(place)
-        for runner in self.forms.values():
-            if runner.line.learner is distiller:
-                told = self.online.told, self.forms[_caught(self._night)].told
-                average = self.averages.average(*told).astype(np.float32)
-                runner.learn(place, taught(lane, average))
+        for runner in distilled:
+            runner.learn(place, taught(lane, self.pairs[_averaged(self._night)].told))
         if self.student is not None:
             self.student.learn(place, taught(lane, self.online.told))
         self._judge(place)
 
+    @property
+    def _others(self) -> list[Runner]:
+        """Runners that are no forms of a merge; two of them begin with the first job."""
+        begun = [self.offline, self.warm] if self._night >= 0 else []
+        return [*begun, *([self.student] if self.student is not None else [])]
+
+    def _form(self, form: str) -> Runner | Pair:
+        return self.pairs[form] if form in self.pairs else self.lines[form]
+
     def _judge(self, place: int) -> None:
         """Labels of a step have come: which form was better, and by which weights."""
-        if self._night >= 0:
-            before, better = self.chooser.live, self._better(place)
-            live = self.chooser.update({form: better[form] for form in self.chooser.leads})
-            if live != before:
+        for arm, chooser in self.choosers.items():
+            before = chooser.live
+            live = chooser.update(self._better(place, before, list(chooser.leads)))
+            if live != before and arm == MERGED:
                 self.changes.append((self.track.stream.cuts[place].time_ms, live))
-            self._weigh(self.averages, place, self._night)
-        if _caught(self._night + 1) in self.forms:
-            self._weigh(self._next, place, self._night + 1)
+        for pair in self.pairs.values():
+            rows = self._rows(place, *pair.runners)
+            pair.weigh(rows, self.track.stream.labels[rows])
 
-    def _weigh(self, averages: Averages, place: int, night: int) -> None:
-        candidate = self.forms[_caught(night)]
-        rows = self._rows(place, candidate)
-        labels = self.track.stream.labels[rows]
-        averages.update(self.online.scores[rows], candidate.scores[rows], labels)
-
-    def _better(self, place: int) -> dict[str, float]:
-        """By how many nats each form was better on a step's examples than the one that serves."""
-        live = self.forms[self.chooser.live]
-        found = {}
-        for form, runner in self.forms.items():
-            rows = self._rows(place, runner, live)
+    def _better(self, place: int, live: str, forms: list[str]) -> dict[str, float]:
+        """By how many nats forms were better on a step's examples than the one that serves."""
+        serves, found = self._form(live), {}
+        for name in forms:
+            form = self._form(name)
+            rows = self._rows(place, form, serves)
             labels = self.track.stream.labels[rows]
-            lost = [losses(r.scores[rows], labels).sum() for r in (live, runner)]
-            found[form] = float(lost[0] - lost[1])
+            lost = [losses(one.scores[rows], labels).sum() for one in (serves, form)]
+            found[name] = float(lost[0] - lost[1])
         return found
 
-    def _rows(self, place: int, *runners: Runner) -> NDArray[np.int64]:
-        """The rows of a step's examples that some runners have scored."""
+    def _rows(self, place: int, *forms: Runner | Pair) -> NDArray[np.int64]:
+        """The rows of a step's examples that some forms have scored."""
         rows = self.track.stream.cuts[place].places
-        there = [np.isfinite(runner.scores[rows]) for runner in runners]
+        there = [np.isfinite(form.scores[rows]) for form in forms]
         found: NDArray[np.int64] = rows[np.all(there, axis=0)]
         return found
+
+
+def _averaged(night: int) -> str:
+    return f"averaged {night + 1}"
 
 
 def _caught(night: int) -> str:

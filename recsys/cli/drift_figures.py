@@ -26,7 +26,8 @@ COLORS: Final = {
     "online only": "#222",
     "warm start": "#b5443c",
     "merged": "#14679e",
-    "merged, two lines": "#6aa9d8",
+    "merged, one line": "#6aa9d8",
+    "merged, two lines": "#4fa37c",
     "student": "#7a5ea8",
 }
 
@@ -135,7 +136,7 @@ def plot(stories: Sequence[Mapping[str, Any]], title: str) -> str:
         f'<text x="{_LEFT}" y="20" font-size="14">{escape(title)}</text>',
     ]
     for number, arm in enumerate(a["arm"] for a in stories[0]["arms"]):
-        x = _LEFT + number * 140
+        x = _LEFT + number * 117
         parts.append(f'<path d="M{x} 37h18" stroke="{COLORS[arm]}" stroke-width="3"/>')
         parts.append(f'<text x="{x + 23}" y="41">{escape(arm)}</text>')
     for row, story in enumerate(stories):
