@@ -67,6 +67,11 @@ class World:
     their fields (``know``): tastes are hashes of (user, tag), so every tag is liked by somebody.
     """
 
+    drift, trend = (
+        _DRIFT,
+        0.3,
+    )  # how much of a taste turns: each person's own way, and for everybody
+
     def __init__(
         self,
         seed: int = 0,
@@ -174,13 +179,13 @@ class World:
         return (
             self.shared_taste(self._cluster(user_id), tag, time_ms)
             + _OWN * _normal(seed, "own", user_id, tag)
-            + _DRIFT * _turning(seed, time_ms, _DRIFT_MS, "drift", user_id, tag)
+            + self.drift * _turning(seed, time_ms, _DRIFT_MS, "drift", user_id, tag)
             + _MOOD * _normal(seed, "mood", user_id, tag, time_ms // _MOOD_MS)
         )
 
     def shared_taste(self, cluster: int, tag: str, time_ms: int) -> float:
         """The mean of the tastes of a cluster's people; their variance is OWN_VARIANCE."""
-        return 0.6 * _normal(self.seed, "cluster", cluster, tag) + 0.3 * _turning(
+        return 0.6 * _normal(self.seed, "cluster", cluster, tag) + self.trend * _turning(
             self.seed, time_ms, _TREND_MS, "trend", tag
         )
 

@@ -20,7 +20,8 @@ def learner(**more: object) -> Learner:
 
 
 def rows_of(lane: Lane) -> dict[str, np.ndarray]:
-    return {t.name: initial_rows(t, 0, lane.lookup.keys[t.name]) for t in tables_of(CONFIG.model)}
+    tables = {table.name: table for table in tables_of(CONFIG.model)}
+    return {name: initial_rows(tables[name], 0, keys) for name, keys in lane.lookup.keys.items()}
 
 
 def learned(its: Learner, lane: Lane, dense: np.ndarray | None = None) -> Learned:
@@ -50,6 +51,7 @@ def test_a_lane_learns_the_sum_of_its_examples() -> None:
             total[int(key)] = total.get(int(key), 0) + gradient
     for key, gradient in zip(*whole.gradients["features"], strict=True):
         np.testing.assert_allclose(gradient, total[int(key)], atol=1e-5)
+    assert set(whole.gradients) == {"features"}  # no rows for what nothing is learned of
 
 
 def test_descending_the_gradients_lowers_the_loss() -> None:

@@ -88,11 +88,15 @@ class Learner:
         return Lane(batch, self._lookup(batch), labels_BK, watch_ms_B, its)
 
     def _lookup(self, batch: Batch) -> Lookup:
-        """Which rows a batch learns: without a history, nothing is learned of users' and items' vectors."""
+        """Which rows a batch learns: where retrieval isn't, nothing is of users' and items' vectors."""
         lookup = lookup_of(batch)
-        if self.features.history_length:
+        if self._learns_retrieval:
             return lookup
         return replace(lookup, keys={"features": lookup.keys["features"]})
+
+    @property
+    def _learns_retrieval(self) -> bool:
+        return bool(self.features.history_length and self.model.config.retrieval_weight)
 
     def _batch(self, blocks: Sequence[FeatureBlock]) -> Batch:
         """One column of all blocks at a time: array by array, it takes five times as long."""
@@ -122,8 +126,8 @@ class Learner:
         logits_BL = self.model.rank(lane.batch, lane.lookup, leaves["features"]).cpu()
         wanted = targets(torch.from_numpy(lane.labels_BK), torch.from_numpy(lane.watch_ms_B))
         losses_BL = lane.told.losses(logits_BL, wanted)
-        total = (losses_BL * self._output_weights(lane)).sum()
-        if len(lane.batch) > 1 and self.features.history_length:
+        total = (self._descended(lane, logits_BL, losses_BL) * self._output_weights(lane)).sum()
+        if len(lane.batch) > 1 and self._learns_retrieval:
             total = total + self.model.config.retrieval_weight * self._retrieval(lane, leaves)
         total.backward()  # type: ignore[no-untyped-call]
         probabilities = torch.sigmoid(logits_BL.detach()).numpy()
@@ -141,6 +145,12 @@ class Learner:
             its = padded(rows["features"]).to(self._device)
             out: Floats = torch.sigmoid(self.model.rank(lane.batch, lane.lookup, its)).cpu().numpy()
         return out
+
+    def _descended(
+        self, lane: Lane, logits_BL: torch.Tensor, losses_BL: torch.Tensor
+    ) -> torch.Tensor:
+        """What is learned, for each output and before weights, where the labels' losses are these."""
+        return losses_BL
 
     def _output_weights(self, lane: Lane) -> torch.Tensor:
         """The first label counts fully, the others and watch time by the side weight."""

@@ -1,6 +1,6 @@
 """`recsys study freshness DATA|world`: what serving fresh weights is worth (docs/freshness.md).
 
-`recsys study quality` is in recsys/cli/study_quality.py, `recsys study coldstart` in study_coldstart.py.
+`recsys study quality` is in recsys/cli/study_quality.py, `coldstart` and `drift` in files named alike.
 """
 
 import json
@@ -19,6 +19,7 @@ from recsys.cli.replay_report import judged_from_ms, with_bar
 from recsys.cli.study_broken import broken
 from recsys.cli.study_coldstart import coldstart
 from recsys.cli.study_copies import SideBySide, Sync
+from recsys.cli.study_drift import drift
 from recsys.cli.study_figures import Judged, draw_aucs, figures, plot
 from recsys.cli.study_forgetting import forgetting
 from recsys.cli.study_promotion import promotion
@@ -48,6 +49,7 @@ study.command()(coldstart)
 study.command()(promotion)
 study.command()(broken)
 study.command()(forgetting)
+study.command()(drift)
 
 
 @study.callback()

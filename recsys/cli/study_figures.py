@@ -60,13 +60,16 @@ def figures(
             for k, name in enumerate(names)
         ],
         "pairs": [
-            _pair(names[a], names[b], mean_K[b] - mean_K[a], drawn_SK[:, b] - drawn_SK[:, a], level)
+            pair_of(names[a], names[b], mean_K[b] - mean_K[a], drawn_SK[:, b] - drawn_SK[:, a], level)
             for a, b in pairs
         ],
     }  # fmt: skip
 
 
-def _pair(a: str, b: str, difference: float, drawn_S: Floats, level: float) -> dict[str, Any]:
+def pair_of(
+    a: str, b: str, difference: float, drawn_S: Floats, level: float = 0.95
+) -> dict[str, Any]:
+    """What is said of b − a, whose draws are ``drawn_S``."""
     kept, tail = drawn_S[np.isfinite(drawn_S)], (1 - level) / 2
     low, high = np.quantile(kept, [tail, 1 - tail]) if kept.size else (0.0, 0.0)
     return {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from recsys.blueprint import FEED_SCHEMA
 from recsys.events import Event, Impression, Item, Served
-from recsys.hashing import uniform
+from recsys.hashing import Id, uniform
 from recsys.schema import Schema
 from recsys.world import World
 
@@ -90,6 +90,12 @@ class WorldLog:
         later = [event for event in events if event.time_ms > world.start_ms]
         return first + sorted(later, key=lambda event: event.time_ms)
 
+    def _shown(
+        self, world: World, catalogue: list[Item], request_id: str, ids: list[Id], now_ms: int
+    ) -> list[Id]:
+        """What a list of drawn items becomes before it is shown. ``catalogue``: what is there."""
+        return ids
+
     def _answered(
         self, world: World, catalogue: list[Item], request_id: str, user_id: str, now_ms: int
     ) -> list[Event]:
@@ -101,6 +107,7 @@ class WorldLog:
             for n, draw in enumerate(draws)
         ]
         ids = list(dict.fromkeys(catalogue[there - 1 - int(age)].item_id for age in ages))
+        ids = self._shown(world, catalogue[:there], request_id, ids, now_ms)
         done = world.react(user_id, ids, request_id, now_ms)
         seen = {str(e.item_id) for e in done if e.kind == "view"}
         served = [Served(item_id=item_id) for item_id in ids if str(item_id) in seen]

@@ -1,0 +1,190 @@
+"""Merging two parents: interpolation goes from one to the other, and what came or left since b counts."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.shard import Shard, ShardSpec
+from recsys.config import TableConfig
+from training.merge import (
+    Blend,
+    Blends,
+    NoCommonAncestor,
+    Parent,
+    Since,
+    common_ancestor,
+    identity,
+    interpolate,
+    standing_at,
+)
+
+TABLES = (
+    TableConfig("features", 3, 0.1, 0.01),
+    TableConfig("users", 2, 0.1, 0.0),
+)
+SPEC = ShardSpec(TABLES, lanes=1, dense_average=0.9)
+DENSE = np.linspace(-1, 1, 4, dtype=np.float32)
+Rows = dict[str, list[int]]
+
+
+def gradients(seed: int, rows: Rows, forget: Rows) -> LaneGradients:
+    draw = np.random.default_rng(seed)
+    tables = {}
+    for table in TABLES:
+        keys = np.array(rows.get(table.name, []), np.int64)
+        its = draw.normal(size=(len(keys), table.dim)).astype(np.float32)
+        tables[table.name] = RowGradients(keys, its, np.ones(len(keys), np.int32))
+    gone = {name: np.array(keys, np.int64) for name, keys in forget.items() if keys}
+    return LaneGradients(0, tables, draw.normal(size=4).astype(np.float32), {}, gone)
+
+
+def learn(shard: Shard, seed: int, rows: list[int], forget: Sequence[int] = ()) -> Shard:
+    step = shard.applied + 1
+    shard.learn(step, step * 1000, [gradients(seed, {"features": rows, "users": rows[:2]},
+                                              {"features": list(forget)})])  # fmt: skip
+    return shard
+
+
+def shard_of(parent: Parent) -> Shard:
+    shard = Shard(SPEC, DENSE)
+    shard.load([parent.arrays], parent.meta)
+    return shard
+
+
+def family(
+    old: list[int],
+    online: list[int],
+    offline: list[int],
+    gone: Sequence[int] = (),
+    seed: int = 0,
+) -> tuple[Parent, Parent, Parent]:
+    """Online, offline and their ancestor. ``gone``: rows that left online."""
+    ancestor = Parent(*learn(Shard(SPEC, DENSE), seed, old).export())
+    one = learn(learn(shard_of(ancestor), seed + 1, online), seed + 2, online[:1], gone)
+    other = learn(shard_of(ancestor), seed + 3, offline)
+    return ancestor.child(*one.export()), ancestor.child(*other.export()), ancestor
+
+
+def rows(parent: Parent, table: str = "features") -> dict[int, tuple[bytes, bytes]]:
+    columns = [parent.arrays[f"table/{table}/{name}"] for name in ("keys", "values", "accumulator")]
+    return {int(k): (v.tobytes(), a.tobytes()) for k, v, a in zip(*columns, strict=True)}
+
+
+keys = st.lists(st.integers(1, 12), max_size=8, unique=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(keys, keys, keys, keys, st.integers(0, 5))
+def test_at_its_ends_it_is_a_parent_bit_for_bit(
+    old: list[int], on: list[int], off: list[int], gone: list[int], seed: int
+) -> None:
+    online, offline, ancestor = family(old, on, off, gone, seed)
+    for share, parent in ((1.0, online), (0.0, offline)):
+        merged = interpolate(online, offline, ancestor, Blends.all(share))
+        for table in ("features", "users"):
+            its, both = (
+                rows(merged, table),
+                rows(online, table).keys() & rows(offline, table).keys(),
+            )
+            assert {k: its[k] for k in both} == {k: rows(parent, table)[k] for k in both}
+        for name in ("values", "averaged", "m", "v", "t"):
+            dense = merged.arrays[f"dense/{name}"], parent.arrays[f"dense/{name}"]
+            assert dense[0].tobytes() == dense[1].tobytes() and dense[0].dtype == dense[1].dtype
+
+
+@settings(max_examples=60, deadline=None)
+@given(keys, keys, keys, keys, st.floats(0, 1))
+def test_what_came_since_stays_and_what_left_stays_away(
+    old: list[int], on: list[int], off: list[int], gone: list[int], share: float
+) -> None:
+    online, offline, ancestor = family(old, on, off, gone)
+    merged = interpolate(online, offline, ancestor, Blends.all(share))
+    here, there, before = rows(online), rows(offline), rows(ancestor)
+    found = rows(merged)
+    assert found.keys() == here.keys() | (there.keys() - before.keys())
+    assert not found.keys() & (before.keys() - here.keys())
+    for key in here.keys() - there.keys():
+        assert found[key] == here[key]
+    for key in found.keys() - here.keys():
+        assert found[key] == there[key]
+
+
+@settings(max_examples=25, deadline=None)
+@given(keys, keys, keys, st.floats(0, 1))
+def test_a_merged_line_learns_on(on: list[int], off: list[int], more: list[int], w: float) -> None:
+    online, offline, ancestor = family([1, 2, 3], on, off)
+    merged = interpolate(online, offline, ancestor, Blends.all(w))
+    shard = shard_of(merged)
+    assert (shard.applied, shard.digest()) == (online.meta["step"], shard_of(merged).digest())
+    assert identity(shard.export()[0]) == identity(merged.arrays)
+    learn(shard, 9, more)
+    assert shard.applied == online.meta["step"] + 1
+    assert all(np.isfinite(a).all() for a in shard.export()[0].values() if a.dtype == np.float32)
+
+
+def test_in_between_it_is_in_between_by_how_often_a_row_was_used() -> None:
+    online, offline, ancestor = family([1, 2], [1, 2], [1, 2])
+    blends = Blends(Blend(rare=0.0, frequent=1.0, half=10.0), 0.5)
+    since = Since(uses={"features": (np.array([2]), np.array([30]))})
+    merged = interpolate(online, offline, ancestor, blends, since)
+
+    def row(parent: Parent, key: int) -> Any:
+        at = list(parent.arrays["table/features/keys"]).index(key)
+        return parent.arrays["table/features/values"][at].astype(np.float64)
+
+    assert np.array_equal(row(merged, 1), row(offline, 1))
+    assert np.allclose(row(merged, 2), 0.25 * row(offline, 2) + 0.75 * row(online, 2), atol=1e-6)
+    middle = (online.arrays["dense/values"] + offline.arrays["dense/values"]) / 2
+    assert np.allclose(merged.arrays["dense/values"], middle, atol=1e-6)
+    own = Blends(tables={"features": Blend(1.0, 1.0)})
+    assert row(interpolate(online, offline, ancestor, own), 1).tolist() == row(online, 1).tolist()
+
+
+def test_a_row_that_came_and_left_since_stays_away_and_one_used_since_stays() -> None:
+    online, offline, ancestor = family([1, 2], [1], [1, 7])
+    assert 7 in rows(interpolate(online, offline, ancestor, Blends()))
+    since = Since(removed={"features": np.array([7])})
+    assert 7 not in rows(interpolate(online, offline, ancestor, Blends(), since))
+    job = learn(shard_of(ancestor), 5, [1], [1, 2])  # both left offline; 1 was used online since
+    merged = interpolate(online, ancestor.child(*job.export()), ancestor, Blends())
+    assert set(rows(merged)) == {1} and rows(merged)[1] == rows(online)[1]
+
+
+def test_without_a_common_ancestor_it_is_refused() -> None:
+    online, offline, ancestor = family([1], [1], [2])
+    stranger = Parent(offline.arrays, offline.meta)
+    with pytest.raises(NoCommonAncestor, match="start the offline job from a snapshot"):
+        interpolate(online, stranger, ancestor, Blends())
+    with pytest.raises(NoCommonAncestor, match="isn't a snapshot that both"):
+        interpolate(online, offline, online, Blends())
+    assert common_ancestor(online, offline) == identity(ancestor.arrays)
+    newer = online.child(offline.arrays, offline.meta)
+    assert common_ancestor(newer.child(online.arrays, {}), newer) == identity(online.arrays)
+
+
+def test_another_model_and_wrong_shares_are_refused() -> None:
+    online, offline, ancestor = family([1], [1], [2])
+    wide = dict(offline.arrays) | {"table/users/values": np.zeros((1, 9), np.float32)}
+    with pytest.raises(ValueError, match="train the candidate with the configuration"):
+        interpolate(online, replace(offline, arrays=wide), ancestor, Blends())
+    for wrong in ({"rare": 1.5}, {"frequent": -0.1}, {"half": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Blend(**wrong)
+    with pytest.raises(ValueError, match="dense is 2"):
+        Blends(dense=2.0)
+
+
+def test_an_identity_knows_no_order_and_a_candidate_stands_where_the_line_stood() -> None:
+    online, offline, _ = family([1, 2, 3], [4], [5])
+    turned = dict(online.arrays)
+    for name in ("keys", "values", "accumulator", "used_ms"):
+        turned[f"table/features/{name}"] = turned[f"table/features/{name}"][::-1]
+    assert identity(turned) == identity(online.arrays) != identity(offline.arrays)
+    arrays, meta = standing_at(shard_of(offline).export(), 40)
+    assert meta["step"] == 40 and not any(name.startswith("held/") for name in arrays)
