@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
-from experiments.comparison import Compared
+from experiments.comparison import Compared, Comparison
 from experiments.significance import Estimate
 from recsys.promotion_config import PromotionConfig
 
@@ -69,6 +69,12 @@ class Rollback:
 
 
 Decision = Promote | Hold | Rollback
+
+
+def comparison(rules: PromotionConfig) -> Comparison:
+    """What a candidate is compared by. There are two of them, since it was proposed and lately, so each takes
+    half of alpha."""
+    return Comparison(rules.alpha / 2, 2.0 * rules.least_examples, rules.block_examples)
 
 
 def judge(evidence: Evidence, rules: PromotionConfig) -> Decision:

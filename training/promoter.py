@@ -17,7 +17,7 @@ from experiments import gates
 from experiments.comparison import Compared, Comparison, Paired
 from experiments.lifecycle import CANARY, TAKING_OVER, Lifecycle, Standing
 from experiments.promotion import Decision as Judged
-from experiments.promotion import Evidence, Hold, Promote, Rollback, judge
+from experiments.promotion import Evidence, Hold, Promote, Rollback, comparison, judge
 from experiments.served import ServedRates
 from parameter_server import snapshots
 from recsys.config import Config
@@ -113,7 +113,7 @@ class Promoter:
         """A candidate is at another stage: from now on it is judged by that alone, too."""
         case = self.cases[said.line]
         if said.said == "promote":
-            case.recent, case.recent_scores = self._comparison(), gates.Scores()
+            case.recent, case.recent_scores = comparison(self._rules), gates.Scores()
         elif said.final or said.said == "rollback":
             case.ended = case.compared  # the numbers stay, what they were made of goes
             case.comparison = case.recent = None
@@ -121,12 +121,8 @@ class Promoter:
     def _anew(self, case: Case) -> Case:
         return case if case.ended else replace(self._case(), refused=case.refused)
 
-    def _comparison(self) -> Comparison:
-        rules = self._rules
-        return Comparison(rules.alpha / 2, 2.0 * rules.least_examples, rules.block_examples)
-
     def _case(self) -> Case:
-        return Case(self._comparison(), self._comparison())
+        return Case(comparison(self._rules), comparison(self._rules))
 
     @property
     def _epoch(self) -> int:
@@ -173,12 +169,12 @@ class Promoter:
         for scores in (case.scores, case.recent_scores):
             scores.add(pairs.live_N, pairs.candidate_N, pairs.labels_N)
         if case.recent.examples > _LATELY * self._rules.least_examples:
-            case.recent, case.recent_scores = self._comparison(), gates.Scores()
+            case.recent, case.recent_scores = comparison(self._rules), gates.Scores()
         hits, users = np.frombuffer(said.hits, np.uint8), np.frombuffer(said.hit_users, np.int64)
-        for comparison in (case.comparison, case.recent):
-            comparison.add(finite(pairs))
+        for its in (case.comparison, case.recent):
+            its.add(finite(pairs))
             if len(hits):
-                comparison.add_hits(users, (hits & 1) > 0, (hits & 2) > 0)
+                its.add_hits(users, (hits & 1) > 0, (hits & 2) > 0)
 
     def _read_shown(self) -> None:
         """What viewers do with the canary's lists and with live's, from its first on."""

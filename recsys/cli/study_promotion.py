@@ -17,14 +17,16 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from experiments.comparison import Comparison, Paired, log_losses
-from experiments.promotion import SHADOW, Evidence, Hold, Promote, judge
+from experiments.comparison import Paired, log_losses
+from experiments.promotion import SHADOW, Evidence, Hold, Promote, comparison, judge
 from recsys.metrics import auc
 from recsys.promotion_config import PromotionConfig
 
 Floats = NDArray[np.float64]
 STEP: Final = 128  # examples of a step that are scored
 LIST: Final = 8  # of one user in a row
+POOL: Final = 100  # that live draws a list from
+_TEMPERATURE: Final = 0.03
 _MEAN, _SPREAD = -0.6, 1.3  # of true logits
 _OF_USER: Final = 0.3  # the share of a model's noise variance that stays with a user
 _SHARED: Final = 0.8  # the correlation of two models' noise
@@ -34,39 +36,55 @@ _LARGE: Final = 400_000
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models by the standard deviations of their noise."""
+    """Two models by the standard deviations of their noise. ``sure``: both take what they see for the truth,
+    and so are too sure of it."""
 
     live: float
     candidate: float
+    sure: bool = False
 
 
-def predicted(seen_N: Floats, noise: float) -> Floats:
+def predicted(seen_N: Floats, noise: float, sure: bool = False) -> Floats:
     """The probability by a logit seen through noise: calibrated (MacKay 1992, equation for the moderated
-    output)."""
+    output), or too sure."""
+    if sure:
+        out: Floats = 1 / (1 + np.exp(-seen_N))
+        return out
     kept = _SPREAD**2 / (_SPREAD**2 + noise**2)
     mean_N, variance = _MEAN + kept * (seen_N - _MEAN), kept * noise**2
-    out: Floats = 1 / (1 + np.exp(-mean_N / np.sqrt(1 + pi * variance / 8)))
-    return out
+    calibrated: Floats = 1 / (1 + np.exp(-mean_N / np.sqrt(1 + pi * variance / 8)))
+    return calibrated
 
 
 class Stream:
-    """Examples of a pair of models, step by step."""
+    """Examples of a pair of models, step by step. ``chosen``: live draws each list from a pool of ``POOL``,
+    as it does where it serves; else they are anybody's."""
 
-    def __init__(self, pair: Pair, seed: int, users: int = _USERS) -> None:
-        self._pair, self._draw = pair, np.random.default_rng(seed)
+    def __init__(self, pair: Pair, seed: int, users: int = _USERS, chosen: bool = False) -> None:
+        self._pair, self._draw, self._chosen = pair, np.random.default_rng(seed), chosen
         self._users_2U = _correlated(self._draw, users)
 
     def step(self, size: int = STEP) -> Paired:
-        draw = self._draw
-        users = draw.integers(0, self._users_2U.shape[1], -(-size // LIST)).repeat(LIST)[:size]
-        true_N = draw.normal(_MEAN, _SPREAD, size)
+        draw, pair, lists = self._draw, self._pair, -(-size // LIST)
+        pool = POOL if self._chosen else LIST
+        users = draw.integers(0, self._users_2U.shape[1], lists).repeat(pool)
+        true_N = draw.normal(_MEAN, _SPREAD, lists * pool)
         noise_2N = np.sqrt(_OF_USER) * self._users_2U[:, users] + np.sqrt(
             1 - _OF_USER
-        ) * _correlated(draw, size)
-        labels = (draw.random(size) < 1 / (1 + np.exp(-true_N))).astype(np.float64)
-        live = predicted(true_N + self._pair.live * noise_2N[0], self._pair.live)
-        candidate = predicted(true_N + self._pair.candidate * noise_2N[1], self._pair.candidate)
-        return Paired(users, live, candidate, labels)
+        ) * _correlated(draw, lists * pool)
+        live = predicted(true_N + pair.live * noise_2N[0], pair.live, pair.sure)
+        candidate = predicted(true_N + pair.candidate * noise_2N[1], pair.candidate, pair.sure)
+        labels = (draw.random(lists * pool) < 1 / (1 + np.exp(-true_N))).astype(np.float64)
+        kept = self._kept(live, lists, pool)[:size]
+        return Paired(users[kept], live[kept], candidate[kept], labels[kept])
+
+    def _kept(self, live_N: Floats, lists: int, pool: int) -> NDArray[np.int64]:
+        """The places of those that are shown: drawn without replacement by softmax (Gumbel's trick)."""
+        if pool == LIST:
+            return np.arange(lists * pool)
+        keys = live_N / _TEMPERATURE + self._draw.gumbel(size=len(live_N))
+        best = np.argsort(-keys.reshape(lists, pool), axis=1)[:, :LIST]
+        return (best + pool * np.arange(lists)[:, None]).ravel()
 
 
 def _correlated(draw: np.random.Generator, size: int) -> Floats:
@@ -97,17 +115,15 @@ class Ended:
     examples: int
 
 
-def run_once(pair: Pair, seed: int, rules: PromotionConfig, most: int) -> Ended:
+def run_once(
+    pair: Pair, seed: int, rules: PromotionConfig, most: int, chosen: bool = False
+) -> Ended:
     """One candidate in shadow, judged at every step, for ``most`` examples."""
-    stream, comparison, seen = (
-        Stream(pair, seed),
-        Comparison(rules.alpha, 2.0 * rules.least_examples, rules.block_examples),
-        0,
-    )
+    stream, compared, seen = Stream(pair, seed, chosen=chosen), comparison(rules), 0
     while seen < most:
-        comparison.add(stream.step())
+        compared.add(stream.step())
         seen += STEP
-        said = judge(Evidence(SHADOW, comparison.result()), rules)
+        said = judge(Evidence(SHADOW, compared.result()), rules)
         if isinstance(said, Promote):
             return Ended("promoted", seen)
         if isinstance(said, Hold) and said.final:
@@ -125,13 +141,22 @@ def fixed_horizon(pair: Pair, alpha: float = 0.05, power: float = 0.8) -> int:
     return int(LIST * z**2 * per_list.var() / per_list.mean() ** 2)
 
 
-def measure(runs: int, most: int, base: float, step: float) -> dict[str, Any]:
+def measure(
+    runs: int, most: int, base: float, step: float, chosen: bool = False, sure: bool = False
+) -> dict[str, Any]:
     """Candidates as good as live, ``step`` of AUC worse, and as much better; ``runs`` of each."""
     rules, live, began = PromotionConfig(), noise_for(base), time.monotonic()
-    found: dict[str, Any] = {"study": "promotion", "runs": runs, "most_examples": most, "auc": base}
+    found: dict[str, Any] = {
+        "study": "promotion",
+        "runs": runs,
+        "most_examples": most,
+        "auc": base,
+        "chosen": chosen,
+        "sure": sure,
+    }
     for name, gain in (("equal", 0.0), ("worse", -step), ("better", step)):
-        pair = Pair(live, noise_for(base + gain))
-        ended = [run_once(pair, seed, rules, most) for seed in range(runs)]
+        pair = Pair(live, noise_for(base + gain), sure)
+        ended = [run_once(pair, seed, rules, most, chosen) for seed in range(runs)]
         at = [one.examples for one in ended if one.how == "promoted"]
         found[name] = {
             "auc_gain": gain,
@@ -147,12 +172,18 @@ def promotion(
     most: Annotated[int, typer.Option(help="Examples in a run, at the most.")] = 40_000,
     auc_live: Annotated[float, typer.Option("--auc", help="Of the live model.")] = 0.75,
     step: Annotated[float, typer.Option(help="How much AUC the others differ by.")] = 0.01,
+    chosen: Annotated[
+        bool, typer.Option("--chosen", help="Live chooses what is shown, as where it serves.")
+    ] = False,
+    sure: Annotated[
+        bool, typer.Option("--sure", help="Both models take what they see for the truth.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here.")
     ] = None,
 ) -> None:
     """How often a candidate is promoted that is no better, and how soon one that is."""
-    found = measure(runs, most, auc_live, step)
+    found = measure(runs, most, auc_live, step, chosen, sure)
     for name in ("equal", "worse", "better"):
         its = found[name]
         typer.echo(
