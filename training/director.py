@@ -7,9 +7,11 @@ tell as well (training/drift_watch.py).
 """
 
 import logging
-from collections.abc import Callable, Mapping, Set
+import threading
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -64,9 +66,11 @@ class Director:
         config: Config,
         clock: Callable[[], int],
         experiments: Mapping[str, str] | None = None,
+        open_again: Callable[[], Log] | None = None,
     ) -> None:
         """``experiments``: YAML texts by file name; what can't be read is refused before anyone is told.
-        None: whoever has told of some is not contradicted."""
+        None: whoever has told of some is not contradicted. ``open_again``: another way to the same log, for
+        what takes long."""
         self._log, self._clock = log, clock
         self._configs = None if experiments is None else dict(experiments)
         features = feature_set(config)
@@ -77,6 +81,7 @@ class Director:
         self._unsaid: list[Control] = []  # of drift, not appended yet
         self._state = Path(config.state)
         self._folder = self._state / "snapshots"
+        self._open, self._lister = open_again, cast("threading.Thread | None", None)
         self._to_list: list[tuple[int, str, int]] = []  # when; line/epoch; since when it answered
         self._kept = config.step.snapshots_kept
         self._offset = log.begin(CONTROL, 0)
@@ -134,15 +139,22 @@ class Director:
                 self._to_list.append((due_ms, f"{its.line}/0", its.candidate.time_ms))
 
     def _list(self) -> None:
-        """Lists what was left, once the last answers of it are on the log; each once."""
-        while self._to_list and self._to_list[0][0] <= self._clock():
-            _, served_by, since_ms = self._to_list[0]
-            if not affected.file_of(self._state, served_by).exists():
-                lives = self.promoter.lifecycle.lives
-                affected.write(
-                    self._state, affected.affected(self._log, served_by, since_ms, lives)
-                )
-            self._to_list.pop(0)
+        """Lists what was left, once the last answers of it are on the log; each once. That takes as long as
+        the line had answered, so it is done beside, where the log can be opened again."""
+        if not self._to_list or self._to_list[0][0] > self._clock():
+            return
+        if self._lister is not None and self._lister.is_alive():
+            return
+        _, served_by, since_ms = self._to_list.pop(0)
+        if affected.file_of(self._state, served_by).exists():
+            return
+        lives = list(self.promoter.lifecycle.lives)
+        work = partial(_write_list, self._open or (lambda: self._log), self._state, lives)
+        if self._open is None:
+            work(served_by, since_ms)
+            return
+        self._lister = threading.Thread(target=work, args=(served_by, since_ms), daemon=True)
+        self._lister.start()
 
     def _publish_experiments(self) -> int:
         """Tells everyone of the experiments, once for each change of their files."""
@@ -242,6 +254,16 @@ def ends_before(
     return ends
 
 
+def _write_list(
+    open_: Callable[[], Log], state: Path, lives: Sequence[Live], served_by: str, since_ms: int
+) -> None:
+    log = open_()
+    try:
+        affected.write(state, affected.affected(log, served_by, since_ms, lives))
+    except (LogLost, LogUnavailable, OSError) as error:
+        _LOG.error("whom %s answered isn't listed: %s", served_by, error)
+
+
 def experiment_texts(folder: Path = CONFIGS) -> dict[str, str]:
     """The experiments that stand beside the code, as they are."""
     return {file.name: file.read_text("utf-8") for file in sorted(folder.glob("*.yaml"))}
@@ -250,7 +272,7 @@ def experiment_texts(folder: Path = CONFIGS) -> dict[str, str]:
 def run(config: Config, stop: Stop) -> None:
     """The part: directs until asked to stop."""
     log = open_log(config)
-    director = Director(log, config, wall_ms, experiment_texts())
+    director = Director(log, config, wall_ms, experiment_texts(), lambda: open_log(config))
     beat = stop.heartbeat
     while not stop.is_set():
         try:
