@@ -37,6 +37,7 @@ class Paired:
     candidate_N: Floats
     labels_N: Floats
     segments: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    weights_N: Floats | None = None  # of losses, where some stand for others; None: 1 each
 
     def __post_init__(self) -> None:
         sizes = {len(self.users_N), len(self.live_N), len(self.candidate_N), len(self.labels_N)}
@@ -91,16 +92,13 @@ class Comparison:
             log_losses(pairs.candidate_N, pairs.labels_N),
         )
         gained = live - candidate
-        self._loss.add(pairs.users_N, gained)
+        weights = np.ones(len(pairs)) if pairs.weights_N is None else pairs.weights_N
+        self._loss.add(pairs.users_N, gained, weights)
         for name, mask in pairs.segments.items():
             if mask.any() and self._segment(name) is not None:
-                self._segments[name].add(pairs.users_N[mask], gained[mask])
-        self._totals += (
-            live.sum(),
-            pairs.live_N.sum(),
-            pairs.candidate_N.sum(),
-            pairs.labels_N.sum(),
-        )
+                self._segments[name].add(pairs.users_N[mask], gained[mask], weights[mask])
+        sums = np.stack([live, pairs.live_N, pairs.candidate_N, pairs.labels_N])
+        self._totals += sums @ weights
         if len(self._users) < 100_000:
             self._users.update(pairs.users_N.tolist())
         self._waiting.append(pairs)

@@ -282,6 +282,9 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     labels: bytes = b""  # uint8
     segments: bytes = b""
     names: list[str] = []
+    weights: bytes = (
+        b""  # float32: of those that stand for others, which weren't kept; empty: 1 each
+    )
     # Now and then: whether engaged items were among the best 300 of live (1) and of the candidate (2), of
     # whose (int64), uint8; and what it costs and would pick.
     hits: bytes = b""

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -66,3 +68,19 @@ def test_losses_stay_finite_at_0_and_1() -> None:
 def test_arrays_of_other_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match=r"arrays have \[1, 2\] examples"):
         Paired(np.zeros(2, np.int64), np.zeros(2), np.zeros(1), np.zeros(2))
+
+
+def test_one_that_stands_for_four_counts_four_times() -> None:
+    stream, once, often = Stream(Pair(1.0, 0.4), 5, users=500), Comparison(), Comparison()
+    for _ in range(20):
+        pairs = stream.step()
+        four = np.where(pairs.labels_N > 0, 1.0, 4.0)
+        once.add(replace(pairs, weights_N=four))
+        at = np.repeat(np.arange(len(pairs)), four.astype(int))
+        often.add(
+            Paired(pairs.users_N[at], pairs.live_N[at], pairs.candidate_N[at], pairs.labels_N[at])
+        )
+    ours, theirs = once.result(), often.result()
+    assert ours.loss.mean == pytest.approx(theirs.loss.mean)
+    assert (ours.loss.low, ours.loss.high) == pytest.approx((theirs.loss.low, theirs.loss.high))
+    assert ours.candidate_calibration == pytest.approx(theirs.candidate_calibration)

@@ -346,6 +346,7 @@ def pairs_of(said: Scores) -> Paired:
         np.frombuffer(said.candidate, np.float32).astype(np.float64),
         np.frombuffer(said.labels, np.uint8).astype(np.float64),
         {name: (bits >> n & 1).astype(np.bool_) for n, name in enumerate(said.names)},
+        np.frombuffer(said.weights, np.float32).astype(np.float64) if said.weights else None,
     )
 
 
@@ -360,6 +361,7 @@ def finite(pairs: Paired) -> Paired:
         pairs.candidate_N[fine],
         pairs.labels_N[fine],
         {name: mask[fine] for name, mask in pairs.segments.items()},
+        None if pairs.weights_N is None else pairs.weights_N[fine],
     )
 
 

@@ -127,9 +127,10 @@ class Shadow:
             users=np.array([key_of("user", e.user_id) for e in shown], np.int64).tobytes(),
             live=np.array([_first(e.predicted) for e in shown], np.float32).tobytes(),
             candidate=candidate_B.astype(np.float32).tobytes(),
-            labels=np.array([e.labels[0] for e in shown], np.uint8).tobytes(),
+            labels=np.array([round(e.labels[0]) for e in shown], np.uint8).tobytes(),
             segments=segments_B.tobytes(),
             names=names,
+            weights=_weights(shown),
         )
 
     def _counts(self, example: Shown) -> bool:
@@ -176,3 +177,9 @@ def segments_of(shown: Sequence[Any]) -> tuple[list[str], NDArray[np.int64]]:
 def _first(predicted: bytes) -> float:
     """The first label's probability."""
     return float(np.frombuffer(predicted, np.float32, 1)[0])
+
+
+def _weights(shown: Sequence[Shown]) -> bytes:
+    """A negative stands for those that sampling left out (training/sampling.py)."""
+    weights = [1.0 if any(e.labels) or e.sampled_out else 1.0 / e.kept for e in shown]
+    return np.array(weights, np.float32).tobytes() if any(w != 1.0 for w in weights) else b""
