@@ -7,6 +7,7 @@ group, the first, while the other process goes through the rest.
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # before those who read the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     live = [item for item in items if item.get_closest_marker("services")]
     for item in live:
