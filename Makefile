@@ -25,7 +25,7 @@ test-fast: .venv/.stamp-dev ## The pure tests: about a minute, no process starte
 	$(BIN)/pytest -q $(ARGS)
 
 test: .venv/.stamp-dev ## All tests, with a real broker, Valkey, Ray and a browser
-	$(BIN)/pytest -q -m "" -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -q -m "" $(ARGS)
 
 check: .venv/.stamp-dev ## Lint, format, types
 	$(BIN)/ruff check .
