@@ -132,9 +132,9 @@ def test_the_figures_say_which_arm_is_better_and_what_is_shown() -> None:
 def test_the_picture_has_two_panels_for_each_story() -> None:
     story = made({}) | {"story": "a & b", "from_h": 30.0, "window_h": 6.0, "ready_h": [30.0, 36.0]}
     root = ET.fromstring(plot([story, story], "A < B"))
-    tags = [element.tag.rpartition("}")[2] for element in root]
+    tags = [element.tag.rpartition("}")[2] for element in root.iter()]
     assert tags.count("polyline") == 2 * (2 * len(ARMS) - 1)
-    assert {"A < B", "a & b: AUC", "merged"} <= {element.text for element in root}
+    assert {"A < B", "a & b: AUC", "merged"} <= {element.text for element in root.iter()}
 
 
 @pytest.mark.slow

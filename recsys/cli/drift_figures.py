@@ -19,7 +19,8 @@ from recsys.metrics import auc, log_loss
 
 MARGIN: Final = 0.0005  # of AUC, that merged may lie below the better of its parents
 STUDENT: Final = "student"  # of the online line
-PARENTS: Final = ("offline nightly", "online only")
+FAR: Final = "offline nightly"  # it may leave the picture of differences
+PARENTS: Final = (FAR, "online only")
 COLORS: Final = {
     "nightly lists": "#999",
     "offline nightly": "#e39a2d",
@@ -134,9 +135,10 @@ def plot(stories: Sequence[Mapping[str, Any]], title: str) -> str:
         'font-family="sans-serif" font-size="11">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
         f'<text x="{_LEFT}" y="20" font-size="14">{escape(title)}</text>',
+        f'<clipPath id="panel"><rect width="{_WIDE}" height="{_TALL}"/></clipPath>',
     ]
     for number, arm in enumerate(a["arm"] for a in stories[0]["arms"]):
-        x = _LEFT + number * 117
+        x = _LEFT + number * 121
         parts.append(f'<path d="M{x} 37h18" stroke="{COLORS[arm]}" stroke-width="3"/>')
         parts.append(f'<text x="{x + 23}" y="41">{escape(arm)}</text>')
     for row, story in enumerate(stories):
@@ -159,33 +161,34 @@ def _panel(
     story: Mapping[str, Any],
     form: str,
 ) -> list[str]:
-    values = np.concatenate(list(curves.values()))
+    """Curves in a frame. One that is far off at times may leave it: the others must be told apart."""
+    near = {arm: its for arm, its in curves.items() if arm != FAR or "nightly lists" in curves}
+    values = np.concatenate(list(near.values()))
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    space = max(high - low, 1e-4) * 0.05
+    space = max(high - low, 1e-4) * 0.1
     low, high = low - space, high + space
     count, start, step = len(next(iter(curves.values()))), story["from_h"], story["window_h"]
 
     def at(place: float, value: float) -> tuple[float, float]:
-        x = left + _WIDE * place / count
-        return round(x, 1), round(top + _TALL * (high - value) / (high - low), 1)
+        return round(_WIDE * place / count, 1), round(_TALL * (high - value) / (high - low), 1)
 
     parts = [f'<text x="{left}" y="{top - 8}" font-weight="bold">{escape(title)}</text>']
+    parts.append(f'<g transform="translate({left} {top})">')
     for line in range(4):
         value = low + (high - low) * line / 3
         y = at(0, value)[1]
-        parts.append(f'<path d="M{left} {y}h{_WIDE}" stroke="#ddd"/>')
-        parts.append(
-            f'<text x="{left - 5}" y="{y + 4}" text-anchor="end">{form.format(value)}</text>'
-        )
+        parts.append(f'<path d="M0 {y}h{_WIDE}" stroke="#ddd"/>')
+        parts.append(f'<text x="-5" y="{y + 4}" text-anchor="end">{form.format(value)}</text>')
     for number, time_h in enumerate(story["ready_h"]):
         x = at((time_h - start) / step, low)[0]
-        parts.append(f'<path d="M{x} {top}v{_TALL}" stroke="#bbb" stroke-dasharray="3 3"/>')
-        parts.append(f'<text x="{x + 3}" y="{top + _TALL + 13}">job {number + 1}</text>')
+        parts.append(f'<path d="M{x} 0v{_TALL}" stroke="#bbb" stroke-dasharray="3 3"/>')
+        parts.append(f'<text x="{x + 3}" y="{_TALL + 13}">job {number + 1}</text>')
     for arm, its in curves.items():
         points = " ".join(
             "{},{}".format(*at(n + 0.5, value)) for n, value in enumerate(its) if np.isfinite(value)
         )
         parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{COLORS[arm]}" stroke-width="1.6"/>'
+            f'<polyline points="{points}" fill="none" stroke="{COLORS[arm]}" stroke-width="1.6" '
+            'clip-path="url(#panel)"/>'
         )
-    return parts
+    return [*parts, "</g>"]
