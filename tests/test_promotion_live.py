@@ -22,6 +22,7 @@ from recsys.promotion_config import PromotionConfig
 from recsys.records import CONTROL, SCORES, STEPS, Decision, Live, Scores, Step, pack
 from tests.live_system import LiveSystem, Traffic
 from tests.test_promotion_loop import never_back
+from training.affected import file_of
 from training.control import ControlReader
 from training.line import MAIN, spec_of
 from training.registry import Provenance, Registry, plain_config
@@ -93,7 +94,8 @@ def test_a_candidate_goes_live_and_back_under_traffic(tmp_path: Path) -> None:
         )
 
         asked_s, before = time.monotonic(), len(asker.stamps)
-        rollback(reason="a test", state=system.state)
+        asking = threading.Thread(target=rollback, args=("", "a test", system.state))
+        asking.start()  # it stays until whom it answered is listed
         until(lambda: answering(asker)[:2] == (MAIN, 2), 60, "what is left answers no more")
         seen_s = time.monotonic() - asked_s
         since = [its[:2] for its in asker.stamps[before:]]
@@ -104,6 +106,8 @@ def test_a_candidate_goes_live_and_back_under_traffic(tmp_path: Path) -> None:
             "the third epoch learns, and is served",
         )
 
+        asking.join(60)
+        assert file_of(system.state, "main/1").exists()
         asker.stop()
         traffic.stop()
         print(f"rolled back in {seen_s:.2f} s, {len(asker.stamps)} answers")
