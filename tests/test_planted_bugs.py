@@ -219,7 +219,7 @@ def rows_that_left_come_back_with_an_increment(patch: Patch) -> None:
     patch.setattr(increments, "difference", difference)
 
 
-@bug(AGAIN, DIGEST, "who comes back is new")
+@bug(AGAIN, DIGEST, AS_PUBLISHED, "who comes back is new")
 def optimizer_state_left_out_of_the_snapshot(patch: Patch) -> None:
     real = Shard.export
 
@@ -237,7 +237,7 @@ def _snapshot_with(export: Callable[[Shard], Any]) -> Callable[[DurableShard], N
     return snapshot
 
 
-@bug("who comes back is new", AS_PUBLISHED)
+@bug("who comes back is new", AS_PUBLISHED, AGAIN)
 def optimizer_state_left_behind_at_expiry(patch: Patch) -> None:
     remove, insert = Table.remove, Table._insert
     left: dict[tuple[int, int], float] = {}
