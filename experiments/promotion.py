@@ -7,15 +7,11 @@ one likes. Somebody else acts on what it says (training/director.py).
 
 import math
 from dataclasses import dataclass, field
-from typing import Final
 
 from experiments.comparison import Compared, Comparison
+from experiments.lifecycle import CANARY, SHADOW
 from experiments.significance import Estimate
 from recsys.promotion_config import PromotionConfig
-
-SHADOW: Final = "shadow"
-CANARY: Final = "canary"
-STAGES: Final = (SHADOW, CANARY)
 
 
 @dataclass(frozen=True)

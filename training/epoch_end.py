@@ -4,12 +4,10 @@ The sequencer writes no record of an epoch after the first of the next. So all w
 whenever each of them looks, and none leaves the others waiting for its lanes.
 """
 
-from contextlib import suppress
-
-from recsys.consumer import UNREADABLE
 from recsys.log import Log
-from recsys.records import EXAMPLES, STEPS, Step, unpack
+from recsys.records import EXAMPLES
 from training.control import ControlReader
+from training.lineage import last_steps
 from training.sequencer_loop import last_place
 
 
@@ -40,9 +38,5 @@ class EpochEnd:
 
     def _begun(self, live: int) -> bool:
         """Whether the sequencer has written a record of the epoch: then its newest is one."""
-        end = self._log.end(STEPS, 0)
-        for record in reversed(self._log.read(STEPS, 0, max(self._log.begin(STEPS, 0), end - 64))):
-            with suppress(*UNREADABLE):
-                step = unpack(record.value, Step)
-                return step.line == self._line and step.epoch == live
-        return False
+        newest = last_steps(self._log)[-1:]
+        return [(step.line, step.epoch) for step in newest] == [(self._line, live)]

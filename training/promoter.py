@@ -165,14 +165,14 @@ class Promoter:
         case.step = max(case.step, said.step)
         if case.comparison is None or case.recent is None:
             return
-        pairs = pairs_of(said)
+        pairs, hits = pairs_of(said), np.frombuffer(said.hits, np.uint8)
         for scores in (case.scores, case.recent_scores):
             scores.add(pairs.live_N, pairs.candidate_N, pairs.labels_N)
         if case.recent.examples > _LATELY * self._rules.least_examples:
             case.recent, case.recent_scores = comparison(self._rules), gates.Scores()
-        hits, users = np.frombuffer(said.hits, np.uint8), np.frombuffer(said.hit_users, np.int64)
+        pairs, users = finite(pairs), np.frombuffer(said.hit_users, np.int64)
         for its in (case.comparison, case.recent):
-            its.add(finite(pairs))
+            its.add(pairs)
             if len(hits):
                 its.add_hits(users, (hits & 1) > 0, (hits & 2) > 0)
 

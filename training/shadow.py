@@ -107,7 +107,7 @@ class Shadow:
     def score(self, step: Step) -> Scores | None:
         """What it says of the chosen lanes of a step, beside what live said; None where none is chosen or
         live said nothing of them."""
-        self.shown, share = [], self._config.promotion.share
+        share = self._config.promotion.share
         own = {n for n in range(step.lanes) if uniform(_SEED, "shadow", step.step, n) < share}
         if not own:
             return None

@@ -56,6 +56,13 @@ _KEPT: Final = 2  # snapshots of a candidate
 _LOG: Final = logging.getLogger(__name__)
 
 
+class _Said(msgspec.Struct):
+    """What is read of ``scores`` to know what was told: not the arrays."""
+
+    line: str
+    step: int
+
+
 class ShadowLoop(Turns):
     """All candidates at work. ``clock`` gives milliseconds."""
 
@@ -81,10 +88,10 @@ class ShadowLoop(Turns):
     def _lifecycle(self) -> Lifecycle:
         return self._control.lifecycle
 
-    def _how_far_behind(self) -> int:
-        shadows = self._shadows.values()
-        newest = newest_step(self._log, MAIN, next(iter(shadows)).epoch) if shadows else 0
-        return max((newest - shadow.step for shadow in shadows), default=0)
+    @property
+    def _epoch(self) -> int:
+        """The live one."""
+        return self._control.live_epoch(MAIN)
 
     def _restore(self) -> None:
         self._control = ControlReader(self._log)
@@ -93,15 +100,17 @@ class ShadowLoop(Turns):
         self._items: Items | None = None
         self._written: set[tuple[str, int]] = set()
         self._publishing: set[str] = set()
-        self._told = {said.line: said.step for said in readable(self._log, SCORES, Scores)}
+        self._told = {said.line: said.step for said in readable(self._log, SCORES, _Said)}
 
     def _turn(self) -> int:
         """Folds ``control``, then has each candidate take the steps that are there."""
         moved, began_s = self._fold(), time.process_time()
-        for standing in self._lifecycle.at_work:
-            moved += self._work(standing)
+        at_work = self._lifecycle.at_work
+        newest = newest_step(self._log, MAIN, self._epoch) if at_work else 0
+        for standing in at_work:
+            moved += self._work(standing, newest)
         self.cpu_s += time.process_time() - began_s
-        self.behind = self._how_far_behind()
+        self.behind = max((newest - its.step for its in self._shadows.values()), default=0)
         return moved
 
     def _fold(self) -> int:
@@ -114,7 +123,7 @@ class ShadowLoop(Turns):
             self._end(line)
         return moved
 
-    def _work(self, standing: Standing) -> int:
+    def _work(self, standing: Standing, newest: int) -> int:
         shadow = self._shadows.get(standing.line)
         try:
             if shadow is None:
@@ -122,7 +131,7 @@ class ShadowLoop(Turns):
                     return 0
                 shadow = self._shadows[standing.line] = self._begin(standing)
             self._show(standing, shadow)
-            return self._step(shadow)
+            return self._step(shadow, newest)
         except OSError as error:  # a full disk, a folder that is away: it may come back
             _LOG.warning("candidate %s waits: %s", standing.line, error)
             self.counts["waits"] += 1
@@ -135,10 +144,9 @@ class ShadowLoop(Turns):
     def _refused(self) -> set[str]:
         return {line for line, step in self._told.items() if step < 0}
 
-    def _step(self, shadow: Shadow) -> int:
-        """Takes some steps; what was said of them is told once, also after a restart."""
+    def _step(self, shadow: Shadow, newest: int) -> int:
+        """Takes some steps; what was said of them is told once, also after a restart. ``newest``: of live."""
         moved, told = 0, list[Append]()
-        newest = newest_step(self._log, MAIN, shadow.epoch)
         while (
             moved < _STEPS and (taken := shadow.turn(newest - shadow.step <= CAUGHT_UP)) is not None
         ):
@@ -219,8 +227,7 @@ class ShadowLoop(Turns):
 
     def _last_step(self) -> int:
         """The newest step of the live line."""
-        epoch = self._lifecycle.live.epoch if self._lifecycle.live else 0
-        return max((s.step for s in self._steps() if s.epoch == epoch), default=0)
+        return max((s.step for s in self._steps() if s.epoch == self._epoch), default=0)
 
     def _last_known(self, offsets: dict[int, int]) -> tuple[int, int]:
         """The last step before the first that has an example at or after these offsets, and the last that has

@@ -30,17 +30,16 @@ from parameter_server.parameter_client import part_of
 from parameter_server.shard import Shard, ShardSpec
 from recsys.as_served import AsServed
 from recsys.blueprint import build_model, feature_set
+from recsys.cli.joiners import Joiners
 from recsys.cli.one_process import DurableShards
 from recsys.config import Config, ModelConfig, StepConfig
-from recsys.events import Engagement, Impression, Item, Stamp
+from recsys.events import Impression, Stamp
 from recsys.garbage import settle
-from recsys.hashing import partition_of
 from recsys.log import Append, Log
 from recsys.model import tables_of
 from recsys.open_log import create_topics, open_log
 from recsys.pasts import of_world
 from recsys.records import DELTAS, EXAMPLES, Live, pack
-from training.joiner import Joiner
 from training.learner import Learner
 from training.line import MAIN, spec_of
 from training.sequencer_loop import SequencerLoop
@@ -128,21 +127,15 @@ def _write(log: Log, config: Config, lists: int, seed: int) -> tuple[int, int]:
     features = feature_set(config)
     past = of_world(_START_MS, requests=lists, seed=seed)
     served = AsServed(features)
-    partitions = range(config.log.partitions)
-    joiners = [Joiner(p, features.schema.labels, config.join) for p in partitions]
-    offsets, outputs = [0 for _ in partitions], len(features.schema.labels) + 1
+    joiners = Joiners(config.log.partitions, features.schema.labels, config.join)
+    outputs = len(features.schema.labels) + 1
     for past_event in past.events():
         for event in served.play(past_event):
-            if isinstance(event, Item) or not isinstance(event, Impression | Engagement):
-                continue
             if isinstance(event, Impression):
                 said = np.full((len(event.items), outputs), 0.3, np.float32)
                 event = changed(event, stamp=Stamp(), predicted=said.tobytes())
-            partition = partition_of(event.user_id, len(joiners))
-            made = joiners[partition].feed(offsets[partition], event)
-            offsets[partition] += 1
-            if made:
-                log.append(EXAMPLES, [Append(partition, b"", pack(example)) for example in made])
+            if made := joiners.feed(event):
+                log.append(EXAMPLES, [Append(its.partition, b"", pack(its)) for its in made])
     sequencer = SequencerLoop(log, config, features, lambda: 0)
     while sequencer.turn():
         pass

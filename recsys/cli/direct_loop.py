@@ -11,13 +11,13 @@ from parameter_server.deltas import DeltaAssembler, Gap, StepDelta
 from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import digest_of_shards
 from recsys.blueprint import build_model
+from recsys.cli.joiners import Joiners
 from recsys.config import Config
-from recsys.events import Engagement, Event, Impression
+from recsys.events import Event
 from recsys.features import FeatureSet
-from recsys.hashing import partition_of
 from recsys.log import Append, MemoryLog
 from recsys.records import EXAMPLES, STEPS, Delta, Step, pack, topics
-from training.joiner import Joined, Joiner
+from training.joiner import Joined
 from training.learner import Learner
 from training.line import MAIN, learning_digest, spec_of
 from training.sequencer import Sequencer
@@ -34,7 +34,7 @@ class DirectLoop:
         for topic in topics(config.log.partitions):
             self.log.create(topic)
         labels, partitions = features.schema.labels, config.log.partitions
-        self.joiners = [Joiner(p, labels, config.join) for p in range(partitions)]
+        self.joiners = Joiners(partitions, labels, config.join)
         digest = learning_digest(config, features)
         self.sequencer: Sequencer | StepsUntil = Sequencer(
             config.step, line=MAIN, epoch=0, digest=digest
@@ -45,7 +45,6 @@ class DirectLoop:
         self.worker = Worker(0, 1, self.log, self.client, Learner(model), config)
         self._assembler = DeltaAssembler(MAIN, 0, 0)
         self._frozen_after_ms = frozen_after_ms
-        self._offsets = [0] * partitions
 
     def advance(self, now_ms: int) -> list[StepDelta]:
         """Cuts and learns every step that is due at ``now_ms``; returns what they changed, in order."""
@@ -62,12 +61,7 @@ class DirectLoop:
 
     def append(self, event: Event) -> None:
         """An event reaches the log, and the joiner of its partition."""
-        if not isinstance(event, Impression | Engagement):
-            return
-        partition = partition_of(event.user_id, len(self.joiners))
-        offset = self._offsets[partition]
-        self._offsets[partition] += 1
-        self._arrive(self.joiners[partition].feed(offset, event), event.time_ms)
+        self._arrive(self.joiners.feed(event), event.time_ms)
 
     def digest(self) -> str:
         """SHA-256 of the canonical state of the line."""

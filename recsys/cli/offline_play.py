@@ -5,15 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from parameter_server.deltas import StepDelta
+from recsys.cli.joiners import Joiners
 from recsys.cli.player import Player
 from recsys.cli.replay import ReplayOptions, with_warm_up
 from recsys.config import Config
 from recsys.datasets.source import Dataset
-from recsys.events import Engagement, Event, Impression
+from recsys.events import Event
 from recsys.features import FeatureSet
-from recsys.hashing import partition_of
 from recsys.records import Example
-from training.joiner import Joiner
 from training.offline_cache import Cache, CacheWriter
 
 Progress = Callable[[Iterator[Event]], Iterator[Event]]
@@ -27,12 +26,10 @@ class JoinLoop:
     config: Config
     labels: tuple[str, ...]
     writer: CacheWriter
-    joiners: list[Joiner] = field(init=False)
+    joiners: Joiners = field(init=False)
 
     def __post_init__(self) -> None:
-        partitions = range(self.config.log.partitions)
-        self.joiners = [Joiner(p, self.labels, self.config.join) for p in partitions]
-        self._offsets = [0] * len(self.joiners)
+        self.joiners = Joiners(self.config.log.partitions, self.labels, self.config.join)
         self._waiting: list[Example] = []
         self._times: list[int] = []
         self._now_ms = 0
@@ -43,12 +40,7 @@ class JoinLoop:
 
     def append(self, event: Event) -> None:
         """An event reaches the joiner of its partition."""
-        if not isinstance(event, Impression | Engagement):
-            return
-        partition = partition_of(event.user_id, len(self.joiners))
-        offset = self._offsets[partition]
-        self._offsets[partition] += 1
-        for example in self.joiners[partition].feed(offset, event):
+        for example in self.joiners.feed(event):
             assert isinstance(example, Example), "nobody is forgotten in a data set"
             self._now_ms = max(self._now_ms, example.closed_ms)
             self._waiting.append(example)

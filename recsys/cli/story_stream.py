@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.deltas import StepDelta
+from recsys.cli.joiners import Joiners
 from recsys.cli.player import Player, Scored
 from recsys.cli.recorder import Recorder
 from recsys.cli.replay import Progress, ReplayOptions, config_for
@@ -21,9 +22,7 @@ from recsys.config import Config
 from recsys.datasets.source import Dataset
 from recsys.events import Engagement, Event, Impression, Item, User
 from recsys.features import FeatureSet, RequestFeatures
-from recsys.hashing import partition_of
 from recsys.records import Example
-from training.joiner import Joiner
 from training.sequencer import Sequencer
 
 Ints = NDArray[np.int64]
@@ -73,10 +72,9 @@ class CutLoop:
 
     def __init__(self, features: FeatureSet, config: Config) -> None:
         partitions = config.log.partitions
-        self.joiners = [Joiner(p, features.schema.labels, config.join) for p in range(partitions)]
+        self.joiners = Joiners(partitions, features.schema.labels, config.join)
         self.cuts: list[tuple[int, list[Example]]] = []
         self._sequencer = Sequencer(config.step, line="main", epoch=0, digest="")
-        self._offsets = [0] * partitions
         self._examples: list[dict[int, Example]] = [{} for _ in range(partitions)]
         self._ends = [0] * partitions
 
@@ -91,13 +89,9 @@ class CutLoop:
         return []
 
     def append(self, event: Event) -> None:
-        if not isinstance(event, Impression | Engagement):
-            return
-        partition = partition_of(event.user_id, len(self.joiners))
-        offset = self._offsets[partition]
-        self._offsets[partition] += 1
-        for example in self.joiners[partition].feed(offset, event):
+        for example in self.joiners.feed(event):
             assert isinstance(example, Example), "nobody asks to be forgotten in a log of the past"
+            partition = example.partition
             end = self._ends[partition]
             self._examples[partition][end] = example
             self._ends[partition] = end + 1
