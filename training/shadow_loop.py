@@ -222,7 +222,10 @@ class ShadowLoop(Turns):
             standing.line, self._features, self._config.model,
             holdout_from_ms=self._clock(), log_id=self._log.id, or_data=True,
         )  # fmt: skip
-        step = self._last_known(its.offsets)[0] if its.log_id else self._last_step()
+        if not its.log_id:
+            return snapshot, self._last_step()
+        step = self._last_known(its.offsets)[0]
+        self._check_there(step + 1)
         return snapshot, step
 
     def _last_step(self) -> int:
@@ -231,8 +234,7 @@ class ShadowLoop(Turns):
 
     def _last_known(self, offsets: dict[int, int]) -> tuple[int, int]:
         """The last step before the first that has an example at or after these offsets, and the last that has
-        one before them: partitions end at different steps. Raises LogLost where the log no longer has what
-        follows."""
+        one before them: partitions end at different steps."""
         lineage = Lineage(self._log, MAIN, self._lifecycle.lives)
         whole, some, open_ = 0, 0, False
         for step in self._steps():
@@ -240,18 +242,18 @@ class ShadowLoop(Turns):
                 continue
             if any(r.start < offsets.get(r.partition, 0) for r in step.ranges):
                 some = step.step
-            if open_ or any(r.stop > offsets.get(r.partition, 0) for r in step.ranges):
-                if not open_:
-                    self._check_there(step)
-                open_ = True
-            else:
+            open_ = open_ or any(r.stop > offsets.get(r.partition, 0) for r in step.ranges)
+            if not open_:
                 whole = step.step
         return whole, max(whole, some)
 
-    def _check_there(self, step: Step) -> None:
-        if any(r.start < self._log.begin(EXAMPLES, r.partition) for r in step.ranges):
+    def _check_there(self, number: int) -> None:
+        """Whether the log still has a step's examples. Raises LogLost."""
+        step = Lineage(self._log, MAIN, self._lifecycle.lives).record(number)
+        ranges = step.ranges if step else []
+        if any(r.start < self._log.begin(EXAMPLES, r.partition) for r in ranges):
             raise LogLost(
-                f"the log no longer has the examples of step {step.step}, the first that the candidate "
+                f"the log no longer has the examples of step {number}, the first that the candidate "
                 "hasn't learned: train one until later, or keep a longer log (log.retention_hours)"
             )
 
