@@ -15,6 +15,7 @@ from recsys.hashing import Id
 from recsys.log import Log, Record
 from recsys.loops import write_atomically
 from recsys.records import EVENTS, EXAMPLES, STEPS, Live, Step, unpack
+from training.by_time import first_at
 from training.line import MAIN
 from training.lineage import Lineage
 
@@ -71,7 +72,7 @@ def affected(log: Log, served_by: str, since_ms: int, lives: Sequence[Live]) -> 
     requests, complete = list[Asked](), True
     line, _, epoch = served_by.rpartition("/")
     for partition in range(log.partitions(EVENTS)):
-        start = _first_at(log, partition, since_ms - _MARGIN_MS)
+        start = first_at(log, EVENTS, partition, since_ms - _MARGIN_MS, _time_of)
         complete = complete and (start > log.begin(EVENTS, partition) or start == 0)
         for record in _from(log, EVENTS, partition, start):
             try:
@@ -126,21 +127,8 @@ def _from(
         start = records[-1].offset + 1
 
 
-def _first_at(log: Log, partition: int, time_ms: int) -> int:
-    """The first offset of ``events`` at or after a time, by halving."""
-    low, high = log.begin(EVENTS, partition), log.end(EVENTS, partition)
-    while low < high:
-        middle = (low + high) // 2
-        records = log.read(EVENTS, partition, middle, 1)
-        try:
-            there = _timed.decode(records[0].value).time_ms if records else time_ms
-        except UNREADABLE:
-            there = time_ms
-        if there < time_ms:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+def _time_of(event: bytes) -> int:
+    return _timed.decode(event).time_ms
 
 
 def file_of(state: Path, served_by: str) -> Path:

@@ -1,7 +1,6 @@
 """What a canary and live have shown since it began to answer, and what viewers did with it."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -14,6 +13,7 @@ from recsys.hashing import Id, key_of
 from recsys.log import Log
 from recsys.promotion_config import PromotionConfig
 from recsys.records import EXAMPLES
+from training.by_time import first_at
 
 _READ: Final = 500
 _POLLS: Final = 20
@@ -52,7 +52,8 @@ class Shown:
         self._since_ms = canary.since_ms
         self._settle_ms = int(1000 * rules.settle_s)
         self._labels = len(labels)
-        places = {p: first_at(log, p, self._since_ms) for p in range(log.partitions(EXAMPLES))}
+        from_ms, partitions = self._since_ms - _MARGIN_MS, range(log.partitions(EXAMPLES))
+        places = {p: first_at(log, EXAMPLES, p, from_ms, _closed_ms) for p in partitions}
         self._consumer = Consumer(log, EXAMPLES, list(places), places)
         self._waiting: list[_Row] = []
         self._first_ms: int | None = None  # when the canary first showed something
@@ -96,20 +97,8 @@ class Shown:
         self._waiting.append(row)
 
 
-def first_at(log: Log, partition: int, time_ms: int) -> int:
-    """Where ``examples`` go on that were closed at or after a time, less a margin; by halving."""
-    low, high = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
-    while low < high:
-        middle = (low + high) // 2
-        records = log.read(EXAMPLES, partition, middle, 1)
-        closed_ms = time_ms
-        with suppress(*UNREADABLE):
-            closed_ms = _closed.decode(records[0].value).closed_ms if records else time_ms
-        if closed_ms < time_ms - _MARGIN_MS:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+def _closed_ms(example: bytes) -> int:
+    return _closed.decode(example).closed_ms
 
 
 class _Closed(msgspec.Struct):
