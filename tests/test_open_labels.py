@@ -94,6 +94,7 @@ class Trainer:
                 [self._row(table, int(key)) for key in lane.lookup.keys[table.name]]
             )
             for table in tables_of(self.model.config)
+            if table.name in lane.lookup.keys
         }
         learned = self.learner.learn(lane, rows, self.dense)
         self.dense = self.dense - self.rate * learned.dense

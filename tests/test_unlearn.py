@@ -223,7 +223,7 @@ def test_killed_anywhere_it_is_done_again(
         "end": "training.unlearn.digest_of_shards",
     }
 
-    def dies(*_: object) -> None:
+    def dies(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -401,7 +401,7 @@ def test_an_epoch_that_never_came_to_be_live_is_no_part_of_history(
     config = config_of(tmp_path / "a")
     log, before, _ = learned_of(config, LATE)
 
-    def dies(*_: object) -> None:
+    def dies(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
