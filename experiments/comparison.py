@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.significance import Estimate, Mean
+from experiments.user_auc import UserAuc
 from recsys.metrics import auc
 
 Floats = NDArray[np.float64]
@@ -53,7 +54,8 @@ class Compared:
     """What is known so far. Differences are the candidate's gain: above 0 it is better.
 
     ``loss``: live's log loss minus the candidate's, in nats an example; ``auc``: the candidate's minus
-    live's, within blocks; ``recall``: that of engaged items among the best 300 which each would retrieve.
+    live's, within blocks; ``user_auc``: the same within users; ``recall``: that of engaged items among the
+    best 300 which each would retrieve.
     ``segments``: the loss gained in each. ``calibration``: predicted over happened.
     """
 
@@ -61,6 +63,7 @@ class Compared:
     users: int = 0
     loss: Estimate = Estimate()
     auc: Estimate = Estimate()
+    user_auc: Estimate = Estimate()
     recall: Estimate = Estimate()
     segments: Mapping[str, Estimate] = field(default_factory=dict)
     live_loss: float = math.nan
@@ -73,10 +76,11 @@ class Comparison:
     ever wrong; each segment has bounds of its own, wrong with probability ``alpha`` in all together."""
 
     def __init__(self, alpha: float = 0.05, tight_at: float = 5_000, block: int = BLOCK) -> None:
-        # Of log loss and AUC, each with two bounds: a union bound over all four. Recall has its own.
+        # Of log loss and AUC, each with two bounds: a union bound over all four. The others have their own.
         self._alpha, self._tight_at = alpha, tight_at
         self._loss, self._recall = Mean(alpha / 4, tight_at), Mean(alpha / 4, tight_at / 10)
         self._auc, self._block = Mean(alpha / 4, tight_at, at_least=_BLOCKS), block
+        self._user_auc, self._orders = Mean(alpha / 4, tight_at), UserAuc()
         self._segments: dict[str, Mean] = {}
         self._blocks = 0
         self._waiting: list[Paired] = []
@@ -101,6 +105,9 @@ class Comparison:
         self._totals += sums @ weights
         if len(self._users) < 100_000:
             self._users.update(pairs.users_N.tolist())
+        self._user_auc.add(
+            *self._orders.add(pairs.users_N, pairs.live_N, pairs.candidate_N, pairs.labels_N)
+        )
         self._waiting.append(pairs)
         if sum(map(len, self._waiting)) >= self._block:
             self._end_block()
@@ -123,6 +130,7 @@ class Comparison:
             len(self._users),
             self._loss.estimate(),
             self._auc.estimate(),
+            self._user_auc.estimate(),
             self._recall.estimate(),
             {name: mean.estimate() for name, mean in self._segments.items()},
             live_loss / examples if examples else math.nan,

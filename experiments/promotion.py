@@ -109,6 +109,8 @@ def _worse(compared: Compared, rules: PromotionConfig) -> str:
         return f"its log loss is worse: gained {_told(compared.loss)} nats"
     if compared.auc.high < -rules.auc_margin:
         return f"its AUC is worse: gained {_told(compared.auc)}"
+    if compared.user_auc.high < -rules.auc_margin:
+        return f"its AUC within users is worse: gained {_told(compared.user_auc)}"
     if compared.recall.high < -rules.recall_margin:
         return (
             f"it retrieves less of what viewers engage with: gained {_told(compared.recall)} of it"

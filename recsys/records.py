@@ -26,7 +26,7 @@ class Lesson(msgspec.Struct, kw_only=True, gc=False):
     ``arrived``: of the engagements that a label stands for, the share that comes by the time such an example
     is emitted, in (0, 1]; empty: all. In a correction, 0 where the example was weighted for it already.
     ``kept``: the rate at which examples without an engagement are kept. ``sampled_out``: this one was not,
-    and an engagement came later; its ``previous`` were never learned (training/open_labels.py).
+    and an engagement came later; its ``previous`` were never learned (training/continual/open_labels.py).
     """
 
     partition: int
@@ -233,7 +233,7 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True, tag="erasure"):
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True, tag="alarm"):
-    """The world has changed, as a monitor of the director found (training/drift.py). ``kind``: loss,
+    """The world has changed, as a monitor of the director found (training/drift/monitors.py). ``kind``: loss,
     calibration, feature or share; ``what``: of which number; ``at_ms``: event time. ``expected`` and
     ``found`` are means of blocks, ``scale`` is the standard deviation of one."""
 

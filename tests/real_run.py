@@ -21,7 +21,7 @@ from tests import real_parts
 from tests.real_parts import BROKEN, WORKERS, Job, deltas_on
 from tests.simulator import CONFIG, DENSE, SHARDS, Broken, Clock, Copy, hold
 from tests.toy_feed import FEATURES, PARTITIONS, append_events, feed
-from training.joiner_loop import JoinerLoop
+from training.joining.joiner_loop import JoinerLoop
 
 PATIENCE_S: Final = 90.0
 BETWEEN_KILLS_S: Final = (0.03, 0.25)

@@ -18,7 +18,7 @@ from recsys.hashing import key_of, uniforms
 from recsys.records import Example
 from tests.toy_feed import DENSE as DENSE_WIDTH
 from tests.toy_feed import FEATURES
-from training import step_reader
+from training.continual import step_reader
 
 
 def whole_examples() -> AbstractContextManager[Any]:

@@ -30,8 +30,8 @@ from tests.simulator import (
 )
 from tests.simulator_learner import CountingLearner, whole_examples
 from tests.toy_feed import FEATURES, PARTITIONS, append_events
-from training.joiner_loop import JoinerLoop
-from training.worker import Worker
+from training.continual.worker import Worker
+from training.joining.joiner_loop import JoinerLoop
 
 
 def check(run: Simulation) -> None:

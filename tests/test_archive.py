@@ -18,10 +18,10 @@ from tests.toy_feed import (
     feed,
     toy_log,
 )
-from training import archive
-from training import archive_files as archives
-from training.archive import Archive, read_archive
-from training.archive_files import files_of
+from training.archive import files as archives
+from training.archive import writer as archive
+from training.archive.files import files_of
+from training.archive.writer import Archive, read_archive
 
 HOUR_MS = 3_600_000
 

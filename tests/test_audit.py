@@ -10,8 +10,8 @@ from recsys.events import FeatureBlock
 from recsys.features import read_block
 from tests.toy_feed import DENSE, FEATURES
 from tests.toy_past import ToyPast, toy_past
-from training.audit import Audit, AuditReport, is_sampled
-from training.recompute import Recomputer, Shown, named
+from training.archive.audit import Audit, AuditReport, is_sampled
+from training.archive.recompute import Recomputer, Shown, named
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from recsys.log import Record
 from recsys.open_log import open_log
 from recsys.records import EVENTS, EXAMPLES, Example, unpack
 from serving.past_session import find_impression
-from training.archive import Archive, read_archive
+from training.archive.writer import Archive, read_archive
 
 REQUESTS = 26
 

@@ -12,8 +12,8 @@ from recsys.records import Example
 from recsys.schema import CATEGORICAL
 from tests.toy_feed import FEATURES, SCHEMA, START_MS, example
 from tests.toy_past import ToyPast, toy_past
-from training.backfill import FILLED, KEPT, Backfill
-from training.recompute import Recomputer, named
+from training.archive.backfill import FILLED, KEPT, Backfill
+from training.archive.recompute import Recomputer, named
 
 WIDER = FeatureSet(
     changed(SCHEMA, item=(*SCHEMA.item, ("mood", CATEGORICAL)), groups=("author", "tags")), "all", 6

@@ -58,8 +58,8 @@ def test_training_goes_on_from_the_benchs_state(tmp_path: Path) -> None:
     from parameter_server.parameter_client import part_of
     from recsys.blueprint import build_model, feature_set
     from recsys.open_log import open_log
+    from training.continual.sequencer_loop import SequencerLoop
     from training.line import spec_of
-    from training.sequencer_loop import SequencerLoop
 
     config = doors.bench_config(str(tmp_path), candidates=50)
     build(config, 100, 0, now_ms=1_790_000_000_000)

@@ -23,8 +23,8 @@ from recsys.config import ModelConfig
 from recsys.log import MemoryLog
 from recsys.open_log import open_log
 from recsys.records import EXAMPLES, STEPS, Example, topics, unpack
-from training.learner import Learner
-from training.step_reader import ExampleCheck
+from training.continual.learner import Learner
+from training.continual.step_reader import ExampleCheck
 
 
 def test_the_same_seed_draws_the_same_examples_and_few_ids_are_frequent():

@@ -25,10 +25,10 @@ from recsys.loops import Beat, read_beat
 from recsys.open_log import create_topics, open_log
 from recsys.records import DELTAS, Delta, unpack
 from tests.toy_feed import FEATURES, append_examples, example, toy_config
-from training.learner import Learner
+from training.continual.learner import Learner
+from training.continual.sequencer_loop import SequencerLoop, wall_ms
+from training.continual.worker import Worker
 from training.line import MAIN, spec_of
-from training.sequencer_loop import SequencerLoop, wall_ms
-from training.worker import Worker
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.delay import SLICES, Delays
+from training.joining.delay import SLICES, Delays
 
 WINDOW_S, HORIZON_S = 10.0, 310.0  # a slice is ten seconds
 WIDTH_MS = 10_000

@@ -246,7 +246,7 @@ def _event(n: int, event_id: str) -> Append:
 
 
 def test_books_count_what_clients_sent_once_and_only_since_the_mark(tmp_path: Path) -> None:
-    from training.archive import Archive
+    from training.archive.writer import Archive
 
     log = MemoryLog()
     for topic in topics(2):

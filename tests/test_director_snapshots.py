@@ -26,8 +26,8 @@ from tests.toy_feed import (
 )
 from tests.toy_loops import Clock, everything, step_of, trained_log
 from training import director
+from training.continual.step_reader import records_of
 from training.director import Director
-from training.step_reader import records_of
 
 
 def direct(log: Log, folder: Path, clock: Clock) -> Director:

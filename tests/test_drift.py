@@ -5,7 +5,7 @@ import pytest
 
 from recsys.cli.bench_drift import watch
 from recsys.cli.drift_stream import LABELS, Shift, make_stream
-from training.drift import DriftConfig, FeatureWatch, LossWatch, Watch, Watched
+from training.drift.monitors import DriftConfig, FeatureWatch, LossWatch, Watch, Watched
 
 BLOCK = 128
 DAY_MS = 86_400_000

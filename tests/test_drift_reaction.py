@@ -2,8 +2,8 @@
 
 import pytest
 
-from training.drift import Alarm, Evidence
-from training.drift_reaction import (
+from training.drift.monitors import Alarm, Evidence
+from training.drift.reaction import (
     PublishEvery,
     ReactionConfig,
     Reactor,

@@ -32,10 +32,10 @@ from recsys.records import (
 )
 from tests.toy_feed import FEATURES, append_examples, example, toy_config, toy_log
 from tests.toy_loops import Clock, FlakyLog, everything, sequence
-from training import drift_watch
 from training.director import Director, tell_drift
-from training.drift_watch import DriftWatch, SampledFeatures, steady
-from training.offline_command import OfflineCommand
+from training.drift import watch as drift_watch
+from training.drift.offline_command import OfflineCommand
+from training.drift.watch import DriftWatch, SampledFeatures, steady
 
 REACTS = DriftRules(react=True, calm_examples=128 * 90, most_gathered=4)
 CALM, BLOCK = 85, 128  # steps that warm the monitors up, each a block

@@ -24,10 +24,10 @@ from recsys.records import (
 )
 from recsys.sqlite_log import SqliteLog
 from tests.toy_feed import FEATURES, PARTITIONS, START_MS, append_events, feed, toy_config, toy_log
-from training import erasure
-from training.archive import Archive, read_archive
-from training.erasure import EVERY_MS, Eraser
-from training.joiner_loop import JoinerLoop
+from training.archive.writer import Archive, read_archive
+from training.erasing import erasure
+from training.erasing.erasure import EVERY_MS, Eraser
+from training.joining.joiner_loop import JoinerLoop
 
 USER = "u3"
 PARTITION = partition_of(USER, PARTITIONS)

@@ -29,7 +29,7 @@ from recsys.records import DELTAS, EVENTS, ITEM_STATE, Experiments, ItemState, u
 from serving.past_session import find_impression
 from serving.request import Request
 from serving.state_reader import Batch
-from training.archive import Archive
+from training.archive.writer import Archive
 
 PORTS = RayPorts(*range(14))
 EXPERIMENT = """

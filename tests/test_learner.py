@@ -9,8 +9,8 @@ from recsys.events import FeatureBlock
 from recsys.features import UnknownFeatureSet
 from recsys.model import tables_of
 from tests.toy_feed import FEATURES, example, toy_config
-from training.jagged import keyed_jagged
-from training.learner import Lane, Learned, Learner
+from training.continual.jagged import keyed_jagged
+from training.continual.learner import Lane, Learned, Learner
 
 CONFIG = toy_config()
 
@@ -104,7 +104,7 @@ def test_a_keyed_jagged_tensor_gives_the_same_gradients_bit_for_bit() -> None:
 def test_a_laptop_without_torchrec_keeps_the_batch_as_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("training.jagged.installed", lambda: False)
+    monkeypatch.setattr("training.continual.jagged.installed", lambda: False)
     sparse = learner().prepare([example(0)]).batch.sparse
     assert keyed_jagged(sparse) is sparse
 

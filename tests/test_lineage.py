@@ -1,7 +1,7 @@
 from recsys.log import Append, MemoryLog
 from recsys.records import CONTROL, EXAMPLES, STEPS, Live, Range, Step, pack, topics
+from training.continual.epoch_end import EpochEnd
 from training.control import ControlReader
-from training.epoch_end import EpochEnd
 from training.lineage import Lineage
 
 FIRST = Live(line="main", epoch=0)

@@ -13,13 +13,13 @@ from recsys.cli.story_stream import Stream, watch
 from recsys.config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.list_ranker import lists_of
 from recsys.metrics import auc
-from training.distill import Distiller, student_of, taught
-from training.forms import losses
-from training.learner import Lane, Learner
+from training.continual.learner import Lane, Learner
+from training.continual.local_line import LocalLine
 from training.line import spec_of
-from training.local_line import LocalLine
-from training.merge import Replayed, catch_up, standing_at
-from training.refit import Batch, Refit, refit
+from training.merging.distill import Distiller, student_of, taught
+from training.merging.forms import losses
+from training.merging.merge import Replayed, catch_up, standing_at
+from training.merging.refit import Batch, Refit, refit
 
 CONFIG = Config(
     step=StepConfig(lanes=1),

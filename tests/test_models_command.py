@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from parameter_server.lanes import LaneGradients, RowGradients
 from recsys.cli.models import models
 from tests.test_registry import START_MS, provenance, shard
-from training.registry import Registry
+from training.candidates.registry import Registry
 
 
 @pytest.fixture

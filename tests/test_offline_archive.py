@@ -13,11 +13,11 @@ from recsys.hashing import key_of
 from recsys.log import Append
 from recsys.records import EVENTS, EXAMPLES, Erased, Example, Forget, pack
 from tests.toy_feed import DENSE, FEATURES, PARTITIONS, START_MS, append_examples, example, toy_log
-from training.archive import Archive
-from training.archive_files import Held, files_of
-from training.offline_archive import Missing, Range, cache_archive, fingerprint
-from training.offline_cache import Cache
-from training.offline_examples import id_hash
+from training.archive.files import Held, files_of
+from training.archive.writer import Archive
+from training.offline.archive import Missing, Range, cache_archive, fingerprint
+from training.offline.cache import Cache
+from training.offline.examples import id_hash
 
 MINUTE_MS = 180_000  # of which 20 make an hour: an example each
 COUNT = 81
@@ -96,7 +96,7 @@ def test_files_that_were_merged_meanwhile_are_listed_again(
             files[0] = files[0]._replace(path=files[0].path.with_name("gone.parquet"))
         return files
 
-    monkeypatch.setattr("training.offline_archive.files_of", listed)
+    monkeypatch.setattr("training.offline.archive.files_of", listed)
     assert learned(cache(archive)) == ids(*range(COUNT)) and stale == 0
     stale = 100
     with pytest.raises(ValueError, match="a file of the archive is gone"):

@@ -28,9 +28,9 @@ from tests.small_log import write_log
 from tests.test_offline_archive import COUNT, MINUTE_MS, archived, remove_hour
 from tests.toy_feed import FEATURES, START_MS
 from tests.toy_plan import config_in
-from training import offline_job
-from training.offline_files import FileCheckpoints
-from training.registry import Registry
+from training.candidates.registry import Registry
+from training.offline import job as offline_job
+from training.offline.checkpoints import FileCheckpoints
 
 MODEL = ModelConfig(dim=4, vector_dim=4, hidden=(8,))
 CONFIG = "model: {dim: 4, vector_dim: 4, hidden: [8]}\nstep: {lanes: 2}\n"

@@ -10,9 +10,9 @@ import pytest
 from parameter_server.shard import Shard, ShardSpec
 from recsys.model import tables_of
 from tests.toy_offline import MODEL, MemoryCheckpoints, toy_blocks, toy_trainer
-from training.offline_loop import DONE, OfflineLoop, Plan, scores
-from training.offline_setup import meta_of
-from training.offline_trainer import LaneResult, OfflineTrainer
+from training.offline.loop import DONE, OfflineLoop, Plan, scores
+from training.offline.setup import meta_of
+from training.offline.trainer import LaneResult, OfflineTrainer
 
 PLAN = Plan(last=3, epochs=2, step_examples=8, checkpoint_every=2)
 
@@ -138,7 +138,7 @@ def test_it_is_an_export_that_a_shard_goes_on_from() -> None:
 
 @pytest.mark.slow
 def test_torchrec_tables_learn_what_our_own_learn() -> None:
-    from training.offline_torchrec import TorchrecTable
+    from training.offline.torchrec_tables import TorchrecTable
 
     _, ours, metrics = whole()
     _, theirs, others = run(made=TorchrecTable)

@@ -5,10 +5,10 @@ from recsys.blueprint import build_model
 from recsys.model import tables_of
 from tests.toy_feed import FEATURES
 from tests.toy_offline import MODEL, toy_blocks, toy_trainer
-from training.learner import Learner
-from training.offline_setup import Ancestor, table_maker, trainer_of, vocabularies_of
-from training.offline_tables import OwnTable
-from training.registry import Parent
+from training.candidates.registry import Parent
+from training.continual.learner import Learner
+from training.offline.setup import Ancestor, table_maker, trainer_of, vocabularies_of
+from training.offline.tables import OwnTable
 
 PARENT = Parent("main", 0, 7, "0" * 64)
 

@@ -6,8 +6,8 @@ import pytest
 from parameter_server.lanes import RowGradients
 from parameter_server.rows import initial_rows
 from recsys.config import TableConfig
-from training.offline_tables import OwnTable, RowTable, started_from
-from training.offline_vocabulary import Counter, Sightings, Vocabulary, merged, vocabulary_of
+from training.offline.tables import OwnTable, RowTable, started_from
+from training.offline.vocabulary import Counter, Sightings, Vocabulary, merged, vocabulary_of
 
 CONFIG = TableConfig("videos", 17, 0.05, 0.01)
 KEYS = np.arange(2, 202, dtype=np.int64) * 7
@@ -15,7 +15,7 @@ VOCABULARY = Vocabulary(KEYS, np.arange(200, dtype=np.int64))
 
 
 def torchrec_table(*args: object) -> RowTable:
-    from training.offline_torchrec import TorchrecTable  # two seconds
+    from training.offline.torchrec_tables import TorchrecTable  # two seconds
 
     return TorchrecTable(*args)  # type: ignore[arg-type]
 

@@ -19,9 +19,9 @@ from recsys.events import Engagement, Event, Impression, Served
 from recsys.model import tables_of
 from recsys.records import Example
 from tests.toy_feed import FEATURES, block, example, toy_config
-from training.joiner import Joiner
-from training.learner import Learner
-from training.open_labels import told
+from training.continual.learner import Learner
+from training.continual.open_labels import told
+from training.joining.joiner import Joiner
 
 LABELS = FEATURES.schema.labels
 CONFIG = toy_config()

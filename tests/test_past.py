@@ -3,10 +3,10 @@
 from recsys.log import Append, MemoryLog
 from recsys.records import STEPS, Range, Step, pack
 from tests.toy_feed import toy_log
+from training.continual.sequencer_loop import last_place
 from training.director import point
+from training.erasing.past import Past
 from training.live import live_epoch, live_epochs
-from training.past import Past
-from training.sequencer_loop import last_place
 
 
 def cut(log: MemoryLog, epoch: int, step: int, partition: int, start: int, stop: int) -> None:

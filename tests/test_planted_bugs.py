@@ -25,9 +25,10 @@ from parameter_server.shard import Shard
 from parameter_server.wal import Wal
 from tests.simulator import Broken, Simulation
 from tests.simulator_oracles import check
-from training import joiner_loop, sequencer_loop
-from training.joiner import Joiner
-from training.joiner_loop import JoinerLoop
+from training.continual import sequencer_loop
+from training.joining import joiner_loop
+from training.joining.joiner import Joiner
+from training.joining.joiner_loop import JoinerLoop
 
 pytestmark = pytest.mark.slow
 

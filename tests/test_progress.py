@@ -3,7 +3,7 @@
 from recsys.log import Append, MemoryLog
 from recsys.loops import Heartbeat
 from recsys.records import DELTAS, Delta, pack, topics
-from training.progress import Progress
+from training.continual.progress import Progress
 
 
 def delta(step: int, part: int = 0) -> Append:

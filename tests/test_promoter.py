@@ -29,8 +29,8 @@ from recsys.records import (
     pack,
     topics,
 )
+from training.candidates.promoter import Promoter
 from training.control import ControlReader
-from training.promoter import Promoter
 
 BETTER, WORSE, EQUAL = Pair(1.2, 0.3), Pair(0.3, 1.2), Pair(0.7, 0.7)
 RULES = PromotionConfig(

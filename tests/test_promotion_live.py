@@ -22,10 +22,10 @@ from recsys.promotion_config import PromotionConfig
 from recsys.records import CONTROL, SCORES, STEPS, Decision, Live, Scores, Step, pack
 from tests.live_system import LiveSystem, Traffic
 from tests.test_promotion_loop import never_back
-from training.affected import file_of
+from training.candidates.affected import file_of
+from training.candidates.registry import Provenance, Registry, plain_config
 from training.control import ControlReader
 from training.line import MAIN, spec_of
-from training.registry import Provenance, Registry, plain_config
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 

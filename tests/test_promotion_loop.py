@@ -15,7 +15,7 @@ from recsys.cli.shadow import View
 from recsys.consumer import readable
 from recsys.events import Impression, decode
 from recsys.records import EVENTS, SCORES, STEPS, Decision, Lesson, Scores, Step
-from training.affected import Affected, affected, file_of
+from training.candidates.affected import Affected, affected, file_of
 from training.line import MAIN
 
 pytestmark = pytest.mark.slow

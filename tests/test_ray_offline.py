@@ -11,8 +11,8 @@ import pytest
 from parameter_server.lanes import LaneGradients, RowGradients
 from recsys.cli.offline import run
 from tests.test_offline_command import arrays_of, asked, system
-from training.offline_trainer import LaneResult
-from training.registry import Registry
+from training.candidates.registry import Registry
+from training.offline.trainer import LaneResult
 
 __all__ = ["system"]
 ROOT = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def test_two_workers_on_two_nodes_learn_what_one_process_learns(
 
 
 def test_lanes_travel_bit_for_bit() -> None:
-    ray_offline = pytest.importorskip("training.ray_offline")
+    ray_offline = pytest.importorskip("training.offline.ray_job")
     keys = np.array([5, -9], np.int64)
     rows = RowGradients(keys, np.array([[1.5], [np.nan]], np.float32), np.array([1, 2], np.int32))
     lane = LaneGradients(3, {"users": rows}, np.arange(4, dtype=np.float32), {"loss.like": 0.1})
@@ -77,7 +77,7 @@ def test_lanes_travel_bit_for_bit() -> None:
 
 
 def test_reports_are_seldom_and_at_the_same_step() -> None:
-    ray_offline = pytest.importorskip("training.ray_offline")
+    ray_offline = pytest.importorskip("training.offline.ray_job")
     now = 0.0
     first, second = (ray_offline.Reporter(rank, lambda: now) for rank in (0, 1))
     assert not first.due()

@@ -15,8 +15,8 @@ from recsys.features import FeatureSet
 from recsys.hashing import key_of
 from recsys.model import lookup_of
 from recsys.session import Session
-from training import recall
-from training.recall import Search, Weights, sorted_rows
+from training.candidates import recall
+from training.candidates.recall import Search, Weights, sorted_rows
 
 FEATURES = FeatureSet(FEED_SCHEMA)
 CONFIG = ModelConfig(dim=4, vector_dim=8, hidden=(8,))

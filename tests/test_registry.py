@@ -13,7 +13,7 @@ from recsys.config import ModelConfig, digest
 from recsys.features import FeatureSet
 from recsys.model import tables_of
 from tests.toy_feed import FEATURES, START_MS
-from training.registry import (
+from training.candidates.registry import (
     FILE,
     Provenance,
     Refused,

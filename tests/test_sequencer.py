@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 
 from recsys.config import StepConfig
 from recsys.records import Range
-from training.sequencer import Sequencer, lanes_of
+from training.continual.sequencer import Sequencer, lanes_of
 
 CONFIG = StepConfig(examples=4, every_ms=100, lanes=2)
 

@@ -35,8 +35,8 @@ from tests.toy_loops import (
     trained_log,
     worker,
 )
-from training.sequencer_loop import SequencerLoop
-from training.step_reader import StepReader
+from training.continual.sequencer_loop import SequencerLoop
+from training.continual.step_reader import StepReader
 
 # --- the sequencer ---
 

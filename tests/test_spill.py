@@ -25,12 +25,12 @@ from tests.toy_feed import (
     toy_config,
     toy_log,
 )
-from training import shelf
-from training.held import Open, held_of
-from training.joiner import Joiner
-from training.joiner_loop import JoinerLoop
-from training.spill import MemorySpill, Row, Spill, SpillLost
-from training.sqlite_spill import SqliteSpill
+from training.joining import shelf
+from training.joining.held import Open, held_of
+from training.joining.joiner import Joiner
+from training.joining.joiner_loop import JoinerLoop
+from training.joining.spill import MemorySpill, Row, Spill, SpillLost
+from training.joining.sqlite_spill import SqliteSpill
 
 CONFIG = JoinConfig(window_s=20, horizon_s=100, negatives=0.5)
 CAP = 40_000  # bytes: some open impressions, or a hundred closed ones

@@ -19,7 +19,7 @@ from recsys.cli.story_stream import Stream, watch
 from recsys.cli.study_drift import _base
 from recsys.config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.events import Impression
-from training.refit import Refit
+from training.merging.refit import Refit
 
 OPTIONS = ReplayOptions(step_examples=64)
 SMALL = Config(

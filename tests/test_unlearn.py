@@ -33,18 +33,18 @@ from recsys.records import (
 )
 from tests.durable_client import DurableClient
 from tests.toy_feed import FEATURES, PARTITIONS, START_MS, append_events, feed, toy_config, toy_log
-from training.archive import Archive, read_archive
-from training.archive_files import erase_rows
+from training.archive.files import erase_rows
+from training.archive.writer import Archive, read_archive
+from training.continual.learner import Learner
+from training.continual.sequencer_loop import last_place
+from training.continual.step_reader import StepReader
+from training.continual.worker import Worker
 from training.director import starts_after
-from training.erasure import PART, Eraser, erase_records, left_of
-from training.learner import Learner
+from training.erasing.erasure import PART, Eraser, erase_records, left_of
+from training.erasing.unlearn import CantUnlearn, unlearn
 from training.line import spec_of
 from training.live import live_epoch
-from training.sequencer_loop import last_place
 from training.standstill import finish
-from training.step_reader import StepReader
-from training.unlearn import CantUnlearn, unlearn
-from training.worker import Worker
 
 LATE = "u91"  # only in the newer part of the log
 EARLY = "u3"
@@ -214,13 +214,13 @@ def test_killed_anywhere_it_is_done_again(
     learn(config, log)
     expected = learn(config_of(tmp_path / "b"), never_seen(log, LATE))
     where = {
-        "steps": "training.unlearn._replay",
-        "snapshot": "training.unlearn.snapshots.write_part",
-        "pointer": "training.unlearn.point",
-        "removal": "training.unlearn._remove_replaced",
-        "deltas": "training.unlearn.changes_records",
-        "examples": "training.unlearn.erase_records",
-        "end": "training.unlearn.digest_of_shards",
+        "steps": "training.erasing.unlearn._replay",
+        "snapshot": "training.erasing.unlearn.snapshots.write_part",
+        "pointer": "training.erasing.unlearn.point",
+        "removal": "training.erasing.unlearn._remove_replaced",
+        "deltas": "training.erasing.unlearn.changes_records",
+        "examples": "training.erasing.unlearn.erase_records",
+        "end": "training.erasing.unlearn.digest_of_shards",
     }
 
     def dies(*_: object, **__: object) -> None:
@@ -405,7 +405,7 @@ def test_an_epoch_that_never_came_to_be_live_is_no_part_of_history(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("training.unlearn.point", dies)
+        patch.setattr("training.erasing.unlearn.point", dies)
         unlearn(log, config, FEATURES, LATE, before, 5)
     asked = {}
     for number, user in enumerate(("first", "second"), 1):
@@ -472,7 +472,7 @@ def test_a_replay_that_ends_in_the_middle_leaves_what_is_live(
         raise ValueError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.unlearn.Worker.turn", fails)
+        patch.setattr("training.erasing.unlearn.Worker.turn", fails)
         with pytest.raises(
             CantUnlearn, match="replay of step .* ended: no. The model that is live"
         ):

@@ -18,7 +18,7 @@ from recsys.log import Append, LogUnavailable, MemoryLog
 from recsys.pasts import Past
 from recsys.records import EVENTS, ITEMS, topics
 from recsys.schema import Schema
-from training.joiner import Joiner
+from training.joining.joiner import Joiner
 
 NOW_MS = 1_790_000_000_000
 PAST = pasts.of_world(1_700_000_000_000, requests=60, items=300)

@@ -21,11 +21,11 @@ from tests.toy_feed import (
     toy_config,
     toy_log,
 )
-from training.joiner_loop import JoinerLoop
-from training.learner import Learner
+from training.continual.learner import Learner
+from training.continual.sequencer_loop import SequencerLoop
+from training.continual.worker import Worker
+from training.joining.joiner_loop import JoinerLoop
 from training.line import spec_of
-from training.sequencer_loop import SequencerLoop
-from training.worker import Worker
 
 
 class Clock:

@@ -13,11 +13,11 @@ from recsys.config import ModelConfig
 from recsys.model import tables_of
 from recsys.records import Example
 from tests.toy_feed import FEATURES, example
-from training.learner import Learner
-from training.offline_examples import Examples, examples_of
-from training.offline_setup import vocabularies_of
-from training.offline_tables import OwnTable
-from training.offline_trainer import OfflineTrainer, alone
+from training.continual.learner import Learner
+from training.offline.examples import Examples, examples_of
+from training.offline.setup import vocabularies_of
+from training.offline.tables import OwnTable
+from training.offline.trainer import OfflineTrainer, alone
 
 MODEL = ModelConfig(dim=4, vector_dim=4, hidden=(8,))
 

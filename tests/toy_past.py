@@ -13,7 +13,7 @@ from recsys.hashing import partition_of
 from recsys.session import Session
 from serving.session_fold import fold_event, shown_keys
 from tests.toy_feed import FEATURES, PARTITIONS, START_MS, feed
-from training.recompute import CountersThen, Folds, ItemHistory, Read, SessionsThen, Shown
+from training.archive.recompute import CountersThen, Folds, ItemHistory, Read, SessionsThen, Shown
 
 FOLDS = Folds(fold_event, shown_keys)
 

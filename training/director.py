@@ -3,7 +3,7 @@
 It appends the first live record where there is none, and the experiments' files where they say other than
 the newest revision on `control`. A line goes back to a snapshot at most, so the log keeps the examples from
 the oldest kept snapshot on; older snapshots go. Alarms of drift, and what is done about them, are its to
-tell as well (training/drift_watch.py).
+tell as well (training/drift/watch.py).
 """
 
 import logging
@@ -38,14 +38,14 @@ from recsys.records import (
     pack,
     unpack,
 )
-from training import affected
-from training.drift_watch import DriftWatch
+from training.candidates import affected
+from training.candidates.promoter import Promoter
+from training.continual.step_reader import StepReader
+from training.drift.offline_command import OfflineCommand
+from training.drift.watch import DriftWatch
 from training.line import MAIN
 from training.lineage import starts_after
 from training.live import live_epochs
-from training.offline_command import OfflineCommand
-from training.promoter import Promoter
-from training.step_reader import StepReader
 
 PART: Final = "director"
 CONFIGS: Final = Path(experiments.__file__).parent / "configs"

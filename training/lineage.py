@@ -11,7 +11,7 @@ from typing import Final
 from recsys.consumer import UNREADABLE
 from recsys.log import Log
 from recsys.records import STEPS, Live, Step, unpack
-from training.step_reader import StepReader
+from training.continual.step_reader import StepReader
 
 CAUGHT_UP: Final = (
     32  # steps behind the newest, some seconds: what is scored then is the traffic of now

@@ -9,10 +9,10 @@ from recsys.config import Config
 from recsys.features import FeatureSet
 from recsys.log import Log
 from recsys.part_state import PartState
-from training import joiner_loop
-from training.joiner_loop import JoinerLoop
+from training.continual.sequencer_loop import SequencerLoop
+from training.joining import joiner_loop
+from training.joining.joiner_loop import JoinerLoop
 from training.live import live_epoch
-from training.sequencer_loop import SequencerLoop
 
 
 def finish(log: Log, config: Config, features: FeatureSet, again: Log | None = None) -> int:

@@ -14,7 +14,7 @@ from recsys.blueprint import FILE, feature_set
 from recsys.cli import plan as plans
 from recsys.config import Config
 from recsys.features import FeatureSet
-from training.audit import TOLERANCE, AuditReport
+from training.archive.audit import TOLERANCE, AuditReport
 
 audit = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -60,9 +60,16 @@ def audited(
     from serving.past_replica import Gone
     from serving.past_session import PastSessions
     from serving.session_fold import fold_event, shown_keys
-    from training.archive_source import ArchiveSource
-    from training.audit import Audit, is_sampled
-    from training.recompute import CantRecompute, CountersThen, Folds, Recomputer, Shown, named
+    from training.archive.audit import Audit, is_sampled
+    from training.archive.raw_events import ArchiveSource
+    from training.archive.recompute import (
+        CantRecompute,
+        CountersThen,
+        Folds,
+        Recomputer,
+        Shown,
+        named,
+    )
 
     archive, config = archive_of(folder), config_of(folder)
     its = features_of(folder, config, file)

@@ -55,10 +55,10 @@ def backfilled(
     from recsys.blueprint import FILE
     from recsys.loops import write_atomically
     from serving.session_fold import fold_event, shown_keys
-    from training.archive_files import files_of
-    from training.archive_source import ArchiveSource
-    from training.backfill import Backfill
-    from training.recompute import CountersThen, Folds, Recomputer, SessionsThen, named
+    from training.archive.backfill import Backfill
+    from training.archive.files import files_of
+    from training.archive.raw_events import ArchiveSource
+    from training.archive.recompute import CountersThen, Folds, Recomputer, SessionsThen, named
 
     archive, config = archive_of(folder), config_of(folder)
     features = features_of(folder, config, file)
@@ -106,7 +106,7 @@ def _write(path: Path, to: Path, fill: Any) -> None:
     import polars as pl
 
     from recsys.records import pack
-    from training.archive_files import beside
+    from training.archive.files import beside
 
     frame = pl.read_parquet(path, hive_partitioning=False)
     values: list[bytes | None] = []

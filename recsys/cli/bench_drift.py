@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.cli.drift_stream import COLUMNS, LABELS, SLOTS, Shift, Stream, make_stream
-from training.drift import Alarm, DriftConfig, FeatureWatch, LossWatch
+from training.drift.monitors import Alarm, DriftConfig, FeatureWatch, LossWatch
 
 WITHIN: Final = 2_000  # examples
 _STEP: Final = 256

@@ -145,7 +145,7 @@ def join(task: Task, told: Told, stop: Any) -> None:
     from recsys.open_log import open_log
     from recsys.part_state import PartState
     from recsys.records import EVENTS, EXAMPLES
-    from training.joiner_loop import JoinerLoop
+    from training.joining.joiner_loop import JoinerLoop
 
     with telling(told, 0):
         config, log = task.config, open_log(task.config)
@@ -166,7 +166,7 @@ def cut(task: Task, told: Told, stop: Any) -> None:
     from recsys.clock import wall_ms
     from recsys.open_log import open_log
     from recsys.records import EXAMPLES
-    from training.sequencer_loop import SequencerLoop
+    from training.continual.sequencer_loop import SequencerLoop
 
     with telling(told, 1):
         log = open_log(task.config)
@@ -222,10 +222,10 @@ def learn(task: Task, ports: dict[int, int], told: Told, stop: Any) -> None:
     from recsys.blueprint import build_model, feature_set
     from recsys.open_log import open_log
     from recsys.records import STEPS
-    from training.jagged import keyed_jagged
-    from training.learner import Learner
+    from training.continual.jagged import keyed_jagged
+    from training.continual.learner import Learner
+    from training.continual.worker import Worker
     from training.line import spec_of
-    from training.worker import Worker
 
     with telling(told, 3):
         config, spec, who, log = (

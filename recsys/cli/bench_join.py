@@ -130,7 +130,7 @@ def _user(event: Event) -> str:
 
 def _core(written: Written) -> float:
     """Decoded events through the pure joiners: what the join itself costs."""
-    from training.joiner import Joiner, Recall
+    from training.joining.joiner import Joiner, Recall
 
     parts: list[list[Event]] = [[] for _ in range(CONFIG.log.partitions)]
     for partition, value in written.records:
@@ -155,7 +155,7 @@ def _core(written: Written) -> float:
 def _loop(written: Written) -> tuple[float, float, set[tuple[Any, ...]]]:
     """The part's loop: reads, decodes, joins, encodes, appends; by the clock, and by the processor's time.
     Also returns the final labels."""
-    from training.joiner_loop import JoinerLoop
+    from training.joining.joiner_loop import JoinerLoop
 
     log = MemoryLog()
     for topic in topics(CONFIG.log.partitions):

@@ -223,9 +223,9 @@ def _score(task: Task, its: _Sender) -> None:
     from recsys.log import Append
     from recsys.open_log import open_log
     from recsys.records import SCORES, STEPS, Live, pack
+    from training.candidates.shadow import Shadow
+    from training.continual.sequencer_loop import last_place
     from training.line import MAIN, spec_of
-    from training.sequencer_loop import last_place
-    from training.shadow import Shadow
 
     with telling(its.told, 5):
         config, log = task.config, open_log(task.config)

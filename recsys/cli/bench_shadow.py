@@ -40,11 +40,11 @@ from recsys.model import tables_of
 from recsys.open_log import create_topics, open_log
 from recsys.pasts import of_world
 from recsys.records import DELTAS, EXAMPLES, Live, pack
-from training.learner import Learner
+from training.candidates.shadow import Shadow
+from training.continual.learner import Learner
+from training.continual.sequencer_loop import SequencerLoop
+from training.continual.worker import Worker
 from training.line import MAIN, spec_of
-from training.sequencer_loop import SequencerLoop
-from training.shadow import Shadow
-from training.worker import Worker
 
 _START_MS: Final = 1_790_000_000_000
 _WARM: Final = 8  # steps before the clock starts

@@ -33,10 +33,10 @@ from recsys.metrics import auc
 from recsys.model import padded
 from recsys.records import EXAMPLES, Lesson, pack, topics, unpack_all
 from serving.row_store import RowStore
-from training.learner import Learner
+from training.continual.learner import Learner
+from training.continual.sequencer_loop import SequencerLoop
+from training.continual.worker import Worker
 from training.line import spec_of
-from training.sequencer_loop import SequencerLoop
-from training.worker import Worker
 
 EXAMPLES_A_STEP: Final = 256
 EVENTS_PER_S: Final = 1_000  # at which bytes a second are told: an example each

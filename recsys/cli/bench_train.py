@@ -140,10 +140,10 @@ def work(job: Job, rank: int, ports: dict[int, int], told: Told) -> None:
         from parameter_server.transport import Address, SocketChannel
         from recsys.blueprint import build_model
         from recsys.open_log import open_log
-        from training.jagged import keyed_jagged, load
-        from training.learner import Learner
+        from training.continual.jagged import keyed_jagged, load
+        from training.continual.learner import Learner
+        from training.continual.worker import Worker
         from training.line import spec_of
-        from training.worker import Worker
 
         config, spec = job.config, spec_of(job.config)
         who = WorkerId(rank, WORKERS, 1)
@@ -184,7 +184,7 @@ def _config(folder: str, batch: int) -> Config:
 def _write(config: Config, drawn: Any) -> None:
     """Examples, then the records of their steps, as the sequencer cuts them."""
     from recsys.open_log import create_topics, open_log
-    from training.sequencer_loop import SequencerLoop
+    from training.continual.sequencer_loop import SequencerLoop
 
     log = open_log(config)
     create_topics(log, config)

@@ -38,11 +38,11 @@ from serving.replica import Replica
 from serving.session_loop import SessionLoop
 from serving.session_store import RedisFold
 from serving.state_reader import StateReader
-from training.joiner_loop import JoinerLoop
-from training.learner import Learner
+from training.continual.learner import Learner
+from training.continual.sequencer_loop import SequencerLoop
+from training.continual.worker import Worker
+from training.joining.joiner_loop import JoinerLoop
 from training.line import spec_of
-from training.sequencer_loop import SequencerLoop
-from training.worker import Worker
 
 if TYPE_CHECKING:
     from recsys.cli.replay import Replayed, ReplayOptions

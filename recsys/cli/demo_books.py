@@ -82,7 +82,7 @@ class Books:
 
     def archived(self, folder: Path, entries: Entries) -> int:
         """How many of the engagements stand in the archive, byte for byte the event that the log has."""
-        from training.archive import read_archive
+        from training.archive.writer import read_archive
 
         rows = read_archive(folder, EVENTS).select("partition", "offset", "type").collect()
         there = zip(rows["partition"].to_list(), rows["offset"].to_list(), strict=True)

@@ -17,11 +17,11 @@ from recsys.events import Event
 from recsys.features import FeatureSet
 from recsys.log import Append, MemoryLog
 from recsys.records import EXAMPLES, STEPS, Delta, Step, pack, topics
-from training.joiner import Joined
-from training.learner import Learner
+from training.continual.learner import Learner
+from training.continual.sequencer import Sequencer
+from training.continual.worker import Worker
+from training.joining.joiner import Joined
 from training.line import MAIN, learning_digest, spec_of
-from training.sequencer import Sequencer
-from training.worker import Worker
 
 
 class DirectLoop:

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from recsys.blueprint import build_model
 from recsys.cli.story_stream import Night, Stream
 from recsys.list_ranker import lists_of
-from training.distill import Distiller, student_of, taught
-from training.forms import Averages, Chooser, Lead, losses
-from training.learner import Floats, Lane, Learner
+from training.continual.learner import Floats, Lane, Learner
+from training.continual.local_line import LocalLine
+from training.continual.worker import examples_behind
 from training.line import spec_of
-from training.local_line import LocalLine
-from training.merge import Blend, Blends, Parent, Since, interpolate, standing_at
-from training.refit import Batch, Refit, refit
-from training.worker import examples_behind
+from training.merging.distill import Distiller, student_of, taught
+from training.merging.forms import Averages, Chooser, Lead, losses
+from training.merging.merge import Blend, Blends, Parent, Since, interpolate, standing_at
+from training.merging.refit import Batch, Refit, refit
 
 Doubles = NDArray[np.float64]
 TOGETHER = 4  # steps that a nightly job learns at once

@@ -134,7 +134,7 @@ class Explainer:
     def _archived(self, request_id: str) -> Impression | None:
         import polars as pl
 
-        from training.archive import read_archive
+        from training.archive.writer import read_archive
 
         if not self._archive.exists():
             return None
@@ -146,7 +146,7 @@ class Explainer:
     def _older(self, partition: int, key: bytes, before: int) -> Iterable[Record]:
         import polars as pl
 
-        from training.archive import read_archive
+        from training.archive.writer import read_archive
 
         if not before or not self._archive.exists():
             return []

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from recsys.config import JoinConfig
 from recsys.events import Engagement, Event, Impression
 from recsys.hashing import partition_of
-from training.joiner import Joined, Joiner
+from training.joining.joiner import Joined, Joiner
 
 
 class Joiners:

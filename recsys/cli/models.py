@@ -83,7 +83,7 @@ def diff(a: Name, b: Name, registry: Folder = Path("registry"), json: Json = Fal
 
 def listed(registry: Path) -> list[dict[str, Any]]:
     """A line for each candidate, by the time when it was made."""
-    from training.registry import Refused, Registry, iso
+    from training.candidates.registry import Refused, Registry, iso
 
     its = Registry(registry)
     rows: list[tuple[int, dict[str, Any]]] = []
@@ -111,8 +111,8 @@ def listed(registry: Path) -> list[dict[str, Any]]:
 
 def shown_of(registry: Path, name: str) -> dict[str, Any]:
     """The provenance as plain values, with the snapshot's step, tables and number of dense parameters."""
-    from training.registry import Registry
-    from training.registry_diff import arrays_of, dense_of, rows_of
+    from training.candidates.registry import Registry
+    from training.candidates.registry_diff import arrays_of, dense_of, rows_of
 
     its = Registry(registry)
     snapshot = its.snapshot(name)
@@ -130,9 +130,9 @@ def shown_of(registry: Path, name: str) -> dict[str, Any]:
 
 def diff_of(registry: Path, a: str, b: str) -> Any:
     """The ``Diff`` of two candidates."""
-    from training.registry import Registry
-    from training.registry_diff import arrays_of
-    from training.registry_diff import diff as compared
+    from training.candidates.registry import Registry
+    from training.candidates.registry_diff import arrays_of
+    from training.candidates.registry_diff import diff as compared
 
     its = Registry(registry)
     first, second = its.snapshot(a), its.snapshot(b)
@@ -141,7 +141,7 @@ def diff_of(registry: Path, a: str, b: str) -> Any:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    from training.registry import Refused
+    from training.candidates.registry import Refused
 
     try:
         yield

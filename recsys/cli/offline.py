@@ -114,7 +114,7 @@ def offline(
 
 def run(asked: Asked) -> dict[str, Any]:
     """Trains what was asked for; returns the closing table. Raises ValueError for bad input."""
-    from training import offline_job as jobs
+    from training.offline import job as jobs
 
     _check(asked)
     started = time.monotonic()
@@ -162,10 +162,10 @@ def _check(asked: Asked) -> None:
 
 def _begun(asked: Asked, work: Path) -> Path:
     """The job's folder, its examples cached."""
-    from training import offline_job as jobs
-    from training.offline_archive import is_archive
-    from training.offline_loop import Plan
-    from training.registry import new_name
+    from training.candidates.registry import new_name
+    from training.offline import job as jobs
+    from training.offline.archive import is_archive
+    from training.offline.loop import Plan
 
     config = _config(asked)
     prepare = _from_archive if is_archive(asked.data) else _from_dataset
@@ -213,8 +213,8 @@ def _from_archive(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, b
     from recsys.blueprint import FILE, feature_set
     from recsys.cli.replay import parse_time
     from recsys.feature_builder import FeatureBuilder
-    from training import offline_archive as archives
-    from training import offline_job as jobs
+    from training.offline import archive as archives
+    from training.offline import job as jobs
 
     beside = asked.data.resolve().parent
     if asked.state is None and (beside / FILE).exists():
@@ -242,8 +242,8 @@ def _until_ms(asked: Asked) -> int:
     """The end of the range. ``now`` is as far as the archive of a running system has come, and is told: the
     same command later means another end, and begins another job."""
     from recsys.cli.replay import parse_time
-    from training.offline_archive import newest
-    from training.registry import iso
+    from training.candidates.registry import iso
+    from training.offline.archive import newest
 
     if asked.until != NOW:
         until_ms = parse_time(asked.until, 0.0)
@@ -261,7 +261,7 @@ def _from_dataset(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, b
     from recsys.cli.replay_report import with_bar
     from recsys.datasets.open import open_dataset
     from recsys.features import FeatureSet
-    from training import offline_job as jobs
+    from training.offline import job as jobs
 
     if asked.until == NOW:
         raise ValueError(f"--until is now, and {asked.data} is a data set: give its last time")
@@ -287,7 +287,7 @@ def _from_dataset(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, b
 
 def _init(asked: Asked) -> tuple[str, str, str] | None:
     """Folder, line and version of the snapshot to start from."""
-    from training.registry import Registry
+    from training.candidates.registry import Registry
 
     if asked.init is None:
         return None
@@ -327,7 +327,7 @@ def _on_ray(folder: Path, asked: Asked) -> None:
     if owns:
         ray.init(**options)
     try:
-        from training.ray_offline import fit
+        from training.offline.ray_job import fit
 
         fit(folder, asked.workers, asked.cpus)
     finally:
@@ -369,7 +369,7 @@ def code() -> str:
 
 def summary(registry: Path, name: str, seconds: float, stood: bool) -> dict[str, Any]:
     """The closing table."""
-    from training.registry import Registry, iso
+    from training.candidates.registry import Registry, iso
 
     its = Registry(registry).provenance(name)
     return {

@@ -13,7 +13,7 @@ from recsys.datasets.source import Dataset
 from recsys.events import Event
 from recsys.features import FeatureSet
 from recsys.records import Example
-from training.offline_cache import Cache, CacheWriter
+from training.offline.cache import Cache, CacheWriter
 
 Progress = Callable[[Iterator[Event]], Iterator[Event]]
 _AT_ONCE = 1_024

@@ -28,14 +28,14 @@ from serving.service import Service
 from serving.session_loop import SessionLoop
 from serving.session_store import MemoryFold, MemorySessions
 from serving.state_reader import StateReader
+from training.candidates.shadow_loop import ShadowLoop
+from training.continual.epoch_end import EpochEnd
+from training.continual.learner import Learner
+from training.continual.sequencer_loop import SequencerLoop
+from training.continual.worker import Worker
 from training.director import Director
-from training.epoch_end import EpochEnd
-from training.joiner_loop import JoinerLoop
-from training.learner import Learner
+from training.joining.joiner_loop import JoinerLoop
 from training.line import MAIN, spec_of
-from training.sequencer_loop import SequencerLoop
-from training.shadow_loop import ShadowLoop
-from training.worker import Worker
 
 START_MS: Final = 1_790_000_000_000
 _WATCH_MS: Final = 3_000

@@ -25,12 +25,12 @@ from recsys.promotion_config import PromotionConfig
 from recsys.records import CONTROL, Candidate, Control, Lesson, Step, Wish, pack
 from recsys.world import World
 from serving.request import Answer, Request
-from training.learner import Learner
+from training.candidates.registry import Provenance, Registry, plain_config
+from training.continual.learner import Learner
+from training.continual.step_reader import ExampleCheck, read_lanes
+from training.continual.worker import examples_behind
 from training.line import MAIN, spec_of
 from training.lineage import Lineage
-from training.registry import Provenance, Registry, plain_config
-from training.step_reader import ExampleCheck, read_lanes
-from training.worker import examples_behind
 
 LIST: Final = 5
 Change = Callable[[dict[str, Any]], None]

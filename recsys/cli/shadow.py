@@ -23,10 +23,10 @@ from recsys.config import Config
 from recsys.log import Append, Log, LogLost, LogUnavailable
 from recsys.open_log import open_log
 from recsys.records import CONTROL, Candidate, Control, Decision, Live, Wish, pack
-from training import affected
+from training.candidates import affected
+from training.candidates.promoter import Promoter, answers_wish, numbers
+from training.candidates.registry import Refused, Registry
 from training.control import ControlReader
-from training.promoter import Promoter, answers_wish, numbers
-from training.registry import Refused, Registry
 
 StateOption = Annotated[Path, typer.Option(help="The state folder.")]
 _ANSWER_S: Final = 30.0
@@ -93,6 +93,7 @@ def drawn(rows: list[dict[str, Any]], promoter: Promoter) -> Table:
         "examples",
         "log loss gained",
         "AUC gained",
+        "within users",
         "calibration",
     ):
         table.add_column(column)
@@ -104,7 +105,7 @@ def drawn(rows: list[dict[str, Any]], promoter: Promoter) -> Table:
         calibration = f"{its.candidate_calibration:.3f} (live {its.live_calibration:.3f})"
         table.add_row(
             row["line"], stage, f"{its.examples:,}", _bounds(its.loss), _bounds(its.auc),
-            calibration if its.examples else "–", why,
+            _bounds(its.user_auc), calibration if its.examples else "–", why,
         )  # fmt: skip
     return table
 

@@ -23,7 +23,7 @@ from recsys.datasets.source import Dataset
 from recsys.events import Engagement, Event, Impression, Item, User
 from recsys.features import FeatureSet, RequestFeatures
 from recsys.records import Example
-from training.sequencer import Sequencer
+from training.continual.sequencer import Sequencer
 
 Ints = NDArray[np.int64]
 

@@ -27,7 +27,7 @@ from recsys.model import Model
 from recsys.promotion_config import PromotionConfig
 from recsys.records import Lesson
 from recsys.world import World
-from training.affected import affected
+from training.candidates.affected import affected
 from training.line import MAIN
 
 _WARM: Final = 700  # lists before anything is proposed

@@ -24,7 +24,7 @@ from recsys.config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.datasets.open import open_dataset
 from recsys.datasets.source import DataError
 from recsys.world_stories import STORIES
-from training.refit import Refit
+from training.merging.refit import Refit
 
 _SAMPLES = 500  # draws of users
 _WINDOWS_A_DAY = 4

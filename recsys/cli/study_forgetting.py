@@ -1,13 +1,13 @@
 """`recsys study forgetting`: tastes are A, then B, then A again; how much of A is left on return.
 
 The same log is learned twice: plainly, and with old examples rehearsed as the panel asks for
-(training/forgetting.py). Lists hang on no model, so both are judged on the same rows. Two things are judged.
-*Memory*: the panel of the first A, with features as they were served then, scored at the end of A and once
-B is over: what the weights have forgotten. *On return*: the first window of the second A, as it is predicted:
-there the viewers' own sessions and counters are still full of B, which no weight can know to be over. Windows
-differ in how much of them can be known at all, so beside each AUC stands that of the true probabilities on
-the same rows (``ceiling``). A third way keeps past states, and mixes what they say with what is live
-(recsys/cli/kept_states.py).
+(training/continual/forgetting.py). Lists hang on no model, so both are judged on the same rows. Two things
+are judged. *Memory*: the panel of the first A, with features as they were served then, scored at the end of A
+and once B is over: what the weights have forgotten. *On return*: the first window of the second A, as it is
+predicted: there the viewers' own sessions and counters are still full of B, which no weight can know to be
+over. Windows differ in how much of them can be known at all, so beside each AUC stands that of the true
+probabilities on the same rows (``ceiling``). A third way keeps past states, and mixes what they say with what
+is live (recsys/cli/kept_states.py).
 """
 
 import json
@@ -33,17 +33,17 @@ from recsys.records import EXAMPLES, Lesson, unpack
 from recsys.report import Predictions
 from recsys.world import World
 from recsys.world_aba import WorldABA
-from training.drift import LossWatch
-from training.forgetting import (
+from training.continual.forgetting import (
     ForgettingConfig,
     ForgettingControl,
     Place,
     Rehearsal,
     Strength,
 )
-from training.learner import Learner
+from training.continual.learner import Learner
+from training.continual.sequencer import Sequencer
+from training.drift.monitors import LossWatch
 from training.line import MAIN, learning_digest
-from training.sequencer import Sequencer
 
 _HOUR_MS: Final = 3_600_000
 _KEPT: Final = 0.95  # of A's AUC, wanted on return

@@ -1,0 +1,169 @@
+"""Judges the topics that everybody reads and nobody answers for: what can't be read there gets a dead letter.
+
+``events`` are the joiner's business and ``examples`` the workers'. What can't be read of ``items``,
+``item_state``, ``steps`` and ``control`` is passed over by its readers; the letter is written here, once. The
+place is saved now and then, and what was judged since is judged again after a kill, without a second letter.
+
+Of ``deltas`` it reads whether a shard refused gradients. That step's record then goes among the dead letters:
+it names the offsets of the examples that were set aside, so that they can be looked at, and learned again
+once what was wrong is mended.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from parameter_server.refusals import told_by
+from recsys.consumer import UNREADABLE, Consumer, DeadLetters
+from recsys.events import Item, decode
+from recsys.log import Log, LogLost, Record
+from recsys.part_state import PartState
+from recsys.records import (
+    CONTROL,
+    DELTAS,
+    EXAMPLES,
+    ITEM_STATE,
+    ITEMS,
+    STEPS,
+    Control,
+    ItemState,
+    Step,
+    unpack,
+)
+from recsys.turns import Turns
+from training.continual.step_reader import StepReader
+
+_READ: Final = 100  # records of each topic in a turn: item states are large
+_READ_DELTAS: Final = 16  # and so are deltas
+_SAVE_EVERY_MS: Final = 30_000
+_LOG: Final = logging.getLogger(__name__)
+
+
+class _Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of a delta: its rows are left alone."""
+
+    line: str
+    epoch: int
+    step: int
+    part: int
+    metrics: dict[str, float] = {}
+
+
+class Inspector(Turns):
+    """Reads the topics whose letters it owns. ``clock`` (milliseconds) says when to save."""
+
+    def __init__(self, log: Log, state: PartState, clock: Callable[[], int]) -> None:
+        """Raises LogLost where ``state`` is of another log."""
+        self._log, self._state, self._clock = log, state, clock
+        self._letters = DeadLetters(log, tuple(_JUDGES))
+        self._saved: dict[str, dict[int, int]] = {}
+        self._steps: dict[tuple[str, int], StepReader] = {}
+        self.unreadable = 0
+        self.set_aside = 0  # deltas that tell of a refusal; their step has one letter
+        self._restore()
+
+    @property
+    def offsets(self) -> dict[str, dict[int, int]]:
+        """The next offsets to read, by topic and partition."""
+        return {topic: dict(consumer.offsets) for topic, consumer in self._consumers.items()}
+
+    def save(self) -> None:
+        """Saves how far it has judged."""
+        if not self.astray and self.offsets != self._saved:
+            self._saved = self.offsets
+            self._state.save(self._log.id, self._saved, b"")
+        self._due_ms = self._clock() + _SAVE_EVERY_MS
+
+    def _turn(self) -> int:
+        moved = 0
+        for topic in _JUDGES:
+            for partition, record in self._poll(topic):
+                moved += 1
+                reason = _reason(topic, record)
+                if reason:
+                    self.unreadable += 1
+                    self._letters.put(topic, partition, record, reason)
+        for _, record in self._poll(DELTAS, _READ_DELTAS):
+            moved += 1
+            self._judge_delta(record)
+        self._letters.send()
+        if self._clock() >= self._due_ms:
+            self.save()
+        return moved
+
+    def _judge_delta(self, record: Record) -> None:
+        """A letter with the record of a step of which something was refused, once, whichever shard says so
+        first."""
+        try:
+            told = unpack(record.value, _Told)
+        except UNREADABLE:
+            return  # every replica counts it, and mends it by a snapshot
+        refused = told_by(told.metrics, told.part)
+        if not refused:
+            return
+        line = told.line, told.epoch
+        reader = self._steps.setdefault(line, StepReader(self._log, *line))
+        step, place = reader.record(told.step), reader.place(told.step)
+        if step is None or place is None:
+            _LOG.error("step %d of %s/%d: %s, and its record is gone", told.step, *line, refused)
+            return
+        ranges = ", ".join(f"{r.partition}: {r.start} to {r.stop - 1}" for r in step.ranges)
+        reason = (
+            f"step {step.step} of {step.line}/{step.epoch}: {refused}: not finite, or too large. Set aside "
+            f"are its {step.examples} examples at the offsets {ranges} of {EXAMPLES}, cut into {step.lanes} "
+            "lanes"
+        )
+        self.set_aside += 1
+        self._letters.put(STEPS, 0, self._log.read(STEPS, 0, place, 1)[0], reason, step.time_ms)
+
+    def _poll(self, topic: str, most: int = _READ) -> list[tuple[int, Record]]:
+        """The next records; from the beginning where what comes next is gone, as item states go that were
+        told again. Raises LogLost where the log has never had it."""
+        consumer = self._consumers[topic]
+        try:
+            return consumer.poll(most)
+        except LogLost:
+            begins = {p: self._log.begin(topic, p) for p in consumer.offsets}
+            if all(begins[p] <= offset for p, offset in consumer.offsets.items()):
+                raise
+            for partition, begin in begins.items():
+                consumer.offsets[partition] = max(begin, consumer.offsets[partition])
+            return []
+
+    def _restore(self) -> None:
+        saved = self._state.load(self._log.id)
+        self._saved = {} if saved is None else saved.offsets
+        self._letters.forget()
+        self._consumers = {
+            topic: Consumer(
+                self._log, topic, range(self._log.partitions(topic)), self._saved.get(topic)
+            )
+            for topic in (*_JUDGES, DELTAS)
+        }
+        self._due_ms = self._clock() + _SAVE_EVERY_MS
+
+
+def _item(value: bytes) -> None:
+    event = decode(value)
+    if not isinstance(event, Item):
+        raise msgspec.ValidationError(f"it is a {type(event).__name__.lower()}, expected an item")
+
+
+_control: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Control)
+_JUDGES: Final[dict[str, Callable[[bytes], object]]] = {
+    ITEMS: _item,
+    ITEM_STATE: msgspec.msgpack.Decoder(ItemState).decode,
+    STEPS: msgspec.msgpack.Decoder(Step).decode,
+    CONTROL: _control.decode,
+}
+
+
+def _reason(topic: str, record: Record) -> str:
+    """Why a record can't be read; empty where it can."""
+    try:
+        _JUDGES[topic](record.value)
+    except UNREADABLE as error:
+        return f"not a record of {topic}: {error}"
+    return ""

@@ -1,0 +1,149 @@
+"""What a candidate would retrieve: both models as of one step, then what viewers engaged with after it.
+
+It begins when live has written a snapshot: that, and the candidate's rows as they are then, are kept until
+enough was engaged with. So neither model has learned from what it is asked about.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parameter_server.rows import initial_rows
+from parameter_server.snapshots import NoSnapshot, complete_steps, load_rows
+from recsys.batch import batch_of
+from recsys.blueprint import build_model
+from recsys.catalogue import Catalogue
+from recsys.config import Config
+from recsys.consumer import UNREADABLE
+from recsys.events import Item, decode
+from recsys.features import FeatureSet, RequestFeatures
+from recsys.hashing import key_of
+from recsys.log import Log
+from recsys.model import Model, lookup_of, padded, tables_of
+from recsys.records import ITEMS
+from training.candidates.recall import Search, Weights, sorted_rows
+from training.candidates.shadow import Shadow, Shown
+from training.continual.learner import Learner
+from training.line import MAIN
+
+_RANKED: Final = 300  # candidates of the list whose ranking is timed
+_REPEATS: Final = 5
+_TABLES: Final = ("items", "users")
+Keys = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+class Look(NamedTuple):
+    """What came of it. ``hits`` (E,): 1 for live, 2 for the candidate, 3 for both."""
+
+    users_E: Keys
+    hits_E: NDArray[np.uint8]
+    figures: dict[str, float]
+
+
+class Items:
+    """The catalogue, followed."""
+
+    def __init__(self, log: Log, features: FeatureSet) -> None:
+        self._log, self._offset = log, log.begin(ITEMS, 0)
+        self.catalogue = Catalogue(features)
+
+    def turn(self) -> None:
+        while records := self._log.read(ITEMS, 0, self._offset):
+            self._offset = records[-1].offset + 1
+            for record in records:
+                try:
+                    event = decode(record.value)
+                except UNREADABLE:
+                    continue
+                if isinstance(event, Item):
+                    self.catalogue.apply(event)
+
+
+class RetrievalLook:
+    """Looks at one candidate, again and again: once for each snapshot of live."""
+
+    def __init__(self, features: FeatureSet, config: Config, items: Items) -> None:
+        self._features, self._config, self._items = features, config, items
+        self._folder = Path(config.state) / "snapshots"
+        self._enough = config.promotion.recall_examples
+        self._learner = Learner(build_model(features, config.model))
+        self._seen = (-1, -1)  # epoch and step of the snapshot that was looked at last
+        self._both: tuple[Weights, Weights] | None = None
+        self._sizes: dict[str, float] = {}
+        self._engaged: list[Shown] = []
+
+    def begin(self, shadow: Shadow) -> None:
+        """Keeps both models as they are, where live has a snapshot that wasn't looked at. Cheap, if not."""
+        steps = complete_steps(self._folder, MAIN, shadow.epoch)
+        if self._both is not None or not steps or (shadow.epoch, steps[-1]) == self._seen:
+            return
+        if shadow.step < steps[-1] or not self._features.history_length:
+            return  # it still catches up; or nothing is learned of vectors
+        try:
+            live = load_rows(self._folder, MAIN, shadow.epoch, steps[-1])
+        except NoSnapshot:
+            return
+        self._seen = (shadow.epoch, steps[-1])
+        if live.dense is None:
+            return
+        own = {name: shadow.shard.tables[name].export() for name in _TABLES}
+        dense = shadow.shard.dense
+        assert dense is not None
+        theirs = Weights(sorted_rows(live.tables, self._initial), live.dense)
+        ours = sorted_rows({n: (a["keys"], a["values"]) for n, a in own.items()}, self._initial)
+        self._both = theirs, Weights(ours, dense.averaged.copy())
+        self._engaged = []
+        self._sizes = {
+            "live_bytes": float(sum(k.nbytes + v.nbytes for k, v in live.tables.values())),
+            "bytes": float(sum(len(t) * (8 + 4 * t.config.dim) for t in shadow.shard.tables.values())),
+        }  # fmt: skip
+
+    def take(self, shown: Sequence[Any]) -> None:
+        """Examples of the steps after it began, before the candidate learned them."""
+        if self._both is not None:
+            self._engaged += [example for example in shown if example.labels[0] > 0]
+
+    def end(self) -> Look | None:
+        """What came of it, once enough was engaged with."""
+        if self._both is None or len(self._engaged) < self._enough:
+            return None
+        live, candidate = self._both
+        self._both, shown = None, self._engaged[: self._enough]
+        self._items.turn()
+        lane = self._learner.prepare(shown)
+        search = Search(self._learner.model, self._items.catalogue, lane.batch, lane.lookup)
+        theirs, ours = search.run(live), search.run(candidate)
+        users = np.array([key_of("user", e.user_id) for e in shown], np.int64)[search.known_E]
+        hits = theirs.hits_E.astype(np.uint8) | ours.hits_E.astype(np.uint8) << 1
+        figures = {"picks": ours.picks, "live_picks": theirs.picks, "pickers": float(len(shown))}
+        return Look(users, hits, figures | self._sizes)
+
+    def _initial(self, table: str, keys: Keys) -> Floats:
+        (config,) = (t for t in tables_of(self._config.model) if t.name == table)
+        return initial_rows(config, self._config.model.seed, keys)
+
+
+def rank_us(model: Model) -> float:
+    """Microseconds that a model takes for a list of candidates whose rows are zeros; the best of a few."""
+    features = model.features
+    request = RequestFeatures(
+        features.digest,
+        np.arange(1, features.user_columns + 1, dtype=np.int64),
+        np.arange(_RANKED * features.item_columns, dtype=np.int64).reshape(_RANKED, -1) + 1_000,
+        np.zeros((features.history_length, features.history_keys), np.int64),
+        np.zeros((features.history_length, features.outcomes), np.float32),
+        np.zeros((_RANKED, model.ranker.shape.dense), np.float32),
+    )
+    batch = batch_of(features, [request])
+    lookup, best = lookup_of(batch), float("inf")
+    rows = padded(np.zeros((len(lookup.keys["features"]), model.config.dim + 1), np.float32))
+    for _ in range(_REPEATS):
+        began = time.perf_counter()
+        model.rank(batch, lookup, rows)
+        best = min(best, time.perf_counter() - began)
+    return 1e6 * best

@@ -1,0 +1,185 @@
+"""A candidate beside live: it scores the examples of each step, then learns them, and nobody sees it.
+
+It stands for itself: its rows are here, in one process, and what it learns by are the live line's own step
+records. So it is scored on the very examples that live was, from features as served, before it learned
+them; what live said of them stands in the examples. A candidate that doesn't learn is scored as it is.
+
+Knows nothing of promotion, files or topics but ``steps`` and ``examples``.
+"""
+
+# B examples, L outputs
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from parameter_server.parameter_client import LocalClient
+from parameter_server.shard import Shard
+from recsys.blueprint import build_model
+from recsys.config import Config
+from recsys.events import Stamp
+from recsys.features import FeatureSet
+from recsys.hashing import Id, key_of, uniform
+from recsys.log import Log
+from recsys.model import padded
+from recsys.records import Delta, Lesson, Live, Scores, Step
+from training.continual.learner import Learner
+from training.continual.step_reader import ExampleCheck, read_lanes
+from training.continual.worker import Worker
+from training.line import MAIN
+from training.lineage import Lineage
+
+_SEED: Final = 0  # changing it draws anew which lanes are scored
+_FEW: Final = 5  # a viewer with so few items in the session is new
+NEW_VIEWERS: Final = "new viewers"
+_MOST_SURFACES: Final = 6
+_STILL: Final = Stamp(line="")
+
+
+class Shown(Lesson, kw_only=True):
+    """What is read of an example that is scored."""
+
+    user_id: Id = ""
+    surface: str = "feed"
+    predicted: bytes = b""
+    stamp: Stamp | None = None
+
+
+class Shadow:
+    """One candidate line. ``turn`` takes the next step of the live line's epoch."""
+
+    def __init__(
+        self,
+        log: Log,
+        config: Config,
+        features: FeatureSet,
+        line: str,
+        shard: Shard,
+        lives: Sequence[Live],
+        learns: bool = True,
+    ) -> None:
+        """``shard``: all of the candidate, as it is after step ``shard.applied``. ``lives``: all live
+        records of the live line so far."""
+        self.line, self.shard, self.learns = line, shard, learns
+        self._log, self._config, self._features = log, config, features
+        self.publish: Callable[[Delta], None] = lambda delta: None
+        self._client = LocalClient([shard], lambda delta: self.publish(delta))
+        self._learner = Learner(build_model(features, config.model))
+        self._scoring = build_model(features, config.model)
+        self._check = ExampleCheck(features, self._scoring.ranker.shape.dense, Shown)
+        self._step = shard.applied
+        self.shown: list[Shown] = []  # what it scored of the newest step
+        self.scored = 0  # examples
+        self.unseen_from = 0  # the first step with nothing that it was trained on
+        self.follow(lives)
+
+    @property
+    def step(self) -> int:
+        """The newest step that it has scored, and learned if it learns."""
+        return self._step
+
+    def follow(self, lives: Sequence[Live]) -> None:
+        """Goes on with the live line as it is by now, from the same step on."""
+        self.epoch = lives[-1].epoch if lives else 0
+        self._reader = Lineage(self._log, MAIN, lives)
+        self._worker = Worker(
+            0, 1, self._log, self._client, self._learner, self._config,
+            reader=self._reader, tells=False,
+        )  # fmt: skip
+
+    def turn(self, scores: bool = True) -> tuple[Step, Scores | None] | None:
+        """Scores and learns the next step; None where it isn't there yet. ``scores``: whether it is of now,
+        and is to be scored. Raises LogLost where the log no longer has its examples."""
+        step = self._reader.record(self._step + 1)
+        if step is None:
+            return None
+        self.shown = []
+        fresh = scores and step.step >= self.unseen_from
+        said = self.score(step) if fresh else None
+        while self.learns and self.shard.applied < step.step:
+            self._worker.turn()
+        self._step = step.step
+        return step, said
+
+    def score(self, step: Step) -> Scores | None:
+        """What it says of the chosen lanes of a step, beside what live said; None where none is chosen or
+        live said nothing of them."""
+        share = self._config.promotion.share
+        own = {n for n in range(step.lanes) if uniform(_SEED, "shadow", step.step, n) < share}
+        if not own:
+            return None
+        lanes = read_lanes(self._log, step, own, self._check)
+        read = [e for lane in lanes.values() for e in lane.examples]
+        shown = self.shown = [e for e in read if isinstance(e, Shown) and self._counts(e)]
+        if not shown:
+            return None
+        candidate_B = self.probabilities(shown)[:, 0]
+        self.scored += len(shown)
+        names, segments_B = segments_of(shown)
+        return Scores(
+            line=self.line,
+            against=(MAIN, self.epoch),
+            step=step.step,
+            time_ms=step.time_ms,
+            users=np.array([key_of("user", e.user_id) for e in shown], np.int64).tobytes(),
+            live=np.array([_first(e.predicted) for e in shown], np.float32).tobytes(),
+            candidate=candidate_B.astype(np.float32).tobytes(),
+            labels=np.array([round(e.labels[0]) for e in shown], np.uint8).tobytes(),
+            segments=segments_B.tobytes(),
+            names=names,
+            weights=_weights(shown),
+        )
+
+    def _counts(self, example: Shown) -> bool:
+        """Whether live has served this example, in the epoch that is compared with, and said something."""
+        stamp = example.stamp or _STILL
+        return (
+            (stamp.line, stamp.epoch) == (MAIN, self.epoch)
+            and len(example.predicted) >= 4
+            and not example.correction
+        )
+
+    def probabilities(self, examples: Sequence[Lesson]) -> NDArray[np.float32]:
+        """What it would serve for some examples, (B, L): by the dense parameters that replicas are given."""
+        lane = self._learner.prepare(examples)
+        dense = self.shard.dense
+        assert dense is not None, "a candidate is one shard, with the dense parameters"
+        self._scoring.write_dense(dense.averaged)
+        keys = lane.lookup.keys["features"]
+        rows = self.shard.lookup(self.shard.applied, {"features": keys})["features"]
+        with torch.inference_mode():
+            logits = self._scoring.rank(lane.batch, lane.lookup, padded(rows))
+            out: NDArray[np.float32] = torch.sigmoid(logits).numpy()
+        return out
+
+
+def segments_of(shown: Sequence[Any]) -> tuple[list[str], NDArray[np.int64]]:
+    """The names of the segments that some examples are in, and a bit for each, (B,)."""
+    bits_B = np.zeros(len(shown), np.int64)
+    names = [NEW_VIEWERS]
+    for n, example in enumerate(shown):
+        block = example.features
+        seen = np.frombuffer(block.outcomes, np.float32) if block.outcomes else np.zeros(0)
+        width = len(example.labels) + 2
+        if np.count_nonzero(seen[width - 1 :: width]) < _FEW:
+            bits_B[n] |= 1
+        name = f"surface {example.surface}"
+        if name not in names and len(names) < _MOST_SURFACES:
+            names.append(name)
+        if name in names:
+            bits_B[n] |= 1 << names.index(name)
+    return names, bits_B
+
+
+def _first(predicted: bytes) -> float:
+    """The first label's probability."""
+    return float(np.frombuffer(predicted, np.float32, 1)[0])
+
+
+def _weights(shown: Sequence[Shown]) -> bytes:
+    """A negative stands for those that sampling left out (training/joining/sampling.py)."""
+    weights = [1.0 if any(e.labels) or e.sampled_out else 1.0 / e.kept for e in shown]
+    return np.array(weights, np.float32).tobytes() if any(w != 1.0 for w in weights) else b""

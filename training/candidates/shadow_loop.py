@@ -1,0 +1,352 @@
+"""Shadows as a part: every candidate at work follows the live line's steps, in this one process.
+
+What they said goes to ``scores``, where the director reads it. A candidate that answers as canary publishes
+its deltas like any line, from a snapshot on; one that takes over is written as the snapshot that the live
+line's next epoch begins from. The part holds the log where its slowest candidate is, and comes back from
+the snapshots that it takes.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from safetensors import SafetensorError
+
+from experiments.lifecycle import CANARY, TAKING_OVER, Lifecycle, Standing
+from parameter_server import snapshots
+from parameter_server.kernels import warm
+from parameter_server.mapped import mapped_shard
+from parameter_server.shard import Shard, ShardSpec
+from recsys.blueprint import build_model, feature_set
+from recsys.clock import wall_ms
+from recsys.config import Config
+from recsys.consumer import readable
+from recsys.features import FeatureSet
+from recsys.log import Append, Log, LogLost
+from recsys.loops import Stop
+from recsys.open_log import open_log
+from recsys.records import (
+    CONTROL,
+    DELTAS,
+    EXAMPLES,
+    SCORES,
+    STEPS,
+    Delta,
+    Scores,
+    Step,
+    pack,
+)
+from recsys.turns import Turns, patiently
+from training.candidates.registry import Refused, Registry
+from training.candidates.retrieval_look import Items, Look, RetrievalLook, rank_us
+from training.candidates.shadow import Shadow
+from training.control import ControlReader
+from training.line import MAIN, spec_of
+from training.lineage import CAUGHT_UP, Lineage, newest_step, starts_after
+
+PART: Final = "shadow"
+_LOOK_EVERY: Final = 8  # steps between two looks for a snapshot of live
+_STEPS: Final = 16  # of one candidate in a turn
+_KEPT: Final = 2  # snapshots of a candidate
+_LOG: Final = logging.getLogger(__name__)
+
+
+class _Said(msgspec.Struct):
+    """What is read of ``scores`` to know what was told: not the arrays."""
+
+    line: str
+    step: int
+
+
+class ShadowLoop(Turns):
+    """All candidates at work. ``clock`` gives milliseconds."""
+
+    def __init__(
+        self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int] = wall_ms
+    ) -> None:
+        self._log, self._config, self._features, self._clock = log, config, features, clock
+        self._folder = Path(config.state) / "snapshots"
+        self._shadows: dict[str, Shadow] = {}
+        self.counts = {"steps": 0, "scored": 0, "refused": 0, "waits": 0}
+        us = rank_us(build_model(features, config.model))
+        self._speed = {"rank_us": us, "live_rank_us": us}  # one model for both
+        self.cpu_s = 0.0
+        self.behind = 0  # steps that the slowest has still to take
+        self._restore()
+
+    @property
+    def shadows(self) -> dict[str, Shadow]:
+        """Those at work, by line."""
+        return self._shadows
+
+    @property
+    def _lifecycle(self) -> Lifecycle:
+        return self._control.lifecycle
+
+    @property
+    def _epoch(self) -> int:
+        """The live one."""
+        return self._control.live_epoch(MAIN)
+
+    def _restore(self) -> None:
+        self._control = ControlReader(self._log)
+        self._shadows.clear()
+        self._looks: dict[str, RetrievalLook] = {}
+        self._items: Items | None = None
+        self._written: set[tuple[str, int]] = set()
+        self._publishing: set[str] = set()
+        self._told = {said.line: said.step for said in readable(self._log, SCORES, _Said)}
+
+    def _turn(self) -> int:
+        """Folds ``control``, then has each candidate take the steps that are there."""
+        moved, began_s = self._fold(), time.process_time()
+        at_work = self._lifecycle.at_work
+        newest = newest_step(self._log, MAIN, self._epoch) if at_work else 0
+        for standing in at_work:
+            moved += self._work(standing, newest)
+        self.cpu_s += time.process_time() - began_s
+        self.behind = max((newest - its.step for its in self._shadows.values()), default=0)
+        return moved
+
+    def _fold(self) -> int:
+        lives = len(self._lifecycle.lives)
+        moved = len(self._control.turn())
+        if len(self._lifecycle.lives) > lives:
+            for shadow in self._shadows.values():
+                shadow.follow(self._lifecycle.lives)
+        for line in self._shadows.keys() - {s.line for s in self._lifecycle.at_work}:
+            self._end(line)
+        return moved
+
+    def _work(self, standing: Standing, newest: int) -> int:
+        shadow = self._shadows.get(standing.line)
+        try:
+            if shadow is None:
+                if standing.line in self._refused:
+                    return 0
+                shadow = self._shadows[standing.line] = self._begin(standing)
+            self._show(standing, shadow)
+            return self._step(shadow, newest)
+        except OSError as error:  # a full disk, a folder that is away: it may come back
+            _LOG.warning("candidate %s waits: %s", standing.line, error)
+            self.counts["waits"] += 1
+            return 0
+        except (LookupError, LogLost, SafetensorError, ValueError) as error:
+            self._refuse(standing.line, f"{type(error).__name__}: {error}")
+            return 1
+
+    @property
+    def _refused(self) -> set[str]:
+        return {line for line, step in self._told.items() if step < 0}
+
+    def _step(self, shadow: Shadow, newest: int) -> int:
+        """Takes some steps; what was said of them is told once, also after a restart. ``newest``: of live."""
+        moved, told = 0, list[Append]()
+        while (
+            moved < _STEPS and (taken := shadow.turn(newest - shadow.step <= CAUGHT_UP)) is not None
+        ):
+            moved += 1
+            step, scores = taken
+            look = self._look(shadow)
+            if look is not None:
+                scores = scores or Scores(
+                    line=shadow.line, against=(MAIN, shadow.epoch), step=step.step,
+                    time_ms=step.time_ms,
+                )  # fmt: skip
+                scores = msgspec.structs.replace(
+                    scores, hits=look.hits_E.tobytes(), hit_users=look.users_E.tobytes(),
+                    figures=look.figures | self._speed,
+                )  # fmt: skip
+            if scores is not None and step.step > self._told.get(shadow.line, 0):
+                told.append(Append(0, shadow.line.encode(), pack(scores)))
+                self._told[shadow.line] = step.step
+                self.counts["scored"] += len(scores.labels)
+            if step.step % self._config.step.snapshot_every == 0:
+                self._save(shadow)
+        if told:
+            self._log.append(SCORES, told)
+        self.counts["steps"] += moved
+        return moved
+
+    def _look(self, shadow: Shadow) -> Look | None:
+        """What it would retrieve, now and then."""
+        look = self._looks.get(shadow.line)
+        if look is None:
+            if self._items is None:
+                self._items = Items(self._log, self._features)
+            look = RetrievalLook(self._features, self._config, self._items)
+            self._looks[shadow.line] = look
+        look.take(shadow.shown)
+        found = look.end()
+        if shadow.step % _LOOK_EVERY == 0:
+            look.begin(shadow)
+        return found
+
+    # --- where a candidate begins ---
+
+    def _begin(self, standing: Standing) -> Shadow:
+        """From its own newest snapshot; at first from the registry. Raises Refused, LogLost.
+
+        What it is asked about begins after what it was trained on, in all partitions.
+        """
+        line = standing.line
+        dense = build_model(self._features, self._config.model).read_dense()
+        own = snapshots.latest(self._folder, line, 0).snapshot
+        if own is not None:
+            shard = mapped_shard(self._spec(line), dense, own)
+        else:
+            shard = mapped_shard(self._spec(line), dense, *self._from_registry(standing))
+        learns = standing.candidate.learns
+        shadow = Shadow(
+            self._log, self._config, self._features, line, shard, self._lifecycle.lives, learns
+        )
+        with suppress(Refused):  # a registry that is away says nothing of one that is at work
+            its = Registry(standing.candidate.registry).provenance(line)
+            shadow.unseen_from = 1 + self._last_known(its.offsets)[1] if its.log_id else 0
+        self._save(shadow)
+        return shadow
+
+    def _spec(self, line: str) -> ShardSpec:
+        one = replace(self._config.parameter_server, shards=1)
+        return spec_of(replace(self._config, parameter_server=one), line)
+
+    def _from_registry(self, standing: Standing) -> tuple[snapshots.Snapshot, int]:
+        """Its snapshot, and the step that it stands after. Raises Refused, LogLost."""
+        registry = Registry(standing.candidate.registry)
+        its, snapshot = registry.check(
+            standing.line, self._features, self._config.model,
+            holdout_from_ms=self._clock(), log_id=self._log.id, or_data=True,
+        )  # fmt: skip
+        if not its.log_id:
+            return snapshot, self._last_step()
+        step = self._last_known(its.offsets)[0]
+        self._check_there(step + 1)
+        return snapshot, step
+
+    def _last_step(self) -> int:
+        """The newest step of the live line."""
+        return max((s.step for s in self._steps() if s.epoch == self._epoch), default=0)
+
+    def _last_known(self, offsets: dict[int, int]) -> tuple[int, int]:
+        """The last step before the first that has an example at or after these offsets, and the last that has
+        one before them: partitions end at different steps."""
+        lineage = Lineage(self._log, MAIN, self._lifecycle.lives)
+        whole, some, open_ = 0, 0, False
+        for step in self._steps():
+            if step.epoch != lineage.epoch_of(step.step):
+                continue
+            if any(r.start < offsets.get(r.partition, 0) for r in step.ranges):
+                some = step.step
+            open_ = open_ or any(r.stop > offsets.get(r.partition, 0) for r in step.ranges)
+            if not open_:
+                whole = step.step
+        return whole, max(whole, some)
+
+    def _check_there(self, number: int) -> None:
+        """Whether the log still has a step's examples. Raises LogLost."""
+        step = Lineage(self._log, MAIN, self._lifecycle.lives).record(number)
+        ranges = step.ranges if step else []
+        if any(r.start < self._log.begin(EXAMPLES, r.partition) for r in ranges):
+            raise LogLost(
+                f"the log no longer has the examples of step {number}, the first that the candidate "
+                "hasn't learned: train one until later, or keep a longer log (log.retention_hours)"
+            )
+
+    def _steps(self) -> list[Step]:
+        return [step for step in readable(self._log, STEPS, Step) if step.line == MAIN]
+
+    # --- what of it others see ---
+
+    def _show(self, standing: Standing, shadow: Shadow) -> None:
+        """As canary it publishes its deltas; to take over, it becomes the next epoch's first snapshot."""
+        line = standing.line
+        if standing.stage in (CANARY, TAKING_OVER) and line not in self._publishing:
+            self._save(shadow)
+            shadow.publish = self._publish
+            self._publishing.add(line)
+        if standing.stage == TAKING_OVER and (line, standing.epoch) not in self._written:
+            self._become(shadow, standing.epoch)
+            self._written.add((line, standing.epoch))
+
+    def _publish(self, delta: Delta) -> None:
+        self._log.append(DELTAS, [Append(0, delta.line.encode(), pack(delta))])
+
+    def _become(self, shadow: Shadow, epoch: int) -> None:
+        """Writes the candidate as a snapshot of the live line, in as many parts as that has shards: as it is
+        after the last step that it learned, so that the epoch learns what came after that."""
+        if snapshots.complete_steps(self._folder, MAIN, epoch):
+            return
+        (arrays, meta), step = shadow.shard.export(), shadow.shard.applied
+        first = spec_of(self._config, MAIN, epoch)
+        for part in range(first.parts):
+            shard = Shard(
+                replace(first, part=part),
+                build_model(self._features, self._config.model).read_dense() if part == 0 else None,
+            )
+            shard.load([arrays], meta)
+            own, about = shard.export()
+            snapshots.write_part(self._folder, MAIN, epoch, step, part, first.parts, own, about)
+
+    def _save(self, shadow: Shadow) -> None:
+        """Keeps it as it is after the last step that it learned. One that doesn't learn is kept once."""
+        step = shadow.shard.applied
+        if step not in snapshots.complete_steps(self._folder, shadow.line, 0):
+            arrays, meta = shadow.shard.export()
+            snapshots.write_part(self._folder, shadow.line, 0, step, 0, 1, arrays, meta)
+            snapshots.prune(self._folder, shadow.line, _KEPT)
+        self._hold(shadow)
+
+    def _hold(self, shadow: Shadow) -> None:
+        """The log keeps what the candidate, or the epoch that begins with it, would learn again."""
+        name = f"{PART}/{shadow.line}"
+        oldest = min(
+            snapshots.complete_steps(self._folder, shadow.line, 0), default=shadow.shard.applied
+        )
+        lineage = Lineage(self._log, MAIN, self._lifecycle.lives)
+        starts = starts_after(lineage, oldest)
+        for partition in range(self._log.partitions(EXAMPLES)):
+            held = self._log.holds(EXAMPLES, partition).get(name)
+            begin = self._log.begin(EXAMPLES, partition)
+            start = starts.get(partition, begin if held is None else held)
+            self._log.hold(name, EXAMPLES, partition, max(start, begin))
+
+    def _end(self, line: str) -> None:
+        """A candidate is at an end: what it kept goes, but what past answers are explained by."""
+        del self._shadows[line]
+        self._looks.pop(line, None)
+        self._publishing.discard(line)
+        self._log.release(f"{PART}/{line}", EXAMPLES)
+
+    def _refuse(self, line: str, reason: str) -> None:
+        _LOG.error("candidate %s: %s", line, reason)
+        self._shadows.pop(line, None)
+        self._told[line] = -1
+        self.counts["refused"] += 1
+        said = Scores(line=line, against=(MAIN, 0), step=-1, time_ms=self._clock(), refused=reason)
+        self._log.append(SCORES, [Append(0, line.encode(), pack(said))])
+
+
+def run(config: Config, stop: Stop) -> None:
+    """The part: follows the live line with all candidates until asked to stop."""
+    warm()
+    log = open_log(config)
+    loop = ShadowLoop(log, config, feature_set(config))
+    beat, before = stop.heartbeat, dict(loop.counts)
+    while not stop.is_set():
+        moved = patiently(loop.turn, stop, _LOG)
+        if moved is None:
+            continue
+        for name, count in loop.counts.items():
+            beat.add(name, count - before[name])
+        before = dict(loop.counts)
+        beat.gauge("candidates", len(loop.shadows))
+        beat.gauge("behind", loop.behind)
+        beat.gauge("cpu_s", loop.cpu_s)
+        if not moved:
+            log.wait(STEPS if loop.shadows else CONTROL, 0.2)
+    log.close()

@@ -1,0 +1,1 @@
+"""The continual trainer: steps are cut, recorded, learned by workers, and published."""

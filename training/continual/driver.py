@@ -1,0 +1,277 @@
+"""The continual trainer: workers as a Ray Train run, and the driver that keeps it going.
+
+Ray places the workers, starts them as one group and restarts the group when one of them dies. What they
+learned is in the shards, which have a write-ahead file and snapshots of their own; so a restarted group asks
+the shards where they are, and nothing is checkpointed through Ray, whose ``report`` takes one call in two
+seconds and calls a checkpoint done before it is. It is called rarely, for Ray's dashboard alone.
+
+Stopping is the same as being killed: the driver ends, and Ray ends what it owns.
+"""
+
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import ray
+import ray.train
+import torch
+from ray.train.backend import Backend
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from parameter_server.parameter_client import StaleWorker
+from parameter_server.parameter_client import Worker as WorkerId
+from parameter_server.shard import ShardSpec
+from parameter_server.shard_actor import NAMESPACE, connect, find_shards
+from recsys.blueprint import build_model, feature_set
+from recsys.clock import wall_ms
+from recsys.config import Config, TrainerConfig
+from recsys.garbage import settle
+from recsys.log import LogLost
+from recsys.loops import Stop
+from recsys.memory import keep_freed
+from recsys.niceness import VARIABLE, step_back
+from recsys.open_log import open_log
+from recsys.records import STEPS
+from recsys.turns import patiently
+from training.continual.epoch_end import EpochEnd
+from training.continual.jagged import keyed_jagged, load
+from training.continual.learner import Learner
+from training.continual.progress import Progress
+from training.continual.trainer_run import Failure, TrainerRun
+from training.continual.worker import Worker
+from training.line import MAIN, spec_of
+from training.live import live_epoch
+
+PART: Final = "trainer"
+_REPORT_STEPS: Final = 1_000  # by step, since all workers must report together
+_MEET_S: Final = 60
+_NICE: Final = 5  # answers go before learning
+_PAUSE_S: Final = 2.0  # before a group is started again that fails at once
+_LOG: Final = logging.getLogger(__name__)
+
+
+def run(config: Config, stop: Stop) -> None:
+    """The part: starts the run on the Ray cluster of the environment, and tells how it goes.
+
+    Raises RuntimeError where the run ends by itself: that of a newer driver has taken its place, or Ray
+    gave it up.
+    """
+    config = replace(config, state=str(Path(config.state).resolve()))
+    if not ray.is_initialized():
+        # All that Ray starts for this run steps back, before its imports.
+        later = {"env_vars": {VARIABLE: str(_NICE)}}
+        ray.init(namespace=NAMESPACE, log_to_driver=False, runtime_env=later)
+    log = open_log(config)
+    epoch = live_epoch(log)
+    if not _await_shards(spec_of(config, epoch=epoch), stop):
+        return
+    name = f"{MAIN}-{uuid.uuid4().hex[:8]}"
+    its = _run_of(config)
+    its.begin(name)
+    ended = _Fit(_trainer(config, name, epoch))
+    progress, beat = Progress(log, MAIN, epoch), stop.heartbeat
+    told: Failure | None = None
+    while not stop.wait(0.05, starting=its.read().starts == 0):
+        if ended.is_set():
+            raise RuntimeError(
+                f"run {name} ended: {ended.reason or 'another driver has taken over'}"
+            )
+        patiently(lambda: progress.turn(wall_ms()), stop, _LOG)
+        progress.tell(beat)
+        beat.gauge("group_starts", its.read().starts)
+        failure = its.failure()
+        if failure is not None and failure != told:
+            told = failure
+            beat.add("worker_failures")
+            _LOG.error("worker %d ended: %s", failure.rank, failure.text)
+            if failure.text.startswith(LogLost.__name__):
+                raise LogLost(f"worker {failure.rank} can't go on: {failure.text}")
+    ray.shutdown()
+    log.close()
+
+
+@dataclass
+class GlooByFile(TorchConfig):
+    """gloo, met through a file. What Ray sets up meets through a store that listens on all interfaces."""
+
+    backend: str | None = "gloo"
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return Backend  # sets nothing up: ``train_loop`` does
+
+
+class _Fit:
+    """``trainer.fit()`` in a thread."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        self._trainer, self.reason = trainer, ""
+        self._thread = threading.Thread(target=self._run, name="fit", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._trainer.fit()
+        except Exception as error:
+            self.reason = f"{type(error).__name__}: {error}"
+
+    def is_set(self) -> bool:
+        return not self._thread.is_alive()
+
+
+def _run_of(config: Config) -> TrainerRun:
+    return TrainerRun(Path(config.state) / "parts" / PART)
+
+
+def _await_shards(spec: ShardSpec, stop: Stop) -> bool:
+    while not stop.is_set(starting=True):
+        try:
+            find_shards(spec)
+            return True
+        except ValueError:  # not started yet
+            stop.wait(0.2, starting=True)
+    return False
+
+
+def _trainer(config: Config, name: str, epoch: int) -> TorchTrainer:
+    # How soon a dead worker is noticed; 2 s without.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    runs = Path(config.state) / "parts" / PART / "runs"
+    shutil.rmtree(runs, ignore_errors=True)  # what was written about earlier ones
+    (runs / "groups").mkdir(parents=True)
+    environment = {"OMP_NUM_THREADS": "1"}
+    if str(ray.util.get_node_ip_address()).startswith("127."):  # type: ignore[no-untyped-call]
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={"config": msgspec.to_builtins(config), "run": name, "epoch": epoch},
+        torch_config=GlooByFile(),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.trainer.workers,
+            use_gpu=config.trainer.device == "cuda",
+            resources_per_worker=resources_of(config.trainer),
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(runs),
+            failure_config=ray.train.FailureConfig(max_failures=-1),
+            worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
+        ),
+    )
+
+
+def _epoch_now(config: Config, started: int) -> int:
+    """The live epoch, when a group starts: maybe a later one than when its driver did."""
+    log = open_log(config)
+    try:
+        return max(started, live_epoch(log))
+    finally:
+        log.close()
+
+
+def _found(spec: ShardSpec, ended: EpochEnd) -> list[Any] | None:
+    """The shards of an epoch, waited for: those of one that has just become live are still starting. None
+    where the line has left it meanwhile."""
+    deadline = time.monotonic() + _MEET_S
+    while ended.left_for() is None:
+        try:
+            return find_shards(spec)
+        except ValueError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+    return None
+
+
+def resources_of(trainer: TrainerConfig) -> dict[str, float]:
+    """What Ray books for a worker."""
+    booked = {"CPU": trainer.cpus_per_worker}
+    return booked | ({"GPU": trainer.gpus_per_worker} if trainer.device == "cuda" else {})
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """One worker, until it is killed; it returns where another run has taken over."""
+    step_back(_NICE)  # where nothing of ours ran before, in a cluster of others
+    config = msgspec.convert(settings["config"], Config)
+    its, name = _run_of(config), settings["run"]
+    rank = ray.train.get_context().get_world_rank()
+    try:
+        generation, epoch = broadcast_from_rank_zero(
+            (its.next_generation(name, wall_ms()), _epoch_now(config, settings["epoch"]))
+            if rank == 0
+            else None
+        )
+        if generation:
+            _meet(config, rank, generation)
+            while True:
+                epoch = _work(config, rank, generation, epoch)
+    except Exception as error:
+        if isinstance(error, StaleWorker) and not its.is_newest(name):
+            return
+        its.failed(Failure(rank, f"{type(error).__name__}: {error}"[:500], wall_ms()))
+        time.sleep(_PAUSE_S)
+        raise
+
+
+def _meet(config: Config, rank: int, generation: int) -> None:
+    """Waits for all workers of the group; raises where one doesn't come, or sees another state folder."""
+    file = Path(config.state) / "parts" / PART / "runs" / "groups" / str(generation)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{file}",
+        rank=rank,
+        world_size=ray.train.get_context().get_world_size(),
+        timeout=timedelta(seconds=_MEET_S),
+    )
+
+
+def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
+    """Learns the steps of an epoch; returns the next one, once it is live and all of this one is learned."""
+    workers = ray.train.get_context().get_world_size()
+    spec, log = spec_of(config, epoch=epoch), open_log(config)
+    ended = EpochEnd(log, MAIN, epoch)
+    shards = _found(spec, ended)
+    if shards is None:
+        following = ended.left_for()
+        log.close()
+        return epoch if following is None else following
+    client = connect(
+        spec,
+        shards,
+        WorkerId(rank, workers, generation),
+        config.parameter_server.transport,
+    )
+    model = build_model(feature_set(config), config.model)
+    learner = Learner(model, keyed_jagged, config.trainer.device)
+    worker = Worker(rank, workers, log, client, learner, config, MAIN, epoch)
+    load()
+    settle()
+    keep_freed()
+    reported = 0
+    while True:
+        following = None
+        try:
+            learned = worker.turn()
+        except StaleWorker:  # where the line went back, its shards send everyone away
+            learned, following = 0, ended.left_for()
+            if following is None:
+                raise
+        if not learned:
+            following = following or ended.following(worker.step)
+            if following is not None:
+                client.close()
+                log.close()
+                return following
+            log.wait(STEPS, 0.05)
+        elif worker.step // _REPORT_STEPS > reported:
+            reported = worker.step // _REPORT_STEPS
+            ray.train.report({"step": worker.step, **worker.counts})

@@ -1,0 +1,219 @@
+"""One lane of one step: rows and dense parameters in, predictions and gradients out.
+
+It predicts before it learns: the probabilities that it returns are those of the model that had not yet seen
+these examples. It holds no state between steps but buffers; parameters live in the shards.
+
+Legend: B examples of the lane, K labels, L outputs (labels, then watch time), U unique keys of a table.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recsys.batch import Batch, Jagged, assemble
+from recsys.events import FeatureBlock
+from recsys.features import FeatureSet, UnknownFeatureSet
+from recsys.model import Lookup, Model, lookup_of, padded
+from recsys.ranker import loss_per_output, targets
+from recsys.records import Lesson
+from recsys.vectors import retrieval_loss
+from training.continual.open_labels import Told, rehearsing, told
+
+Keys = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The examples of one lane as arrays: what can be prepared before the rows are there."""
+
+    batch: Batch
+    lookup: Lookup
+    labels_BK: Floats
+    watch_ms_B: Floats
+    told: Told  # what the labels tell: open ones, corrections, those that stand for others
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Gradients of one lane, summed over its examples, and its predictions from before."""
+
+    probabilities_BL: Floats
+    gradients: dict[str, tuple[Keys, Floats]]
+    dense: Floats
+    metrics: dict[str, float]
+
+
+class Learner:
+    """Learns lanes with a model whose dense parameters are set from outside."""
+
+    def __init__(
+        self,
+        model: Model,
+        jagged: Callable[[Jagged], Jagged] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """``jagged`` may put another jagged tensor in the place of a batch's own
+        (training/continual/jagged.py).
+
+        ``device``: where the network and a lane's rows are while it learns; arrays come from the processor
+        and go back to it. Raises ValueError for "cuda" where there is none.
+        """
+        self.model = model.to(checked_device(device))
+        self._device = device
+        self.features: FeatureSet = model.features
+        self._jagged = jagged
+
+    def prepare(
+        self, examples: Sequence[Lesson], rehearsed: Sequence[Lesson] = (), weight: float = 1.0
+    ) -> Lane:
+        """Arrays of a lane's examples, and of those that are learned again with a weight. Raises
+        UnknownFeatureSet where they were served with another set."""
+        first, examples = len(examples), [*examples, *rehearsed]
+        batch = self._batch([_features(e, self.features.digest) for e in examples])
+        labels = np.array([e.labels for e in examples], np.float32)
+        watch_ms = np.array([e.watch_ms for e in examples], np.float32)
+        its = told(examples, labels)
+        if rehearsed:
+            its = rehearsing(its, first, weight)
+        return self.lane_of(batch, labels, watch_ms, its)
+
+    def lane_of(self, batch: Batch, labels_BK: Floats, watch_ms_B: Floats, its: Told) -> Lane:
+        """A lane of examples that are arrays already."""
+        if self._jagged:
+            batch = replace(batch, sparse=self._jagged(batch.sparse))
+        return Lane(batch, self._lookup(batch), labels_BK, watch_ms_B, its)
+
+    def _lookup(self, batch: Batch) -> Lookup:
+        """Which rows a batch learns: where retrieval isn't, nothing is of users' and items' vectors."""
+        lookup = lookup_of(batch)
+        if self._learns_retrieval:
+            return lookup
+        return replace(lookup, keys={"features": lookup.keys["features"]})
+
+    @property
+    def _learns_retrieval(self) -> bool:
+        return bool(self.features.history_length and self.model.config.retrieval_weight)
+
+    def _batch(self, blocks: Sequence[FeatureBlock]) -> Batch:
+        """One column of all blocks at a time: array by array, it takes five times as long."""
+        features, size = self.features, len(blocks)
+
+        def column(name: str, kind: type[np.generic], *shape: int) -> NDArray[Any]:
+            joined = bytearray().join([getattr(block, name) for block in blocks])  # writable
+            return np.frombuffer(joined, kind).reshape(size, *shape)
+
+        length = features.history_length
+        return assemble(
+            features,
+            column("user_keys", np.int64, features.user_columns),
+            column("item_keys", np.int64, features.item_columns),
+            column("history", np.int64, length, features.history_keys),
+            column("outcomes", np.float32, length, features.outcomes),
+            column("dense", np.float32, self.model.ranker.shape.dense),
+        )
+
+    def learn(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Learned:
+        """Predicts, then returns the gradients. ``rows[table]`` are those of ``lane.lookup.keys``."""
+        self.model.write_dense(dense)
+        self.model.zero_grad(set_to_none=True)
+        leaves = {
+            name: padded(rows[name]).to(self._device).requires_grad_() for name in lane.lookup.keys
+        }
+        logits_BL = self.model.rank(lane.batch, lane.lookup, leaves["features"]).cpu()
+        wanted = targets(torch.from_numpy(lane.labels_BK), torch.from_numpy(lane.watch_ms_B))
+        losses_BL = lane.told.losses(logits_BL, wanted)
+        total = (self._descended(lane, logits_BL, losses_BL) * self._output_weights(lane)).sum()
+        if len(lane.batch) > 1 and self._learns_retrieval:
+            total = total + self.model.config.retrieval_weight * self._retrieval(lane, leaves)
+        total.backward()  # type: ignore[no-untyped-call]
+        probabilities = torch.sigmoid(logits_BL.detach()).numpy()
+        return Learned(
+            probabilities,
+            {name: (keys, _gradient(leaves[name])) for name, keys in lane.lookup.keys.items()},
+            self.model.dense_gradient(),
+            self._metrics(lane, self._judged(lane, losses_BL, logits_BL, wanted), probabilities),
+        )
+
+    def predict(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Floats:
+        """The probabilities (B, L) alone, of the same rows and dense parameters that ``learn`` takes."""
+        self.model.write_dense(dense)
+        with torch.no_grad():
+            its = padded(rows["features"]).to(self._device)
+            out: Floats = torch.sigmoid(self.model.rank(lane.batch, lane.lookup, its)).cpu().numpy()
+        return out
+
+    def _descended(
+        self, lane: Lane, logits_BL: torch.Tensor, losses_BL: torch.Tensor
+    ) -> torch.Tensor:
+        """What is learned, for each output and before weights, where the labels' losses are these."""
+        return losses_BL
+
+    def _output_weights(self, lane: Lane) -> torch.Tensor:
+        """The first label counts fully, the others and watch time by the side weight."""
+        side = self.model.config.side_weight
+        weights = torch.full((lane.labels_BK.shape[1] + 1,), side)
+        weights[0] = 1.0
+        return weights * torch.from_numpy(lane.told.weights_BL)
+
+    def _retrieval(self, lane: Lane, leaves: dict[str, torch.Tensor]) -> torch.Tensor:
+        users = self.model.user_vectors(lane.batch, lane.lookup, leaves["users"], leaves["items"])
+        items = self.model.item_vectors(lane.batch, lane.lookup, leaves["items"])
+        liked = torch.from_numpy(lane.told.liked_B).to(self._device)
+        ids = torch.from_numpy(lane.batch.item_B).to(self._device)
+        return retrieval_loss(users, items, ids, liked, self.model.user_side.sharpness).cpu()
+
+    def _judged(
+        self, lane: Lane, losses_BL: torch.Tensor, logits_BL: torch.Tensor, wanted_BL: torch.Tensor
+    ) -> Floats:
+        """The losses of what would be seen without sampling: those learned, where nothing is open."""
+        seen = lane.told.seen
+        if seen is not None:
+            losses_BL = loss_per_output(seen.logits(logits_BL), wanted_BL)
+        out: Floats = losses_BL.detach().numpy()
+        return out
+
+    def _metrics(self, lane: Lane, losses_BL: Floats, probabilities_BL: Floats) -> dict[str, float]:
+        """Prequential sums over the lane's first-time examples, and those that sampling left out."""
+        fresh, stands = lane.told.fresh_B, lane.told.stands_B[lane.told.fresh_B]
+        out = {"examples": float(stands.sum())}
+        for k, label in enumerate(self.features.schema.labels):
+            out[f"loss.{label}"] = float((losses_BL[fresh, k] * stands).sum())
+            out[f"predicted.{label}"] = float((probabilities_BL[fresh, k] * stands).sum())
+            out[f"happened.{label}"] = float((lane.told.happened_BK[fresh, k] * stands).sum())
+        return out
+
+
+def _features(example: Lesson, digest: str) -> FeatureBlock:
+    block = example.features
+    if block is None:
+        raise ValueError("an example has no features; it can't be learned from before a backfill")
+    if block.feature_set != digest:
+        raise UnknownFeatureSet(
+            f"feature set is {block.feature_set!r}, expected {digest!r}: "
+            "the model must be trained on, and serve, the set that was logged"
+        )
+    return block
+
+
+def checked_device(device: str) -> str:
+    """A device of ``trainer.device``, where it is there. Raises ValueError where it isn't."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "trainer.device is 'cuda', and torch sees no CUDA device here: set it to cpu, or see that the "
+            "machine has one, with its driver, and that torch was built for CUDA (torch.version.cuda is "
+            f"{torch.version.cuda})"
+        )
+    return device
+
+
+def _gradient(leaf: torch.Tensor) -> Floats:
+    """The gradient without the row of zeros."""
+    if leaf.grad is None:
+        return np.zeros((leaf.shape[0] - 1, leaf.shape[1]), np.float32)
+    out: Floats = leaf.grad[:-1].cpu().numpy()
+    return out

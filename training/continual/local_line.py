@@ -1,0 +1,101 @@
+"""A line whose shard and learner stand in this process: nightly training, candidates, studies.
+
+It holds no log and no clock. What it learned is in its shard, so its export is a snapshot's, and any shard of
+the same tables goes on from it. Several lines of one shape may share a learner: it holds nothing of theirs.
+
+Legend: N items that are scored, B examples of a lane, L outputs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.rounding import round_dense, round_rows
+from parameter_server.rows import Arrays
+from parameter_server.shard import Shard, ShardSpec
+from recsys.list_ranker import Lists, rank_lists
+from recsys.model import padded
+from training.continual.learner import Lane, Learner
+from training.continual.worker import examples_behind
+
+Keys = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Export = tuple[Arrays, dict[str, Any]]
+
+
+class LocalLine:
+    """Scores with what replicas are given (rounded, the running average), learns as a worker does."""
+
+    def __init__(self, learner: Learner, spec: ShardSpec, dense: Floats) -> None:
+        """A line at its beginning, in one shard. ``dense`` (P,): where its dense parameters start."""
+        if spec.parts != 1:
+            raise ValueError(f"parts is {spec.parts}, expected 1: a local line has one shard")
+        self.learner, self.spec = learner, spec
+        self.shard = Shard(spec, dense)
+
+    @classmethod
+    def loaded(cls, learner: Learner, spec: ShardSpec, *parts: Export) -> "LocalLine":
+        """A line that goes on from an export of its tables, from that of all shards where it had several."""
+        line = cls(learner, spec, parts[0][0]["dense/values"])
+        line.shard.load([arrays for arrays, _ in parts], parts[0][1])
+        return line
+
+    @property
+    def step(self) -> int:
+        return self.shard.applied
+
+    def score(self, lists: Lists) -> Floats:
+        """Probabilities (N, L) of all items of some requests."""
+        rows = self._served(lists.keys)
+        with torch.inference_mode():
+            logits = rank_lists(self.learner.model, lists, padded(rows).numpy())
+        with np.errstate(over="ignore"):
+            out: Floats = np.float32(1.0) / (np.float32(1.0) + np.exp(-logits))
+        return out
+
+    def predict(self, lane: Lane) -> Floats:
+        """Probabilities (B, L) of a lane's examples, as ``score`` gives them but for the last bits."""
+        rows, model = self._served(lane.lookup.keys["features"]), self.learner.model
+        with torch.inference_mode():
+            logits = model.rank(lane.batch, lane.lookup, padded(rows))
+        out: Floats = torch.sigmoid(logits).numpy()
+        return out
+
+    def _served(self, keys: Keys) -> Floats:
+        """Gives the model what replicas have of the dense parameters; returns the rows that they have."""
+        assert self.shard.dense is not None
+        form = self.spec.delta_format
+        self.learner.model.write_dense(round_dense(self.shard.dense.averaged, form)[1])
+        rows = self.shard.lookup(self.step, {"features": keys})["features"]
+        return round_rows(rows, form).rows
+
+    def learn(
+        self, time_ms: int, lanes: Sequence[Lane], forget: Mapping[str, Keys] | None = None
+    ) -> list[Floats]:
+        """Learns one step; returns the probabilities (B, L) of each lane from before. ``forget``: keys by
+        table whose rows leave with it."""
+        step, dense = self.step + 1, self.shard.dense_after(self.step)
+        assert dense is not None
+        gradients, before = [], []
+        for number, lane in enumerate(lanes):
+            rows = self.shard.lookup(self.step, lane.lookup.keys)
+            learned = self.learner.learn(lane, rows, dense)
+            counts = examples_behind(lane.lookup)
+            tables = {
+                name: RowGradients(keys, its, counts[name])
+                for name, (keys, its) in learned.gradients.items()
+            }
+            gone = forget or {} if number == 0 else {}
+            gradients.append(LaneGradients(number, tables, learned.dense, learned.metrics, gone))
+            before.append(learned.probabilities_BL)
+        gradients += [LaneGradients(n) for n in range(len(lanes), self.spec.lanes)]
+        self.shard.learn(step, time_ms, gradients)
+        return before
+
+    def export(self) -> Export:
+        """Everything, as ``Shard.export`` has it."""
+        return self.shard.export()

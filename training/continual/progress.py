@@ -1,0 +1,89 @@
+"""How the trainer gets on, read from what the shards publish: the driver needs no word from its workers."""
+
+import msgspec
+
+from recsys.log import Log
+from recsys.loops import Heartbeat
+from recsys.records import DELTAS, STEPS
+from training.continual.step_reader import StepReader
+from training.control import ControlReader
+
+
+class Told(msgspec.Struct):
+    """What is read of a delta; its rows are passed over."""
+
+    line: str
+    epoch: int
+    step: int
+    part: int
+    time_ms: int = 0
+    metrics: dict[str, float] = {}
+
+
+class Progress:
+    """The newest step of a line and the sums of its metrics since this began."""
+
+    def __init__(self, log: Log, line: str, epoch: int = 0) -> None:
+        self._log, self._line, self._epoch = log, line, epoch
+        self._control = ControlReader(log)
+        self._steps = StepReader(log, line, epoch)
+        self._offset = log.end(DELTAS, 0)
+        self._decoder = msgspec.msgpack.Decoder(Told)
+        self._told = dict[str, float]()  # of ``sums``, in the heartbeat
+        self._behind_ms: int | None = None
+        self.step = 0
+        self.unreadable = 0
+        self.time_ms = 0  # event time of the newest example learned
+        self.sums: dict[str, float] = {}
+        self.last: dict[str, float] = {}  # the newest step's own
+
+    def turn(self, now_ms: int) -> int:
+        """Reads what was published; returns how many steps that were. It goes on with the epoch that is live
+        by then."""
+        steps = 0
+        if self._control.turn() and self._control.live_epoch(self._line, self._epoch) > self._epoch:
+            self._epoch, self.step = self._control.live_epoch(self._line), 0
+            self._steps = StepReader(self._log, self._line, self._epoch)
+        while records := self._log.read(DELTAS, 0, self._offset, 200):
+            self._offset = records[-1].offset + 1
+            for record in records:
+                try:
+                    told = self._decoder.decode(record.value)
+                except (msgspec.MsgspecError, RecursionError):
+                    self.unreadable += 1  # replicas find the gap, and mend it from a snapshot
+                    continue
+                steps += self._take(told)
+        if steps:
+            self._behind_ms = now_ms - self.time_ms
+        return steps
+
+    def tell(self, beat: Heartbeat) -> None:
+        """Puts it into the heartbeat. ``learned_after_s``: from the event that made the newest example to
+        its being learned; of no meaning where a past log is replayed."""
+        for name in ("steps", "examples", "left_out"):
+            value = self.sums.get(name, 0.0)
+            beat.add(name, value - self._told.get(name, 0.0))
+            self._told[name] = value
+        beat.gauge("unreadable_deltas", self.unreadable)
+        if not self.step:
+            return
+        beat.gauge("step", self.step)
+        if self._behind_ms is not None:
+            beat.gauge("learned_after_s", self._behind_ms / 1000)
+        place = self._steps.place(self.step)
+        if place is not None:
+            beat.offsets(STEPS, [place + 1])
+        count = self.last.get("examples", 0.0)
+        for name, value in self.last.items():
+            if name.startswith("loss.") and count:
+                beat.gauge(name, round(value / count, 4))
+
+    def _take(self, told: Told) -> int:
+        if (told.line, told.epoch, told.part) != (self._line, self._epoch, 0):
+            return 0
+        if told.step <= self.step:  # a line that went back repeats its steps
+            return 0
+        self.step, self.time_ms, self.last = told.step, told.time_ms, told.metrics
+        for name, value in (told.metrics | {"steps": 1.0}).items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        return 1

@@ -1,0 +1,228 @@
+"""The sequencer as a part: reads ``examples``, appends each step's record before anyone learns the step.
+
+It keeps no state of its own: where the next step begins stands in its last records. Where ``control`` says
+that another epoch is live, it writes down what that one learns again, and goes on in it: after the first
+record of an epoch none of an earlier one comes. How ``control`` says that drift is reacted to becomes part of
+the next step's record, so that whoever learns the step again does the same. The same process writes the ticks
+of ``events`` (recsys/ticker.py), because it runs always and turns often.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from parameter_server.lanes import MOST_RATE
+from recsys.blueprint import feature_set
+from recsys.clock import wall_ms
+from recsys.config import Config
+from recsys.consumer import UNREADABLE, Consumer
+from recsys.features import FeatureSet
+from recsys.log import Append, Log
+from recsys.loops import Stop
+from recsys.open_log import open_log
+from recsys.records import EXAMPLES, STEPS, Step, pack, unpack
+from recsys.ticker import Ticker
+from recsys.turns import Turns, patiently
+from training.continual.sequencer import Sequencer
+from training.control import ControlReader
+from training.line import MAIN, learning_digest
+from training.lineage import Lineage, ancestors
+from training.live import live_epochs
+
+_READ = 1000
+_WAITING = 8  # steps' worth of examples held before more are read
+_BACK = 256  # step records read at once, backwards
+_LOG = logging.getLogger(__name__)
+
+
+class _Closed(msgspec.Struct):
+    """All that the sequencer reads of an example."""
+
+    closed_ms: int
+
+
+class Place(NamedTuple):
+    """Where a line's steps go on: its newest step, and where the next one begins in ``examples``, by
+    partition; a partition is missing where no step has touched it. ``unreadable``: records passed over."""
+
+    step: int
+    offsets: dict[int, int]
+    unreadable: int
+
+
+class SequencerLoop(Turns):
+    """Cuts one line's steps. ``clock`` gives milliseconds: wall time live, event time in replay."""
+
+    def __init__(
+        self,
+        log: Log,
+        config: Config,
+        features: FeatureSet,
+        clock: Callable[[], int],
+        line: str = MAIN,
+        epoch: int = 0,
+    ) -> None:
+        self._log, self._config, self._clock = log, config, clock
+        self._line, self._epoch = line, epoch
+        self._control = ControlReader(log)
+        self._digest = learning_digest(config, features)
+        self._decoder = msgspec.msgpack.Decoder(_Closed)
+        self.unreadable = 0
+        self._restore()
+
+    @property
+    def step(self) -> int:
+        """The newest step that was cut."""
+        return self._sequencer.step
+
+    @property
+    def waiting(self) -> int:
+        """Examples read and not yet in a step."""
+        return self._sequencer.waiting
+
+    @property
+    def offsets(self) -> dict[int, int]:
+        """The next offset of ``examples`` to read, by partition."""
+        return dict(self._consumer.offsets)
+
+    def _turn(self) -> int:
+        """Takes the examples that are there, cuts the steps that are due."""
+        now_ms, moved = self._clock(), 0
+        if (
+            self._control.turn()
+            and self._control.live_epoch(self._line, self._epoch) != self._epoch
+        ):
+            self._restore()
+        self._react()
+        if self.waiting < _WAITING * self._config.step.examples:
+            for partition, record in self._consumer.poll(_READ):
+                self._sequencer.arrived(
+                    partition, record.offset, self._closed_ms(record.value), now_ms
+                )
+                moved += 1
+        steps = []
+        while (step := self._sequencer.cut(now_ms)) is not None:
+            steps.append(step)
+        self._append(steps)
+        return moved + len(steps)
+
+    def _react(self) -> None:
+        """The next step learns and is published as the newest reaction says; what makes no sense is usual."""
+        its, sequencer = self._control.reaction, self._sequencer
+        sequencer.rate = its.rate if 0 < its.rate <= MOST_RATE else 1.0
+        sequencer.gathered = max(1, its.publish_every)
+
+    def _append(self, steps: Sequence[Step]) -> None:
+        if steps:
+            key, without = self._line.encode(), self._control.lifecycle.quarantined
+            if without:
+                steps = [replace(step, without=without) for step in steps]
+            self._log.append(STEPS, [Append(0, key, pack(step)) for step in steps])
+
+    def _begin_epoch(self, newest: int, offsets: dict[int, int]) -> int:
+        """Writes down what the live epoch learns again of the one that it came of, as far as it isn't there;
+        returns the newest step. ``offsets`` then say where the next step begins. Ended by a kill, it goes on
+        where it was."""
+        live = self._control.lifecycle.live
+        if live is None or (live.line, live.epoch) != (self._line, self._epoch):
+            return newest
+        newest = max(newest, live.since)
+        lives = [its for its in self._control.lifecycle.lives if its.epoch <= live.of]
+        lineage, again = Lineage(self._log, self._line, lives), list[Step]()
+        while (step := lineage.record(newest + 1)) is not None:
+            newest += 1
+            again.append(replace(step, epoch=self._epoch))
+            offsets |= {its.partition: its.stop for its in step.ranges}
+        self._append(again)
+        return newest
+
+    def _closed_ms(self, value: bytes) -> int:
+        """What isn't an example still is part of a step: the worker leaves it out, and says so."""
+        try:
+            return self._decoder.decode(value).closed_ms
+        except UNREADABLE:
+            self.unreadable += 1
+            return 0
+
+    def _restore(self) -> None:
+        """Finds its place from what the log did take."""
+        partitions = self._log.partitions(EXAMPLES)
+        self._control.turn()
+        self._epoch = self._control.live_epoch(self._line, self._epoch)
+        lived = ancestors(self._control.lifecycle.lives, self._epoch)
+        step, offsets, unreadable = last_place(
+            self._log, self._line, self._epoch, partitions, lived
+        )
+        if unreadable:
+            _LOG.warning("%d records of %s can't be read: see dead_letters", unreadable, STEPS)
+        step = self._begin_epoch(step, offsets)
+        for partition in range(partitions):
+            offsets.setdefault(partition, self._log.begin(EXAMPLES, partition))
+        self._sequencer = Sequencer(
+            self._config.step,
+            line=self._line,
+            epoch=self._epoch,
+            digest=self._digest,
+            step=step,
+            offsets=offsets,
+        )
+        self._consumer = Consumer(self._log, EXAMPLES, list(range(partitions)), dict(offsets))
+
+
+def last_place(
+    log: Log, line: str, epoch: int, partitions: int, lived: set[int] | None = None
+) -> Place:
+    """A line's place, read backwards from the end. What can't be read is passed over: where that was the
+    newest record, its step is cut again. An epoch begins with steps of the one before it: what those haven't
+    touched, that one has. One that never came to be live is no part of it, nor one that the line went back
+    over: ``lived`` are those that count; without, all that were live before."""
+    if lived is None:
+        lived = {epoch} | ({e for e in live_epochs(log, line) if e < epoch} if epoch else set())
+    newest, offsets, unreadable = 0, dict[int, int](), 0
+    begin, stop = log.begin(STEPS, 0), log.end(STEPS, 0)
+    while stop > begin and len(offsets) < partitions:
+        start = max(begin, stop - _BACK)
+        for record in reversed(log.read(STEPS, 0, start, stop - start)):
+            if record.offset >= stop:
+                continue
+            try:
+                step = unpack(record.value, Step)
+            except UNREADABLE:
+                unreadable += 1
+                continue
+            if step.line == line and step.epoch in lived:
+                newest = max(newest, step.step if step.epoch == epoch else 0)
+                for part in step.ranges:
+                    offsets.setdefault(part.partition, part.stop)
+        stop = start
+    return Place(newest, offsets, unreadable)
+
+
+def run(config: Config, stop: Stop) -> None:
+    """The part: cuts steps, and ticks idle partitions of ``events``, until asked to stop."""
+    log = open_log(config)
+    loop = SequencerLoop(log, config, feature_set(config), wall_ms)
+    ticker = Ticker(log, wall_ms)
+    beat, before = stop.heartbeat, loop.step
+
+    def turn() -> int:
+        moved = loop.turn()
+        beat.add("ticks", ticker.turn())
+        return moved
+
+    while not stop.is_set():
+        moved = patiently(turn, stop, _LOG)
+        if moved is None:
+            continue
+        beat.add("steps", loop.step - before)
+        before = loop.step
+        beat.gauge("step", loop.step)
+        beat.gauge("waiting", loop.waiting)
+        beat.gauge("unreadable", loop.unreadable)
+        beat.offsets(EXAMPLES, [offset for _, offset in sorted(loop.offsets.items())])
+        if not moved:
+            log.wait(EXAMPLES, 0.01 if loop.waiting else 0.05)
+    log.close()

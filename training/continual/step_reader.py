@@ -1,0 +1,383 @@
+"""From a step record to its examples: which they are is in the record, so every worker reads the same.
+
+Examples are ordered by (partition, offset) and cut into lanes by their number alone. A worker decodes only
+its own lanes. What can't be learned from (not an example, of another feature set, not finite) is left out,
+by a rule that looks at nothing but its bytes: whoever learns the step again leaves the same out. The place of
+one whose user was forgotten stays, empty, so that the others keep their lanes.
+
+So it is with a record that can't be read: where its step is missing between two others of its line, it is an
+empty step for everyone. Its examples aren't learned, and the steps after it are.
+"""
+
+from collections.abc import Container, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import repeat
+
+import numpy as np
+from msgspec.structs import replace
+
+from recsys.consumer import UNREADABLE
+from recsys.events import FeatureBlock
+from recsys.features import FeatureSet
+from recsys.hashing import Id
+from recsys.log import Log, LogLost, Record
+from recsys.records import (
+    EXAMPLES,
+    STEPS,
+    Forget,
+    Lesson,
+    Range,
+    Step,
+    unpack,
+    unpack_all,
+    without_example,
+)  # fmt: skip
+from training.continual.open_labels import fault_of, is_open
+from training.continual.sequencer import lanes_of
+
+_READ_AHEAD = 64  # step records
+_MAX_WATCH_MS = 1 << 53
+
+
+class StepReader:
+    """The step records of one (line, epoch), found by their number. ``unreadable``: records passed over."""
+
+    def __init__(self, log: Log, line: str, epoch: int) -> None:
+        self._log, self._line, self._epoch = log, line, epoch
+        self._read: dict[int, tuple[int, Step]] = {}  # a few with their offsets, the newest read
+        self._offset = 0
+        self._newest: int | None = None  # own step read last; None where an earlier one isn't known
+        self._passed: list[int] = []  # offsets that couldn't be read since then
+        self._lost, self._lost_at = range(0), list[int]()
+        self._judged = 0
+        self.unreadable = 0
+
+    @property
+    def offset(self) -> int:
+        """The next offset of ``steps`` that would be read."""
+        return self._offset
+
+    def record(self, step: int) -> Step | None:
+        """The record of a step, an empty one where it can't be read; None where it isn't there yet. Never
+        waits."""
+        found = self._find(step)
+        return found[1] if found else None
+
+    def place(self, step: int) -> int | None:
+        """The offset of a step's record; None where it isn't there yet."""
+        found = self._find(step)
+        return found[0] if found else None
+
+    def check_to_come(self, step: int) -> None:
+        """Raises LogLost where a step can't come any more: more steps are missing than records can't be read,
+        so that nobody can say which of them were there."""
+        if step in self._lost:
+            raise LogLost(
+                f"{STEPS}/0 has no step {step} of line {self._line}, epoch {self._epoch}, but later ones: "
+                f"{len(self._lost)} steps are missing where {len(self._lost_at)} records can't be read, at "
+                f"offsets {self._lost_at[:5]}. Bring the topic back as it was, start the shards from a "
+                f"snapshot of step {self._lost.stop - 1} or later, or begin anew in another state folder"
+            )
+
+    def _find(self, step: int) -> tuple[int, Step] | None:
+        if step not in self._read:
+            if self._read and step < max(self._read):
+                self._read.clear()  # a line that went back
+            if not self._read:
+                self._seek(self._start(step))
+            self._advance(step)
+        return self._read.get(step)
+
+    def _start(self, step: int) -> int:
+        """Where to look for a step first. A line's records are in order, and mostly alone in the topic, so
+        that of step s stands at s - 1 or a little later; where that doesn't show, all are read."""
+        begin, end = self._log.begin(STEPS, 0), self._log.end(STEPS, 0)
+        near = max(begin, min(step - 1, end) - _READ_AHEAD)
+        for record in self._log.read(STEPS, 0, near, _READ_AHEAD):
+            with suppress(*UNREADABLE):
+                own = self._own(record)
+                if own is not None:  # the first of them
+                    return near if own.step < step else begin
+        return begin
+
+    def _seek(self, offset: int) -> None:
+        self._offset, self._passed, self._lost = offset, [], range(0)
+        self._newest = 0 if offset == 0 else None
+
+    def _advance(self, step: int) -> None:
+        while step not in self._read:
+            records = self._log.read(STEPS, 0, self._offset, _READ_AHEAD)
+            if not records:
+                return
+            self._read = self._take(records) or self._read
+            self._offset = records[-1].offset + 1
+
+    def _take(self, records: Sequence[Record]) -> dict[int, tuple[int, Step]]:
+        """The own steps among some records, with those whose records can't be read."""
+        found: dict[int, tuple[int, Step]] = {}
+        for record in records:
+            try:
+                step = self._own(record)
+            except UNREADABLE:
+                self._passed.append(record.offset)
+                self.unreadable += record.offset >= self._judged
+                continue
+            if step is not None:
+                found |= self._missing_before(step)
+                found[step.step] = (record.offset, step)
+                self._newest, self._passed = max(step.step, self._newest or 0), []
+        self._judged = max(self._judged, records[-1].offset + 1)
+        return found
+
+    def _missing_before(self, step: Step) -> dict[int, tuple[int, Step]]:
+        """The steps between the own one read last and this one, where as many records can't be read. They
+        are those of one log for whoever reads it, wherever he begins."""
+        if self._newest is None:
+            return {}
+        missing = range(self._newest + 1, step.step)
+        if len(missing) > len(self._passed):
+            if self._passed:
+                self._lost, self._lost_at = missing, self._passed
+            return {}
+        return {
+            number: (offset, replace(step, step=number, ranges=[], examples=0))
+            for number, offset in zip(missing, self._passed, strict=False)
+        }
+
+    def _own(self, record: Record) -> Step | None:
+        step = unpack(record.value, Step)
+        return step if (step.line, step.epoch) == (self._line, self._epoch) else None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A record of ``examples`` that isn't learned from, and why."""
+
+    partition: int
+    record: Record
+    reason: str
+
+
+@dataclass
+class LaneExamples:
+    """What one lane of a step learns from, what it doesn't, and the users whose rows leave with it."""
+
+    examples: list[Lesson] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    rehearsed: list[Lesson] = field(default_factory=list)  # learned again
+    forget: list[Id] = field(default_factory=list)
+    quarantined: int = 0  # served by a line that was rolled back
+
+
+def read_lanes(
+    log: Log, step: Step, own: Container[int], check: "ExampleCheck"
+) -> dict[int, LaneExamples]:
+    """The own lanes of a step, by lane. Raises LogLost where the log no longer has its examples.
+
+    What it rehearses is cut into lanes as its examples are, and is left out in silence where it can't be
+    learned from: that was told when it was fresh, and the place of who was forgotten is empty.
+    """
+    found = _fresh_lanes(log, step, own, check)
+    if step.rehearsed:
+        count = sum(part.stop - part.start for part in step.rehearsed)
+        records = _read(log, step, step.rehearsed, count)
+        for lane, places in enumerate(lanes_of(count, step.lanes)):
+            if lane in own:
+                its = _read_lane(records[places.start : places.stop], check, step.without)
+                found[lane].rehearsed = [e for e in its.examples if not e.correction]
+    return found
+
+
+def _fresh_lanes(
+    log: Log, step: Step, own: Container[int], check: "ExampleCheck"
+) -> dict[int, LaneExamples]:
+    """What is learned for the first time.
+
+    Where offsets have no holes, a record's place among the step's follows from its offset, and no more than
+    the own lanes is read.
+    """
+    mine = {
+        lane: places
+        for lane, places in enumerate(lanes_of(step.examples, step.lanes))
+        if lane in own
+    }
+    if sum(part.stop - part.start for part in step.ranges) == step.examples:
+        return {
+            lane: _read_lane(
+                _read(log, step, _cut(step.ranges, places), len(places)), check, step.without
+            )
+            for lane, places in mine.items()
+        }
+    records = records_of(log, step)
+    return {
+        lane: _read_lane(records[places.start : places.stop], check, step.without)
+        for lane, places in mine.items()
+    }
+
+
+def records_of(log: Log, step: Step) -> list[tuple[int, Record]]:
+    """All records of a step's ranges as (partition, record), in the order that lanes are cut from."""
+    return _read(log, step, step.ranges, step.examples)
+
+
+def _cut(ranges: Sequence[Range], places: range) -> list[Range]:
+    """The ranges of some places among all offsets of a step's ranges."""
+    found, before = [], 0
+    for part in sorted(ranges, key=lambda part: part.partition):
+        start = part.start + max(0, places.start - before)
+        stop = min(part.stop, part.start + places.stop - before)
+        if start < stop:
+            found.append(Range(part.partition, start, stop))
+        before += part.stop - part.start
+    return found
+
+
+def _read(log: Log, step: Step, ranges: Sequence[Range], examples: int) -> list[tuple[int, Record]]:
+    found: list[tuple[int, Record]] = []
+    for part in sorted(ranges, key=lambda part: part.partition):
+        offset = part.start
+        while offset < part.stop:
+            records = log.read(EXAMPLES, part.partition, offset, part.stop - offset)
+            beyond = bool(records) and records[-1].offset >= part.stop
+            if beyond:
+                records = [record for record in records if record.offset < part.stop]
+            found.extend(zip(repeat(part.partition), records, strict=False))
+            if beyond or not records:
+                break
+            offset = records[-1].offset + 1
+    if len(found) != examples:
+        raise LogLost(
+            f"step {step.step} of {step.line} was cut from {step.examples} examples in {step.ranges}, and of "
+            f"{examples} in {list(ranges)} the log has {len(found)}: it lost some. Start again from a "
+            "snapshot of a later step, and keep examples for longer than the trainer may be away "
+            "(log.retention_hours)"
+        )
+    return found
+
+
+def _read_lane(
+    records: Sequence[tuple[int, Record]], check: "ExampleCheck", without: Sequence[str]
+) -> LaneExamples:
+    lane = _read_all(records, check)
+    if without:
+        kept = [example for example in lane.examples if example.served_by not in without]
+        lane.quarantined, lane.examples = len(lane.examples) - len(kept), kept
+    return lane
+
+
+def _read_all(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> LaneExamples:
+    """All of a lane at once; one by one where not every record is what it should be, which is rare."""
+    with suppress(*UNREADABLE):
+        lessons = unpack_all([record.value for _, record in records], check.kind)
+        if check.all_fit(lessons):
+            return LaneExamples(list(lessons))
+    lane = LaneExamples()
+    for partition, record in records:
+        try:
+            lesson = unpack(record.value, check.kind)
+            reason = check.reason(lesson)
+        except UNREADABLE as error:
+            reason = f"not an example: {error}"
+            empty = without_example(record.value)
+            if isinstance(empty, Forget):
+                lane.forget.append(empty.user_id)
+            if empty is not None:
+                continue
+        if reason:
+            lane.left_out.append(LeftOut(partition, record, reason))
+        else:
+            lane.examples.append(lesson)
+    return lane
+
+
+class ExampleCheck:
+    """Whether an example fits a model: its feature set, the sizes of its arrays, finite numbers."""
+
+    def __init__(
+        self, features: FeatureSet, dense_width: int, kind: type[Lesson] | None = None
+    ) -> None:
+        """``kind``: what examples are read as: whoever learns needs no more than a ``Lesson``."""
+        self.features, self._kind = features, kind
+        self._digest = features.digest
+        length, outcomes = features.history_length, features.outcomes
+        self._bytes = {
+            "user_keys": 8 * features.user_columns,
+            "item_keys": 8 * features.item_columns,
+            "history": 8 * length * features.history_keys,
+            "outcomes": 4 * length * outcomes,
+            "dense": 4 * dense_width,
+        }
+        self._sizes = tuple(self._bytes.values())
+        self._labels = len(features.schema.labels)
+
+    @property
+    def kind(self) -> type[Lesson]:
+        return self._kind or Lesson
+
+    def reason(self, example: Lesson) -> str:
+        """Why an example can't be learned from; empty where it can."""
+        block = example.features
+        if block is None:
+            return "it has no features: they must be filled in first"
+        if block.feature_set != self._digest:
+            return f"feature set is {block.feature_set}, expected {self._digest}"
+        return (
+            self._wrong_size(example, block)
+            or self._wrong_number(example, block)
+            or fault_of(example, self._labels)
+        )
+
+    def all_fit(self, examples: Sequence[Lesson]) -> bool:
+        """Whether ``reason`` has none against any of some examples, of all at once."""
+        sizes = {
+            (b.feature_set, len(b.user_keys), len(b.item_keys), len(b.history), len(b.outcomes), len(b.dense))
+            if b is not None
+            else None
+            for b in [example.features for example in examples]
+        }  # fmt: skip
+        lengths = {len(example.labels) for example in examples}
+        lengths |= {len(example.previous) for example in examples if example.correction}
+        if not sizes <= {(self._digest, *self._sizes)} or not lengths <= {self._labels}:
+            return False
+        labels = np.array([example.labels for example in examples], np.float64)
+        watch_ms = [example.watch_ms for example in examples]
+        return (
+            bool(((labels >= 0.0) & (labels <= 1.0)).all())
+            and min(watch_ms, default=0) >= 0
+            and max(watch_ms, default=0) < _MAX_WATCH_MS
+            and not any(
+                [fault_of(example, self._labels) for example in examples if is_open(example)]
+            )
+            and _finite([e.features for e in examples if e.features])
+        )
+
+    def _wrong_size(self, example: Lesson, block: FeatureBlock) -> str:
+        sizes = (
+            len(block.user_keys),
+            len(block.item_keys),
+            len(block.history),
+            len(block.outcomes),
+            len(block.dense),
+        )
+        if sizes != self._sizes:
+            return f"arrays have {sizes} bytes, expected {self._bytes}"
+        previous = len(example.previous) if example.correction else self._labels
+        if len(example.labels) != self._labels or previous != self._labels:
+            return f"it has {len(example.labels)} labels, expected {self._labels}"
+        return ""
+
+    def _wrong_number(self, example: Lesson, block: FeatureBlock) -> str:
+        if not all([0.0 <= label <= 1.0 for label in example.labels]):
+            return f"labels are {example.labels}, expected 0 to 1"
+        if not 0 <= example.watch_ms < _MAX_WATCH_MS:
+            return f"watch_ms is {example.watch_ms}, expected milliseconds, not negative"
+        if not _finite([block]):
+            return "dense or outcomes has a number that isn't finite"
+        return ""
+
+
+def _finite(blocks: Sequence[FeatureBlock]) -> bool:
+    """Whether dense features and outcomes, of the right sizes, are finite in all of some blocks."""
+    joined = b"".join([block.dense for block in blocks] + [block.outcomes for block in blocks])
+    return bool(np.isfinite(np.frombuffer(joined, np.float32)).all())

@@ -1,0 +1,269 @@
+"""One worker of the continual trainer, as a plain class: no Ray, no thread, no clock.
+
+A worker holds no state that matters: rows and dense parameters live in the shards, and which examples make a
+step stands on the log. So one that starts anywhere asks the shards where they are and computes the step after
+it; and each step is predicted before it is learned. Lane *l* is computed by worker ``l % workers``.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.parameter_client import ParameterClient
+from parameter_server.routing import unique
+from parameter_server.shard import StepMismatch
+from recsys.config import Config
+from recsys.consumer import DeadLetters
+from recsys.garbage import no_collection
+from recsys.hashing import Id, key_of
+from recsys.log import Log
+from recsys.model import Lookup
+from recsys.records import EXAMPLES, STEPS, Step
+from training.continual.learner import Lane, Learner
+from training.continual.step_reader import ExampleCheck, LaneExamples, StepReader, read_lanes
+from training.line import MAIN, learning_digest
+from training.lineage import Lineage
+
+Keys = NDArray[np.int64]
+Floats = NDArray[np.float32]
+_LOG: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A step's own lanes as arrays, and which rows they need.
+
+    ``keys`` are those of all the own lanes, each once; ``places[lane][table]`` says where a lane's rows are
+    among them, and is empty where there is but one lane. A lane without examples has no ``Lane``. ``forget``:
+    by lane, the keys of users whose rows leave with the step.
+    """
+
+    step: Step
+    lanes: Mapping[int, Lane | None]
+    left_out: Mapping[int, int]
+    forget: Mapping[int, Mapping[str, Keys]]
+    keys: Mapping[str, Keys]
+    places: Mapping[int, Mapping[str, Keys]]
+
+
+class Worker:
+    """Worker ``rank`` of ``workers``. ``turn`` computes at most one step.
+
+    Raises StaleWorker once a newer generation of workers has taken over; LogLost and ShardUnreachable where
+    there is nothing to learn from or with. After any of them, make a new one.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        workers: int,
+        log: Log,
+        client: ParameterClient,
+        learner: Learner,
+        config: Config,
+        line: str = MAIN,
+        epoch: int = 0,
+        *,
+        reader: StepReader | Lineage | None = None,
+        tells: bool = True,
+    ) -> None:
+        """``reader``: of step records, where it isn't to be those of one epoch alone. ``tells``: whether what
+        it leaves out becomes dead letters: a line's own workers do that."""
+        torch.set_num_threads(1)  # the order of a sum must not depend on the number of cores
+        self._log, self._client, self._learner = log, client, learner
+        self._aligns = rank == 0
+        self._own = range(rank, config.step.lanes, workers)
+        self._lanes = config.step.lanes
+        self._digest = learning_digest(config, learner.features)
+        self._check = ExampleCheck(learner.features, learner.model.ranker.shape.dense)
+        self._reader = reader or StepReader(log, line, epoch)
+        self._letters, self._tells = DeadLetters(log, (EXAMPLES,)), tells
+        self._step: int | None = None  # the newest learned; None: ask the shards
+        self._next: _Prepared | None = None
+        self._after: _Prepared | None = None  # the step after ``_next``
+        self._rows: dict[str, Floats] | None = None  # those of ``_next``
+        self._dense: Floats | None = None
+        self.counts = {"steps": 0, "examples": 0, "left_out": 0, "realigned": 0, "other_config": 0,
+                       "empty_steps": 0, "quarantined": 0}  # fmt: skip
+
+    @property
+    def step(self) -> int:
+        """The newest step that was learned with this worker; 0 before the first."""
+        return self._step or 0
+
+    @property
+    def steps_offset(self) -> int:
+        """The next offset of ``steps`` to read."""
+        return self._reader.offset
+
+    def turn(self) -> int:
+        """Learns the next step, where its record is there; returns how many examples it has in all lanes."""
+        try:
+            return self._turn()
+        except StepMismatch:  # a shard came back from its snapshot: compute again what it lost
+            self.counts["realigned"] += 1
+            self._forget()
+            return 0
+
+    def _turn(self) -> int:
+        if self._step is None and not self._find_place():
+            return 0
+        assert self._step is not None
+        prepared = self._next or self._prepare(self._step + 1)
+        if prepared is None:
+            return 0
+        step = prepared.step.step
+        if self._rows is None:
+            self._rows = self._client.lookup(step - 1, prepared.keys)
+        if self._dense is None:
+            self._dense = self._client.dense(step - 1)
+        gradients = [self._learn(prepared, lane, self._rows, self._dense) for lane in self._own]
+        following = self._after or self._prepare(step + 1)
+        self._after = None
+        self._rows, self._dense = self._client.exchange(
+            step,
+            prepared.step.time_ms,
+            gradients,
+            following.keys if following else None,
+            partial(self._prepare_ahead, step + 2) if following else _nothing,
+        )
+        self._step, self._next = step, following
+        self.counts["steps"] += 1
+        self.counts["examples"] += sum(len(lane.batch) for lane in prepared.lanes.values() if lane)
+        self.counts["left_out"] += sum(prepared.left_out.values())
+        self.counts["empty_steps"] += not prepared.step.ranges
+        return prepared.step.examples
+
+    def _find_place(self) -> bool:
+        """Whether all shards stand where one can go on. One worker brings them there, the others wait."""
+        if self._aligns:
+            self._step = self._client.align()
+        else:
+            where = self._client.where()
+            if max(where) - min(where) > 1:
+                return False
+            self._step = min(where)
+        return True
+
+    def _forget(self) -> None:
+        self._step = self._next = self._after = self._rows = self._dense = None
+
+    def _prepare_ahead(self, number: int) -> None:
+        """While the shards learn: the step after the next, where it is there already."""
+        try:
+            self._after = self._prepare(number)
+        except Exception:
+            self._after = None  # it is met again when the step is due
+
+    def _prepare(self, number: int) -> _Prepared | None:
+        """All of a step that can be done before its rows are there; None where it has no record yet."""
+        step = self._reader.record(number)
+        if step is None:
+            self._reader.check_to_come(number)
+            return None
+        if not step.ranges:
+            _LOG.error(
+                "%s/0: the record at offset %s can't be read: step %d is empty, its examples aren't learned",
+                STEPS, self._reader.place(number), number,
+            )  # fmt: skip
+        if step.lanes != self._lanes:
+            raise ValueError(
+                f"step {number} was cut into {step.lanes} lanes, this trainer has {self._lanes}: set "
+                f"step.lanes to {step.lanes}, or use another state folder"
+            )
+        self.counts["other_config"] += step.config != self._digest
+        with no_collection():
+            read = read_lanes(self._log, step, self._own, self._check)
+            lanes = {
+                lane: self._learner.prepare(its.examples, its.rehearsed, step.rehearsed_weight)
+                if its.examples or its.rehearsed
+                else None
+                for lane, its in read.items()
+            }
+        left_out = self._report(read)
+        self.counts["quarantined"] += sum(lane.quarantined for lane in read.values())
+        keys, places = _together({n: lane.lookup.keys for n, lane in lanes.items() if lane})
+        forget = {lane: _keys_of(its.forget) for lane, its in read.items()}
+        return _Prepared(step, lanes, left_out, forget, keys, places)
+
+    def _learn(
+        self, prepared: _Prepared, number: int, rows: Mapping[str, Floats], dense: Floats
+    ) -> LaneGradients:
+        lane, left_out = prepared.lanes[number], prepared.left_out[number]
+        forget = prepared.forget[number]
+        metrics = {"left_out": float(left_out)} if left_out else {}
+        held, rate = prepared.step.held, prepared.step.rate
+        if lane is None:
+            return LaneGradients(number, {}, None, metrics, forget, held, rate)
+        places = prepared.places[number]
+        own = {table: its[places[table]] if places else its for table, its in rows.items()}
+        learned = self._learner.learn(lane, own, dense)
+        counts = examples_behind(lane.lookup)
+        tables = {
+            table: RowGradients(keys, gradients, counts[table])
+            for table, (keys, gradients) in learned.gradients.items()
+        }
+        return LaneGradients(
+            number, tables, learned.dense, learned.metrics | metrics, forget, held, rate
+        )
+
+    def _report(self, read: Mapping[int, LaneExamples]) -> dict[int, int]:
+        """Dead letters for what is left out, by the worker of its lane; returns how many, by lane."""
+        for lane in read.values() if self._tells else ():
+            for out in lane.left_out:
+                self._letters.put(EXAMPLES, out.partition, out.record, out.reason)
+        self._letters.send()
+        return {number: len(lane.left_out) for number, lane in read.items()}
+
+
+def _keys_of(users: Sequence[Id]) -> dict[str, Keys]:
+    """The rows that stand for some users alone, by table: their own, and that of the id as a feature."""
+    if not users:
+        return {}
+    keys = np.array(sorted({key_of("user", user) for user in users}), np.int64)
+    return {"features": keys, "users": keys}
+
+
+def _nothing() -> None: ...
+
+
+def _together(
+    lanes: Mapping[int, Mapping[str, Keys]],
+) -> tuple[dict[str, Keys], dict[int, dict[str, Keys]]]:
+    """Each key of several lanes once, by table, and where each lane's keys are among them. Those of a lane
+    alone are as they should be; ``places`` has nothing for it."""
+    if len(lanes) == 1:
+        return dict(*lanes.values()), {lane: {} for lane in lanes}
+    keys: dict[str, Keys] = {}
+    places: dict[int, dict[str, Keys]] = {lane: {} for lane in lanes}
+    for table in next(iter(lanes.values()), {}):
+        parts = [its[table] for its in lanes.values()]
+        keys[table], at = unique(np.concatenate(parts))
+        cuts = np.cumsum([len(part) for part in parts])[:-1]
+        for lane, own in zip(lanes, np.split(at, cuts), strict=True):
+            places[lane][table] = own
+    return keys, places
+
+
+def examples_behind(lookup: Lookup) -> dict[str, NDArray[np.int32]]:
+    """How often each key of a lane occurs as a feature of its examples: what admission counts.
+
+    A key that occurs in histories alone counts once.
+    """
+    index = {
+        "features": lookup.slot_index,
+        "items": lookup.item_index,
+        "users": lookup.user_index,
+    }
+    counts = {}
+    for table, keys in lookup.keys.items():
+        seen = np.bincount(index[table].numpy(), minlength=len(keys) + 1)[: len(keys)]
+        counts[table] = np.maximum(seen, 1).astype(np.int32)
+    return counts

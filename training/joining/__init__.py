@@ -1,0 +1,1 @@
+"""Examples from events: impressions labelled with the engagements that follow them, in event time."""

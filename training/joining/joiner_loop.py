@@ -1,0 +1,326 @@
+"""The joiner as a part: one joiner per partition of ``events``, its examples appended to the same partition.
+
+Exactly once, by its own output: after a restart the joiners go back to their snapshot and are fed again from
+the offset that belongs to it; what comes out is the same, with the same sequence numbers, and what stands in
+``examples`` already is not appended again. An append that failed halfway is treated in the same way.
+
+Beyond ``join.memory_mb`` what the joiners hold is on disk, beside the snapshot and in step with it.
+
+An impression is read again from the log where something is done with it after its window. So the log keeps
+what comes after the oldest impression of the snapshot, not only after the snapshot itself.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from recsys.blueprint import feature_set
+from recsys.clock import wall_ms
+from recsys.config import Config, JoinConfig
+from recsys.consumer import UNREADABLE, Consumer, DeadLetters, hold_what_is_left
+from recsys.events import Impression, Rejected, decode
+from recsys.features import FeatureSet
+from recsys.garbage import no_collection
+from recsys.log import Append, Log, LogLost, Record
+from recsys.loops import Stop
+from recsys.open_log import open_log
+from recsys.part_state import PartState
+from recsys.records import EVENTS, EXAMPLES, Erased, pack, without_example
+from recsys.turns import Turns, patiently
+from training.joining.joiner import Joined, Joiner
+from training.joining.spill import Spill, SpillLost
+from training.joining.sqlite_spill import SqliteSpill
+
+PART: Final = "joiner"
+_READ: Final = 500  # records of each partition in a turn
+_SAVE_EVERY_MS: Final = 5_000
+_SAVE_SHARE: Final = 0.05  # of the time at most: the state tells of an hour's impressions
+_LOG: Final = logging.getLogger(__name__)
+_BACK: Final = 1_000  # examples read at once, backwards
+
+
+class _Packed(msgspec.Struct):
+    """The snapshot's blob: the joiners' states by partition."""
+
+    features: str
+    joiners: dict[int, bytes]
+
+
+class _Sequence(msgspec.Struct):
+    """All that is read of an example to know whether it was appended."""
+
+    sequence: int
+
+
+@dataclass
+class _Place:
+    """Where the loop goes on from: joiners, and what of their output is there already."""
+
+    joiners: dict[int, Joiner]
+    offsets: dict[int, int]
+    appended: dict[int, set[int]] = field(default_factory=dict)  # sequences
+
+
+class JoinerLoop(Turns):
+    """The joiners of all partitions over a log. ``state`` keeps their snapshot; without it they start afresh.
+
+    ``clock`` (milliseconds) says when to save; the join itself knows event time only. ``again`` is another
+    client of the same log, for impressions that are read again: a client that reads on from where it was is
+    slow to jump back and forth (Kafka).
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        config: Config,
+        features: FeatureSet,
+        clock: Callable[[], int],
+        state: PartState | None = None,
+        again: Log | None = None,
+    ) -> None:
+        self._log, self._config, self._features = log, config, features
+        self._again = again or log
+        self._clock, self._state = clock, state
+        self._partitions = list(range(log.partitions(EVENTS)))
+        self._letters = DeadLetters(log, (EVENTS,))
+        self._spills: dict[int, Spill] = {}
+        self._needed: dict[int, int] | None = None  # by the newest snapshot, where there is one
+        self._due_ms = clock() + _SAVE_EVERY_MS
+        self.unreadable = 0
+        self.skipped = 0  # events passed over for want of a snapshot and of the beginning
+        self._restore()
+
+    @property
+    def offsets(self) -> dict[int, int]:
+        """The next offset of ``events`` to read, by partition."""
+        return dict(self._consumer.offsets)
+
+    def counts(self) -> dict[str, int]:
+        """What the joiners counted since the log began, and what couldn't be read since the start."""
+        total = {"unreadable": self.unreadable, "skipped": self.skipped}
+        for joiner in self._place.joiners.values():
+            for name, count in joiner.counts.items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    def pending(self) -> int:
+        """Impressions held."""
+        return sum(joiner.pending() for joiner in self._place.joiners.values())
+
+    def spilled(self) -> int:
+        """Of these, on disk."""
+        return sum(joiner.spilled() for joiner in self._place.joiners.values())
+
+    def save(self) -> None:
+        """Takes a snapshot; the log then keeps what is needed to go on from the one before it."""
+        if self._state is None or self.astray:
+            return
+        started_ms = self._clock()
+        joiners = {p: joiner.pack() for p, joiner in self._place.joiners.items()}
+        blob = msgspec.msgpack.encode(_Packed(self._features.digest, joiners))
+        self._state.save(self._log.id, {EVENTS: self.offsets}, blob)
+        needed = self._needed_from()
+        hold_what_is_left(self._log, PART, EVENTS, self._needed or needed)
+        self._needed = needed
+        now_ms = self._clock()
+        self._due_ms = now_ms + max(_SAVE_EVERY_MS, int((now_ms - started_ms) / _SAVE_SHARE))
+
+    def close(self) -> None:
+        """Lets go of the files; what came after the last ``save`` is gone from them."""
+        for spill in self._spills.values():
+            spill.close()
+
+    def _turn(self) -> int:
+        """Joins what is there. When it returns, the examples are appended."""
+        examples: list[Append] = []
+        read = self._consumer.poll(_READ)
+        with no_collection():
+            for partition, record in read:
+                self._join(partition, record, examples)
+        if examples:
+            self._log.append(EXAMPLES, examples)
+        self._letters.send()
+        if self._clock() >= self._due_ms:
+            self.save()
+        return len(read)
+
+    def _join(self, partition: int, record: Record, examples: list[Append]) -> None:
+        joiner = self._place.joiners[partition]
+        try:
+            event = decode(record.value)
+        except Rejected as error:
+            self.unreadable += 1
+            self._letters.put(EVENTS, partition, record, str(error), joiner.watermark_ms)
+            return
+        for example in joiner.feed(record.offset, event):
+            self._emit(examples, example)
+
+    def _needed_from(self) -> dict[int, int]:
+        """The lowest offset that is read again when one goes on from here, by partition; where retention has
+        passed that (Kafka can't be held), the lowest that is left."""
+        needed = {}
+        for partition, offset in self._consumer.offsets.items():
+            oldest = self._place.joiners[partition].oldest()
+            if oldest is not None and oldest < offset:
+                offset = min(offset, max(oldest, self._log.begin(EVENTS, partition)))
+            needed[partition] = offset
+        return needed
+
+    def _recall(self, partition: int, offset: int) -> Impression | None:
+        """An impression, read again; None where retention has passed it. Raises LogLost for another log."""
+        try:
+            records = self._again.read(EVENTS, partition, offset, 1)
+        except LogLost:
+            if offset < self._again.begin(EVENTS, partition):
+                return None
+            raise
+        if not records or records[0].offset != offset:
+            return None
+        try:
+            event = decode(records[0].value)
+        except Rejected:
+            return None
+        return event if isinstance(event, Impression) else None
+
+    def _emit(self, appends: list[Append], example: Joined) -> None:
+        appended = self._place.appended[example.partition]
+        if example.sequence in appended:
+            appended.remove(example.sequence)
+        else:
+            key = str(example.user_id).encode()
+            appends.append(Append(example.partition, key, pack(example)))
+
+    def _restore(self) -> None:
+        """Goes to the snapshot, and looks up what was put out after it."""
+        labels, join = self._features.schema.labels, self._join_config()
+        cap = int(join.memory_mb * 2**20 / len(self._partitions))
+        self.close()
+        self._spills = {p: self._spill(p) for p in self._partitions} if self._state else {}
+        joiners = {
+            p: Joiner(p, labels, join, partial(self._recall, p), self._spills.get(p), cap)
+            for p in self._partitions
+        }
+        place = _Place(joiners, {})
+        saved = self._state.load(self._log.id) if self._state is not None else None
+        if self._state is not None and self._state.note:
+            _LOG.warning("%s", self._state.note)
+        if saved is not None:
+            packed = msgspec.msgpack.decode(saved.blob, type=_Packed)
+            if packed.features != self._features.digest:
+                raise ValueError(
+                    f"the joiner's snapshot is of feature set {packed.features}, expected "
+                    f"{self._features.digest}: use another state folder for another feature set"
+                )
+            for partition, joiner in place.joiners.items():
+                self._restore_one(joiner, packed.joiners[partition])
+            place.offsets = dict(saved.offsets[EVENTS])
+        for partition, joiner in place.joiners.items():
+            place.appended[partition] = sequences_after(self._log, partition, joiner.sequence)
+        if saved is None:
+            self._begin_without_snapshot(place)
+        self._letters.forget()
+        self._consumer = Consumer(self._log, EVENTS, self._partitions, place.offsets)
+        self._place = place
+        self._needed = self._needed_from() if saved is not None else None
+
+    def _spill(self, partition: int) -> Spill:
+        assert self._state is not None
+        return SqliteSpill(self._state.folder / f"spill-{partition}.sqlite")
+
+    def _restore_one(self, joiner: Joiner, packed: bytes) -> None:
+        try:
+            joiner.restore(packed)
+        except ValueError as error:  # msgspec's too
+            folder = self._state.folder if self._state is not None else ""
+            what = (
+                "doesn't fit its spill" if isinstance(error, SpillLost) else "is of another version"
+            )
+            raise ValueError(
+                f"the joiner's snapshot in {folder} {what} ({error}): remove that folder to join "
+                "again. What stands in examples isn't appended again; where the log's beginning is gone, or "
+                "somebody was forgotten, it goes on from the log's end, and counts what it passes over"
+            ) from error
+
+    def _join_config(self) -> JoinConfig:
+        """The schema may say too that all that is served is shown: it goes with the data."""
+        join = self._config.join
+        return replace(
+            join, all_shown=join.all_shown or self._features.schema.shown_by == "impression"
+        )
+
+    def _begin_without_snapshot(self, place: _Place) -> None:
+        """From the beginning. Where that is gone, or somebody was forgotten, and there are examples already,
+        their sequence numbers can't be found again: then from the end, and what lies between counts as
+        skipped."""
+        for partition, joiner in place.joiners.items():
+            begin, end = self._log.begin(EVENTS, partition), self._log.end(EVENTS, partition)
+            place.offsets[partition] = begin
+            if place.appended[partition] and (begin > 0 or somebody_gone(self._log, partition)):
+                joiner.sequence = max(place.appended[partition])
+                place.appended[partition] = set()
+                place.offsets[partition] = end
+                self.skipped += end - begin
+
+
+def somebody_gone(log: Log, partition: int) -> bool:
+    """Whether events of a user may be ticks by now, whose examples have or had numbers."""
+    may_be_half = PART in log.holds(EVENTS, partition)  # who asked, by the first pass
+    offset, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
+    while offset < end and (block := log.read(EXAMPLES, partition, offset, _BACK)):
+        for record in block:
+            its = without_example(record.value)
+            if isinstance(its, Erased) or (its is not None and may_be_half):
+                return True
+        offset = block[-1].offset + 1
+    return False
+
+
+def sequences_after(log: Log, partition: int, sequence: int) -> set[int]:
+    """The sequence numbers above ``sequence`` that stand in a partition of ``examples``."""
+    decoder = msgspec.msgpack.Decoder(_Sequence)
+    found: set[int] = set()
+    begin, stop = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
+    while stop > begin:
+        start = max(begin, stop - _BACK)
+        block = []
+        for record in log.read(EXAMPLES, partition, start, stop - start):
+            if record.offset < stop:
+                try:
+                    block.append(decoder.decode(record.value).sequence)
+                except UNREADABLE:
+                    continue
+        found.update(number for number in block if number > sequence)
+        if block and max(block) <= sequence:
+            break
+        stop = start
+    return found
+
+
+def run(config: Config, stop: Stop) -> None:
+    """The part: joins until asked to stop, then takes a last snapshot."""
+    log, again = open_log(config), open_log(config)
+    state = PartState(config.state, PART)
+    loop = JoinerLoop(log, config, feature_set(config), wall_ms, state, again)
+    beat, told = stop.heartbeat, loop.counts()
+    while not stop.is_set():
+        moved = patiently(loop.turn, stop, _LOG)
+        if moved is None:
+            continue
+        beat.add("events", moved)
+        counts = loop.counts()
+        for name, count in counts.items():
+            beat.add(name, max(0, count - told[name]))
+        told = counts
+        beat.gauge("pending", loop.pending())
+        beat.gauge("spilled", loop.spilled())
+        beat.offsets(EVENTS, [offset for _, offset in sorted(loop.offsets.items())])
+        if not moved:
+            log.wait(EVENTS, 0.05)
+    loop.save()
+    loop.close()
+    again.close()
+    log.close()

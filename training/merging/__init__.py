@@ -1,0 +1,1 @@
+"""Two lines made one: catch-up, interpolation, averages and their distillation."""

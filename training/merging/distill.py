@@ -1,0 +1,59 @@
+"""A line that learns from another's probabilities beside the labels: an average becomes one line.
+
+The target of each output is what happened, and by ``share`` what the teacher says (Hinton, Vinyals and Dean
+2015, at temperature 1, since a student must be as calibrated as its teacher). The teacher tells before it
+learns, so its probabilities are no echo of the label. A teacher may be one line, or the average of several
+(training/merging/forms.py). A student is a line like any other, of a model that may be smaller.
+
+Legend: B examples of a lane, L outputs.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from recsys.config import Config
+from recsys.ranker import loss_per_output
+from training.continual.learner import Floats, Lane, Learner
+
+
+@dataclass(frozen=True)
+class Taught(Lane):
+    """A lane with what the teacher says of its examples, (B, L) probabilities."""
+
+    taught_BL: Floats
+
+
+def taught(lane: Lane, taught_BL: Floats) -> Taught:
+    """A lane with its teacher's probabilities. Raises ValueError where they are of other examples."""
+    expected = (lane.labels_BK.shape[0], lane.labels_BK.shape[1] + 1)
+    if taught_BL.shape != expected:
+        raise ValueError(f"the teacher's probabilities are {taught_BL.shape}, expected {expected}")
+    its = {field.name: getattr(lane, field.name) for field in fields(Lane)}
+    return Taught(**its, taught_BL=taught_BL)
+
+
+class Distiller(Learner):
+    """Learns lanes of a ``Taught`` kind; others as any learner does."""
+
+    share = 0.5  # of the teacher in the target
+
+    def _descended(self, lane: Lane, logits_BL: Tensor, losses_BL: Tensor) -> Tensor:
+        if not isinstance(lane, Taught):
+            return losses_BL
+        said_BL = loss_per_output(logits_BL, torch.from_numpy(lane.taught_BL))
+        return (1 - self.share) * losses_BL + self.share * said_BL
+
+
+def student_of(config: Config) -> Config:
+    """The configuration of a line that answers for its teacher: half as wide, its rows published as int8."""
+    model = config.model
+    small = replace(
+        model, dim=max(4, model.dim // 2), hidden=tuple(max(16, h // 2) for h in model.hidden)
+    )
+    return replace(
+        config,
+        model=small,
+        parameter_server=replace(config.parameter_server, delta_format="int8"),
+    )

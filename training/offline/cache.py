@@ -1,0 +1,267 @@
+"""The examples of an offline job in a folder of its own: each epoch reads them, none makes them again.
+
+    FOLDER/{examples.parquet, corrections.safetensors, about.json}
+
+``examples.parquet`` holds columns in event time, a row group to a block; corrections lie beside and are laid
+over a block when it is read, so that one pass over the data is enough. The folder is made beside and renamed.
+"""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from recsys.features import FeatureSet
+from recsys.records import Lesson
+from training.continual.step_reader import ExampleCheck
+from training.offline.examples import BLOCKS, Examples, examples_of, id_hash, joined, widths
+
+DAY_MS: Final = 86_400_000
+BLOCK: Final = 16_384  # examples: about 40 MB of features
+_EXAMPLES, _CORRECTIONS, _ABOUT = "examples.parquet", "corrections.safetensors", "about.json"
+
+
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cache holds. ``blocks``: (row group, start, stop), in event time; those from ``last`` on are the
+    last day. ``forgotten``: users who asked to be, as keys. ``gaps``: what is known to be missing."""
+
+    feature_set: str
+    from_ms: int
+    until_ms: int
+    last_ms: int
+    blocks: list[tuple[int, int, int]]
+    last: int
+    examples: int
+    last_examples: int
+    log_id: str = ""
+    offsets: dict[int, int] = {}
+    counts: dict[str, int] = {}
+    forgotten: list[int] = []
+    gaps: list[str] = []
+
+
+def last_day(from_ms: int, until_ms: int) -> int:
+    """Where the held-out end begins: a day before the end, or a fifth of what is shorter than five days."""
+    return until_ms - min(DAY_MS, (until_ms - from_ms) // 5)
+
+
+class Cache:
+    """Blocks of examples, by number. Raises ValueError where the folder isn't a complete cache."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.about = msgspec.json.decode((folder / _ABOUT).read_bytes(), type=About)
+            self._corrections = load_file(folder / _CORRECTIONS)
+            self._file = pq.ParquetFile(folder / _EXAMPLES)
+        except (OSError, msgspec.MsgspecError, pa.ArrowInvalid) as error:
+            raise ValueError(
+                f"{folder} isn't a complete cache of examples: {error}; remove it"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self.about.blocks)
+
+    def read(self, number: int) -> Examples:
+        """One block, with the labels that were known in the end."""
+        group, start, stop = self.about.blocks[number]
+        return self._corrected(
+            _columns(self._file.read_row_group(group).slice(start, stop - start))
+        )
+
+    def _corrected(self, block: Examples) -> Examples:
+        ids = self._corrections["ids"]
+        if not len(ids):
+            return block
+        at = np.minimum(np.searchsorted(ids, block.ids), len(ids) - 1)
+        its = np.flatnonzero(ids[at] == block.ids)
+        labels, watch, arrived = block.labels.copy(), block.watch_ms.copy(), block.arrived.copy()
+        labels[its] = self._corrections["labels"][at[its]]
+        watch[its] = self._corrections["watch_ms"][at[its]]
+        arrived[its] = 1.0
+        return replace(block, labels=labels, watch_ms=watch, arrived=arrived)
+
+
+class CacheWriter:
+    """Writes a cache from examples and corrections in the order in which they came."""
+
+    def __init__(
+        self,
+        folder: Path,
+        features: FeatureSet,
+        dense_width: int,
+        horizon_ms: int,
+        until_ms: int,
+        block: int = BLOCK,
+    ) -> None:
+        """``horizon_ms``: how long after an example its labels may be corrected."""
+        self._folder, self._beside = folder, folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(self._beside, ignore_errors=True)  # of a job that was killed
+        self._beside.mkdir(parents=True)
+        self._features, self._labels = features, len(features.schema.labels)
+        self._check = ExampleCheck(features, dense_width)
+        self._final_ms, self._until_ms, self._block = until_ms - horizon_ms, until_ms, block
+        self._widths = widths(features, dense_width)
+        self._schema = _schema(self._widths, self._labels)
+        self._file = pq.ParquetWriter(self._beside / _EXAMPLES, self._schema, compression="zstd",
+                                      compression_level=1)  # fmt: skip
+        self._waiting: list[Examples] = []
+        self._corrections: dict[tuple[int, int, int], tuple[list[float], int]] = {}
+        self._times: list[NDArray[np.int64]] = []  # by row group
+        self.counts: Counter[str] = Counter()
+
+    def add(self, lessons: Sequence[Lesson], time_ms: Sequence[int]) -> None:
+        """Takes examples and corrections; event time doesn't go back. Raises ValueError for another feature
+        set; what else doesn't fit is left out and counted."""
+        first: list[Lesson] = []
+        times: list[int] = []
+        well = self._check.all_fit(lessons)
+        for lesson, time in zip(lessons, time_ms, strict=True):
+            if not well and (reason := self._check.reason(lesson)):
+                self._leave_out(lesson, reason)
+            elif lesson.correction:
+                place = (lesson.partition, lesson.offset, lesson.index)
+                self._corrections[place] = (lesson.labels, lesson.watch_ms)
+            else:
+                first.append(lesson)
+                times.append(time)
+        if not first:
+            return
+        at = np.array(times, np.int64)
+        self._waiting.append(examples_of(first, at, self._labels, at <= self._final_ms))
+        if sum(map(len, self._waiting)) >= self._block:
+            self._write()
+
+    def _leave_out(self, lesson: Lesson, reason: str) -> None:
+        block = lesson.features
+        if block is None or block.feature_set != self._features.digest:
+            raise ValueError(
+                f"the example {lesson.partition}/{lesson.offset}/{lesson.index} can't be learned: {reason}. "
+                "Begin after the change (--from), name the feature set of the examples (--state of the "
+                "system, --features), or fill features in first"
+            )
+        self.counts["left_out"] += 1
+
+    def close(
+        self,
+        from_ms: int | None = None,
+        log_id: str = "",
+        offsets: dict[int, int] | None = None,
+        forgotten: Sequence[int] = (),
+        gaps: Sequence[str] = (),
+    ) -> Cache:
+        """Ends the cache and puts it in its place. Raises ValueError where there is nothing to learn from."""
+        self._write(all_=True)
+        self._file.close()
+        if not self._times:
+            raise ValueError(
+                f"there is no example before {self._until_ms} ms to learn from; give a later --until, or "
+                "an earlier --from"
+            )
+        self._write_corrections()
+        start = int(self._times[0][0]) if from_ms is None else from_ms
+        last_ms = last_day(start, self._until_ms)
+        blocks, last = _cut(self._times, last_ms)
+        about = About(
+            feature_set=self._features.digest, from_ms=start, until_ms=self._until_ms, last_ms=last_ms,
+            blocks=blocks, last=last, examples=sum(map(len, self._times)),
+            last_examples=sum(int((t >= last_ms).sum()) for t in self._times), log_id=log_id,
+            offsets=offsets or {}, counts=dict(self.counts), forgotten=list(forgotten), gaps=list(gaps),
+        )  # fmt: skip
+        (self._beside / _ABOUT).write_bytes(msgspec.json.encode(about))
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.rename(self._beside, self._folder)
+        return Cache(self._folder)
+
+    def _write(self, all_: bool = False) -> None:
+        if not self._waiting:
+            return
+        waiting = joined(self._waiting)
+        stop = len(waiting) if all_ else len(waiting) // self._block * self._block
+        for start in range(0, stop, self._block):
+            block = waiting.take(slice(start, min(start + self._block, stop)))
+            self._file.write_table(_table(block, self._schema), row_group_size=len(block))
+            self._times.append(block.time_ms)
+        self._waiting = [waiting.take(slice(stop, None))] if stop < len(waiting) else []
+
+    def _write_corrections(self) -> None:
+        places = np.array(list(self._corrections), np.int64).reshape(-1, 3)
+        ids, its = id_hash(places), list(self._corrections.values())
+        order = np.argsort(ids)
+        labels = np.array([labels for labels, _ in its], np.float32).reshape(-1, self._labels)
+        arrays: dict[str, NDArray[Any]] = {
+            "ids": ids[order],
+            "labels": labels[order],
+            "watch_ms": np.array([watch for _, watch in its], np.float32)[order],
+        }
+        self.counts["corrections"] = len(ids)
+        save_file(arrays, self._beside / _CORRECTIONS)
+
+
+def _cut(
+    times: Sequence[NDArray[np.int64]], last_ms: int
+) -> tuple[list[tuple[int, int, int]], int]:
+    """Blocks, one of them cut where the last day begins, and the number of the first that is of it."""
+    blocks: list[tuple[int, int, int]] = []
+    last: int | None = None
+    for group, time_ms in enumerate(times):
+        at = int(np.searchsorted(time_ms, last_ms))
+        if last is None and at < len(time_ms):
+            if at:
+                blocks.append((group, 0, at))
+            last = len(blocks)
+            blocks.append((group, at, len(time_ms)))
+        else:
+            blocks.append((group, 0, len(time_ms)))
+    return blocks, len(blocks) if last is None else last
+
+
+def _schema(sizes: dict[str, int], labels: int) -> pa.Schema:
+    """A column of no bytes isn't written."""
+    packed = [(name, pa.binary(size)) for name, size in sizes.items() if size]
+    packed += [("labels", pa.binary(4 * labels)), ("arrived", pa.binary(4 * labels))]
+    plain = [("time_ms", pa.int64()), ("ids", pa.uint64()), ("watch_ms", pa.float32()),
+             ("kept", pa.float32())]  # fmt: skip
+    return pa.schema(plain + packed)
+
+
+def _table(block: Examples, schema: pa.Schema) -> pa.Table:
+    columns = []
+    for field in schema:
+        array = np.ascontiguousarray(getattr(block, field.name))
+        if pa.types.is_fixed_size_binary(field.type):
+            buffer = pa.py_buffer(array.tobytes())
+            columns.append(
+                pa.FixedSizeBinaryArray.from_buffers(field.type, len(block), [None, buffer])
+            )
+        else:
+            columns.append(pa.array(array, field.type))
+    return pa.table(columns, schema=schema)
+
+
+def _columns(table: pa.Table) -> Examples:
+    """Writable copies, as tensors want them."""
+    found: dict[str, NDArray[Any]] = {}
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        if pa.types.is_fixed_size_binary(column.type):
+            width = column.type.byte_width
+            data = np.frombuffer(column.buffers()[1], np.uint8)
+            data = data[column.offset * width : (column.offset + len(column)) * width]
+            found[name] = data.reshape(len(column), width).copy()
+        else:
+            found[name] = column.to_numpy(zero_copy_only=False).copy()
+    for name in ("labels", "arrived"):
+        found[name] = found[name].view(np.float32)
+    empty = np.zeros((table.num_rows, 0), np.uint8)
+    return Examples(**({name: empty for name in BLOCKS} | found))

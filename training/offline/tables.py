@@ -1,0 +1,90 @@
+"""The rows that an offline job learns, behind one small protocol: the shards' own tables, or torchrec's.
+
+Both take the same summed gradients of the same keys and learn by row-wise Adagrad; a test holds them to each
+other. Which keys have rows is decided before (training/offline/vocabulary.py): neither admits or evicts.
+
+Legend: N keys of a batch, R rows, D dimension.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parameter_server.lanes import RowGradients
+from parameter_server.routing import Keys, Rows
+from parameter_server.rows import Table, initial_rows
+from recsys.config import TableConfig
+from training.offline.vocabulary import Vocabulary
+
+COLUMNS = ("values", "accumulator")
+Columns = dict[str, NDArray[Any]]
+
+
+class RowTable(Protocol):
+    """One table whose keys are those of a vocabulary."""
+
+    def lookup(self, keys: Keys) -> Rows:
+        """The rows (N, D); a key without one reads its initial value."""
+        ...
+
+    def learn(self, rows: RowGradients) -> int:
+        """Learns from summed gradients of distinct keys; returns how many were refused: not finite, or
+        beyond the bound. Keys without a row are passed over."""
+        ...
+
+    def export(self) -> Columns:
+        """``values`` (R, D) and ``accumulator`` (R,), in the order of the vocabulary."""
+        ...
+
+    def load(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Becomes what was exported."""
+        ...
+
+
+class OwnTable:
+    """The table of a shard (``parameter_server.rows.Table``) without admission and expiry: the oracle."""
+
+    def __init__(self, config: TableConfig, vocabulary: Vocabulary, seed: int) -> None:
+        self._vocabulary = vocabulary
+        self._config = replace(config, admit_after=1, ttl_s=0, budget_mb=0.0)
+        self._seed = seed
+        self.load(initial_columns(config, vocabulary, seed))
+
+    def lookup(self, keys: Keys) -> Rows:
+        return self._table.lookup(keys)
+
+    def learn(self, rows: RowGradients) -> int:
+        known = np.flatnonzero(self._vocabulary.find(rows.keys) >= 0)
+        return self._table.apply(*rows.take(known), now_ms=0).refused
+
+    def export(self) -> Columns:
+        its = self._table.export()
+        order = np.argsort(its["keys"])
+        return {name: its[name][order] for name in COLUMNS}
+
+    def load(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        self._table = Table(self._config, self._seed)
+        used = np.zeros(len(self._vocabulary), np.int64)
+        self._table.load({"keys": self._vocabulary.keys, "used_ms": used, **columns})
+
+
+def initial_columns(config: TableConfig, vocabulary: Vocabulary, seed: int) -> Columns:
+    """Rows that have learned nothing yet."""
+    values = initial_rows(config, seed, vocabulary.keys)
+    return {"values": values, "accumulator": np.zeros(len(vocabulary), np.float32)}
+
+
+def started_from(
+    config: TableConfig, vocabulary: Vocabulary, seed: int, before: Mapping[str, NDArray[Any]]
+) -> Columns:
+    """Rows of a vocabulary, of which some go on from a snapshot's: ``before`` has keys, in any order, values
+    and accumulator."""
+    columns = initial_columns(config, vocabulary, seed)
+    at = vocabulary.find(before["keys"])
+    there = at >= 0
+    for name in COLUMNS:
+        columns[name][at[there]] = before[name][there]
+    return columns

@@ -1,0 +1,160 @@
+"""Learns steps of examples offline: the learner, loss and optimizers of a line, rows in tables of its own.
+
+A step is cut into the same lanes whatever the number of workers. Worker *r* computes lanes r, r + workers, …;
+``exchange`` gives everybody all lanes, which each adds in lane order and applies to a copy of its own. So all
+copies stay equal, and the number of workers changes no bit. It costs each worker the memory of all tables,
+and each step the traffic of its rows: workers make the network faster, not the tables larger.
+
+Legend: B examples, L outputs (labels, then watch time), R rows of a table.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from parameter_server.dense import DENSE_COLUMNS, Dense
+from parameter_server.lanes import LaneGradients, RowGradients, add_lanes
+from training.continual.learner import Lane, Learner
+from training.continual.open_labels import told_once
+from training.continual.worker import examples_behind
+from training.offline.examples import Examples
+from training.offline.tables import COLUMNS, RowTable
+from training.offline.vocabulary import Vocabulary
+
+Floats = NDArray[np.float32]
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class LaneResult:
+    """What a worker tells of a lane: gradients (none, where it only predicted), and its predictions."""
+
+    gradients: LaneGradients
+    probabilities_BL: Floats
+
+
+# Own lanes in, all lanes out, in lane order.
+Exchange = Callable[[Sequence[LaneResult]], Sequence[LaneResult]]
+
+
+def alone(own: Sequence[LaneResult]) -> Sequence[LaneResult]:
+    """The exchange of a worker that computes all lanes."""
+    return own
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Predictions of a step from before it was learned, and its prequential sums."""
+
+    probabilities_BL: Floats
+    metrics: Mapping[str, float]
+
+
+@dataclass
+class Refusals:
+    """Gradients that weren't finite or were beyond the bound."""
+
+    rows: int = 0
+    dense: int = 0
+
+
+class OfflineTrainer:
+    """Worker ``rank`` of ``workers``, with a copy of everything that is learned."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        tables: Mapping[str, RowTable],
+        vocabularies: Mapping[str, Vocabulary],
+        dense: Dense,
+        lanes: int,
+        rank: int = 0,
+        workers: int = 1,
+        exchange: Exchange = alone,
+    ) -> None:
+        """``tables`` in the order in which a line has them, with the rows of their vocabularies."""
+        torch.set_num_threads(1)  # the order of a sum must not depend on the number of cores
+        self._learner, self._tables, self._vocabularies = learner, tables, vocabularies
+        self._dense, self._exchange = dense, exchange
+        self._lanes, self._own = lanes, range(rank, lanes, workers)
+        self._dims = {
+            name: table.lookup(np.empty(0, np.int64)).shape[1] for name, table in tables.items()
+        }
+        self.refused = Refusals()
+
+    def learn(self, examples: Examples) -> Taught:
+        """Predicts a step's examples, then learns from them."""
+        own = [self._learned(number, lane) for number, lane in self._cut(examples)]
+        results = self._exchange(own)
+        lanes = [result.gradients for result in results]
+        total = add_lanes(0, int(examples.time_ms.max()), lanes, self._dims)
+        for name, rows in total.tables.items():
+            self.refused.rows += self._tables[name].learn(rows)
+        if total.dense is not None:
+            self.refused.dense += not self._dense.apply(total.dense)
+        return Taught(np.concatenate([r.probabilities_BL for r in results]), total.metrics)
+
+    def predict(self, examples: Examples) -> Floats:
+        """Probabilities (B, L), as replicas would give them: with the averaged dense parameters."""
+        own = []
+        for number, lane in self._cut(examples):
+            rows = self._rows(lane)
+            probabilities = self._learner.predict(lane, rows, self._dense.averaged)
+            own.append(LaneResult(LaneGradients(number), probabilities))
+        return np.concatenate([r.probabilities_BL for r in self._exchange(own)])
+
+    def export(self) -> Arrays:
+        """Everything that learning goes on from, named as a shard's export: rows by key, ascending."""
+        arrays: Arrays = {}
+        for name, table in self._tables.items():
+            vocabulary = self._vocabularies[name]
+            its = {"keys": vocabulary.keys, "used_ms": vocabulary.used_ms} | table.export()
+            arrays |= {f"table/{name}/{column}": array for column, array in its.items()}
+        return arrays | {f"dense/{column}": array for column, array in self._dense.export().items()}
+
+    def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Becomes what was exported. The rows may stand in any order, but must be those of the vocabulary."""
+        for name, table in self._tables.items():
+            order = np.argsort(arrays[f"table/{name}/keys"])
+            if not np.array_equal(
+                arrays[f"table/{name}/keys"][order], self._vocabularies[name].keys
+            ):
+                raise ValueError(f"table {name}: the rows are of another vocabulary; begin anew")
+            table.load({c: arrays[f"table/{name}/{c}"][order] for c in COLUMNS})
+        self._dense.load({column: arrays[f"dense/{column}"] for column in DENSE_COLUMNS})
+
+    def _cut(self, examples: Examples) -> list[tuple[int, Lane]]:
+        """The own lanes of a step that have examples."""
+        size = len(examples)
+        found = []
+        for lane in self._own:
+            start, stop = size * lane // self._lanes, size * (lane + 1) // self._lanes
+            if start < stop:
+                found.append((lane, lane_of(self._learner, examples.take(slice(start, stop)))))
+        return found
+
+    def _rows(self, lane: Lane) -> dict[str, Floats]:
+        return {name: self._tables[name].lookup(keys) for name, keys in lane.lookup.keys.items()}
+
+    def _learned(self, number: int, lane: Lane) -> LaneResult:
+        its = self._learner.learn(lane, self._rows(lane), self._dense.values)
+        counts = examples_behind(lane.lookup)
+        tables = {
+            name: RowGradients(keys, gradients, counts[name])
+            for name, (keys, gradients) in its.gradients.items()
+        }
+        return LaneResult(
+            LaneGradients(number, tables, its.dense, its.metrics), its.probabilities_BL
+        )
+
+
+def lane_of(learner: Learner, examples: Examples) -> Lane:
+    """Examples as a lane, their labels as they were in the end."""
+    told = told_once(examples.labels, examples.kept, examples.arrived)
+    return learner.lane_of(
+        examples.batch(learner.features), examples.labels, examples.watch_ms, told
+    )
