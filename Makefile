@@ -24,8 +24,14 @@ demo: .venv/.stamp ## The whole system with simulated viewers and the feed page
 test-fast: .venv/.stamp-dev ## The pure tests: about a minute, no process started
 	$(BIN)/pytest -q $(ARGS)
 
+# Two processes share what stands for itself; live systems come after it, one at a time, for they want the machine.
 test: .venv/.stamp-dev ## All tests, with a real broker, Valkey, Ray and a browser
+ifdef ARGS
 	$(BIN)/pytest -q -m "" $(ARGS)
+else
+	$(BIN)/pytest -q -m "not services" -n 2
+	$(BIN)/pytest -q -m services
+endif
 
 check: .venv/.stamp-dev ## Lint, format, types
 	$(BIN)/ruff check .

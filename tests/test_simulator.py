@@ -29,18 +29,19 @@ def test_nothing_is_lost_doubled_or_different(seed: int, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # under a minute where nothing else runs
-def test_nothing_is_lost_doubled_or_different_over_200_seeds(tmp_path: Path) -> None:
-    """And what they meet is worth the name of a storm."""
+@pytest.mark.timeout(900)  # a quarter of a minute where nothing else runs
+@pytest.mark.parametrize("quarter", range(4))
+def test_nothing_is_lost_doubled_or_different_over_200_seeds(quarter: int, tmp_path: Path) -> None:
+    """And what they meet is worth the name of a storm. In quarters, so that processes may share them."""
     crashes, gaps, held_back, struck = 0, 0, 0, dict[str, int]()
-    for seed in ALL:
+    for seed in ALL[quarter::4]:
         run = Simulation(seed, tmp_path / str(seed)).run()
         check(run)
         crashes, gaps = crashes + run.crashes, gaps + run.replica.gaps
         held_back += run.held_back
         for what, times in run.chance.struck.items():
             struck[what] = struck.get(what, 0) + times
-    assert crashes > 1_000 and gaps > 50 and held_back > 1_000
+    assert crashes > 250 and gaps > 12 and held_back > 250
     everything = {
         "answer", "append", "append failed", "read failed", "write", "disk full", "sync", "rename",
         "link", "power", "dropped", "repeated", "reordered", "cut", "flipped",

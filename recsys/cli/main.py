@@ -41,6 +41,7 @@ COMMANDS = {
         "recsys.cli.offline:offline",
         "Trains a candidate from the archive or from a data set.",
     ),
+    "merge": ("recsys.cli.merge:merge", "Makes a candidate between an offline one and live."),
     "models": ("recsys.cli.models:models", "Lists candidates, shows one, compares two."),
     "accept": (
         "recsys.cli.accept:accept",

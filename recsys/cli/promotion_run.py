@@ -12,8 +12,10 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 
 from experiments.lifecycle import Lifecycle
+from parameter_server.durable import load_shard
 from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.shard import Shard
+from parameter_server.snapshots import Snapshot
 from recsys.blueprint import build_model
 from recsys.cli.one_process import OneProcess, small_config
 from recsys.config import Config, digest
@@ -161,13 +163,21 @@ class PromotionRun:
 
     # --- candidates ---
 
-    def trained(self, epochs: int = 8, relabel: Relabel = lambda lesson: lesson) -> Made:
-        """One that has gone over all steps so often. ``relabel`` may change what it learns."""
+    def trained(
+        self,
+        epochs: int = 8,
+        relabel: Relabel = lambda lesson: lesson,
+        began: Snapshot | None = None,
+    ) -> Made:
+        """One that has gone over all steps so often, from initial values or from a snapshot. ``relabel`` may
+        change what it learns."""
         system, config = self.system, self.config
         learner = Learner(build_model(system.features, config.model))
         one = replace(config, parameter_server=replace(config.parameter_server, shards=1))
         shard = Shard(spec_of(one, "cand"), learner.model.read_dense())
-        steps = self._steps()
+        if began is not None:
+            load_shard(shard, began)
+        steps = self.steps()
         for _ in range(epochs):
             for step in steps:
                 lanes = self._gradients(step, learner, shard, relabel)
@@ -176,7 +186,8 @@ class PromotionRun:
         offsets = {its.partition: its.stop for step in steps for its in step.ranges}
         return Made(dict(arrays), dict(meta), offsets)
 
-    def _steps(self) -> list[Step]:
+    def steps(self) -> list[Step]:
+        """All records that led to where the live line is."""
         lineage, steps = Lineage(self.system.log, MAIN, self.lifecycle.lives), list[Step]()
         while (step := lineage.record(len(steps) + 1)) is not None:
             steps.append(step)
@@ -219,6 +230,10 @@ class PromotionRun:
             "until_ms": self.system.now_ms, "log_id": self.system.log.id, "offsets": made.offsets,
         }  # fmt: skip
         self.registry.add(Provenance(**said | about), arrays, made.meta, made.meta["step"])
+        self.ask_for(name, learns)
+
+    def ask_for(self, name: str, learns: bool = True) -> None:
+        """Asks for a candidate of the registry to be judged."""
         folder = str(self.registry.folder)
         self.say(Candidate(line=name, registry=folder, learns=learns, time_ms=self.system.now_ms))
 

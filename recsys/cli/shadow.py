@@ -69,7 +69,7 @@ def shadow(
 ) -> None:
     """Shows each candidate beside live on the same examples. Differences are the candidate's gain; the bounds
     hold however often one looks."""
-    with _system(state) as (config, log):
+    with with_system(state) as (config, log):
         view, console = View(log, config), Console()
         while True:
             rows = view.turn()
@@ -131,7 +131,7 @@ def propose(
 
 def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> None:
     """Proposes a candidate to a system. Ends the command where it is refused."""
-    with _system(state) as (config, log):
+    with with_system(state) as (config, log):
         folder = registry.resolve()
         its, _ = Registry(folder).check(
             name, feature_set(config), config.model, holdout_from_ms=wall_ms(), log_id=log.id,
@@ -154,7 +154,7 @@ def approve(
     state: StateOption = Path("state"),
 ) -> None:
     """Lets a candidate go on that has proved itself, where ``promotion.manual`` asks for people's word."""
-    with _system(state) as (_, log):
+    with with_system(state) as (_, log):
         control = ControlReader(log)
         control.turn()
         standing = control.lifecycle.standings.get(name)
@@ -175,7 +175,7 @@ def rollback(
 ) -> None:
     """Ends a canary, or takes the live line back to what it was before its newest promotion; lists the
     requests and the training steps that are affected."""
-    with _system(state) as (_, log):
+    with with_system(state) as (_, log):
         control = ControlReader(log)
         control.turn()
         before, began_s = len(control.lifecycle.lives), time.monotonic()
@@ -246,7 +246,7 @@ def _say(log: Log, said: Control) -> None:
 
 
 @contextmanager
-def _system(state: Path) -> Iterator[tuple[Config, Log]]:
+def with_system(state: Path) -> Iterator[tuple[Config, Log]]:
     """A system's configuration and log; what goes wrong is told in one line."""
     try:
         config, _ = plans.read(state)

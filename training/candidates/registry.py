@@ -2,6 +2,7 @@
 
     REGISTRY/NAME/candidate.json
     REGISTRY/NAME/EPOCH-STEP/part-00000-of-00001/{arrays.safetensors, manifest.json}
+    REGISTRY/NAME/.ancestor/LINE/EPOCH-STEP/…      the snapshot that it started from, if any
 
 So REGISTRY is also a folder of snapshots in which NAME is a line, and whatever loads a snapshot loads a
 candidate. One is built beside and renamed: it is there whole or not at all, and nothing ever changes in it.
@@ -29,6 +30,7 @@ from recsys.features import FeatureSet
 from recsys.loops import write_atomically
 
 FILE: Final = "candidate.json"
+_ANCESTOR: Final = ".ancestor"
 KINDS: Final = {"offline": "cand", "merged": "merged", "student": "student"}
 
 
@@ -100,8 +102,10 @@ class Registry:
         arrays: Mapping[str, NDArray[Any]],
         meta: Mapping[str, Any],
         step: int,
+        ancestor: Path | None = None,
     ) -> Snapshot:
-        """Adds a candidate whose ``arrays`` and ``meta`` are as ``Shard.export`` gives them.
+        """Adds a candidate whose ``arrays`` and ``meta`` are as ``Shard.export`` gives them. ``ancestor``:
+        the folder of snapshots with the one that it started from, which is kept beside it, for merges.
 
         Raises Refused for a name that is there, a kind that isn't known, or a number that isn't finite.
         """
@@ -119,6 +123,8 @@ class Registry:
             assert made is not None, "it was written just now"
             file = _sealed(provenance, parent_of(made))
             write_atomically(beside / name / FILE, _pretty(file), mode=0o644)
+            if ancestor is not None:
+                shutil.copytree(ancestor, beside / name / _ANCESTOR, copy_function=_link_or_copy)
             sync_folder(beside / name)
             try:
                 os.rename(beside / name, self.folder / name)
@@ -140,6 +146,19 @@ class Registry:
             raise Refused(
                 f"candidate {name} is corrupt: its snapshot isn't the one that {FILE} names; make it again"
             )
+        return found
+
+    def ancestor(self, name: str) -> Snapshot:
+        """The snapshot that a candidate started from. Raises Refused where none was kept, or it is
+        corrupt."""
+        its = self.provenance(name).ancestor
+        folder = self.folder / name / _ANCESTOR
+        if its is None or not folder.is_dir():
+            raise Refused(f"no ancestor was kept of candidate {name}: make it again, with --init")
+        found, reasons = latest(folder, its.line, its.epoch, its.step)
+        if found is None or parent_of(found) != its:
+            why = "; ".join(reasons) or "it isn't the one that the candidate names"
+            raise Refused(f"the ancestor of candidate {name} is corrupt: {why}; make it again")
         return found
 
     def check(
@@ -241,6 +260,13 @@ def _check_finite(
     for array, values in arrays.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise Refused(f"candidate {name}: {array} has numbers that aren't finite")
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def _sealed(provenance: Provenance, snapshot: Parent) -> _File:

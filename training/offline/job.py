@@ -137,7 +137,9 @@ def learn(
     arrays, refused = trainer.export(), trainer.refused
     meta = meta_of(arrays, loop.place.steps, refused.rows, refused.dense, job.delta_format)
     its = provenance_of(job, cache, metrics, loop.place.best, ancestor)
-    Registry(job.registry).add(its, arrays, meta, loop.place.steps)
+    Registry(job.registry).add(
+        its, arrays, meta, loop.place.steps, folder / _ANCESTOR if job.init else None
+    )
 
 
 def tidy(folder: Path) -> None:
