@@ -62,6 +62,13 @@ class Lifecycle:
         return self.lives[-1] if self.lives else None
 
     @property
+    def unlearned(self) -> Live | None:
+        """The newest epoch that is history once more without a user; None where nobody was unlearned."""
+        pairs = zip(self.lives, self.lives[1:], strict=False)
+        found = [b for a, b in pairs if b.of == a.epoch != b.epoch and not b.candidate]
+        return found[-1] if found else None
+
+    @property
     def canary(self) -> Standing | None:
         """The candidate that answers a share of the users now, if any does."""
         found = [s for s in self.standings.values() if s.stage in (CANARY, TAKING_OVER) and s.share]

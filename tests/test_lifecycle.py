@@ -59,6 +59,10 @@ def test_unlearning_ends_candidates_at_work_and_quarantines_nothing() -> None:
     unlearned = Live(line="main", epoch=1, since=3, of=0)
     lifecycle = folded(FIRST, C1, unlearned)
     assert stage(lifecycle) == ENDED and lifecycle.quarantined == []
+    assert lifecycle.unlearned is unlearned
+    back = Live(line="main", epoch=3, since=5, of=0)
+    assert folded(FIRST, C1, IS_LIVE, back).unlearned is None
+    assert folded(FIRST, C1, IS_LIVE, back, Live(line="main", epoch=4, of=3)).unlearned is not None
 
 
 def test_what_is_not_about_candidates_changes_nothing() -> None:

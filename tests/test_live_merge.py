@@ -4,10 +4,10 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
+from experiments.lifecycle import Lifecycle
 from parameter_server import snapshots
 from parameter_server.snapshots import Snapshot
 from recsys.cli.promotion_run import Made, PromotionRun, config_of
@@ -53,8 +53,8 @@ def add(run: PromotionRun, name: str, made: Made, ancestor: Snapshot | None) -> 
 def merged_of(
     run: PromotionRun, name: str = "cand-1", blends: Blends = HALF, lives: list[Live] | None = None
 ) -> tuple[LiveMerge, Merged]:
-    lives = run.lifecycle.lives if lives is None else lives
-    live = LiveMerge(run.system.log, run.config, run.system.features, lives, run.system.now_ms)
+    lifecycle = Lifecycle(lives=run.lifecycle.lives if lives is None else lives)
+    live = LiveMerge(run.system.log, run.config, run.system.features, lifecycle, run.system.now_ms)
     return live, live.merge(run.registry, name, blends, "merged-1")
 
 
@@ -153,9 +153,10 @@ def test_what_has_nothing_in_common_is_refused(tmp_path: Path) -> None:
         took = Live(line=MAIN, epoch=1, since=newest.step, of=0, candidate="cand-7")
         with pytest.raises(Refused, match="cand-7 took the place of live's weights in epoch 1"):
             merged_of(run, lives=[*lives, took])
-        back = msgspec.structs.replace(took, candidate="", since=ancestor.step - 1)
+        snapshots.adopt(own(run), MAIN, (0, newest.step), 2)
+        back = Live(line=MAIN, epoch=2, since=ancestor.step - 1, of=0)
         with pytest.raises(Refused, match=f"took back to step {ancestor.step - 1}"):
-            merged_of(run, lives=[*lives, back])
+            merged_of(run, lives=[*lives, took, back])
         await run.system.stop()
 
     asyncio.run(scenario())

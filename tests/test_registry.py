@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,9 +13,11 @@ from parameter_server.snapshots import load_rows
 from recsys.config import ModelConfig, digest
 from recsys.features import FeatureSet
 from recsys.model import tables_of
+from recsys.records import Live
 from tests.toy_feed import FEATURES, START_MS
 from training.candidates.registry import (
     FILE,
+    Parent,
     Provenance,
     Refused,
     Registry,
@@ -157,3 +160,31 @@ def test_names_say_when_and_fit_a_line() -> None:
         "offline", 1_795_640_592_000
     )
     assert new_name("student", 0).startswith("student-19700101-")
+
+
+UNLEARNED = Live(line="main", epoch=2, since=3, of=1, time_ms=START_MS + 50)
+
+
+def test_what_may_have_learned_from_a_user_who_was_unlearned_since_is_refused(
+    registry: Registry,
+) -> None:
+    with pytest.raises(Refused, match="cand-1.*may have learned from a user who was unlearned"):
+        checked(registry, unlearned=UNLEARNED)
+    earlier = msgspec.structs.replace(UNLEARNED, time_ms=START_MS - 50)
+    assert checked(registry, unlearned=earlier)
+    arrays, meta = shard().export()
+    late = dict(made_ms=START_MS + 100)
+    for name, its in {
+        "of-data": dict(log_id="", offsets={}, made_ms=START_MS),
+        "of-live": late | dict(ancestor=Parent("main", 2, 5, "")),
+        "of-live-before": late | dict(ancestor=Parent("main", 1, 5, "")),
+        "of-a-candidate-before": late | dict(ancestor=Parent("cand-1", 0, 2, "")),
+        "of-its-child": late | dict(ancestor=Parent("of-a-candidate-before", 0, 2, "")),
+    }.items():
+        registry.add(provenance(name, **its), arrays, meta, step=2)
+    asked = dict(holdout_from_ms=None, log_id="log-a", or_data=True, unlearned=UNLEARNED)
+    for name in ("of-data", "of-live"):
+        assert registry.check(name, FEATURES, MODEL, **asked)  # type: ignore[arg-type]
+    for name in ("of-live-before", "of-a-candidate-before", "of-its-child"):
+        with pytest.raises(Refused, match="may have learned"):
+            registry.check(name, FEATURES, MODEL, **asked)  # type: ignore[arg-type]

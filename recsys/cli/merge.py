@@ -39,7 +39,7 @@ def merge(
         control, now_ms = ControlReader(log), wall_ms()
         control.turn()
         blends = Blends(Blend(rare, frequent, half), dense)
-        live = LiveMerge(log, config, feature_set(config), control.lifecycle.lives, now_ms)
+        live = LiveMerge(log, config, feature_set(config), control.lifecycle, now_ms)
         made = live.merge(candidates, name, blends, new_name("merged", now_ms))
         candidates.add(made.provenance, made.arrays, made.meta, made.step)
     new = made.provenance.name

@@ -133,12 +133,12 @@ def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> 
     """Proposes a candidate to a system. Ends the command where it is refused."""
     with with_system(state) as (config, log):
         folder = registry.resolve()
-        its, _ = Registry(folder).check(
-            name, feature_set(config), config.model, holdout_from_ms=wall_ms(), log_id=log.id,
-            or_data=True,
-        )  # fmt: skip
         control = ControlReader(log)
         control.turn()
+        its, _ = Registry(folder).check(
+            name, feature_set(config), config.model, holdout_from_ms=wall_ms(), log_id=log.id,
+            or_data=True, unlearned=control.lifecycle.unlearned,
+        )  # fmt: skip
         if name in control.lifecycle.standings:
             stage = control.lifecycle.standings[name].stage
             raise Refused(f"{name} was proposed before, and is {stage}: a name is used once")

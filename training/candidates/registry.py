@@ -28,6 +28,7 @@ from parameter_server.wal import sync_folder
 from recsys.config import ModelConfig, digest
 from recsys.features import FeatureSet
 from recsys.loops import write_atomically
+from recsys.records import Live
 
 FILE: Final = "candidate.json"
 _ANCESTOR: Final = ".ancestor"
@@ -170,11 +171,13 @@ class Registry:
         holdout_from_ms: int | None,
         log_id: str | None,
         or_data: bool = False,
+        unlearned: Live | None = None,
     ) -> tuple[Provenance, Snapshot]:
         """A candidate that may be judged: of this feature set and model, of this log (``log_id``; None: of
         any), and made from nothing at or after ``holdout_from_ms``. Raises Refused with the reason.
 
-        ``or_data``: one that was made from a folder of data goes with every log.
+        ``or_data``: one that was made from a folder of data goes with every log. ``unlearned``: the epoch in
+        which a user was last unlearned, that no candidate may bring back.
         """
         its = self.provenance(name)
         if its.feature_set != features.digest:
@@ -199,7 +202,26 @@ class Registry:
                 f"candidate {name} is of {of}, expected log {log_id!r}: its offsets mean nothing here; train "
                 "one from the archive of this log"
             )
+        if unlearned is not None:
+            self._check_unlearned(its, unlearned)
         return its, self.snapshot(name)
+
+    def _check_unlearned(self, its: Provenance, unlearned: Live) -> None:
+        """Whether a candidate, or what it started from, may have learned from a user who was unlearned since.
+        Raises Refused."""
+        if not its.log_id:
+            return  # its users are those of a folder of data
+        ancestor, before = its.ancestor, its.made_ms < unlearned.time_ms
+        if ancestor is not None and ancestor.line == unlearned.line:
+            before = before or ancestor.epoch < unlearned.epoch
+        if before:
+            raise Refused(
+                f"candidate {its.name}, made {iso(its.made_ms)}, may have learned from a user who was "
+                f"unlearned on {iso(unlearned.time_ms)} (epoch {unlearned.epoch} of {unlearned.line}): "
+                "train it again"
+            )
+        if ancestor is not None and ancestor.line in self.names():
+            self._check_unlearned(self.provenance(ancestor.line), unlearned)
 
     def _file(self, name: str) -> _File:
         path = self.folder / name / FILE

@@ -221,6 +221,7 @@ class ShadowLoop(Turns):
         its, snapshot = registry.check(
             standing.line, self._features, self._config.model,
             holdout_from_ms=self._clock(), log_id=self._log.id, or_data=True,
+            unlearned=self._lifecycle.unlearned,
         )  # fmt: skip
         if not its.log_id:
             return snapshot, self._last_step()

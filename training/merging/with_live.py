@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.lifecycle import Lifecycle
 from parameter_server import snapshots
 from parameter_server.durable import load_shard
 from parameter_server.rows import Arrays
@@ -23,7 +24,7 @@ from recsys.blueprint import build_model
 from recsys.config import Config
 from recsys.features import FeatureSet
 from recsys.log import Log, LogLost
-from recsys.records import Live, Step
+from recsys.records import Step
 from training.candidates.registry import (
     Parent as Origin,
 )
@@ -58,14 +59,21 @@ class Merged:
 class LiveMerge:
     """The live line as it is now, to merge candidates with. Raises Refused where nothing of it can be merged.
 
-    ``lives``: all live records, in order; ``now_ms``: nothing that is merged may be of later.
+    ``now_ms``: nothing that is merged may be of later.
     """
 
     def __init__(
-        self, log: Log, config: Config, features: FeatureSet, lives: Sequence[Live], now_ms: int
+        self,
+        log: Log,
+        config: Config,
+        features: FeatureSet,
+        lifecycle: Lifecycle,
+        now_ms: int,
     ) -> None:
+        self._unlearned = lifecycle.unlearned
         self._log, self._config, self._features = log, config, features
-        self._lives, self._now_ms = [live for live in lives if live.line == MAIN], now_ms
+        lives = [live for live in lifecycle.lives if live.line == MAIN]
+        self._lives, self._now_ms = lives, now_ms
         self._model = build_model(features, config.model)
         self._lineage = Lineage(log, MAIN, self._lives)
         self._folder = Path(config.state) / "snapshots"
@@ -80,7 +88,7 @@ class LiveMerge:
         """A candidate between ``name`` and live. Raises Refused with the reason."""
         its, snapshot = registry.check(
             name, self._features, self._config.model,
-            holdout_from_ms=self._now_ms, log_id=self._log.id,
+            holdout_from_ms=self._now_ms, log_id=self._log.id, unlearned=self._unlearned,
         )  # fmt: skip
         if its.ancestor is None:
             raise Refused(
