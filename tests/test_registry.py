@@ -18,7 +18,7 @@ from training.candidates.registry import (
     Provenance,
     Refused,
     Registry,
-    model_config,
+    model_of,
     new_name,
     parent_of,
     plain_config,
@@ -64,7 +64,7 @@ def test_a_candidate_is_a_line_that_a_shard_goes_on_from(registry: Registry) -> 
     its, snapshot = registry.check(
         "cand-1", FEATURES, MODEL, holdout_from_ms=START_MS, log_id="log-a"
     )
-    assert its == provenance() and registry.names() == ["cand-1"] and model_config(its) == MODEL
+    assert its == provenance() and registry.names() == ["cand-1"] and model_of(its) == MODEL
     again = Shard(SPEC, np.zeros(5, np.float32))
     load_shard(again, snapshot)
     assert again.digest() == shard().digest()
