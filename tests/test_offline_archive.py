@@ -72,7 +72,7 @@ def archive(tmp_path: Path) -> Path:
     return archived(tmp_path / "archive")
 
 
-def test_what_was_predicted_when_they_were_served_is_read(tmp_path: Path) -> None:
+def test_what_the_live_line_predicted_as_it_served_is_read(tmp_path: Path) -> None:
     said = np.array([0.25, 0.5, 0.75], np.float32)
     what = {
         0: said.tobytes(),
@@ -85,11 +85,14 @@ def test_what_was_predicted_when_they_were_served_is_read(tmp_path: Path) -> Non
         at(n, predicted=what[n % 5], served_by="main/0" if n < 40 else "main/1")
         for n in range(COUNT)
     ]
+    examples[5] = at(5, predicted=what[0], served_by="cand-1/0")
+    examples[10] = at(10, predicted=what[0])
     its = cache(archived(tmp_path / "archive", examples=examples))
     taught = np.concatenate([its.read(number).taught for number in range(len(its))])
-    assert (taught[::5] == said).all() and len(taught) == COUNT
-    assert np.isnan(np.delete(taught, np.s_[::5], 0)).all()
-    assert its.about.predicted == {"main/0": 8, "main/1": 9}
+    known = [n for n in range(0, COUNT, 5) if n not in (5, 10)]  # of a canary, of nobody
+    assert (taught[known] == said).all() and len(taught) == COUNT
+    assert np.isnan(np.delete(taught, known, 0)).all()
+    assert its.about.predicted == {"main/0": 6, "main/1": 9}
 
 
 def test_a_cache_of_an_older_format_is_made_anew(archive: Path) -> None:

@@ -300,7 +300,7 @@ def test_two_at_once_are_refused(system: Path, tmp_path: Path) -> None:
         (["--until", "2023-11-15", "--student", "dim=32"], "expected no number above the system's"),
         (["--until", "2023-11-15", "--student", "dim=8", "--teacher-share", "2"], "share is 2.0"),
         (["--until", "2023-11-15", "--student", "dim=8", "--teacher", "c"], "no candidate 'c'"),
-        (["--until", "2023-11-15", "--student", "dim=8"], "says what was predicted"),
+        (["--until", "2023-11-15", "--student", "dim=8"], "says what the live line predicted"),
     ],
 )
 def test_bad_input_is_refused_with_the_reason(

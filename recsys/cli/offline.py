@@ -95,7 +95,7 @@ def offline(
         ),
     ] = "",
     teacher: Annotated[
-        str, typer.Option(help="A candidate that teaches; without: what served, as it predicted.")
+        str, typer.Option(help="A candidate that teaches; without: the live line, as it served.")
     ] = "",
     teacher_share: Annotated[
         float | None, typer.Option(help="The teacher's in what the student learns: 0 to 1, or 0.5.")

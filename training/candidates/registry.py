@@ -52,7 +52,7 @@ class Parent(msgspec.Struct, frozen=True):
 class Teacher(msgspec.Struct, frozen=True, kw_only=True):
     """Who taught a student beside the labels.
 
-    ``by``: "served", whoever answered the requests (``served``: how many examples by line/epoch); "along", a
+    ``by``: "served", the live line as it answered (``served``: how many examples by line/epoch); "along", a
     line of the system's model that learned the same stream, and told before it learned; or the name of the
     candidate whose ``snapshot`` was asked. ``share`` of each target is the teacher's, where it said
     something: of ``examples``.

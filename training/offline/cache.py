@@ -37,7 +37,8 @@ _EXAMPLES, _CORRECTIONS, _ABOUT = "examples.parquet", "corrections.safetensors",
 class About(msgspec.Struct, frozen=True, kw_only=True):
     """What a cache holds. ``blocks``: (row group, start, stop), in event time; those from ``last`` on are the
     last day. ``forgotten``: users who asked to be, as keys. ``gaps``: what is known to be missing.
-    ``predicted``: by line/epoch that served, of how many examples it is known what was predicted."""
+    ``predicted``: by epoch of the live line (line/epoch), of how many examples it is known what it
+    predicted."""
 
     format: int = 1
     feature_set: str
@@ -153,7 +154,7 @@ class CacheWriter:
         self._waiting.append(block)
         known = np.isfinite(block.taught[:, 0]).tolist()
         self._predicted.update(
-            its.served_by or "unknown" for its, there in zip(first, known, strict=True) if there
+            its.served_by for its, there in zip(first, known, strict=True) if there
         )
         if sum(map(len, self._waiting)) >= self._block:
             self._write()

@@ -19,9 +19,11 @@ from recsys.events import FeatureBlock
 from recsys.features import FeatureSet
 from recsys.hashing import splitmix64
 from recsys.records import Lesson
+from training.line import MAIN
 
 BLOCKS: Final = ("user_keys", "item_keys", "history", "outcomes", "dense")
 Bytes = NDArray[np.uint8]
+_LIVE: Final = f"{MAIN}/"  # what ``served_by`` begins with, whichever epoch it was
 
 
 class Shown(Lesson, kw_only=True, gc=False):
@@ -116,11 +118,15 @@ def examples_of(
 
 
 def predictions(lessons: Sequence[Lesson], outputs: int) -> NDArray[np.float32]:
-    """What was predicted of examples when they were served (N, outputs). NaN where they don't say, and where
-    what they say isn't so many probabilities: it teaches nothing."""
-    said = [
-        getattr(lesson, "predicted", b"") for lesson in lessons
-    ]  # a ``Shown``, or an ``Example``
+    """What the live line predicted of examples when it served them (N, outputs).
+
+    NaN where they don't say, where another line served, which has proved nothing yet (a canary), and where
+    what is said isn't so many probabilities.
+    """
+    said = [  # of a ``Shown``, or an ``Example``
+        getattr(its, "predicted", b"") if its.served_by.startswith(_LIVE) else b""
+        for its in lessons
+    ]
     nothing = np.full(outputs, np.nan, np.float32).tobytes()
     joined_bytes = b"".join([its if len(its) == len(nothing) else nothing for its in said])
     out = np.frombuffer(joined_bytes, np.float32).reshape(-1, outputs).copy()

@@ -2,7 +2,7 @@
 
     JOB/taught/{000000.npy, …}    a block each, float32 (N, L): NaN where nothing is said
 
-What served needs no such files: examples have its predictions. Of other teachers one pass over all blocks
+The live line needs no such files: examples have what it predicted. Of other teachers one pass over all blocks
 makes them: a line of the system's model that *learns along*, each step predicted before it is learned, as
 what is live would have answered; or a candidate of the registry, frozen. No teacher may have learned an
 example of the last day before it speaks of it, or the student would be judged by answers that were told.
@@ -116,8 +116,8 @@ def chosen(
     registry: Path,
     cache: Cache,
 ) -> Teaching:
-    """The teaching that was asked for. ``teacher``: a candidate; empty: who served, or where the examples are
-    of no log, a line of ``model``, the system's, that learns along.
+    """The teaching that was asked for. ``teacher``: a candidate; empty: the live line, or where the examples
+    are of no log, a line of ``model``, the system's, that learns along.
 
     Raises Refused for a candidate that can't be a teacher here, ValueError where nobody would teach.
     """
@@ -133,7 +133,7 @@ def chosen(
         return Teaching(by=ALONG, share=share, model=model)
     if share and not about.predicted:
         raise ValueError(
-            f"none of {about.examples} examples says what was predicted when it was served, and the "
+            f"none of {about.examples} examples says what the live line predicted of it, and the "
             f"teacher's share is {share}: name a candidate that teaches (--teacher), or learn from the "
             "labels alone (--teacher-share 0)"
         )
