@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from parameter_server.lanes import LaneGradients, RowGradients
 from recsys.cli.models import models
 from tests.test_registry import START_MS, provenance, shard
-from training.candidates.registry import Registry
+from training.candidates.registry import Registry, Teacher
 
 
 @pytest.fixture
@@ -65,6 +65,21 @@ def test_two_are_compared(folder: Path) -> None:
     same = as_json(folder, "diff", "cand-1", "cand-1")
     assert same["fields"] == {} and same["tables"]["features"]["distance"] == same["dense"] == 0.0
     assert "of dense parameters: 0." in called(folder, "diff", "cand-1", "cand-2")[1]
+
+
+def test_who_taught_a_student_is_told(folder: Path) -> None:
+    teacher = Teacher(by="served", share=0.25, examples=9, served={"main/3": 9})
+    arrays, meta = shard().export()
+    its = provenance("student-1", kind="student", teacher=teacher, made_ms=START_MS + 2)
+    Registry(folder).add(its, arrays, meta, step=2)
+    row = as_json(folder, "list")[-1]
+    assert (row["kind"], row["model"]) == ("student", "dim 4, hidden 8")
+    assert row["teacher"] == "main/3, 0.25 of 9 examples"
+    shown = as_json(folder, "show", "student-1")
+    assert shown["teacher"]["served"] == {"main/3": 9} and shown["config"]["dim"] == 4
+    assert "teacher.share" in called(folder, "show", "student-1")[1]
+    fields = as_json(folder, "diff", "cand-1", "student-1")["fields"]
+    assert fields["kind"] == ["offline", "student"] and fields["teacher.share"] == [None, 0.25]
 
 
 def test_what_is_wrong_is_one_line(folder: Path) -> None:

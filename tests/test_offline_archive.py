@@ -18,6 +18,7 @@ from training.archive.writer import Archive
 from training.offline.archive import Missing, Range, cache_archive, fingerprint
 from training.offline.cache import Cache
 from training.offline.examples import id_hash
+from training.offline.job import cached
 
 MINUTE_MS = 180_000  # of which 20 make an hour: an example each
 COUNT = 81
@@ -69,6 +70,40 @@ def learned(its: Cache) -> list[int]:
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     return archived(tmp_path / "archive")
+
+
+def test_what_the_live_line_predicted_as_it_served_is_read(tmp_path: Path) -> None:
+    said = np.array([0.25, 0.5, 0.75], np.float32)
+    what = {
+        0: said.tobytes(),
+        1: said[:2].tobytes(),  # of another number of labels
+        2: np.array([0.25, np.nan, 0.5], np.float32).tobytes(),
+        3: np.array([0.25, 1.5, 0.5], np.float32).tobytes(),
+        4: b"",
+    }
+    examples = [
+        at(n, predicted=what[n % 5], served_by="main/0" if n < 40 else "main/1")
+        for n in range(COUNT)
+    ]
+    examples[5] = at(5, predicted=what[0], served_by="cand-1/0")
+    examples[10] = at(10, predicted=what[0])
+    its = cache(archived(tmp_path / "archive", examples=examples))
+    taught = np.concatenate([its.read(number).taught for number in range(len(its))])
+    known = [n for n in range(0, COUNT, 5) if n not in (5, 10)]  # of a canary, of nobody
+    assert (taught[known] == said).all() and len(taught) == COUNT
+    assert np.isnan(np.delete(taught, known, 0)).all()
+    assert its.about.predicted == {"main/0": 6, "main/1": 9}
+
+
+def test_a_cache_of_an_older_format_is_made_anew(archive: Path) -> None:
+    folder = cache(archive).folder
+    about = (folder / "about.json").read_text()
+    (folder / "about.json").write_text(about.replace('"format":2,', ""))
+    with pytest.raises(ValueError, match="is a cache of format 1, expected 2; remove it"):
+        Cache(folder)
+    folder.rename(archive.parent / "examples-key")
+    made = cached(archive.parent, "key", lambda _: cache(archive))
+    assert made.folder == folder and len(made), "what stood there isn't used"
 
 
 def test_a_range_is_read_in_event_time_with_where_to_go_on(archive: Path) -> None:

@@ -25,11 +25,12 @@ from recsys.model import tables_of
 from recsys.open_log import open_log
 from recsys.records import CONTROL, Candidate, topics, unpack
 from tests.small_log import write_log
-from tests.test_offline_archive import COUNT, MINUTE_MS, archived, remove_hour
+from tests.test_offline_archive import COUNT, MINUTE_MS, archived, at, remove_hour
 from tests.toy_feed import FEATURES, START_MS
 from tests.toy_plan import config_in
-from training.candidates.registry import Registry
+from training.candidates.registry import Registry, model_of
 from training.offline import job as offline_job
+from training.offline import teaching
 from training.offline.checkpoints import FileCheckpoints
 
 MODEL = ModelConfig(dim=4, vector_dim=4, hidden=(8,))
@@ -173,6 +174,108 @@ def test_killed_after_the_candidate_was_added_it_is_not_made_twice(
     assert run(asked(system, tmp_path))["stood already"] and len(Registry(tmp_path).names()) == 1
 
 
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state folder whose archive knows what was predicted of two examples in three."""
+    folder = tmp_path_factory.mktemp("answered")
+    blueprint.decide(Config(state=str(folder)), FEATURES)
+    said = [np.array([n % 3 / 3 + 0.1, 0.2, 0.3], np.float32).tobytes() for n in range(COUNT)]
+    examples = [
+        at(n, predicted=said[n] if n % 3 else b"", served_by="main/2") for n in range(COUNT)
+    ]
+    archived(folder / "archive", examples=examples)
+    (folder / "small.yaml").write_text(CONFIG)
+    return folder
+
+
+SMALL = "dim=2,hidden=4"
+
+
+def test_a_student_learns_what_served_as_well(answered: Path, tmp_path: Path) -> None:
+    done = run(asked(answered, tmp_path, student=SMALL))
+    name = done["candidate"]
+    assert name.startswith("student-") and done["teacher"] == "main/2, 0.5 of 54 examples"
+    log_id = (answered / "archive" / "log_id").read_text()
+    its, snapshot = Registry(tmp_path).check(
+        name, FEATURES, MODEL, holdout_from_ms=START_MS + COUNT * MINUTE_MS, log_id=log_id
+    )
+    small = model_of(its)
+    assert small == replace(MODEL, dim=2, hidden=(4,)) and its.kind == "student"
+    assert its.teacher is not None and its.teacher.served == {"main/2": 54}
+    shard = Shard(ShardSpec(tables_of(small), lanes=2), snapshot.read(0)["dense/values"])
+    load_shard(shard, snapshot)
+    assert len(shard.tables["features"]) > 20 and "last_day.auc" in its.metrics
+    alone = run(asked(answered, tmp_path, student=SMALL, teacher_share=0.0))["candidate"]
+    one, two = arrays_of(tmp_path, name), arrays_of(tmp_path, alone)
+    assert not np.array_equal(one["dense/values"], two["dense/values"])
+    again = run(asked(answered, tmp_path, student=SMALL, teacher_share=0.5))
+    assert again["stood already"] and again["candidate"] == name, "0.5 is what is meant without"
+    left = {path.name for path in (tmp_path / ".work").glob("*/*")}
+    assert left == {"job.json", "lock"}
+
+
+def test_a_candidate_teaches_what_it_knows(
+    answered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = str(START_MS + 50 * MINUTE_MS)
+    teacher = run(asked(answered, tmp_path, until=before))["candidate"]
+    taught = asked(answered, tmp_path, student=SMALL, teacher=teacher)
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(teaching.os, "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(taught)
+    its = Registry(tmp_path).provenance(run(taught)["candidate"])
+    assert its.teacher is not None and its.teacher.snapshot is not None
+    assert (its.teacher.by, its.teacher.snapshot.line) == (teacher, teacher)
+    assert its.teacher.examples == COUNT and its.teacher.served == {}
+    served = run(asked(answered, tmp_path, student=SMALL))["candidate"]
+    one, two = arrays_of(tmp_path, its.name), arrays_of(tmp_path, served)
+    assert not np.array_equal(one["dense/values"], two["dense/values"])
+    late = run(asked(answered, tmp_path))["candidate"]
+    with pytest.raises(ValueError, match="past the beginning of the holdout"):
+        run(asked(answered, tmp_path, student=SMALL, teacher=late))
+
+
+def test_a_student_of_who_learns_along_a_data_set(system: Path, tmp_path: Path) -> None:
+    folder = write_log(tmp_path / "log", requests=30)
+    last = json.loads((folder / "events.jsonl").read_text().splitlines()[-1])
+    its = asked(
+        system, tmp_path / "registry", data=folder, until=str(last["time_ms"]), student=SMALL
+    )
+    found = Registry(its.registry).provenance(run(its)["candidate"])
+    assert found.teacher is not None and found.teacher.by == "along"
+    assert found.teacher.examples == found.examples > 20
+
+
+def test_killed_at_any_checkpoint_a_student_is_the_same(
+    answered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(asked(answered, tmp_path / "a", student=SMALL))["candidate"]
+    real, calls = FileCheckpoints.save, 0
+
+    def dies(self: FileCheckpoints, *args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 7 == 1:
+            raise KeyboardInterrupt
+        real(self, *args)
+
+    monkeypatch.setattr(FileCheckpoints, "save", dies)
+    kills, done = 0, None
+    while done is None and kills < 40:
+        try:
+            done = run(asked(answered, tmp_path / "b", student=SMALL))
+        except KeyboardInterrupt:
+            kills += 1
+    assert kills > 1 and done is not None
+    one, two = arrays_of(tmp_path / "a", whole), arrays_of(tmp_path / "b", done["candidate"])
+    assert one.keys() == two.keys() and all(np.array_equal(one[n], two[n]) for n in one)
+
+
 def test_two_at_once_are_refused(system: Path, tmp_path: Path) -> None:
     run(asked(system, tmp_path))
     (folder,) = (tmp_path / ".work").glob("job-*")
@@ -191,6 +294,13 @@ def test_two_at_once_are_refused(system: Path, tmp_path: Path) -> None:
         (["--until", "2023-11-15", "--features", "ids"], "feature set is"),
         (["--until", "2023-11-14T22:00"], "there is no example before"),
         (["--until", "2023-11-15", "--propose", "/no/such"], "no system was started there"),
+        (["--until", "2023-11-15", "--teacher", "cand-7"], "given without --student"),
+        (["--until", "2023-11-15", "--teacher-share", "0.5"], "given without --student"),
+        (["--until", "2023-11-15", "--student", "vector_dim=4"], "'vector_dim=4' is given"),
+        (["--until", "2023-11-15", "--student", "dim=32"], "expected no number above the system's"),
+        (["--until", "2023-11-15", "--student", "dim=8", "--teacher-share", "2"], "share is 2.0"),
+        (["--until", "2023-11-15", "--student", "dim=8", "--teacher", "c"], "no candidate 'c'"),
+        (["--until", "2023-11-15", "--student", "dim=8"], "says what the live line predicted"),
     ],
 )
 def test_bad_input_is_refused_with_the_reason(

@@ -21,10 +21,13 @@ from training.candidates.registry import (
     Provenance,
     Refused,
     Registry,
-    model_config,
+    Teacher,
+    model_of,
     new_name,
     parent_of,
     plain_config,
+    size_of,
+    words_of,
 )
 
 MODEL = ModelConfig(dim=4, vector_dim=4, hidden=(8,))
@@ -67,7 +70,7 @@ def test_a_candidate_is_a_line_that_a_shard_goes_on_from(registry: Registry) -> 
     its, snapshot = registry.check(
         "cand-1", FEATURES, MODEL, holdout_from_ms=START_MS, log_id="log-a"
     )
-    assert its == provenance() and registry.names() == ["cand-1"] and model_config(its) == MODEL
+    assert its == provenance() and registry.names() == ["cand-1"] and model_of(its) == MODEL
     again = Shard(SPEC, np.zeros(5, np.float32))
     load_shard(again, snapshot)
     assert again.digest() == shard().digest()
@@ -98,6 +101,73 @@ def test_a_candidate_that_does_not_fit_is_refused(
     checked(registry, holdout_from_ms=None, log_id=None)
     with pytest.raises(Refused, match=reason):
         checked(registry, **changes)
+
+
+SMALL = replace(MODEL, dim=2, hidden=(4,))
+
+
+def of_model(its: ModelConfig, **changes: object) -> Provenance:
+    about = dict(model=digest(its), config=plain_config(its), kind="student") | changes
+    return provenance("cand-2", **about)
+
+
+@pytest.mark.parametrize(
+    ("its", "reason"),
+    [
+        (of_model(SMALL), ""),
+        (of_model(MODEL), ""),
+        (of_model(SMALL, kind="offline"), "model.dim is 2, expected 4, model.hidden is"),
+        (
+            of_model(replace(SMALL, vector_dim=2, row_rate=0.1)),
+            "configuration: model.row_rate is 0.1, expected 0.005, model.vector_dim is 2, expected 4",
+        ),
+        (of_model(SMALL, model=digest(replace(SMALL, dim=3))), "its configuration is of"),
+        (of_model(SMALL, config=plain_config(SMALL) | {"dim": 0}), "can't be read"),
+        (of_model(SMALL, feature_set="old"), "reads feature set old"),
+        (of_model(SMALL, log_id="log-b"), "is of log 'log-b'"),
+        (of_model(SMALL, until_ms=START_MS + 1), "past the beginning of the holdout"),
+    ],
+)
+def test_a_students_model_may_be_narrower_and_nothing_else(
+    registry: Registry, its: Provenance, reason: str
+) -> None:
+    arrays, meta = shard().export()
+    registry.add(its, arrays, meta, step=2)
+    asked = dict(holdout_from_ms=START_MS, log_id="log-a")
+    if not reason:
+        found, _ = registry.check("cand-2", FEATURES, MODEL, **asked)  # type: ignore[arg-type]
+        assert model_of(found).dim == its.config["dim"]
+        return
+    with pytest.raises(Refused, match=reason):
+        registry.check("cand-2", FEATURES, MODEL, **asked)  # type: ignore[arg-type]
+
+
+def test_who_taught_is_kept_and_sealed(registry: Registry) -> None:
+    teacher = Teacher(by="served", share=0.5, examples=7, served={"main/0": 7})
+    arrays, meta = shard().export()
+    registry.add(of_model(SMALL, teacher=teacher), arrays, meta, step=2)
+    assert registry.provenance("cand-2").teacher == teacher
+    assert words_of(teacher) == "main/0, 0.5 of 7 examples"
+    assert size_of(registry.provenance("cand-2")) == "dim 2, hidden 4"
+    file = registry.folder / "cand-2" / FILE
+    file.write_text(file.read_text().replace('"share": 0.5', '"share": 0.6'))
+    with pytest.raises(Refused, match="was changed"):
+        registry.provenance("cand-2")
+
+
+def test_a_file_from_before_there_were_students_is_whole(tmp_path: Path) -> None:
+    its = dict(name="cand-1", kind="offline", feature_set="f", model="m", config={"dim": 4},
+               code="c", made_ms=1, from_ms=2, until_ms=3, offsets={0: 7},
+               metrics={"last_day.auc": 0.5})  # fmt: skip
+    said = {
+        "provenance": its,
+        "snapshot": {"line": "cand-1", "epoch": 0, "step": 2, "sha256": "aa"},
+        "digest": "f5c78e0b94ce5ae54ef09e86aed9e93b901d0396134c2e0ad86df588decb94d3",
+    }
+    (tmp_path / "cand-1").mkdir()
+    (tmp_path / "cand-1" / FILE).write_text(json.dumps(said))
+    found = Registry(tmp_path).provenance("cand-1")
+    assert found == Provenance(**its) and found.teacher is None  # type: ignore[arg-type]
 
 
 def test_what_was_not_learned_from_a_log_has_no_offsets_of_it(registry: Registry) -> None:

@@ -29,17 +29,18 @@ def list_(registry: Folder = Path("registry"), json: Json = False) -> None:
         typer.echo(f"no candidates in {registry}; `recsys offline` makes one")
         return
     _print_table(
-        ("candidate", "kind", "learned", "examples", "epochs", "AUC", "log loss", "from"),
+        ("candidate", "kind", "model", "learned", "examples", "epochs", "AUC", "log loss", "from"),
         [
             (
                 its["name"],
                 its.get("kind", ""),
+                its.get("model", ""),
                 its.get("learned", its.get("refused", "")),
                 its.get("examples", ""),
                 its.get("epochs", ""),
                 its.get("auc", ""),
                 its.get("log_loss", ""),
-                its.get("parents", ""),
+                its.get("parents", "") or its.get("teacher", ""),
             )
             for its in rows
         ],
@@ -83,7 +84,7 @@ def diff(a: Name, b: Name, registry: Folder = Path("registry"), json: Json = Fal
 
 def listed(registry: Path) -> list[dict[str, Any]]:
     """A line for each candidate, by the time when it was made."""
-    from training.candidates.registry import Refused, Registry, iso
+    from training.candidates.registry import Refused, Registry, iso, size_of, words_of
 
     its = Registry(registry)
     rows: list[tuple[int, dict[str, Any]]] = []
@@ -96,12 +97,15 @@ def listed(registry: Path) -> list[dict[str, Any]]:
         row: dict[str, Any] = {
             "name": name,
             "kind": found.kind,
+            "model": size_of(found),
             "learned": f"{iso(found.from_ms)} to {iso(found.until_ms)}",
             "examples": found.examples,
             "epochs": found.epochs,
             "parents": ", ".join(parent.line for parent in found.parents)
             or (found.ancestor.line if found.ancestor else ""),
         }
+        if found.teacher is not None:
+            row["teacher"] = words_of(found.teacher)
         for metric in ("auc", "log_loss"):
             if (value := found.metrics.get(f"last_day.{metric}")) is not None:
                 row[metric] = round(value, 4)

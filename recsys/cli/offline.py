@@ -4,9 +4,7 @@ What it does is told in docs/offline.md. The same command finds what it began be
 """
 
 import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,11 +13,11 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
-from recsys.config import Config
+from recsys.cli.offline_told import Told, print_done, summary
+from recsys.config import Config, ModelConfig
 
 _WORK: Final = ".work"  # within the registry, which all nodes reach
 NOW: Final = "now"  # all that is archived so far
-_LINE_EVERY_S: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,9 @@ class Asked:
     tables: str = "torchrec"
     allow_gaps: bool = False
     propose: Path | None = None
+    student: str = ""
+    teacher: str = ""
+    teacher_share: float | None = None
 
 
 def offline(
@@ -87,6 +88,18 @@ def offline(
     propose: Annotated[
         Path | None, typer.Option(help="Propose the candidate to the system of this state folder.")
     ] = None,
+    student: Annotated[
+        str,
+        typer.Option(
+            help="A narrower model, e.g. dim=8,hidden=64x32, that a teacher helps to learn."
+        ),
+    ] = "",
+    teacher: Annotated[
+        str, typer.Option(help="A candidate that teaches; without: the live line, as it served.")
+    ] = "",
+    teacher_share: Annotated[
+        float | None, typer.Option(help="The teacher's in what the student learns: 0 to 1, or 0.5.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="The closing table as JSON.")] = False,
 ) -> None:
     """Trains a candidate: several epochs where they help, as the last day says. A killed one goes on."""
@@ -95,7 +108,7 @@ def offline(
     asked = Asked(
         data or state / "archive", registry or (state or Path()) / "registry",  # type: ignore[operator]
         until, from_, epochs, workers, cpus_per_worker, features, state, config, init, step_examples,
-        checkpoint_every, tables, allow_gaps, propose,
+        checkpoint_every, tables, allow_gaps, propose, student, teacher, teacher_share,
     )  # fmt: skip
     try:
         done = run(asked)
@@ -147,6 +160,11 @@ def _check(asked: Asked) -> None:
         )
     if asked.tables not in ("torchrec", "own"):
         raise ValueError(f"--tables is {asked.tables!r}, expected 'torchrec' or 'own'")
+    if not asked.student and (asked.teacher or asked.teacher_share is not None):
+        raise ValueError(
+            "--teacher and --teacher-share are given without --student: say which model it teaches, e.g. "
+            "--student dim=8,hidden=64x32"
+        )
     if not asked.data.is_dir():
         raise ValueError(f"--data is {asked.data}, and there is no such folder")
     if asked.propose is not None:
@@ -166,16 +184,22 @@ def _begun(asked: Asked, work: Path) -> Path:
     from training.offline import job as jobs
     from training.offline.archive import is_archive
     from training.offline.loop import Plan
+    from training.offline.teaching import chosen
 
     config = _config(asked)
+    model, share = _student(asked, config.model)
     prepare = _from_archive if is_archive(asked.data) else _from_dataset
     features, cache, keeps = prepare(asked, config, work)
+    model, teaching = replace(model, features=features.kind), None
+    if asked.student:
+        system = replace(config.model, features=features.kind)
+        teaching = chosen(asked.teacher, share, system, features, asked.registry, cache)
     now_ms = int(time.time() * 1000)
     job = jobs.Job(
         registry=str(asked.registry.resolve()),
         cache=str(cache.folder),
         features=features,
-        model=replace(config.model, features=features.kind),
+        model=model,
         lanes=config.step.lanes,
         plan=Plan(
             last=cache.about.last, epochs=asked.epochs, step_examples=asked.step_examples,
@@ -185,14 +209,30 @@ def _begun(asked: Asked, work: Path) -> Path:
         delta_format=config.parameter_server.delta_format,
         tables=asked.tables,
         init=_init(asked),
+        teaching=teaching,
         keeps_cache=keeps,
-        name=new_name("offline", now_ms),
+        name=new_name("student" if teaching else "offline", now_ms),
         made_ms=now_ms,
         code=code(),
     )  # fmt: skip
     for gap in cache.about.gaps:
         typer.secho(f"recsys: learning without: {gap}", fg="yellow", err=True)
     return jobs.begin(work, job)
+
+
+def _student(asked: Asked, system: ModelConfig) -> tuple[ModelConfig, float]:
+    """The model that learns, a student's or the system's, and the teacher's share: found out before hours of
+    examples are read. Raises ValueError for what can't be."""
+    from recsys.student_model import student_model
+    from training.candidates.registry import Registry
+    from training.merging.distill import SHARE, checked_share
+
+    if not asked.student:
+        return system, 0.0
+    if asked.teacher:
+        Registry(asked.registry).provenance(asked.teacher)
+    share = SHARE if asked.teacher_share is None else asked.teacher_share
+    return student_model(asked.student, system), checked_share(share)
 
 
 def _config(asked: Asked) -> Config:
@@ -335,24 +375,6 @@ def _on_ray(folder: Path, asked: Asked) -> None:
             ray.shutdown()
 
 
-class Told:
-    """A line on a terminal about how it goes, at most one a second."""
-
-    def __init__(self) -> None:
-        self._next, self._started = 0.0, time.monotonic()
-
-    def __call__(self, place: Any, sums: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        if now < self._next or not sys.stderr.isatty():
-            return
-        self._next = now + _LINE_EVERY_S
-        rate = place.learned / max(1e-9, now - self._started)
-        text = (
-            f"{place.stage}, epoch {place.epoch}: {place.learned:,} learned, {rate:,.0f} a second"
-        )
-        typer.echo(f"\r\x1b[K{text}", nl=False, err=True)
-
-
 def code() -> str:
     """The version, and the commit where this is a checkout."""
     try:
@@ -365,41 +387,3 @@ def code() -> str:
     except (OSError, subprocess.SubprocessError):
         return ours
     return f"{ours}+{done.stdout.strip()}" if done.returncode == 0 else ours
-
-
-def summary(registry: Path, name: str, seconds: float, stood: bool) -> dict[str, Any]:
-    """The closing table."""
-    from training.candidates.registry import Registry, iso
-
-    its = Registry(registry).provenance(name)
-    return {
-        "candidate": name,
-        "stood already": stood,
-        "learned": f"{iso(its.from_ms)} to {iso(its.until_ms)}",
-        "examples": its.examples,
-        "epochs": its.epochs,
-        "last day, held out": {
-            "log loss": its.metrics.get("last_day.log_loss"),
-            "AUC": its.metrics.get("last_day.auc"),
-        },
-        "last day, as it was learned": {
-            "log loss": its.metrics.get("prequential.log_loss"),
-            "AUC": its.metrics.get("prequential.auc"),
-        },
-        "seconds": round(seconds, 1),
-    }
-
-
-def print_done(done: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in done.items():
-        if isinstance(value, dict):
-            value = (
-                ", ".join(f"{k} {v:.4f}" for k, v in value.items() if v is not None) or "unknown"
-            )
-        table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool)
-                      else str(value))  # fmt: skip
-    Console().print(table)

@@ -24,6 +24,7 @@ from recsys.cli.study_figures import Judged, draw_aucs, figures, plot
 from recsys.cli.study_forgetting import forgetting
 from recsys.cli.study_promotion import promotion
 from recsys.cli.study_quality import quality
+from recsys.cli.study_student import student
 from recsys.cli.study_world import WorldLog
 from recsys.config import Config, ModelConfig
 from recsys.datasets.open import open_dataset
@@ -50,6 +51,7 @@ study.command()(promotion)
 study.command()(broken)
 study.command()(forgetting)
 study.command()(drift)
+study.command()(student)
 
 
 @study.callback()

@@ -29,10 +29,14 @@ from recsys.config import ModelConfig, digest
 from recsys.features import FeatureSet
 from recsys.loops import write_atomically
 from recsys.records import Live
+from recsys.student_model import MAY_DIFFER, misfits, shown
 
 FILE: Final = "candidate.json"
 _ANCESTOR: Final = ".ancestor"
-KINDS: Final = {"offline": "cand", "merged": "merged", "student": "student"}
+STUDENT: Final = "student"
+KINDS: Final = {"offline": "cand", "merged": "merged", STUDENT: "student"}
+SERVED: Final = "served"  # teachers of a student that have no name of their own …
+ALONG: Final = "along"
 
 
 class Refused(ValueError):
@@ -48,6 +52,22 @@ class Parent(msgspec.Struct, frozen=True):
     sha256: str
 
 
+class Teacher(msgspec.Struct, frozen=True, kw_only=True):
+    """Who taught a student beside the labels.
+
+    ``by``: "served", the live line as it answered (``served``: how many examples by line/epoch); "along", a
+    line of the system's model that learned the same stream, and told before it learned; or the name of the
+    candidate whose ``snapshot`` was asked. ``share`` of each target is the teacher's, where it said
+    something: of ``examples``.
+    """
+
+    by: str
+    share: float
+    examples: int = 0
+    served: dict[str, int] = {}
+    snapshot: Parent | None = None
+
+
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """What a candidate was made from.
 
@@ -60,7 +80,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     kind: str  # "offline" | "merged" | "student"
     feature_set: str  # digest
     model: str  # digest of its ModelConfig
-    config: dict[str, Any]  # the ModelConfig: ``plain_config``, and back ``model_config``
+    config: dict[str, Any]  # the ModelConfig: ``plain_config``, and back ``model_of``
     code: str  # the project's version, and the commit where it is known
     made_ms: int
     from_ms: int
@@ -73,6 +93,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     parents: list[Parent] = []
     ancestor: Parent | None = None
     seed: int = 0
+    teacher: Teacher | None = None  # of a student
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -176,8 +197,10 @@ class Registry:
         """A candidate that may be judged: of this feature set and model, of this log (``log_id``; None: of
         any), and made from nothing at or after ``holdout_from_ms``. Raises Refused with the reason.
 
-        ``or_data``: one that was made from a folder of data goes with every log. ``unlearned``: the epoch in
-        which a user was last unlearned, that no candidate may bring back.
+        A student's model may be narrower (``recsys.student_model``): whoever loads a candidate builds
+        ``model_of`` its provenance, and not ``model``. ``or_data``: one that was made from a folder of data
+        goes with every log. ``unlearned``: the epoch in which a user was last unlearned, that no candidate may
+        bring back.
         """
         its = self.provenance(name)
         if its.feature_set != features.digest:
@@ -185,10 +208,10 @@ class Registry:
                 f"candidate {name} reads feature set {its.feature_set}, expected {features.digest}: fields "
                 "or features changed since; train one on examples of the new set"
             )
-        if its.model != digest(model):
+        if its.model != digest(model) and (its.kind != STUDENT or misfits(model_of(its), model)):
             raise Refused(
-                f"candidate {name} has another model configuration: {_differences(its.config, model)}; train "
-                "one with this configuration, or start the system with that of the candidate"
+                f"candidate {name} has another model configuration: {_differences(its, model)}; train one "
+                "with this configuration, or start the system with that of the candidate"
             )
         if holdout_from_ms is not None and its.until_ms > holdout_from_ms:
             raise Refused(
@@ -262,9 +285,34 @@ def plain_config(model: ModelConfig) -> dict[str, Any]:
     return plain
 
 
-def model_config(provenance: Provenance) -> ModelConfig:
-    """The configuration that a candidate was trained with."""
-    return msgspec.convert(provenance.config, ModelConfig)
+def model_of(provenance: Provenance) -> ModelConfig:
+    """The model that a candidate's rows and dense parameters are of: a student's is narrower than the
+    system's. Raises Refused where the file has a configuration that isn't the one its digest is of."""
+    try:
+        model = msgspec.convert(provenance.config, ModelConfig)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise Refused(
+            f"candidate {provenance.name} has a model configuration that can't be read: {error}; make it "
+            "again"
+        ) from None
+    if digest(model) != provenance.model:
+        raise Refused(
+            f"candidate {provenance.name} names model {provenance.model}, and its configuration is of "
+            f"{digest(model)}: it was made by another version; make it again"
+        )
+    return model
+
+
+def size_of(provenance: Provenance) -> str:
+    """How wide a candidate's model is, in words; empty where its file doesn't say."""
+    dim, hidden = (provenance.config.get(name) for name in MAY_DIFFER)
+    return "" if dim is None or hidden is None else f"dim {dim}, hidden {shown(hidden)}"
+
+
+def words_of(teacher: Teacher) -> str:
+    """Who taught a student, and how much, e.g. ``main/0, 0.5 of 12345 examples``."""
+    who = ", ".join(sorted(teacher.served)) or teacher.by
+    return f"{who}, {teacher.share:g} of {teacher.examples} examples"
 
 
 def iso(time_ms: int) -> str:
@@ -293,6 +341,8 @@ def _link_or_copy(source: str, target: str) -> None:
 
 def _sealed(provenance: Provenance, snapshot: Parent) -> _File:
     plain = msgspec.to_builtins((provenance, snapshot), str_keys=True)
+    if provenance.teacher is None:
+        del plain[0]["teacher"]  # files from before there were students have digests without it
     encoded = msgspec.json.encode(plain, order="deterministic")
     return _File(provenance, snapshot, hashlib.sha256(encoded).hexdigest())
 
@@ -301,8 +351,10 @@ def _pretty(file: _File) -> bytes:
     return msgspec.json.format(msgspec.json.encode(file), indent=1)
 
 
-def _differences(theirs: Mapping[str, Any], model: ModelConfig) -> str:
-    """Which keys of two model configurations differ, with both values."""
-    ours = plain_config(model)
+def _differences(its: Provenance, model: ModelConfig) -> str:
+    """Which keys of two model configurations differ that may not, with both values."""
+    ours, theirs = plain_config(model), its.config
     differ = [k for k in sorted({*ours, *theirs}) if theirs.get(k) != ours.get(k)]
+    if its.kind == STUDENT:
+        differ = [k for k in differ if k not in MAY_DIFFER]
     return ", ".join(f"model.{k} is {theirs.get(k)!r}, expected {ours.get(k)!r}" for k in differ)

@@ -8,19 +8,26 @@ learns, so its probabilities are no echo of the label. A teacher may be one line
 Legend: B examples of a lane, L outputs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.batch import Jagged
 from recsys.config import Config
+from recsys.model import Model
 from recsys.ranker import loss_per_output
 from training.continual.learner import Floats, Lane, Learner
+
+SHARE: Final = 0.5  # of the teacher in the target
 
 
 @dataclass(frozen=True)
 class Taught(Lane):
-    """A lane with what the teacher says of its examples, (B, L) probabilities."""
+    """A lane with what the teacher says of its examples, (B, L) probabilities; NaN where it says nothing."""
 
     taught_BL: Floats
 
@@ -35,15 +42,40 @@ def taught(lane: Lane, taught_BL: Floats) -> Taught:
 
 
 class Distiller(Learner):
-    """Learns lanes of a ``Taught`` kind; others as any learner does."""
+    """Learns lanes of a ``Taught`` kind; others as any learner does, and so examples that no teacher knows.
 
-    share = 0.5  # of the teacher in the target
+    Where labels are open or sampled, the teacher's part of the target is taken as it stands: it says the
+    chance of the final label, which is what the model's logit is of (training/continual/open_labels.py).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        jagged: Callable[[Jagged], Jagged] | None = None,
+        device: str = "cpu",
+        share: float = SHARE,
+    ) -> None:
+        """``share``: the teacher's in the target, 0 to 1. Raises ValueError for another."""
+        super().__init__(model, jagged, device)
+        self.share = checked_share(share)
 
     def _descended(self, lane: Lane, logits_BL: Tensor, losses_BL: Tensor) -> Tensor:
         if not isinstance(lane, Taught):
             return losses_BL
-        said_BL = loss_per_output(logits_BL, torch.from_numpy(lane.taught_BL))
-        return (1 - self.share) * losses_BL + self.share * said_BL
+        says_BL = np.isfinite(lane.taught_BL)
+        share_BL = torch.from_numpy(np.where(says_BL, np.float32(self.share), np.float32(0)))
+        wanted_BL = torch.from_numpy(np.where(says_BL, lane.taught_BL, np.float32(0)))
+        said_BL = loss_per_output(logits_BL, wanted_BL)
+        return (1 - share_BL) * losses_BL + share_BL * said_BL
+
+
+def checked_share(share: float) -> float:
+    """A share of a teacher in the target. Raises ValueError where it is none."""
+    if not 0 <= share <= 1:
+        raise ValueError(
+            f"the teacher's share is {share}, expected 0 (labels alone) to 1 (the teacher alone)"
+        )
+    return share
 
 
 def student_of(config: Config) -> Config:

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from recsys.consumer import UNREADABLE
 from recsys.features import FeatureSet
 from recsys.hashing import digest_of, key_of
-from recsys.records import EVENTS, EXAMPLES, Lesson, unpack, unpack_all
+from recsys.records import EVENTS, EXAMPLES, unpack, unpack_all
 from training.archive.files import Held, files_of, hour_of
 from training.candidates.registry import iso
 from training.offline.cache import Cache, CacheWriter
+from training.offline.examples import Shown
 
 HOUR_MS: Final = 3_600_000
 _COLUMNS: Final = ["partition", "offset", "time_ms", "type", "value", "user_id"]
@@ -68,7 +69,7 @@ class _Rows:
     partition: int
     offsets: NDArray[np.int64]
     time_ms: NDArray[np.int64]
-    lessons: list[Lesson] = field(default_factory=list)
+    lessons: list[Shown] = field(default_factory=list)
 
 
 def _as_files_are_merged(read: Callable[P, R]) -> Callable[P, R]:
@@ -290,23 +291,23 @@ def _read(
     return _Rows(held.partition, offsets[at][well], times[at][well], lessons)
 
 
-def _decoded(values: Sequence[bytes]) -> tuple[list[Lesson], NDArray[np.bool_]]:
+def _decoded(values: Sequence[bytes]) -> tuple[list[Shown], NDArray[np.bool_]]:
     """Examples, and which of the values they are."""
     try:
-        return unpack_all(values, Lesson), np.ones(len(values), np.bool_)
+        return unpack_all(values, Shown), np.ones(len(values), np.bool_)
     except UNREADABLE:
         pass
-    lessons, well = list[Lesson](), np.zeros(len(values), np.bool_)
+    lessons, well = list[Shown](), np.zeros(len(values), np.bool_)
     for number, value in enumerate(values):
         try:
-            lessons.append(unpack(value, Lesson))
+            lessons.append(unpack(value, Shown))
             well[number] = True
         except UNREADABLE:
             continue
     return lessons, well
 
 
-def _in_time(parts: Sequence[_Rows]) -> Iterator[tuple[list[Lesson], list[int]]]:
+def _in_time(parts: Sequence[_Rows]) -> Iterator[tuple[list[Shown], list[int]]]:
     """All partitions' examples of an hour by (time, partition, offset)."""
     lessons = [lesson for part in parts for lesson in part.lessons]
     if not lessons:

@@ -28,13 +28,19 @@ from training.offline.examples import BLOCKS, Examples, examples_of, id_hash, jo
 
 DAY_MS: Final = 86_400_000
 BLOCK: Final = 16_384  # examples: about 40 MB of features
+FORMAT: Final = (
+    2  # of the files; 2: what was predicted of examples when they were served is in them
+)
 _EXAMPLES, _CORRECTIONS, _ABOUT = "examples.parquet", "corrections.safetensors", "about.json"
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
     """What a cache holds. ``blocks``: (row group, start, stop), in event time; those from ``last`` on are the
-    last day. ``forgotten``: users who asked to be, as keys. ``gaps``: what is known to be missing."""
+    last day. ``forgotten``: users who asked to be, as keys. ``gaps``: what is known to be missing.
+    ``predicted``: by epoch of the live line (line/epoch), of how many examples it is known what it
+    predicted."""
 
+    format: int = 1
     feature_set: str
     from_ms: int
     until_ms: int
@@ -48,6 +54,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, int] = {}
     forgotten: list[int] = []
     gaps: list[str] = []
+    predicted: dict[str, int] = {}
 
 
 def last_day(from_ms: int, until_ms: int) -> int:
@@ -68,6 +75,10 @@ class Cache:
             raise ValueError(
                 f"{folder} isn't a complete cache of examples: {error}; remove it"
             ) from None
+        if self.about.format != FORMAT:
+            raise ValueError(
+                f"{folder} is a cache of format {self.about.format}, expected {FORMAT}; remove it"
+            )
 
     def __len__(self) -> int:
         return len(self.about.blocks)
@@ -118,6 +129,7 @@ class CacheWriter:
         self._waiting: list[Examples] = []
         self._corrections: dict[tuple[int, int, int], tuple[list[float], int]] = {}
         self._times: list[NDArray[np.int64]] = []  # by row group
+        self._predicted: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
 
     def add(self, lessons: Sequence[Lesson], time_ms: Sequence[int]) -> None:
@@ -138,7 +150,12 @@ class CacheWriter:
         if not first:
             return
         at = np.array(times, np.int64)
-        self._waiting.append(examples_of(first, at, self._labels, at <= self._final_ms))
+        block = examples_of(first, at, self._labels, at <= self._final_ms)
+        self._waiting.append(block)
+        known = np.isfinite(block.taught[:, 0]).tolist()
+        self._predicted.update(
+            its.served_by for its, there in zip(first, known, strict=True) if there
+        )
         if sum(map(len, self._waiting)) >= self._block:
             self._write()
 
@@ -173,10 +190,11 @@ class CacheWriter:
         last_ms = last_day(start, self._until_ms)
         blocks, last = _cut(self._times, last_ms)
         about = About(
-            feature_set=self._features.digest, from_ms=start, until_ms=self._until_ms, last_ms=last_ms,
-            blocks=blocks, last=last, examples=sum(map(len, self._times)),
+            format=FORMAT, feature_set=self._features.digest, from_ms=start, until_ms=self._until_ms,
+            last_ms=last_ms, blocks=blocks, last=last, examples=sum(map(len, self._times)),
             last_examples=sum(int((t >= last_ms).sum()) for t in self._times), log_id=log_id,
             offsets=offsets or {}, counts=dict(self.counts), forgotten=list(forgotten), gaps=list(gaps),
+            predicted=dict(self._predicted),
         )  # fmt: skip
         (self._beside / _ABOUT).write_bytes(msgspec.json.encode(about))
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -229,7 +247,8 @@ def _cut(
 def _schema(sizes: dict[str, int], labels: int) -> pa.Schema:
     """A column of no bytes isn't written."""
     packed = [(name, pa.binary(size)) for name, size in sizes.items() if size]
-    packed += [("labels", pa.binary(4 * labels)), ("arrived", pa.binary(4 * labels))]
+    packed += [(name, pa.binary(4 * labels)) for name in ("labels", "arrived")]
+    packed += [("taught", pa.binary(4 * (labels + 1)))]
     plain = [("time_ms", pa.int64()), ("ids", pa.uint64()), ("watch_ms", pa.float32()),
              ("kept", pa.float32())]  # fmt: skip
     return pa.schema(plain + packed)
@@ -261,7 +280,7 @@ def _columns(table: pa.Table) -> Examples:
             found[name] = data.reshape(len(column), width).copy()
         else:
             found[name] = column.to_numpy(zero_copy_only=False).copy()
-    for name in ("labels", "arrived"):
+    for name in ("labels", "arrived", "taught"):
         found[name] = found[name].view(np.float32)
     empty = np.zeros((table.num_rows, 0), np.uint8)
     return Examples(**({name: empty for name in BLOCKS} | found))

@@ -4,7 +4,7 @@ Each example is here once, with the labels that it had in the end. The bytes of 
 were served; ``widths`` says how many there are of each.
 
 Legend: N examples, U user columns, I item columns, T history, H keys of an entry, O outcomes, F dense,
-K labels.
+K labels, L outputs (labels, then watch time).
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,17 @@ from recsys.events import FeatureBlock
 from recsys.features import FeatureSet
 from recsys.hashing import splitmix64
 from recsys.records import Lesson
+from training.line import MAIN
 
 BLOCKS: Final = ("user_keys", "item_keys", "history", "outcomes", "dense")
 Bytes = NDArray[np.uint8]
+_LIVE: Final = f"{MAIN}/"  # what ``served_by`` begins with, whichever epoch it was
+
+
+class Shown(Lesson, kw_only=True, gc=False):
+    """A lesson with what was predicted of it when it was served: as much as an offline job reads."""
+
+    predicted: bytes = b""  # float32 (L,); empty where no ranker answered
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,8 @@ class Examples:
 
     ``time_ms``: event time, which doesn't go back within a partition; ``ids``: a hash of the example's id;
     ``kept``: the rate at which examples like it were kept; ``arrived``: see ``recsys.records.Lesson``, 1
-    where a label is final.
+    where a label is final; ``taught``: the probabilities that a teacher gives (N, L), NaN where it says
+    nothing.
     """
 
     time_ms: NDArray[np.int64]
@@ -44,6 +53,7 @@ class Examples:
     watch_ms: NDArray[np.float32]
     kept: NDArray[np.float32]
     arrived: NDArray[np.float32]
+    taught: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.time_ms)
@@ -102,8 +112,26 @@ def examples_of(
         watch_ms=np.array([its.watch_ms for its in lessons], np.float32),
         kept=np.array([its.kept for its in lessons], np.float32),
         arrived=np.where(final[:, None], np.float32(1), arrived.reshape(-1, labels)),
+        taught=predictions(lessons, labels + 1),
         **packed,
     )
+
+
+def predictions(lessons: Sequence[Lesson], outputs: int) -> NDArray[np.float32]:
+    """What the live line predicted of examples when it served them (N, outputs).
+
+    NaN where they don't say, where another line served, which has proved nothing yet (a canary), and where
+    what is said isn't so many probabilities.
+    """
+    said = [  # of a ``Shown``, or an ``Example``
+        getattr(its, "predicted", b"") if its.served_by.startswith(_LIVE) else b""
+        for its in lessons
+    ]
+    nothing = np.full(outputs, np.nan, np.float32).tobytes()
+    joined_bytes = b"".join([its if len(its) == len(nothing) else nothing for its in said])
+    out = np.frombuffer(joined_bytes, np.float32).reshape(-1, outputs).copy()
+    out[~((out >= 0) & (out <= 1)).all(1)] = np.nan
+    return out
 
 
 def id_hash(ids_N3: NDArray[np.int64]) -> NDArray[np.uint64]:

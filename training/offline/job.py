@@ -1,7 +1,7 @@
 """An offline job in a folder of its own: what it was asked for, its vocabulary, its checkpoints.
 
     WORK/examples-DIGEST/          the cache: of a range of data, for all jobs on it
-    WORK/job-DIGEST/{job.json, lock, vocabulary/, checkpoints/}
+    WORK/job-DIGEST/{job.json, lock, vocabulary/, taught/, checkpoints/}
 
 The digest is of everything that decides the result, so the same command finds the same folder and goes on;
 the number of workers isn't in it, for it changes no bit. When the candidate is in the registry, checkpoints
@@ -25,9 +25,9 @@ from recsys.features import FeatureSet
 from recsys.hashing import digest_of
 from recsys.loops import write_atomically
 from recsys.model import tables_of
-from training.candidates.registry import Provenance, Refused, Registry, plain_config
+from training.candidates.registry import STUDENT, Provenance, Refused, Registry, plain_config
 from training.continual.learner import Learner
-from training.offline.cache import Cache
+from training.offline.cache import FORMAT, Cache
 from training.offline.checkpoints import FileCheckpoints
 from training.offline.loop import OfflineLoop, Plan, Tell
 from training.offline.setup import (
@@ -40,17 +40,21 @@ from training.offline.setup import (
     unpacked,
     vocabularies_of,
 )
+from training.offline.teaching import Teaching, taught_blocks, teacher_of
+from training.offline.teaching import prepare as teach
 from training.offline.trainer import Exchange, alone
 
 FILE: Final = "job.json"
 _ANCESTOR: Final = "ancestor"
 _VOCABULARY: Final = "vocabulary"
+_TAUGHT: Final = "taught"
 _CACHES_KEPT: Final = 2
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What a job was asked for. ``init``: folder, line and version ("" for the newest) of the snapshot that
-    it starts from; it is copied when the job begins, for a line goes on and drops its old ones."""
+    it starts from; it is copied when the job begins, for a line goes on and drops its old ones. ``teaching``:
+    where the candidate is a student."""
 
     registry: str
     cache: str
@@ -62,6 +66,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     delta_format: str = "fp32"
     tables: str = "torchrec"
     init: tuple[str, str, str] | None = None
+    teaching: Teaching | None = None
     keeps_cache: bool = False
     name: str = ""
     made_ms: int = 0
@@ -125,12 +130,14 @@ def learn(
     cache = Cache(Path(job.cache))
     ancestor = ancestor_of(folder, job, cache)
     vocabularies = unpacked(_vocabulary(folder, job, cache, ancestor))
-    make, model = table_maker(job.tables), job.model
+    make, model, teaching = table_maker(job.tables), job.model, job.teaching
     trainer = trainer_of(
-        job.features, model, job.lanes, vocabularies, make, ancestor, rank, workers, exchange
-    )
+        job.features, model, job.lanes, vocabularies, make, ancestor, rank, workers, exchange,
+        share=teaching.share if teaching else None,
+    )  # fmt: skip
     checkpoints = FileCheckpoints(folder / "checkpoints", writes=rank == 0)
-    loop = OfflineLoop(cache, trainer, checkpoints, job.plan, tell or (lambda place, sums: None))
+    blocks = taught_blocks(folder / _TAUGHT, teaching, cache)
+    loop = OfflineLoop(blocks, trainer, checkpoints, job.plan, tell or (lambda place, sums: None))
     metrics = loop.run()
     if rank:
         return
@@ -146,7 +153,7 @@ def tidy(folder: Path) -> None:
     """Removes what a job that is done needs no more, the examples of an archive with it: who is forgotten
     is to be nowhere."""
     job = read_job(folder)
-    for name in ("checkpoints", _VOCABULARY, _ANCESTOR, "ray", "groups"):
+    for name in ("checkpoints", _VOCABULARY, _ANCESTOR, _TAUGHT, "ray", "groups"):
         shutil.rmtree(folder / name, ignore_errors=True)
     if not job.keeps_cache:
         shutil.rmtree(job.cache, ignore_errors=True)
@@ -184,7 +191,7 @@ def provenance_of(
     about = cache.about
     return Provenance(
         name=job.name,
-        kind="offline",
+        kind=STUDENT if job.teaching else "offline",
         feature_set=job.features.digest,
         model=digest(job.model),
         config=plain_config(job.model),
@@ -199,14 +206,20 @@ def provenance_of(
         metrics=dict(metrics),
         ancestor=ancestor.parent if ancestor else None,
         seed=job.model.seed,
+        teacher=teacher_of(job.teaching, cache) if job.teaching else None,
     )
 
 
 def prepare(folder: Path) -> None:
-    """Counts the vocabulary once, before workers start."""
+    """Counts the vocabulary once, and asks a student's teacher, before workers start."""
     job = read_job(folder)
     cache = Cache(Path(job.cache))
     _vocabulary(folder, job, cache, ancestor_of(folder, job, cache))
+    if job.teaching:
+        teach(
+            folder / _TAUGHT, job.teaching, job.features, Path(job.registry), cache, job.lanes,
+            job.plan.step_examples,
+        )  # fmt: skip
 
 
 def _vocabulary(
@@ -224,7 +237,7 @@ def _vocabulary(
 
 def key_of_data(data: str, features: FeatureSet, join: JoinConfig, allow_gaps: bool) -> str:
     """The digest of a cache: of what it is made from (``data``), and how."""
-    what = (data, features, join, allow_gaps)
+    what = (FORMAT, data, features, join, allow_gaps)
     return digest_of(msgspec.json.encode(what, order="deterministic"))
 
 

@@ -18,6 +18,7 @@ from recsys.model import tables_of
 from training.candidates.registry import Parent, Refused, parent_of
 from training.continual.learner import Learner
 from training.continual.worker import examples_behind
+from training.merging.distill import Distiller
 from training.offline.loop import Blocks
 from training.offline.tables import OwnTable, RowTable, started_from
 from training.offline.trainer import Exchange, OfflineTrainer, alone, lane_of
@@ -127,8 +128,10 @@ def trainer_of(
     rank: int = 0,
     workers: int = 1,
     exchange: Exchange = alone,
+    share: float | None = None,
 ) -> OfflineTrainer:
-    """A trainer at its beginning: initial values, or an ancestor's with its optimizer state."""
+    """A trainer at its beginning: initial values, or an ancestor's with its optimizer state. ``share``: of
+    the teacher, whose probabilities stand beside the examples; None: there is none."""
     network = build_model(features, model)
     rows: dict[str, RowTable] = {}
     for table in tables_of(model):
@@ -144,9 +147,8 @@ def trainer_of(
     )
     if ancestor:
         dense.load(ancestor.dense)
-    return OfflineTrainer(
-        Learner(network), rows, vocabularies, dense, lanes, rank, workers, exchange
-    )
+    learner = Learner(network) if share is None else Distiller(network, share=share)
+    return OfflineTrainer(learner, rows, vocabularies, dense, lanes, rank, workers, exchange)
 
 
 def table_maker(name: str) -> MakeTable:

@@ -21,6 +21,7 @@ from parameter_server.lanes import LaneGradients, RowGradients, add_lanes
 from training.continual.learner import Lane, Learner
 from training.continual.open_labels import told_once
 from training.continual.worker import examples_behind
+from training.merging.distill import Distiller, taught
 from training.offline.examples import Examples
 from training.offline.tables import COLUMNS, RowTable
 from training.offline.vocabulary import Vocabulary
@@ -153,8 +154,10 @@ class OfflineTrainer:
 
 
 def lane_of(learner: Learner, examples: Examples) -> Lane:
-    """Examples as a lane, their labels as they were in the end."""
+    """Examples as a lane, their labels as they were in the end; with what the teacher says, where the learner
+    has one."""
     told = told_once(examples.labels, examples.kept, examples.arrived)
-    return learner.lane_of(
+    lane = learner.lane_of(
         examples.batch(learner.features), examples.labels, examples.watch_ms, told
     )
+    return taught(lane, examples.taught) if isinstance(learner, Distiller) else lane
