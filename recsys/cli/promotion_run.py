@@ -11,21 +11,23 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
+from experiments.epoch_model import sized
 from experiments.lifecycle import Lifecycle
 from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.shard import Shard
 from recsys.blueprint import build_model
 from recsys.cli.one_process import OneProcess, small_config
-from recsys.config import Config, digest
+from recsys.config import Config, ModelConfig, digest
 from recsys.events import Item
 from recsys.hashing import uniform
 from recsys.log import Append
 from recsys.policy_config import PolicyConfig
 from recsys.promotion_config import PromotionConfig
-from recsys.records import CONTROL, Candidate, Control, Lesson, Step, Wish, pack
+from recsys.records import CONTROL, Candidate, Control, Lesson, ModelSize, Step, Wish, pack
 from recsys.world import World
 from serving.request import Answer, Request
 from training.candidates.registry import Provenance, Registry, plain_config
+from training.candidates.sizes import size_of
 from training.continual.learner import Learner
 from training.continual.step_reader import ExampleCheck, read_lanes
 from training.continual.worker import examples_behind
@@ -38,11 +40,13 @@ Relabel = Callable[[Lesson], Lesson]
 
 
 class Made(NamedTuple):
-    """A candidate's arrays and meta, and the offsets of ``examples`` that it has learned up to."""
+    """A candidate's arrays and meta, the offsets of ``examples`` that it has learned up to, and its model's
+    configuration."""
 
     arrays: dict[str, Any]
     meta: dict[str, Any]
     offsets: dict[int, int]
+    model: ModelConfig
 
 
 class Viewers(Protocol):
@@ -161,9 +165,15 @@ class PromotionRun:
 
     # --- candidates ---
 
-    def trained(self, epochs: int = 8, relabel: Relabel = lambda lesson: lesson) -> Made:
-        """One that has gone over all steps so often. ``relabel`` may change what it learns."""
-        system, config = self.system, self.config
+    def trained(
+        self,
+        epochs: int = 8,
+        relabel: Relabel = lambda lesson: lesson,
+        size: ModelSize | None = None,
+    ) -> Made:
+        """One that has gone over all steps so often. ``relabel`` may change what it learns; ``size``: of its
+        model, where it isn't to be the configured one."""
+        system, config = self.system, sized(self.config, size)
         learner = Learner(build_model(system.features, config.model))
         one = replace(config, parameter_server=replace(config.parameter_server, shards=1))
         shard = Shard(spec_of(one, "cand"), learner.model.read_dense())
@@ -174,7 +184,7 @@ class PromotionRun:
                 shard.learn(shard.applied + 1, step.time_ms, lanes)
         arrays, meta = shard.export()
         offsets = {its.partition: its.stop for step in steps for its in step.ranges}
-        return Made(dict(arrays), dict(meta), offsets)
+        return Made(dict(arrays), dict(meta), offsets, config.model)
 
     def _steps(self) -> list[Step]:
         lineage, steps = Lineage(self.system.log, MAIN, self.lifecycle.lives), list[Step]()
@@ -214,13 +224,18 @@ class PromotionRun:
             change(arrays)
         said: dict[str, Any] = {
             "name": name, "kind": "offline", "feature_set": self.system.features.digest,
-            "model": digest(self.config.model), "config": plain_config(self.config.model),
+            "model": digest(made.model), "config": plain_config(made.model),
             "code": "", "made_ms": self.system.now_ms, "from_ms": 0,
             "until_ms": self.system.now_ms, "log_id": self.system.log.id, "offsets": made.offsets,
         }  # fmt: skip
-        self.registry.add(Provenance(**said | about), arrays, made.meta, made.meta["step"])
-        folder = str(self.registry.folder)
-        self.say(Candidate(line=name, registry=folder, learns=learns, time_ms=self.system.now_ms))
+        its = Provenance(**said | about)
+        self.registry.add(its, arrays, made.meta, made.meta["step"])
+        self.say(
+            Candidate(
+                line=name, registry=str(self.registry.folder), kind=its.kind, learns=learns,
+                time_ms=self.system.now_ms, size=size_of(its, self.config.model),
+            )
+        )  # fmt: skip
 
     def say(self, record: Control) -> None:
         """Appends to ``control``."""

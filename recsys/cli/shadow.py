@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from experiments.epoch_model import sized
 from experiments.lifecycle import Lifecycle, Standing
 from experiments.significance import Estimate
 from recsys.blueprint import feature_set
@@ -26,6 +27,7 @@ from recsys.records import CONTROL, Candidate, Control, Decision, Live, Wish, pa
 from training.candidates import affected
 from training.candidates.promoter import Promoter, answers_wish, numbers
 from training.candidates.registry import Refused, Registry
+from training.candidates.sizes import size_of
 from training.control import ControlReader
 
 StateOption = Annotated[Path, typer.Option(help="The state folder.")]
@@ -132,11 +134,12 @@ def propose(
 def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> None:
     """Proposes a candidate to a system. Ends the command where it is refused."""
     with _system(state) as (config, log):
-        folder = registry.resolve()
+        folder, features = registry.resolve(), feature_set(config)
+        size = size_of(Registry(folder).provenance(name), config.model)
+        own = sized(config, size)
         its, _ = Registry(folder).check(
-            name, feature_set(config), config.model, holdout_from_ms=wall_ms(), log_id=log.id,
-            or_data=True,
-        )  # fmt: skip
+            name, features, own.model, holdout_from_ms=wall_ms(), log_id=log.id, or_data=True
+        )
         control = ControlReader(log)
         control.turn()
         if name in control.lifecycle.standings:
@@ -144,7 +147,7 @@ def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> 
             raise Refused(f"{name} was proposed before, and is {stage}: a name is used once")
         said = Candidate(
             line=name, registry=str(folder), kind=its.kind, learns=not frozen,
-            time_ms=wall_ms(),
+            time_ms=wall_ms(), size=size,
         )  # fmt: skip
         _say(log, said)
 
