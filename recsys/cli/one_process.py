@@ -227,7 +227,8 @@ class OneProcess:
             while full:
                 batch = reader.read()
                 reader.apply(batch)
-                full = batch.full
+                # After a snapshot, many deltas come that it knows already: a batch of them has nothing in it.
+                full = batch.full or reader.line.offset < self.log.end(DELTAS, 0)
 
     def _readers(self) -> list[StateReader]:
         side = self.service.canary.side
