@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 SIZE = ModelSize(dim=2, hidden=(8,))  # the system's has dim 4 and a layer of 16
 LARGE = ModelSize(dim=48, hidden=(512, 256))
-# What is known of it depends on the draws of the requests: these let it go on, once it is made canary by hand.
+# What is known of it depends on the draws of requests: these let it go on, once it is made canary by hand.
 RULES = {
     "loss_margin": 10, "auc_margin": 1, "segment_margin": 10, "score_shift": 10, "score_spread": 100,
 }  # fmt: skip

@@ -19,6 +19,7 @@ from experiments.lifecycle import Lifecycle, Standing
 from experiments.significance import Estimate
 from recsys.blueprint import feature_set
 from recsys.cli import plan as plans
+from recsys.cli.accepted import check_accepted
 from recsys.clock import wall_ms
 from recsys.config import Config
 from recsys.log import Append, Log, LogLost, LogUnavailable
@@ -29,6 +30,7 @@ from training.candidates.promoter import Promoter, answers_wish, numbers
 from training.candidates.registry import Refused, Registry
 from training.candidates.sizes import size_of
 from training.control import ControlReader
+from training.line import spec_of
 
 StateOption = Annotated[Path, typer.Option(help="The state folder.")]
 _ANSWER_S: Final = 30.0
@@ -137,6 +139,8 @@ def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> 
         folder, features = registry.resolve(), feature_set(config)
         size = size_of(Registry(folder).provenance(name), config.model)
         own = sized(config, size)
+        spec_of(own, name)  # its tables, in as many shards as the system has
+        check_accepted(own, features)
         its, _ = Registry(folder).check(
             name, features, own.model, holdout_from_ms=wall_ms(), log_id=log.id, or_data=True
         )
