@@ -1,4 +1,5 @@
-"""A candidate takes over a system that runs, and is taken back, while a client asks all along."""
+"""A candidate takes over a system that runs, and is taken back, while a client asks all along: one like live,
+and a student whose model is half as large."""
 
 import threading
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.epoch_model import sized
 from parameter_server import snapshots
 from parameter_server.durable import load_shard
 from parameter_server.shard import Shard
@@ -19,11 +21,22 @@ from recsys.consumer import readable
 from recsys.log import Append, Log
 from recsys.open_log import open_log
 from recsys.promotion_config import PromotionConfig
-from recsys.records import CONTROL, SCORES, STEPS, Decision, Live, Scores, Step, pack
+from recsys.records import (
+    CONTROL,
+    SCORES,
+    STEPS,
+    Decision,
+    Live,
+    ModelSize,
+    Scores,
+    Step,
+    pack,
+)
 from tests.live_system import LiveSystem, Traffic
 from tests.test_promotion_loop import never_back
 from training.candidates.affected import file_of
 from training.candidates.registry import Provenance, Registry, plain_config
+from training.candidates.shadow import Shadow
 from training.control import ControlReader
 from training.line import MAIN, spec_of
 
@@ -65,7 +78,10 @@ class Asker:
                 self.stamps.append((stamp.line, stamp.epoch, stamp.step))
 
 
-def test_a_candidate_goes_live_and_back_under_traffic(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [None, ModelSize(8, (64, 32))], ids=["like live", "student"])
+def test_a_candidate_goes_live_and_back_under_traffic(
+    tmp_path: Path, size: ModelSize | None
+) -> None:
     system = LiveSystem(tmp_path / "state")
     system._config = replace(
         system._config, promotion=RULES, step=replace(system._config.step, snapshot_every=20)
@@ -77,7 +93,7 @@ def test_a_candidate_goes_live_and_back_under_traffic(tmp_path: Path) -> None:
         log = open_log(system.config)
         traffic, asker = Traffic(system), Asker(system)
         until(lambda: newest(log, 0) >= 10, 120, "steps are cut")
-        register_copy_of_live(system, log)
+        register(system, log, size)
         propose(NAME, state=system.state)
         until(lambda: any(readable(log, SCORES, Scores)), 60, "the candidate is scored")
         made_canary = Decision(line=NAME, said="promote", to="canary", share=0.5)
@@ -85,7 +101,7 @@ def test_a_candidate_goes_live_and_back_under_traffic(tmp_path: Path) -> None:
         until(lambda: answering(asker)[0] == NAME, 60, "the canary answers")
 
         until(lambda: live(log).epoch == 1, 90, "it takes over")
-        assert live(log).candidate == NAME
+        assert (live(log).candidate, live(log).size) == (NAME, size)
         until(lambda: answering(asker)[:2] == (MAIN, 1), 60, "the new epoch answers")
         until(
             lambda: answering(asker)[2] > live(log).since + 2,
@@ -120,16 +136,21 @@ def test_a_candidate_goes_live_and_back_under_traffic(tmp_path: Path) -> None:
         system.down()
 
 
-def register_copy_of_live(system: LiveSystem, log: Log) -> None:
-    """Live's newest snapshot as a candidate of its own, with the offsets that it has learned up to."""
-    config, features = system.config, feature_set(system.config)
+def register(system: LiveSystem, log: Log, size: ModelSize | None) -> None:
+    """A candidate: live's newest snapshot; or, of another size, one that has learned the same steps."""
+    config, features = sized(system.config, size), feature_set(system.config)
     folder = system.state / "snapshots"
     until(lambda: snapshots.latest(folder, MAIN).snapshot, 60, "there is a snapshot")
     snapshot = snapshots.latest(folder, MAIN).snapshot
     assert snapshot is not None
     one = replace(config, parameter_server=replace(config.parameter_server, shards=1))
     shard = Shard(spec_of(one, NAME), build_model(features, config.model).read_dense())
-    load_shard(shard, snapshot)
+    if size is None:
+        load_shard(shard, snapshot)
+    else:
+        student = Shadow(log, config, features, NAME, shard, [Live(line=MAIN, epoch=0)])
+        while student.step < snapshot.step:
+            assert student.turn(scores=False) is not None
     offsets = {
         its.partition: its.stop
         for step in readable(log, STEPS, Step)
@@ -138,9 +159,9 @@ def register_copy_of_live(system: LiveSystem, log: Log) -> None:
     }
     now_ms = time.time_ns() // 1_000_000
     about = Provenance(
-        name=NAME, kind="offline", feature_set=features.digest, model=digest(config.model),
-        config=plain_config(config.model), code="", made_ms=now_ms, from_ms=0, until_ms=now_ms,
-        log_id=log.id, offsets=offsets,
+        name=NAME, kind="offline" if size is None else "student", feature_set=features.digest,
+        model=digest(config.model), config=plain_config(config.model), code="", made_ms=now_ms,
+        from_ms=0, until_ms=now_ms, log_id=log.id, offsets=offsets,
     )  # fmt: skip
     arrays, meta = shard.export()
     Registry(system.state / "registry").add(about, arrays, meta, snapshot.step)

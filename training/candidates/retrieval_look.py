@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from parameter_server.rows import initial_rows
 from parameter_server.snapshots import NoSnapshot, complete_steps, load_rows
-from recsys.batch import Batch, batch_of
 from recsys.blueprint import build_model
 from recsys.catalogue import Catalogue
 from recsys.config import Config, ModelConfig
@@ -23,8 +22,9 @@ from recsys.consumer import UNREADABLE
 from recsys.events import Item, decode
 from recsys.features import FeatureSet, RequestFeatures
 from recsys.hashing import key_of
+from recsys.list_ranker import Lists, lists_of, rank_lists
 from recsys.log import Log
-from recsys.model import Lookup, Model, lookup_of, padded, tables_of
+from recsys.model import Model, tables_of
 from recsys.records import ITEMS
 from training.candidates.recall import Search, Weights, sorted_rows
 from training.candidates.shadow import Shadow, Shown
@@ -32,7 +32,7 @@ from training.continual.learner import Learner
 from training.line import MAIN
 
 _RANKED: Final = 300  # candidates of the list whose ranking is timed
-_REPEATS: Final = 5
+_REPEATS: Final = 20  # on busy cores the best of five was three times too slow
 _TABLES: Final = ("items", "users")
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -135,18 +135,20 @@ class RetrievalLook:
 
 
 def ranks_us(models: Sequence[Model]) -> list[float]:
-    """Microseconds that each of some models takes for a list of candidates whose rows are zeros: the best of
-    a few, in turns, so that what else the machine does hits all of them alike."""
-    lists, best = [_list_of(model) for model in models], [float("inf")] * len(models)
+    """Microseconds that each of some models takes to rank a list of candidates, as a replica does; their rows
+    are zeros. The best of a few, in turns, so that what else the machine does hits all of them alike."""
+    lists = [_list_of(model) for model in models]
+    best = [float("inf")] * len(models)
     for _ in range(_REPEATS):
-        for n, (model, (batch, lookup, rows)) in enumerate(zip(models, lists, strict=True)):
+        for n, (model, (its, rows_UR)) in enumerate(zip(models, lists, strict=True)):
             began = time.perf_counter()
-            model.rank(batch, lookup, rows)
+            with torch.inference_mode():
+                rank_lists(model, its, rows_UR)
             best[n] = min(best[n], time.perf_counter() - began)
     return [1e6 * seconds for seconds in best]
 
 
-def _list_of(model: Model) -> tuple[Batch, Lookup, Tensor]:
+def _list_of(model: Model) -> tuple[Lists, Floats]:
     features = model.features
     request = RequestFeatures(
         features.digest,
@@ -156,7 +158,5 @@ def _list_of(model: Model) -> tuple[Batch, Lookup, Tensor]:
         np.zeros((features.history_length, features.outcomes), np.float32),
         np.zeros((_RANKED, model.ranker.shape.dense), np.float32),
     )
-    batch = batch_of(features, [request])
-    lookup = lookup_of(batch)
-    rows = padded(np.zeros((len(lookup.keys["features"]), model.config.dim + 1), np.float32))
-    return batch, lookup, rows
+    its = lists_of([request])
+    return its, np.zeros((len(its.keys) + 1, model.config.dim + 1), np.float32)
