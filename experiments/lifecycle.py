@@ -7,7 +7,7 @@ proposed ──► shadow ──► canary ──► taking over ──► live
 from dataclasses import dataclass, field, replace
 
 from recsys.hashing import Id, uniform
-from recsys.records import Candidate, Control, Decision, Live
+from recsys.records import Candidate, Control, Decision, Live, ModelSize
 
 SHADOW, CANARY, TAKING_OVER, LIVE, ENDED = "shadow", "canary", "taking over", "live", "ended"
 _REMEMBERED = 64  # of those that were rolled back: their last examples come within hours
@@ -77,6 +77,15 @@ class Lifecycle:
     @property
     def at_work(self) -> list[Standing]:
         return [standing for standing in self.standings.values() if standing.at_work]
+
+    def size(self, line: str, epoch: int) -> ModelSize | None:
+        """Of the model of a line in an epoch: of the live one's, else of a candidate's. None: as configured,
+        or nothing is known of it."""
+        lives = [live for live in self.lives if live.line == line]
+        if lives:
+            return next((live.size for live in lives if live.epoch == epoch), None)
+        its = self.standings.get(line)
+        return None if its is None else its.candidate.size
 
     @property
     def quarantined(self) -> list[str]:

@@ -5,7 +5,7 @@ Training and serving meet only in these records (and in snapshots); all are Mess
 """
 
 from collections.abc import Iterable
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -158,12 +158,21 @@ class ItemState(msgspec.Struct, frozen=True, kw_only=True):
     parts: int = 0  # 0: only what changed
 
 
+class ModelSize(msgspec.Struct, frozen=True):
+    """What may differ between the models of one system: the dimension of a feature's row, and the hidden
+    layers of the ranker. All else, the vectors of items and users too, is as configured (``model``)."""
+
+    dim: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+    hidden: tuple[Annotated[int, msgspec.Meta(ge=1, le=65_536)], ...]
+
+
 class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):
     """The live pointer: the line that serves. Appended by the director alone.
 
     The epoch begins from a snapshot of step ``since``, and learns again what the epoch ``of`` learned then.
     Where that isn't the epoch before it, the line went back: what came between is quarantined, and it goes
-    on after that. ``candidate``: the line that became live; empty where none did.
+    on after that. ``candidate``: the line that became live; empty where none did. ``size``: of its model;
+    None: as configured.
     """
 
     line: str
@@ -173,17 +182,19 @@ class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):
     since: int = 0
     of: int = 0
     candidate: str = ""
+    size: ModelSize | None = None
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate"):
     """A line wants to be live. ``registry``: the folder that it stands in. ``learns``: whether it goes on
-    learning from the stream; else it is scored as it is."""
+    learning from the stream; else it is scored as it is. ``size``: of its model; None: as configured."""
 
     line: str
     registry: str
     kind: str = ""
     learns: bool = True
     time_ms: int = 0
+    size: ModelSize | None = None
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):

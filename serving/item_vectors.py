@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from parameter_server.deltas import StepDelta
 from recsys.catalogue import Catalogue
-from recsys.config import Config, TableConfig
+from recsys.config import Config, ModelConfig, TableConfig
 from recsys.events import Item
 from recsys.features import FeatureSet
+from recsys.model import Model
 from recsys.records import ItemState
 from recsys.vectors import content_vectors, field_vectors
 from serving.int8_rows import Int8Rows
@@ -32,7 +33,8 @@ _BLOCK: Final = 4096  # items whose vectors are made at once, beside a thread th
 
 @dataclass(frozen=True)
 class Fresh:
-    """Another version, made beside the one that answers. ``catalogue_offset``: of the items it knows."""
+    """Another version, made beside the one that answers. ``catalogue_offset``: of the items it knows.
+    ``model``: where it is of another size than the one that is served."""
 
     line: str
     epoch: int
@@ -41,6 +43,7 @@ class Fresh:
     dense: Rows | None
     index: ItemIndex
     catalogue_offset: int
+    model: Model | None = None
 
 
 class ItemVectors(ABC):
@@ -112,11 +115,13 @@ class ItemVectors(ABC):
         line: str,
         epoch: int,
         step: int,
+        model: ModelConfig | None = None,
     ) -> Fresh:
         """Makes all that a serving snapshot replaces, and changes nothing. For a thread beside the one that
-        answers, which goes on meanwhile; nothing may be applied before ``take``."""
+        answers, which goes on meanwhile; nothing may be applied before ``take``. ``model``: that of the
+        epoch, where it may be of another size; vectors are the same for all."""
         seed, rows = self.config.model.seed, dict[str, RowStore]()
-        for table in self._tables:
+        for table in self._tables_of(model):
             if table.name in tables:
                 rows[table.name] = self._store.filled(table, seed, *self._own(*tables[table.name]))
             else:
@@ -144,6 +149,10 @@ class ItemVectors(ABC):
         if self.indexed:
             return self.index.vectors[indices]
         return self._vectors(indices, self.rows["items"])
+
+    def _tables_of(self, model: ModelConfig | None) -> tuple[TableConfig, ...]:
+        """The tables that are kept here of a model; None: of the one that is served."""
+        return self._tables
 
     def _own(self, keys: Keys, rows: Rows) -> tuple[Keys, Rows]:
         """Those of a table's rows that are kept here."""

@@ -13,13 +13,16 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from experiments.epoch_model import config_at
+from experiments.lifecycle import Lifecycle
 from parameter_server import snapshots
 from parameter_server.deltas import StepDelta
 from recsys.config import Config
+from recsys.consumer import readable
 from recsys.events import Asked, Item, Rejected, Stamp, decode
 from recsys.features import FeatureSet
 from recsys.log import Log, LogLost, Record
-from recsys.records import DELTAS, ITEM_STATE, ITEMS, ItemState, unpack
+from recsys.records import CONTROL, DELTAS, ITEM_STATE, ITEMS, Control, ItemState, unpack
 from serving import index_files
 from serving.line_reader import LineReader, Loaded
 from serving.pipeline import Pipeline
@@ -117,14 +120,23 @@ class PastReplica:
         loaded = self._newest(stamp)
         rows = {} if loaded.rows is None else loaded.rows.tables
         dense = None if loaded.rows is None else loaded.rows.dense
+        config = self._config_of(stamp)
         if dense is None:
-            dense = published_model(self._features, self._config).read_dense()
-        its.take(its.prepare(rows, dense, line=stamp.line, epoch=stamp.epoch, step=loaded.step))
+            dense = published_model(self._features, config).read_dense()
+        version = {"epoch": stamp.epoch, "step": loaded.step}
+        its.take(its.prepare(rows, dense, line=stamp.line, **version, model=config.model))
         self._steps.clear()
         self._line = LineReader(self._log, self._folder)
         self._line.start_after(loaded)
         if not self._forward(self._line, stamp.step):
             raise Gone(self._missing(self._line, stamp, loaded))
+
+    def _config_of(self, stamp: Stamp) -> Config:
+        """With the model that the stamp's line had in its epoch."""
+        lifecycle = Lifecycle()
+        for said in readable(self._log, CONTROL, Control):
+            lifecycle.fold(said)
+        return config_at(self._config, lifecycle, stamp.line, stamp.epoch)
 
     def _index_of(self, stamp: Stamp) -> None:
         """The index that was searched, or those of several shards: of the same vectors, by the centroids that

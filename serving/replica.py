@@ -4,7 +4,8 @@ Items, item state and steps are applied between requests, never during one, so t
 version of everything, and its stamp says which. Another snapshot is made beside it, and then takes its place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from parameter_server.deltas import StepDelta
 from parameter_server.rounding import round_dense
 from recsys.blueprint import build_model
-from recsys.config import Config
+from recsys.config import Config, ModelConfig, TableConfig
 from recsys.counters import Counters
 from recsys.events import Item
 from recsys.features import FeatureSet
@@ -106,9 +107,30 @@ class Replica(ItemVectors):
         """Of all rows, modulo 2⁶⁴."""
         return sum(store.digest for store in self.rows.values()) % 2**64
 
+    def prepare(
+        self,
+        tables: Mapping[str, tuple[Keys, Rows]],
+        dense: Rows | None,
+        *,
+        line: str,
+        epoch: int,
+        step: int,
+        model: ModelConfig | None = None,
+    ) -> Fresh:
+        its = super().prepare(tables, dense, line=line, epoch=epoch, step=step, model=model)
+        if model is None or model == self.model.config:
+            return its
+        return replace(its, model=published_model(self.features, replace(self.config, model=model)))
+
+    def _tables_of(self, model: ModelConfig | None) -> tuple[TableConfig, ...]:
+        return self._tables if model is None else tables_of(model)
+
     def take(self, fresh: Fresh) -> None:
-        """Starts from what was prepared: rows, dense parameters and vectors are replaced whole, at once."""
+        """Starts from what was prepared: rows, dense parameters and vectors are replaced whole, at once; the
+        model too, where it is of another size."""
         super().take(fresh)
+        if fresh.model is not None:
+            self.model, self._tables = fresh.model, tables_of(fresh.model.config)
         if fresh.dense is not None and len(fresh.dense):
             self.model.write_dense(fresh.dense)
 

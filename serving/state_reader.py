@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from experiments.definition import Experiment, read_experiments
+from experiments.epoch_model import config_at
 from experiments.lifecycle import Lifecycle, Standing
 from experiments.policy import Policies
 from parameter_server.deltas import StepDelta
@@ -238,8 +239,11 @@ class StateReader:
         rows = loaded.rows
         tables = {} if rows is None else rows.tables
         dense = None if rows is None else rows.dense
-        version = {"epoch": loaded.epoch, "step": loaded.step}
-        return self.replica.prepare(tables, dense, line=loaded.line, **version)
+        line, epoch = loaded.line, loaded.epoch
+        model = config_at(self._config, self.lifecycle, line, epoch).model
+        return self.replica.prepare(
+            tables, dense, line=line, epoch=epoch, step=loaded.step, model=model
+        )
 
     def _read_progress(self, batch: Batch) -> None:
         """What says how fast the system learns: steps, examples, ends. Nothing is answered from it."""

@@ -16,7 +16,7 @@ from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.main import app
 from recsys.cli.replay import ReplayOptions, config_for, replay_data, replay_with
 from recsys.cli.study_world import WorldLog
-from recsys.config import Config, ModelConfig
+from recsys.config import Config, ModelConfig, digest
 from recsys.features import FeatureSet
 from recsys.settings import BadSettings
 from tests.test_acceptance import EVIDENCE, FEATURES
@@ -91,6 +91,13 @@ def test_float32_needs_no_acceptance_and_int8_does(tmp_path: Path) -> None:
     check_accepted(mine, FEATURES)
     with pytest.raises(BadSettings, match="model's configuration was"):
         check_accepted(replace(mine, model=ModelConfig(dim=8)), FEATURES)
+    small = replace(mine, model=ModelConfig(dim=8))
+    beside = replace(EVIDENCE, model=digest(small.model))
+    assert write_accepted(tmp_path, Accept("int8", 0.001, beside)) != file
+    for its in (mine, small):  # a model of another size may be served beside the first
+        check_accepted(its, FEATURES)
+    assert write_accepted(tmp_path, Accept("int8", 0.002, EVIDENCE)) == file
+    check_accepted(mine, FEATURES)
     file.write_text('{"form": "int8"}')
     with pytest.raises(BadSettings, match="can't be read"):
         check_accepted(mine, FEATURES)

@@ -196,10 +196,10 @@ def test_a_student_learns_what_served_as_well(answered: Path, tmp_path: Path) ->
     name = done["candidate"]
     assert name.startswith("student-") and done["teacher"] == "main/2, 0.5 of 54 examples"
     log_id = (answered / "archive" / "log_id").read_text()
+    small = model_of(Registry(tmp_path).provenance(name))
     its, snapshot = Registry(tmp_path).check(
-        name, FEATURES, MODEL, holdout_from_ms=START_MS + COUNT * MINUTE_MS, log_id=log_id
+        name, FEATURES, small, holdout_from_ms=START_MS + COUNT * MINUTE_MS, log_id=log_id
     )
-    small = model_of(its)
     assert small == replace(MODEL, dim=2, hidden=(4,)) and its.kind == "student"
     assert its.teacher is not None and its.teacher.served == {"main/2": 54}
     shard = Shard(ShardSpec(tables_of(small), lanes=2), snapshot.read(0)["dense/values"])

@@ -1,4 +1,5 @@
-"""A candidate takes over a system that runs, and is taken back, while a client asks all along."""
+"""A candidate takes over a system that runs, and is taken back, while a client asks all along: one like live,
+and a student whose model is half as large."""
 
 import threading
 import time
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.epoch_model import sized
+from experiments.lifecycle import Lifecycle
 from parameter_server import snapshots
 from parameter_server.durable import load_shard
 from parameter_server.shard import Shard
@@ -19,17 +22,32 @@ from recsys.consumer import readable
 from recsys.log import Append, Log
 from recsys.open_log import open_log
 from recsys.promotion_config import PromotionConfig
-from recsys.records import CONTROL, SCORES, STEPS, Decision, Live, Scores, Step, pack
+from recsys.records import (
+    CONTROL,
+    DELTAS,
+    SCORES,
+    STEPS,
+    Decision,
+    Delta,
+    Live,
+    ModelSize,
+    Scores,
+    Step,
+    pack,
+)
 from tests.live_system import LiveSystem, Traffic
 from tests.test_promotion_loop import never_back
 from training.candidates.affected import file_of
 from training.candidates.registry import Provenance, Registry, plain_config
+from training.candidates.shadow import Shadow
 from training.control import ControlReader
 from training.line import MAIN, spec_of
+from training.lineage import Lineage
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 
-NAME = "cand-1"
+LIKE_LIVE, STUDENT = "cand-1", "student-1"
+SIZE = ModelSize(dim=8, hidden=(64, 32))
 SEEN_WITHIN_S = 5.0
 # It is like live, so nothing is known of it; it is made canary by hand, and these let it go on from there.
 RULES = PromotionConfig(
@@ -65,7 +83,7 @@ class Asker:
                 self.stamps.append((stamp.line, stamp.epoch, stamp.step))
 
 
-def test_a_candidate_goes_live_and_back_under_traffic(tmp_path: Path) -> None:
+def test_candidates_go_live_and_back_under_traffic(tmp_path: Path) -> None:
     system = LiveSystem(tmp_path / "state")
     system._config = replace(
         system._config, promotion=RULES, step=replace(system._config.step, snapshot_every=20)
@@ -77,80 +95,104 @@ def test_a_candidate_goes_live_and_back_under_traffic(tmp_path: Path) -> None:
         log = open_log(system.config)
         traffic, asker = Traffic(system), Asker(system)
         until(lambda: newest(log, 0) >= 10, 120, "steps are cut")
-        register_copy_of_live(system, log)
-        propose(NAME, state=system.state)
-        until(lambda: any(readable(log, SCORES, Scores)), 60, "the candidate is scored")
-        made_canary = Decision(line=NAME, said="promote", to="canary", share=0.5)
-        log.append(CONTROL, [Append(0, b"", pack(made_canary))])
-        until(lambda: answering(asker)[0] == NAME, 60, "the canary answers")
-
-        until(lambda: live(log).epoch == 1, 90, "it takes over")
-        assert live(log).candidate == NAME
-        until(lambda: answering(asker)[:2] == (MAIN, 1), 60, "the new epoch answers")
-        until(
-            lambda: answering(asker)[2] > live(log).since + 2,
-            90,
-            "the new epoch learns, and is served",
-        )
-
-        asked_s, before = time.monotonic(), len(asker.stamps)
-        asking = threading.Thread(target=rollback, args=("", "a test", system.state))
-        asking.start()  # it stays until whom it answered is listed
-        until(lambda: answering(asker)[:2] == (MAIN, 2), 60, "what is left answers no more")
-        seen_s = time.monotonic() - asked_s
-        since = [its[:2] for its in asker.stamps[before:]]
-        assert (MAIN, 1) not in since[since.index((MAIN, 2)) :]
-        until(
-            lambda: answering(asker)[2] > live(log).since + 2,
-            90,
-            "the third epoch learns, and is served",
-        )
-
-        asking.join(60)
-        assert file_of(system.state, "main/1").exists()
+        there_and_back(system, log, asker, LIKE_LIVE, None, 1)
+        there_and_back(system, log, asker, STUDENT, SIZE, 3)
         asker.stop()
         traffic.stop()
-        print(f"rolled back in {seen_s:.2f} s, {len(asker.stamps)} answers")
         assert asker.failures == [] and traffic.failures == 0
         assert never_back(asker.stamps)
-        assert seen_s < SEEN_WITHIN_S
-        assert {its[:2] for its in asker.stamps} <= {(MAIN, 0), (NAME, 0), (MAIN, 1), (MAIN, 2)}
+        lines = [(MAIN, 0), (LIKE_LIVE, 0), (MAIN, 1), (MAIN, 2), (STUDENT, 0), (MAIN, 3)]
+        assert {its[:2] for its in asker.stamps} <= {*lines, (MAIN, 4)}
+        assert dims(log, 3) == {SIZE.dim} and dims(log, 4) == {system.config.model.dim}
         log.close()
     finally:
         system.down()
 
 
-def register_copy_of_live(system: LiveSystem, log: Log) -> None:
-    """Live's newest snapshot as a candidate of its own, with the offsets that it has learned up to."""
-    config, features = system.config, feature_set(system.config)
+def there_and_back(
+    system: LiveSystem, log: Log, asker: Asker, name: str, size: ModelSize | None, epoch: int
+) -> None:
+    """A candidate is made canary, becomes live as ``epoch``, and is taken back."""
+    register(system, log, name, size)
+    propose(name, state=system.state)
+    until(lambda: scored(log, name), 60, "the candidate is scored")
+    made_canary = Decision(line=name, said="promote", to="canary", share=0.5)
+    log.append(CONTROL, [Append(0, b"", pack(made_canary))])
+    until(lambda: answering(asker)[0] == name, 60, "the canary answers")
+
+    until(lambda: live(log).epoch == epoch, 90, "it takes over")
+    assert (live(log).candidate, live(log).size) == (name, size)
+    until(lambda: answering(asker)[:2] == (MAIN, epoch), 60, "the new epoch answers")
+    learns = "the epoch learns, and is served"
+    until(lambda: answering(asker)[2] > live(log).since + 2, 90, learns)
+
+    asked_s, before, back = time.monotonic(), len(asker.stamps), epoch + 1
+    asking = threading.Thread(target=rollback, args=("", "a test", system.state))
+    asking.start()  # it stays until whom it answered is listed
+    until(lambda: answering(asker)[:2] == (MAIN, back), 60, "what is left answers no more")
+    seen_s = time.monotonic() - asked_s
+    since = [its[:2] for its in asker.stamps[before:]]
+    assert (MAIN, epoch) not in since[since.index((MAIN, back)) :]
+    assert (live(log).of, live(log).size) == (epoch - 1, None)
+    until(lambda: answering(asker)[2] > live(log).since + 2, 90, learns)
+
+    asking.join(60)
+    assert file_of(system.state, f"main/{epoch}").exists()
+    print(f"{name} rolled back in {seen_s:.2f} s, {len(asker.stamps)} answers")
+    assert seen_s < SEEN_WITHIN_S
+
+
+def register(system: LiveSystem, log: Log, name: str, size: ModelSize | None) -> None:
+    """A candidate: live's newest snapshot; or, of another size, one that has learned the same steps."""
+    config, features = sized(system.config, size), feature_set(system.config)
     folder = system.state / "snapshots"
     until(lambda: snapshots.latest(folder, MAIN).snapshot, 60, "there is a snapshot")
     snapshot = snapshots.latest(folder, MAIN).snapshot
     assert snapshot is not None
     one = replace(config, parameter_server=replace(config.parameter_server, shards=1))
-    shard = Shard(spec_of(one, NAME), build_model(features, config.model).read_dense())
-    load_shard(shard, snapshot)
-    offsets = {
-        its.partition: its.stop
-        for step in readable(log, STEPS, Step)
-        if step.step <= snapshot.step
-        for its in step.ranges
-    }
+    shard = Shard(spec_of(one, name), build_model(features, config.model).read_dense())
+    lives = lifecycle(log).lives
+    if size is None:
+        load_shard(shard, snapshot)
+    else:
+        student = Shadow(log, config, features, name, shard, lives)
+        while student.step < snapshot.step:
+            assert student.turn(scores=False) is not None
+    offsets, lineage = dict[int, int](), Lineage(log, MAIN, lives)
+    for number in range(1, snapshot.step + 1):
+        step = lineage.record(number)
+        assert step is not None
+        offsets |= {its.partition: its.stop for its in step.ranges}
     now_ms = time.time_ns() // 1_000_000
     about = Provenance(
-        name=NAME, kind="offline", feature_set=features.digest, model=digest(config.model),
-        config=plain_config(config.model), code="", made_ms=now_ms, from_ms=0, until_ms=now_ms,
-        log_id=log.id, offsets=offsets,
+        name=name, kind="offline" if size is None else "student", feature_set=features.digest,
+        model=digest(config.model), config=plain_config(config.model), code="", made_ms=now_ms,
+        from_ms=0, until_ms=now_ms, log_id=log.id, offsets=offsets,
     )  # fmt: skip
     arrays, meta = shard.export()
     Registry(system.state / "registry").add(about, arrays, meta, snapshot.step)
 
 
-def live(log: Log) -> Live:
+def lifecycle(log: Log) -> Lifecycle:
     control = ControlReader(log)
     control.turn()
-    assert control.lifecycle.live is not None
-    return control.lifecycle.live
+    return control.lifecycle
+
+
+def live(log: Log) -> Live:
+    its = lifecycle(log).live
+    assert its is not None
+    return its
+
+
+def scored(log: Log, name: str) -> bool:
+    return any(said.line == name for said in readable(log, SCORES, Scores))
+
+
+def dims(log: Log, epoch: int) -> set[int]:
+    """Of the features' rows that shards published in an epoch of the live line."""
+    deltas = [d for d in readable(log, DELTAS, Delta) if (d.line, d.epoch) == (MAIN, epoch)]
+    return {rows.dim - 1 for d in deltas for rows in d.tables if rows.table == "features"}
 
 
 def newest(log: Log, epoch: int) -> int:

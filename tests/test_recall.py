@@ -1,5 +1,7 @@
 """Retrieval of two models over one catalogue, against brute force by the definition."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -40,14 +42,15 @@ def search() -> tuple[Search, Weights, Weights]:
         for v in range(VIEWERS)
     ]  # fmt: skip
     model, batch = build_model(FEATURES, CONFIG), batch_of(FEATURES, requests)
-    its = Search(model, catalogue, batch, lookup_of(batch))
+    its = Search(FEATURES, 8, catalogue, batch, lookup_of(batch))
     content = recall._content(FEATURES, catalogue, np.arange(ITEMS), 8)
     users = np.array([key_of("user", f"u{v}") for v in range(VIEWERS)], np.int64)
     # A viewer's row is the content of the item that they want: it is their nearest.
     tables = {"users": (users, 10 * content[wanted]), "items": (users[:0], content[:0])}
-    good = Weights(sorted_rows(tables, zeros), model.read_dense())
+    good = Weights(sorted_rows(tables, zeros), model.read_dense(), model)
     turned = tables | {"users": (users, -10 * content[wanted])}
-    bad = Weights(sorted_rows(turned, zeros), model.read_dense())
+    other = build_model(FEATURES, replace(CONFIG, dim=2, hidden=(5,)))  # as of another size
+    bad = Weights(sorted_rows(turned, zeros), other.read_dense(), other)
     return its, good, bad
 
 
@@ -62,7 +65,7 @@ def test_who_knows_the_viewers_finds_what_they_want_and_who_is_turned_does_not(
 
 def test_the_same_ten_for_everybody_shows(search: tuple[Search, Weights, Weights]) -> None:
     its, good, _ = search
-    one = Weights(lambda table, keys: zeros(table, keys) + (table == "users") * 5, good.dense)
+    one = replace(good, rows=lambda table, keys: zeros(table, keys) + (table == "users") * 5)
     assert its.run(one).picks == pytest.approx(1.0)
     assert its.run(good).picks < 0.4
 

@@ -26,9 +26,10 @@ from training.candidates.registry import (
     new_name,
     parent_of,
     plain_config,
-    size_of,
+    size_words,
     words_of,
 )
+from training.candidates.sizes import size_of
 
 MODEL = ModelConfig(dim=4, vector_dim=4, hidden=(8,))
 SPEC = ShardSpec(tables_of(MODEL), lanes=1)
@@ -116,10 +117,10 @@ def of_model(its: ModelConfig, **changes: object) -> Provenance:
     [
         (of_model(SMALL), ""),
         (of_model(MODEL), ""),
-        (of_model(SMALL, kind="offline"), "model.dim is 2, expected 4, model.hidden is"),
+        (of_model(SMALL, kind="offline"), ""),
         (
             of_model(replace(SMALL, vector_dim=2, row_rate=0.1)),
-            "configuration: model.row_rate is 0.1, expected 0.005, model.vector_dim is 2, expected 4",
+            "configuration: model.vector_dim is 2, expected 4, model.row_rate is 0.1, expected 0.005",
         ),
         (of_model(SMALL, model=digest(replace(SMALL, dim=3))), "its configuration is of"),
         (of_model(SMALL, config=plain_config(SMALL) | {"dim": 0}), "can't be read"),
@@ -128,18 +129,22 @@ def of_model(its: ModelConfig, **changes: object) -> Provenance:
         (of_model(SMALL, until_ms=START_MS + 1), "past the beginning of the holdout"),
     ],
 )
-def test_a_students_model_may_be_narrower_and_nothing_else(
+def test_a_model_may_be_of_another_size_and_nothing_else(
     registry: Registry, its: Provenance, reason: str
 ) -> None:
     arrays, meta = shard().export()
     registry.add(its, arrays, meta, step=2)
     asked = dict(holdout_from_ms=START_MS, log_id="log-a")
+
+    def proposed() -> None:
+        found = registry.provenance("cand-2")
+        size_of(found, MODEL)
+        registry.check("cand-2", FEATURES, model_of(found), **asked)  # type: ignore[arg-type]
+
     if not reason:
-        found, _ = registry.check("cand-2", FEATURES, MODEL, **asked)  # type: ignore[arg-type]
-        assert model_of(found).dim == its.config["dim"]
-        return
+        return proposed()
     with pytest.raises(Refused, match=reason):
-        registry.check("cand-2", FEATURES, MODEL, **asked)  # type: ignore[arg-type]
+        proposed()
 
 
 def test_who_taught_is_kept_and_sealed(registry: Registry) -> None:
@@ -148,7 +153,7 @@ def test_who_taught_is_kept_and_sealed(registry: Registry) -> None:
     registry.add(of_model(SMALL, teacher=teacher), arrays, meta, step=2)
     assert registry.provenance("cand-2").teacher == teacher
     assert words_of(teacher) == "main/0, 0.5 of 7 examples"
-    assert size_of(registry.provenance("cand-2")) == "dim 2, hidden 4"
+    assert size_words(registry.provenance("cand-2")) == "dim 2, hidden 4"
     file = registry.folder / "cand-2" / FILE
     file.write_text(file.read_text().replace('"share": 0.5', '"share": 0.6'))
     with pytest.raises(Refused, match="was changed"):

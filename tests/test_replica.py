@@ -5,6 +5,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from experiments.epoch_model import sized
 from parameter_server.deltas import Changed, StepDelta
 from recsys.batch import batch_of
 from recsys.events import Item
@@ -12,7 +13,7 @@ from recsys.feature_builder import FeatureBuilder
 from recsys.features import FeatureSet
 from recsys.hashing import key_of
 from recsys.model import lookup_of, padded
-from recsys.records import ItemState
+from recsys.records import ItemState, ModelSize
 from recsys.session import Session
 from serving.replica import Replica
 from tests.toy_feed import FEATURES
@@ -51,6 +52,27 @@ def test_steps_applied_and_a_snapshot_loaded_are_the_same_version() -> None:
         replica.apply_step(step_delta(replica, 6))
     assert digest(loaded) == digest(stepped)
     assert loaded.index.vectors.tobytes() == stepped.index.vectors.tobytes()
+
+
+def test_a_model_of_another_size_takes_the_place_of_what_answers_at_once() -> None:
+    usual = made(steps=3)
+    small = sized(config(), ModelSize(dim=2, hidden=(4,)))
+    other = made(steps=5, its_config=small)
+    tables = {name: store.export() for name, store in other.rows.items()}
+    kept = digest(usual)
+    fresh = usual.prepare(
+        tables, other.model.read_dense(), line="main", epoch=1, step=5, model=small.model
+    )
+    assert digest(usual) == kept and usual.model.config == config().model  # nothing is changed yet
+    usual.take(fresh)
+    assert usual.model.config == small.model and digest(usual) == digest(other)
+    assert usual.index.vectors.tobytes() == other.index.vectors.tobytes()
+    for replica in (usual, other):
+        replica.apply_step(step_delta(other, 6))
+    assert digest(usual) == digest(other)
+    # Of an epoch whose snapshot can't be read nothing of the model before may stay.
+    usual.take(usual.prepare({}, None, line="main", epoch=2, step=0, model=config().model))
+    assert digest(usual) == digest(made(steps=0))
 
 
 def test_a_snapshot_replaces_everything_that_was_there() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from experiments.epoch_model import sized
 from parameter_server.shard import digest_of_shards
 from recsys.log import Append, Log, LogLost, LogUnavailable, MemoryLog
 from recsys.records import (
@@ -12,6 +13,7 @@ from recsys.records import (
     STEPS,
     Delta,
     Live,
+    ModelSize,
     Step,
     pack,
     unpack,
@@ -37,6 +39,7 @@ from tests.toy_loops import (
 )
 from training.continual.sequencer_loop import SequencerLoop
 from training.continual.step_reader import StepReader
+from training.line import learning_digest
 
 # --- the sequencer ---
 
@@ -117,6 +120,29 @@ def test_a_line_that_is_another_has_steps_of_its_own() -> None:
     assert (
         reader.record(2) == steps[3] and reader.record(1) == steps[2] and reader.record(3) is None
     )
+
+
+def test_steps_say_by_which_model_their_epoch_learns_them() -> None:
+    log, clock, size = toy_log(), Clock(), ModelSize(dim=2, hidden=(4,))
+    append_examples(log, [example(n) for n in range(32)])
+    loop = sequence(log, clock)
+    drain(loop)
+    lives = [
+        Live(line="main", epoch=0),
+        Live(line="main", epoch=1, since=1, of=0, candidate="small", size=size),
+        Live(line="main", epoch=2, since=2, of=0),
+    ]
+    for live in lives:
+        log.append(CONTROL, [Append(0, b"", pack(live))])
+        append_examples(log, [example(n) for n in range(16)])
+        drain(loop)
+        drain(sequence(log, clock))  # one that begins anew says the same
+    said: dict[int, list[tuple[int, str]]] = {}
+    for step in everything(log, STEPS, Step)[0]:
+        said.setdefault(step.epoch, []).append((step.step, step.config))
+    usual, small = (learning_digest(sized(toy_config(), its), FEATURES) for its in (None, size))
+    assert [{config for _, config in said[n]} for n in range(3)] == [{usual}, {small}, {usual}]
+    assert [said[n][0][0] for n in range(3)] == [1, 2, 3]
 
 
 def test_a_step_is_found_wherever_it_stands() -> None:

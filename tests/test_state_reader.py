@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.epoch_model import sized
 from experiments.policy import Policies
 from parameter_server.deltas import seal
 from parameter_server.lanes import LaneGradients, RowGradients
@@ -28,11 +29,13 @@ from recsys.records import (
     ITEM_STATE,
     ITEMS,
     STEPS,
+    Candidate,
     Delta,
     Example,
     Experiments,
     ItemState,
     Live,
+    ModelSize,
     Range,
     Step,
     TableRows,
@@ -362,6 +365,36 @@ def test_the_live_pointer_is_followed(fixture: Fixture) -> None:
     fixture.put(CONTROL, Live(line="cand-1", epoch=0))
     fixture.turn()
     assert fixture.reader.replica.version == ("cand-1", 0, 5) and fixture.row() == 5.0
+
+
+def test_the_model_is_that_of_the_epoch_and_of_the_canary(fixture: Fixture) -> None:
+    """Answers go on from the old one until the new one is applied; a restarted replica has the new one."""
+    fixture.step(1, 1.0)
+    fixture.turn()
+    size = ModelSize(dim=4, hidden=(8,))
+    teacher, fixture.config = fixture.config, sized(fixture.config, size)
+    fixture.snapshot(1, 7.0, epoch=1)
+    fixture.snapshot(3, 9.0, line="small")
+    fixture.step(2, 8.0, epoch=1)
+    fixture.put(CONTROL, Candidate(line="small", registry="r", size=size))
+    fixture.put(CONTROL, Live(line="main", epoch=1, candidate="small", size=size))
+    fixture.config, student = teacher, fixture.config.model
+    before = fixture.reader.replica.model
+    batch = fixture.reader.read()
+    assert fixture.reader.replica.model is before and fixture.row() == 1.0
+    fixture.reader.apply(batch)
+    canary = StateReader(
+        fixture.log, Replica(FEATURES, teacher), teacher, lambda: NOW_MS, pinned=("small", 0)
+    )
+    for reader, row in ((fixture.reader, 8.0), (fixture.another(), 8.0), (canary, 9.0)):
+        fixture.turn(reader)
+        assert reader.replica.model.config == student and fixture.row(reader) == row  # type: ignore[attr-defined]
+        assert reader.replica.rows["features"].config.dim == size.dim + 1
+
+    fixture.snapshot(1, 2.0, epoch=2)
+    fixture.put(CONTROL, Live(line="main", epoch=2, of=0))
+    fixture.turn()
+    assert fixture.reader.replica.model.config == teacher.model and fixture.row() == 2.0  # type: ignore[attr-defined]
 
 
 def test_experiments_change_policies_and_bad_ones_do_not(fixture: Fixture) -> None:

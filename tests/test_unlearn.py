@@ -8,9 +8,10 @@ import msgspec
 import polars as pl
 import pytest
 
+from experiments.epoch_model import config_at, sized
 from parameter_server import snapshots
 from parameter_server.durable import DurableShard, Home
-from parameter_server.parameter_client import part_of
+from parameter_server.parameter_client import fresh_shards, part_of
 from parameter_server.shard import digest_of_shards
 from recsys.blueprint import build_model
 from recsys.config import Config
@@ -27,6 +28,7 @@ from recsys.records import (
     STEPS,
     Erasure,
     Live,
+    ModelSize,
     Step,
     pack,
     unpack,
@@ -39,7 +41,8 @@ from training.continual.learner import Learner
 from training.continual.sequencer_loop import last_place
 from training.continual.step_reader import StepReader
 from training.continual.worker import Worker
-from training.director import starts_after
+from training.control import ControlReader
+from training.director import point, starts_after
 from training.erasing.erasure import PART, Eraser, erase_records, left_of
 from training.erasing.unlearn import CantUnlearn, unlearn
 from training.line import spec_of
@@ -244,6 +247,42 @@ def test_killed_anywhere_it_is_done_again(
     assert not list((tmp_path / "a" / "parts" / "shards").glob("main-0-*"))
     assert log.begin(DELTAS, 0) == log.end(DELTAS, 0)
     assert learn(config, log) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("since", [5, 15])
+def test_the_model_is_that_of_the_snapshot_that_it_begins_from(tmp_path: Path, since: int) -> None:
+    """A student became live after step ``since``: the late user comes after it, or was there before."""
+    config, student = config_of(tmp_path / "a"), ModelSize(2, (4,))
+    log, folder = history(config), tmp_path / "a" / "snapshots"
+    before = request(log, LATE)
+    finish(log, config, FEATURES)
+    learn(config, log, since)
+    small = sized(config, student)
+    line = fresh_shards(spec_of(small), build_model(FEATURES, small.model).read_dense())
+    for part, shard in enumerate(line):
+        arrays, meta = shard.export()
+        snapshots.write_part(folder, "main", 1, since, part, 2, arrays, meta | {"step": since})
+    shutil.copytree(folder, tmp_path / "b" / "snapshots")
+    point(log, "main", 1, "a student", 4, since, 0, student)
+    finish(log, config, FEATURES)
+    learn(small, log)
+
+    done = unlearn(log, config, FEATURES, LATE, before, 5)
+    assert done is not None and done.epoch == 2
+    other = never_seen(log, LATE)
+    if done.since >= since:
+        assert (since, done.other_config) == (5, 0)
+        point(other, "main", 1, "a student", 4, since, 0, student)
+        expected = learn(replace(small, state=str(tmp_path / "b")), other)
+    else:  # it was learned from before: the student is gone with it
+        assert since == 15 and done.other_config == done.step - since
+        expected = learn(config_of(tmp_path / "c"), other)
+    assert done.digest == expected
+    control = ControlReader(log)
+    control.turn()
+    assert control.lifecycle.size("main", 2) == (student if since == 5 else None)
+    assert learn(config_at(config, control.lifecycle, "main", 2), log) == done.digest
 
 
 @pytest.mark.slow

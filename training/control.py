@@ -1,6 +1,8 @@
 """What ``control`` says of lines: every part of training that keeps to the live line follows it so."""
 
+from experiments.epoch_model import config_at
 from experiments.lifecycle import Lifecycle
+from recsys.config import Config
 from recsys.consumer import UNREADABLE
 from recsys.log import Log
 from recsys.records import CONTROL, Control, Reaction, unpack
@@ -35,3 +37,10 @@ class ControlReader:
         """The epoch that is live, where this line is."""
         live = self.lifecycle.live
         return live.epoch if live is not None and live.line == line else otherwise
+
+
+def config_now(log: Log, config: Config, line: str, epoch: int) -> Config:
+    """The configuration of a line's epoch, as ``control`` says by now: for who starts in that epoch."""
+    control = ControlReader(log)
+    control.turn()
+    return config_at(config, control.lifecycle, line, epoch)

@@ -33,6 +33,7 @@ from recsys.records import (
     Decision,
     Experiments,
     Live,
+    ModelSize,
     Reaction,
     Step,
     pack,
@@ -221,10 +222,14 @@ class Director:
 
 
 def point(
-    log: Log, line: str, epoch: int, reason: str, time_ms: int, since: int = 0, of: int = 0
-) -> None:
-    """Moves the live pointer to an epoch that begins from step ``since`` of the epoch ``of``."""
-    live = Live(line=line, epoch=epoch, reason=reason, time_ms=time_ms, since=since, of=of)
+    log: Log, line: str, epoch: int, reason: str, time_ms: int, since: int = 0, of: int = 0,
+    size: ModelSize | None = None,
+) -> None:  # fmt: skip
+    """Moves the live pointer to an epoch that begins from step ``since`` of the epoch ``of``, with a model
+    of this size."""
+    live = Live(
+        line=line, epoch=epoch, reason=reason, time_ms=time_ms, since=since, of=of, size=size
+    )
     log.append(CONTROL, [Append(0, b"", pack(live))])
 
 

@@ -1,23 +1,33 @@
-"""What was accepted for a state folder, and that nothing else is served: ``accepted/int8.json`` there."""
+"""What was accepted for a state folder, and that nothing else is served: ``accepted/int8.json`` there.
 
+A system may have a model of another size beside its own (experiments/epoch_model.py): what was accepted for
+that stands in a second file, ``int8-MODEL.json``, by the digest of the model's configuration.
+"""
+
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from experiments.acceptance import Accept, misfit
-from recsys.config import Config
+from recsys.config import Config, digest
 from recsys.features import FeatureSet
 from recsys.loops import write_atomically
 from recsys.settings import BadSettings
 
 
-def file_of(state: str | Path, form: str) -> Path:
-    return Path(state) / "accepted" / f"{form}.json"
+def file_of(state: str | Path, form: str, model: str = "") -> Path:
+    """``model``: the digest of another model than the one that was accepted first."""
+    return Path(state) / "accepted" / (f"{form}-{model}.json" if model else f"{form}.json")
 
 
 def write_accepted(state: str | Path, accepted: Accept) -> Path:
-    """Writes it down; what stood there is replaced whole."""
+    """Writes it down; what stood there of the same model is replaced whole."""
     file = file_of(state, accepted.form)
+    with suppress(OSError, msgspec.MsgspecError):
+        before = msgspec.json.decode(file.read_bytes(), type=Accept)
+        if before.evidence.model != accepted.evidence.model:
+            file = file_of(state, accepted.form, accepted.evidence.model)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, msgspec.json.format(msgspec.json.encode(accepted)) + b"\n")
     return file
@@ -28,7 +38,8 @@ def check_accepted(config: Config, features: FeatureSet) -> None:
     form = config.serve.rows
     if form == "float32":
         return
-    file = file_of(config.state, form)
+    its = file_of(config.state, form, digest(config.model))
+    file = its if its.exists() else file_of(config.state, form)
     remedy = (
         f"run `recsys accept {form} DATA --state {config.state}` with this configuration, or set "
         "serve.rows to float32"

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.epoch_model import sized
 from parameter_server.deltas import seal
 from parameter_server.rounding import round_dense
 from parameter_server.snapshots import write_part
@@ -35,6 +36,7 @@ from recsys.records import (
     Experiments,
     ItemState,
     Live,
+    ModelSize,
     TableRows,
     pack,
 )
@@ -114,6 +116,15 @@ class Formula:
         return rows
 
 
+def config_in(config: Config, epoch: int) -> Config:
+    """With the model of an epoch: every other one's is of another size than the one before."""
+    return sized(config, size_in(epoch))
+
+
+def size_in(epoch: int) -> ModelSize | None:
+    return ModelSize(dim=3, hidden=(8, 8)) if epoch % 2 else None
+
+
 def small(epoch: int, step: int) -> np.float32:
     """A number that says the version, so small that no prediction saturates."""
     return np.float32(0.004 * (1 + ((7 * step + 29 * epoch) % 101) / 101))
@@ -155,7 +166,8 @@ class Canary:
         self.steps = 0  # of all epochs
         self.users = {f"u{n}": 0 for n in range(USERS)}
         self._numbers = {key_of("item", f"v{n}"): n for n in range(ITEMS_N)}
-        self._size = build_model(self.features, config.model).dense_size()
+        models = (build_model(self.features, config_in(config, n).model) for n in (0, 1))
+        self._sizes = [model.dense_size() for model in models]
         self._keys = self._keys_of_rows()
 
     def _keys_of_rows(self) -> dict[str, Keys]:
@@ -179,13 +191,14 @@ class Canary:
 
     def _rows(self) -> dict[str, tuple[Keys, Rows]]:
         out = {}
-        for table in tables_of(self.config.model):
+        for table in tables_of(config_in(self.config, self.epoch).model):
             formula = Formula(table.name, table.dim, self.epoch, self.step, self._numbers)
             out[table.name] = self._keys[table.name], formula.lookup(self._keys[table.name])
         return out
 
     def _dense(self) -> Rows:
-        return np.full(self._size, small(self.epoch, self.step), np.float32)
+        size = self._sizes[self.epoch % 2]
+        return np.full(size, small(self.epoch, self.step), np.float32)
 
     def publish_all(self) -> None:
         self.publish_items()
@@ -208,14 +221,14 @@ class Canary:
         self._put(DELTAS, pack(seal(delta)))
 
     def publish_epoch(self) -> None:
-        """History is replaced: a snapshot some steps back, with other weights, goes live."""
+        """History is replaced: a snapshot some steps back, of a model of another size, goes live."""
         self.epoch, self.step = self.epoch + 1, max(1, self.step - 3)
         arrays: dict[str, NDArray[Any]] = {"dense/averaged": self._dense()}
         for name, (keys, rows) in self._rows().items():
             arrays |= {f"table/{name}/keys": keys, f"table/{name}/values": rows}
         folder, meta = Path(self.config.state) / "snapshots", {"delta_format": "fp32"}
         write_part(folder, "main", self.epoch, self.step, 0, 1, arrays, meta)
-        self._put(CONTROL, pack(Live(line="main", epoch=self.epoch)))
+        self._put(CONTROL, pack(Live(line="main", epoch=self.epoch, size=size_in(self.epoch))))
 
     def publish_items(self) -> None:
         self.items += 1

@@ -21,6 +21,7 @@ from recsys.cli.canary import (
     NOW_MS,
     Formula,
     Rows,
+    config_in,
     counted,
     experiment_of,
     item_of,
@@ -58,7 +59,7 @@ class Oracle:
 
     def __init__(self, config: Config) -> None:
         self.features, self._config = feature_set(config), config
-        self._model = build_model(self.features, config.model)
+        self._models = [build_model(self.features, config_in(config, n).model) for n in (0, 1)]
         self._written: tuple[int, int] | None = None
         self._builder = FeatureBuilder(self.features)
         self._numbers = {key_of("item", f"v{n}"): n for n in range(ITEMS_N)}
@@ -79,22 +80,22 @@ class Oracle:
         return found
 
     def _expect(self, stamp: Stamp, user: str) -> Expected:
-        features = self._features(stamp, user)
+        features, model = self._features(stamp, user), self._models[stamp.epoch % 2]
         tables = {
             t.name: Formula(t.name, t.dim, stamp.epoch, stamp.step, self._numbers)
-            for t in tables_of(self._config.model)
+            for t in tables_of(model.config)
         }
         if self._written != (stamp.epoch, stamp.step):
             self._written = stamp.epoch, stamp.step
             value = small(stamp.epoch, stamp.step)
-            self._model.write_dense(np.full(self._model.dense_size(), value, np.float32))
+            model.write_dense(np.full(model.dense_size(), value, np.float32))
         rows: Any = tables
-        predicted = probabilities(self._model, rows, [features])
+        predicted = probabilities(model, rows, [features])
         scores = self._score(predicted, self._policy(stamp))
         groups = features.items_NI[:, self.features.group_columns()]
         vectors = content_vectors(groups, self._config.model.vector_dim)
         vectors = vectors + tables["items"].lookup(features.items_NI[:, 0])
-        nearest = int(np.argmax(vectors @ user_vector(self._model, rows, features)))
+        nearest = int(np.argmax(vectors @ user_vector(model, rows, features)))
         versions = [version_of_item(n, stamp.catalogue_offset) for n in range(ITEMS_N)]
         return Expected(
             {f"v{n}": float(score) for n, score in enumerate(scores)},

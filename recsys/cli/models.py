@@ -84,7 +84,7 @@ def diff(a: Name, b: Name, registry: Folder = Path("registry"), json: Json = Fal
 
 def listed(registry: Path) -> list[dict[str, Any]]:
     """A line for each candidate, by the time when it was made."""
-    from training.candidates.registry import Refused, Registry, iso, size_of, words_of
+    from training.candidates.registry import Refused, Registry, iso, size_words, words_of
 
     its = Registry(registry)
     rows: list[tuple[int, dict[str, Any]]] = []
@@ -97,7 +97,7 @@ def listed(registry: Path) -> list[dict[str, Any]]:
         row: dict[str, Any] = {
             "name": name,
             "kind": found.kind,
-            "model": size_of(found),
+            "model": size_words(found),
             "learned": f"{iso(found.from_ms)} to {iso(found.until_ms)}",
             "examples": found.examples,
             "epochs": found.epochs,

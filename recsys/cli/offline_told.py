@@ -31,11 +31,11 @@ class Told:
 
 def summary(registry: Path, name: str, seconds: float, stood: bool) -> dict[str, Any]:
     """The closing table."""
-    from training.candidates.registry import Registry, iso, size_of, words_of
+    from training.candidates.registry import Registry, iso, size_words, words_of
 
     its = Registry(registry).provenance(name)
     teacher = (
-        {} if its.teacher is None else {"model": size_of(its), "teacher": words_of(its.teacher)}
+        {} if its.teacher is None else {"model": size_words(its), "teacher": words_of(its.teacher)}
     )
     return {
         "candidate": name,

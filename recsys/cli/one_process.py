@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from parameter_server.dense import Vector
 from parameter_server.durable import DurableShard, Home
 from parameter_server.kernels import warm
 from parameter_server.parameter_client import LocalClient, part_of, route_lanes
@@ -33,6 +34,7 @@ from training.continual.epoch_end import EpochEnd
 from training.continual.learner import Learner
 from training.continual.sequencer_loop import SequencerLoop
 from training.continual.worker import Worker
+from training.control import config_now
 from training.director import Director
 from training.joining.joiner_loop import JoinerLoop
 from training.line import MAIN, spec_of
@@ -80,8 +82,6 @@ class OneProcess:
         self.counters = CounterLoop(self.log, self.features, None, self._clock)
         self.joiner = JoinerLoop(self.log, config, self.features, self._clock)
         self.sequencer = SequencerLoop(self.log, config, self.features, self._clock)
-        model = build_model(self.features, config.model)
-        self._learner, self._dense, self.epoch = Learner(model), model.read_dense(), 0
         self._learn_in(0)
         self.director = Director(self.log, config, self._clock)
         self.shadow = ShadowLoop(self.log, config, self.features, self._clock)
@@ -96,19 +96,30 @@ class OneProcess:
 
     def _learn_in(self, epoch: int) -> None:
         """Shards and worker of an epoch, from its newest snapshot."""
-        parts = range(self.config.parameter_server.shards)
-        self.epoch, self.shards = epoch, DurableShards([self._shard(part, epoch) for part in parts])
-        self.worker = Worker(0, 1, self.log, self.shards, self._learner, self.config, MAIN, epoch)
+        config = config_now(self.log, self.config, MAIN, epoch)
+        parts = range(config.parameter_server.shards)
+        model = build_model(self.features, config.model)
+        self._learner, dense = Learner(model), model.read_dense()
+        self.epoch = epoch
+        self.shards = DurableShards([self._shard(config, part, epoch, dense) for part in parts])
+        self.worker = Worker(0, 1, self.log, self.shards, self._learner, config, MAIN, epoch)
         self._end = EpochEnd(self.log, MAIN, epoch)
 
-    def _shard(self, part: int, epoch: int) -> DurableShard:
-        step, folder = self.config.step, Path(self.config.state)
+    def restart_trainer(self) -> None:
+        """Other shards and another worker in their places, as after kills: from snapshot and write-ahead
+        file, in the epoch that is live."""
+        for shard in self.shards.durable:
+            shard.close()
+        self._learn_in(self.epoch)
+
+    def _shard(self, config: Config, part: int, epoch: int, dense: Vector) -> DurableShard:
+        step, folder = config.step, Path(config.state)
         home = Home(
             folder / "snapshots", folder / f"{epoch}-{part}.wal", step.snapshot_every,
             step.snapshots_kept,
         )  # fmt: skip
-        spec, dense = spec_of(self.config, epoch=epoch), self._dense if part == 0 else None
-        return DurableShard(part_of(spec, part), home, self._publish, dense)
+        spec, first = part_of(spec_of(config, epoch=epoch), part), dense if part == 0 else None
+        return DurableShard(spec, home, self._publish, first)
 
     def _publish(self, deltas: Sequence[bytes]) -> None:
         self.log.append(DELTAS, [Append(0, b"", delta) for delta in deltas])
@@ -216,7 +227,8 @@ class OneProcess:
             while full:
                 batch = reader.read()
                 reader.apply(batch)
-                full = batch.full
+                # After a snapshot, many deltas come that it knows already: a batch of them has nothing in it.
+                full = batch.full or reader.line.offset < self.log.end(DELTAS, 0)
 
     def _readers(self) -> list[StateReader]:
         side = self.service.canary.side

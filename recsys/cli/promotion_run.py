@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
+from experiments.epoch_model import sized
 from experiments.lifecycle import Lifecycle
 from parameter_server.durable import load_shard
 from parameter_server.lanes import LaneGradients, RowGradients
@@ -18,16 +19,17 @@ from parameter_server.shard import Shard
 from parameter_server.snapshots import Snapshot
 from recsys.blueprint import build_model
 from recsys.cli.one_process import OneProcess, small_config
-from recsys.config import Config, digest
+from recsys.config import Config, ModelConfig, digest
 from recsys.events import Item
 from recsys.hashing import uniform
 from recsys.log import Append
 from recsys.policy_config import PolicyConfig
 from recsys.promotion_config import PromotionConfig
-from recsys.records import CONTROL, Candidate, Control, Lesson, Step, Wish, pack
+from recsys.records import CONTROL, Candidate, Control, Lesson, ModelSize, Step, Wish, pack
 from recsys.world import World
 from serving.request import Answer, Request
 from training.candidates.registry import Provenance, Registry, plain_config
+from training.candidates.sizes import size_of
 from training.continual.learner import Learner
 from training.continual.step_reader import ExampleCheck, read_lanes
 from training.continual.worker import examples_behind
@@ -40,11 +42,13 @@ Relabel = Callable[[Lesson], Lesson]
 
 
 class Made(NamedTuple):
-    """A candidate's arrays and meta, and the offsets of ``examples`` that it has learned up to."""
+    """A candidate's arrays and meta, the offsets of ``examples`` that it has learned up to, and its model's
+    configuration."""
 
     arrays: dict[str, Any]
     meta: dict[str, Any]
     offsets: dict[int, int]
+    model: ModelConfig
 
 
 class Viewers(Protocol):
@@ -168,10 +172,11 @@ class PromotionRun:
         epochs: int = 8,
         relabel: Relabel = lambda lesson: lesson,
         began: Snapshot | None = None,
+        size: ModelSize | None = None,
     ) -> Made:
         """One that has gone over all steps so often, from initial values or from a snapshot. ``relabel`` may
-        change what it learns."""
-        system, config = self.system, self.config
+        change what it learns; ``size``: of its model, where it isn't to be the configured one."""
+        system, config = self.system, sized(self.config, size)
         learner = Learner(build_model(system.features, config.model))
         one = replace(config, parameter_server=replace(config.parameter_server, shards=1))
         shard = Shard(spec_of(one, "cand"), learner.model.read_dense())
@@ -184,7 +189,7 @@ class PromotionRun:
                 shard.learn(shard.applied + 1, step.time_ms, lanes)
         arrays, meta = shard.export()
         offsets = {its.partition: its.stop for step in steps for its in step.ranges}
-        return Made(dict(arrays), dict(meta), offsets)
+        return Made(dict(arrays), dict(meta), offsets, config.model)
 
     def steps(self) -> list[Step]:
         """All records that led to where the live line is."""
@@ -225,17 +230,23 @@ class PromotionRun:
             change(arrays)
         said: dict[str, Any] = {
             "name": name, "kind": "offline", "feature_set": self.system.features.digest,
-            "model": digest(self.config.model), "config": plain_config(self.config.model),
+            "model": digest(made.model), "config": plain_config(made.model),
             "code": "", "made_ms": self.system.now_ms, "from_ms": 0,
             "until_ms": self.system.now_ms, "log_id": self.system.log.id, "offsets": made.offsets,
         }  # fmt: skip
-        self.registry.add(Provenance(**said | about), arrays, made.meta, made.meta["step"])
+        its = Provenance(**said | about)
+        self.registry.add(its, arrays, made.meta, made.meta["step"])
         self.ask_for(name, learns)
 
     def ask_for(self, name: str, learns: bool = True) -> None:
         """Asks for a candidate of the registry to be judged."""
-        folder = str(self.registry.folder)
-        self.say(Candidate(line=name, registry=folder, learns=learns, time_ms=self.system.now_ms))
+        its = self.registry.provenance(name)
+        self.say(
+            Candidate(
+                line=name, registry=str(self.registry.folder), kind=its.kind, learns=learns,
+                time_ms=self.system.now_ms, size=size_of(its, self.config.model),
+            )
+        )  # fmt: skip
 
     def say(self, record: Control) -> None:
         """Appends to ``control``."""

@@ -14,10 +14,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from experiments.epoch_model import sized
 from experiments.lifecycle import Lifecycle, Standing
 from experiments.significance import Estimate
 from recsys.blueprint import feature_set
 from recsys.cli import plan as plans
+from recsys.cli.accepted import check_accepted
 from recsys.clock import wall_ms
 from recsys.config import Config
 from recsys.log import Append, Log, LogLost, LogUnavailable
@@ -26,7 +28,9 @@ from recsys.records import CONTROL, Candidate, Control, Decision, Live, Wish, pa
 from training.candidates import affected
 from training.candidates.promoter import Promoter, answers_wish, numbers
 from training.candidates.registry import Refused, Registry
+from training.candidates.sizes import size_of
 from training.control import ControlReader
+from training.line import spec_of
 
 StateOption = Annotated[Path, typer.Option(help="The state folder.")]
 _ANSWER_S: Final = 30.0
@@ -132,19 +136,23 @@ def propose(
 def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> None:
     """Proposes a candidate to a system. Ends the command where it is refused."""
     with with_system(state) as (config, log):
-        folder = registry.resolve()
+        folder, features = registry.resolve(), feature_set(config)
+        size = size_of(Registry(folder).provenance(name), config.model)
+        own = sized(config, size)
+        spec_of(own, name)  # its tables, in as many shards as the system has
+        check_accepted(own, features)
         control = ControlReader(log)
         control.turn()
         its, _ = Registry(folder).check(
-            name, feature_set(config), config.model, holdout_from_ms=wall_ms(), log_id=log.id,
-            or_data=True, unlearned=control.lifecycle.unlearned,
+            name, features, own.model, holdout_from_ms=wall_ms(), log_id=log.id, or_data=True,
+            unlearned=control.lifecycle.unlearned,
         )  # fmt: skip
         if name in control.lifecycle.standings:
             stage = control.lifecycle.standings[name].stage
             raise Refused(f"{name} was proposed before, and is {stage}: a name is used once")
         said = Candidate(
             line=name, registry=str(folder), kind=its.kind, learns=not frozen,
-            time_ms=wall_ms(),
+            time_ms=wall_ms(), size=size,
         )  # fmt: skip
         _say(log, said)
 

@@ -9,10 +9,10 @@ head is gone, or a shard hangs, it leaves them to end with the head.
 import logging
 import signal
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from experiments.epoch_model import config_at
 from parameter_server.shard import ShardSpec
 from recsys.blueprint import build_model, feature_set
 from recsys.cli import plan as plans
@@ -40,7 +40,7 @@ def run(config: Config, stop: Stop) -> None:
     log = open_log(config)
     control = ControlReader(log)
     control.turn()
-    keeper = Keeper.of(config, control.live_epoch(MAIN))
+    keeper = Keeper.of(config, control, control.live_epoch(MAIN))
     keeper.prepare()
     while not stop.is_set(starting=True):
         if keeper.start() and keeper.ask():
@@ -48,7 +48,8 @@ def run(config: Config, stop: Stop) -> None:
         stop.wait(0.5, starting=True)
     flaws: dict[int, str] = {}
     # Of epochs that aren't live any more: also those that this part was leaving when it was killed.
-    left = [its for its in map(partial(Keeper.of, config), earlier(control)) if its.find()]
+    before = (Keeper.of(config, control, epoch) for epoch in earlier(control))
+    left = [its for its in before if its.find()]
     while not stop.wait(1.0):
         control.turn()
         if (epoch := control.live_epoch(MAIN)) != keeper.epoch:
@@ -56,7 +57,7 @@ def run(config: Config, stop: Stop) -> None:
             live = control.lifecycle.live
             if live is not None and live.of != keeper.epoch:
                 keeper.abandon()  # the line went back: what it still has to learn is of no use
-            keeper = Keeper.of(config, epoch)
+            keeper = Keeper.of(config, control, epoch)
             keeper.start()
         if not keeper.ask():
             stop.heartbeat.add("unanswered")
@@ -117,7 +118,9 @@ class Keeper:
         return True
 
     @classmethod
-    def of(cls, config: Config, epoch: int) -> "Keeper":
+    def of(cls, config: Config, control: ControlReader, epoch: int) -> "Keeper":
+        """That of the live line in an epoch, with the model that it has then."""
+        config = config_at(config, control.lifecycle, MAIN, epoch)
         return cls(config, spec_of(config, epoch=epoch))
 
     def find(self) -> bool:

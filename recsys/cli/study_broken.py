@@ -199,7 +199,7 @@ def _propose(run: PromotionRun, kind: Broken, seed: int, made: Made, layout: Lay
         for name, values in arrays.items()
     }  # the registry refuses what isn't finite; what overflows when it is used is met later
     name = f"{kind.name.replace(' ', '-')}-{seed}"
-    run.propose(name, Made(finite, made.meta, made.offsets), learns=seed % 2 == 0)
+    run.propose(name, made._replace(arrays=finite), learns=seed % 2 == 0)
 
 
 def _came_to(run: PromotionRun, line: str) -> dict[str, Any]:

@@ -255,6 +255,7 @@ class Promoter:
             Live(
                 line=MAIN, epoch=standing.epoch, reason=standing.why, time_ms=self._clock(),
                 since=steps[-1], of=self._epoch, candidate=standing.line,
+                size=standing.candidate.size,
             )
         ]  # fmt: skip
 
@@ -289,8 +290,9 @@ class Promoter:
         snapshots.adopt(self._folder, MAIN, (before, steps[-1]), epoch)
         self._adopted = epoch  # until it is live: a log that is away makes no second one
         return Live(
-            line=MAIN, epoch=epoch, reason=why, time_ms=self._clock(), since=steps[-1], of=before
-        )
+            line=MAIN, epoch=epoch, reason=why, time_ms=self._clock(), since=steps[-1], of=before,
+            size=self.lifecycle.size(MAIN, before),
+        )  # fmt: skip
 
     def _check_there(self, epoch: int, since: int) -> None:
         """Whether the log still has what is to be learned again. Raises CantGoBack."""

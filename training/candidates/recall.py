@@ -31,10 +31,12 @@ _TOGETHER: Final = 64  # viewers
 
 @dataclass(frozen=True)
 class Weights:
-    """A model's rows by table, as a function of keys, and the flat dense parameters that are served."""
+    """A model's rows by table, as a function of keys, and the flat dense parameters that are served, which
+    ``model`` is given while it searches."""
 
     rows: Callable[[str, Keys], Floats]
     dense: Floats
+    model: Model
 
 
 class Found(NamedTuple):
@@ -65,13 +67,16 @@ def sorted_rows(
 class Search:
     """The items that are searched, and for whom. ``batch``: of engaged examples, each with its item."""
 
-    def __init__(self, model: Model, catalogue: Catalogue, batch: Batch, lookup: Lookup) -> None:
-        self._model, self._batch, self._lookup = model, batch, lookup
+    def __init__(
+        self, features: FeatureSet, dim: int, catalogue: Catalogue, batch: Batch, lookup: Lookup
+    ) -> None:
+        """``dim``: of the vectors, the same for all models."""
+        self._batch, self._lookup = batch, lookup
         alive = np.flatnonzero(catalogue.alive)
         if len(alive) > _MOST_ITEMS:  # a key is a hash: the lowest are a fair sample
             alive = alive[np.argsort(catalogue.keys[alive, 0])[:_MOST_ITEMS]]
         self._keys_N = catalogue.keys[alive, 0].copy()
-        self._content_NV = _content(model.features, catalogue, alive, model.config.vector_dim)
+        self._content_NV = _content(features, catalogue, alive, dim)
         order = np.argsort(self._keys_N)
         at = np.searchsorted(self._keys_N[order], batch.item_B)
         at = order[np.minimum(at, len(order) - 1)] if len(order) else np.zeros(len(batch), np.int64)
@@ -95,11 +100,13 @@ class Search:
         return Found(hits[self.known_E], float(commonest))
 
     def _users(self, weights: Weights) -> Floats:
-        self._model.write_dense(weights.dense)
+        weights.model.write_dense(weights.dense)
         keys = self._lookup.keys
         users, items = (padded(weights.rows(name, keys[name])) for name in ("users", "items"))
         with torch.inference_mode():
-            out: Floats = self._model.user_vectors(self._batch, self._lookup, users, items).numpy()
+            out: Floats = weights.model.user_vectors(
+                self._batch, self._lookup, users, items
+            ).numpy()
         return out
 
 

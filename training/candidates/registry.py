@@ -29,7 +29,7 @@ from recsys.config import ModelConfig, digest
 from recsys.features import FeatureSet
 from recsys.loops import write_atomically
 from recsys.records import Live
-from recsys.student_model import MAY_DIFFER, misfits, shown
+from recsys.student_model import MAY_DIFFER, shown
 
 FILE: Final = "candidate.json"
 _ANCESTOR: Final = ".ancestor"
@@ -197,10 +197,9 @@ class Registry:
         """A candidate that may be judged: of this feature set and model, of this log (``log_id``; None: of
         any), and made from nothing at or after ``holdout_from_ms``. Raises Refused with the reason.
 
-        A student's model may be narrower (``recsys.student_model``): whoever loads a candidate builds
-        ``model_of`` its provenance, and not ``model``. ``or_data``: one that was made from a folder of data
-        goes with every log. ``unlearned``: the epoch in which a user was last unlearned, that no candidate may
-        bring back.
+        ``or_data``: one that was made from a folder of data goes with every log. ``unlearned``: the epoch in
+        which a user was last unlearned, that no candidate may bring back. Whether a model of another size may
+        be judged is for ``training.candidates.sizes`` to say.
         """
         its = self.provenance(name)
         if its.feature_set != features.digest:
@@ -208,7 +207,7 @@ class Registry:
                 f"candidate {name} reads feature set {its.feature_set}, expected {features.digest}: fields "
                 "or features changed since; train one on examples of the new set"
             )
-        if its.model != digest(model) and (its.kind != STUDENT or misfits(model_of(its), model)):
+        if its.model != digest(model):
             raise Refused(
                 f"candidate {name} has another model configuration: {_differences(its, model)}; train one "
                 "with this configuration, or start the system with that of the candidate"
@@ -303,7 +302,7 @@ def model_of(provenance: Provenance) -> ModelConfig:
     return model
 
 
-def size_of(provenance: Provenance) -> str:
+def size_words(provenance: Provenance) -> str:
     """How wide a candidate's model is, in words; empty where its file doesn't say."""
     dim, hidden = (provenance.config.get(name) for name in MAY_DIFFER)
     return "" if dim is None or hidden is None else f"dim {dim}, hidden {shown(hidden)}"
@@ -352,9 +351,7 @@ def _pretty(file: _File) -> bytes:
 
 
 def _differences(its: Provenance, model: ModelConfig) -> str:
-    """Which keys of two model configurations differ that may not, with both values."""
+    """Which keys of two model configurations differ, with both values."""
     ours, theirs = plain_config(model), its.config
     differ = [k for k in sorted({*ours, *theirs}) if theirs.get(k) != ours.get(k)]
-    if its.kind == STUDENT:
-        differ = [k for k in differ if k not in MAY_DIFFER]
     return ", ".join(f"model.{k} is {theirs.get(k)!r}, expected {ours.get(k)!r}" for k in differ)

@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from parameter_server.rows import initial_rows
 from parameter_server.snapshots import NoSnapshot, complete_steps, load_rows
-from recsys.batch import batch_of
 from recsys.blueprint import build_model
 from recsys.catalogue import Catalogue
-from recsys.config import Config
+from recsys.config import Config, ModelConfig
 from recsys.consumer import UNREADABLE
 from recsys.events import Item, decode
 from recsys.features import FeatureSet, RequestFeatures
 from recsys.hashing import key_of
+from recsys.list_ranker import Lists, lists_of, rank_lists
 from recsys.log import Log
-from recsys.model import Model, lookup_of, padded, tables_of
+from recsys.model import Model, tables_of
 from recsys.records import ITEMS
 from training.candidates.recall import Search, Weights, sorted_rows
 from training.candidates.shadow import Shadow, Shown
@@ -31,7 +32,7 @@ from training.continual.learner import Learner
 from training.line import MAIN
 
 _RANKED: Final = 300  # candidates of the list whose ranking is timed
-_REPEATS: Final = 5
+_REPEATS: Final = 20  # on busy cores the best of five was three times too slow
 _TABLES: Final = ("items", "users")
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -77,8 +78,9 @@ class RetrievalLook:
         self._sizes: dict[str, float] = {}
         self._engaged: list[Shown] = []
 
-    def begin(self, shadow: Shadow) -> None:
-        """Keeps both models as they are, where live has a snapshot that wasn't looked at. Cheap, if not."""
+    def begin(self, shadow: Shadow, live_model: ModelConfig) -> None:
+        """Keeps both models as they are, where live has a snapshot that wasn't looked at. Cheap, if not.
+        ``live_model``: live's may be of another size than the candidate's."""
         steps = complete_steps(self._folder, MAIN, shadow.epoch)
         if self._both is not None or not steps or (shadow.epoch, steps[-1]) == self._seen:
             return
@@ -94,9 +96,12 @@ class RetrievalLook:
         own = {name: shadow.shard.tables[name].export() for name in _TABLES}
         dense = shadow.shard.dense
         assert dense is not None
-        theirs = Weights(sorted_rows(live.tables, self._initial), live.dense)
+        theirs, its = (build_model(self._features, model) for model in (live_model, shadow.model))
         ours = sorted_rows({n: (a["keys"], a["values"]) for n, a in own.items()}, self._initial)
-        self._both = theirs, Weights(ours, dense.averaged.copy())
+        self._both = (
+            Weights(sorted_rows(live.tables, self._initial), live.dense, theirs),
+            Weights(ours, dense.averaged.copy(), its),
+        )
         self._engaged = []
         self._sizes = {
             "live_bytes": float(sum(k.nbytes + v.nbytes for k, v in live.tables.values())),
@@ -116,7 +121,8 @@ class RetrievalLook:
         self._both, shown = None, self._engaged[: self._enough]
         self._items.turn()
         lane = self._learner.prepare(shown)
-        search = Search(self._learner.model, self._items.catalogue, lane.batch, lane.lookup)
+        dim, catalogue = self._config.model.vector_dim, self._items.catalogue
+        search = Search(self._features, dim, catalogue, lane.batch, lane.lookup)
         theirs, ours = search.run(live), search.run(candidate)
         users = np.array([key_of("user", e.user_id) for e in shown], np.int64)[search.known_E]
         hits = theirs.hits_E.astype(np.uint8) | ours.hits_E.astype(np.uint8) << 1
@@ -128,8 +134,21 @@ class RetrievalLook:
         return initial_rows(config, self._config.model.seed, keys)
 
 
-def rank_us(model: Model) -> float:
-    """Microseconds that a model takes for a list of candidates whose rows are zeros; the best of a few."""
+def ranks_us(models: Sequence[Model]) -> list[float]:
+    """Microseconds that each of some models takes to rank a list of candidates, as a replica does; their rows
+    are zeros. The best of a few, in turns, so that what else the machine does hits all of them alike."""
+    lists = [_list_of(model) for model in models]
+    best = [float("inf")] * len(models)
+    for _ in range(_REPEATS):
+        for n, (model, (its, rows_UR)) in enumerate(zip(models, lists, strict=True)):
+            began = time.perf_counter()
+            with torch.inference_mode():
+                rank_lists(model, its, rows_UR)
+            best[n] = min(best[n], time.perf_counter() - began)
+    return [1e6 * seconds for seconds in best]
+
+
+def _list_of(model: Model) -> tuple[Lists, Floats]:
     features = model.features
     request = RequestFeatures(
         features.digest,
@@ -139,11 +158,5 @@ def rank_us(model: Model) -> float:
         np.zeros((features.history_length, features.outcomes), np.float32),
         np.zeros((_RANKED, model.ranker.shape.dense), np.float32),
     )
-    batch = batch_of(features, [request])
-    lookup, best = lookup_of(batch), float("inf")
-    rows = padded(np.zeros((len(lookup.keys["features"]), model.config.dim + 1), np.float32))
-    for _ in range(_REPEATS):
-        began = time.perf_counter()
-        model.rank(batch, lookup, rows)
-        best = min(best, time.perf_counter() - began)
-    return 1e6 * best
+    its = lists_of([request])
+    return its, np.zeros((len(its.keys) + 1, model.config.dim + 1), np.float32)

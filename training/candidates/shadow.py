@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import Shard
 from recsys.blueprint import build_model
-from recsys.config import Config
+from recsys.config import Config, ModelConfig
 from recsys.events import Stamp
 from recsys.features import FeatureSet
 from recsys.hashing import Id, key_of, uniform
@@ -61,8 +61,8 @@ class Shadow:
         lives: Sequence[Live],
         learns: bool = True,
     ) -> None:
-        """``shard``: all of the candidate, as it is after step ``shard.applied``. ``lives``: all live
-        records of the live line so far."""
+        """``config``: with the candidate's own model. ``shard``: all of the candidate, as it is after step
+        ``shard.applied``. ``lives``: all live records of the live line so far."""
         self.line, self.shard, self.learns = line, shard, learns
         self._log, self._config, self._features = log, config, features
         self.publish: Callable[[Delta], None] = lambda delta: None
@@ -75,6 +75,11 @@ class Shadow:
         self.scored = 0  # examples
         self.unseen_from = 0  # the first step with nothing that it was trained on
         self.follow(lives)
+
+    @property
+    def model(self) -> ModelConfig:
+        """Its own: live's may be of another size."""
+        return self._config.model
 
     @property
     def step(self) -> int:

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 from safetensors import SafetensorError
 
+from experiments.epoch_model import config_at, sized
 from experiments.lifecycle import CANARY, TAKING_OVER, Lifecycle, Standing
 from parameter_server import snapshots
 from parameter_server.kernels import warm
@@ -24,7 +25,7 @@ from parameter_server.mapped import mapped_shard
 from parameter_server.shard import Shard, ShardSpec
 from recsys.blueprint import build_model, feature_set
 from recsys.clock import wall_ms
-from recsys.config import Config
+from recsys.config import Config, ModelConfig
 from recsys.consumer import readable
 from recsys.features import FeatureSet
 from recsys.log import Append, Log, LogLost
@@ -43,7 +44,7 @@ from recsys.records import (
 )
 from recsys.turns import Turns, patiently
 from training.candidates.registry import Refused, Registry
-from training.candidates.retrieval_look import Items, Look, RetrievalLook, rank_us
+from training.candidates.retrieval_look import Items, Look, RetrievalLook, ranks_us
 from training.candidates.shadow import Shadow
 from training.control import ControlReader
 from training.line import MAIN, spec_of
@@ -73,8 +74,7 @@ class ShadowLoop(Turns):
         self._folder = Path(config.state) / "snapshots"
         self._shadows: dict[str, Shadow] = {}
         self.counts = {"steps": 0, "scored": 0, "refused": 0, "waits": 0}
-        us = rank_us(build_model(features, config.model))
-        self._speed = {"rank_us": us, "live_rank_us": us}  # one model for both
+        self._speeds: dict[tuple[ModelConfig, ModelConfig], dict[str, float]] = {}
         self.cpu_s = 0.0
         self.behind = 0  # steps that the slowest has still to take
         self._restore()
@@ -92,6 +92,10 @@ class ShadowLoop(Turns):
     def _epoch(self) -> int:
         """The live one."""
         return self._control.live_epoch(MAIN)
+
+    @property
+    def _live_model(self) -> ModelConfig:
+        return config_at(self._config, self._lifecycle, MAIN, self._epoch).model
 
     def _restore(self) -> None:
         self._control = ControlReader(self._log)
@@ -160,7 +164,7 @@ class ShadowLoop(Turns):
                 )  # fmt: skip
                 scores = msgspec.structs.replace(
                     scores, hits=look.hits_E.tobytes(), hit_users=look.users_E.tobytes(),
-                    figures=look.figures | self._speed,
+                    figures=look.figures | self._speed(shadow.model),
                 )  # fmt: skip
             if scores is not None and step.step > self._told.get(shadow.line, 0):
                 told.append(Append(0, shadow.line.encode(), pack(scores)))
@@ -184,8 +188,17 @@ class ShadowLoop(Turns):
         look.take(shadow.shown)
         found = look.end()
         if shadow.step % _LOOK_EVERY == 0:
-            look.begin(shadow)
+            look.begin(shadow, self._live_model)
         return found
+
+    def _speed(self, candidate: ModelConfig) -> dict[str, float]:
+        """How long it and live take to rank a list, in microseconds: once for each pair of models."""
+        live = self._live_model
+        if (live, candidate) not in self._speeds:
+            both = [build_model(self._features, model) for model in (live, candidate)]
+            us = ranks_us(both if live != candidate else both[:1])
+            self._speeds[live, candidate] = {"live_rank_us": us[0], "rank_us": us[-1]}
+        return self._speeds[live, candidate]
 
     # --- where a candidate begins ---
 
@@ -194,16 +207,16 @@ class ShadowLoop(Turns):
 
         What it is asked about begins after what it was trained on, in all partitions.
         """
-        line = standing.line
-        dense = build_model(self._features, self._config.model).read_dense()
+        line, config = standing.line, sized(self._config, standing.candidate.size)
+        dense, spec = build_model(self._features, config.model).read_dense(), _spec(config, line)
         own = snapshots.latest(self._folder, line, 0).snapshot
         if own is not None:
-            shard = mapped_shard(self._spec(line), dense, own)
+            shard = mapped_shard(spec, dense, own)
         else:
-            shard = mapped_shard(self._spec(line), dense, *self._from_registry(standing))
+            shard = mapped_shard(spec, dense, *self._from_registry(standing, config.model))
         learns = standing.candidate.learns
         shadow = Shadow(
-            self._log, self._config, self._features, line, shard, self._lifecycle.lives, learns
+            self._log, config, self._features, line, shard, self._lifecycle.lives, learns
         )
         with suppress(Refused):  # a registry that is away says nothing of one that is at work
             its = Registry(standing.candidate.registry).provenance(line)
@@ -211,15 +224,13 @@ class ShadowLoop(Turns):
         self._save(shadow)
         return shadow
 
-    def _spec(self, line: str) -> ShardSpec:
-        one = replace(self._config.parameter_server, shards=1)
-        return spec_of(replace(self._config, parameter_server=one), line)
-
-    def _from_registry(self, standing: Standing) -> tuple[snapshots.Snapshot, int]:
+    def _from_registry(
+        self, standing: Standing, model: ModelConfig
+    ) -> tuple[snapshots.Snapshot, int]:
         """Its snapshot, and the step that it stands after. Raises Refused, LogLost."""
         registry = Registry(standing.candidate.registry)
         its, snapshot = registry.check(
-            standing.line, self._features, self._config.model,
+            standing.line, self._features, model,
             holdout_from_ms=self._clock(), log_id=self._log.id, or_data=True,
             unlearned=self._lifecycle.unlearned,
         )  # fmt: skip
@@ -283,12 +294,10 @@ class ShadowLoop(Turns):
         if snapshots.complete_steps(self._folder, MAIN, epoch):
             return
         (arrays, meta), step = shadow.shard.export(), shadow.shard.applied
-        first = spec_of(self._config, MAIN, epoch)
+        first = spec_of(replace(self._config, model=shadow.model), MAIN, epoch)
+        dense = build_model(self._features, shadow.model).read_dense()
         for part in range(first.parts):
-            shard = Shard(
-                replace(first, part=part),
-                build_model(self._features, self._config.model).read_dense() if part == 0 else None,
-            )
+            shard = Shard(replace(first, part=part), dense if part == 0 else None)
             shard.load([arrays], meta)
             own, about = shard.export()
             snapshots.write_part(self._folder, MAIN, epoch, step, part, first.parts, own, about)
@@ -330,6 +339,12 @@ class ShadowLoop(Turns):
         self.counts["refused"] += 1
         said = Scores(line=line, against=(MAIN, 0), step=-1, time_ms=self._clock(), refused=reason)
         self._log.append(SCORES, [Append(0, line.encode(), pack(said))])
+
+
+def _spec(config: Config, line: str) -> ShardSpec:
+    """A candidate is one shard, whatever number live has."""
+    one = replace(config.parameter_server, shards=1)
+    return spec_of(replace(config, parameter_server=one), line)
 
 
 def run(config: Config, stop: Stop) -> None:

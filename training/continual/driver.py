@@ -48,6 +48,7 @@ from training.continual.learner import Learner
 from training.continual.progress import Progress
 from training.continual.trainer_run import Failure, TrainerRun
 from training.continual.worker import Worker
+from training.control import config_now
 from training.line import MAIN, spec_of
 from training.live import live_epoch
 
@@ -236,8 +237,9 @@ def _meet(config: Config, rank: int, generation: int) -> None:
 
 def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     """Learns the steps of an epoch; returns the next one, once it is live and all of this one is learned."""
-    workers = ray.train.get_context().get_world_size()
-    spec, log = spec_of(config, epoch=epoch), open_log(config)
+    workers, log = ray.train.get_context().get_world_size(), open_log(config)
+    config = config_now(log, config, MAIN, epoch)
+    spec = spec_of(config, epoch=epoch)
     ended = EpochEnd(log, MAIN, epoch)
     shards = _found(spec, ended)
     if shards is None:

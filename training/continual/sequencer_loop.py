@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
+from experiments.epoch_model import config_at
 from parameter_server.lanes import MOST_RATE
 from recsys.blueprint import feature_set
 from recsys.clock import wall_ms
@@ -67,8 +68,7 @@ class SequencerLoop(Turns):
     ) -> None:
         self._log, self._config, self._clock = log, config, clock
         self._line, self._epoch = line, epoch
-        self._control = ControlReader(log)
-        self._digest = learning_digest(config, features)
+        self._control, self._features = ControlReader(log), features
         self._decoder = msgspec.msgpack.Decoder(_Closed)
         self.unreadable = 0
         self._restore()
@@ -134,7 +134,7 @@ class SequencerLoop(Turns):
         lineage, again = Lineage(self._log, self._line, lives), list[Step]()
         while (step := lineage.record(newest + 1)) is not None:
             newest += 1
-            again.append(replace(step, epoch=self._epoch))
+            again.append(replace(step, epoch=self._epoch, config=self._digest))
             offsets |= {its.partition: its.stop for its in step.ranges}
         self._append(again)
         return newest
@@ -152,6 +152,8 @@ class SequencerLoop(Turns):
         partitions = self._log.partitions(EXAMPLES)
         self._control.turn()
         self._epoch = self._control.live_epoch(self._line, self._epoch)
+        its = config_at(self._config, self._control.lifecycle, self._line, self._epoch)
+        self._digest = learning_digest(its, self._features)
         lived = ancestors(self._control.lifecycle.lives, self._epoch)
         step, offsets, unreadable = last_place(
             self._log, self._line, self._epoch, partitions, lived

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
+from experiments.epoch_model import config_at
 from parameter_server import snapshots
 from parameter_server.durable import load_shard
 from parameter_server.parameter_client import LocalClient, fresh_shards
@@ -28,6 +29,7 @@ from recsys.log import Append, Log, LogLost, Record
 from recsys.records import DELTAS, EXAMPLES, STEPS, Lesson, Range, pack, unpack, without_example
 from training.continual.learner import Learner
 from training.continual.worker import Worker
+from training.control import ControlReader
 from training.director import point
 from training.erasing.empty_places import Emptied, free_until
 from training.erasing.erasure import changes_records, erase_records, left_of, read_at
@@ -71,8 +73,12 @@ def unlearn(
     first = past.first_step()
     if first is None:
         return None
-    folder = Path(config.state) / "snapshots"
-    shards, since = _shards_before(folder, config, features, past, first)
+    folder, control = Path(config.state) / "snapshots", ControlReader(log)
+    control.turn()
+    found = _snapshot_before(folder, past, first)
+    began = 0 if found is None else found.epoch
+    config = config_at(config, control.lifecycle, line, began)
+    shards, since = _shards_of(found, config, features), 0 if found is None else found.step
     new = 1 + max(past.newest_epoch, *_epochs(folder, line), past.epoch)
     _check(view, config, features, past, since)
     _append_steps(log, past, since, new)
@@ -81,7 +87,8 @@ def unlearn(
         arrays, meta = shard.export()
         part, parts = shard.spec.part, shard.spec.parts
         snapshots.write_part(folder, line, new, past.last, part, parts, arrays, meta)
-    point(log, line, new, "a user was unlearned", time_ms, since=since, of=past.epoch)
+    size = control.lifecycle.size(line, began)
+    point(log, line, new, "a user was unlearned", time_ms, since, past.epoch, size)
     _remove_replaced(Path(config.state), past, first, new)
     log.trim(DELTAS, 0, log.end(DELTAS, 0))  # they tell of the replaced history
     if changes_records(log):
@@ -127,12 +134,9 @@ class _Without:
         return left_of(EXAMPLES, record, self._before)
 
 
-def _shards_before(
-    folder: Path, config: Config, features: FeatureSet, past: Past, first: int
-) -> tuple[list[Shard], int]:
-    """The line as it was before step ``first``, from the newest sound snapshot that stands and that may be
-    learned on from, and its step; at the line's beginning where there is none."""
-    spec, beginning = spec_of(config), build_model(features, config.model).read_dense()
+def _snapshot_before(folder: Path, past: Past, first: int) -> snapshots.Snapshot | None:
+    """The newest sound snapshot from before step ``first`` that stands and that may be learned on from; None:
+    the line's beginning."""
     found = [
         (step, epoch)
         for epoch in past.firsts
@@ -142,17 +146,26 @@ def _shards_before(
     for step, epoch in sorted(found, reverse=True):
         snapshot = snapshots.latest(folder, past.line, epoch, step).snapshot
         if snapshot is not None:
-            shards = fresh_shards(spec, beginning)
-            try:
-                for shard in shards:
-                    load_shard(shard, snapshot)
-            except (OSError, ValueError, KeyError) as error:
-                raise CantUnlearn(
-                    f"snapshot {snapshot.folder} can't be loaded as the model is set now ({error}): set "
-                    "model and parameter_server as they were when it was written, or mend the file"
-                ) from error
-            return shards, step
-    return fresh_shards(spec, beginning), 0
+            return snapshot
+    return None
+
+
+def _shards_of(
+    snapshot: snapshots.Snapshot | None, config: Config, features: FeatureSet
+) -> list[Shard]:
+    """The line as it was then. Raises CantUnlearn where the snapshot can't be loaded."""
+    shards = fresh_shards(spec_of(config), build_model(features, config.model).read_dense())
+    if snapshot is None:
+        return shards
+    try:
+        for shard in shards:
+            load_shard(shard, snapshot)
+    except (OSError, ValueError, KeyError) as error:
+        raise CantUnlearn(
+            f"snapshot {snapshot.folder} can't be loaded as the model is set now ({error}): set "
+            "model and parameter_server as they were when it was written, or mend the file"
+        ) from error
+    return shards
 
 
 def _check(log: Any, config: Config, features: FeatureSet, past: Past, since: int) -> None:
