@@ -86,7 +86,9 @@ def judge_guard(evidence: GuardEvidence, rules: PromotionConfig) -> Rollback | H
     if found := _against(evidence, rules):
         return Rollback(found, evidence)
     compared = evidence.compared
-    so_far = f"nothing against what is live; log loss of what it replaced: {_told(compared.loss)}"
+    so_far = "nothing against what is live"
+    if compared.loss.weight:
+        so_far += f"; what it replaced would gain {_told(compared.loss)} nats"
     if compared.examples >= rules.guard_examples:
         return Hold(True, f"{compared.examples} examples compared, {so_far}", evidence)
     why = f"{compared.examples} of {rules.guard_examples} examples compared, {so_far}"

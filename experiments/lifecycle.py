@@ -96,8 +96,7 @@ class Lifecycle:
 
     def of_guard(self, standing: Standing) -> Live:
         """The live record that a guard began with."""
-        (found,) = (live for live in self.lives if live.epoch == standing.guards)
-        return found
+        return next(live for live in reversed(self.lives) if live.epoch == standing.guards)
 
     def _live(self, said: Live) -> None:
         before = self.live
