@@ -164,13 +164,13 @@ def test_weights_of_those_that_stand_for_others_count() -> None:
 @pytest.mark.slow
 def test_an_equal_line_is_taken_back_seldom_even_without_margins() -> None:
     """At every step of 3,000 examples: alpha is 0.1 of all that is looked at, so of 60 runs 6 are expected at
-    the most, and 13 with a chance below 0.01."""
+    the most; the bounds are wider than they need be, and none of these is taken back."""
     rules = replace(
         RULES, alpha=0.1, guard_examples=3_000, least_examples=1_000, guard_auc_margin=0.0,
         guard_loss_margin=0.0, segment_margin=0.0, guard_engagement_margin=0.0,
     )  # fmt: skip
     equal = Course(Pair(0.8, 0.8), Pair(0.8, 0.8))
-    assert sum(run_once(equal, seed, rules).how == "back" for seed in range(60)) < 13
+    assert sum(run_once(equal, seed, rules).how == "back" for seed in range(60)) <= 3
 
 
 @pytest.mark.slow
