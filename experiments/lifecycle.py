@@ -2,6 +2,11 @@
 
 proposed ──► shadow ──► canary ──► taking over ──► live
                 └──────────┴───────────┴──► ended: held for good, rolled back
+
+What was live before a promotion guards against it: a standing of its own, which begins with the live record.
+
+shadow ──► taking back ──► ended: it is live again
+   └──► ended: nothing was found, or another is live
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,13 +15,19 @@ from recsys.hashing import Id, uniform
 from recsys.records import Candidate, Control, Decision, Live, ModelSize
 
 SHADOW, CANARY, TAKING_OVER, LIVE, ENDED = "shadow", "canary", "taking over", "live", "ended"
+TAKING_BACK = "taking back"
+GUARD = "guard"  # its kind, and how the names of guards begin
 _REMEMBERED = 64  # of those that were rolled back: their last examples come within hours
 _SEED = 0  # changing it draws every user of every canary anew
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One candidate. ``share``: of the users who are answered by it. ``since_ms``: of its stage."""
+    """One candidate. ``share``: of the users who are answered by it. ``since_ms``: of its stage.
+
+    ``guards``: the live line's epoch that it guards against; 0: it is no guard. A guard is what was live
+    before that: it stands in no registry, answers nobody, and isn't promoted as a candidate is.
+    """
 
     candidate: Candidate
     stage: str = SHADOW
@@ -24,6 +35,7 @@ class Standing:
     epoch: int = 0  # of the live line, that is to begin with it
     since_ms: int = 0
     why: str = ""
+    guards: int = 0
 
     @property
     def line(self) -> str:
@@ -32,7 +44,7 @@ class Standing:
     @property
     def at_work(self) -> bool:
         """Whether it is to be scored, and to learn."""
-        return self.stage in (SHADOW, CANARY, TAKING_OVER)
+        return self.stage in (SHADOW, CANARY, TAKING_OVER, TAKING_BACK)
 
 
 @dataclass
@@ -98,24 +110,37 @@ class Lifecycle:
                 found += [f"{its.candidate}/0" for its in left if its.candidate]
         return found[-_REMEMBERED:]
 
+    def of_guard(self, standing: Standing) -> Live:
+        """The live record that a guard began with."""
+        return next(live for live in reversed(self.lives) if live.epoch == standing.guards)
+
     def _live(self, said: Live) -> None:
         before = self.live
         self.lives.append(said)
-        if before is not None and not said.candidate:
-            for (
-                its
-            ) in self.at_work:  # they have learned what is no part of the line's history any more
+        for its in self.at_work:
+            if its.guards and said.candidate:
+                why = f"{said.line}/{said.epoch} is live, and has a guard of its own"
+                self._move(its, ENDED, said.time_ms, why)
+            elif before is not None and not said.candidate:
+                # They have learned what is no part of the line's history any more.
                 self._move(its, ENDED, said.time_ms, said.reason)
         for line, its in self.standings.items():
             if line == said.candidate:
                 self._move(its, LIVE, said.time_ms, said.reason)
             elif its.stage == LIVE:
                 self._move(its, ENDED, said.time_ms, said.reason)
+        line = guard_of(said.epoch)
+        if said.guarded and line not in self.standings:  # a name is used once
+            size = self.size(said.line, said.of)
+            guard = Candidate(line=line, registry="", kind=GUARD, time_ms=said.time_ms, size=size)
+            self.standings[line] = Standing(guard, since_ms=said.time_ms, guards=said.epoch)
 
     def _decision(self, said: Decision) -> bool:
         its = self.standings.get(said.line)
         if its is None:
             return False
+        if its.guards:
+            return self._by_guard(its, said)
         if said.said == "rollback":
             self.rolled_back.append(said.line)
             self._move(its, ENDED, said.time_ms, said.why)
@@ -129,12 +154,29 @@ class Lifecycle:
             self.standings[said.line] = replace(its, why=said.why)
         return True
 
+    def _by_guard(self, its: Standing, said: Decision) -> bool:
+        if not its.at_work or (said.said != "rollback" and not said.final):
+            return False
+        stage = TAKING_BACK if said.said == "rollback" else ENDED
+        self._move(its, stage, said.time_ms, said.why)
+        return True
+
     def _move(
         self, its: Standing, stage: str, ms: int, why: str, share: float = 0.0, epoch: int = 0
     ) -> None:
         self.standings[its.line] = replace(
             its, stage=stage, share=share, epoch=epoch, since_ms=ms, why=why
         )
+
+
+def guard_of(epoch: int) -> str:
+    """The name of the guard against an epoch of the live line."""
+    return f"{GUARD}-{epoch}"
+
+
+def is_guards_name(line: str) -> bool:
+    """Whether a name is one that no candidate may have."""
+    return line.startswith(f"{GUARD}-")
 
 
 def answers(canary: Standing | None, user_id: Id) -> bool:

@@ -13,6 +13,8 @@ from experiments.lifecycle import CANARY, SHADOW
 from experiments.significance import Estimate
 from recsys.promotion_config import PromotionConfig
 
+_LATELY = 2  # times ``least_examples``
+
 
 @dataclass(frozen=True)
 class Served:
@@ -23,6 +25,7 @@ class Served:
     live_examples: int = 0
     gained: dict[str, Estimate] = field(default_factory=dict)
     degraded: float = 0.0  # the share of the candidate's lists that went without its ranker
+    live_degraded: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,11 @@ def comparison(rules: PromotionConfig) -> Comparison:
     """What a candidate is compared by. There are two of them, since it was proposed and lately, so each takes
     half of alpha."""
     return Comparison(rules.alpha / 2, 2.0 * rules.least_examples, rules.block_examples)
+
+
+def window(rules: PromotionConfig) -> int:
+    """Of how many examples ``lately`` is, at the most: then it begins anew."""
+    return _LATELY * rules.least_examples
 
 
 def judge(evidence: Evidence, rules: PromotionConfig) -> Decision:

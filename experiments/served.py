@@ -25,7 +25,7 @@ class ServedRates:
             for arm in (True, False)
         }
         self._examples = {True: 0, False: 0}
-        self._unranked = 0
+        self._unranked = {True: 0, False: 0}
 
     def add(
         self,
@@ -39,23 +39,20 @@ class ServedRates:
         for arm in (True, False):
             mine = canary_N == arm
             self._examples[arm] += int(mine.sum())
+            self._unranked[arm] += int((mine & ~ranked_N).sum())
             for k, kind in enumerate(self.kinds):
                 if mine.any():
                     self._means[arm][kind].add(users_N[mine], labels_NK[mine, k])
-        self._unranked += int((canary_N & ~ranked_N).sum())
 
     def result(self) -> Served:
         gained = {
             kind: _difference(self._means[True][kind], self._means[False][kind])
             for kind in self.kinds
         }
-        examples = self._examples[True]
-        return Served(
-            examples,
-            self._examples[False],
-            gained,
-            self._unranked / examples if examples else 0.0,
+        degraded, live_degraded = (
+            self._unranked[arm] / max(1, self._examples[arm]) for arm in (True, False)
         )
+        return Served(self._examples[True], self._examples[False], gained, degraded, live_degraded)
 
 
 def _difference(ours: Mean, theirs: Mean) -> Estimate:

@@ -230,6 +230,11 @@ def prune(folder: Path, line: str, keep: int, epoch: int | None = None) -> list[
     return [version.name for version in old]
 
 
+def remove(folder: Path, line: str) -> None:
+    """Removes all snapshots of a line that nobody asks for any more."""
+    shutil.rmtree(_line(folder, line), ignore_errors=True)
+
+
 def _spare(complete: Sequence[Path], keep: int) -> Path | None:
     bases = [_bases(version) for version in complete]
     if any(base != bases[-1] for base in bases[-keep:]):

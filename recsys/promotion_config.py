@@ -30,6 +30,16 @@ class PromotionConfig:
     engagement_margin: float = 0.03  # of shown items with an engagement: how many fewer is a breach
     canary_margin: float = 0.15  # how many fewer must be ruled out before it goes to all
     degraded: float = 0.05  # the share of a canary's lists that may go without its ranker
+    # A new live line: what it replaced learns beside it until so many examples were compared (0: it doesn't),
+    # and takes its place again where live is known to be worse by more than this: AUC; nats an example.
+    # Live chooses what is scored, and what it overrates is shown more often: where both are too sure of
+    # themselves, an equal one looks 0.005 of AUC and 0.005 nats worse than it is (docs/promotion.md).
+    guard_examples: int = 20_000
+    guard_auc_margin: float = 0.02
+    guard_loss_margin: float = 0.01
+    # Of shown items with an engagement: how many fewer than before it was live. Wide, for times differ.
+    guard_engagement_margin: float = 0.1
+    guard_calibration: float = 0.5  # how far its predicted over happened may be from 1
     # Sanity gates (experiments/gates.py).
     score_shift: float = 1.0  # how far the mean logit of what live served may be from live's
     score_spread: float = (
@@ -46,6 +56,7 @@ class PromotionConfig:
         _check(0 < self.alpha < 0.5, "alpha", self.alpha, "a probability between 0 and 0.5")
         for name in ("block_examples", "least_examples", "canary_examples", "recall_examples"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _check(self.guard_examples >= 0, "guard_examples", self.guard_examples, "0 or more")
         _check(self.most_examples >= self.least_examples, "most_examples", self.most_examples,
                f"at least least_examples, {self.least_examples}")  # fmt: skip
         margins = (
@@ -55,6 +66,10 @@ class PromotionConfig:
             "recall_margin",
             "engagement_margin",
             "canary_margin",
+            "guard_auc_margin",
+            "guard_loss_margin",
+            "guard_engagement_margin",
+            "guard_calibration",
         )
         for name in (*margins, "settle_s", "calibration", "degraded", "score_shift"):
             value = getattr(self, name)

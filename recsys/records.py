@@ -171,8 +171,9 @@ class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):
 
     The epoch begins from a snapshot of step ``since``, and learns again what the epoch ``of`` learned then.
     Where that isn't the epoch before it, the line went back: what came between is quarantined, and it goes
-    on after that. ``candidate``: the line that became live; empty where none did. ``size``: of its model;
-    None: as configured.
+    on after that. ``candidate``: the line that became live; empty where none did. ``guarded``: the epoch
+    ``of`` goes on learning beside this one, and takes its place again where this one is known to be worse.
+    ``size``: of its model; None: as configured.
     """
 
     line: str
@@ -183,6 +184,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):
     of: int = 0
     candidate: str = ""
     size: ModelSize | None = None
+    guarded: bool = False
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate"):
@@ -198,7 +200,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate"):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
-    """What was decided of a candidate (experiments/promotion.py). Appended by the director alone.
+    """What was decided of a candidate (experiments/promotion.py), or by a guard (experiments/guard.py): its
+    ``rollback`` is that of the live line which it guards. Appended by the director alone.
 
     ``said``: promote, hold or rollback. ``to``: the stage that it is promoted to, canary or all; ``epoch`` is
     that of the live line which is to begin with it. ``share``: of the users who are answered by it from now

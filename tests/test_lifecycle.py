@@ -1,5 +1,17 @@
-from experiments.lifecycle import CANARY, ENDED, LIVE, SHADOW, TAKING_OVER, Lifecycle, answers
-from recsys.records import Candidate, Decision, Experiments, Live, Wish
+import msgspec
+import pytest
+
+from experiments.lifecycle import (
+    CANARY,
+    ENDED,
+    LIVE,
+    SHADOW,
+    TAKING_BACK,
+    TAKING_OVER,
+    Lifecycle,
+    answers,
+)
+from recsys.records import Candidate, Control, Decision, Experiments, Live, Wish, pack, unpack
 
 
 def folded(*said: object) -> Lifecycle:
@@ -80,3 +92,66 @@ def test_a_canary_answers_its_share_of_users_the_same_ones_always() -> None:
     assert abs(len(chosen) / len(users) - 0.3) < 0.03
     assert chosen == [user for user in users if answers(canary, user)]
     assert not any(answers(None, user) for user in users)
+
+
+GUARDED = msgspec.structs.replace(IS_LIVE, guarded=True, time_ms=70)
+WORSE = Decision(line="guard-1", said="rollback", why="worse", time_ms=80)
+BACK = Live(line="main", epoch=2, since=6, of=0)
+
+
+def test_what_was_live_guards_against_what_replaced_it() -> None:
+    lifecycle = folded(FIRST, C1, GUARDED)
+    guard = lifecycle.standings["guard-1"]
+    assert (guard.stage, guard.guards, guard.since_ms) == (SHADOW, 1, 70)
+    assert guard in lifecycle.at_work and lifecycle.canary is None
+    assert lifecycle.of_guard(guard) is GUARDED
+    assert list(folded(FIRST, C1, IS_LIVE).standings) == ["c1"]
+
+
+def test_its_word_takes_the_live_line_back_and_quarantines_what_that_served_alone() -> None:
+    decided = folded(FIRST, C1, GUARDED, WORSE)
+    assert stage(decided, "guard-1") == TAKING_BACK and decided.standings["guard-1"].at_work
+    assert decided.rolled_back == [] and decided.quarantined == []  # a guard has answered nobody
+    back = folded(FIRST, C1, GUARDED, WORSE, BACK)
+    assert stage(back, "guard-1") == ENDED and back.at_work == []
+    assert back.quarantined == ["main/1", "c1/0"]
+    assert list(back.standings) == ["c1", "guard-1"]  # nothing guards what was there before
+
+
+@pytest.mark.parametrize(
+    "said, stage_then",
+    [
+        (Decision(line="guard-1", said="hold", final=True, why="nothing against it"), ENDED),
+        (Decision(line="guard-1", said="hold", why="not yet"), SHADOW),
+        (Decision(line="guard-1", said="promote", to="canary", share=0.5), SHADOW),
+        (BACK, ENDED),
+        (Live(line="main", epoch=2, since=9, of=1, candidate="c2", guarded=True), ENDED),
+    ],
+)
+def test_how_a_guard_ends(said: Control, stage_then: str) -> None:
+    lifecycle = folded(FIRST, C1, C2, GUARDED, said)
+    assert stage(lifecycle, "guard-1") == stage_then
+    assert lifecycle.canary is None
+    guards = [its.line for its in lifecycle.at_work if its.guards]
+    next_one = isinstance(said, Live) and said.guarded
+    assert guards == (["guard-2"] if next_one else ["guard-1"] if stage_then == SHADOW else [])
+
+
+def test_one_that_has_ended_says_nothing_more() -> None:
+    over = Decision(line="guard-1", said="hold", final=True, why="nothing against it")
+    lifecycle = folded(FIRST, C1, GUARDED, over)
+    assert not lifecycle.fold(WORSE) and stage(lifecycle, "guard-1") == ENDED
+
+
+def test_a_name_that_a_candidate_has_is_no_guards() -> None:
+    theirs = Candidate(line="guard-1", registry="r")
+    lifecycle = folded(FIRST, C1, theirs, GUARDED)
+    assert lifecycle.standings["guard-1"].candidate is theirs
+    assert not lifecycle.standings["guard-1"].guards
+
+
+def test_records_from_before_there_were_guards_are_read() -> None:
+    old = {"type": "live", "line": "main", "epoch": 1, "since": 7, "candidate": "c1"}
+    said = unpack(msgspec.msgpack.encode(old), Control)  # type: ignore[arg-type]
+    assert isinstance(said, Live) and not said.guarded
+    assert unpack(pack(GUARDED), Control) == GUARDED  # type: ignore[arg-type]

@@ -3,118 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from experiments.comparison import Paired
-from recsys.blueprint import feature_set
-from recsys.cli.study_promotion import Pair, Stream
-from recsys.config import Config
-from recsys.hashing import key_of
-from recsys.log import Append, MemoryLog
-from recsys.promotion_config import PromotionConfig
-from recsys.records import (
-    CONTROL,
-    EXAMPLES,
-    SCORES,
-    STEPS,
-    Candidate,
-    Control,
-    Decision,
-    Example,
-    Live,
-    Scores,
-    Step,
-    Wish,
-    pack,
-    topics,
-)
-from training.candidates.promoter import Promoter
-from training.control import ControlReader
-
-BETTER, WORSE, EQUAL = Pair(1.2, 0.3), Pair(0.3, 1.2), Pair(0.7, 0.7)
-RULES = PromotionConfig(
-    least_examples=1_000,
-    canary_examples=50,
-    canary_margin=0.2,
-    settle_s=1.0,
-    auc_margin=0.01,
-    engagement_margin=0.2,
-)
-
-
-class Town:
-    """A log, a promoter on it, and whoever appends what it decides."""
-
-    def __init__(self, folder: Path, rules: PromotionConfig = RULES) -> None:
-        self.log, self.now_ms = MemoryLog(), 1_000
-        for topic in topics(1):
-            self.log.create(topic)
-        self.config = replace(Config(), state=str(folder), promotion=rules)
-        self.step = 0
-        self.restart()
-        self.say(Live(line="main", epoch=0))
-
-    def restart(self) -> None:
-        self.promoter = Promoter(
-            self.log, self.config, feature_set(self.config), lambda: self.now_ms
-        )
-        self._control = ControlReader(self.log)
-
-    def say(self, *records: Control) -> None:
-        self.log.append(CONTROL, [Append(0, b"", pack(record)) for record in records])
-
-    def scored(self, line: str, pair: Pair, steps: int, nan: bool = False) -> None:
-        stream = Stream(pair, key_of("line", line) % 1_000, users=300)
-        for _ in range(steps):
-            self.step += 1
-            self.log.append(
-                SCORES, [Append(0, b"", pack(said_of(line, stream.step(), self.step, nan)))]
-            )
-            self.cut(self.step)
-
-    def cut(self, step: int) -> None:
-        record = Step(line="main", epoch=0, step=step, ranges=[], examples=0, lanes=1,
-                      time_ms=step, config="")  # fmt: skip
-        self.log.append(STEPS, [Append(0, b"", pack(record))])
-
-    def show(self, served_by: str, count: int, liked: float) -> None:
-        draw, offset = np.random.default_rng(count), self.log.end(EXAMPLES, 0)
-        records = []
-        for n in range(count):
-            example = Example(
-                partition=0, offset=n, index=0, labels=[float(draw.random() < liked), 0.0, 0.0],
-                sequence=offset + n + 1, request_id=f"r{n}", user_id=f"{served_by}{n % 40}",
-                item_id="i", surface="feed", shown_ms=self.now_ms + n, closed_ms=self.now_ms + n + 10,
-                served_by=served_by, predicted=b"0000",
-            )  # fmt: skip
-            records.append(Append(0, b"", pack(example)))
-        self.log.append(EXAMPLES, records)
-
-    def decide(self) -> list[Control]:
-        """Turns until nothing more is decided."""
-        found: list[Control] = []
-        while True:
-            for said in self._control.turn():
-                self.promoter.fold(said)
-            decided = self.promoter.turn()
-            if not decided:
-                return found
-            self.say(*decided)
-            found += decided
-
-
-def said_of(line: str, pairs: Paired, step: int, nan: bool = False) -> Scores:
-    candidate = pairs.candidate_N.astype(np.float32)
-    if nan:
-        candidate[0] = np.nan
-    return Scores(
-        line=line, against=("main", 0), step=step, time_ms=step,
-        users=pairs.users_N.astype(np.int64).tobytes(), live=pairs.live_N.astype(np.float32).tobytes(),
-        candidate=candidate.tobytes(), labels=pairs.labels_N.astype(np.uint8).tobytes(),
-        segments=np.zeros(len(pairs), np.int64).tobytes(), names=["new viewers"],
-        hits=np.full(3, 3, np.uint8).tobytes(), hit_users=np.arange(3).tobytes(),
-    )  # fmt: skip
+from recsys.cli.study_promotion import Pair
+from recsys.log import Append
+from recsys.records import SCORES, Candidate, Control, Decision, Scores, Wish, pack
+from tests.toy_town import BETTER, EQUAL, RULES, WORSE, Town, told
 
 
 def candidate(line: str) -> Candidate:
@@ -124,10 +18,6 @@ def candidate(line: str) -> Candidate:
 @pytest.fixture
 def town(tmp_path: Path) -> Town:
     return Town(tmp_path)
-
-
-def told(found: list[Control]) -> list[tuple[str, str, str]]:
-    return [(its.line, its.said, its.to) for its in found if isinstance(its, Decision)]
 
 
 def test_a_better_one_goes_to_a_canary_and_a_worse_one_is_given_up(town: Town) -> None:

@@ -130,7 +130,7 @@ class Director:
         standings, due_ms = self.promoter.lifecycle.standings, self._clock() + _LIST_AFTER_MS
         if isinstance(control, Decision) and control.said == "rollback":
             its = standings.get(control.line)
-            if its is not None:
+            if its is not None and not its.guards:  # a guard has answered nobody
                 self._to_list.append((due_ms, f"{control.line}/0", its.candidate.time_ms))
         elif isinstance(control, Live) and self.live is not None and control.of != self.live.epoch:
             left = f"{self.live.line}/{self.live.epoch}"

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.epoch_model import sized
-from experiments.lifecycle import Lifecycle, Standing
+from experiments.lifecycle import Lifecycle, Standing, is_guards_name
 from experiments.significance import Estimate
 from recsys.blueprint import feature_set
 from recsys.cli import plan as plans
@@ -26,7 +26,8 @@ from recsys.log import Append, Log, LogLost, LogUnavailable
 from recsys.open_log import open_log
 from recsys.records import CONTROL, Candidate, Control, Decision, Live, Wish, pack
 from training.candidates import affected
-from training.candidates.promoter import Promoter, answers_wish, numbers
+from training.candidates.case import numbers
+from training.candidates.promoter import Promoter, answers_wish
 from training.candidates.registry import Refused, Registry
 from training.candidates.sizes import size_of
 from training.control import ControlReader
@@ -71,8 +72,8 @@ def shadow(
     watch: Annotated[bool, typer.Option(help="Show it again every two seconds.")] = False,
     json: Annotated[bool, typer.Option(help="As JSON, for programs.")] = False,
 ) -> None:
-    """Shows each candidate beside live on the same examples. Differences are the candidate's gain; the bounds
-    hold however often one looks."""
+    """Shows each candidate beside live on the same examples, and while a new live line is guarded, what it
+    replaced. Differences are the candidate's gain; the bounds hold however often one looks."""
     with with_system(state) as (config, log):
         view, console = View(log, config), Console()
         while True:
@@ -136,6 +137,8 @@ def propose(
 def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> None:
     """Proposes a candidate to a system. Ends the command where it is refused."""
     with with_system(state) as (config, log):
+        if is_guards_name(name):
+            raise Refused(f"{name} is a name of a guard: add the candidate under another one")
         folder, features = registry.resolve(), feature_set(config)
         size = size_of(Registry(folder).provenance(name), config.model)
         own = sized(config, size)
@@ -166,7 +169,7 @@ def approve(
         control = ControlReader(log)
         control.turn()
         standing = control.lifecycle.standings.get(name)
-        if standing is None or not standing.at_work:
+        if standing is None or not standing.at_work or standing.guards:
             raise Refused(
                 f"{name} is {standing.stage if standing else 'not known'}: nothing to approve"
             )
@@ -176,7 +179,10 @@ def approve(
 
 def rollback(
     name: Annotated[
-        str, typer.Argument(help="A candidate at work; without: the canary, else what is live.")
+        str,
+        typer.Argument(
+            help="A candidate or guard at work; without: the canary, else what is live."
+        ),
     ] = "",
     reason: Annotated[str, typer.Option(help="What stands in the record.")] = "",
     state: StateOption = Path("state"),
@@ -193,7 +199,10 @@ def rollback(
         _say(log, wish)
         answer = _answer(control, wish)
         if isinstance(answer, Decision) and answer.said != "rollback":
-            raise Refused(answer.why)
+            if not answer.final:
+                raise Refused(answer.why)
+            typer.echo(f"{answer.line} is at its end: what is live stays, and nothing guards it")
+            return
         took_s = time.monotonic() - began_s
         what = (
             answer.line if isinstance(answer, Decision) else f"{answer.line}, epoch {answer.epoch}"

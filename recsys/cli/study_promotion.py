@@ -178,12 +178,29 @@ def promotion(
     sure: Annotated[
         bool, typer.Option("--sure", help="Both models take what they see for the truth.")
     ] = False,
+    guard: Annotated[
+        bool,
+        typer.Option("--guard", help="How often a new live line is taken back by itself, instead."),
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here.")
     ] = None,
 ) -> None:
-    """How often a candidate is promoted that is no better, and how soon one that is."""
-    found = measure(runs, most, auc_live, step, chosen, sure)
+    """How often a candidate is promoted that is no better, and how soon one that is; or, with --guard, a live
+    line taken back that is no worse, and how soon one that is."""
+    if guard:
+        from recsys.cli.study_guard import measure_guard, told
+
+        found = measure_guard(runs, auc_live, step, chosen, sure)
+        typer.echo("\n".join(told(found)))
+    else:
+        found = measure(runs, most, auc_live, step, chosen, sure)
+        _tell(found)
+    if json_file is not None:
+        json_file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _tell(found: dict[str, Any]) -> None:
     for name in ("equal", "worse", "better"):
         its = found[name]
         typer.echo(
@@ -195,5 +212,3 @@ def promotion(
         f"median examples until the better one is promoted: {better['median_examples_to_promote']}; "
         f"a fixed horizon needs {better['fixed_horizon_examples']}, known beforehand"
     )
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n")

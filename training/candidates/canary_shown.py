@@ -1,20 +1,26 @@
-"""What a canary and live have shown since it began to answer, and what viewers did with it."""
+"""What two lines have shown, and what viewers did with it: a canary's and live's lists in the same time, or
+those of a new live line and of the one before it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 
+from experiments.guard import served_rates
 from experiments.lifecycle import Standing
 from experiments.served import ServedRates
 from recsys.consumer import UNREADABLE, Consumer
 from recsys.hashing import Id, key_of
 from recsys.log import Log
 from recsys.promotion_config import PromotionConfig
-from recsys.records import EXAMPLES
+from recsys.records import EXAMPLES, Live
 from training.by_time import first_at
 
+BEFORE_MS: Final = (
+    1_800_000  # of what was shown before a line was live: longer, and times differ more
+)
 _READ: Final = 500
 _POLLS: Final = 20
 _MARGIN_MS: Final = 60_000  # examples of one partition come nearly in the order of their times
@@ -40,44 +46,38 @@ class _Row(NamedTuple):
     ranked: bool
 
 
-class Shown:
-    """Fills ``rates``. ``live``: line/epoch of what the canary is compared with."""
+class Settled:
+    """Examples of two lines, each known ``settle_s`` after it was shown. ``ours``, ``theirs``: line/epoch.
+
+    What took longer doesn't count, for both alike: quick swipes come first, so whatever began last would look
+    worse.
+    """
 
     def __init__(
-        self, log: Log, canary: Standing, live: str, labels: Sequence[str], rules: PromotionConfig
+        self, log: Log, ours: str, theirs: str, since_ms: int, labels: int, rules: PromotionConfig
     ) -> None:
-        self.canary = canary.line
-        self.rates = ServedRates(labels, rules.alpha, rules.canary_examples)
-        self._ours, self._theirs = f"{canary.line}/0", live
-        self._since_ms = canary.since_ms
+        self._ours, self._theirs, self._labels, self._since_ms = ours, theirs, labels, since_ms
         self._settle_ms = int(1000 * rules.settle_s)
-        self._labels = len(labels)
-        from_ms, partitions = self._since_ms - _MARGIN_MS, range(log.partitions(EXAMPLES))
+        from_ms, partitions = since_ms - _MARGIN_MS, range(log.partitions(EXAMPLES))
         places = {p: first_at(log, EXAMPLES, p, from_ms, _closed_ms) for p in partitions}
         self._consumer = Consumer(log, EXAMPLES, list(places), places)
         self._waiting: list[_Row] = []
-        self._first_ms: int | None = None  # when the canary first showed something
+        self.first_ms: int | None = None  # when ours first showed something
         self._newest_ms = 0
+        self.not_finite = 0  # of our predictions, settled or not
 
-    def read(self) -> None:
-        """Takes what is new, and counts what has settled."""
+    def read(self) -> list[_Row]:
+        """Takes what is new, and returns what has settled."""
         for _ in range(_POLLS):  # a few at a time: whoever decides has other things to look at
             records = self._consumer.poll(_READ)
             if not records:
                 break
             for _, record in records:
                 self._take(record.value)
-        if self._first_ms is None:  # what live showed before the canary's first doesn't count
-            self._waiting.clear()
-            return
-        first_ms, until_ms = self._first_ms, self._newest_ms - self._settle_ms
-        settled = [row for row in self._waiting if first_ms <= row.shown_ms <= until_ms]
+        until_ms = self._newest_ms - self._settle_ms
+        settled = [row for row in self._waiting if row.shown_ms <= until_ms]
         self._waiting = [row for row in self._waiting if row.shown_ms > until_ms]
-        if settled:
-            _, users, ours, labels, ranked = zip(*settled, strict=True)
-            self.rates.add(
-                np.array(users, np.int64), np.array(ours), np.array(labels), np.array(ranked)
-            )
+        return settled
 
     def _take(self, value: bytes) -> None:
         try:
@@ -86,15 +86,71 @@ class Shown:
             return
         self._newest_ms = max(self._newest_ms, its.closed_ms)
         ours = its.served_by == self._ours
-        late = its.closed_ms - its.shown_ms > self._settle_ms or its.shown_ms < self._since_ms
-        whole = len(its.labels) >= self._labels
-        if its.correction or late or not whole or not (ours or its.served_by == self._theirs):
+        if its.correction or not (ours or its.served_by == self._theirs):
             return
-        if ours and (self._first_ms is None or its.shown_ms < self._first_ms):
-            self._first_ms = its.shown_ms
+        self.not_finite += ours and not _is_finite(its.predicted)
+        late = its.closed_ms - its.shown_ms > self._settle_ms or its.shown_ms < self._since_ms
+        if late or len(its.labels) < self._labels:
+            return
+        if ours and (self.first_ms is None or its.shown_ms < self.first_ms):
+            self.first_ms = its.shown_ms
         labels = its.labels[: self._labels]
         row = _Row(its.shown_ms, key_of("user", its.user_id), ours, labels, bool(its.predicted))
         self._waiting.append(row)
+
+
+class Shown:
+    """Fills ``rates`` with what a canary has shown since it began to answer, beside ``live`` (line/epoch)."""
+
+    def __init__(
+        self, log: Log, canary: Standing, live: str, labels: Sequence[str], rules: PromotionConfig
+    ) -> None:
+        self.line = canary.line
+        self.rates = ServedRates(labels, rules.alpha, rules.canary_examples)
+        ours, since_ms = f"{canary.line}/0", canary.since_ms
+        self._settled = Settled(log, ours, live, since_ms, len(labels), rules)
+
+    def read(self) -> None:
+        """Takes what is new, and counts what has settled."""
+        rows, first_ms = self._settled.read(), self._settled.first_ms
+        # What live showed before the canary's first doesn't count.
+        _count(self.rates, [r for r in rows if first_ms is not None and r.shown_ms >= first_ms])
+
+
+class GuardShown:
+    """Fills ``rates`` with what a live line has shown since it is live, beside what the epoch before showed
+    in the half hour before that."""
+
+    def __init__(
+        self, log: Log, guard: Standing, live: Live, labels: Sequence[str], rules: PromotionConfig
+    ) -> None:
+        self.line = guard.line
+        self.rates = served_rates(labels, rules)
+        ours, theirs = f"{live.line}/{live.epoch}", f"{live.line}/{live.of}"
+        since_ms = live.time_ms - BEFORE_MS
+        self._settled = Settled(log, ours, theirs, since_ms, len(labels), rules)
+
+    @property
+    def not_finite(self) -> int:
+        """Examples of which live predicted something that isn't a finite number."""
+        return self._settled.not_finite
+
+    def read(self) -> None:
+        """Takes what is new, and counts what has settled."""
+        _count(self.rates, self._settled.read())
+
+
+def _count(rates: ServedRates, settled: Sequence[_Row]) -> None:
+    if settled:
+        _, users, ours, labels, ranked = zip(*settled, strict=True)
+        rates.add(np.array(users, np.int64), np.array(ours), np.array(labels), np.array(ranked))
+
+
+def _is_finite(predicted: bytes) -> bool:
+    """Of all that was predicted for an item; of one that no ranker scored nothing was."""
+    if len(predicted) % 4:
+        return True
+    return math.isfinite(float(np.frombuffer(predicted, np.float32).sum(dtype=np.float64)))
 
 
 def _closed_ms(example: bytes) -> int:

@@ -7,18 +7,16 @@ comes back after a kill, it folds the same records again and is where it was.
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
+import msgspec
 
-from experiments import gates
-from experiments.comparison import Compared, Comparison, Paired
-from experiments.lifecycle import CANARY, TAKING_OVER, Lifecycle, Standing
+from experiments.guard import GuardEvidence, judge_guard
+from experiments.lifecycle import CANARY, TAKING_BACK, TAKING_OVER, Lifecycle, Standing
 from experiments.promotion import Decision as Judged
-from experiments.promotion import Evidence, Hold, Promote, Rollback, comparison, judge
-from experiments.served import ServedRates
+from experiments.promotion import Evidence, Hold, Promote, Rollback, judge
 from parameter_server import snapshots
 from recsys.config import Config
 from recsys.consumer import UNREADABLE
@@ -27,7 +25,6 @@ from recsys.log import Log
 from recsys.records import (
     EXAMPLES,
     SCORES,
-    Candidate,
     Control,
     Decision,
     Live,
@@ -35,39 +32,18 @@ from recsys.records import (
     Wish,
     unpack,
 )
-from training.candidates.canary_shown import Shown
+from training.candidates.canary_shown import GuardShown, Shown
+from training.candidates.case import Case, begun, numbers
 from training.line import MAIN
 from training.lineage import CAUGHT_UP, Lineage, last_steps, newest_step, starts_after
 
 _READ: Final = 500
-_LATELY: Final = 2  # times ``least_examples``: how far back "lately" goes, at the most
 _LOG: Final = logging.getLogger(__name__)
 _APPROVE, _ROLLBACK = "approve", "rollback"
 
 
 class CantGoBack(ValueError):
     """Nothing to go back to, or not from here; says why."""
-
-
-@dataclass
-class Case:
-    """All that is known of one candidate: since it was proposed, and lately, since its stage began or a few
-    thousand examples ago, so that a long good past hides nothing."""
-
-    comparison: Comparison | None
-    recent: Comparison | None
-    scores: gates.Scores = field(default_factory=gates.Scores)
-    recent_scores: gates.Scores = field(default_factory=gates.Scores)
-    served: ServedRates | None = None
-    figures: dict[str, float] = field(default_factory=dict)
-    refused: str = ""
-    step: int = 0
-    said: str = ""  # the newest judgement that was told
-    ended: Compared | None = None  # what was known at its end
-
-    @property
-    def compared(self) -> Compared:
-        return self.ended or (self.comparison or Comparison()).result()
 
 
 class Promoter:
@@ -87,6 +63,7 @@ class Promoter:
         self._wishes: list[Wish] = []
         self._scores = log.begin(SCORES, 0)
         self._shown: Shown | None = None  # what the canary that answers now has shown
+        self._guard_shown: GuardShown | None = None  # what live has shown, while it is guarded
 
     # --- folding ---
 
@@ -101,28 +78,27 @@ class Promoter:
         elif isinstance(said, Live | Decision):
             self._wishes = [wish for wish in self._wishes if not answers_wish(wish, said)]
         self.lifecycle.fold(said)
-        if isinstance(said, Candidate):
-            self.cases.setdefault(said.line, self._case())
-        elif isinstance(said, Decision) and said.line in self.cases:
+        if isinstance(said, Decision) and said.line in self.cases:
             self._moved(said)
         if len(self.lifecycle.lives) > lives:  # what was compared was compared with another
             self._shown = self._adopted = None
-            self.cases = {line: self._anew(case) for line, case in self.cases.items()}
+            self.cases = {line: self._anew(line, case) for line, case in self.cases.items()}
+        for line in self.lifecycle.standings.keys() - self.cases.keys():
+            self.cases[line] = self._case(line)
 
     def _moved(self, said: Decision) -> None:
         """A candidate is at another stage: from now on it is judged by that alone, too."""
         case = self.cases[said.line]
         if said.said == "promote":
-            case.recent, case.recent_scores = comparison(self._rules), gates.Scores()
-        elif said.final or said.said == "rollback":
-            case.ended = case.compared  # the numbers stay, what they were made of goes
-            case.comparison = case.recent = None
+            case.begin_lately(self._rules)
+        elif (said.final or said.said == "rollback") and not case.ended:
+            case.end()
 
-    def _anew(self, case: Case) -> Case:
-        return case if case.ended else replace(self._case(), refused=case.refused)
+    def _anew(self, line: str, case: Case) -> Case:
+        return case if case.ended else replace(self._case(line), refused=case.refused)
 
-    def _case(self) -> Case:
-        return Case(comparison(self._rules), comparison(self._rules))
+    def _case(self, line: str) -> Case:
+        return begun(self._rules, bool(self.lifecycle.standings[line].guards))
 
     @property
     def _epoch(self) -> int:
@@ -139,11 +115,17 @@ class Promoter:
         self.read()
         found: list[Control] = [*self._granted()]
         if not found:
-            for standing in self.lifecycle.at_work:
+            for standing in sorted(self.lifecycle.at_work, key=self._place):
                 found.extend(self._decide(standing))
                 if found:
                     break  # one at a time: each changes what the next rests on
         return found
+
+    def _place(self, standing: Standing) -> tuple[bool, float]:
+        """Guards first: what a bad line gives way to is what was before it, not the next candidate. Of
+        several candidates that have proved themselves, the one that gained most."""
+        gained = self.cases[standing.line].compared.loss.mean
+        return not standing.guards, math.inf if math.isnan(gained) else -gained
 
     def _read_scores(self) -> None:
         while records := self._log.read(SCORES, 0, self._scores, _READ):
@@ -162,48 +144,49 @@ class Promoter:
         case.refused = said.refused or case.refused
         if said.against != (MAIN, self._epoch) or 0 <= said.step <= case.step:
             return
-        case.step = max(case.step, said.step)
-        if case.comparison is None or case.recent is None:
-            return
-        pairs, hits = pairs_of(said), np.frombuffer(said.hits, np.uint8)
-        for scores in (case.scores, case.recent_scores):
-            scores.add(pairs.live_N, pairs.candidate_N, pairs.labels_N)
-        if case.recent.examples > _LATELY * self._rules.least_examples:
-            case.recent, case.recent_scores = comparison(self._rules), gates.Scores()
-        pairs, users = finite(pairs), np.frombuffer(said.hit_users, np.int64)
-        for its in (case.comparison, case.recent):
-            its.add(pairs)
-            if len(hits):
-                its.add_hits(users, (hits & 1) > 0, (hits & 2) > 0)
+        case.take(said, self._rules)
 
     def _read_shown(self) -> None:
-        """What viewers do with the canary's lists and with live's, from its first on."""
+        """What viewers do with the canary's lists and with live's, from its first on; and with those of a
+        live line that is guarded."""
+        self._read_guarded()
         canary = self.lifecycle.canary
         if canary is None:
             self._shown = None
             return
-        if self._shown is None or self._shown.canary != canary.line:
+        if self._shown is None or self._shown.line != canary.line:
             live = f"{MAIN}/{self._epoch}"
             self._shown = Shown(self._log, canary, live, self._labels, self._rules)
             self.cases[canary.line].served = self._shown.rates
         self._shown.read()
+
+    def _read_guarded(self) -> None:
+        guards = [its for its in self.lifecycle.at_work if its.guards]
+        if not guards:
+            self._guard_shown = None
+            return
+        (guard,) = guards  # each live record ends those before
+        case = self.cases[guard.line]
+        if self._guard_shown is None or self._guard_shown.line != guard.line:
+            live = self.lifecycle.of_guard(guard)
+            self._guard_shown = GuardShown(self._log, guard, live, self._labels, self._rules)
+            case.served = self._guard_shown.rates
+        self._guard_shown.read()
+        case.not_finite = self._guard_shown.not_finite
 
     # --- deciding ---
 
     def evidence(self, standing: Standing) -> Evidence:
         """All that is known of a candidate now."""
         case = self.cases[standing.line]
-        failed = [case.refused] if case.refused else []
-        if not case.ended:
-            sizes, picks = _sizes(case.figures), _picks(case.figures)
-            failed += gates.failures(case.scores, self._rules, sizes, picks)
-            failed += gates.failures(case.recent_scores, self._rules)
+        if standing.guards:
+            return case.guard_evidence(standing.stage)
         return Evidence(
             CANARY if standing.stage == TAKING_OVER else standing.stage,
             case.compared,
-            tuple(dict.fromkeys(failed)),
+            tuple(case.failed(self._rules)),
             case.served.result() if case.served is not None else None,
-            Compared() if case.recent is None else case.recent.result(),
+            case.lately,
             self._retrieves,
         )
 
@@ -211,14 +194,21 @@ class Promoter:
         """What would be decided of a candidate now, and why; nothing is."""
         if standing.stage == TAKING_OVER:
             return "its snapshot is being written"
+        if standing.stage == TAKING_BACK:
+            return standing.why
         decided = self._decide(standing)
         if isinstance(decided[0] if decided else None, Decision):
             return decided[0].why  # type: ignore[union-attr]
         return self.cases[standing.line].said
 
     def _decide(self, standing: Standing) -> list[Control]:
+        if standing.stage == TAKING_BACK:
+            return self._take_back(standing)
         evidence = self.evidence(standing)
-        said = judge(evidence, self._rules)
+        if isinstance(evidence, GuardEvidence):
+            said: Judged = judge_guard(evidence, self._rules)
+        else:
+            said = judge(evidence, self._rules)
         if standing.stage == TAKING_OVER and not isinstance(said, Rollback):
             return self._live(standing)
         if isinstance(said, Rollback):
@@ -255,7 +245,7 @@ class Promoter:
             Live(
                 line=MAIN, epoch=standing.epoch, reason=standing.why, time_ms=self._clock(),
                 since=steps[-1], of=self._epoch, candidate=standing.line,
-                size=standing.candidate.size,
+                size=standing.candidate.size, guarded=self._rules.guard_examples > 0,
             )
         ]  # fmt: skip
 
@@ -267,7 +257,11 @@ class Promoter:
         standing = self.lifecycle.standings.get(wish.line)
         why = wish.reason or "a person asked for it"
         if standing is not None and standing.at_work:
-            return [self._told(standing, Rollback(why, self.evidence(standing)))]
+            evidence = self.evidence(standing)
+            if not standing.guards:
+                return [self._told(standing, Rollback(why, evidence))]
+            ended = self._told(standing, Hold(True, why, evidence))  # what is live stays
+            return [msgspec.structs.replace(ended, to=_ROLLBACK)]
         if wish.line != f"{MAIN}/{self._epoch}":
             over = f"{wish.line} is over, or not known" if wish.line else "it says of what"
             return [_refusal(wish, f"{over}; what is live is {MAIN}/{self._epoch}", self._clock())]
@@ -275,6 +269,20 @@ class Promoter:
             return [self._back(why)]
         except (CantGoBack, snapshots.NoSnapshot, OSError) as error:
             return [_refusal(wish, f"{wish.line} can't go back: {error}", self._clock())]
+
+    def _take_back(self, standing: Standing) -> list[Control]:
+        """What the guard stands for is live again. Where it can't be, it ends."""
+        try:
+            return [self._back(f"{standing.line}: {standing.why}")]
+        except OSError as error:  # a full disk, a folder that is away: it may come back
+            self.cases[standing.line].said = f"waits: {error}"
+            _LOG.warning(
+                "%s can't take %s/%d back yet: %s", standing.line, MAIN, self._epoch, error
+            )
+            return []
+        except (CantGoBack, snapshots.NoSnapshot) as error:
+            why = f"{standing.why}; but {MAIN}/{self._epoch} can't go back: {error}"
+            return [self._told(standing, Hold(True, why, self.evidence(standing)))]
 
     def _back(self, why: str) -> Live:
         """The live line as it was before its newest promotion. Raises CantGoBack, NoSnapshot, OSError."""
@@ -337,66 +345,3 @@ def answers_wish(wish: Wish, said: Live | Decision) -> bool:
 
 def _refusal(wish: Wish, why: str, now_ms: int) -> Decision:
     return Decision(line=wish.line, said="hold", to=_ROLLBACK, why=why, time_ms=now_ms)
-
-
-def pairs_of(said: Scores) -> Paired:
-    """The arrays of a record."""
-    bits = np.frombuffer(said.segments, np.int64)
-    return Paired(
-        np.frombuffer(said.users, np.int64),
-        np.frombuffer(said.live, np.float32).astype(np.float64),
-        np.frombuffer(said.candidate, np.float32).astype(np.float64),
-        np.frombuffer(said.labels, np.uint8).astype(np.float64),
-        {name: (bits >> n & 1).astype(np.bool_) for n, name in enumerate(said.names)},
-        np.frombuffer(said.weights, np.float32).astype(np.float64) if said.weights else None,
-    )
-
-
-def finite(pairs: Paired) -> Paired:
-    """Without what the candidate gave no number for."""
-    fine = np.isfinite(pairs.candidate_N) & np.isfinite(pairs.live_N)
-    if fine.all():
-        return pairs
-    return Paired(
-        pairs.users_N[fine],
-        pairs.live_N[fine],
-        pairs.candidate_N[fine],
-        pairs.labels_N[fine],
-        {name: mask[fine] for name, mask in pairs.segments.items()},
-        None if pairs.weights_N is None else pairs.weights_N[fine],
-    )
-
-
-def numbers(evidence: Evidence) -> dict[str, float]:
-    """The evidence as it is written down; what isn't known is left out."""
-    its = evidence.compared
-    found = {
-        "examples": its.examples, "users": its.users, "live_loss": its.live_loss,
-        "live_calibration": its.live_calibration, "calibration": its.candidate_calibration,
-    }  # fmt: skip
-    estimates = {"loss": its.loss, "auc": its.auc, "user auc": its.user_auc, "recall": its.recall}
-    estimates |= {f"loss in {name}": e for name, e in its.segments.items()}
-    if evidence.served is not None:
-        found |= {"shown": evidence.served.examples, "degraded": evidence.served.degraded}
-        estimates |= {f"share of {kind}": e for kind, e in evidence.served.gained.items()}
-    for name, estimate in estimates.items():
-        found |= {
-            f"{name} gained": estimate.mean,
-            f"{name} at least": estimate.low,
-            f"{name} at most": estimate.high,
-        }
-    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
-
-
-def _sizes(figures: dict[str, float]) -> tuple[gates.Size, gates.Size] | None:
-    names = ("live_rank_us", "live_bytes", "rank_us", "bytes")
-    if not all(name in figures for name in names):
-        return None
-    live_us, live_bytes, us, nbytes = (figures[name] for name in names)
-    return gates.Size(live_us, live_bytes), gates.Size(us, nbytes)
-
-
-def _picks(figures: dict[str, float]) -> gates.Picks | None:
-    if "picks" not in figures or "live_picks" not in figures:
-        return None
-    return gates.Picks(figures["live_picks"], figures["picks"], int(figures.get("pickers", 0)))

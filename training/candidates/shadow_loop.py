@@ -1,4 +1,5 @@
-"""Shadows as a part: every candidate at work follows the live line's steps, in this one process.
+"""Shadows as a part: every candidate at work follows the live line's steps, in this one process; and so does
+what was live before, where it guards against what replaced it.
 
 What they said goes to ``scores``, where the director reads it. A candidate that answers as canary publishes
 its deltas like any line, from a snapshot on; one that takes over is written as the snapshot that the live
@@ -104,6 +105,10 @@ class ShadowLoop(Turns):
         self._items: Items | None = None
         self._written: set[tuple[str, int]] = set()
         self._publishing: set[str] = set()
+        self._control.turn()
+        for its in self._lifecycle.standings.values():
+            if its.guards and not its.at_work:  # it may have ended while nobody looked
+                self._forget(its.line)
         self._told = {said.line: said.step for said in readable(self._log, SCORES, _Said)}
 
     def _turn(self) -> int:
@@ -203,7 +208,8 @@ class ShadowLoop(Turns):
     # --- where a candidate begins ---
 
     def _begin(self, standing: Standing) -> Shadow:
-        """From its own newest snapshot; at first from the registry. Raises Refused, LogLost.
+        """From its own newest snapshot; at first from the registry, or a guard from the newest of the epoch
+        that it is. Raises Refused, LogLost, NoSnapshot.
 
         What it is asked about begins after what it was trained on, in all partitions.
         """
@@ -213,14 +219,16 @@ class ShadowLoop(Turns):
         if own is not None:
             shard = mapped_shard(spec, dense, own)
         else:
-            shard = mapped_shard(spec, dense, *self._from_registry(standing, config.model))
+            from_ = self._from_before if standing.guards else self._from_registry
+            shard = mapped_shard(spec, dense, *from_(standing, config.model))
         learns = standing.candidate.learns
         shadow = Shadow(
             self._log, config, self._features, line, shard, self._lifecycle.lives, learns
         )
-        with suppress(Refused):  # a registry that is away says nothing of one that is at work
-            its = Registry(standing.candidate.registry).provenance(line)
-            shadow.unseen_from = 1 + self._last_known(its.offsets)[1] if its.log_id else 0
+        if not standing.guards:
+            with suppress(Refused):  # a registry that is away says nothing of one that is at work
+                its = Registry(standing.candidate.registry).provenance(line)
+                shadow.unseen_from = 1 + self._last_known(its.offsets)[1] if its.log_id else 0
         self._save(shadow)
         return shadow
 
@@ -239,6 +247,17 @@ class ShadowLoop(Turns):
         step = self._last_known(its.offsets)[0]
         self._check_there(step + 1)
         return snapshot, step
+
+    def _from_before(self, guard: Standing, _: ModelConfig) -> tuple[snapshots.Snapshot, int]:
+        """What was live before: its newest snapshot. The steps that it learned after that are the new epoch's
+        too, so it learns them again, and then goes on as it would have. Raises NoSnapshot, LogLost."""
+        before = self._lifecycle.of_guard(guard).of
+        found = snapshots.latest(self._folder, MAIN, before)
+        if found.snapshot is None:
+            where = f"{self._folder}/{MAIN} of epoch {before}"
+            raise snapshots.NoSnapshot(where, found.reasons)
+        self._check_there(found.snapshot.step + 1)
+        return found.snapshot, found.snapshot.step
 
     def _last_step(self) -> int:
         """The newest step of the live line."""
@@ -317,6 +336,10 @@ class ShadowLoop(Turns):
         oldest = min(
             snapshots.complete_steps(self._folder, shadow.line, 0), default=shadow.shard.applied
         )
+        standing = self._lifecycle.standings[shadow.line]
+        if standing.guards:  # and what is learned again where the live line goes back
+            before = self._lifecycle.of_guard(standing).of
+            oldest = min([oldest, *snapshots.complete_steps(self._folder, MAIN, before)[-1:]])
         lineage = Lineage(self._log, MAIN, self._lifecycle.lives)
         starts = starts_after(lineage, oldest)
         for partition in range(self._log.partitions(EXAMPLES)):
@@ -326,10 +349,18 @@ class ShadowLoop(Turns):
             self._log.hold(name, EXAMPLES, partition, max(start, begin))
 
     def _end(self, line: str) -> None:
-        """A candidate is at an end: what it kept goes, but what past answers are explained by."""
+        """A candidate is at an end: what it kept goes, but what past answers are explained by:
+        a guard has answered nobody."""
         del self._shadows[line]
         self._looks.pop(line, None)
         self._publishing.discard(line)
+        self._log.release(f"{PART}/{line}", EXAMPLES)
+        if self._lifecycle.standings[line].guards:
+            self._forget(line)
+
+    def _forget(self, line: str) -> None:
+        """Nothing of a guard that ended is asked for any more."""
+        snapshots.remove(self._folder, line)
         self._log.release(f"{PART}/{line}", EXAMPLES)
 
     def _refuse(self, line: str, reason: str) -> None:

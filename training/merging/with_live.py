@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.epoch_model import config_at
 from experiments.lifecycle import Lifecycle
 from parameter_server import snapshots
 from parameter_server.durable import load_shard
@@ -70,14 +71,18 @@ class LiveMerge:
         lifecycle: Lifecycle,
         now_ms: int,
     ) -> None:
-        self._unlearned = lifecycle.unlearned
-        self._log, self._config, self._features = log, config, features
+        live = lifecycle.live
+        epoch = live.epoch if live is not None else 0
+        self._unlearned, self._config = (
+            lifecycle.unlearned,
+            config_at(config, lifecycle, MAIN, epoch),
+        )
+        self._log, self._features = log, features
         lives = [live for live in lifecycle.lives if live.line == MAIN]
         self._lives, self._now_ms = lives, now_ms
-        self._model = build_model(features, config.model)
+        self._model = build_model(features, self._config.model)
         self._lineage = Lineage(log, MAIN, self._lives)
         self._folder = Path(config.state) / "snapshots"
-        epoch = self._lives[-1].epoch if self._lives else 0
         found, reasons = snapshots.latest(self._folder, MAIN, epoch)
         if found is None:
             why = "; ".join(reasons) or "none was taken yet"

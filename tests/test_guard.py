@@ -1,0 +1,183 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from experiments import guard
+from experiments.comparison import Compared, Paired
+from experiments.guard import GuardEvidence, Missed, judge_guard
+from experiments.lifecycle import SHADOW
+from experiments.promotion import Hold, Rollback, Served
+from experiments.significance import Estimate
+from recsys.cli.study_guard import Course, run_once
+from recsys.cli.study_promotion import Pair
+from recsys.promotion_config import PromotionConfig
+
+RULES = PromotionConfig()
+EQUAL = Compared(
+    examples=5_000,
+    users=400,
+    loss=Estimate(0.0, -0.004, 0.004, 5_000),
+    auc=Estimate(0.0, -0.01, 0.01, 5_000),
+    user_auc=Estimate(0.0, -0.01, 0.01, 5_000),
+    live_calibration=1.0,
+    candidate_calibration=1.02,
+)
+FINE = GuardEvidence(SHADOW, EQUAL, recent=EQUAL, served=Served(5_000, 5_000))
+
+
+def test_a_line_as_good_as_what_it_replaced_is_guarded_to_the_end_and_stays() -> None:
+    said = judge_guard(FINE, RULES)
+    assert isinstance(said, Hold) and not said.final
+    assert said.why.startswith("5000 of 20000 examples compared, nothing against what is live")
+    at_end = replace(FINE, compared=replace(EQUAL, examples=20_000))
+    said = judge_guard(at_end, RULES)
+    assert isinstance(said, Hold) and said.final and said.evidence is at_end
+
+
+def test_nothing_is_said_without_evidence() -> None:
+    said = judge_guard(GuardEvidence(SHADOW), RULES)
+    assert isinstance(said, Hold) and not said.final
+
+
+BY_MORE = Estimate(0.05, 0.021, 0.08, 5_000)  # by more than any margin but recall's
+BY_LESS = Estimate(0.009, 0.005, 0.013, 5_000)  # known to be worse, but within the margins
+
+
+@pytest.mark.parametrize(
+    "worse, what",
+    [
+        ({"loss": BY_MORE}, "log loss is worse"),
+        ({"auc": BY_MORE}, "AUC is worse"),
+        ({"user_auc": BY_MORE}, "AUC within users is worse"),
+        ({"recall": BY_MORE}, "share retrieved"),
+        ({"segments": {"new viewers": BY_MORE}}, "log loss in new viewers is worse"),
+    ],
+)
+@pytest.mark.parametrize("when", ["compared", "recent"])
+def test_known_to_be_worse_by_more_than_a_margin_is_taken_back(
+    worse: dict[str, Estimate], what: str, when: str
+) -> None:
+    evidence = replace(FINE, **{when: replace(EQUAL, **worse)})
+    said = judge_guard(evidence, RULES)
+    assert isinstance(said, Rollback) and what in said.why and said.evidence is evidence
+    assert said.why.startswith("lately live's" if when == "recent" else "live's")
+
+
+@pytest.mark.parametrize(
+    "worse",
+    [{"loss": BY_LESS}, {"auc": BY_LESS}, {"segments": {"new viewers": BY_LESS}},
+     {"loss": Estimate(0.3, 0.0, 0.6)}],
+)  # fmt: skip
+def test_what_may_come_of_what_live_chose_to_show_takes_nothing_back(
+    worse: dict[str, Estimate],
+) -> None:
+    assert isinstance(judge_guard(replace(FINE, compared=replace(EQUAL, **worse)), RULES), Hold)
+
+
+def test_a_guard_that_is_broken_ends_whatever_it_says_of_live() -> None:
+    broken = replace(
+        FINE, failed=("3 of its scores aren't finite",), compared=Compared(loss=BY_MORE)
+    )
+    said = judge_guard(broken, RULES)
+    assert isinstance(said, Hold) and said.final
+    assert said.why == "what it replaced can't take its place: 3 of its scores aren't finite"
+
+
+@pytest.mark.parametrize(
+    "served, why",
+    [
+        (
+            Served(1_000, 500, degraded=0.08, live_degraded=0.02),
+            "8.0% of live's lists went without",
+        ),
+        (Served(100, 900, {"like": Estimate(-0.2, -0.25, -0.11)}), "fewer like than before"),
+    ],
+)
+def test_what_live_itself_shows_may_take_it_back(served: Served, why: str) -> None:
+    said = judge_guard(replace(FINE, served=served), RULES)
+    assert isinstance(said, Rollback) and why in said.why
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        Served(999, 500, degraded=0.5),  # too few lists to say
+        Served(1_000, 500, degraded=0.08, live_degraded=0.04),  # nearly as many before
+        Served(100, 900, {"like": Estimate(-0.2, -0.3, -0.09)}),  # times differ
+    ],
+)
+def test_what_was_so_before_or_may_be_chance_takes_nothing_back(served: Served) -> None:
+    assert isinstance(judge_guard(replace(FINE, served=served), RULES), Hold)
+
+
+def test_predictions_that_are_no_numbers_take_it_back_at_once() -> None:
+    said = judge_guard(GuardEvidence(SHADOW, not_finite=2), RULES)
+    assert isinstance(said, Rollback) and said.why == "2 of live's predictions aren't finite"
+
+
+def predictions(live: float, happens: float, size: int = 4_000) -> Paired:
+    draw = np.random.default_rng(3)
+    labels_N = (draw.random(size) < happens).astype(np.float64)
+    return Paired(np.arange(size) % 500, np.full(size, live), np.full(size, happens), labels_N)
+
+
+@pytest.mark.parametrize(
+    "live, happens, over, under",
+    [
+        (0.5, 0.25, True, False),
+        (0.1, 0.25, False, True),
+        (0.3, 0.25, False, False),
+        (0.21, 0.25, False, False),
+    ],
+)
+def test_predictions_far_from_what_happens_are_known(
+    live: float, happens: float, over: bool, under: bool
+) -> None:
+    """By 1.5 times, as the rules have it."""
+    calibration = guard.Calibration(RULES)
+    calibration.add(predictions(live, happens))
+    missed = calibration.result()
+    assert (missed.over.low > 0, missed.under.high < 0) == (over, under)
+
+
+@pytest.mark.parametrize("other, back", [(1.1, True), (2.0, False), (float("nan"), False)])
+def test_a_world_that_both_mistake_takes_nothing_back(other: float, back: bool) -> None:
+    far = Missed(over=Estimate(0.1, 0.05, 0.15), under=Estimate(0.2, 0.1, 0.3))
+    compared = replace(EQUAL, live_calibration=1.9, candidate_calibration=other)
+    said = judge_guard(replace(FINE, compared=compared, missed=far), RULES)
+    assert isinstance(said, Rollback) == back
+    assert not back or "live's predictions are 1.900 of what happens" in said.why
+
+
+def test_weights_of_those_that_stand_for_others_count() -> None:
+    """A negative that stands for four: without its weight, live would look far too low."""
+    labels_N = np.tile([1.0, 0.0], 1_000)
+    weights_N = np.where(labels_N > 0, 1.0, 4.0)
+    pairs = Paired(np.arange(2_000) % 500, np.full(2_000, 0.2), np.full(2_000, 0.2), labels_N)
+    for weights, low in ((weights_N, False), (None, True)):
+        calibration = guard.Calibration(RULES)
+        calibration.add(replace(pairs, weights_N=weights))
+        assert (calibration.result().under.high < 0) == low
+
+
+@pytest.mark.slow
+def test_an_equal_line_is_taken_back_seldom_even_without_margins() -> None:
+    """At every step of 3,000 examples: alpha is 0.1 of all that is looked at, so of 60 runs 6 are expected at
+    the most; the bounds are wider than they need be, and none of these is taken back."""
+    rules = replace(
+        RULES, alpha=0.1, guard_examples=3_000, least_examples=1_000, guard_auc_margin=0.0,
+        guard_loss_margin=0.0, segment_margin=0.0, guard_engagement_margin=0.0,
+    )  # fmt: skip
+    equal = Course(Pair(0.8, 0.8), Pair(0.8, 0.8))
+    assert sum(run_once(equal, seed, rules).how == "back" for seed in range(60)) <= 3
+
+
+@pytest.mark.slow
+def test_a_line_that_breaks_while_it_is_guarded_is_taken_back() -> None:
+    equal, broken = Pair(0.8, 0.8), Pair(3.0, 0.8)
+    rules = replace(RULES, guard_examples=12_000)
+    for chosen in (False, True):
+        ended = run_once(Course(equal, broken, 6_000), 1, rules, chosen)
+        assert ended.how == "back" and 6_000 < ended.examples < 9_000
+        assert run_once(Course(equal, equal), 1, rules, chosen).how == "stays"

@@ -1,0 +1,227 @@
+"""What was live guards against what replaced it, in one process: the parts' own classes, called in turn."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from experiments.lifecycle import Standing
+from parameter_server import snapshots
+from parameter_server.mapped import mapped_shard
+from parameter_server.shard import Shard
+from recsys.blueprint import build_model
+from recsys.cli.promotion_run import LIST, Change, PromotionRun, config_of
+from recsys.cli.shadow import View
+from recsys.consumer import readable
+from recsys.records import EXAMPLES, SCORES, Decision, Scores
+from training.candidates.affected import Affected, affected, file_of
+from training.candidates.shadow import Shadow
+from training.line import MAIN
+
+pytestmark = pytest.mark.slow
+GUARD = "guard-1"
+
+
+async def promoted(folder: Path, changes: tuple[Change, ...] = (), **rules: Any) -> PromotionRun:
+    """A good candidate is live since a moment, by hand; what was written as its epoch's beginning may be
+    changed: then it has turned bad between canary and live."""
+    run = PromotionRun(config_of(folder, **rules))
+    await run.start()
+    await run.show(40)
+    run.propose("cand-1", run.trained())
+    run.system.shadow._become = turned(run, run.system.shadow._become, changes)  # type: ignore[method-assign]
+    await run.show(5)
+    run.say(Decision(line="cand-1", said="promote", to="all", epoch=1, why="it looks good"))
+    while run.lifecycle.live.epoch == 0:  # type: ignore[union-attr]
+        await run.show(1)
+    return run
+
+
+def turned(run: PromotionRun, become: Callable[..., None], changes: tuple[Change, ...]) -> Any:
+    folder = Path(run.config.state) / "snapshots"
+
+    def worse(shadow: Shadow, epoch: int) -> None:
+        become(shadow, epoch)
+        its = snapshots.latest(folder, MAIN, epoch).snapshot
+        assert its is not None
+        for part in range(its.parts):
+            arrays = {name: np.array(values) for name, values in its.read(part).items()}
+            for change in changes:
+                change(arrays)
+            where = (folder, MAIN, epoch, its.step, part, its.parts)
+            snapshots.write_part(*where, arrays, its.meta(part))
+
+    return worse
+
+
+def guard_of(run: PromotionRun) -> Standing:
+    return run.lifecycle.standings[GUARD]
+
+
+def noise(arrays: dict[str, Any]) -> None:
+    arrays["table/features/values"] += draws(arrays["table/features/values"].shape)
+    if "dense/values" in arrays:
+        for name in ("dense/values", "dense/averaged"):
+            arrays[name] += draws(arrays[name].shape)
+
+
+def draws(shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
+
+
+def forgotten(arrays: dict[str, Any]) -> None:
+    for name in ("table/features/values", "dense/values", "dense/averaged"):
+        if name in arrays:
+            arrays[name][:] = 0
+
+
+@pytest.mark.parametrize("change", [noise, forgotten])
+def test_a_line_that_turns_bad_once_it_is_live_is_taken_back_by_itself(
+    tmp_path: Path, change: Change
+) -> None:
+    async def scenario() -> None:
+        run = await promoted(tmp_path, (change,))
+        live = run.lifecycle.live
+        while run.lifecycle.live is live and len(run.answers) < 400:
+            await run.show(1)
+        back = run.lifecycle.live
+        assert (back.epoch, back.of, back.candidate, back.guarded) == (2, 0, "", False)
+        assert back.reason.startswith(f"{GUARD}: live's ") and guard_of(run).stage == "ended"
+        bad = [a for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
+        shown = len(bad) * LIST
+        assert 0 < shown <= 250, (
+            f"{shown} items were shown by it"
+        )  # 170; 30 users are needed at least
+        # Exactly the requests that it answered are listed, and nothing of them is learned any more.
+        await run.show(30)
+        assert run.answers[-1].stamp.epoch == 2 and run.lifecycle.live is back
+        assert [its for its in run.lifecycle.at_work if its.guards] == []
+        bad = [a for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
+        found = affected(run.system.log, "main/1", live.time_ms, run.lifecycle.lives)
+        assert sorted(a.request_id for a in found.requests) == sorted(a.request_id for a in bad)
+        assert found.complete and sum(step.learned for step in found.steps) == 0
+        written = msgspec.json.decode(file_of(tmp_path, "main/1").read_bytes(), type=Affected)
+        assert written.requests == found.requests
+        assert not file_of(tmp_path, f"{GUARD}/0").exists()
+        assert not (tmp_path / "snapshots" / GUARD).exists()
+        assert f"shadow/{GUARD}" not in run.system.log.holds(EXAMPLES, 0)
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_good_one_stays_over_the_guarded_time(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = await promoted(tmp_path, guard_examples=600)
+        view = View(run.system.log, run.config)
+        await run.show(60)
+        row = view.turn()[-1]
+        assert (row["line"], row["kind"], row["stage"]) == (GUARD, "guard", "shadow")
+        assert "of 600 examples compared, nothing against what is live" in row["why"]
+        assert (
+            row["examples"] > 100 and row["loss gained"] < 0
+        )  # live is better than what it replaced
+        held = run.system.log.holds(EXAMPLES, 0)
+        assert f"shadow/{GUARD}" in held
+        for _ in range(40):
+            if guard_of(run).stage != "shadow":
+                break
+            await run.show(10)
+        assert run.lifecycle.live.epoch == 1 and guard_of(run).stage == "ended"
+        assert "examples compared, nothing against what is live" in guard_of(run).why
+        await run.show(2)
+        assert GUARD not in run.system.shadow.shadows
+        assert f"shadow/{GUARD}" not in run.system.log.holds(EXAMPLES, 0)
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_guard_is_what_the_line_would_have_been(tmp_path: Path) -> None:
+    """It learns the new epoch's records after an earlier snapshot as the old epoch learned its own."""
+
+    async def scenario() -> None:
+        run = await promoted(tmp_path)
+        await run.show(5)
+        folder, system = tmp_path / "snapshots", run.system
+        first, last = (snapshots.complete_steps(folder, MAIN, 0)[n] for n in (-3, -1))
+        assert first < last
+
+        def at(step: int) -> Shard:
+            found = snapshots.latest(folder, MAIN, 0, step).snapshot
+            assert found is not None
+            dense = build_model(system.features, run.config.model).read_dense()
+            return mapped_shard(system.shadow._spec(GUARD), dense, found, step)
+
+        guard = Shadow(
+            system.log, run.config, system.features, GUARD, at(first), run.lifecycle.lives
+        )
+        while guard.step < last:
+            assert guard.turn() is not None
+        ours, theirs = (in_order(shard) for shard in (guard.shard, at(last)))
+        assert ours.keys() == theirs.keys()
+        for name, values in ours.items():
+            np.testing.assert_array_equal(values, theirs[name], name)
+        await system.stop()
+
+    asyncio.run(scenario())
+
+
+def in_order(shard: Shard) -> dict[str, Any]:
+    """What a shard holds of rows and dense parameters, rows by their keys."""
+    arrays, _ = shard.export()
+    order = np.argsort(arrays["table/features/keys"])
+    rows = {
+        n: v[order]
+        for n, v in arrays.items()
+        if n.startswith("table/features/") and len(v) == len(order)
+    }
+    return rows | {n: v for n, v in arrays.items() if n.startswith("dense/")}
+
+
+def test_a_shadow_that_was_killed_says_the_same_of_a_guard_and_says_it_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = await promoted(tmp_path)
+        await run.show(20)
+        first = [s for s in readable(run.system.log, SCORES, Scores) if s.line == GUARD]
+        assert first and {s.against for s in first} == {(MAIN, 1)}
+        before = run.system.shadow.shadows[GUARD]
+        run.system.shadow = type(run.system.shadow)(
+            run.system.log, run.config, run.system.features, run.system._clock
+        )
+        await run.show(20)
+        after = run.system.shadow.shadows[GUARD]
+        again = [s for s in readable(run.system.log, SCORES, Scores) if s.line == GUARD]
+        assert again[: len(first)] == first and len(again) > len(first)
+        steps = [scores.step for scores in again]
+        assert steps == sorted(set(steps)) and after.step > before.step
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_person_or_another_promotion_ends_the_guard(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = await promoted(tmp_path)
+        await run.show(5)
+        run.propose("cand-2", run.trained(2))
+        await run.show(3)
+        run.say(Decision(line="cand-2", said="promote", to="all", epoch=2, why="by hand"))
+        while run.lifecycle.live.epoch == 1:
+            await run.show(1)
+        await run.show(3)
+        assert guard_of(run).stage == "ended"
+        assert {its.line for its in run.lifecycle.at_work if its.guards} == {"guard-2"}
+        assert set(run.system.shadow.shadows) == {"guard-2"}
+        run.wish("rollback", "main/2", "it looks odd")
+        await run.show(5)
+        live = run.lifecycle.live
+        assert (live.epoch, live.of, live.reason) == (3, 1, "it looks odd")
+        assert run.lifecycle.at_work == [] and run.system.shadow.shadows == {}
+        await run.system.stop()
+
+    asyncio.run(scenario())

@@ -1,0 +1,80 @@
+"""What `recsys propose`, `approve` and `rollback` say of guards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from recsys.blueprint import feature_set
+from recsys.cli import shadow as command
+from recsys.cli.main import app
+from recsys.config import Config
+from recsys.log import Append, Log, MemoryLog
+from recsys.records import CONTROL, Candidate, Control, Decision, Live, Wish, pack, topics
+from training.candidates.promoter import Promoter
+from training.control import ControlReader
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MemoryLog:
+    """A log on which epoch 1 is live and guarded, and a director that answers each wish at once."""
+    log = MemoryLog()
+    for topic in topics(1):
+        log.create(topic)
+    config = Config(state=str(tmp_path))
+
+    def say(log: Log, *said: Control) -> None:
+        log.append(CONTROL, [Append(0, b"", pack(record)) for record in said])
+        control, director = (
+            ControlReader(log),
+            Promoter(log, config, feature_set(config), lambda: 9),
+        )
+        for record in control.turn():
+            director.fold(record)
+        log.append(CONTROL, [Append(0, b"", pack(record)) for record in director.turn()])
+
+    @contextmanager
+    def system(state: Path) -> Iterator[tuple[Config, Log]]:
+        yield config, log
+
+    monkeypatch.setattr(command, "_system", system)
+    monkeypatch.setattr(command, "_say", say)
+    say(
+        log, Live(line="main", epoch=0), Candidate(line="good", registry="r"),
+        Live(line="main", epoch=1, candidate="good", guarded=True),
+    )  # fmt: skip
+    return log
+
+
+def run(*said: str) -> tuple[str, Exception | None]:
+    found = CliRunner().invoke(app, list(said))
+    return found.output, found.exception  # type: ignore[return-value]
+
+
+def test_a_person_ends_a_guard_and_what_is_live_stays(log: MemoryLog) -> None:
+    told, error = run("rollback", "guard-1", "--reason", "it is fine")
+    assert error is None
+    assert told.strip() == "guard-1 is at its end: what is live stays, and nothing guards it"
+    control = ControlReader(log)
+    wish, answer = control.turn()[-2:]
+    assert isinstance(wish, Wish) and isinstance(answer, Decision) and answer.why == "it is fine"
+    assert control.lifecycle.at_work == [] and control.live_epoch("main") == 1
+
+
+def test_a_guard_is_not_approved_and_its_name_is_no_candidates(log: MemoryLog) -> None:
+    for said, why in (
+        (("approve", "guard-1"), "guard-1 is shadow: nothing to approve"),
+        (("propose", "guard-7"), "guard-7 is a name of a guard: add the candidate under another one"),
+    ):  # fmt: skip
+        _, error = run(*said)
+        assert str(error) == why
+    assert not any(isinstance(said, Wish) for said in ControlReader(log).turn())
+
+
+def test_the_guard_is_shown_beside_candidates(log: MemoryLog) -> None:
+    told, error = run("shadow", "--json")
+    assert error is None
+    assert '"line": "guard-1"' in told and '"kind": "guard"' in told
+    assert "0 of 20000 examples compared, nothing against what is live" in told

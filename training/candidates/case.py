@@ -1,0 +1,168 @@
+"""What is known of one candidate, or guard: the records of ``scores`` folded into comparisons, and back into
+the numbers that stand in a decision."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from experiments import gates, guard
+from experiments.comparison import Compared, Comparison, Paired
+from experiments.guard import GuardEvidence
+from experiments.promotion import Evidence, comparison, window
+from experiments.served import ServedRates
+from recsys.promotion_config import PromotionConfig
+from recsys.records import Scores
+
+
+@dataclass
+class Case:
+    """All that is known of one candidate: since it was proposed, and lately, since its stage began or a few
+    thousand examples ago, so that a long good past hides nothing. ``missed``: of a guard alone."""
+
+    comparison: Comparison | None
+    recent: Comparison | None
+    scores: gates.Scores = field(default_factory=gates.Scores)
+    recent_scores: gates.Scores = field(default_factory=gates.Scores)
+    served: ServedRates | None = None
+    missed: guard.Calibration | None = None
+    not_finite: int = 0  # of live's predictions since a guard began
+    figures: dict[str, float] = field(default_factory=dict)
+    refused: str = ""
+    step: int = 0
+    said: str = ""  # the newest judgement that was told
+    ended: Compared | None = None  # what was known at its end
+
+    @property
+    def compared(self) -> Compared:
+        return self.ended or (self.comparison or Comparison()).result()
+
+    @property
+    def lately(self) -> Compared:
+        return Compared() if self.recent is None else self.recent.result()
+
+    def take(self, said: Scores, rules: PromotionConfig) -> None:
+        """What the candidate said of some examples beside live. Raises ValueError for what makes no sense."""
+        self.step = max(self.step, said.step)
+        if self.comparison is None or self.recent is None:
+            return
+        pairs, hits = pairs_of(said), np.frombuffer(said.hits, np.uint8)
+        for scores in (self.scores, self.recent_scores):
+            scores.add(pairs.live_N, pairs.candidate_N, pairs.labels_N)
+        if self.recent.examples > window(rules):
+            self.begin_lately(rules)
+        pairs, users = finite(pairs), np.frombuffer(said.hit_users, np.int64)
+        for its in (self.comparison, self.recent):
+            its.add(pairs)
+            if len(hits):
+                its.add_hits(users, (hits & 1) > 0, (hits & 2) > 0)
+        if self.missed is not None:
+            self.missed.add(pairs)
+
+    def begin_lately(self, rules: PromotionConfig) -> None:
+        """What is compared from now on is what was lately."""
+        self.recent = comparison(rules) if self.missed is None else guard.lately(rules)
+        self.recent_scores = gates.Scores()
+
+    def end(self) -> None:
+        """The numbers stay, what they were made of goes."""
+        self.ended = self.compared
+        self.comparison = self.recent = self.missed = None
+
+    def failed(self, rules: PromotionConfig) -> list[str]:
+        """The sanity gates that a candidate didn't pass."""
+        failed = [self.refused] if self.refused else []
+        if not self.ended:
+            failed += gates.failures(self.scores, rules, _sizes(self.figures), _picks(self.figures))
+            failed += gates.failures(self.recent_scores, rules)
+        return list(dict.fromkeys(failed))
+
+    def guard_evidence(self, stage: str) -> GuardEvidence:
+        """Of a guard. That its scores are far from live's says nothing of which of the two is odd."""
+        failed = [self.refused] if self.refused else []
+        if self.scores.not_finite:
+            failed.append(f"{self.scores.not_finite} of its scores aren't finite")
+        return GuardEvidence(
+            stage,
+            self.compared,
+            tuple(failed),
+            None if self.served is None else self.served.result(),
+            self.lately,
+            missed=guard.Missed() if self.missed is None else self.missed.result(),
+            not_finite=self.not_finite,
+        )
+
+
+def begun(rules: PromotionConfig, guards: bool = False) -> Case:
+    """Of one that begins now."""
+    if guards:
+        return Case(guard.comparison(rules), guard.lately(rules), missed=guard.Calibration(rules))
+    return Case(comparison(rules), comparison(rules))
+
+
+def pairs_of(said: Scores) -> Paired:
+    """The arrays of a record."""
+    bits = np.frombuffer(said.segments, np.int64)
+    return Paired(
+        np.frombuffer(said.users, np.int64),
+        np.frombuffer(said.live, np.float32).astype(np.float64),
+        np.frombuffer(said.candidate, np.float32).astype(np.float64),
+        np.frombuffer(said.labels, np.uint8).astype(np.float64),
+        {name: (bits >> n & 1).astype(np.bool_) for n, name in enumerate(said.names)},
+        np.frombuffer(said.weights, np.float32).astype(np.float64) if said.weights else None,
+    )
+
+
+def finite(pairs: Paired) -> Paired:
+    """Without what either gave no number for."""
+    fine = np.isfinite(pairs.candidate_N) & np.isfinite(pairs.live_N)
+    if fine.all():
+        return pairs
+    return Paired(
+        pairs.users_N[fine],
+        pairs.live_N[fine],
+        pairs.candidate_N[fine],
+        pairs.labels_N[fine],
+        {name: mask[fine] for name, mask in pairs.segments.items()},
+        None if pairs.weights_N is None else pairs.weights_N[fine],
+    )
+
+
+def numbers(evidence: Evidence) -> dict[str, float]:
+    """The evidence as it is written down; what isn't known is left out."""
+    its = evidence.compared
+    found = {
+        "examples": its.examples, "users": its.users, "live_loss": its.live_loss,
+        "live_calibration": its.live_calibration, "calibration": its.candidate_calibration,
+    }  # fmt: skip
+    estimates = {"loss": its.loss, "auc": its.auc, "user auc": its.user_auc, "recall": its.recall}
+    estimates |= {f"loss in {name}": e for name, e in its.segments.items()}
+    if evidence.served is not None:
+        found |= {"shown": evidence.served.examples, "degraded": evidence.served.degraded}
+        estimates |= {f"share of {kind}": e for kind, e in evidence.served.gained.items()}
+    if isinstance(evidence, GuardEvidence):
+        found["not_finite"] = evidence.not_finite
+        if evidence.served is not None:
+            found["degraded before"] = evidence.served.live_degraded
+            found["shown before"] = evidence.served.live_examples
+    for name, estimate in estimates.items():
+        found |= {
+            f"{name} gained": estimate.mean,
+            f"{name} at least": estimate.low,
+            f"{name} at most": estimate.high,
+        }
+    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+
+
+def _sizes(figures: dict[str, float]) -> tuple[gates.Size, gates.Size] | None:
+    names = ("live_rank_us", "live_bytes", "rank_us", "bytes")
+    if not all(name in figures for name in names):
+        return None
+    live_us, live_bytes, us, nbytes = (figures[name] for name in names)
+    return gates.Size(live_us, live_bytes), gates.Size(us, nbytes)
+
+
+def _picks(figures: dict[str, float]) -> gates.Picks | None:
+    if "picks" not in figures or "live_picks" not in figures:
+        return None
+    return gates.Picks(figures["live_picks"], figures["picks"], int(figures.get("pickers", 0)))
