@@ -100,8 +100,8 @@ class Arms:
         plan: Plan,
         lanes: int,
     ) -> None:
-        """``every`` example in event time; those from the ``first``-th on are judged. ``plan.last`` is decided
-        here: the last fifth of what is trained on says when to stop."""
+        """``every``: examples in event time, those from number ``first`` on are judged. ``plan.last``
+        is decided here: the last fifth of what is trained on says when to stop."""
         self._features, self._lanes = features, lanes
         self._before, self._judged = (
             blocks_of(every.take(slice(first))),
