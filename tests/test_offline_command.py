@@ -28,7 +28,7 @@ from tests.small_log import write_log
 from tests.test_offline_archive import COUNT, MINUTE_MS, archived, at, remove_hour
 from tests.toy_feed import FEATURES, START_MS
 from tests.toy_plan import config_in
-from training.candidates.registry import Registry, model_of
+from training.candidates.registry import Registry, model_config
 from training.offline import job as offline_job
 from training.offline import teaching
 from training.offline.checkpoints import FileCheckpoints
@@ -199,7 +199,7 @@ def test_a_student_learns_what_served_as_well(answered: Path, tmp_path: Path) ->
     its, snapshot = Registry(tmp_path).check(
         name, FEATURES, MODEL, holdout_from_ms=START_MS + COUNT * MINUTE_MS, log_id=log_id
     )
-    small = model_of(its)
+    small = model_config(its)
     assert small == replace(MODEL, dim=2, hidden=(4,)) and its.kind == "student"
     assert its.teacher is not None and its.teacher.served == {"main/2": 54}
     shard = Shard(ShardSpec(tables_of(small), lanes=2), snapshot.read(0)["dense/values"])

@@ -77,7 +77,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     kind: str  # "offline" | "merged" | "student"
     feature_set: str  # digest
     model: str  # digest of its ModelConfig
-    config: dict[str, Any]  # the ModelConfig: ``plain_config``, and back ``model_of``
+    config: dict[str, Any]  # the ModelConfig: ``plain_config``, and back ``model_config``
     code: str  # the project's version, and the commit where it is known
     made_ms: int
     from_ms: int
@@ -176,9 +176,9 @@ class Registry:
         """A candidate that may be judged: of this feature set and model, of this log (``log_id``; None: of
         any), and made from nothing at or after ``holdout_from_ms``. Raises Refused with the reason.
 
-        A student's model may be narrower (``recsys.student_model``): whoever loads a candidate builds
-        ``model_of`` its provenance, and not ``model``. ``or_data``: one that was made from a folder of data
-        goes with every log.
+        A student's model may be narrower (``recsys.student_model``): whoever loads a candidate builds the
+        ``model_config`` of its provenance, and not ``model``. ``or_data``: one that was made from a folder of
+        data goes with every log.
         """
         its = self.provenance(name)
         if its.feature_set != features.digest:
@@ -186,7 +186,9 @@ class Registry:
                 f"candidate {name} reads feature set {its.feature_set}, expected {features.digest}: fields "
                 "or features changed since; train one on examples of the new set"
             )
-        if its.model != digest(model) and (its.kind != STUDENT or misfits(model_of(its), model)):
+        if its.model != digest(model) and (
+            its.kind != STUDENT or misfits(model_config(its), model)
+        ):
             raise Refused(
                 f"candidate {name} has another model configuration: {_differences(its, model)}; train one "
                 "with this configuration, or start the system with that of the candidate"
@@ -244,7 +246,7 @@ def plain_config(model: ModelConfig) -> dict[str, Any]:
     return plain
 
 
-def model_of(provenance: Provenance) -> ModelConfig:
+def model_config(provenance: Provenance) -> ModelConfig:
     """The model that a candidate's rows and dense parameters are of: a student's is narrower than the
     system's. Raises Refused where the file has a configuration that isn't the one its digest is of."""
     try:
@@ -262,13 +264,13 @@ def model_of(provenance: Provenance) -> ModelConfig:
     return model
 
 
-def size_of(provenance: Provenance) -> str:
+def model_words(provenance: Provenance) -> str:
     """How wide a candidate's model is, in words; empty where its file doesn't say."""
     dim, hidden = (provenance.config.get(name) for name in MAY_DIFFER)
     return "" if dim is None or hidden is None else f"dim {dim}, hidden {shown(hidden)}"
 
 
-def words_of(teacher: Teacher) -> str:
+def teacher_words(teacher: Teacher) -> str:
     """Who taught a student, and how much, e.g. ``main/0, 0.5 of 12345 examples``."""
     who = ", ".join(sorted(teacher.served)) or teacher.by
     return f"{who}, {teacher.share:g} of {teacher.examples} examples"

@@ -32,7 +32,7 @@ from training.candidates.registry import (
     Refused,
     Registry,
     Teacher,
-    model_of,
+    model_config,
     parent_of,
 )
 from training.continual.learner import Learner
@@ -124,7 +124,7 @@ def chosen(
     about = cache.about
     if teacher:
         its = Registry(registry).provenance(teacher)
-        theirs = model_of(its)
+        theirs = model_config(its)
         _, snapshot = Registry(registry).check(
             teacher, features, theirs, holdout_from_ms=about.last_ms, log_id=None
         )
