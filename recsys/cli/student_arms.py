@@ -166,8 +166,9 @@ class Arms:
         parts = []
         for start in range(0, len(self._judged), size):
             some = self._judged.take(slice(start, start + size))
-            said_BL = trainer.learn(some).probabilities_BL if learns else trainer.predict(some)
-            parts.append(said_BL[:, 0])
+            parts.append(trainer.predict(some)[:, 0])
+            if learns:
+                trainer.learn(some)
         return np.concatenate(parts)
 
 
