@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from recsys.consumer import readable
 from recsys.records import EXAMPLES, SCORES, Decision, Scores
 from training.candidates.affected import Affected, affected, file_of
 from training.candidates.shadow import Shadow
-from training.line import MAIN
+from training.line import MAIN, spec_of
 
 pytestmark = pytest.mark.slow
 GUARD = "guard-1"
@@ -155,7 +156,9 @@ def test_a_guard_is_what_the_line_would_have_been(tmp_path: Path) -> None:
             found = snapshots.latest(folder, MAIN, 0, step).snapshot
             assert found is not None
             dense = build_model(system.features, run.config.model).read_dense()
-            return mapped_shard(system.shadow._spec(GUARD), dense, found, step)
+            one = replace(run.config.parameter_server, shards=1)
+            spec = spec_of(replace(run.config, parameter_server=one), GUARD)
+            return mapped_shard(spec, dense, found, step)
 
         guard = Shadow(
             system.log, run.config, system.features, GUARD, at(first), run.lifecycle.lives

@@ -28,7 +28,7 @@ from tests.small_log import write_log
 from tests.test_offline_archive import COUNT, MINUTE_MS, archived, at, remove_hour
 from tests.toy_feed import FEATURES, START_MS
 from tests.toy_plan import config_in
-from training.candidates.registry import Registry, model_of
+from training.candidates.registry import Registry, model_config
 from training.offline import job as offline_job
 from training.offline import teaching
 from training.offline.checkpoints import FileCheckpoints
@@ -196,7 +196,7 @@ def test_a_student_learns_what_served_as_well(answered: Path, tmp_path: Path) ->
     name = done["candidate"]
     assert name.startswith("student-") and done["teacher"] == "main/2, 0.5 of 54 examples"
     log_id = (answered / "archive" / "log_id").read_text()
-    small = model_of(Registry(tmp_path).provenance(name))
+    small = model_config(Registry(tmp_path).provenance(name))
     its, snapshot = Registry(tmp_path).check(
         name, FEATURES, small, holdout_from_ms=START_MS + COUNT * MINUTE_MS, log_id=log_id
     )

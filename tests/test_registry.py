@@ -22,12 +22,12 @@ from training.candidates.registry import (
     Refused,
     Registry,
     Teacher,
-    model_of,
+    model_config,
+    model_words,
     new_name,
     parent_of,
     plain_config,
-    size_words,
-    words_of,
+    teacher_words,
 )
 from training.candidates.sizes import size_of
 
@@ -71,7 +71,7 @@ def test_a_candidate_is_a_line_that_a_shard_goes_on_from(registry: Registry) -> 
     its, snapshot = registry.check(
         "cand-1", FEATURES, MODEL, holdout_from_ms=START_MS, log_id="log-a"
     )
-    assert its == provenance() and registry.names() == ["cand-1"] and model_of(its) == MODEL
+    assert its == provenance() and registry.names() == ["cand-1"] and model_config(its) == MODEL
     again = Shard(SPEC, np.zeros(5, np.float32))
     load_shard(again, snapshot)
     assert again.digest() == shard().digest()
@@ -139,7 +139,7 @@ def test_a_model_may_be_of_another_size_and_nothing_else(
     def proposed() -> None:
         found = registry.provenance("cand-2")
         size_of(found, MODEL)
-        registry.check("cand-2", FEATURES, model_of(found), **asked)  # type: ignore[arg-type]
+        registry.check("cand-2", FEATURES, model_config(found), **asked)  # type: ignore[arg-type]
 
     if not reason:
         return proposed()
@@ -152,8 +152,8 @@ def test_who_taught_is_kept_and_sealed(registry: Registry) -> None:
     arrays, meta = shard().export()
     registry.add(of_model(SMALL, teacher=teacher), arrays, meta, step=2)
     assert registry.provenance("cand-2").teacher == teacher
-    assert words_of(teacher) == "main/0, 0.5 of 7 examples"
-    assert size_words(registry.provenance("cand-2")) == "dim 2, hidden 4"
+    assert teacher_words(teacher) == "main/0, 0.5 of 7 examples"
+    assert model_words(registry.provenance("cand-2")) == "dim 2, hidden 4"
     file = registry.folder / "cand-2" / FILE
     file.write_text(file.read_text().replace('"share": 0.5', '"share": 0.6'))
     with pytest.raises(Refused, match="was changed"):

@@ -39,7 +39,7 @@ def log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MemoryLog:
     def system(state: Path) -> Iterator[tuple[Config, Log]]:
         yield config, log
 
-    monkeypatch.setattr(command, "_system", system)
+    monkeypatch.setattr(command, "with_system", system)
     monkeypatch.setattr(command, "_say", say)
     say(
         log, Live(line="main", epoch=0), Candidate(line="good", registry="r"),

@@ -96,6 +96,10 @@ def test_a_line_that_learns_along_tells_before_it_learns() -> None:
     assert np.array_equal(said[1], others[1]), "what comes later says nothing"
     assert np.array_equal(said[2][:8], others[2][:8]), "nor do the labels of its own step"
     assert not np.array_equal(said[2][8:], others[2][8:])
+    replica = toy_trainer(blocks)
+    replica.learn(blocks.read(0).take(slice(0, 8)))
+    second = blocks.read(0).take(slice(8, 16))
+    assert np.array_equal(said[0][8:16], replica.predict(second)), "as replicas would have answered"
 
 
 def test_a_frozen_teacher_says_what_it_predicts() -> None:

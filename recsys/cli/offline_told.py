@@ -31,11 +31,13 @@ class Told:
 
 def summary(registry: Path, name: str, seconds: float, stood: bool) -> dict[str, Any]:
     """The closing table."""
-    from training.candidates.registry import Registry, iso, size_words, words_of
+    from training.candidates.registry import Registry, iso, model_words, teacher_words
 
     its = Registry(registry).provenance(name)
     teacher = (
-        {} if its.teacher is None else {"model": size_words(its), "teacher": words_of(its.teacher)}
+        {}
+        if its.teacher is None
+        else {"model": model_words(its), "teacher": teacher_words(its.teacher)}
     )
     return {
         "candidate": name,

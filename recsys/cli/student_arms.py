@@ -23,7 +23,7 @@ from serving.int8_rows import Int8Rows
 from serving.row_store import RowStore
 from serving.scoring import probabilities
 from training.continual.learner import Learner
-from training.offline.examples import Examples, joined
+from training.offline.examples import Examples
 from training.offline.loop import OfflineLoop, Plan
 from training.offline.setup import trainer_of, vocabularies_of
 from training.offline.tables import OwnTable
@@ -95,19 +95,23 @@ class Arms:
         self,
         features: FeatureSet,
         system: ModelConfig,
-        before: Examples,
-        judged: Examples,
+        every: Examples,
+        first: int,
         plan: Plan,
         lanes: int,
     ) -> None:
-        """``plan.last`` is decided here: the last fifth of what is trained on says when to stop."""
-        self._features, self._lanes, self._judged = features, lanes, judged
-        self._before = blocks_of(before)
+        """``every``: examples in event time, those from number ``first`` on are judged. ``plan.last``
+        is decided here: the last fifth of what is trained on says when to stop."""
+        self._features, self._lanes = features, lanes
+        self._before, self._judged = (
+            blocks_of(every.take(slice(first))),
+            every.take(slice(first, None)),
+        )
         self._plan = replace_last(plan, len(self._before))
-        every = blocks_of(joined([before, judged]))
+        blocks = blocks_of(every)
         learner = Learner(build_model(features, system))
-        self._vocabularies = vocabularies_of(every, learner, tables_of(system))
-        said = learning_along(every, features, system, lanes, plan.step_examples)
+        self._vocabularies = vocabularies_of(blocks, learner, tables_of(system))
+        said = learning_along(blocks, features, system, lanes, plan.step_examples)
         self.teacher_NL: Floats = np.concatenate(list(said))  # of all examples, in order
 
     def train(self, model: ModelConfig, share: float | None = None) -> Arrays:
@@ -162,8 +166,9 @@ class Arms:
         parts = []
         for start in range(0, len(self._judged), size):
             some = self._judged.take(slice(start, start + size))
-            said_BL = trainer.learn(some).probabilities_BL if learns else trainer.predict(some)
-            parts.append(said_BL[:, 0])
+            parts.append(trainer.predict(some)[:, 0])
+            if learns:
+                trainer.learn(some)
         return np.concatenate(parts)
 
 

@@ -143,8 +143,7 @@ def _run(
     """One seed: scores of all arms, drawn, and what they cost."""
     small = replace(small, features=features.kind, seed=seed)
     system = replace(ModelConfig(), features=features.kind, seed=seed)
-    before, judged = every.take(slice(0, first)), every.take(slice(first, None))
-    arms = Arms(features, system, before, judged, plan, Config().step.lanes)
+    arms = Arms(features, system, every, first, plan, Config().step.lanes)
     trained = {
         LARGE: (system, arms.train(system)),
         ALONE: (small, arms.train(small)),
@@ -152,6 +151,7 @@ def _run(
     }
     said = {arm: arms.judge(*its) for arm, its in trained.items()}
     names, scores = _scores(arms.teacher_NL[first:, 0], said)
+    judged = every.take(slice(first, None))
     start = features.slot("user").start
     users = judged.user_keys.view(np.int64)[:, start].astype(str)
     labels = (judged.labels[:, 0] > 0.5).astype(np.int64)

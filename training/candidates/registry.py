@@ -80,7 +80,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     kind: str  # "offline" | "merged" | "student"
     feature_set: str  # digest
     model: str  # digest of its ModelConfig
-    config: dict[str, Any]  # the ModelConfig: ``plain_config``, and back ``model_of``
+    config: dict[str, Any]  # the ModelConfig: ``plain_config``, and back ``model_config``
     code: str  # the project's version, and the commit where it is known
     made_ms: int
     from_ms: int
@@ -284,7 +284,7 @@ def plain_config(model: ModelConfig) -> dict[str, Any]:
     return plain
 
 
-def model_of(provenance: Provenance) -> ModelConfig:
+def model_config(provenance: Provenance) -> ModelConfig:
     """The model that a candidate's rows and dense parameters are of: a student's is narrower than the
     system's. Raises Refused where the file has a configuration that isn't the one its digest is of."""
     try:
@@ -302,13 +302,13 @@ def model_of(provenance: Provenance) -> ModelConfig:
     return model
 
 
-def size_words(provenance: Provenance) -> str:
+def model_words(provenance: Provenance) -> str:
     """How wide a candidate's model is, in words; empty where its file doesn't say."""
     dim, hidden = (provenance.config.get(name) for name in MAY_DIFFER)
     return "" if dim is None or hidden is None else f"dim {dim}, hidden {shown(hidden)}"
 
 
-def words_of(teacher: Teacher) -> str:
+def teacher_words(teacher: Teacher) -> str:
     """Who taught a student, and how much, e.g. ``main/0, 0.5 of 12345 examples``."""
     who = ", ".join(sorted(teacher.served)) or teacher.by
     return f"{who}, {teacher.share:g} of {teacher.examples} examples"

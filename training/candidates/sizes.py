@@ -11,7 +11,7 @@ import msgspec
 from experiments.epoch_model import size_beside
 from recsys.config import ModelConfig
 from recsys.records import ModelSize
-from training.candidates.registry import Provenance, Refused, model_of
+from training.candidates.registry import Provenance, Refused, model_config
 
 _REMEDY: Final = "train one with this configuration, or start the system with that of the candidate"
 
@@ -20,7 +20,7 @@ def size_of(its: Provenance, configured: ModelConfig) -> ModelSize | None:
     """The size of a candidate's model; None where its model is the configured one. Raises Refused where it
     differs in more than its size, with every value and what was expected."""
     try:
-        return size_beside(configured, model_of(its))
+        return size_beside(configured, model_config(its))
     except (ValueError, msgspec.ValidationError) as error:
         raise Refused(
             f"candidate {its.name} has another model configuration: {error}; {_REMEDY}"

@@ -32,7 +32,7 @@ from training.candidates.registry import (
     Refused,
     Registry,
     Teacher,
-    model_of,
+    model_config,
     parent_of,
 )
 from training.continual.learner import Learner
@@ -76,15 +76,17 @@ class TaughtBlocks:
 def learning_along(
     blocks: Blocks, features: FeatureSet, model: ModelConfig, lanes: int, step_examples: int
 ) -> Iterator[Floats]:
-    """What a line says that learns all blocks once, in event time: of each step before it learns it."""
+    """What a line says that learns all blocks once, in event time: of each step before it learns it, with
+    the averaged dense parameters, as replicas would."""
     tables = tables_of(model)
     vocabularies = vocabularies_of(blocks, Learner(build_model(features, model)), tables)
     trainer = trainer_of(features, model, lanes, vocabularies, OwnTable)
     for number in range(len(blocks)):
-        block = blocks.read(number)
-        yield np.concatenate(
-            [trainer.learn(some).probabilities_BL for some in _cut(block, step_examples)]
-        )
+        said = []
+        for some in _cut(blocks.read(number), step_examples):
+            said.append(trainer.predict(some))
+            trainer.learn(some)
+        yield np.concatenate(said)
 
 
 def frozen(
@@ -124,7 +126,7 @@ def chosen(
     about = cache.about
     if teacher:
         its = Registry(registry).provenance(teacher)
-        theirs = model_of(its)
+        theirs = model_config(its)
         _, snapshot = Registry(registry).check(
             teacher, features, theirs, holdout_from_ms=about.last_ms, log_id=None
         )
