@@ -85,9 +85,9 @@ class Asker:
 
 def test_candidates_go_live_and_back_under_traffic(tmp_path: Path) -> None:
     system = LiveSystem(tmp_path / "state")
-    system._config = replace(
-        system._config, promotion=RULES, step=replace(system._config.step, snapshot_every=20)
-    )
+    # One step a second: a shadow on busy cores takes two, and must catch up.
+    step = replace(system._config.step, every_ms=1_000, snapshot_every=10)
+    system._config = replace(system._config, promotion=RULES, step=step)
     try:
         system.up()
         system.publish_world()
