@@ -163,6 +163,8 @@ class ModelConfig:
         _check(self.features in kinds, "model.features", self.features, f"one of {kinds}")
         _check(1 <= self.dim <= 1024, "model.dim", self.dim, "1 to 1024")
         _check(1 <= self.vector_dim <= 1024, "model.vector_dim", self.vector_dim, "1 to 1024")
+        _check(all(1 <= n <= 65_536 for n in self.hidden), "model.hidden", self.hidden,
+               "layers of 1 to 65536")  # fmt: skip
         _check(0 <= self.dense_average < 1, "model.dense_average", self.dense_average,
                "0 (the newest) or more, below 1")  # fmt: skip
         _check(self.ttl_s >= 0, "model.ttl_s", self.ttl_s, "0 (for ever) or more seconds")

@@ -43,8 +43,9 @@ def test_one_that_differs_in_more_or_says_nothing_sensible_is_refused() -> None:
     other = replace(MODEL, dim=2, vector_dim=4)
     with pytest.raises(Refused, match="candidate s has .* model.vector_dim is 4, expected 8; only"):
         size_of(provenance("s", other), MODEL)
-    for config in ({"dim": "two"}, {"dim": 0}):
-        with pytest.raises(Refused, match="candidate s has another model configuration: .*dim"):
+    for config in ({"dim": "two"}, {"dim": 0}, {"hidden": [4, 0]}):
+        name = next(iter(config))
+        with pytest.raises(Refused, match=f"candidate s has another model configuration: .*{name}"):
             size_of(provenance("s", MODEL, config=plain_config(MODEL) | config), MODEL)
 
 
