@@ -19,7 +19,7 @@ _AT_LEAST = 200  # scores, before their spread says anything
 
 
 @dataclass
-class Scores:
+class ScoreMoments:
     """Running sums over the logits of what both models scored, and what came of it."""
 
     count: int = 0
@@ -69,7 +69,7 @@ class Picks:
 
 
 def failures(
-    scores: Scores,
+    scores: ScoreMoments,
     rules: PromotionConfig,
     sizes: tuple[Size, Size] | None = None,
     picks: Picks | None = None,
@@ -99,7 +99,7 @@ def failures(
     return found
 
 
-def _of_scores(scores: Scores, rules: PromotionConfig) -> Iterator[str]:
+def _of_scores(scores: ScoreMoments, rules: PromotionConfig) -> Iterator[str]:
     if scores.not_finite:
         yield f"{scores.not_finite} of its scores aren't finite"
     if scores.count < _AT_LEAST:
@@ -119,7 +119,7 @@ def _of_scores(scores: Scores, rules: PromotionConfig) -> Iterator[str]:
         yield f"the spread of its logits is {spread:.2f}, expected {least:.2f} to {most:.2f}"
 
 
-def _moments(sums: NDArray[np.float64], scores: Scores) -> tuple[float, float]:
+def _moments(sums: NDArray[np.float64], scores: ScoreMoments) -> tuple[float, float]:
     mean = sums[0] / scores.count
     return float(mean), float(np.sqrt(max(sums[1] / scores.count - mean**2, 0.0)))
 

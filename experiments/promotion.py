@@ -67,7 +67,7 @@ class Rollback:
     evidence: Evidence
 
 
-Decision = Promote | Hold | Rollback
+Verdict = Promote | Hold | Rollback
 
 
 def comparison(rules: PromotionConfig) -> Comparison:
@@ -81,7 +81,7 @@ def window(rules: PromotionConfig) -> int:
     return _LATELY * rules.least_examples
 
 
-def judge(evidence: Evidence, rules: PromotionConfig) -> Decision:
+def judge(evidence: Evidence, rules: PromotionConfig) -> Verdict:
     """What to do with a candidate by all that is known of it now."""
     bad = _bad(evidence, rules)
     if bad:
@@ -129,7 +129,7 @@ def _worse(compared: Compared, rules: PromotionConfig) -> str:
     return ""
 
 
-def _in_shadow(evidence: Evidence, rules: PromotionConfig) -> Decision:
+def _in_shadow(evidence: Evidence, rules: PromotionConfig) -> Verdict:
     compared = evidence.compared
     if compared.examples < rules.least_examples:
         why = f"{compared.examples} examples compared, expected {rules.least_examples} or more"
@@ -159,7 +159,7 @@ def _open(better: bool, no_worse: bool, calibrated: bool, compared: Compared) ->
     return f"its calibration is {compared.candidate_calibration:.3f}, live's {compared.live_calibration:.3f}"
 
 
-def _as_canary(evidence: Evidence, rules: PromotionConfig) -> Decision:
+def _as_canary(evidence: Evidence, rules: PromotionConfig) -> Verdict:
     served = evidence.served
     shown = 0 if served is None else served.examples
     if shown < rules.canary_examples:

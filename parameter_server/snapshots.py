@@ -22,15 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from parameter_server import increments
-from parameter_server.held_back import HELD_COLUMNS
-from parameter_server.published import published_rows
-from parameter_server.rounding import round_dense
 from parameter_server.wal import sync_folder
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -257,50 +253,6 @@ def _bases(version: Path) -> frozenset[str]:
             manifest = json.loads((_part(version, part, parts) / _MANIFEST).read_text())
             found.add([*_chain(manifest), manifest][0]["sha256"])
     return frozenset(found)
-
-
-class ServingRows(NamedTuple):
-    """What serving needs of a snapshot: rows as they were published, no optimizer. ``tables`` are (keys (R,),
-    values (R, D)) by name."""
-
-    snapshot: Snapshot
-    tables: dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]]
-    dense: NDArray[np.float32] | None
-
-
-def load_rows(
-    folder: Path, line: str, epoch: int | None = None, step: int | None = None
-) -> ServingRows:
-    """The rows and dense parameters of the newest usable snapshot (of an epoch, a step, if given), as they
-    were published: what a replica holds that has followed every delta. Raises NoSnapshot."""
-    snapshot, reasons = latest(folder, line, epoch, step)
-    if snapshot is None:
-        raise NoSnapshot(f"{folder}/{line}", reasons)
-    dense = None
-    found: dict[str, list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = {}
-    for part in range(snapshot.parts):
-        format = snapshot.meta(part).get("delta_format", "fp32")
-        arrays = snapshot.read(part, _is_served)
-        if "dense/averaged" in arrays:
-            _, dense = round_dense(arrays["dense/averaged"], format)
-        for name, keys in arrays.items():
-            if name.startswith("table/") and name.endswith("/keys"):
-                table = name.removeprefix("table/").removesuffix("/keys")
-                held = {c: arrays[f"held/{table}/{c}"] for c in HELD_COLUMNS
-                        if f"held/{table}/{c}" in arrays}  # fmt: skip
-                rows = published_rows(keys, arrays[f"table/{table}/values"], held, format)
-                found.setdefault(table, []).append(rows)
-    tables = {
-        table: (np.concatenate([k for k, _ in rows]), np.concatenate([v for _, v in rows]))
-        for table, rows in found.items()
-    }
-    return ServingRows(snapshot, tables, dense)
-
-
-def _is_served(name: str) -> bool:
-    """All but the optimizer's."""
-    rows = ("keys", "values", increments.REMOVED)
-    return name.startswith("held/") or name == "dense/averaged" or name.endswith(rows)
 
 
 def _increment(

@@ -13,7 +13,8 @@ import msgspec
 
 from parameter_server import snapshots
 from parameter_server.deltas import DeltaAssembler, Gap, StepDelta
-from parameter_server.snapshots import NoSnapshot, ServingRows, load_rows
+from parameter_server.serving_rows import ServingRows, load_rows
+from parameter_server.snapshots import NoSnapshot
 from recsys.log import Log, LogLost
 from recsys.records import DELTAS
 

@@ -17,6 +17,7 @@ from experiments.epoch_model import config_at
 from experiments.lifecycle import Lifecycle
 from parameter_server import snapshots
 from parameter_server.deltas import StepDelta
+from parameter_server.serving_rows import load_rows
 from recsys.config import Config
 from recsys.consumer import readable
 from recsys.events import Asked, Item, Rejected, Stamp, decode
@@ -159,7 +160,7 @@ class PastReplica:
         for step in reversed(snapshots.complete_steps(self._folder, line, epoch)):
             if step <= stamp.step:
                 try:
-                    rows = snapshots.load_rows(self._folder, line, epoch, step)
+                    rows = load_rows(self._folder, line, epoch, step)
                 except snapshots.NoSnapshot:  # damaged: an older one may do
                     continue
                 return Loaded(line, epoch, step, rows)

@@ -16,6 +16,7 @@ from parameter_server.durable import DurableShard, Home
 from parameter_server.lanes import LaneGradients
 from parameter_server.parameter_client import LocalClient, Routed, part_of, route_lanes
 from parameter_server.rules import RulesChanged
+from parameter_server.serving_rows import load_rows
 from parameter_server.shard import Shard, digest_of_shards
 from recsys.records import Delta
 from tests.toy_line import DENSE, LANES, toy_spec, work
@@ -203,7 +204,7 @@ def test_the_file_is_cut_behind_complete_snapshots_and_old_snapshots_leave(tmp_p
 
 def test_a_new_line_begins_with_a_snapshot_for_replicas(tmp_path):
     Line(tmp_path)
-    snapshot, tables, dense = snapshots.load_rows(tmp_path / "snapshots", "main")
+    snapshot, tables, dense = load_rows(tmp_path / "snapshots", "main")
     assert (
         snapshot.step == 0
         and (dense == DENSE.astype(np.float16)).all()
@@ -230,7 +231,7 @@ def test_what_serving_loads_is_what_was_published(tmp_path, step):
     work(line, ALL, step)
     held = [sum(shard.shard.published.held.values()) for shard in line.shards]
     assert all(held) if step != 17 else not any(held)  # a step that settles leaves nothing
-    _, tables, dense = snapshots.load_rows(tmp_path / "snapshots", "main")
+    _, tables, dense = load_rows(tmp_path / "snapshots", "main")
     there = folded(delta for (s, _), delta in DELTAS.items() if s <= step)
     for name, (keys, values) in tables.items():
         assert dict(zip(keys.tolist(), map(bytes, values), strict=True)) == there[name]
@@ -473,7 +474,7 @@ def test_a_snapshot_from_before_there_were_increments_is_gone_on_from(tmp_path):
             path.write_text(json.dumps(manifest))
     held = {path: path.read_bytes() for path in tmp_path.glob("*.wal")}
     step = snapshots.latest(tmp_path / "snapshots", "main").snapshot.step
-    assert snapshots.load_rows(tmp_path / "snapshots", "main").snapshot.step == step == 10
+    assert load_rows(tmp_path / "snapshots", "main").snapshot.step == step == 10
     for part in range(PARTS):
         line.crash(part)
     assert line.where() == [12, 12] and all(p.read_bytes() == held[p] for p in held)

@@ -1,6 +1,6 @@
 import numpy as np
 
-from experiments.gates import Picks, Scores, Size, failures, logits_of
+from experiments.gates import Picks, ScoreMoments, Size, failures, logits_of
 from recsys.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()
@@ -11,8 +11,8 @@ LIVE = 1 / (1 + np.exp(-np.random.default_rng(0).normal(-0.5, 1, 1_000)))
 LABELS = (DRAW.random(1_000) < LIVE).astype(float)
 
 
-def scores(candidate: np.ndarray, live: np.ndarray = LIVE) -> Scores:
-    its = Scores()
+def scores(candidate: np.ndarray, live: np.ndarray = LIVE) -> ScoreMoments:
+    its = ScoreMoments()
     for at in range(0, len(live), 100):
         here = slice(at, at + 100)
         its.add(live[here], candidate[here], LABELS[here])
@@ -48,7 +48,7 @@ def test_a_live_line_that_knows_nothing_yet_holds_nobody_back() -> None:
 
 
 def test_few_scores_say_nothing_of_their_spread() -> None:
-    its = Scores()
+    its = ScoreMoments()
     its.add(LIVE[:100], np.full(100, 0.999), LABELS[:100])
     assert failures(its, RULES) == []
 

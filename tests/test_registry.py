@@ -8,8 +8,8 @@ import pytest
 
 from parameter_server.durable import load_shard
 from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.serving_rows import load_rows
 from parameter_server.shard import Shard, ShardSpec
-from parameter_server.snapshots import load_rows
 from recsys.config import ModelConfig, digest
 from recsys.features import FeatureSet
 from recsys.model import tables_of

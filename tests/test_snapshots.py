@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from parameter_server import snapshots
+from parameter_server.serving_rows import load_rows
 from parameter_server.snapshots import (
     NoSnapshot,
     complete_steps,
     latest,
-    load_rows,
     prune,
     write_part,
 )  # fmt: skip

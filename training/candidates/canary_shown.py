@@ -99,7 +99,7 @@ class Settled:
         self._waiting.append(row)
 
 
-class Shown:
+class CanaryShown:
     """Fills ``rates`` with what a canary has shown since it began to answer, beside ``live`` (line/epoch)."""
 
     def __init__(

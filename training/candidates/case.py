@@ -22,8 +22,8 @@ class Case:
 
     comparison: Comparison | None
     recent: Comparison | None
-    scores: gates.Scores = field(default_factory=gates.Scores)
-    recent_scores: gates.Scores = field(default_factory=gates.Scores)
+    scores: gates.ScoreMoments = field(default_factory=gates.ScoreMoments)
+    recent_scores: gates.ScoreMoments = field(default_factory=gates.ScoreMoments)
     served: ServedRates | None = None
     missed: guard.Calibration | None = None
     not_finite: int = 0  # of live's predictions since a guard began
@@ -62,7 +62,7 @@ class Case:
     def begin_lately(self, rules: PromotionConfig) -> None:
         """What is compared from now on is what was lately."""
         self.recent = comparison(rules) if self.missed is None else guard.lately(rules)
-        self.recent_scores = gates.Scores()
+        self.recent_scores = gates.ScoreMoments()
 
     def end(self) -> None:
         """The numbers stay, what they were made of goes."""

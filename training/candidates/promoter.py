@@ -15,8 +15,8 @@ import msgspec
 
 from experiments.guard import GuardEvidence, judge_guard
 from experiments.lifecycle import CANARY, TAKING_BACK, TAKING_OVER, Lifecycle, Standing
-from experiments.promotion import Decision as Judged
 from experiments.promotion import Evidence, Hold, Promote, Rollback, judge
+from experiments.promotion import Verdict as Judged
 from parameter_server import snapshots
 from recsys.config import Config
 from recsys.consumer import UNREADABLE
@@ -32,7 +32,7 @@ from recsys.records import (
     Wish,
     unpack,
 )
-from training.candidates.canary_shown import GuardShown, Shown
+from training.candidates.canary_shown import CanaryShown, GuardShown
 from training.candidates.case import Case, begun, numbers
 from training.line import MAIN
 from training.lineage import CAUGHT_UP, Lineage, last_steps, newest_step, starts_after
@@ -62,7 +62,7 @@ class Promoter:
         self._approved: set[str] = set()
         self._wishes: list[Wish] = []
         self._scores = log.begin(SCORES, 0)
-        self._shown: Shown | None = None  # what the canary that answers now has shown
+        self._shown: CanaryShown | None = None  # what the canary that answers now has shown
         self._guard_shown: GuardShown | None = None  # what live has shown, while it is guarded
 
     # --- folding ---
@@ -156,7 +156,7 @@ class Promoter:
             return
         if self._shown is None or self._shown.line != canary.line:
             live = f"{MAIN}/{self._epoch}"
-            self._shown = Shown(self._log, canary, live, self._labels, self._rules)
+            self._shown = CanaryShown(self._log, canary, live, self._labels, self._rules)
             self.cases[canary.line].served = self._shown.rates
         self._shown.read()
 

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from parameter_server.rows import initial_rows
-from parameter_server.snapshots import NoSnapshot, complete_steps, load_rows
+from parameter_server.serving_rows import load_rows
+from parameter_server.snapshots import NoSnapshot, complete_steps
 from recsys.blueprint import build_model
 from recsys.catalogue import Catalogue
 from recsys.config import Config, ModelConfig
@@ -27,7 +28,7 @@ from recsys.log import Log
 from recsys.model import Model, tables_of
 from recsys.records import ITEMS
 from training.candidates.recall import Search, Weights, sorted_rows
-from training.candidates.shadow import Shadow, Shown
+from training.candidates.shadow import ScoredExample, Shadow
 from training.continual.learner import Learner
 from training.line import MAIN
 
@@ -76,7 +77,7 @@ class RetrievalLook:
         self._seen = (-1, -1)  # epoch and step of the snapshot that was looked at last
         self._both: tuple[Weights, Weights] | None = None
         self._sizes: dict[str, float] = {}
-        self._engaged: list[Shown] = []
+        self._engaged: list[ScoredExample] = []
 
     def begin(self, shadow: Shadow, live_model: ModelConfig) -> None:
         """Keeps both models as they are, where live has a snapshot that wasn't looked at. Cheap, if not.

@@ -39,7 +39,7 @@ _MOST_SURFACES: Final = 6
 _STILL: Final = Stamp(line="")
 
 
-class Shown(Lesson, kw_only=True):
+class ScoredExample(Lesson, kw_only=True):
     """What is read of an example that is scored."""
 
     user_id: Id = ""
@@ -69,9 +69,9 @@ class Shadow:
         self._client = LocalClient([shard], lambda delta: self.publish(delta))
         self._learner = Learner(build_model(features, config.model))
         self._scoring = build_model(features, config.model)
-        self._check = ExampleCheck(features, self._scoring.ranker.shape.dense, Shown)
+        self._check = ExampleCheck(features, self._scoring.ranker.shape.dense, ScoredExample)
         self._step = shard.applied
-        self.shown: list[Shown] = []  # what it scored of the newest step
+        self.shown: list[ScoredExample] = []  # what it scored of the newest step
         self.scored = 0  # examples
         self.unseen_from = 0  # the first step with nothing that it was trained on
         self.follow(lives)
@@ -118,7 +118,7 @@ class Shadow:
             return None
         lanes = read_lanes(self._log, step, own, self._check)
         read = [e for lane in lanes.values() for e in lane.examples]
-        shown = self.shown = [e for e in read if isinstance(e, Shown) and self._counts(e)]
+        shown = self.shown = [e for e in read if isinstance(e, ScoredExample) and self._counts(e)]
         if not shown:
             return None
         candidate_B = self.probabilities(shown)[:, 0]
@@ -138,7 +138,7 @@ class Shadow:
             weights=_weights(shown),
         )
 
-    def _counts(self, example: Shown) -> bool:
+    def _counts(self, example: ScoredExample) -> bool:
         """Whether live has served this example, in the epoch that is compared with, and said something."""
         stamp = example.stamp or _STILL
         return (
@@ -184,7 +184,7 @@ def _first(predicted: bytes) -> float:
     return float(np.frombuffer(predicted, np.float32, 1)[0])
 
 
-def _weights(shown: Sequence[Shown]) -> bytes:
+def _weights(shown: Sequence[ScoredExample]) -> bytes:
     """A negative stands for those that sampling left out (training/joining/sampling.py)."""
     weights = [1.0 if any(e.labels) or e.sampled_out else 1.0 / e.kept for e in shown]
     return np.array(weights, np.float32).tobytes() if any(w != 1.0 for w in weights) else b""

@@ -27,7 +27,7 @@ from recsys.records import EVENTS, EXAMPLES, unpack, unpack_all
 from training.archive.files import Held, files_of, hour_of
 from training.candidates.registry import iso
 from training.offline.cache import Cache, CacheWriter
-from training.offline.examples import Shown
+from training.offline.examples import TaughtLesson
 
 HOUR_MS: Final = 3_600_000
 _COLUMNS: Final = ["partition", "offset", "time_ms", "type", "value", "user_id"]
@@ -69,7 +69,7 @@ class _Rows:
     partition: int
     offsets: NDArray[np.int64]
     time_ms: NDArray[np.int64]
-    lessons: list[Shown] = field(default_factory=list)
+    lessons: list[TaughtLesson] = field(default_factory=list)
 
 
 def _as_files_are_merged(read: Callable[P, R]) -> Callable[P, R]:
@@ -291,23 +291,23 @@ def _read(
     return _Rows(held.partition, offsets[at][well], times[at][well], lessons)
 
 
-def _decoded(values: Sequence[bytes]) -> tuple[list[Shown], NDArray[np.bool_]]:
+def _decoded(values: Sequence[bytes]) -> tuple[list[TaughtLesson], NDArray[np.bool_]]:
     """Examples, and which of the values they are."""
     try:
-        return unpack_all(values, Shown), np.ones(len(values), np.bool_)
+        return unpack_all(values, TaughtLesson), np.ones(len(values), np.bool_)
     except UNREADABLE:
         pass
-    lessons, well = list[Shown](), np.zeros(len(values), np.bool_)
+    lessons, well = list[TaughtLesson](), np.zeros(len(values), np.bool_)
     for number, value in enumerate(values):
         try:
-            lessons.append(unpack(value, Shown))
+            lessons.append(unpack(value, TaughtLesson))
             well[number] = True
         except UNREADABLE:
             continue
     return lessons, well
 
 
-def _in_time(parts: Sequence[_Rows]) -> Iterator[tuple[list[Shown], list[int]]]:
+def _in_time(parts: Sequence[_Rows]) -> Iterator[tuple[list[TaughtLesson], list[int]]]:
     """All partitions' examples of an hour by (time, partition, offset)."""
     lessons = [lesson for part in parts for lesson in part.lessons]
     if not lessons:

@@ -26,7 +26,7 @@ Bytes = NDArray[np.uint8]
 _LIVE: Final = f"{MAIN}/"  # what ``served_by`` begins with, whichever epoch it was
 
 
-class Shown(Lesson, kw_only=True, gc=False):
+class TaughtLesson(Lesson, kw_only=True, gc=False):
     """A lesson with what was predicted of it when it was served: as much as an offline job reads."""
 
     predicted: bytes = b""  # float32 (L,); empty where no ranker answered
@@ -123,7 +123,7 @@ def predictions(lessons: Sequence[Lesson], outputs: int) -> NDArray[np.float32]:
     NaN where they don't say, where another line served, which has proved nothing yet (a canary), and where
     what is said isn't so many probabilities.
     """
-    said = [  # of a ``Shown``, or an ``Example``
+    said = [  # of a ``TaughtLesson``, or an ``Example``
         getattr(its, "predicted", b"") if its.served_by.startswith(_LIVE) else b""
         for its in lessons
     ]
