@@ -18,7 +18,7 @@ A file is one experiment::
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
@@ -150,13 +150,18 @@ def read_experiment(
 
 
 def read_experiments(
-    texts: Mapping[str, str], policy: PolicyConfig, labels: Sequence[str] | None = None
+    texts: Mapping[str, str],
+    policy: PolicyConfig,
+    labels: Sequence[str] | None = None,
+    stopped: Collection[str] = (),
 ) -> tuple[Experiment, ...]:
-    """Several experiments, by the names of their files; raises YamlError also where two don't fit."""
+    """Several experiments, by the names of their files; raises YamlError also where two don't fit. Those that
+    are ``stopped`` are in nobody's way."""
     found: list[Experiment] = []
     for file, text in sorted(texts.items()):
         experiment = read_experiment(text, file, policy, labels)
-        clash = next((c for c in (_clash(other, experiment) for other in found) if c), None)
+        clashes = (_clash(other, experiment, stopped) for other in found)
+        clash = next((its for its in clashes if its), None)
         if clash:
             raise YamlError(file, 1, clash)
         found.append(experiment)
@@ -205,10 +210,12 @@ def _made(marked: Marked, kind: Any, values: dict[str, Any], *path: str) -> Any:
         raise marked.error(said, *path, key) from None
 
 
-def _clash(one: Experiment, other: Experiment) -> str | None:
+def _clash(one: Experiment, other: Experiment, stopped: Collection[str]) -> str | None:
     """Why two experiments can't run together, if so."""
     if one.name == other.name:
         return f"the experiment {one.name!r} is there twice"
+    if one.name in stopped or other.name in stopped:
+        return None
     if one.layer == other.layer:
         gap = max(one.offset, other.offset) - min(
             one.offset + one.traffic, other.offset + other.traffic

@@ -82,7 +82,9 @@ class Outcomes:
     def add(self, users_N: Ints, arms_N: Ints, shown_ms_N: Ints, values_NS: Floats) -> None:
         """Shown items, or what corrects them: whose, under which arm (or NOBODY), when they were served, and
         what they add to each sum."""
-        found = [self._row(user) for user in users_N.tolist()]
+        for user in users_N.tolist():
+            self._row(user)
+        found = [self._rows.get(user) for user in users_N.tolist()]  # places that stay
         here = np.array([row is not None for row in found], np.bool_)
         rows = np.array([row for row in found if row is not None], np.int64)
         arms, shown_ms, values = arms_N[here], shown_ms_N[here], values_NS[here]

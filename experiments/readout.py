@@ -1,4 +1,4 @@
-"""An experiment's report, as values: what is known, how surely, and what follows from it.
+"""What is read off an experiment, as values: what is known, how surely, and what follows from it.
 
 The intervals of primary metrics hold together, over metrics and arms, at all times, with probability 1 − α
 (Bonferroni); their p-values are adjusted over the same family (Holm). Guardrails are a family of their own,
@@ -58,7 +58,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Report:
+class Readout:
     """``verdict`` with its reasons, the weightiest first. ``sampled``: the share of users that was kept."""
 
     experiment: str
@@ -78,6 +78,10 @@ class Report:
     sampled: float = 1.0
     outside: int = 0
 
+    @property
+    def users(self) -> int:
+        return sum(arm.users for arm in self.arms)
+
 
 def metrics_needed(
     experiment: Experiment, labels: Sequence[str]
@@ -94,7 +98,13 @@ def outcomes_for(experiment: Experiment, labels: Sequence[str], most_users: int)
     return Outcomes(arms, sums_of([*primary, *guardrails]), most_users=most_users)
 
 
-def report(
+def ratio_of(experiment: Experiment, outcomes: Outcomes, before: float = 1.0) -> SampleRatio:
+    """Users by arm against the arms' shares. ``before``: the least p-value so far."""
+    total = sum(arm.share for arm in experiment.arms)
+    return sample_ratio(outcomes.counts(), [arm.share / total for arm in experiment.arms], before)
+
+
+def readout(
     experiment: Experiment,
     outcomes: Outcomes,
     labels: Sequence[str],
@@ -103,13 +113,11 @@ def report(
     segments: Sequence[str] = (),
     misassigned: int = 0,
     ratio_before: float = 1.0,
-) -> Report:
+) -> Readout:
     """``segments``: names by their numbers in the outcomes. ``ratio_before``: the least p-value of the sample
     ratio so far. ``misassigned``: users whose arm on the log isn't the one that the hash gives."""
     primary, guardrails = metrics_needed(experiment, labels)
-    shares = [arm.share for arm in experiment.arms]
-    total = sum(shares)
-    ratio = sample_ratio(outcomes.counts(), [s / total for s in shares], ratio_before)
+    ratio = ratio_of(experiment, outcomes, ratio_before)
     lines = (
         *_lines(experiment, outcomes, primary, PRIMARY),
         *_lines(experiment, outcomes, guardrails, GUARDRAIL),
@@ -119,7 +127,7 @@ def report(
         for number, (arm, count) in enumerate(zip(experiment.arms, outcomes.counts(), strict=True))
     )
     verdict, why = _verdict(ratio, outcomes.crossed, misassigned, lines)
-    return Report(
+    return Readout(
         experiment.name, experiment.hypothesis or experiment.about, primary[0].name,
         experiment.metrics.alpha, until_ms, arms, ratio, outcomes.crossed, misassigned, lines,
         _days(experiment, outcomes, primary[0], until_ms),

@@ -1,7 +1,7 @@
 """Simulated users of an experiment: each has habits of their own, comes again, and is seen by many looks.
 
-A user's share of long views is drawn once (Beta), so is how much they watch (Gamma), and both stay: what makes
-a user's items dependent, and a later look much like the one before. Treatment multiplies the share.
+A user's share of long views is drawn once (Beta), so is how much they watch (Gamma), and both stay: that
+makes a user's items dependent, and a later look much like the one before. Treatment multiplies the share.
 """
 
 # U users, T looks
