@@ -28,7 +28,8 @@ _FIRST: Final = 1024  # users that there is room for at once
 class Outcomes:
     """Of one experiment. ``arms``: by name, the control first. ``sums``: their names (experiments/metric.py).
 
-    ``since_ms``: days are counted from there, for all alike, instead of from each user's exposure.
+    ``since_ms``: days are counted from there, for all alike, instead of from each user's exposure; a day may
+    be as long as one likes.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class Outcomes:
         days: int = DAYS,
         most_users: int = 200_000,
         since_ms: int | None = None,
+        day_ms: int = DAY_MS,
     ) -> None:
         self.arms, self.sums, self.days = tuple(arms), tuple(sums), days
-        self._most, self._since_ms = most_users, since_ms
+        self._most, self._since_ms, self._day_ms = most_users, since_ms, day_ms
         self.sampled = 1.0  # the share of users that is kept
         self.crossed = 0  # users who were seen in more than one arm, which can't be
         self.outside = 0  # shown to exposed users, but not under the arm: its traffic had ended
@@ -95,7 +97,7 @@ class Outcomes:
         self.outside += int((~under & ~before).sum())
         np.add.at(its["before"], rows[before], values[before])
         start_ms = exposed_ms if self._since_ms is None else np.full(len(rows), self._since_ms)
-        days = np.clip((shown_ms - start_ms) // DAY_MS, 0, self.days - 1)
+        days = np.clip((shown_ms - start_ms) // self._day_ms, 0, self.days - 1)
         np.add.at(its["after"], (rows[under], days[under]), values[under])
 
     def counts(self) -> list[int]:
@@ -137,7 +139,7 @@ class Outcomes:
         if new is not None:
             mine &= seen_before != new
         if day is not None and metric.denominator == USER and until_ms is not None:
-            mine &= its["exposed_ms"][held] + (day + 1) * DAY_MS <= until_ms
+            mine &= its["exposed_ms"][held] + (day + 1) * self._day_ms <= until_ms
         after_UDS, before_US = its["after"][held][mine], its["before"][held][mine]
         after_US = after_UDS.sum(1) if day is None else after_UDS[:, day]
         above = self.sums.index(metric.numerator)

@@ -18,7 +18,6 @@ import numpy as np
 from experiments.assignment import assign
 from experiments.definition import Experiment
 from experiments.design import Ramp
-from experiments.metric import SHOWN, WATCH
 from experiments.outcomes import NOBODY
 from experiments.readout import Readout, outcomes_for, ratio_of, readout
 from recsys.config import Config
@@ -28,6 +27,7 @@ from recsys.hashing import Id, key_of
 from recsys.log import Log, LogLost
 from recsys.records import EVENTS, EXAMPLES
 from training.by_time import first_at
+from training.measuring.shown_item import closed_ms_of, read_shown, values_of
 
 BEFORE_MS: Final = 7 * 86_400_000  # what is a covariate: a week before it began
 _READ: Final = 1_000
@@ -39,21 +39,6 @@ class _Impression(msgspec.Struct, tag="impression", tag_field="type"):
     user_id: Id
     time_ms: int
     surface: str = "feed"
-    stamp: Stamp | None = None
-
-
-class _Example(msgspec.Struct):
-    """What is read of an example."""
-
-    user_id: Id
-    shown_ms: int
-    closed_ms: int
-    labels: list[float]
-    watch_ms: int = 0
-    correction: bool = False
-    previous: list[float] = []
-    kept: float = 1.0
-    sampled_out: bool = False
     stamp: Stamp | None = None
 
 
@@ -93,7 +78,7 @@ class TrialFold:
         self._from_ms = started_ms - BEFORE_MS
         self.complete = True
         self._events = self._consumer(EVENTS, started_ms, _time_ms)
-        self._examples = self._consumer(EXAMPLES, self._from_ms, _closed_ms)
+        self._examples = self._consumer(EXAMPLES, self._from_ms, closed_ms_of)
         self._waiting: dict[int, list[_Row]] = {}
         self._newest: dict[int, int] = {}
 
@@ -182,11 +167,8 @@ class TrialFold:
         self.outcomes.expose(_ints(users), _ints(arms), _ints(times), _ints(segments))
 
     def _take(self, partition: int, value: bytes) -> None:
-        try:
-            its: Any = _example.decode(value)
-        except (
-            UNREADABLE
-        ):  # an empty place, or nothing that can be read: the shard's worker answers for it
+        its = read_shown(value)
+        if its is None:  # an empty place, or nothing that can be read: a worker answers for that
             self.unreadable += 1
             return
         self._newest[partition] = max(self._newest.get(partition, 0), its.closed_ms)
@@ -195,32 +177,9 @@ class TrialFold:
         # Of who isn't in the experiment, and never will be, nothing is held.
         if arm == NOBODY and assign(its.user_id, self._whole) is None:
             return
-        values = self._values(its)
+        values = values_of(its, self.outcomes.sums, self._labels)
         row = _Row(key_of("user", its.user_id), arm, its.shown_ms, values)
         self._waiting.setdefault(partition, []).append(row)
-
-    def _values(self, its: Any) -> list[float]:
-        """What an example adds to each sum. One without any engagement stands for 1 / kept such."""
-        labels, previous = its.labels, its.previous or [0.0] * len(its.labels)
-        engaged = any(labels)
-        if not its.correction:
-            weight = 1.0 if engaged or its.sampled_out else 1 / its.kept
-            shown, watch_s = weight, weight * its.watch_ms / 1000
-        else:
-            again = engaged and not any(previous) and not its.sampled_out
-            shown, watch_s = (1 - 1 / its.kept if again else 0.0), 0.0
-        out = []
-        for name in self.outcomes.sums:
-            if name == SHOWN:
-                out.append(shown)
-            elif name == WATCH:
-                out.append(watch_s)
-            else:
-                at = self._labels.index(name)
-                now = labels[at] if at < len(labels) else 0.0
-                then = previous[at] if at < len(previous) else 0.0
-                out.append(now - then if its.correction else now)
-        return out
 
     def _settle(self) -> None:
         for partition, rows in self._waiting.items():
@@ -249,19 +208,9 @@ class _Timed(msgspec.Struct):
     time_ms: int = 0
 
 
-class _Closed(msgspec.Struct):
-    closed_ms: int = 0
-
-
 def _time_ms(event: bytes) -> int:
     return _timed.decode(event).time_ms
 
 
-def _closed_ms(example: bytes) -> int:
-    return _closed.decode(example).closed_ms
-
-
 _impression = msgspec.msgpack.Decoder(_Impression)
-_example = msgspec.msgpack.Decoder(_Example)
 _timed = msgspec.msgpack.Decoder(_Timed)
-_closed = msgspec.msgpack.Decoder(_Closed)
