@@ -41,61 +41,52 @@ def come_once(variance: float, looks: int) -> Floats:
     return out
 
 
-def power(
-    covariance_TT: Floats,
-    users: Sequence[int],
-    effect: float,
-    alpha: float,
-    eta: float,
-    seed: int = 0,
-) -> Floats:
-    """The probability (T,) that an effect is found at a look or before. ``users``: of treatment and of
-    control, in all; a relative ``effect`` of 0.02 is 2 % more."""
-    scale = 1 / users[0] + 1 / users[1]
-    variance_T = np.diag(covariance_TT) * scale
-    if not (variance_T > 0).all():
-        raise ValueError("a look has no variance, expected users who differ")
-    draw = np.random.default_rng(seed)
-    root = _root(covariance_TT * scale)
-    difference_ST = draw.normal(size=(_DRAWS, len(root))) @ root.T + math.log1p(effect)
-    information_T = 1 / variance_T
-    grown = information_T + eta
-    radius_T = np.sqrt(grown * (np.log(grown / eta) - 2 * math.log(alpha))) / information_T
-    right_ST = (
-        np.sign(effect) * difference_ST > radius_T if effect else abs(difference_ST) > radius_T
-    )
-    out: Floats = np.maximum.accumulate(right_ST, axis=1).mean(0)
-    return out
+class Looks:
+    """Drawn courses of an experiment at its looks, from which power is read off for any users and effect.
 
+    Raises ValueError where users don't differ at a look.
+    """
 
-def users_needed(
-    covariance_TT: Floats,
-    shares: tuple[float, float],
-    effect: float,
-    alpha: float,
-    eta: float,
-    wanted: float = 0.8,
-) -> int:
-    """The users of both arms together, by the last look, with which the effect is found with probability
-    ``wanted``. ``shares``: of treatment and control."""
-    _check(effect != 0, "effect", effect, "a relative effect other than 0")
-    _check(0 < wanted < 1, "power", wanted, "a probability between 0 and 1")
+    def __init__(self, covariance_TT: Floats, alpha: float, eta: float, seed: int = 0) -> None:
+        if not (np.diag(covariance_TT) > 0).all():
+            raise ValueError("a look has no variance, expected users who differ")
+        self._alpha, self._eta = alpha, eta
+        self._variance_T = np.diag(covariance_TT)
+        values, vectors = np.linalg.eigh(covariance_TT)  # it may be nearly singular
+        root_TT = vectors * np.sqrt(np.maximum(values, 0.0))
+        draw = np.random.default_rng(seed)
+        self._error_ST = draw.normal(size=(_DRAWS, len(root_TT))) @ root_TT.T
 
-    def enough(total: float) -> bool:
-        arms = _split(total, shares)
-        return bool(power(covariance_TT, arms, effect, alpha, eta)[-1] >= wanted)
+    def power(self, users: Sequence[float], effect: float) -> Floats:
+        """The probability (T,) that an effect is found at a look or before. ``users``: of treatment and of
+        control, in all; a relative ``effect`` of 0.02 is 2 % more. Of no effect: that any is found."""
+        scale = 1 / users[0] + 1 / users[1]
+        information_T = 1 / (self._variance_T * scale)
+        grown_T = information_T + self._eta
+        squared_T = grown_T * (np.log(grown_T / self._eta) - 2 * math.log(self._alpha))
+        radius_T = np.sqrt(squared_T) / information_T
+        found_ST = self._error_ST * math.sqrt(scale) + math.log1p(effect)
+        found_ST = np.abs(found_ST) if effect == 0 else math.copysign(1, effect) * found_ST
+        out: Floats = np.maximum.accumulate(found_ST > radius_T, axis=1).mean(0)
+        return out
 
-    return math.ceil(_least(enough, 10.0))
+    def users_needed(self, shares: tuple[float, float], effect: float, wanted: float = 0.8) -> int:
+        """The users of both arms together, by the last look, with which the effect is found with probability
+        ``wanted``. ``shares``: of treatment and control."""
+        _check(effect != 0, "effect", effect, "a relative effect other than 0")
+        _check(0 < wanted < 1, "power", wanted, "a probability between 0 and 1")
+        whole = sum(shares)
 
+        def enough(total: float) -> bool:
+            arms = (total * shares[0] / whole, total * shares[1] / whole)
+            return bool(self.power(arms, effect)[-1] >= wanted)
 
-def smallest_effect(
-    covariance_TT: Floats, users: Sequence[int], alpha: float, eta: float, wanted: float = 0.8
-) -> float:
-    """The least relative effect that so many users find with probability ``wanted``."""
-    _check(0 < wanted < 1, "power", wanted, "a probability between 0 and 1")
-    return _least(
-        lambda its: bool(power(covariance_TT, users, its, alpha, eta)[-1] >= wanted), 1e-5
-    )
+        return math.ceil(_least(enough, 10.0))
+
+    def smallest_effect(self, users: Sequence[float], wanted: float = 0.8) -> float:
+        """The least relative effect that so many users find with probability ``wanted``."""
+        _check(0 < wanted < 1, "power", wanted, "a probability between 0 and 1")
+        return _least(lambda effect: bool(self.power(users, effect)[-1] >= wanted), 1e-5)
 
 
 def _least(holds: Callable[[float], bool], start: float) -> float:
@@ -111,18 +102,6 @@ def _least(holds: Callable[[float], bool], start: float) -> float:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
-
-
-def _split(total: float, shares: tuple[float, float]) -> tuple[int, int]:
-    whole = sum(shares)
-    return max(1, round(total * shares[0] / whole)), max(1, round(total * shares[1] / whole))
-
-
-def _root(covariance_TT: Floats) -> Floats:
-    """A matrix whose product with its transpose is the covariance, also where that is nearly singular."""
-    values, vectors = np.linalg.eigh(covariance_TT)
-    out: Floats = vectors * np.sqrt(np.maximum(values, 0.0))
-    return out
 
 
 def _check(holds: bool, name: str, value: object, expected: str) -> None:

@@ -8,7 +8,7 @@ from experiments.revision import running
 from recsys.config import Config, JoinConfig
 from recsys.events import Engagement, Impression, Served, Stamp, encode
 from recsys.hashing import partition_of, uniform
-from recsys.log import Append, MemoryLog
+from recsys.log import Append, Log, MemoryLog
 from recsys.records import EVENTS, EXAMPLES, Experiments, pack, topics
 from training.joining.joiner import Joiner
 
@@ -22,16 +22,30 @@ class ToyTrial:
     """Serves lists by whatever the newest revision says. ``liked``: the share of long views, and of hides,
     by arm of the experiment ``mine``; of others 0.4 and 0.1."""
 
-    def __init__(self, join: JoinConfig | None = None) -> None:
+    def __init__(self, join: JoinConfig | None = None, log: Log | None = None) -> None:
         self.config = replace(Config(), join=join or JoinConfig())
-        self.log = MemoryLog()
-        for topic in topics(2):
-            self.log.create(topic)
+        self._log = log or MemoryLog()
+        for topic in topics(2) if log is None else ():
+            self._log.create(topic)
+        self._unsent: dict[str, list[Append]] = {
+            EVENTS: [],
+            EXAMPLES: [],
+        }  # a file takes many at once
+        self._offsets = [0, 0]
         self.now_ms = BEGAN_MS
         self.liked: dict[str, tuple[float, float]] = {}
         self._joiners = [Joiner(p, LABELS, self.config.join) for p in range(2)]
         self._policies = Policies(self.config.policy)
         self._served = 0
+
+    @property
+    def log(self) -> Log:
+        """With all that was served on it."""
+        for topic, records in self._unsent.items():
+            if records:
+                self._log.append(topic, records)
+                records.clear()
+        return self._log
 
     def take(self, said: Experiments) -> None:
         self._policies = Policies(self.config.policy, running(said, self.config.policy, LABELS))
@@ -78,11 +92,13 @@ class ToyTrial:
             self._emit(partition, joiner.advance(self.now_ms))
         for n in range(8):
             self.serve(f"nobody{n}", {})
+        assert self.log
 
     def _append(self, event: Any) -> None:
         partition = partition_of(event.user_id, 2)
-        (offset,) = self.log.append(EVENTS, [Append(partition, b"", encode(event))])
-        self._emit(partition, self._joiners[partition].feed(offset, event))
+        self._offsets[partition] += 1
+        self._unsent[EVENTS].append(Append(partition, b"", encode(event)))
+        self._emit(partition, self._joiners[partition].feed(self._offsets[partition], event))
 
     def _emit(self, partition: int, joined: Any) -> None:
-        self.log.append(EXAMPLES, [Append(partition, b"", pack(example)) for example in joined])
+        self._unsent[EXAMPLES] += [Append(partition, b"", pack(example)) for example in joined]
