@@ -3,6 +3,7 @@
 All of it is read from, and asked on, the system's log; the director alone appends revisions.
 """
 
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -213,12 +214,13 @@ def newest(log: Log) -> Experiments:
 
 def began_ms(log: Log, name: str) -> int:
     """When an experiment first gave arms: as it stands, else by the first revision that has it."""
+    named = re.compile(rf"^name:\s*['\"]?{re.escape(name)}['\"]?\s*(#.*)?$", re.MULTILINE)
     for control in readable(log, CONTROL, Control):
         if isinstance(control, Experiments):
             stand = control.stands.get(name)
             if stand is not None and stand.started_ms:
                 return stand.started_ms
-            if stand is None and any(f"name: {name}" in text for text in control.configs.values()):
+            if stand is None and any(named.search(text) for text in control.configs.values()):
                 return control.time_ms
     return 0
 

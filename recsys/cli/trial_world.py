@@ -39,16 +39,25 @@ class Trial:
 
 
 def simulate(
-    draw: np.random.Generator, users: int, looks: int, lift: float = 0.0, before: float = 0.0
+    draw: np.random.Generator,
+    users: int,
+    looks: int,
+    lift: float = 0.0,
+    before: float = 0.0,
+    again: bool = True,
 ) -> Trial:
-    """``before``: how many looks' worth was watched before exposure. Half of the users are there from the
-    beginning, the others come for the first time between two looks."""
+    """``before``: how many looks' worth was watched before exposure. ``again``: half of the users are there
+    from the beginning, the others come for the first time between two looks, and all stay; else each comes
+    once."""
     treated_U = draw.random(users) < 0.5
     of_user = _SHARE * (1 - _SHARE) / _SHARE_SPREAD**2 - 1
     share_U = draw.beta(_SHARE * of_user, (1 - _SHARE) * of_user, users)
     items_U = _ITEMS * draw.gamma(_ACTIVITY, 1 / _ACTIVITY, users)
-    first_U = np.where(draw.random(users) < 0.5, 0, draw.integers(0, looks, users))
-    here_UT = np.arange(looks) >= first_U[:, None]
+    first_U = draw.integers(0, looks, users)
+    if again:
+        first_U[draw.random(users) < 0.5] = 0
+    looks_T = np.arange(looks)
+    here_UT = looks_T >= first_U[:, None] if again else looks_T == first_U[:, None]
     shown_UT = draw.poisson(items_U[:, None] * here_UT)
     lifted_U = share_U * np.where(treated_U, 1 + lift, 1.0)
     if lifted_U.max() > 1:
