@@ -80,6 +80,7 @@ class Effect:
     p: float = 1.0
     users: tuple[int, int] = (0, 0)  # treatment, control
     saved: float = 0.0
+    error: float = math.inf  # the standard error of the logarithm of 1 + relative
 
     @property
     def known(self) -> bool:
@@ -151,6 +152,7 @@ def effect(treatment: Users, control: Users, alpha: float, eta: float) -> Effect
         p_value(difference, information, eta),
         (len(treatment), len(control)),
         1 - float(variance / plain),
+        math.sqrt(variance),
     )
 
 

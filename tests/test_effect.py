@@ -121,13 +121,7 @@ def test_looking_after_every_batch_finds_nothing_where_nothing_is() -> None:
     ever, peeked, runs = 0, 0, 100
     for seed in range(runs):
         trial = simulate(np.random.default_rng(seed), 800, 20)
-        arms = [(trial.at(k, True), trial.at(k, False)) for k in range(20)]
-        ever += any(effect(*both, ALPHA, ETA).known for both in arms)
-        peeked += any(abs(sigmas(*both)) > 1.96 for both in arms)
+        looks = [effect(trial.at(k, True), trial.at(k, False), ALPHA, ETA) for k in range(20)]
+        ever += any(its.known for its in looks)
+        peeked += any(abs(math.log1p(its.relative)) > 1.96 * its.error for its in looks)
     assert ever <= 0.05 * runs < 0.08 * runs < peeked
-
-
-def sigmas(treatment: Users, control: Users) -> float:
-    """The effect in its standard errors, as a test that is looked at once takes it."""
-    both = (influence(treatment).var() / len(treatment), influence(control).var() / len(control))
-    return math.log(treatment.ratio / control.ratio) / math.sqrt(sum(both))

@@ -49,7 +49,7 @@ def test_the_promise_is_kept_by_users_who_come_again() -> None:
     """Covariance from a pilot of other users; 12 % found in 300 experiments as often as was said."""
     looks, users, runs = 8, 1_000, 300
     pilot = simulate(np.random.default_rng(99), 8_000, looks)
-    seen = covariance(pilot.numerators_UT, pilot.denominators_UT)
+    seen = covariance(pilot.numerators_TU.T, pilot.denominators_TU.T)
     said = Looks(seen, ALPHA, ETA).power((users / 2, users / 2), 0.12)[-1]
     found = 0
     for seed in range(runs):

@@ -51,10 +51,10 @@ def test_no_runs_are_refused() -> None:
 def test_simulated_users_stay_as_they_are_or_come_once() -> None:
     again = simulate(np.random.default_rng(0), 2_000, 10)
     once = simulate(np.random.default_rng(0), 2_000, 10, again=False)
-    shown_UT = np.diff(once.denominators_UT, axis=1, prepend=0)
-    assert ((shown_UT > 0).sum(1) <= 1).all()
-    assert (np.diff(again.denominators_UT, axis=1, prepend=0) > 0).sum(1).max() == 10
-    rates = again.numerators_UT[:, -1] / np.maximum(again.denominators_UT[:, -1], 1)
+    shown_TU = np.diff(once.denominators_TU, axis=0, prepend=0)
+    assert ((shown_TU > 0).sum(0) <= 1).all()
+    assert (np.diff(again.denominators_TU, axis=0, prepend=0) > 0).sum(0).max() == 10
+    rates = again.numerators_TU[-1] / np.maximum(again.denominators_TU[-1], 1)
     assert rates.std() > 0.08  # habits, not chance alone
     with pytest.raises(ValueError, match="lift is 5"):
         simulate(np.random.default_rng(0), 100, 2, lift=5.0)

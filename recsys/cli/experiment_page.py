@@ -12,7 +12,8 @@ from experiments.readout import BETTER, BROKEN, HARM, SAFE, WORSE, Readout
 from recsys.cli.experiment_table import bounds
 
 _TONES: Final = {BETTER: "good", SAFE: "good", WORSE: "bad", HARM: "bad", BROKEN: "bad"}
-_WIDTH, _LEFT, _RIGHT, _ROW, _TOP = 720, 210, 20, 34, 26
+_WIDTH, _LEFT, _RIGHT, _ROW, _TOP = 720, 220, 44, 34, 34
+_LONGEST: Final = 28  # characters of a name in a plot; all of it is in its tooltip and in the table
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --dim: #6b6b70; --paper: #fff; --line: #d9d9de;
   --good: #1a7f4b; --bad: #c2293a; --open: #57606a; }
@@ -84,13 +85,14 @@ def plot(bars: Sequence[Bar]) -> str:
     for share in (-1, -0.5, 0, 0.5, 1):
         at, kind = x(share * reach), "zero" if share == 0 else "grid"
         drawn.append(
-            f'<line class="{kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 6}" y2="{height}"/>'
+            f'<line class="{kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 8}" y2="{height}"/>'
         )
-        said = f"{share * reach:+.3g}" if share else "0"
-        drawn.append(f'<text class="dim" x="{at:.1f}" y="14" text-anchor="middle">{said}</text>')
+        said = f"{100 * share * reach:+.3g}%" if share else "0"
+        drawn.append(f'<text class="dim" x="{at:.1f}" y="20" text-anchor="middle">{said}</text>')
     for number, bar in enumerate(bars):
         y = _TOP + _ROW * number + _ROW / 2
-        drawn.append(f'<text x="0" y="{y + 4:.1f}">{escape(bar.name)}</text>')
+        name = bar.name if len(bar.name) <= _LONGEST else f"{bar.name[: _LONGEST - 1]}…"
+        drawn.append(f'<text x="0" y="{y + 4:.1f}">{escape(name)}</text>')
         if bar in known:
             drawn.append(_interval(bar, x, y))
         else:

@@ -23,19 +23,20 @@ _ACTIVITY: Final = 2.0  # shape of the Gamma: some users watch several times as 
 
 @dataclass(frozen=True)
 class Trial:
-    """Sums of each user up to each look. ``before_U2``: numerator and denominator before exposure."""
+    """Sums of each user up to each look, looks first, since one look is taken at a time. ``before_U2``:
+    numerator and denominator before exposure."""
 
-    numerators_UT: Floats
-    denominators_UT: Floats
+    numerators_TU: Floats
+    denominators_TU: Floats
     before_U2: Floats
     treated_U: NDArray[np.bool_]
 
     def at(self, look: int, treated: bool, covariates: bool = False) -> Users:
         """The users of one arm who had come by a look."""
-        mine = (self.treated_U == treated) & (self.denominators_UT[:, look] > 0)
+        mine = np.flatnonzero((self.treated_U == treated) & (self.denominators_TU[look] > 0))
         before = self.before_U2[mine]
         known = np.column_stack([before, before[:, 1] > 0]) if covariates else np.zeros((0, 0))
-        return Users(self.numerators_UT[mine, look], self.denominators_UT[mine, look], known)
+        return Users(self.numerators_TU[look, mine], self.denominators_TU[look, mine], known)
 
 
 def simulate(
@@ -56,18 +57,18 @@ def simulate(
     first_U = draw.integers(0, looks, users)
     if again:
         first_U[draw.random(users) < 0.5] = 0
-    looks_T = np.arange(looks)
-    here_UT = looks_T >= first_U[:, None] if again else looks_T == first_U[:, None]
-    shown_UT = draw.poisson(items_U[:, None] * here_UT)
+    looks_T1 = np.arange(looks)[:, None]
+    here_TU = looks_T1 >= first_U if again else looks_T1 == first_U
+    shown_TU = draw.poisson(items_U * here_TU)
     lifted_U = share_U * np.where(treated_U, 1 + lift, 1.0)
     if lifted_U.max() > 1:
         raise ValueError(f"lift is {lift}, expected one that leaves each user's share below 1")
-    long_UT = draw.binomial(shown_UT, lifted_U[:, None])
+    long_TU = draw.binomial(shown_TU, lifted_U)
     shown_0 = draw.poisson(items_U * before)
     before_U2 = np.column_stack([draw.binomial(shown_0, share_U), shown_0]).astype(np.float64)
     return Trial(
-        long_UT.cumsum(1).astype(np.float64),
-        shown_UT.cumsum(1).astype(np.float64),
+        long_TU.cumsum(0).astype(np.float64),
+        shown_TU.cumsum(0).astype(np.float64),
         before_U2,
         treated_U,
     )
