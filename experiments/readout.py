@@ -113,8 +113,10 @@ def readout(
     segments: Sequence[str] = (),
     misassigned: int = 0,
     ratio_before: float = 1.0,
+    parts: bool = True,
 ) -> Readout:
-    """``segments``: names by their numbers in the outcomes. ``ratio_before``: the least p-value of the sample
+    """``segments``: names by their numbers in the outcomes. ``parts``: with days and segments, which take
+    most of the time. ``ratio_before``: the least p-value of the sample
     ratio so far. ``misassigned``: users whose arm on the log isn't the one that the hash gives."""
     primary, guardrails = metrics_needed(experiment, labels)
     ratio = ratio_of(experiment, outcomes, ratio_before)
@@ -130,8 +132,8 @@ def readout(
     return Readout(
         experiment.name, experiment.hypothesis or experiment.about, primary[0].name,
         experiment.metrics.alpha, until_ms, arms, ratio, outcomes.crossed, misassigned, lines,
-        _days(experiment, outcomes, primary[0], until_ms),
-        _segments(experiment, outcomes, primary[0], segments),
+        _days(experiment, outcomes, primary[0], until_ms) if parts else (),
+        _segments(experiment, outcomes, primary[0], segments) if parts else (),
         verdict, why, outcomes.sampled, outcomes.outside,
     )  # fmt: skip
 

@@ -132,6 +132,12 @@ def test_an_effect_of_novelty_shows_by_day() -> None:
     assert second.effect.low < 0 < second.effect.high and third.part == "day 2"
 
 
+def test_days_and_segments_may_be_left_out_and_change_nothing_else() -> None:
+    outcomes = filled(TWO, [(0.4, 0.1), (0.5, 0.1)])
+    its, short = read(TWO, outcomes), read(TWO, outcomes, parts=False)
+    assert its.days and its.segments and short == replace(its, days=(), segments=())
+
+
 def test_segments_are_surfaces_and_who_is_new() -> None:
     its = read(TWO, filled(TWO, [(0.4, 0.1), (0.5, 0.1)]))
     assert [cell.part for cell in its.segments] == ["new", "returning", "feed", "search"]

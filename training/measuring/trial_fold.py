@@ -119,11 +119,12 @@ class TrialFold:
             self._ratio = ratio_of(self.experiment, self.outcomes, self._ratio).p
         return moved
 
-    def readout(self) -> Readout:
-        """As of what was read."""
+    def readout(self, parts: bool = True) -> Readout:
+        """As of what was read. ``parts``: with days and segments."""
         return readout(
             self.experiment, self.outcomes, self._labels, until_ms=self.until_ms,
             segments=self.segments, misassigned=self.misassigned, ratio_before=self._ratio,
+            parts=parts,
         )  # fmt: skip
 
     def _consumer(self, topic: str, from_ms: int, time_of: Any) -> Consumer:

@@ -106,7 +106,7 @@ class Trials:
                 self._log, self._config, self._labels, experiment, started_ms, _MOST_USERS
             )
         fold.read()
-        return fold.readout() if due else None
+        return fold.readout(parts=False) if due else None
 
     def _experiments(self) -> tuple[Experiment, ...]:
         """Those of the newest revision."""
