@@ -1,6 +1,7 @@
 """How an experiment begins, grows and ends, and what a revision says of who is given arms."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -196,3 +197,10 @@ def test_times_are_read_as_people_write_them() -> None:
     assert time_ms_of("2026-11-30T07:00Z") == time_ms_of(1_796_022_000_000) == its.start
     with pytest.raises(ValueError, match="time is -1"):
         time_ms_of(-1)
+
+
+def test_the_example_of_the_page_is_read() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "experiments.md").read_text()
+    text = page.partition("```yaml\n")[2].partition("```")[0]
+    its = read_experiment(text, "page", POLICY, (*LABELS, "like"))
+    assert its.primary == ("long_view", "shown_per_user") and its.ramp.steps == (0.01, 0.1)
