@@ -19,6 +19,7 @@ from training.measuring.trial_fold import TrialFold
 
 LOOK_EVERY_MS: Final = 10_000
 _MOST_USERS: Final = 100_000
+_POLLS: Final = 4  # a few at a time: the director has other things to look at
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -105,7 +106,7 @@ class Trials:
             fold = self._folds[experiment.name] = TrialFold(
                 self._log, self._config, self._labels, experiment, started_ms, _MOST_USERS
             )
-        fold.read()
+        fold.read(_POLLS)
         return fold.readout(parts=False) if due else None
 
     def _experiments(self) -> tuple[Experiment, ...]:
