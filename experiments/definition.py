@@ -3,30 +3,39 @@
 A file is one experiment::
 
     name: more_exploration
+    hypothesis: who is shown more new things stays longer
     layer: ranking            # experiments of one layer never share a user; layers are independent
     traffic: 0.2              # the share of the layer's users ...
     offset: 0.0               # ... that begins here, so that two experiments of a layer can lie side by side
-    metric: long_view         # what decides
+    metrics: {primary: [long_view], guardrails: {hide: 0.05}}
+    ramp: {steps: [0.01, 0.05], hours: 24}
     arms:
       control: {share: 0.5}
       treatment: {share: 0.5, overrides: {explore: 0.1, weights.like: 2.0}}
 
-``overrides`` are dotted paths into ``recsys.config.PolicyConfig``. The first arm is the control.
+``overrides`` are dotted paths into ``recsys.config.PolicyConfig``. The first arm is the control. Instead of
+``metrics`` a file may name one ``metric``. Of metrics and ramp experiments/design.py says more.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 import msgspec
 
+from experiments.design import UNIT, Metrics, Ramp, time_ms_of
+from experiments.metric import metric_of
 from recsys.config import override
 from recsys.marked_yaml import Marked, YamlError
 from recsys.policy_config import PolicyConfig, check_weights
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_KEYS: Final = {"name", "layer", "salt", "traffic", "offset", "metric", "about", "arms"}
+_TIMES: Final = ("start", "stop")
+_KEYS: Final = {
+    "name", "hypothesis", "about", "unit", "layer", "salt", "traffic", "offset", "metric", "metrics", "ramp",
+    "arms", *_TIMES,
+}  # fmt: skip
 _ARM_KEYS: Final = {"share", "overrides", "line"}
 _ROUNDING: Final = 1e-9  # shares are written in decimals
 
@@ -52,7 +61,8 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms, and the users among whom they are drawn. Another ``salt`` draws everybody anew."""
+    """Arms, and the users among whom they are drawn. Another ``salt`` draws everybody anew. ``start`` and
+    ``stop`` are milliseconds; 0: at once, never."""
 
     name: str
     arms: tuple[Arm, ...]
@@ -62,6 +72,12 @@ class Experiment:
     offset: float = 0.0
     metric: str = "long_view"
     about: str = ""
+    hypothesis: str = ""
+    unit: str = UNIT
+    metrics: Metrics = field(default_factory=Metrics)
+    ramp: Ramp = field(default_factory=Ramp)
+    start: int = 0
+    stop: int = 0
 
     def __post_init__(self) -> None:
         for key in ("name", "layer"):
@@ -70,11 +86,24 @@ class Experiment:
         _check(0 <= self.traffic <= 1, "traffic", self.traffic, "0 to 1")
         inside = 0 <= self.offset and self.offset + self.traffic <= 1 + _ROUNDING
         _check(inside, "offset", self.offset, f"0 to {1 - self.traffic:g}, so that traffic fits")
+        _check(self.unit == UNIT, "unit", self.unit, f"{UNIT!r}")
+        least = self.start or 0
+        _check(
+            not self.stop or self.stop > least, "stop", self.stop, f"a time after start, {least}"
+        )
+        steps = self.ramp.steps
+        below = not steps or steps[-1] < self.traffic
+        _check(below, "ramp", list(steps), f"steps below the traffic, {self.traffic:g}")
         names = [arm.name for arm in self.arms]
         _check(len(names) > 0, "arms", names, "at least one arm")
         _check(len(set(names)) == len(names), "arms", names, "a name of its own for each arm")
         total = sum(arm.share for arm in self.arms)
         _check(abs(total - 1) < 1e-6, "the sum of the arms' shares", total, "1")
+
+    @property
+    def primary(self) -> tuple[str, ...]:
+        """The names of the metrics that decide."""
+        return self.metrics.primary or (self.metric,)
 
 
 def read_experiment(
@@ -93,19 +122,46 @@ def read_experiment(
     arms = values["arms"]
     if not isinstance(arms, dict):
         raise marked.error(f"arms is {arms!r}, expected arms by their names", "arms")
+    if "metrics" in values and "metric" in values:
+        raise marked.error("metric and metrics are both there, expected one of them", "metric")
+    for key in _TIMES:
+        if key in values:
+            try:
+                values = {**values, key: time_ms_of(values[key])}
+            except ValueError as error:
+                raise marked.error(f"{key}: {error}", key) from None
     made = [_arm(marked, name, policy, labels) for name in arms]
+    for key, known in (("metrics", Metrics), ("ramp", Ramp)):
+        if key in values:
+            marked.mapping({its.name for its in fields(known)}, key)
+            values = {**values, key: _made(marked, known, values[key], key)}
     experiment: Experiment = _made(marked, Experiment, {**values, "arms": made})
+    if labels is not None and "metrics" in values:
+        for part, names in (
+            ("primary", experiment.metrics.primary),
+            ("guardrails", tuple(experiment.metrics.guardrails)),
+        ):
+            for name in names:
+                try:
+                    metric_of(name, labels)
+                except ValueError as error:
+                    raise marked.error(str(error), "metrics", part, name) from None
     return experiment
 
 
 def read_experiments(
-    texts: Mapping[str, str], policy: PolicyConfig, labels: Sequence[str] | None = None
+    texts: Mapping[str, str],
+    policy: PolicyConfig,
+    labels: Sequence[str] | None = None,
+    stopped: Collection[str] = (),
 ) -> tuple[Experiment, ...]:
-    """Several experiments, by the names of their files; raises YamlError also where two don't fit."""
+    """Several experiments, by the names of their files; raises YamlError also where two don't fit. Those that
+    are ``stopped`` are in nobody's way."""
     found: list[Experiment] = []
     for file, text in sorted(texts.items()):
         experiment = read_experiment(text, file, policy, labels)
-        clash = next((c for c in (_clash(other, experiment) for other in found) if c), None)
+        clashes = (_clash(other, experiment, stopped) for other in found)
+        clash = next((its for its in clashes if its), None)
         if clash:
             raise YamlError(file, 1, clash)
         found.append(experiment)
@@ -154,10 +210,12 @@ def _made(marked: Marked, kind: Any, values: dict[str, Any], *path: str) -> Any:
         raise marked.error(said, *path, key) from None
 
 
-def _clash(one: Experiment, other: Experiment) -> str | None:
+def _clash(one: Experiment, other: Experiment, stopped: Collection[str]) -> str | None:
     """Why two experiments can't run together, if so."""
     if one.name == other.name:
         return f"the experiment {one.name!r} is there twice"
+    if one.name in stopped or other.name in stopped:
+        return None
     if one.layer == other.layer:
         gap = max(one.offset, other.offset) - min(
             one.offset + one.traffic, other.offset + other.traffic

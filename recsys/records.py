@@ -229,11 +229,44 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, tag="wish"):
     time_ms: int = 0
 
 
+class Stand(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an experiment stands: ``state`` is waiting (for its start), running or stopped, ``traffic`` the
+    share of its layer's users by now, ``step`` that of its ramp, since ``since_ms``. ``given``: its text came
+    with a wish, and isn't one of the files beside the code."""
+
+    state: str = "running"
+    traffic: float = 0.0
+    step: int = 0
+    since_ms: int = 0
+    started_ms: int = 0
+    given: bool = False
+    why: str = ""
+
+
 class Experiments(msgspec.Struct, frozen=True, kw_only=True, tag="experiments"):
-    """A new revision of the experiments, as their YAML texts by name."""
+    """A new revision of the experiments, as their YAML texts by the names of their files.
+
+    ``stands``: by experiment; one without has its file's traffic, and always had. ``answers``: the offset of
+    the wish that brought it about, which was ``refused`` where that isn't empty.
+    """
 
     revision: int
     configs: dict[str, str] = {}
+    time_ms: int = 0
+    stands: dict[str, Stand] = {}
+    answers: int = -1
+    refused: str = ""
+
+
+class ExperimentWish(msgspec.Struct, frozen=True, kw_only=True, tag="experiment_wish"):
+    """What a person asks the director to do with an experiment: ``start`` what ``text`` says, or ``stop`` the
+    one of that ``name``. ``at_once``: without its ramp."""
+
+    what: str
+    name: str = ""
+    text: str = ""
+    reason: str = ""
+    at_once: bool = False
     time_ms: int = 0
 
 
@@ -276,7 +309,9 @@ class Reaction(msgspec.Struct, frozen=True, kw_only=True, tag="reaction"):
     time_ms: int = 0  # event time
 
 
-Control = Live | Experiments | Erasure | Candidate | Decision | Wish | Alarm | Reaction
+Control = (
+    Live | Experiments | ExperimentWish | Erasure | Candidate | Decision | Wish | Alarm | Reaction
+)
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):

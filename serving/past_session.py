@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from experiments.definition import read_experiments
 from experiments.policy import Policies
+from experiments.revision import running
 from recsys.catalogue import Catalogue
 from recsys.config import Config
 from recsys.events import Event, Impression, Item, Rejected, Tick, decode, repeat_key
@@ -222,8 +222,7 @@ def known_policies(log: Log, config: Config, labels: Sequence[str]) -> Iterator[
         try:
             said: Control = unpack(record.value, Control)  # type: ignore[arg-type]
             if isinstance(said, Experiments):
-                experiments = read_experiments(said.configs, config.policy, labels)
-                found.append(Policies(config.policy, experiments))
+                found.append(Policies(config.policy, running(said, config.policy, labels)))
         except (msgspec.MsgspecError, ValueError):  # a replica passes over it, too
             continue
     yield from reversed(found)

@@ -13,10 +13,10 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from experiments.definition import Experiment, read_experiments
 from experiments.epoch_model import config_at
 from experiments.lifecycle import Lifecycle, Standing
 from experiments.policy import Policies
+from experiments.revision import running
 from parameter_server.deltas import StepDelta
 from recsys.config import Config
 from recsys.events import Item, Rejected, decode
@@ -189,9 +189,7 @@ class StateReader:
 
     def _policies_of(self, said: Experiments) -> Policies | None:
         try:
-            found: tuple[Experiment, ...] = read_experiments(
-                said.configs, self._config.policy, self.replica.features.schema.labels
-            )
+            found = running(said, self._config.policy, self.replica.features.schema.labels)
         except (YamlError, ValueError) as error:
             self.unreadable += 1
             logging.getLogger(__name__).error(

@@ -37,6 +37,7 @@ from recsys.records import (
     Live,
     ModelSize,
     Range,
+    Stand,
     Step,
     TableRows,
     pack,
@@ -414,6 +415,18 @@ def test_experiments_change_policies_and_bad_ones_do_not(fixture: Fixture) -> No
     fixture.turn()
     assert isinstance(fixture.reader.policies, Policies)
     assert fixture.reader.policies.resolve("u1").arms == {}
+
+
+def test_an_experiment_grows_and_ends_between_two_requests(fixture: Fixture) -> None:
+    given = []
+    for stand in (Stand(traffic=0.1), Stand(traffic=0.5), Stand(state="stopped")):
+        said = Experiments(revision=1, configs={"more": EXPERIMENT}, stands={"more": stand})
+        fixture.put(CONTROL, said)
+        fixture.turn()
+        users = [f"u{n}" for n in range(300)]
+        given.append({u for u in users if fixture.reader.policies.resolve(u).arms})
+    assert 10 < len(given[0]) < 50 < 120 < len(given[1]) < 180
+    assert given[0] < given[1] and given[2] == set()
 
 
 def test_a_weight_of_what_is_not_predicted_is_refused_at_the_start(fixture: Fixture) -> None:

@@ -1,7 +1,7 @@
 """The director: the one part that moves the live pointer, and that keeps what a line may go back to.
 
-It appends the first live record where there is none, and the experiments' files where they say other than
-the newest revision on `control`. A line goes back to a snapshot at most, so the log keeps the examples from
+It appends the first live record where there is none, and each revision of the experiments
+(training/measuring/trials.py). A line goes back to a snapshot at most, so the log keeps the examples from
 the oldest kept snapshot on; older snapshots go. Alarms of drift, and what is done about them, are its to
 tell as well (training/drift/watch.py).
 """
@@ -16,7 +16,6 @@ from typing import Any, Final, cast
 import msgspec
 
 import experiments
-from experiments.definition import read_experiments
 from parameter_server import snapshots
 from recsys.blueprint import feature_set
 from recsys.clock import wall_ms
@@ -31,7 +30,6 @@ from recsys.records import (
     STEPS,
     Control,
     Decision,
-    Experiments,
     Live,
     ModelSize,
     Reaction,
@@ -47,6 +45,7 @@ from training.drift.watch import DriftWatch
 from training.line import MAIN
 from training.lineage import starts_after
 from training.live import live_epochs
+from training.measuring.trials import Trials
 
 PART: Final = "director"
 CONFIGS: Final = Path(experiments.__file__).parent / "configs"
@@ -73,9 +72,8 @@ class Director:
         None: whoever has told of some is not contradicted. ``open_again``: another way to the same log, for
         what takes long."""
         self._log, self._clock = log, clock
-        self._configs = None if experiments is None else dict(experiments)
         features = feature_set(config)
-        read_experiments(self._configs or {}, config.policy, features.schema.labels)
+        self.trials = Trials(log, config, features.schema.labels, experiments)
         self.promoter = Promoter(log, config, features, clock)
         self.drift = DriftWatch(log, config, features)
         self.offline = OfflineCommand(config.drift.offline_command)
@@ -87,7 +85,6 @@ class Director:
         self._kept = config.step.snapshots_kept
         self._offset = log.begin(CONTROL, 0)
         self._due_ms = 0
-        self._experiments = Experiments(revision=0)
         self.live: Live | None = None
         self._looked = 0  # offset of steps before which ends are held already
         self.removed = 0  # snapshots
@@ -119,10 +116,9 @@ class Director:
                     continue
                 self._left(control)
                 self.promoter.fold(control)
+                self.trials.fold(record.offset, control)
                 if isinstance(control, Live):
                     self.live = control
-                elif isinstance(control, Experiments):
-                    self._experiments = control
         return moved
 
     def _left(self, control: Control) -> None:
@@ -158,14 +154,13 @@ class Director:
         self._lister.start()
 
     def _publish_experiments(self) -> int:
-        """Tells everyone of the experiments, once for each change of their files."""
-        if self._configs is None or self._configs == self._experiments.configs:
-            return 0
-        revision = Experiments(
-            revision=self._experiments.revision + 1, configs=self._configs, time_ms=self._clock()
-        )
-        self._log.append(CONTROL, [Append(0, b"", pack(revision))])
-        return 1 + self._fold()
+        """Tells everyone of the experiments, once for each change: of files, by wishes, by what is seen."""
+        moved = 0
+        while (revision := self.trials.turn(self._clock())) is not None:
+            self._log.append(CONTROL, [Append(0, b"", pack(revision))])
+            _LOG.info("experiments, revision %d: %s", revision.revision, revision.stands)
+            moved += 1 + self._fold()
+        return moved
 
     def _promote(self) -> int:
         """What is decided of candidates stands on ``control`` before anyone acts on it."""

@@ -29,6 +29,10 @@ COMMANDS = {
     "propose": ("recsys.cli.shadow:propose", "Has a candidate judged on the current traffic."),
     "approve": ("recsys.cli.shadow:approve", "Lets a candidate that waits for it go on."),
     "rollback": ("recsys.cli.shadow:rollback", "Goes back to what was live before."),
+    "experiment": (
+        "recsys.cli.experiment:experiment",
+        "Lists, checks, starts and stops experiments, and reports what they show.",
+    ),
     "audit": ("recsys.cli.audit:audit", "Checks logged features against the events of then."),
     "backfill": (
         "recsys.cli.backfill:backfill",

@@ -20,6 +20,7 @@ from recsys.cli.study_broken import broken
 from recsys.cli.study_coldstart import coldstart
 from recsys.cli.study_copies import SideBySide, Sync
 from recsys.cli.study_drift import drift
+from recsys.cli.study_experiments import experiments
 from recsys.cli.study_figures import Judged, draw_aucs, figures, plot
 from recsys.cli.study_forgetting import forgetting
 from recsys.cli.study_promotion import promotion
@@ -52,6 +53,7 @@ study.command()(broken)
 study.command()(forgetting)
 study.command()(drift)
 study.command()(student)
+study.command()(experiments)
 
 
 @study.callback()

@@ -212,7 +212,7 @@ def _came_to(run: PromotionRun, line: str) -> dict[str, Any]:
         "line": line,
         "stage": standing.stage,
         "why": standing.why or case.said,
-        "examples": case.comparison.result().examples,
+        "examples": case.compared.examples,
         "answered": len(answered),
         "listed": sorted(a.request_id for a in listed.requests) == sorted(answered),
     }

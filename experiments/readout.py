@@ -1,0 +1,244 @@
+"""What is read off an experiment, as values: what is known, how surely, and what follows from it.
+
+The intervals of primary metrics hold together, over metrics and arms, at all times, with probability 1 − α
+(Bonferroni); their p-values are adjusted over the same family (Holm). Guardrails are a family of their own,
+and so are days and segments: these are for looking, and decide nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from experiments.definition import Experiment
+from experiments.effect import Effect, effect, eta_of, holm
+from experiments.metric import Metric, metric_of, sums_of
+from experiments.outcomes import Outcomes
+from experiments.sample_ratio import SampleRatio, sample_ratio
+
+BROKEN: Final = "broken"  # nothing that it says can be trusted
+HARM: Final = "harm"  # a guardrail is known to be worse than tolerated
+BETTER: Final = "better"
+WORSE: Final = "worse"
+OPEN: Final = "open"
+SAFE: Final = "safe"  # of a guardrail: known not to be worse than tolerated
+PRIMARY: Final = "primary"
+GUARDRAIL: Final = "guardrail"
+
+
+@dataclass(frozen=True)
+class ArmLine:
+    name: str
+    share: float
+    users: int
+    shown: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric of one arm against the control. ``p``: adjusted over its family. ``said``: better, worse or
+    open; of a guardrail harm, safe or open. ``tolerated``: the relative loss."""
+
+    metric: str
+    role: str
+    arm: str
+    effect: Effect
+    p: float
+    said: str
+    higher_is_better: bool = True
+    tolerated: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The first primary metric in a part of what was seen: a day since exposure, or a segment of users."""
+
+    part: str
+    arm: str
+    effect: Effect
+
+
+@dataclass(frozen=True)
+class Readout:
+    """``verdict`` with its reasons, the weightiest first. ``sampled``: the share of users that was kept."""
+
+    experiment: str
+    hypothesis: str
+    metric: str  # the first primary one
+    alpha: float
+    until_ms: int
+    arms: tuple[ArmLine, ...]
+    sample_ratio: SampleRatio
+    crossed: int
+    misassigned: int
+    lines: tuple[Line, ...]
+    days: tuple[Cell, ...]
+    segments: tuple[Cell, ...]
+    verdict: str
+    why: tuple[str, ...]
+    sampled: float = 1.0
+    outside: int = 0
+
+    @property
+    def users(self) -> int:
+        return sum(arm.users for arm in self.arms)
+
+
+def metrics_needed(
+    experiment: Experiment, labels: Sequence[str]
+) -> tuple[list[Metric], list[Metric]]:
+    """Primary metrics and guardrails. Raises ValueError for one that the labels don't give."""
+    primary = [metric_of(name, labels) for name in experiment.primary]
+    return primary, [metric_of(name, labels) for name in experiment.metrics.guardrails]
+
+
+def outcomes_for(experiment: Experiment, labels: Sequence[str], most_users: int) -> Outcomes:
+    """Empty outcomes with the arms and the sums that its report needs."""
+    primary, guardrails = metrics_needed(experiment, labels)
+    arms = [arm.name for arm in experiment.arms]
+    return Outcomes(arms, sums_of([*primary, *guardrails]), most_users=most_users)
+
+
+def ratio_of(experiment: Experiment, outcomes: Outcomes, before: float = 1.0) -> SampleRatio:
+    """Users by arm against the arms' shares. ``before``: the least p-value so far."""
+    total = sum(arm.share for arm in experiment.arms)
+    return sample_ratio(outcomes.counts(), [arm.share / total for arm in experiment.arms], before)
+
+
+def readout(
+    experiment: Experiment,
+    outcomes: Outcomes,
+    labels: Sequence[str],
+    *,
+    until_ms: int,
+    segments: Sequence[str] = (),
+    misassigned: int = 0,
+    ratio_before: float = 1.0,
+    parts: bool = True,
+) -> Readout:
+    """``segments``: names by their numbers in the outcomes. ``parts``: with days and segments, which take
+    most of the time. ``ratio_before``: the least p-value of the sample
+    ratio so far. ``misassigned``: users whose arm on the log isn't the one that the hash gives."""
+    primary, guardrails = metrics_needed(experiment, labels)
+    ratio = ratio_of(experiment, outcomes, ratio_before)
+    lines = (
+        *_lines(experiment, outcomes, primary, PRIMARY),
+        *_lines(experiment, outcomes, guardrails, GUARDRAIL),
+    )
+    arms = tuple(
+        ArmLine(arm.name, arm.share, count, outcomes.shown(number))
+        for number, (arm, count) in enumerate(zip(experiment.arms, outcomes.counts(), strict=True))
+    )
+    verdict, why = _verdict(ratio, outcomes.crossed, misassigned, lines)
+    return Readout(
+        experiment.name, experiment.hypothesis or experiment.about, primary[0].name,
+        experiment.metrics.alpha, until_ms, arms, ratio, outcomes.crossed, misassigned, lines,
+        _days(experiment, outcomes, primary[0], until_ms) if parts else (),
+        _segments(experiment, outcomes, primary[0], segments) if parts else (),
+        verdict, why, outcomes.sampled, outcomes.outside,
+    )  # fmt: skip
+
+
+def _lines(
+    experiment: Experiment, outcomes: Outcomes, metrics: Sequence[Metric], role: str
+) -> list[Line]:
+    family = len(metrics) * (len(experiment.arms) - 1)
+    if not family:
+        return []
+    alpha = experiment.metrics.alpha / family
+    eta = eta_of(experiment.metrics.find, alpha)
+    found: list[tuple[Metric, str, Effect]] = []
+    for metric in metrics:
+        control = outcomes.users(metric, 0)
+        for number, arm in enumerate(experiment.arms[1:], 1):
+            its = effect(outcomes.users(metric, number), control, alpha, eta)
+            found.append((metric, arm.name, its))
+    adjusted = holm([its.p for _, _, its in found])
+    lines = []
+    for (metric, name, its), p in zip(found, adjusted, strict=True):
+        lost = experiment.metrics.guardrails[metric.name] if role == GUARDRAIL else 0.0
+        said = _guarded(metric, its, lost) if role == GUARDRAIL else _said(metric, its)
+        lines.append(Line(metric.name, role, name, its, p, said, metric.higher_is_better, lost))
+    return lines
+
+
+def _said(metric: Metric, its: Effect) -> str:
+    if not its.known:
+        return OPEN
+    return BETTER if (its.low > 0) == metric.higher_is_better else WORSE
+
+
+def _guarded(metric: Metric, its: Effect, lost: float) -> str:
+    """Harm, safe or open: where fewer are better, a loss is an increase."""
+    if metric.higher_is_better:
+        return HARM if its.high < -lost else SAFE if its.low > -lost else OPEN
+    return HARM if its.low > lost else SAFE if its.high < lost else OPEN
+
+
+def _verdict(
+    ratio: SampleRatio, crossed: int, misassigned: int, lines: Sequence[Line]
+) -> tuple[str, tuple[str, ...]]:
+    broken = []
+    if ratio.alarm:
+        counts = ", ".join(
+            f"{n:,} (expected {e:,.0f})" for n, e in zip(ratio.counts, ratio.expected, strict=True)
+        )
+        broken.append(f"users by arm are {counts}, p {ratio.p:.1e}: something loses or moves them")
+    if misassigned:
+        broken.append(f"{misassigned:,} users have another arm than the hash gives them")
+    if crossed:
+        broken.append(f"{crossed:,} users were given more than one arm")
+    if broken:
+        return BROKEN, tuple(broken)
+    for verdict, role in ((HARM, GUARDRAIL), (WORSE, PRIMARY), (BETTER, PRIMARY)):
+        found = [line for line in lines if line.said == verdict and line.role == role]
+        if found and not (verdict == WORSE and any(line.said == BETTER for line in lines)):
+            unsure = [line for line in lines if line.role == GUARDRAIL and line.said == OPEN]
+            more = [f"{line.metric} of {line.arm} is open" for line in unsure]
+            return verdict, tuple([in_words(line) for line in found] + more)
+    return OPEN, ("no primary metric is known to differ yet",)
+
+
+def in_words(line: Line) -> str:
+    """One line's effect as a sentence."""
+    its = line.effect
+    bounds = f"{its.relative:+.2%} ({its.low:+.2%} to {its.high:+.2%})"
+    said = f", tolerated {line.tolerated:.0%}" if line.role == GUARDRAIL else ""
+    return f"{line.metric} of {line.arm}: {bounds}{said}: {line.said}"
+
+
+def _days(
+    experiment: Experiment, outcomes: Outcomes, metric: Metric, until_ms: int
+) -> tuple[Cell, ...]:
+    """By days since exposure: an effect of novelty is large at first, and leaves."""
+    family = outcomes.days * max(1, len(experiment.arms) - 1)
+    alpha = experiment.metrics.alpha / family
+    eta = eta_of(experiment.metrics.find, alpha)
+    cells = []
+    for day in range(outcomes.days):
+        control = outcomes.users(metric, 0, day=day, until_ms=until_ms)
+        name = f"day {day}" if day < outcomes.days - 1 else f"day {day} and later"
+        for number, arm in enumerate(experiment.arms[1:], 1):
+            mine = outcomes.users(metric, number, day=day, until_ms=until_ms)
+            if mine.denominators_U.sum() > 0 and control.denominators_U.sum() > 0:
+                cells.append(Cell(name, arm.name, effect(mine, control, alpha, eta)))
+    return tuple(cells)
+
+
+def _segments(
+    experiment: Experiment, outcomes: Outcomes, metric: Metric, names: Sequence[str]
+) -> tuple[Cell, ...]:
+    parts: list[tuple[str, int | None, bool | None]] = [
+        ("new", None, True),
+        ("returning", None, False),
+    ]
+    parts += [(names[s], s, None) for s in outcomes.segments() if s < len(names)]
+    alpha = experiment.metrics.alpha / (len(parts) * max(1, len(experiment.arms) - 1))
+    eta = eta_of(experiment.metrics.find, alpha)
+    cells = []
+    for name, segment, new in parts:
+        control = outcomes.users(metric, 0, segment=segment, new=new)
+        for number, arm in enumerate(experiment.arms[1:], 1):
+            mine = outcomes.users(metric, number, segment=segment, new=new)
+            if len(mine) and len(control):
+                cells.append(Cell(name, arm.name, effect(mine, control, alpha, eta)))
+    return tuple(cells)

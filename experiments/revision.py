@@ -1,0 +1,91 @@
+"""What a revision of the experiments says: who is given arms now, and what a wish makes of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from experiments.definition import Experiment, read_experiment, read_experiments
+from experiments.design import Ramp
+from experiments.ramp import STOPPED, begin, stop
+from recsys.policy_config import PolicyConfig
+from recsys.records import Experiments, ExperimentWish, Stand
+
+
+@dataclass(frozen=True)
+class Told:
+    """Texts by file, and where their experiments stand: what a revision carries."""
+
+    configs: Mapping[str, str] = field(default_factory=dict)
+    stands: Mapping[str, Stand] = field(default_factory=dict)
+
+
+def all_of(
+    told: Told | Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None
+) -> tuple[Experiment, ...]:
+    """Its experiments as their files say, also those that give nobody an arm. Raises YamlError."""
+    stopped = {name for name, its in told.stands.items() if its.state == STOPPED}
+    return read_experiments(told.configs, policy, labels, stopped)
+
+
+def running(
+    told: Told | Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None
+) -> tuple[Experiment, ...]:
+    """Those that give arms, with the traffic that they have by now. Raises YamlError."""
+    now = []
+    for its in all_of(told, policy, labels):
+        stand = told.stands.get(its.name)
+        if stand is not None:
+            its = replace(its, traffic=stand.traffic, ramp=Ramp())
+        if stand is None or stand.traffic > 0:
+            now.append(its)
+    return tuple(now)
+
+
+def grant(
+    told: Told, wish: ExperimentWish, policy: PolicyConfig, labels: Sequence[str], now_ms: int
+) -> Told:
+    """What holds once a wish is granted. Raises ValueError, saying why, where it can't be."""
+    if wish.what == "start":
+        return _start(told, wish, policy, labels, now_ms)
+    if wish.what != "stop":
+        raise ValueError(f"the wish is {wish.what!r}, expected 'start' or 'stop'")
+    names = [its.name for its in all_of(told, policy, labels)]
+    if wish.name not in names:
+        raise ValueError(f"no experiment {wish.name!r}; there are {', '.join(names) or 'none'}")
+    stand = told.stands.get(wish.name, Stand(state="running"))
+    if stand.state == STOPPED:
+        raise ValueError(f"{wish.name} is stopped already: {stand.why}")
+    stopped = stop(stand, now_ms, wish.reason or "asked for")
+    return Told(told.configs, {**told.stands, wish.name: stopped})
+
+
+def _start(
+    told: Told, wish: ExperimentWish, policy: PolicyConfig, labels: Sequence[str], now_ms: int
+) -> Told:
+    its = read_experiment(wish.text, wish.name or "<text>", policy, labels)
+    if any(other.name == its.name for other in all_of(told, policy, labels)):
+        raise ValueError(
+            f"an experiment {its.name!r} is there already; a name is used once, since who was in it then has "
+            "seen it: give it another name"
+        )
+    stand = begin(its, now_ms, at_once=wish.at_once)
+    if stand.state == STOPPED:
+        raise ValueError(f"{its.name}: {stand.why}; give it a later stop")
+    new = Told({**told.configs, f"{its.name}.yaml": wish.text}, {**told.stands, its.name: stand})
+    all_of(new, policy, labels)  # whether it fits beside the others
+    return new
+
+
+def with_files(
+    told: Told, files: Mapping[str, str], policy: PolicyConfig, labels: Sequence[str], now_ms: int
+) -> Told:
+    """What holds with these files beside the code. What was started by a wish stays as it is; a file that
+    says when, how or by what it may be stopped has a place where it stands. Raises ValueError."""
+    given = {f"{name}.yaml" for name, its in told.stands.items() if its.given}
+    configs = {**files, **{file: text for file, text in told.configs.items() if file in given}}
+    stands = dict(told.stands)
+    for its in all_of(Told(configs, stands), policy, labels):
+        if its.name not in stands and (
+            its.ramp.steps or its.start or its.stop or its.metrics.guardrails
+        ):
+            stands[its.name] = begin(its, now_ms, given=False)
+    return Told(configs, stands)

@@ -1,0 +1,206 @@
+"""How an experiment begins, grows and ends, and what a revision says of who is given arms."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from experiments.definition import Arm, Experiment, read_experiment
+from experiments.design import Metrics, Ramp, time_ms_of
+from experiments.ramp import begin, move, stop
+from experiments.readout import BETTER, BROKEN, HARM, OPEN, WORSE
+from experiments.revision import Told, all_of, grant, running, with_files
+from recsys.marked_yaml import YamlError
+from recsys.policy_config import PolicyConfig
+from recsys.records import Experiments, ExperimentWish, Stand
+
+HOUR_MS = 3_600_000
+GROWS = Experiment(
+    "e",
+    (Arm("a", 0.5), Arm("b", 0.5)),
+    traffic=0.5,
+    metrics=Metrics(("long_view",)),
+    ramp=Ramp((0.01, 0.1), hours=2, users=50),
+    start=1_000,
+    stop=100 * HOUR_MS,
+)
+TEXT = """
+name: mine
+layer: mixing
+traffic: 0.4
+metrics: {primary: [long_view], guardrails: {hide: 0.1}}
+ramp: {steps: [0.1], hours: 1}
+arms:
+  control: {share: 0.5}
+  treatment: {share: 0.5, overrides: {diversity: 0.2}}
+"""
+PLAIN = "name: plain\narms: {a: {share: 0.5}, b: {share: 0.5, overrides: {explore: 0.2}}}\n"
+LABELS = ("long_view", "hide")
+POLICY = PolicyConfig()
+
+
+def seen(verdict: str = OPEN, users: int = 100) -> Any:
+    return SimpleNamespace(verdict=verdict, users=users, why=("because",))
+
+
+def test_it_waits_for_its_start_then_grows_by_the_hours_and_ends() -> None:
+    its = begin(GROWS, 0)
+    assert (its.state, its.traffic, its.given) == ("waiting", 0.0, True)
+    assert move(GROWS, its, 999, seen()) is its
+    its = move(GROWS, its, 1_000, None)
+    assert (its.state, its.traffic, its.started_ms) == ("running", 0.01, 1_000)
+    at = 1_000
+    for traffic in (0.1, 0.5):
+        assert move(GROWS, its, at + 2 * HOUR_MS - 1, seen()) is its
+        at += 2 * HOUR_MS
+        its = move(GROWS, its, at, seen())
+        assert (its.traffic, its.since_ms, its.started_ms) == (traffic, at, 1_000)
+    assert move(GROWS, its, at + 9 * HOUR_MS, seen()) is its
+    its = move(GROWS, its, 100 * HOUR_MS, seen())
+    assert (its.state, its.traffic, its.why) == ("stopped", 0.0, "its time is over")
+    assert move(GROWS, its, 200 * HOUR_MS, seen()) is its
+
+
+@pytest.mark.parametrize("look", [None, seen(users=49)])
+def test_it_does_not_grow_unseen_or_with_too_few(look: Any) -> None:
+    its = begin(GROWS, 1_000)
+    assert move(GROWS, its, 50 * HOUR_MS, look) is its
+
+
+@pytest.mark.parametrize("verdict", [BROKEN, HARM])
+def test_it_stops_by_itself_where_it_is_broken_or_does_harm(verdict: str) -> None:
+    its = move(GROWS, begin(GROWS, 1_000), 2_000, seen(verdict))
+    assert its.state == "stopped" and its.traffic == 0 and its.why == f"{verdict}: because"
+
+
+@pytest.mark.parametrize("verdict", [OPEN, BETTER, WORSE])
+def test_people_decide_on_what_is_no_guardrail(verdict: str) -> None:
+    its = begin(GROWS, 1_000)
+    assert move(GROWS, its, 2_000, seen(verdict)) is its
+
+
+def test_at_once_leaves_the_ramp_out() -> None:
+    its = begin(GROWS, 1_000, at_once=True)
+    assert its.traffic == 0.5 and move(GROWS, its, 90 * HOUR_MS, seen()) is its
+
+
+def test_whoever_was_in_stays_in_as_it_grows() -> None:
+    from experiments.assignment import assign
+
+    users = [f"u{n}" for n in range(3_000)]
+    told = Told({"m.yaml": TEXT}, {"mine": Stand(traffic=0.1)})
+    (small,) = running(told, POLICY, LABELS)
+    (large,) = running(Told(told.configs, {"mine": Stand(traffic=0.4)}), POLICY, LABELS)
+    inside = [user for user in users if assign(user, small)]
+    assert 200 < len(inside) < 400
+    assert all(assign(user, small) == assign(user, large) for user in inside)
+
+
+def test_a_revision_without_stands_is_as_ever() -> None:
+    old = msgspec.msgpack.encode(
+        {"type": "experiments", "revision": 3, "configs": {"p.yaml": PLAIN}, "time_ms": 5}
+    )
+    said = msgspec.msgpack.decode(old, type=Experiments)
+    assert said.stands == {} and said.answers == -1
+    assert [its.traffic for its in running(said, POLICY, LABELS)] == [1.0]
+
+
+def start(text: str = TEXT, **more: Any) -> ExperimentWish:
+    return ExperimentWish(what="start", text=text, **more)
+
+
+def test_a_wish_starts_and_another_stops() -> None:
+    plain = Told({"plain.yaml": PLAIN})
+    told = grant(plain, start(), POLICY, LABELS, 7)
+    assert told.stands["mine"] == Stand(traffic=0.1, since_ms=7, started_ms=7, given=True)
+    assert [its.name for its in running(told, POLICY, LABELS)] == ["mine", "plain"]
+    for name in ("mine", "plain"):
+        told = grant(told, ExperimentWish(what="stop", name=name, reason="r"), POLICY, LABELS, 9)
+        assert told.stands[name].why == "r"
+    assert running(told, POLICY, LABELS) == () and len(all_of(told, POLICY, LABELS)) == 2
+
+
+def test_who_is_stopped_is_in_nobodys_way() -> None:
+    told = grant(Told(), start(PLAIN), POLICY, LABELS, 7)
+    other = PLAIN.replace("plain", "next")
+    with pytest.raises(YamlError, match="shares users"):
+        grant(told, start(other), POLICY, LABELS, 8)
+    stopped = grant(told, ExperimentWish(what="stop", name="plain"), POLICY, LABELS, 8)
+    again = grant(stopped, start(other), POLICY, LABELS, 9)
+    assert [its.name for its in running(again, POLICY, LABELS)] == ["next"]
+
+
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        (start(PLAIN), "a name is used once"),
+        (start(TEXT.replace("[long_view]", "[likes]"), name="f.yaml"), r"f\.yaml:5: metric is"),
+        (start(TEXT + "stop: 2020-01-01\n"), "its time is over"),
+        (start("name: x"), "'arms' is required"),
+        (ExperimentWish(what="stop", name="nobody"), "no experiment 'nobody'; there are plain"),
+        (ExperimentWish(what="pause", name="plain"), "expected 'start' or 'stop'"),
+    ],
+)
+def test_wishes_that_cannot_be_granted_say_why(wish: ExperimentWish, says: str) -> None:
+    now_ms = time_ms_of("2026-11-30")
+    with pytest.raises(ValueError, match=says):
+        grant(Told({"plain.yaml": PLAIN}), wish, POLICY, LABELS, now_ms)
+
+
+def test_who_is_stopped_cannot_be_stopped_again() -> None:
+    its = stop(Stand(traffic=0.3), 5, "enough")
+    told = Told({"plain.yaml": PLAIN}, {"plain": its})
+    with pytest.raises(ValueError, match="stopped already: enough"):
+        grant(told, ExperimentWish(what="stop", name="plain"), POLICY, LABELS, 6)
+
+
+def test_files_come_and_go_and_what_was_started_stays() -> None:
+    told = grant(Told(), start(), POLICY, LABELS, 7)
+    with_plain = with_files(told, {"plain.yaml": PLAIN}, POLICY, LABELS, 8)
+    assert set(with_plain.configs) == {"plain.yaml", "mine.yaml"}
+    assert set(with_plain.stands) == {"mine"}
+    assert with_files(with_plain, {}, POLICY, LABELS, 9) == told
+    ramped = with_files(Told(), {"m.yaml": TEXT}, POLICY, LABELS, 9)
+    assert ramped.stands["mine"] == Stand(traffic=0.1, since_ms=9, started_ms=9)
+    assert with_files(ramped, {"m.yaml": TEXT}, POLICY, LABELS, 99) == ramped
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("[0.1]", "[0.3, 0.2]", r"f\.yaml:6: steps is \[0\.3, 0\.2\]"),
+        ("[0.1]", "[0.5]", r"f\.yaml:6: ramp is \[0\.5\], expected steps below the traffic, 0\.4"),
+        ("hours: 1", "hours: 0", r"f\.yaml:6: hours is 0"),
+        ("hide: 0.1", "hide: 1.5", r"f\.yaml:5: guardrails\.hide is 1\.5"),
+        ("hide: 0.1", "hid: 0.1", r"f\.yaml:5: metric is 'hid'"),
+        ("primary", "main", r"f\.yaml:5: unknown key 'main'"),
+        ("layer: mixing", "metric: long_view", r"f\.yaml:3: metric and metrics are both there"),
+        ("layer: mixing", "start: soon", r"f\.yaml:3: start: time is 'soon'"),
+        ("layer: mixing", "unit: session", r"f\.yaml:3: unit is 'session'"),
+    ],
+)
+def test_a_mistake_is_told_with_its_line(old: str, new: str, says: str) -> None:
+    with pytest.raises(YamlError, match=says):
+        read_experiment(TEXT.replace(old, new), "f.yaml", POLICY, LABELS)
+
+
+def test_times_are_read_as_people_write_them() -> None:
+    text = TEXT + "start: 2026-11-30T08:00:00+01:00\nstop: 2026-12-01\n"
+    its = read_experiment(text, "f.yaml", POLICY, LABELS)
+    assert its.start == 1_796_022_000_000 and its.stop == its.start + 17 * HOUR_MS
+    assert its.primary == ("long_view",) and replace(its, metrics=Metrics()).primary == (
+        "long_view",
+    )
+    assert time_ms_of("2026-11-30T07:00Z") == time_ms_of(1_796_022_000_000) == its.start
+    with pytest.raises(ValueError, match="time is -1"):
+        time_ms_of(-1)
+
+
+def test_the_example_of_the_page_is_read() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "experiments.md").read_text()
+    text = page.partition("```yaml\n")[2].partition("```")[0]
+    its = read_experiment(text, "page", POLICY, (*LABELS, "like"))
+    assert its.primary == ("long_view", "shown_per_user") and its.ramp.steps == (0.01, 0.1)

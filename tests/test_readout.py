@@ -1,0 +1,149 @@
+"""What is read off an experiment: metrics, guardrails, arms together, and the verdict with its reasons."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.definition import Arm, Experiment
+from experiments.design import Metrics
+from experiments.outcomes import DAY_MS, NOBODY, Outcomes
+from experiments.readout import (
+    BETTER,
+    BROKEN,
+    HARM,
+    OPEN,
+    SAFE,
+    WORSE,
+    Readout,
+    outcomes_for,
+    readout,
+)
+
+LABELS = ("long_view", "hide")
+TWO = Experiment(
+    "e",
+    (Arm("control", 0.5), Arm("treatment", 0.5)),
+    hypothesis="more is more",
+    metrics=Metrics(("long_view",), {"hide": 0.3, "shown_per_user": 0.2}, find=0.1),
+)
+
+
+def filled(
+    experiment: Experiment, rates: list[tuple[float, float]], users: int = 3_000, **more: Any
+) -> Outcomes:
+    """Users whose share of long views and hides is that of their arm. ``only``: users of each arm that are
+    kept; ``fades``: the treatment's effect is of the first day alone."""
+    its, draw = outcomes_for(experiment, LABELS, 10**6), np.random.default_rng(0)
+    base = rates[0][0]
+    for arm, (long, hide) in enumerate(rates):
+        count = more.get("only", {}).get(arm, users)
+        keys = np.arange(count) * len(rates) + arm
+        none = np.full(count, NOBODY)
+        old = np.arange(count) % 2 == 0
+        before = np.column_stack(
+            [np.zeros(count), draw.binomial(5, base, count), np.full(count, 5)]
+        )
+        its.add(keys[old], none[old], np.zeros(int(old.sum()), np.int64), before[old])
+        its.expose(keys, np.full(count, arm), np.full(count, 1), np.arange(count) % 2)
+        for day in range(3):
+            share = base if more.get("fades") and day else long
+            shown = 1.0 + draw.poisson(4, count)
+            values = np.column_stack(
+                [
+                    draw.binomial(shown.astype(int), hide),
+                    draw.binomial(shown.astype(int), share),
+                    shown,
+                ]
+            )
+            its.add(keys, np.full(count, arm), np.full(count, 1 + day * DAY_MS), values)
+    return its
+
+
+def read(experiment: Experiment, outcomes: Outcomes, **more: Any) -> Readout:
+    return readout(
+        experiment, outcomes, LABELS, until_ms=3 * DAY_MS + 2, segments=("feed", "search"), **more
+    )
+
+
+def said(its: Readout) -> dict[str, str]:
+    return {line.metric: line.said for line in its.lines}
+
+
+def test_arms_that_are_alike_are_open_and_safe() -> None:
+    its = read(TWO, filled(TWO, [(0.4, 0.1), (0.4, 0.1)]))
+    assert its.verdict == OPEN and its.hypothesis == "more is more"
+    assert said(its) == {"long_view": OPEN, "hide": SAFE, "shown_per_user": SAFE}
+    assert [arm.users for arm in its.arms] == [3_000, 3_000] and its.users == 6_000
+    assert not its.sample_ratio.alarm
+
+
+def test_a_better_arm_is_told_with_its_interval() -> None:
+    its = read(TWO, filled(TWO, [(0.4, 0.1), (0.46, 0.1)]))
+    line = its.lines[0]
+    assert its.verdict == BETTER and line.said == BETTER and line.p < 0.05
+    assert line.effect.low < 0.15 < line.effect.high and "long_view of treatment" in its.why[0]
+
+
+def test_a_worse_arm_is_told() -> None:
+    assert read(TWO, filled(TWO, [(0.46, 0.1), (0.4, 0.1)])).verdict == WORSE
+
+
+def test_more_hides_are_worse_and_end_it_whatever_else_is_better() -> None:
+    its = read(TWO, filled(TWO, [(0.4, 0.1), (0.46, 0.2)]))
+    assert said(its)["hide"] == HARM and its.verdict == HARM and "hide" in its.why[0]
+    fewer = read(TWO, filled(TWO, [(0.4, 0.2), (0.4, 0.1)]))
+    assert said(fewer)["hide"] == SAFE
+
+
+def test_a_loss_that_is_tolerated_is_no_harm() -> None:
+    lenient = replace(TWO, metrics=replace(TWO.metrics, guardrails={"hide": 0.9}))
+    its = read(lenient, filled(lenient, [(0.4, 0.1), (0.4, 0.13)]))
+    assert its.lines[1].effect.low > 0 and its.lines[1].said == SAFE and its.verdict == OPEN
+
+
+def test_nothing_is_believed_of_arms_with_the_wrong_number_of_users() -> None:
+    its = read(TWO, filled(TWO, [(0.4, 0.1), (0.5, 0.1)], only={1: 2_400}))
+    assert its.sample_ratio.alarm and its.verdict == BROKEN and "expected 2,700" in its.why[0]
+
+
+def test_nor_of_users_in_another_arm_than_theirs() -> None:
+    outcomes = filled(TWO, [(0.4, 0.1), (0.5, 0.1)])
+    assert read(TWO, outcomes, misassigned=3).verdict == BROKEN
+    outcomes.expose(np.array([0]), np.array([1]), np.array([5]), np.array([0]))
+    assert "more than one arm" in read(TWO, outcomes).why[0]
+    assert read(TWO, outcomes, ratio_before=1e-9).sample_ratio.alarm  # an alarm stays
+
+
+def test_more_arms_and_metrics_make_wider_intervals_and_greater_p_values() -> None:
+    four = replace(TWO, arms=tuple(Arm(f"a{n}", 0.25) for n in range(4)))
+    one = read(TWO, filled(TWO, [(0.4, 0.1), (0.43, 0.1)])).lines[0]
+    of_three = read(four, filled(four, [(0.4, 0.1), (0.43, 0.1), (0.4, 0.1), (0.4, 0.1)])).lines[0]
+    assert of_three.arm == "a1"
+    assert of_three.effect.high - of_three.effect.low > 1.07 * (one.effect.high - one.effect.low)
+    assert of_three.p > of_three.effect.p
+
+
+def test_an_effect_of_novelty_shows_by_day() -> None:
+    its = read(TWO, filled(TWO, [(0.4, 0.1), (0.5, 0.1)], fades=True))
+    first, second, third = its.days
+    assert first.part == "day 0" and first.effect.low > 0
+    assert second.effect.low < 0 < second.effect.high and third.part == "day 2"
+
+
+def test_days_and_segments_may_be_left_out_and_change_nothing_else() -> None:
+    outcomes = filled(TWO, [(0.4, 0.1), (0.5, 0.1)])
+    its, short = read(TWO, outcomes), read(TWO, outcomes, parts=False)
+    assert its.days and its.segments and short == replace(its, days=(), segments=())
+
+
+def test_segments_are_surfaces_and_who_is_new() -> None:
+    its = read(TWO, filled(TWO, [(0.4, 0.1), (0.5, 0.1)]))
+    assert [cell.part for cell in its.segments] == ["new", "returning", "feed", "search"]
+    assert all(cell.effect.users == (1_500, 1_500) for cell in its.segments)
+
+
+def test_a_metric_that_the_labels_lack_is_refused() -> None:
+    with pytest.raises(ValueError, match="metric is 'long_view'"):
+        outcomes_for(TWO, ("click",), 10)

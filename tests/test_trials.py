@@ -1,0 +1,168 @@
+"""The director and experiments: wishes are answered once, ramps grow, harm ends; restarts repeat nothing."""
+
+from typing import Any
+
+import pytest
+
+from experiments.policy import Policies
+from experiments.revision import running
+from recsys.log import Append
+from recsys.records import CONTROL, Control, Experiments, ExperimentWish, pack, unpack
+from tests.toy_trial import HOUR_MS, LABELS, ToyTrial
+from training.measuring.trials import LOOK_EVERY_MS, Trials
+
+TEXT = """
+name: mine
+metrics: {primary: [long_view], guardrails: {hide: 0.1}, find: 0.3}
+traffic: 1.0
+ramp: {steps: [0.2], hours: 2, users: 20}
+arms: {control: {share: 0.5}, treatment: {share: 0.5, overrides: {explore: 0.2}}}
+"""
+PLAIN = "name: plain\nlayer: other\narms: {a: {share: 0.5}, b: {share: 0.5}}\n"
+
+
+class Runs:
+    """What the director does with ``Trials``: fold, ask, append."""
+
+    def __init__(self, toy: ToyTrial, files: dict[str, str] | None) -> None:
+        self.toy, self._offset = toy, 0
+        self.trials = Trials(toy.log, toy.config, LABELS, files)
+
+    def turn(self) -> list[Experiments]:
+        found = []
+        self._fold()
+        while (said := self.trials.turn(self.toy.now_ms)) is not None:
+            self.toy.log.append(CONTROL, [Append(0, b"", pack(said))])
+            self.toy.take(said)
+            found.append(said)
+            self._fold()
+            assert len(found) < 5
+        return found
+
+    def ask(self, **wish: Any) -> None:
+        self.toy.log.append(CONTROL, [Append(0, b"", pack(ExperimentWish(**wish)))])
+
+    def _fold(self) -> None:
+        for record in self.toy.log.read(CONTROL, 0, self._offset):
+            self.trials.fold(record.offset, unpack(record.value, Control))  # type: ignore[arg-type]
+            self._offset = record.offset + 1
+
+
+@pytest.fixture
+def toy() -> ToyTrial:
+    return ToyTrial()
+
+
+def started(toy: ToyTrial, text: str = TEXT) -> Runs:
+    runs = Runs(toy, {"plain.yaml": PLAIN})
+    runs.turn()
+    runs.ask(what="start", text=text)
+    assert len(runs.turn()) == 1
+    return runs
+
+
+def serve(toy: ToyTrial, users: int = 300, lists: int = 2) -> None:
+    for _ in range(lists):
+        for n in range(users):
+            toy.serve(f"u{n}")
+    toy.pass_time(0.1)
+
+
+def test_files_are_told_once_and_wishes_answered_once(toy: ToyTrial) -> None:
+    runs = started(toy)
+    newest = runs.trials.newest
+    assert (newest.revision, newest.answers) == (2, 1) and newest.stands["mine"].traffic == 0.2
+    again = Runs(toy, {"plain.yaml": PLAIN})
+    assert again.turn() == runs.turn() == [] and again.trials.newest == newest
+    names = {its.name for its in running(newest, toy.config.policy, LABELS)}
+    assert names == {"mine", "plain"}
+
+
+def test_a_wish_that_cannot_be_granted_is_answered_and_changes_nothing(toy: ToyTrial) -> None:
+    runs = started(toy)
+    before = runs.trials.newest
+    runs.ask(what="start", text=TEXT)
+    (said,) = runs.turn()
+    assert "a name is used once" in said.refused and said.answers == 3
+    assert (said.configs, said.stands) == (before.configs, before.stands)
+
+
+def test_a_director_that_was_away_answers_what_was_asked_meanwhile(toy: ToyTrial) -> None:
+    started(toy).ask(what="stop", name="mine", reason="enough")
+    (said,) = Runs(toy, {"plain.yaml": PLAIN}).turn()
+    assert said.stands["mine"].state == "stopped" and said.stands["mine"].why == "enough"
+
+
+def test_it_grows_once_its_hours_are_over_and_enough_users_are_in_it(toy: ToyTrial) -> None:
+    runs = started(toy)
+    serve(toy)
+    assert runs.turn() == []
+    toy.pass_time(2)
+    (said,) = runs.turn()
+    assert said.stands["mine"].traffic == 1.0 and said.stands["mine"].step == 1
+
+
+def test_it_does_not_grow_with_too_few(toy: ToyTrial) -> None:
+    runs = started(toy)
+    serve(toy, users=30)
+    toy.pass_time(3)
+    assert runs.turn() == []
+
+
+@pytest.mark.parametrize("harm", [True, False])
+def test_a_guardrail_stops_it_and_only_harm_does(toy: ToyTrial, harm: bool) -> None:
+    runs = started(toy, TEXT.replace("[0.2]", "[]"))
+    toy.liked = {"treatment": (0.4, 0.3 if harm else 0.1)}
+    serve(toy, users=800)
+    toy.pass_time(0.1)
+    said = runs.turn()
+    assert len(said) == int(harm)
+    if harm:
+        stand = said[0].stands["mine"]
+        assert stand.state == "stopped" and "hide of treatment" in stand.why
+        assert Policies(toy.config.policy, running(said[0], toy.config.policy, LABELS)).resolve(
+            "u1"
+        ).arms.keys() == {"plain"}
+        toy.pass_time(1)
+        assert runs.turn() == []
+
+
+def test_arms_that_are_given_wrongly_stop_it(toy: ToyTrial) -> None:
+    runs = started(toy)
+    serve(toy, 20)
+    wrong = {"control": "treatment", "treatment": "control", None: "control"}
+    toy.serve("u1", {"mine": wrong[toy.arm("u1")]})
+    toy.now_ms += LOOK_EVERY_MS
+    (said,) = runs.turn()
+    assert said.stands["mine"].why.startswith("broken: ")
+
+
+def test_what_has_no_place_where_it_stands_is_left_alone(toy: ToyTrial) -> None:
+    """As every file was before: nobody looks at it, nothing stops it."""
+    runs = Runs(toy, {"plain.yaml": PLAIN})
+    assert len(runs.turn()) == 1
+    toy.serve("u1", {"plain": "a"})
+    toy.serve("u1", {"plain": "b"})
+    toy.pass_time(5)
+    assert runs.turn() == [] and runs.trials.newest.stands == {}
+
+
+def test_a_file_with_a_start_waits_for_it(toy: ToyTrial) -> None:
+    at_ms = toy.now_ms + 2 * HOUR_MS
+    runs = Runs(toy, {"f.yaml": f"{TEXT}start: {at_ms}\nstop: {at_ms + 9 * HOUR_MS}\n"})
+    (said,) = runs.turn()
+    assert said.stands["mine"].state == "waiting" and toy.arm("u1") is None
+    toy.now_ms = at_ms
+    (said,) = runs.turn()
+    assert said.stands["mine"].traffic == 0.2
+    toy.now_ms = at_ms + 9 * HOUR_MS
+    (said,) = runs.turn()
+    assert said.stands["mine"].why == "its time is over"
+
+
+def test_files_that_no_longer_fit_leave_what_runs_as_it_is(toy: ToyTrial, caplog: Any) -> None:
+    started(toy)
+    runs = Runs(toy, {"plain.yaml": PLAIN, "next.yaml": TEXT.replace("mine", "twin")})
+    assert runs.turn() == [] and "don't fit" in caplog.text
+    with pytest.raises(ValueError, match=r"bad\.yaml:2"):
+        Runs(toy, {"bad.yaml": "name: x\nnonsense: 1\n"})

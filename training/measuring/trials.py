@@ -1,0 +1,128 @@
+"""The director's care of experiments: what the next revision is, and why.
+
+Files beside the code, wishes of people, and what is seen of those that run (their ramp, their guardrails,
+their sample ratio) each give a revision; it is the director who appends it.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from experiments.definition import Experiment
+from experiments.ramp import RUNNING, move
+from experiments.readout import Readout
+from experiments.revision import Told, all_of, grant, with_files
+from recsys.config import Config
+from recsys.log import Log
+from recsys.records import Control, Experiments, ExperimentWish
+from training.measuring.trial_fold import TrialFold
+
+LOOK_EVERY_MS: Final = 10_000
+_MOST_USERS: Final = 100_000
+_POLLS: Final = 4  # a few at a time: the director has other things to look at
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Trials:
+    """Fold every control record, then ask ``turn`` for what is to be appended.
+
+    ``files``: YAML texts by file name; None: whoever has told of some is not contradicted. Raises YamlError
+    for files that can't be read, before anyone is told.
+    """
+
+    def __init__(
+        self, log: Log, config: Config, labels: Sequence[str], files: Mapping[str, str] | None
+    ) -> None:
+        self._log, self._config, self._labels = log, config, tuple(labels)
+        self._files = None if files is None else dict(files)
+        all_of(Told(self._files or {}), config.policy, labels)
+        self.newest = Experiments(revision=0)
+        self._wishes: dict[int, ExperimentWish] = {}  # by their offset on control
+        self._folds: dict[str, TrialFold] = {}
+        # Reading YAML takes a while: once for each revision.
+        self._checked: Experiments | None = None  # the revision that the files were laid beside
+        self._read: tuple[Experiments, tuple[Experiment, ...]] | None = None
+        self._due_ms = 0
+
+    def fold(self, offset: int, said: Control) -> None:
+        """A record of ``control``, with where it stands."""
+        if isinstance(said, ExperimentWish):
+            self._wishes[offset] = said
+        elif isinstance(said, Experiments):
+            self.newest = said
+            self._wishes.pop(said.answers, None)
+
+    def turn(self, now_ms: int) -> Experiments | None:
+        """The next revision, where there is one; fold it, and ask again."""
+        return self._of_files(now_ms) or self._of_wishes(now_ms) or self._of_looks(now_ms)
+
+    def _of_files(self, now_ms: int) -> Experiments | None:
+        if self._files is None or self._checked is self.newest:
+            return None
+        self._checked, told = self.newest, self._told()
+        try:
+            new = with_files(told, self._files, self._config.policy, self._labels, now_ms)
+        except ValueError as error:
+            _LOG.error("files of experiments don't fit beside what runs: %s", error)
+            return None
+        return None if new == told else self._revision(new, now_ms)
+
+    def _of_wishes(self, now_ms: int) -> Experiments | None:
+        for offset, wish in self._wishes.items():
+            told = self._told()
+            try:
+                new = grant(told, wish, self._config.policy, self._labels, now_ms)
+            except ValueError as error:
+                return self._revision(told, now_ms, offset, str(error))
+            return self._revision(new, now_ms, offset)
+        return None
+
+    def _of_looks(self, now_ms: int) -> Experiments | None:
+        stands = self.newest.stands
+        if not any(its.state != "stopped" for its in stands.values()):
+            self._folds.clear()
+            return None
+        due = now_ms >= self._due_ms
+        if due:
+            self._due_ms = now_ms + LOOK_EVERY_MS
+        changed = dict(stands)
+        for its in self._experiments():
+            stand = stands.get(its.name)
+            if stand is None:
+                continue
+            seen = self._seen(its, stand.started_ms, due) if stand.state == RUNNING else None
+            changed[its.name] = move(its, stand, now_ms, seen)
+        if changed == stands:
+            return None
+        for name, stand in changed.items():
+            if stand.state != RUNNING:
+                self._folds.pop(name, None)
+        return self._revision(Told(self.newest.configs, changed), now_ms)
+
+    def _seen(self, experiment: Experiment, started_ms: int, due: bool) -> Readout | None:
+        """What an experiment has shown, where it is time to look; it reads on in any case."""
+        fold = self._folds.get(experiment.name)
+        if fold is None:
+            fold = self._folds[experiment.name] = TrialFold(
+                self._log, self._config, self._labels, experiment, started_ms, _MOST_USERS
+            )
+        fold.read(_POLLS)
+        return fold.readout(parts=False) if due else None
+
+    def _experiments(self) -> tuple[Experiment, ...]:
+        """Those of the newest revision."""
+        if self._read is None or self._read[0] is not self.newest:
+            read = all_of(self.newest, self._config.policy, self._labels)
+            self._read = (self.newest, read)
+        return self._read[1]
+
+    def _told(self) -> Told:
+        return Told(self.newest.configs, self.newest.stands)
+
+    def _revision(
+        self, told: Told, now_ms: int, answers: int = -1, refused: str = ""
+    ) -> Experiments:
+        return Experiments(
+            revision=self.newest.revision + 1, configs=dict(told.configs), time_ms=now_ms,
+            stands=dict(told.stands), answers=answers, refused=refused,
+        )  # fmt: skip
