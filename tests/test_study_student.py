@@ -64,7 +64,9 @@ def test_int8_is_what_a_replica_keeps_and_it_ranks_what_was_learned(
     network = build_model(FEATURES, SMALL)
     network.write_dense(arrays["dense/averaged"])
     judged = examples.take(slice(96, None))
-    said = arms.judge(SMALL, arms.train(SMALL)).int8
+    judgement = arms.judge(SMALL, arms.train(SMALL))
+    said = judgement.int8
+    assert not np.array_equal(said, judgement.frozen)
     requests = requests_of(FEATURES, judged, 4)
     assert [len(its.items_NI) for its in requests] == [300] * 4
     for n, request in enumerate(requests):
