@@ -225,10 +225,11 @@ class OneProcess:
         for reader in self._readers():
             full = True
             while full:
+                before = reader.line.offset
                 batch = reader.read()
                 reader.apply(batch)
                 # After a snapshot, many deltas come that it knows already: a batch of them has nothing in it.
-                full = batch.full or reader.line.offset < self.log.end(DELTAS, 0)
+                full = batch.full or reader.line.offset > before
 
     def _readers(self) -> list[StateReader]:
         side = self.service.canary.side
