@@ -54,6 +54,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     ``item_state_from``: the first offset of ``item_state`` that the replica had read; -1 where some after it
     had been trimmed before they were read. ``counted``: the next offsets of ``events``, by partition, up to
     which the item counters had been counted: with them the archive alone can count them again.
+    ``by_score``: nothing was drawn, the list is in the order of its scores.
     """
 
     n: int = 0
@@ -63,6 +64,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     session: str = ""
     item_state_from: int = 0
     counted: list[int] = []
+    by_score: bool = False
 
 
 class FeatureBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):

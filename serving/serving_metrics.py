@@ -1,6 +1,6 @@
 """What Prometheus reads of one replica."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -86,6 +86,15 @@ class ServingMetrics:
 
     def turned_away(self, route: str, reason: str) -> None:
         self.refused.labels(route, reason).inc()
+
+    def took(self, status: str, count: int) -> None:
+        """Events that came from outside, by what became of them."""
+        self.events.labels(status).inc(count)
+
+    def left_out(self, stages: Sequence[str]) -> None:
+        """Stages that an answer had to do without."""
+        for stage in stages:
+            self.degraded.labels(stage).inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
