@@ -97,7 +97,7 @@ SAID: Final = (
     Said("shadow", "behind", GAUGE, "Steps that the slowest of them still has to take"),
     Said("shadow", "cpu_s", GAUGE, "Seconds of the processor that they took"),
     Said("trainer", "steps", COUNTER, "Steps learned"),
-    Said("trainer", "examples", COUNTER, "Examples met for the first time, those that sampling left out counted in"),
+    Said("trainer", "examples", COUNTER, "Examples met for the first time, with those sampled out"),
     Said("trainer", "left_out", COUNTER, "Examples that their step went without: they couldn't be read"),
     Said("trainer", "worker_failures", COUNTER, "Workers that ended by an error"),
     Said("trainer", "retries", COUNTER, "Turns that failed: the log was away"),
