@@ -254,6 +254,21 @@ def test_only_with_the_key_are_items_and_users_written(world: World) -> None:
     run(world, scenario)
 
 
+def test_a_page_of_another_site_can_write_nothing_back(world: World) -> None:
+    async def scenario(w: World) -> None:
+        path, strange = "/api/recommend/bob?n=2", {"sec-fetch-site": "cross-site"}
+        asked = await w.client.get(path + "&write-back-type=read", headers=strange)
+        assert asked.status_code == 403 and "another site" in asked.json()["error"]
+        sent = await w.client.post("/api/feedback", json=[FEEDBACK], headers=strange)
+        assert sent.status_code == 403 and w.events() == []
+        ours = {"origin": "http://test", "sec-fetch-site": "same-origin"}
+        assert (
+            await w.client.post("/api/feedback", json=[FEEDBACK], headers=ours)
+        ).status_code == 200
+
+    run(world, scenario)
+
+
 def test_without_a_key_where_the_configuration_says_so(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.config = replace(world.config, compat=CompatConfig(keyless=True))

@@ -52,11 +52,9 @@ class Desk:
             raise HTTPException(403, "the header X-API-Key is wrong: see state/run/admin.key")
 
     async def body(self, request: Request) -> Any:
-        """The decoded JSON, whatever type its sender gives it: curl calls it a form. Raises 403 for a page of
-        another origin, which may send such a body unasked; 400, 408 and 413 as all routes."""
-        origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-            raise HTTPException(403, f"the origin is {origin}, expected a client or a page of ours")
+        """The decoded JSON, whatever type its sender gives it: curl calls it a form. Raises 403 as
+        ``refuse_strangers``; 400, 408 and 413 as all routes."""
+        refuse_strangers(request)
         return await request.json()
 
     async def engage(self, raw_events: Sequence[Mapping[str, Any]]) -> int:
@@ -96,6 +94,15 @@ class Desk:
         end, until_s = self.service.intake.items_end, time.monotonic() + _APPLIED_S
         while self.service.replica.catalogue_offset < end and time.monotonic() < until_s:
             await asyncio.sleep(_LOOK_S)
+
+
+def refuse_strangers(request: Request) -> None:
+    """Raises 403 where a browser says that a page of another origin asks: it may do so unasked."""
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "")
+    strange = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    if strange or site == "cross-site":
+        whose = f"of {origin}" if origin else "of another site"
+        raise HTTPException(403, f"a page {whose} asks, expected a client or a page of ours")
 
 
 def _raise_first(results: Sequence[Result]) -> None:

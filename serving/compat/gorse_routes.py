@@ -12,7 +12,7 @@ from recsys.hashing import Id
 from recsys.session import Session
 from serving import request as asked
 from serving.compat import gorse, lists
-from serving.compat.desk import Desk, instead, json
+from serving.compat.desk import Desk, instead, json, refuse_strangers
 from serving.compat.times import seconds_of
 from serving.compat.values import list_of
 from serving.intake import Unavailable
@@ -188,6 +188,7 @@ def _add_recommend(router: APIRouter, desk: Desk) -> None:
     @router.get("/api/recommend/{user_id}/", include_in_schema=False)
     @router.get("/api/recommend/{user_id}")
     async def recommend(
+        request: Request,
         user_id: Name,
         category: str = "",
         n: N = 10,
@@ -199,6 +200,8 @@ def _add_recommend(router: APIRouter, desk: Desk) -> None:
         """Items for a user; with the header X-API-Version: 2, with their scores."""
         delay_s = seconds_of(write_back_delay, "write-back-delay")
         kind = _kind(write_back_type)
+        if kind:
+            refuse_strangers(request)
         if kind and delay_s and desk.write_backs.full():
             raise Unavailable("too many write-backs wait: ask without write-back-delay, or later")
         candidates = None
@@ -206,8 +209,8 @@ def _add_recommend(router: APIRouter, desk: Desk) -> None:
             seen = _indices_of(desk, await service.session_of(user_id))
             most = config.serve.candidates
             candidates = tuple(lists.of_category(service.replica, category, seen, most))
-        request = asked.Request(user_id, _until(offset, n), candidate_ids=candidates)
-        answer = await service.recommend(request)
+        wanted = asked.Request(user_id, _until(offset, n), candidate_ids=candidates)
+        answer = await service.recommend(wanted)
         desk.tally.left_out(answer.degraded)
         items = answer.items[offset:]
         if kind:
