@@ -112,6 +112,10 @@ def test_an_item_comes_back_as_it_was_sent_and_is_recommended(world: World) -> N
         assert films == ["new"]
         patch = {"Labels": {"author": "a9", "tags": ["owl"]}, "Comment": "a bird"}
         await w.client.patch("/api/item/new", json=patch, headers=API)
+        nothing = dict.fromkeys(("Categories", "Comment", "IsHidden", "Labels", "Timestamp"))
+        await w.client.patch(
+            "/api/item/new", json=nothing, headers=API
+        )  # as its own client says it
         assert (await w.client.get("/api/item/new")).json() == ITEM | patch
         await w.client.put("/api/item/new/category/birds", headers=API)
         await w.client.delete("/api/item/new/category/films", headers=API)
@@ -213,6 +217,7 @@ REFUSED: list[tuple[str, str, Any, int]] = [
     ("POST", "/api/session/recommend", [FEEDBACK | {"Timestamp": "insect"}], 400),
     ("GET", "/api/user/cat", None, 501),
     ("GET", "/api/users", None, 501),
+    ("GET", "/api/items?q=cats", None, 501),
     ("GET", "/api/user/cat/neighbors", None, 501),
     ("GET", "/api/user/cat/feedback", None, 501),
     ("GET", "/api/user/cat/feedback/star", None, 501),

@@ -139,9 +139,9 @@ def _item(
         kept = (its.categories, _COMMENT, _TIMESTAMP)
         fields = {name: fields[name] for name in kept if name in fields}
         fields |= _labels(raw, its.labels, kept, where)
-    if "Categories" in raw:
+    if raw.get("Categories") is not None:  # clients send null for what they don't say
         fields[its.categories] = texts(raw, "Categories", where)
-    if "Comment" in raw:
+    if raw.get("Comment") is not None:
         fields[_COMMENT] = text_or_empty(raw, "Comment", where)
     found: dict[str, Any] = {}
     if (told := _timestamp(raw)) is not None:

@@ -101,8 +101,12 @@ def _add_items(router: APIRouter, desk: Desk) -> None:
         return json(gorse.item_out(item_id, _known(item_id, desk.fields_of(item_id)), config))
 
     @router.get("/api/items")
-    async def get_items(n: N = 10, cursor: str = "") -> Response:
+    async def get_items(n: N = 10, cursor: str = "", q: str = "") -> Response:
         """The living, by their coming. ``cursor``: where the page before ended."""
+        if q:
+            return instead(
+                "a search by words", "search elsewhere, and have POST /rank/{model} order it"
+            )
         catalogue = desk.service.replica.catalogue
         index, page = _start(cursor), list[dict[str, Any]]()
         while index < len(catalogue) and len(page) < n:
