@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request, Response
 
+from recsys.config import Config
 from recsys.events import Engagement, Rejected, parse
 from recsys.hashing import Id
 from recsys.session import Session
@@ -50,9 +51,11 @@ def routes_of(desk: Desk) -> APIRouter:
     """All of them, for the app of one replica."""
     router = APIRouter(route_class=StrictRoute, tags=["Gorse"])
     _add_items(router, desk)
+    _add_changes(router, desk)
     _add_users(router, desk)
     _add_feedback(router, desk)
     _add_recommend(router, desk)
+    _add_session(router, desk)
     _add_lists(router, desk)
     _add_health(router, desk)
     for method, path, what, to_do in _ABSENT:
@@ -71,15 +74,6 @@ def _rows(count: int) -> Response:
 
 def _add_items(router: APIRouter, desk: Desk) -> None:
     writer, now_ms, config = [Depends(desk.let_in)], desk.service.now_ms, desk.config
-
-    async def changed(item_id: str, change: Callable[[Fields], dict[str, Any]]) -> Response:
-        """Publishes a living item anew; 404 where there is none."""
-
-        def made(fields_of: Callable[[Id], Fields | None]) -> Sequence[dict[str, Any]]:
-            return [change(_known(item_id, fields_of(item_id)))]
-
-        await desk.put_items(made)
-        return _rows(1)
 
     @router.post("/api/item", dependencies=writer)
     async def insert_item(request: Request) -> Response:
@@ -114,6 +108,19 @@ def _add_items(router: APIRouter, desk: Desk) -> None:
                 page.append(gorse.item_out(catalogue.ids[index], catalogue.fields[index], config))
             index += 1
         return json({"Cursor": str(index) if index < len(catalogue) else "", "Items": page})
+
+
+def _add_changes(router: APIRouter, desk: Desk) -> None:
+    writer, now_ms, config = [Depends(desk.let_in)], desk.service.now_ms, desk.config
+
+    async def changed(item_id: str, change: Callable[[Fields], dict[str, Any]]) -> Response:
+        """Publishes a living item anew; 404 where there is none."""
+
+        def made(fields_of: Callable[[Id], Fields | None]) -> Sequence[dict[str, Any]]:
+            return [change(_known(item_id, fields_of(item_id)))]
+
+        await desk.put_items(made)
+        return _rows(1)
 
     @router.patch("/api/item/{item_id}", dependencies=writer)
     async def modify_item(item_id: Name, request: Request) -> Response:
@@ -203,43 +210,27 @@ def _add_recommend(router: APIRouter, desk: Desk) -> None:
     ) -> Response:
         """Items for a user; with the header X-API-Version: 2, with their scores."""
         delay_s = seconds_of(write_back_delay, "write-back-delay")
-        kind = _kind(write_back_type)
+        kind = _kind(write_back_type, config)
         if kind:
             refuse_strangers(request)
         if kind and delay_s and desk.write_backs.full():
             raise Unavailable("too many write-backs wait: ask without write-back-delay, or later")
-        candidates = None
-        if category:
-            seen = _indices_of(desk, await service.session_of(user_id))
-            most = config.serve.candidates
-            candidates = tuple(lists.of_category(service.replica, category, seen, most))
+        session = await service.session_of(user_id) if category else None
+        candidates = None if session is None else _candidates(desk, session, category)
         wanted = asked.Request(user_id, _until(offset, n), candidate_ids=candidates)
         answer = await service.recommend(wanted)
         desk.tally.left_out(answer.degraded)
         items = answer.items[offset:]
         if kind:
             ids = [item.item_id for item in items]
-            await write_back(answer.request_id, user_id, ids, kind, delay_s)
+            await _write_back(desk, answer.request_id, user_id, ids, kind, delay_s)
         if x_api_version == "2":
             return json(gorse.scores_out([(i.item_id, i.score or 0.0) for i in items]))
         return json([str(item.item_id) for item in items])
 
-    async def write_back(
-        request_id: str, user_id: Id, ids: Sequence[Id], kind: str, delay_s: float
-    ) -> None:
-        async def write() -> None:
-            await desk.engage(gorse.written_back(request_id, user_id, ids, kind, service.now_ms()))
 
-        if delay_s:
-            desk.write_backs.later(delay_s, write, lambda: desk.tally.took(LOST, len(ids)))
-        else:
-            await write()
-
-    def _kind(feedback_type: str) -> str:
-        if feedback_type and feedback_type not in config.compat.kinds:
-            known = f"one of {', '.join(config.compat.kinds)} (compat.kinds)"
-            raise Rejected("write-back-type", feedback_type, known)
-        return config.compat.kinds[feedback_type] if feedback_type else ""
+def _add_session(router: APIRouter, desk: Desk) -> None:
+    service, config = desk.service, desk.config
 
     @router.post("/api/session/recommend/{category}")
     @router.post("/api/session/recommend/", include_in_schema=False)
@@ -256,14 +247,37 @@ def _add_recommend(router: APIRouter, desk: Desk) -> None:
             event, index = parse(raw, unattributed=True), catalogue.index_of(raw["item_id"])
             if index is not None and isinstance(event, Engagement):
                 session.fold_engagement(event, catalogue.keys[index])
-        candidates = None
-        if category:
-            seen, most = _indices_of(desk, session), config.serve.candidates
-            candidates = tuple(lists.of_category(service.replica, category, seen, most))
+        candidates = _candidates(desk, session, category) if category else None
         wanted = asked.Request(session.user_id, _until(offset, n), candidate_ids=candidates)
         answer = await service.recommend_unlogged(wanted, session)
         desk.tally.left_out(answer.degraded)
         return json(gorse.scores_out([(i.item_id, i.score or 0.0) for i in answer.items[offset:]]))
+
+
+def _candidates(desk: Desk, session: Session, category: str) -> tuple[Id, ...]:
+    """What there is of a category that a user hasn't seen."""
+    seen, most = _indices_of(desk, session), desk.config.serve.candidates
+    return tuple(lists.of_category(desk.service.replica, category, seen, most))
+
+
+def _kind(feedback_type: str, config: Config) -> str:
+    if feedback_type and feedback_type not in config.compat.kinds:
+        known = f"one of {', '.join(config.compat.kinds)} (compat.kinds)"
+        raise Rejected("write-back-type", feedback_type, known)
+    return config.compat.kinds[feedback_type] if feedback_type else ""
+
+
+async def _write_back(
+    desk: Desk, request_id: str, user_id: Id, ids: Sequence[Id], kind: str, delay_s: float
+) -> None:
+    async def write() -> None:
+        now_ms = desk.service.now_ms()
+        await desk.engage(gorse.written_back(request_id, user_id, ids, kind, now_ms))
+
+    if delay_s:
+        desk.write_backs.later(delay_s, write, lambda: desk.tally.took(LOST, len(ids)))
+    else:
+        await write()
 
 
 def _add_lists(router: APIRouter, desk: Desk) -> None:
