@@ -1,5 +1,6 @@
 """Metarank's documented requests over ASGI: answered in their shapes, and joined by the ranking's id."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from recsys.config import JoinConfig
 from recsys.events import Engagement, Impression
+from recsys.policy_config import PolicyConfig, Rule
 from serving.compat.metarank import request_id_of
 from tests.test_gorse_routes import fits
 from tests.toy_replica import popular
@@ -104,6 +106,22 @@ def test_more_than_a_logged_list_is_ranked_and_the_first_are_logged(tmp_path: Pa
         }  # of equals one is drawn
 
     run(World(tmp_path, items=130), scenario)
+
+
+def test_what_a_rule_takes_out_comes_behind_the_others(tmp_path: Path) -> None:
+    world, rule = World(tmp_path), Rule("author", "a3", "limit", 0.0)  # of v3, v10, v17, ...
+    world.config = replace(world.config, policy=PolicyConfig(rules=(rule,)))
+    world.restart()
+
+    async def scenario(w: World) -> None:
+        ranked = (await w.client.post("/rank/feed", json=RANKING)).json()["items"]
+        assert [one["item"] for one in ranked][-2:] in (["v3", "v10"], ["v10", "v3"])
+        assert len(ranked) == 12
+        await w.written()
+        [shown] = w.events()
+        assert {served.item_id for served in shown.items}.isdisjoint({"v3", "v10"})
+
+    run(world, scenario)
 
 
 def test_a_click_is_joined_with_its_ranking_and_what_was_displayed_is_shown(world: World) -> None:

@@ -67,6 +67,7 @@ from training.joining.spill import Spill
 Recall = Callable[[int], Impression | None]
 Joined = Example | Forget
 _RECENT: Final = 100_000  # events by whose ids repeats are known
+_LOOKED: Final = 200  # newest open requests of a user that an engagement without one may be of
 _LEFT: Final = 20_000  # impressions of which it is known that their horizon is over
 
 
@@ -222,7 +223,8 @@ class Joiner:
         """Joins an engagement that doesn't say its request. One that happened before an impression, by
         clocks that may differ by some seconds, isn't of it."""
         shelf, latest_ms = self._shelf, engagement.time_ms + MAX_FUTURE_MS
-        for request_id in reversed(self._opened.get(str(engagement.user_id), [])):
+        opened = self._opened.get(str(engagement.user_id), [])
+        for request_id in reversed(opened[-_LOOKED:]):
             shelf.reach(request_id)
             held = shelf.open[request_id].held
             if held.time_ms <= latest_ms and rank_of(held, engagement) is not None:
