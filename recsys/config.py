@@ -11,8 +11,10 @@ from typing import Any, Final
 import msgspec
 
 from recsys.checks import check as _check
+from recsys.compat_config import CompatConfig
 from recsys.drift_config import DriftRules
 from recsys.hashing import digest_of
+from recsys.metrics_config import MetricsConfig
 from recsys.policy_config import PolicyConfig
 from recsys.promotion_config import PromotionConfig
 
@@ -299,6 +301,8 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     promotion: PromotionConfig = field(default_factory=PromotionConfig)
     drift: DriftRules = field(default_factory=DriftRules)
+    compat: CompatConfig = field(default_factory=CompatConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
     def __post_init__(self) -> None:
         if self.nodes > 1 and (self.log.url == "sqlite" or self.sessions.url == "embedded"):

@@ -54,6 +54,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     ``item_state_from``: the first offset of ``item_state`` that the replica had read; -1 where some after it
     had been trimmed before they were read. ``counted``: the next offsets of ``events``, by partition, up to
     which the item counters had been counted: with them the archive alone can count them again.
+    ``by_score``: nothing was drawn, the list is in the order of its scores.
     """
 
     n: int = 0
@@ -63,6 +64,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     session: str = ""
     item_state_from: int = 0
     counted: list[int] = []
+    by_score: bool = False
 
 
 class FeatureBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -127,7 +129,11 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
 
 
 class Engagement(msgspec.Struct, tag="engagement", kw_only=True, gc=False):
-    """What the viewer did with one served item. A ``view`` says that it left the screen, and ends it."""
+    """What the viewer did with one served item. A ``view`` says that it left the screen, and ends it.
+
+    ``request_id`` is empty where the client of another recommender didn't tell it: the joiner then looks for
+    the impression (training/joining/joiner.py).
+    """
 
     time_ms: int
     request_id: str
@@ -186,11 +192,18 @@ def repeat_prefix(user_id: Id) -> str:
     return f"{user_id}\x1f"
 
 
-def parse(raw: object, *, now_ms: int | None = None, oldest_ms: int | None = None) -> Event:
+def parse(
+    raw: object,
+    *,
+    now_ms: int | None = None,
+    oldest_ms: int | None = None,
+    unattributed: bool = False,
+) -> Event:
     """Reads one event from outside: a decoded JSON object.
 
     ``now_ms`` refuses events of more than five seconds in the future, ``oldest_ms`` those before it; a data
-    set of the past passes neither. Raises Rejected, naming the field, the value and what was expected.
+    set of the past passes neither. ``unattributed`` lets an engagement's ``request_id`` be empty. Raises
+    Rejected, naming the field, the value and what was expected.
     """
     if not isinstance(raw, dict):
         raise Rejected("event", raw, "a JSON object with a 'type'")
@@ -202,7 +215,7 @@ def parse(raw: object, *, now_ms: int | None = None, oldest_ms: int | None = Non
         event: Event = msgspec.convert(raw, Event, strict=True)
     except msgspec.ValidationError as error:
         raise explain(raw, error) from error
-    _check_meaning(event)
+    _check_meaning(event, unattributed)
     if now_ms is not None and event.time_ms > now_ms + MAX_FUTURE_MS:
         latest = (
             f"at most {now_ms + MAX_FUTURE_MS}, {MAX_FUTURE_MS // 1000} s after now: set the clock"
@@ -226,11 +239,13 @@ def parse_json(raw: bytes, *, now_ms: int | None = None, oldest_ms: int | None =
     return parse(value, now_ms=now_ms, oldest_ms=oldest_ms)
 
 
-def _check_meaning(event: Event) -> None:
+def _check_meaning(event: Event, unattributed: bool) -> None:
     if not 0 <= event.time_ms <= MAX_TIME_MS:
         raise Rejected("time_ms", event.time_ms, "milliseconds since 1970, up to the year 9999")
     for name in _IDS:
-        _check_id(name, getattr(event, name, None))
+        if not (unattributed and name == "request_id" and isinstance(event, Engagement)
+                and event.request_id == ""):  # fmt: skip
+            _check_id(name, getattr(event, name, None))
     if isinstance(event, Engagement):
         if event.kind not in ENGAGEMENT_KINDS:
             raise Rejected("kind", event.kind, f"one of {', '.join(ENGAGEMENT_KINDS)}")

@@ -21,6 +21,11 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LISTS, EVENTS, OTHERS = "/v1/recommend", "/v1/events", "/v1/"
+# Of other recommenders' clients: lists, events, and all that they may ask but health.
+_FOREIGN_LISTS: Final = ("/api/recommend/", "/api/session/recommend", "/rank/", "/recommend/")
+_FOREIGN_EVENTS: Final = ("/api/feedback", "/feedback")
+_FOREIGN: Final = ("/api/", "/train/", "/inference/", "/flush")
+_HEALTH: Final = "/api/health/"
 _LOOPBACK: Final = ("127.0.0.1", "::1")
 # When the request at work came in, of time.monotonic: what its deadline counts from.
 ARRIVED_S: ContextVar[float | None] = ContextVar("arrived_s", default=None)
@@ -64,11 +69,12 @@ class Gate:
             limit.leave(time.monotonic())
 
     def _limit(self, path: str) -> tuple[Limit | None, str]:
-        if path == LISTS:
+        if path == LISTS or path.startswith(_FOREIGN_LISTS):
             return self._lists, LISTS
-        if path == EVENTS:
+        if path == EVENTS or path in _FOREIGN_EVENTS:
             return self._events, EVENTS
-        return (self._others, "other") if path.startswith(OTHERS) else (None, "")
+        limited = path.startswith((OTHERS, *_FOREIGN)) and not path.startswith(_HEALTH)
+        return (self._others, "other") if limited else (None, "")
 
     async def _timed(self, scope: Scope, receive: Receive, send: Send, began_s: float) -> None:
         status = 500

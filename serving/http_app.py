@@ -24,6 +24,7 @@ from serving import api_models as models
 from serving import fast_bodies
 from serving import request as values
 from serving.admission import Buckets, Limit
+from serving.compat.mount import mount
 from serving.fast_route import FastRoute, fast
 from serving.gate import Gate
 from serving.ingest import ACCEPTED, DUPLICATE, REJECTED, Result
@@ -65,6 +66,7 @@ def build_app(
             await late
         yield
         late.cancel()
+        await desk.write_backs.close()
         await service.stop()
 
     app: FastAPI = FastAPIOffline(  # /docs without a content delivery network
@@ -82,6 +84,7 @@ def build_app(
     _add_viewer_routes(app, service, metrics)
     _add_admin_routes(app, service, admin_key)
     _add_health_routes(app, service, metrics)
+    desk = mount(app, service, metrics, admin_key)
     _add_pages(app)
     return app
 
@@ -99,8 +102,7 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
         """Items for a user, ranked by the freshest model."""
         started = time.perf_counter()
         answer = await service.recommend(_request_of(body))
-        for stage in answer.degraded:
-            metrics.degraded.labels(stage).inc()
+        metrics.left_out(answer.degraded)
         return _json(_answer_of(answer, started))
 
     @app.post("/v1/events", status_code=202, response_model=models.EventsOut, responses=_PROBLEMS)
@@ -110,7 +112,7 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
         `event_id` count once."""
         taken = await service.intake.take(body.events)
         for status in (ACCEPTED, DUPLICATE, REJECTED):
-            metrics.events.labels(status).inc(taken.count(status))
+            metrics.took(status, taken.count(status))
         return _json(_results_of(taken.results), 202)
 
     @app.get("/v1/sessions/{user_id:path}", response_model=models.SessionOut, responses=_PROBLEMS)

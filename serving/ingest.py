@@ -71,14 +71,15 @@ class Ingest:
         self._duration_ms_of = duration_ms_of
         self._recent = Recent(window)
 
-    def take(self, raw_events: Sequence[object], now_ms: int) -> Taken:
-        """Reads the events of one batch; never raises for what is in them."""
+    def take(self, raw_events: Sequence[object], now_ms: int, foreign: bool = False) -> Taken:
+        """Reads the events of one batch; never raises for what is in them. ``foreign``: from the client of
+        another recommender, who may tell the past, and needn't know which request it is about."""
         results: list[Result] = []
         read: list[Engagement] = []
         ids: dict[str, None] = {}
         for index, raw in enumerate(raw_events):
             try:
-                event = self._parse(raw, now_ms)
+                event = self._parse(raw, now_ms, foreign)
             except Rejected as error:
                 told = (error.field, error.value[:_SHOWN], error.expected)
                 results.append(Result(index, REJECTED, told))
@@ -106,11 +107,12 @@ class Ingest:
         for name in taken.ids:
             self._recent.add(name)
 
-    def _parse(self, raw: object, now_ms: int) -> Engagement:
+    def _parse(self, raw: object, now_ms: int, foreign: bool) -> Engagement:
         kind = raw.get("type") if isinstance(raw, dict) else None
         if isinstance(raw, dict) and kind != "engagement":
             raise Rejected("type", kind, _expected(kind))
-        event = parse(raw, now_ms=now_ms, oldest_ms=now_ms - self._retention_ms)
+        oldest_ms = None if foreign else now_ms - self._retention_ms
+        event = parse(raw, now_ms=now_ms, oldest_ms=oldest_ms, unattributed=foreign)
         assert isinstance(event, Engagement)
         check_storable(event, raw)
         return event
@@ -156,6 +158,8 @@ def _names(event: Engagement) -> list[str]:
 
 
 def _long_name(event: Engagement) -> str:
+    if not event.request_id:  # of another time, perhaps: only the view itself says which
+        return repeat_key(event) + _LONG
     return f"{event.request_id}\x1f{event.item_id}\x1f{event.user_id}{_LONG}"
 
 

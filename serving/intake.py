@@ -47,14 +47,16 @@ class Intake:
         self._freshness, self._now_ms = freshness, now_ms
         self._ingest = Ingest(config, duration_ms_of)
         self._following: asyncio.Task[None] | None = None
+        self.items_end = 0  # the offset of ``items`` after the newest that was committed here
 
     def close(self) -> None:
         if self._following is not None:
             self._following.cancel()
 
-    async def take(self, raw_events: Sequence[object]) -> Taken:
-        """Takes a batch of events; when it returns, what was accepted is committed. Raises Unavailable."""
-        taken = self._ingest.take(raw_events, self._now_ms())
+    async def take(self, raw_events: Sequence[object], foreign: bool = False) -> Taken:
+        """Takes a batch of events; when it returns, what was accepted is committed. ``foreign``: as in
+        Ingest. Raises Unavailable."""
+        taken = self._ingest.take(raw_events, self._now_ms(), foreign)
         offsets = await self._commit(EVENTS, taken.records)
         self._ingest.keep(taken)
         now_ms = self._now_ms()
@@ -86,7 +88,7 @@ class Intake:
         """Publishes or changes items; those that are refused don't keep back the others."""
         raws = [{"type": "item", "time_ms": self._now_ms()} | dict(item) for item in items]
         records, results = self._read_upserts(raws)
-        await self._commit(ITEMS, records)
+        await self._commit_items(records)
         return results
 
     async def put_users(self, users: Sequence[Mapping[str, Any]]) -> tuple[Result, ...]:
@@ -98,7 +100,7 @@ class Intake:
 
     async def remove_item(self, item_id: Id) -> None:
         item = Item(time_ms=self._now_ms(), item_id=item_id, removed=True)
-        await self._commit(ITEMS, [self._record(item)])
+        await self._commit_items([self._record(item)])
 
     async def erase_user(self, user_id: Id) -> None:
         """Asks everybody to forget a user: a tombstone among the user's events, for who folds them, and an
@@ -134,6 +136,10 @@ class Intake:
             return Append(0, str(event.item_id).encode(), encode(event))
         partition = partition_of(event.user_id, self._config.log.partitions)
         return Append(partition, str(event.user_id).encode(), encode(event))
+
+    async def _commit_items(self, records: Sequence[Append]) -> None:
+        offsets = await self._commit(ITEMS, records)
+        self.items_end = max([self.items_end, *(offset + 1 for offset in offsets)])
 
     async def _commit(self, topic: str, records: Sequence[Append]) -> list[int]:
         if not records:

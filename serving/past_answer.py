@@ -51,6 +51,7 @@ def request_of(impression: Impression) -> Request:
         context=impression.context,
         exclude_ids=tuple(asked.exclude_ids),
         candidate_ids=None if asked.candidate_ids is None else tuple(asked.candidate_ids),
+        by_score=asked.by_score,
         explain=True,  # it adds predictions and reasons, and changes nothing else
     )
 

@@ -37,7 +37,7 @@ from serving.retrieval import Retrieval
 from serving.retrieval_plan import SIDE, Near, Plan
 from serving.retrieval_shard import Version
 from serving.scoring import probabilities
-from serving.selection import Chance, Drawn, draw
+from serving.selection import BY_SCORE, Chance, Drawn, draw
 from serving.stages import caps_of, staged, trust_of
 
 _log = logging.getLogger(__name__)
@@ -269,14 +269,17 @@ class Pipeline:
     ) -> Drawn:
         config, replica = policy.config, self.replica
         at = np.array(ranked.indices, np.int64)
+        chance = Chance(config.temperature, config.explore, config.quota, config.diversity)
+        if request.by_score:
+            chance = BY_SCORE
         return draw(
             ranked.final_N,
             request.n,
-            Chance(config.temperature, config.explore, config.quota, config.diversity),
+            chance,
             request_id=request_id,
             caps=caps_of(replica.features, config, ranked, request.candidate_ids is not None),
             trust_N=trust_of(replica.popularity.shown[at], config.trust_after),
-            vectors_NV=replica.vectors_of(at) if config.diversity else None,
+            vectors_NV=replica.vectors_of(at) if chance.diversity else None,
             open_N=ranked.open_N,
             fixed={rank: ranked.indices.index(index) for rank, index in fixed.items()},
         )
@@ -304,6 +307,7 @@ class Pipeline:
             session=session.digest,
             item_state_from=self.replica.item_state_from,
             counted=self.replica.counted,
+            by_score=request.by_score,
         )
 
     def _features(

@@ -16,7 +16,8 @@ SESSION, STALE = "session", "stale"  # what the service, not the pipeline, says 
 
 @dataclass(frozen=True)
 class Request:
-    """One call of recommend. ``candidate_ids``: rank just these; None: retrieve."""
+    """One call of recommend. ``candidate_ids``: rank just these; None: retrieve. ``by_score``: the list is in
+    the order of its scores, nothing is explored, and nothing is moved for diversity."""
 
     user_id: Id
     n: int = 10
@@ -25,6 +26,7 @@ class Request:
     exclude_ids: tuple[Id, ...] = ()
     candidate_ids: tuple[Id, ...] | None = None
     explain: bool = False
+    by_score: bool = False
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ class Chance:
         return np.array([self.temperature, self.explore, self.quota, self.diversity, HEAT])
 
 
+# So cold that the best that is left is drawn for certain; of equals, one of them.
+BY_SCORE: Final = Chance(temperature=1e-30, explore=0.0)
+
+
 @dataclass(frozen=True)
 class Cap:
     """Not more than ``at_most`` (1 or more) items of one group in a list. ``groups_N``: 0 is no group."""

@@ -123,15 +123,16 @@ class Service:
         """Why the replica doesn't follow the log any more; empty where it does."""
         return self.follower.failure
 
-    async def recommend(self, request: Request) -> Answer:
-        """Answers, and hands the impression to the writer. Raises Unavailable before it has caught up."""
+    async def recommend(self, request: Request, request_id: str = "") -> Answer:
+        """Answers, and hands the impression to the writer. ``request_id``: where the caller has one that no
+        other request has. Raises Unavailable before it has caught up."""
         if not self.reader.ready:
             raise Unavailable(_STARTING)
-        arrived_s = ARRIVED_S.get()
-        arrived_s = time.monotonic() if arrived_s is None else arrived_s
         asked_s = time.monotonic()
         session, known = await self._session(request.user_id)
-        answer = await self._answer(request, session, arrived_s, time.monotonic() - asked_s)
+        answer = await self._answer(
+            request, session, _arrived_s(), time.monotonic() - asked_s, request_id
+        )
         if not known:
             answer = without(answer, SESSION)
         if self.stale:
@@ -139,8 +140,20 @@ class Service:
         self._log_impression(answer)
         return answer
 
+    async def recommend_unlogged(self, request: Request, session: Session) -> Answer:
+        """Answers from a session that the caller made. No impression is logged: its viewer is nobody whom a
+        log knows. Raises Unavailable before it has caught up."""
+        if not self.reader.ready:
+            raise Unavailable(_STARTING)
+        return await self._answer(request, session, _arrived_s(), 0.0)
+
     async def _answer(
-        self, request: Request, session: Session, arrived_s: float, waited_s: float
+        self,
+        request: Request,
+        session: Session,
+        arrived_s: float,
+        waited_s: float,
+        request_id: str = "",
     ) -> Answer:
         """From the version of the moment in which it is made, in what is left of the request's time. Shards
         are asked before, and again where the version is another by then. ``waited_s``: what the request has
@@ -150,7 +163,7 @@ class Service:
         def left_ms() -> float:
             return deadline_ms - 1000 * (time.monotonic() - arrived_s)
 
-        deadline, request_id = ByClock(left_ms, self._needs_ms), uuid.uuid4().hex
+        deadline, request_id = ByClock(left_ms, self._needs_ms), request_id or uuid.uuid4().hex
         asked: tuple[Request, Session, Policy, int] | None = None
         pipeline = self.pipeline
         near: Near | None = None
@@ -175,11 +188,16 @@ class Service:
 
     async def session(self, user_id: Id) -> dict[str, Any]:
         """What is known of a user. Raises Unavailable without a store."""
+        session = await self.session_of(user_id)
+        policy = self.reader.policies.resolve(user_id)
+        return view_of(session, self.replica.catalogue, policy.config.weights)
+
+    async def session_of(self, user_id: Id) -> Session:
+        """A user's session. Raises Unavailable without a store."""
         session, known = await self._session(user_id, LONGEST_S)
         if not known:
             raise Unavailable("the session store doesn't answer")
-        policy = self.reader.policies.resolve(user_id)
-        return view_of(session, self.replica.catalogue, policy.config.weights)
+        return session
 
     async def _session(self, user_id: Id, patience_s: float = SLICE_S) -> tuple[Session, bool]:
         """The user's session, and whether the store said so: without it, it is that of a new user."""
@@ -242,6 +260,12 @@ class Service:
             "ready": side.reader.ready,
             "answered": self.canary.answered,
         }
+
+
+def _arrived_s() -> float:
+    """When the request at work came in."""
+    arrived_s = ARRIVED_S.get()
+    return time.monotonic() if arrived_s is None else arrived_s
 
 
 def admin_key_file(config: Config) -> Path:

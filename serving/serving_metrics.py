@@ -1,10 +1,13 @@
 """What Prometheus reads of one replica."""
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from serving.impression_writer import CLOSED, FULL, REFUSED, TORN
 from serving.service import Service
@@ -19,6 +22,10 @@ class ServingMetrics:
 
     def __init__(self, service: Service) -> None:
         self.registry = CollectorRegistry()
+        serve = service.config.serve
+        several = max(serve.replicas, serve.max_replicas) > 1
+        # A scrape reaches any one of them: without its name, each counter would seem to go back and forth.
+        self._named = _named(self.registry, uuid.uuid4().hex[:8]) if several else self.registry
         self.requests = Counter(
             "recsys_requests", "Requests answered", ["route", "status"], registry=self.registry
         )
@@ -27,13 +34,22 @@ class ServingMetrics:
             buckets=_BUCKETS,
         )  # fmt: skip
         self.events = Counter(
-            "recsys_events", "Events by status", ["status"], registry=self.registry
+            "recsys_events",
+            "Events from outside, by what became of them",
+            ["status"],
+            registry=self.registry,
         )
         self.degraded = Counter(
-            "recsys_degraded", "Answers without a stage", ["stage"], registry=self.registry
+            "recsys_degraded",
+            "Answers that went without a stage",
+            ["stage"],
+            registry=self.registry,
         )
         self.refused = Counter(
-            "recsys_refused", "Requests turned away", ["route", "reason"], registry=self.registry
+            "recsys_refused",
+            "Requests turned away at the door",
+            ["route", "reason"],
+            registry=self.registry,
         )
         writer, reader, replica = service.writer, service.reader, service.replica
         fresh = reader.freshness
@@ -47,25 +63,34 @@ class ServingMetrics:
             "items": ("Items that may be recommended", lambda: replica.catalogue.living.count),
             "catalogue_offset": ("Next to read of items", lambda: replica.catalogue_offset),
             "item_state_offset": ("Next to read of item_state", lambda: replica.item_state_offset),
-            "delta_gaps": ("Gaps met in the deltas", lambda: reader.line.gaps),
-            "unreadable": ("Records that could not be read", lambda: reader.unreadable),
-            "log_failures": ("Appends that failed", lambda: writer.failures),
-            "impressions_kept_bytes": ("Waiting for the log", lambda: writer.kept_bytes),
+            "delta_gaps": ("Gaps met in the deltas, since it began", lambda: reader.line.gaps),
+            "unreadable": (
+                "Records that couldn't be read, since it began",
+                lambda: reader.unreadable,
+            ),
+            "log_failures": ("Appends that failed, since it began", lambda: writer.failures),
+            "impressions_kept_bytes": (
+                "Bytes of impressions that wait for the log, in memory",
+                lambda: writer.kept_bytes,
+            ),
             "impressions_on_disk_bytes": (
-                "Waiting for the log, on disk",
+                "Bytes of impressions that wait for the log, on disk",
                 lambda: writer.on_disk_bytes,
             ),
             "retrieval_misses": (
-                "Times that a shard of retrieval gave no answer",
+                "Times that a shard of retrieval gave no answer, since it began",
                 lambda: service.shards.failures if service.shards else 0,
             ),
-            "session_misses": ("Requests without their session", lambda: service.session_misses),
+            "session_misses": (
+                "Requests without their session, since it began",
+                lambda: service.session_misses,
+            ),
             "click_to_session_p95_ms": (
-                "Acknowledged view to session",
+                "From an acknowledged view to the session that has it",
                 lambda: fresh.to_session.percentile(0.95),
             ),
             "click_to_served_p95_ms": (
-                "Acknowledged view to model",
+                "From an acknowledged view to the model that learned it",
                 lambda: fresh.to_served.percentile(0.95),
             ),
         }
@@ -74,7 +99,7 @@ class ServingMetrics:
             gauge.set_function(_or_nan(read))
 
         dropped = Gauge(
-            "recsys_impressions_dropped", "Impressions not logged", ["reason"],
+            "recsys_impressions_dropped", "Impressions that will never be logged, since it began", ["reason"],
             registry=self.registry,
         )  # fmt: skip
         for reason in (FULL, CLOSED, REFUSED, TORN):
@@ -87,8 +112,37 @@ class ServingMetrics:
     def turned_away(self, route: str, reason: str) -> None:
         self.refused.labels(route, reason).inc()
 
+    def took(self, status: str, count: int) -> None:
+        """Events that came from outside, by what became of them."""
+        self.events.labels(status).inc(count)
+
+    def left_out(self, stages: Sequence[str]) -> None:
+        """Stages that an answer had to do without."""
+        for stage in stages:
+            self.degraded.labels(stage).inc()
+
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        return generate_latest(self._named)
+
+
+class _Named(Collector):
+    """Everything of a registry with one label more."""
+
+    def __init__(self, registry: CollectorRegistry, replica: str) -> None:
+        self._registry, self._replica = registry, replica
+
+    def collect(self) -> Iterable[Metric]:
+        for its in self._registry.collect():
+            told = Metric(its.name, its.documentation, its.type, its.unit)
+            for name, labels, value, *_ in its.samples:
+                told.add_sample(name, labels | {"replica": self._replica}, value)
+            yield told
+
+
+def _named(registry: CollectorRegistry, replica: str) -> CollectorRegistry:
+    named = CollectorRegistry()
+    named.register(_Named(registry, replica))
+    return named
 
 
 def _or_nan(read: Callable[[], float | None]) -> Callable[[], float]:

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -101,6 +102,14 @@ def test_float32_needs_no_acceptance_and_int8_does(tmp_path: Path) -> None:
     file.write_text('{"form": "int8"}')
     with pytest.raises(BadSettings, match="can't be read"):
         check_accepted(mine, FEATURES)
+    # What is accepted again counts, whichever file the older word on the same model stands in.
+    stale = replace(beside, features="older")
+    file_of(tmp_path, "int8", beside.model).write_bytes(
+        msgspec.json.encode(Accept("int8", 0.001, stale))
+    )
+    file.unlink()
+    assert write_accepted(tmp_path, Accept("int8", 0.001, beside)) == file
+    check_accepted(small, FEATURES)
 
 
 def test_up_refuses_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,8 @@ def request_of(n: int) -> Request:
     if n % 5 == 1:
         return Request(user, n=3, context={"surface": "feed"}, exclude_ids=("v1", "v2", "nobody"))
     if n % 5 == 2:
-        return Request(user, n=4, candidate_ids=("v3", "v4", "v5", "v6", "v7", "gone"))
+        its = ("v3", "v4", "v5", "v6", "v7", "gone")
+        return Request(user, n=4, candidate_ids=its, by_score=user == "u1")
     return Request(user, n=6, surface="similar")
 
 

@@ -72,6 +72,32 @@ def test_each_kind_has_its_own_limit_and_health_always_passes() -> None:
     asyncio.run(scenario())
 
 
+def test_other_recommenders_clients_share_the_limits_and_their_health_passes() -> None:
+    async def scenario() -> None:
+        inner, tally = Inner(), Tally()
+        inner.go.set()
+        client = client_of(Gate(inner, tally, Limit(0), Limit(0), Limit(0), Buckets(0.0)))
+        kinds = {
+            "/v1/recommend": [
+                "/api/recommend/bob",
+                "/api/session/recommend",
+                "/rank/x",
+                "/recommend/x",
+            ],
+            "/v1/events": ["/api/feedback", "/feedback"],
+            "other": ["/api/items", "/api/user/bob", "/api/feedback/star", "/train/x", "/flush"],
+        }
+        for paths in kinds.values():
+            for path in paths:
+                assert (await client.get(path)).status_code == 503, path
+        for path in ("/api/health/live", "/api/health/ready", "/health", "/metrics"):
+            assert (await client.get(path)).status_code == 200, path
+        refused = {key: n for key, n in tally.counts.items() if key[1] == "ongoing"}
+        assert refused == {(name, "ongoing"): len(paths) for name, paths in kinds.items()}
+
+    asyncio.run(scenario())
+
+
 def test_a_caller_with_more_than_its_share_is_told_429_and_others_pass() -> None:
     async def scenario() -> None:
         inner, tally = Inner(), Tally()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from recsys.config import ServeConfig
 from recsys.log import LogUnavailable
 from serving.follower import Follower
 from serving.http_app import build_app
@@ -41,6 +42,21 @@ def test_health_readiness_metrics_page_and_docs(world: World) -> None:
             assert path.startswith("/") and (await w.client.get(path)).status_code == 200
 
     run(world, scenario)
+
+
+def test_of_several_replicas_each_says_which_one_it_is(tmp_path: Path) -> None:
+    several = World(tmp_path, serve=ServeConfig(replicas=2))
+
+    async def scenario(w: World) -> None:
+        told = list[str]()
+        for _ in range(2):
+            text = (await w.client.get("/metrics")).text
+            told += re.findall(r'recsys_items{replica="(\w{8})"} 60.0', text)
+            samples = [line for line in text.splitlines() if not line.startswith("#")]
+            assert all(f'replica="{told[0]}"' in line for line in samples)
+        assert len(told) == 2 and len(set(told)) == 1
+
+    run(several, scenario)
 
 
 def test_not_ready_is_said_before_the_log_is_read(world: World) -> None:

@@ -150,3 +150,22 @@ def test_nothing_that_comes_in_raises(events: list[Any]) -> None:
     assert [r.index for r in taken.results] == list(range(len(events) + 1))
     assert taken.results[-1].status == ACCEPTED
     assert all(isinstance(decode(r.value), Engagement) for r in taken.records)
+
+
+def test_only_a_foreign_client_may_tell_the_past_and_no_request(ingest: Ingest) -> None:
+    old = view(request_id="", time_ms=NOW_MS - 10 * 365 * 86_400_000, watch_ms=9_000)
+    assert statuses(take(ingest, old)) == [REJECTED]
+    taken = ingest.take([old], NOW_MS, foreign=True)
+    assert statuses(taken) == [ACCEPTED] and kinds(taken) == ["long_view", "view"]
+    ahead = view(request_id="", time_ms=NOW_MS + 6_000)
+    assert statuses(ingest.take([ahead], NOW_MS, foreign=True)) == [REJECTED]
+
+
+def test_without_a_request_a_long_view_is_known_by_its_view_alone(ingest: Ingest) -> None:
+    """The same item may be watched on two days; with a request it is watched once in it."""
+    watched = [view(request_id="", time_ms=NOW_MS - day, watch_ms=9_000, event_id=f"e{day}")
+               for day in (0, 86_400_000)]  # fmt: skip
+    taken = ingest.take(watched, NOW_MS, foreign=True)
+    assert kinds(taken) == ["long_view", "view", "long_view", "view"]
+    ingest.keep(taken)
+    assert statuses(ingest.take(watched, NOW_MS, foreign=True)) == [DUPLICATE, DUPLICATE]

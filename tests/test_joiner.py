@@ -1,11 +1,13 @@
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from recsys.config import JoinConfig
-from recsys.events import Tick, User
+from recsys.events import Engagement, Impression, Tick, User
 from recsys.features import read_block
 from recsys.records import Example, Forget
 from tests.toy_feed import FEATURES, START_MS, engagement, feed, impression
@@ -294,6 +296,89 @@ def test_negatives_are_sampled_out_by_a_hash_and_come_back_with_an_engagement() 
     shown = events[one.offset]
     [more] = its.feed(10**6, engagement(shown, 1, "long_view", 301_000))  # type: ignore[arg-type]
     assert more.correction and more.sampled_out and more.previous == one.labels
+
+
+def unsaid(of: Impression, index: int, kind: str, after_ms: int) -> Engagement:
+    """An engagement whose client knows of no request."""
+    return structs.replace(engagement(of, index, kind, after_ms), request_id="")
+
+
+def test_an_engagement_without_a_request_is_of_the_newest_open_impression_with_its_item() -> None:
+    """Of three lists of one user the first and the second have the item, and the second is the newer."""
+    first, other = impression(1, 1, START_MS), impression(3, 1, START_MS + 2_000)
+    second = structs.replace(impression(2, 1, START_MS + 1_000), items=first.items)
+    others = [structs.replace(item, item_id=f"x{n}") for n, item in enumerate(other.items)]
+    other = structs.replace(other, items=others)
+    its = joiner()
+    out = fed(
+        its, first, second, other, unsaid(first, 1, "like", 3_000), unsaid(first, 1, "view", 4_000)
+    )
+    assert [(e.request_id, e.index, e.labels) for e in out] == [(second.request_id, 1, [0.0, 1.0])]
+    assert (its.counts["attributed"], its.counts["unattributed"], its.counts["unmatched"]) == (
+        2,
+        0,
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    "why", ["closed", "before it", "another item", "another user", "forgotten"]
+)
+def test_what_can_be_attributed_to_nothing_is_counted_and_no_example(why: str) -> None:
+    its, like = joiner(), unsaid(SHOWN, 0, "like", 1_000)
+    its.feed(0, SHOWN)
+    if why == "closed":
+        its.advance(START_MS + 60_000)
+    elif why == "before it":
+        like = unsaid(SHOWN, 0, "like", -5_001)
+    elif why == "another item":
+        like = structs.replace(like, item_id="nowhere")
+    elif why == "another user":
+        like = structs.replace(like, user_id="u7")
+    else:
+        its.feed(1, User(time_ms=START_MS, user_id=SHOWN.user_id, removed=True))
+    assert its.feed(2, like) == [] and its.advance(START_MS + 10**7) == []
+    assert (its.counts["attributed"], its.counts["unattributed"]) == (0, 1)
+
+
+@pytest.mark.parametrize("cap", [0, 2_000])
+def test_attribution_is_the_same_after_a_restart_and_from_the_spill(cap: int) -> None:
+    """Every engagement with an open request, told without it, gives the same examples as with it: where an
+    item is served to a user once, there is one impression that it can be of."""
+    told = [impression(n, n % 3, START_MS + n * 400) for n in range(24)]
+    lists = [structs.replace(one, items=[structs.replace(item, item_id=f"{n}-{k}") for k, item in
+             enumerate(one.items)]) for n, one in enumerate(told)]  # fmt: skip
+    done = [
+        engagement(one, k, kind, 20_000 + k)
+        for one in lists
+        for k, kind in enumerate(["view", "like"])
+    ]
+    truth = sorted([*lists, *done], key=lambda event: event.time_ms)  # type: ignore[attr-defined]
+    bare = [structs.replace(e, request_id="") if isinstance(e, Engagement) else e for e in truth]
+    spill = MemorySpill() if cap else None
+    its = Joiner(0, LABELS, CONFIG, None, spill, cap)
+    out = [e for n, event in enumerate(bare[:30]) for e in its.feed(n, event)]
+    again = Joiner(0, LABELS, CONFIG, None, spill, cap)
+    again.restore(its.pack())
+    out += [e for n, event in enumerate(bare[30:], 30) for e in again.feed(n, event)]
+    out += again.advance(START_MS + 100_000)
+    expected = joiner()
+    assert out == [*fed(expected, *truth), *expected.advance(START_MS + 100_000)]
+    assert again.counts["attributed"] == len(done) and not again._opened
+
+
+def test_a_state_of_before_attribution_is_read() -> None:
+    its = joiner()
+    its.feed(0, SHOWN)
+    old = msgspec.msgpack.decode(its.pack())[:-1]  # an array: the new field came last
+    del old[3]["attributed"], old[3]["unattributed"]
+    again = joiner()
+    again.restore(msgspec.msgpack.encode(old))
+    again.feed(1, unsaid(SHOWN, 0, "like", 1_000))
+    assert again.counts["unattributed"] == 1
+    assert [e.labels for e in again.feed(2, engagement(SHOWN, 0, "view", 2_000))] == [[0.0, 0.0]]
+    again.advance(START_MS + 10**7)
+    assert again.pending() == 0
 
 
 def batch_join(events: Sequence[object], horizon_ms: int) -> dict[tuple[str, str], list[float]]:

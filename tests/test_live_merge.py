@@ -12,6 +12,8 @@ from parameter_server import snapshots
 from parameter_server.snapshots import Snapshot
 from recsys.cli.promotion_run import Made, PromotionRun, config_of
 from recsys.config import digest
+from recsys.events import User
+from recsys.hashing import key_of
 from recsys.records import Live
 from training.candidates.registry import Provenance, Refused, parent_of, plain_config
 from training.line import MAIN
@@ -95,7 +97,9 @@ def test_a_row_is_nearer_to_live_the_more_examples_used_it(tmp_path: Path) -> No
     async def scenario() -> None:
         run, ancestor = await family(tmp_path)
         live, made = merged_of(run, blends=Blends(Blend(0.0, 1.0, 5.0), 0.5))
-        uses = dict(zip(*live._uses(live._steps_since(made.provenance))["features"], strict=True))
+        uses = dict(
+            zip(*live._since(live._steps_since(made.provenance)).uses["features"], strict=True)
+        )
         lived = live._export(live.live)[0]
         cand = run.registry.snapshot("cand-1").read(0)
         at = {k: n for n, k in enumerate(lived["table/features/keys"].tolist())}
@@ -113,6 +117,29 @@ def test_a_row_is_nearer_to_live_the_more_examples_used_it(tmp_path: Path) -> No
                 assert value == pytest.approx(a + share * (b - a), abs=1e-6)
                 seen.add(used > 0)
         assert seen == {True, False}
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_who_was_forgotten_meanwhile_does_not_come_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = await run_of(tmp_path)
+        ancestor = snapshots.latest(own(run), MAIN, 0).snapshot
+        user = "who came later"
+        run.viewers.user = lambda number: user if number % 3 == 0 else f"u{number % 40}"
+        await run.show(10)
+        add(run, "cand-1", run.trained(1, began=ancestor), ancestor)
+        run.system.profile(User(user_id=user, time_ms=run.system.now_ms, removed=True))
+        run.viewers.user = lambda number: f"u{number % 40}"
+        await run.show(40)
+        key = key_of("user", user)
+        live, made = merged_of(run)
+        assert key in live._since(live._steps_since(made.provenance)).removed["users"]
+        for table in ("features", "users"):
+            keys = f"table/{table}/keys"
+            assert key in run.registry.snapshot("cand-1").read(0)[keys]
+            assert key not in live.live.read(0)[keys] and key not in made.arrays[keys]
         await run.system.stop()
 
     asyncio.run(scenario())

@@ -32,8 +32,9 @@ def test_topics_are_made_and_another_log_is_refused(tmp_path: Path) -> None:
         create_log(config, Stop())
 
 
-def test_what_learns_steps_back_for_what_answers() -> None:
+def test_what_learns_and_what_tells_of_it_step_back_for_what_answers() -> None:
     back = {name for name in NAMES if niceness(name) > 0}
-    assert back == {"counters", "joiner", "archive", "sequencer", "director", "shadow", "trainer"}
+    learns = {"counters", "joiner", "archive", "sequencer", "director", "shadow", "trainer"}
+    assert back == {*learns, "metrics"}
     with pytest.raises(ValueError, match="'nobody', expected one of broker"):
         niceness("nobody")

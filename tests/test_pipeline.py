@@ -148,6 +148,22 @@ def test_given_candidates_are_ranked_and_nothing_else() -> None:
     assert ask(replica, candidate_ids=()).items == ()
 
 
+def test_by_score_nothing_is_drawn_and_nothing_moved() -> None:
+    """Whatever the policy explores; and the impression says so, so that the answer can be made again."""
+    replica = made()
+    loose = policy(temperature=5.0, explore=0.5, quota=0.5, diversity=0.5)
+    given = tuple(f"v{n}" for n in range(30))
+    answer = ask(replica, by=loose, n=12, candidate_ids=given, by_score=True)
+    assert answer.ranked is not None
+    final = dict(zip(answer.ranked.indices, answer.ranked.final_N.tolist(), strict=True))
+    best = sorted(final, key=lambda index: -final[index])[:12]
+    assert ids(answer) == [f"v{index}" for index in best] and len(set(final.values())) == 30
+    assert {shown.propensity for shown in answer.items} == {1.0}
+    assert answer.impression.asked is not None and answer.impression.asked.by_score
+    drawn = ask(replica, by=loose, n=12, candidate_ids=given)
+    assert ids(drawn) != ids(answer)
+
+
 def test_one_author_has_no_more_places_than_the_policy_gives() -> None:
     replica = made(items=60)
     for n in range(10):

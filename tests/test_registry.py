@@ -255,11 +255,19 @@ def test_what_may_have_learned_from_a_user_who_was_unlearned_since_is_refused(
         "of-live-before": late | dict(ancestor=Parent("main", 1, 5, "")),
         "of-a-candidate-before": late | dict(ancestor=Parent("cand-1", 0, 2, "")),
         "of-its-child": late | dict(ancestor=Parent("of-a-candidate-before", 0, 2, "")),
+        "of-one-that-is-gone": late | dict(ancestor=Parent("cand-0", 0, 2, "")),
+        "taught-by-it": late
+        | dict(
+            kind="student",
+            teacher=Teacher(by="cand-1", share=0.5, snapshot=Parent("cand-1", 0, 2, "")),
+        ),
     }.items():
         registry.add(provenance(name, **its), arrays, meta, step=2)
     asked = dict(holdout_from_ms=None, log_id="log-a", or_data=True, unlearned=UNLEARNED)
     for name in ("of-data", "of-live"):
         assert registry.check(name, FEATURES, MODEL, **asked)  # type: ignore[arg-type]
-    for name in ("of-live-before", "of-a-candidate-before", "of-its-child"):
-        with pytest.raises(Refused, match="may have learned"):
+    for name in (
+        "of-live-before", "of-a-candidate-before", "of-its-child", "of-one-that-is-gone", "taught-by-it",
+    ):  # fmt: skip
+        with pytest.raises(Refused, match="may have learned|no candidate 'cand-0'"):
             registry.check(name, FEATURES, MODEL, **asked)  # type: ignore[arg-type]

@@ -30,6 +30,9 @@ def write_accepted(state: str | Path, accepted: Accept) -> Path:
             file = file_of(state, accepted.form, accepted.evidence.model)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, msgspec.json.format(msgspec.json.encode(accepted)) + b"\n")
+    older = file_of(state, accepted.form, accepted.evidence.model)
+    if older != file:
+        older.unlink(missing_ok=True)  # of the same model: it would be believed before this one
     return file
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
         "Replaces the replicas, while requests are answered.",
     ),
     "status": ("recsys.cli.status:status", "Says how each part is, and how far behind."),
+    "metrics": ("recsys.cli.metrics:metrics", "Tells what Prometheus reads of the parts."),
     "part": ("recsys.cli.part:part", "Runs one part in this process."),
     "viewers": ("recsys.cli.viewers:viewers", "Sends simulated viewers to a running server."),
     "explain": ("recsys.cli.explain:explain", "Makes a past answer again, and says why it was so."),

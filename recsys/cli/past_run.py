@@ -85,7 +85,7 @@ async def run_system(
 def _request(n: int, user: str, seed: int) -> Request:
     some = tuple(f"v{int(ITEMS * uniform(seed, 'some', n, k))}" for k in range(30))
     if n % 10 == 3:
-        return Request(user, n=5, candidate_ids=some)
+        return Request(user, n=5, candidate_ids=some, by_score=n % 20 == 13)
     return Request(user, n=8, context={"surface": "feed"}, exclude_ids=some[: n % 4])
 
 

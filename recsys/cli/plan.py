@@ -50,6 +50,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     ray: RayPorts
     embedded: list[str] = []  # of "valkey", "broker", "ray"
     viewers: float = 0.0  # requests a second of simulated viewers; 0: none
+    metrics: bool = False  # whether the parts' metrics are served
     only: list[str] = []  # these parts and what they need; empty: all
     asked: str = ""  # digest of the configuration before anything was filled in
     plain_serve: bool = False  # Serve as it comes, with its own proxy: what the bench compares with
@@ -80,6 +81,7 @@ def resolve(
         )
     asked = digest(config)
     named = {"serve.port": config.serve.port, "serve.dashboard_port": config.serve.dashboard_port}
+    named |= {"metrics.port": config.metrics.port} if config.metrics.port else {}
     if not ray_address:  # in a cluster of others Serve may run already, and have its port
         _check_free({name: port for name, port in named.items() if port})
     free = _free_ports(avoid=set(named.values()))
@@ -102,7 +104,10 @@ def resolve(
     state = str(Path(config.state).resolve())
     ray = RayPorts(*(next(free) for _ in RayPorts.__struct_fields__))
     config = replace(config, state=state, serve=serve, sessions=sessions, log=log)
-    plan = Plan(ray=ray, embedded=embedded, viewers=viewers, only=list(only), asked=asked)
+    plan = Plan(
+        ray=ray, embedded=embedded, viewers=viewers, metrics=bool(config.metrics.port),
+        only=list(only), asked=asked,
+    )  # fmt: skip
     return config, plan
 
 

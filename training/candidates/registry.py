@@ -229,8 +229,8 @@ class Registry:
         return its, self.snapshot(name)
 
     def _check_unlearned(self, its: Provenance, unlearned: Live) -> None:
-        """Whether a candidate, or what it started from, may have learned from a user who was unlearned since.
-        Raises Refused."""
+        """Whether a candidate, what it started from or who taught it may have learned from a user who was
+        unlearned since. Raises Refused, also where one of these can't be asked any more."""
         if not its.log_id:
             return  # its users are those of a folder of data
         ancestor, before = its.ancestor, its.made_ms < unlearned.time_ms
@@ -242,8 +242,10 @@ class Registry:
                 f"unlearned on {iso(unlearned.time_ms)} (epoch {unlearned.epoch} of {unlearned.line}): "
                 "train it again"
             )
-        if ancestor is not None and ancestor.line in self.names():
-            self._check_unlearned(self.provenance(ancestor.line), unlearned)
+        taught = its.teacher.snapshot if its.teacher else None
+        for other in (ancestor, taught):
+            if other is not None and other.line != unlearned.line:
+                self._check_unlearned(self.provenance(other.line), unlearned)
 
     def _file(self, name: str) -> _File:
         path = self.folder / name / FILE

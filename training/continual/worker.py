@@ -190,7 +190,7 @@ class Worker:
         left_out = self._report(read)
         self.counts["quarantined"] += sum(lane.quarantined for lane in read.values())
         keys, places = _together({n: lane.lookup.keys for n, lane in lanes.items() if lane})
-        forget = {lane: _keys_of(its.forget) for lane, its in read.items()}
+        forget = {lane: rows_of(its.forget) for lane, its in read.items()}
         return _Prepared(step, lanes, left_out, forget, keys, places)
 
     def _learn(
@@ -223,7 +223,7 @@ class Worker:
         return {number: len(lane.left_out) for number, lane in read.items()}
 
 
-def _keys_of(users: Sequence[Id]) -> dict[str, Keys]:
+def rows_of(users: Sequence[Id]) -> dict[str, Keys]:
     """The rows that stand for some users alone, by table: their own, and that of the id as a feature."""
     if not users:
         return {}

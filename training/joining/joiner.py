@@ -18,6 +18,10 @@ then (training/joining/delay.py); training/continual/open_labels.py learns by it
 engagement a share is kept (training/joining/sampling.py). One that was left out and gets an engagement later
 is emitted then, and says so.
 
+An engagement that doesn't say its request (the clients of other recommenders have none) is attributed to the
+newest impression, of those whose window is open, that served its user the item. Where there is none it is
+counted as unattributed: no example comes of it, only the session and the counters know it.
+
 While its window is open, an impression is held whole. After it, all that is held is who did what with which
 item, as packed bytes: few engagements come so late, and for each of them the impression is read again. Beyond
 a cap, what is held goes to disk (training/joining/shelf.py); it changes nothing of the result.
@@ -30,7 +34,15 @@ import msgspec
 
 from recsys.config import JoinConfig
 from recsys.dedupe import Recent
-from recsys.events import Engagement, Event, Impression, User, repeat_key, repeat_prefix
+from recsys.events import (
+    MAX_FUTURE_MS,
+    Engagement,
+    Event,
+    Impression,
+    User,
+    repeat_key,
+    repeat_prefix,
+)
 from recsys.features import one_item, predicted_of
 from recsys.hashing import Id
 from recsys.records import Example, Forget, served_by
@@ -55,6 +67,7 @@ from training.joining.spill import Spill
 Recall = Callable[[int], Impression | None]
 Joined = Example | Forget
 _RECENT: Final = 100_000  # events by whose ids repeats are known
+_LOOKED: Final = 200  # newest open requests of a user that an engagement without one may be of
 _LEFT: Final = 20_000  # impressions of which it is known that their horizon is over
 
 
@@ -66,6 +79,7 @@ class _State(msgspec.Struct, array_like=True):
     recent: list[str]
     left: list[str]
     delays: DelayState
+    opened: dict[str, list[str]] = {}
 
 
 class Joiner:
@@ -91,7 +105,8 @@ class Joiner:
         self.watermark_ms = 0
         self.sequence = 0
         self.counts = {"examples": 0, "corrections": 0, "late": 0, "unmatched": 0, "never_shown": 0,
-                       "repeats": 0, "lost": 0, "sampled_out": 0}  # fmt: skip
+                       "repeats": 0, "lost": 0, "sampled_out": 0, "attributed": 0,
+                       "unattributed": 0}  # fmt: skip
         self._bits = {label: 1 << number for number, label in enumerate(self.labels)}
         self._lists: dict[int, list[float]] = {}  # labels by their bits
         self._window_ms = int(config.window_s * 1000)
@@ -101,16 +116,19 @@ class Joiner:
         self._shelf = Shelf(recall is None, spill, memory_bytes)
         self._recent = Recent(_RECENT)
         self._left = Recent(_LEFT)
+        self._opened: dict[str, list[str]] = {}  # requests whose window is open, by user, in order
 
     def feed(self, offset: int, event: Event) -> list[Joined]:
         """Takes one event; returns the examples and corrections that it brought about, in order."""
         out: list[Joined] = []
         self._move(event.time_ms, out)
         if isinstance(event, Engagement):
-            if self._recent.add(repeat_key(event)):
+            if not self._recent.add(repeat_key(event)):
+                self.counts["repeats"] += 1
+            elif event.request_id:
                 self._engage(event, out)
             else:
-                self.counts["repeats"] += 1
+                self._attribute(event, out)
         elif isinstance(event, Impression):
             # By its request: one that was told otherwise is a repeat too.
             if self._recent.add("\x1e" + event.request_id):
@@ -147,7 +165,7 @@ class Joiner:
         """The whole state, for the part's snapshot. The spill stays where it is, and is marked."""
         return _encoder.encode(
             _State(self._shelf.mark(), self.watermark_ms, self.sequence, self.counts,
-                   self._recent.export(), self._left.export(), self._delays.state)
+                   self._recent.export(), self._left.export(), self._delays.state, self._opened)
         )  # fmt: skip
 
     def restore(self, blob: bytes) -> None:
@@ -157,7 +175,8 @@ class Joiner:
         self._delays.restore(state.delays)
         self._shelf.restore(state.shelf)
         self.watermark_ms, self.sequence = state.watermark_ms, state.sequence
-        self.counts = state.counts
+        self.counts |= state.counts  # one of before has fewer names
+        self._opened = state.opened
         self._recent, self._left = Recent(_RECENT, state.recent), Recent(_LEFT, state.left)
 
     def _move(self, now_ms: int, out: list[Joined]) -> None:
@@ -183,11 +202,13 @@ class Joiner:
             return
         held = held_of(offset, impression, self.config.all_shown)
         opened = Open(held, impression, size_of(impression))
+        self._opened.setdefault(held.user_id, []).append(request_id)
         self._shelf.add(request_id, opened, impression.time_ms + self._window_ms)
 
     def _forget(self, offset: int, user_id: Id) -> Forget:
         """Lets go of all that is held of a user. Timers run out by themselves."""
         self._shelf.forget(str(user_id))
+        self._opened.pop(str(user_id), None)
         self._recent.drop(repeat_prefix(user_id))
         self.sequence += 1
         return Forget(
@@ -197,6 +218,20 @@ class Joiner:
             user_id=user_id,
             closed_ms=self.watermark_ms,
         )
+
+    def _attribute(self, engagement: Engagement, out: list[Joined]) -> None:
+        """Joins an engagement that doesn't say its request. One that happened before an impression, by
+        clocks that may differ by some seconds, isn't of it."""
+        shelf, latest_ms = self._shelf, engagement.time_ms + MAX_FUTURE_MS
+        opened = self._opened.get(str(engagement.user_id), [])
+        for request_id in reversed(opened[-_LOOKED:]):
+            shelf.reach(request_id)
+            held = shelf.open[request_id].held
+            if held.time_ms <= latest_ms and rank_of(held, engagement) is not None:
+                self.counts["attributed"] += 1
+                self._engage(msgspec.structs.replace(engagement, request_id=request_id), out)
+                return
+        self.counts["unattributed"] += 1
 
     def _engage(self, engagement: Engagement, out: list[Joined]) -> None:
         request_id, shelf = engagement.request_id, self._shelf
@@ -241,6 +276,11 @@ class Joiner:
                 if self._is_example(request_id, held, index, BY_WINDOW):
                     self._emit(held, index, self._of_open(opened), due_ms, out)
         self._shelf.close(request_id, due_ms + self._horizon_ms)
+        of_user = self._opened.get(held.user_id, [])
+        if request_id in of_user:  # not of a snapshot from before they were noted
+            of_user.remove(request_id)
+        if not of_user:
+            self._opened.pop(held.user_id, None)
 
     def _of_open(self, opened: Open) -> Impression | None:
         if opened.impression is None:

@@ -24,6 +24,7 @@ from parameter_server.snapshots import Snapshot
 from recsys.blueprint import build_model
 from recsys.config import Config
 from recsys.features import FeatureSet
+from recsys.hashing import Id
 from recsys.log import Log, LogLost
 from recsys.records import Step
 from training.candidates.registry import (
@@ -37,7 +38,7 @@ from training.candidates.registry import (
 )
 from training.continual.learner import Learner
 from training.continual.step_reader import ExampleCheck, read_lanes
-from training.continual.worker import examples_behind
+from training.continual.worker import examples_behind, rows_of
 from training.line import MAIN, spec_of
 from training.lineage import Lineage, starts_after
 from training.merging.merge import Blends, Parent, Since, interpolate
@@ -103,12 +104,12 @@ class LiveMerge:
             )
         self._check_descends(its.ancestor)
         steps = self._steps_since(its)
-        uses, offsets = self._uses(steps), self._offsets(its, steps)
+        since, offsets = self._since(steps), self._offsets(its, steps)
         origin = registry.ancestor(name)
         ancestor = Parent(*self._export(origin))
         merged = interpolate(
             ancestor.child(*self._export(self.live)), ancestor.child(*self._export(snapshot)),
-            ancestor, blends, Since(uses),
+            ancestor, blends, since,
         )  # fmt: skip
         kept = {key: array for key, array in merged.arrays.items() if not key.startswith("held/")}
         provenance = Provenance(
@@ -166,11 +167,12 @@ class LiveMerge:
             found.append(step)
         return found
 
-    def _uses(self, steps: Sequence[Step]) -> dict[str, tuple[Keys, Keys]]:
-        """By table, keys and how many examples used each. Raises Refused."""
+    def _since(self, steps: Sequence[Step]) -> Since:
+        """How many examples used each row, and whose rows left as they were forgotten. Raises Refused."""
         learner = Learner(self._model)
         check = ExampleCheck(self._features, self._model.ranker.shape.dense)
         seen: dict[str, list[tuple[Keys, NDArray[Any]]]] = {}
+        forgotten: set[Id] = set()
         for number, step in enumerate(steps, 1):
             try:
                 lanes = read_lanes(self._log, step, range(step.lanes), check)
@@ -180,13 +182,15 @@ class LiveMerge:
                     "from a newer snapshot, or keep a longer log (log.retention_hours)"
                 ) from None
             for lane in lanes.values():
+                forgotten.update(lane.forget)
                 if lane.examples:
                     lookup = learner.prepare(lane.examples).lookup
                     for table, counts in examples_behind(lookup).items():
                         seen.setdefault(table, []).append((lookup.keys[table], counts))
             if number % _GATHERED == 0:
                 seen = {table: [_summed(parts)] for table, parts in seen.items()}
-        return {table: _summed(parts) for table, parts in seen.items()}
+        uses = {table: _summed(parts) for table, parts in seen.items()}
+        return Since(uses, rows_of(sorted(forgotten, key=str)))
 
     def _offsets(self, its: Provenance, steps: Sequence[Step]) -> dict[int, int]:
         """Where learning goes on after live's snapshot, by partition. Raises Refused where the candidate has

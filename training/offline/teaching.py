@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from parameter_server.wal import sync_folder
 from recsys.blueprint import build_model
 from recsys.config import ModelConfig
 from recsys.features import FeatureSet
@@ -106,8 +107,13 @@ def write(folder: Path, said: Iterator[Floats]) -> None:
     shutil.rmtree(beside, ignore_errors=True)  # of a job that was killed
     beside.mkdir(parents=True)
     for number, block_NL in enumerate(said):
-        np.save(_file(beside, number), block_NL)
+        with _file(beside, number).open("wb") as file:
+            np.save(file, block_NL)
+            file.flush()
+            os.fsync(file.fileno())
+    sync_folder(beside)
     os.rename(beside, folder)
+    sync_folder(folder.parent)
 
 
 def chosen(

@@ -1,0 +1,50 @@
+"""What clients of Gorse and Metarank say, in our words; which of their routes there are."""
+
+from dataclasses import dataclass, field
+
+from recsys.checks import check
+from recsys.events import ENGAGEMENT_KINDS
+
+
+@dataclass(frozen=True)
+class CompatConfig:
+    gorse: bool = True  # /api/...
+    metarank: bool = True  # /feedback, /rank/..., /recommend/...
+    # Gorse's feedback types and Metarank's interaction types, as engagement kinds. Others are refused.
+    kinds: dict[str, str] = field(
+        default_factory=lambda: {
+            "read": "view",
+            "view": "view",
+            "long_view": "long_view",
+            "click": "click",
+            "star": "like",
+            "like": "like",
+            "favorite": "like",
+            "purchase": "like",
+            "follow": "follow",
+            "comment": "comment",
+            "share": "share",
+            "skip": "skip",
+            "hide": "hide",
+            "dislike": "hide",
+        }
+    )
+    # The fields of an item that Gorse's Labels (where they are a list) and Categories stand in. The defaults
+    # are features of the feed's own items.
+    labels: str = "tags"
+    categories: str = "topic"
+    # Whether items and users may be written by these routes without the admin key: Metarank knows no key.
+    keyless: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in self.kinds.items():
+            check(
+                kind in ENGAGEMENT_KINDS, f"compat.kinds.{name}", kind,
+                f"one of {', '.join(ENGAGEMENT_KINDS)}",
+            )  # fmt: skip
+        for key in ("labels", "categories"):
+            check(bool(getattr(self, key)), f"compat.{key}", "", "the name of an item's field")
+        check(
+            self.labels != self.categories, "compat.labels", self.labels,
+            "another field than compat.categories",
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The routes of Gorse and Metarank, for their clients: their JSON to our records and back. Serving's own."""

@@ -1,0 +1,36 @@
+"""Puts the routes of Gorse and Metarank into the app of a replica."""
+
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request, Response
+
+from recsys.events import Rejected
+from serving.compat import gorse_routes, metarank_routes
+from serving.compat.desk import Desk, Refused, Tally, json, refusal
+from serving.compat.lists import NoCounterpart
+from serving.service import Service
+
+
+def mount(app: FastAPI, service: Service, tally: Tally, admin_key: Callable[[], str]) -> Desk:
+    """Adds those that the configuration asks for. The desk is to be closed before the service stops."""
+    desk = Desk(service, tally, admin_key)
+    compat = service.config.compat
+    if compat.gorse:
+        app.include_router(gorse_routes.routes_of(desk))
+    if compat.metarank:
+        app.include_router(metarank_routes.routes_of(desk))
+
+    @app.exception_handler(Rejected)
+    async def unread(_: Request, error: Rejected) -> Response:
+        tally.took("rejected", 1)
+        return refusal(error)
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> Response:
+        return refusal(error)
+
+    @app.exception_handler(NoCounterpart)
+    async def absent(_: Request, error: NoCounterpart) -> Response:
+        return json({"error": str(error), "details": []}, 501)
+
+    return desk

@@ -1,0 +1,73 @@
+"""What is taken out of a foreign client's JSON: each value strictly, unknown ones not at all.
+
+All raise Rejected with the value's path, as ``[2].ItemId``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from recsys.config import Config
+from recsys.events import MAX_ID_LENGTH, Rejected
+from recsys.rejection import MISSING
+
+Raw = Mapping[str, Any]
+
+
+def path(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def object_of(value: Any, where: str) -> Raw:
+    if not isinstance(value, dict):
+        raise Rejected(where or "body", value, "a JSON object")
+    return value
+
+
+def list_of(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise Rejected(where or "body", value, "a list")
+    return value
+
+
+def id_of(raw: Raw, name: str, where: str) -> str:
+    """A text that must be there."""
+    found = optional_id(raw, name, where)
+    if found is None:
+        raise Rejected(path(where, name), raw.get(name, MISSING), "an id, as text")
+    return found
+
+
+def optional_id(raw: Raw, name: str, where: str) -> str | None:
+    """A text of 1 to 256 characters; None where there is none, or an empty one."""
+    value = raw.get(name)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or len(value) > MAX_ID_LENGTH:
+        raise Rejected(path(where, name), value, f"an id, as text of at most {MAX_ID_LENGTH}")
+    return value
+
+
+def text_or_empty(raw: Raw, name: str, where: str) -> str:
+    value = raw.get(name)
+    if value is not None and not isinstance(value, str):
+        raise Rejected(path(where, name), value, "text")
+    return value or ""
+
+
+def texts(raw: Raw, name: str, where: str) -> list[str]:
+    """A list of texts; none where there is no list."""
+    value = raw.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise Rejected(path(where, name), value, "a list of texts")
+    return value
+
+
+def kind_of(raw: Raw, name: str, where: str, config: Config) -> str:
+    """The engagement kind of a feedback or interaction type."""
+    value, kinds = raw.get(name, MISSING), config.compat.kinds
+    if not isinstance(value, str) or value not in kinds:
+        known = f"one of {', '.join(kinds)}; what else it may be is set in compat.kinds"
+        raise Rejected(path(where, name), value, known)
+    return kinds[value]

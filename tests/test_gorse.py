@@ -1,0 +1,105 @@
+"""Gorse's words and ours: what both know goes there and back unchanged."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys.config import Config
+from recsys.events import Engagement, Item, Rejected, User, parse
+from serving.compat import gorse
+
+CONFIG, NOW_MS = Config(), 1_790_000_000_000
+ids = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
+words = st.lists(ids, max_size=4)
+values = ids | st.booleans() | st.integers(-(2**53), 2**53) | words.filter(bool)
+names = ids.filter(lambda name: name not in ("topic", "comment", "timestamp"))
+objects = st.dictionaries(names, values, min_size=1, max_size=4).filter(
+    lambda its: set(its) != {"tags"}  # that alone is a list, said otherwise
+)
+times = (
+    st.datetimes()
+    .map(lambda moment: moment.isoformat() + "Z")
+    .filter(lambda t: "1970" < t < "2026")
+)
+items = st.fixed_dictionaries(
+    {
+        "ItemId": ids,
+        "IsHidden": st.just(False),
+        "Categories": words,
+        "Timestamp": times,
+        "Labels": words | objects,
+        "Comment": st.text(st.characters(codec="utf-8"), max_size=20),
+    }
+)
+
+
+def record(raw: dict[str, Any], kind: str) -> Any:
+    """The event that Intake makes of what the translator says."""
+    return parse({"type": kind, "time_ms": NOW_MS} | raw, now_ms=NOW_MS, unattributed=True)
+
+
+@given(items)
+def test_an_item_goes_there_and_back(item: dict[str, Any]) -> None:
+    its = record(gorse.item_in(item, "", CONFIG, NOW_MS), "item")
+    assert isinstance(its, Item) and not its.removed
+    assert gorse.item_out(its.item_id, its.fields, CONFIG) == item
+
+
+@given(
+    st.dictionaries(names, values, max_size=4),
+    words,
+    st.text(st.characters(codec="utf-8"), max_size=9),
+)
+def test_an_item_of_ours_comes_back_with_its_fields(
+    fields: dict[str, Any], topic: list[str], comment: str
+) -> None:
+    """But for the form of a category: one is a list of one."""
+    fields = fields | {"topic": topic, "comment": comment}
+    fields = {name: value for name, value in fields.items() if value not in ([], "")}
+    shown = gorse.item_out("v1", fields, CONFIG)
+    again = record(gorse.item_in(shown, "", CONFIG, NOW_MS) | {"time_ms": NOW_MS}, "item")
+    assert {n: v for n, v in again.fields.items() if n != "timestamp"} == fields
+
+
+@given(items, st.sets(st.sampled_from(["Labels", "Categories", "Comment", "Timestamp"])), items)
+def test_a_patch_changes_what_it_says_and_nothing_else(
+    item: dict[str, Any], changed: set[str], other: dict[str, Any]
+) -> None:
+    before = record(gorse.item_in(item, "", CONFIG, NOW_MS), "item").fields
+    patch = {name: other[name] for name in changed}
+    after = record(gorse.item_patched(patch, item["ItemId"], before, CONFIG, NOW_MS), "item")
+    assert gorse.item_out(item["ItemId"], after.fields, CONFIG) == item | patch
+
+
+@given(ids, ids, st.sampled_from(sorted(CONFIG.compat.kinds)), times)
+def test_feedback_loses_nothing_that_both_know(user: str, item: str, kind: str, time: str) -> None:
+    told = {"UserId": user, "ItemId": item, "FeedbackType": kind, "Timestamp": time, "Value": 3}
+    its = record(gorse.feedback_in(told, "", CONFIG, NOW_MS), "engagement")
+    again = record(gorse.feedback_in(told, "", CONFIG, NOW_MS + 5), "engagement")
+    assert isinstance(its, Engagement) and its == again, "the same is a repeat, whenever it comes"
+    assert (its.user_id, its.item_id, its.kind) == (user, item, CONFIG.compat.kinds[kind])
+    other = record(
+        gorse.feedback_in(told | {"ItemId": item + "x"}, "", CONFIG, NOW_MS), "engagement"
+    )
+    assert other.event_id != its.event_id
+
+
+def test_a_profile_has_the_labels_by_name_where_they_have_names() -> None:
+    raw = {"UserId": "u", "Labels": {"country": "NZ"}, "Subscribe": ["fish"], "Comment": ""}
+    its = record(gorse.user_in(raw, ""), "user")
+    assert isinstance(its, User) and its.fields == {"country": "NZ", "subscribe": ["fish"]}
+    listed = record(gorse.user_in({"UserId": "u", "Labels": ["a"]}, ""), "user")
+    assert listed.fields == {"labels": ["a"]}
+
+
+@pytest.mark.parametrize("labels", [[1], "a", {"comment": "x"}, {"timestamp": 1}, {"topic": "x"}])
+def test_labels_that_would_hide_a_field_are_refused(labels: Any) -> None:
+    with pytest.raises(Rejected) as error:
+        gorse.item_in({"ItemId": "v", "Labels": labels}, "[3]", CONFIG, NOW_MS)
+    assert error.value.field.startswith("[3].Labels")
+
+
+def test_unknown_fields_are_passed_over() -> None:
+    assert gorse.item_in({"ItemId": "v", "Colour": "red"}, "", CONFIG, NOW_MS)["fields"] == {}

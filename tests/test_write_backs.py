@@ -1,0 +1,28 @@
+"""Engagements that are written some time after an answer."""
+
+import asyncio
+
+from serving.compat.write_backs import WriteBacks
+from serving.intake import Unavailable
+
+
+def test_each_is_written_at_its_time_and_at_the_end_the_others_are() -> None:
+    written, lost = list[str](), list[str]()
+
+    async def write(name: str) -> None:
+        if name == "away":
+            raise Unavailable("the log is away")
+        written.append(name)
+
+    async def scenario() -> None:
+        its = WriteBacks(most=4)
+        for name, delay_s in (("late", 3600.0), ("soon", 0.02), ("away", 0.01), ("sooner", 0.01)):
+            assert not its.full()
+            its.later(delay_s, lambda name=name: write(name), lambda name=name: lost.append(name))
+        assert its.full() and len(its) == 4
+        await asyncio.sleep(0.2)
+        assert sorted(written) == ["soon", "sooner"] and lost == ["away"] and len(its) == 1
+        await its.close()
+        assert written[-1] == "late" and len(its) == 0
+
+    asyncio.run(scenario())
