@@ -33,7 +33,7 @@ class PromotionConfig:
     # A new live line: what it replaced learns beside it until so many examples were compared (0: it doesn't),
     # and takes its place again where live is known to be worse by more than this: AUC; nats an example.
     # Live chooses what is scored, and what it overrates is shown more often: where both are too sure of
-    # themselves, an equal one looks 0.005 of AUC and 0.005 nats worse than it is (docs/promotion.md).
+    # themselves, an equal one looks worse than it is (docs/promotion.md).
     guard_examples: int = 20_000
     guard_auc_margin: float = 0.02
     guard_loss_margin: float = 0.01
