@@ -69,7 +69,7 @@ class _Checkpoints:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ArmScores:
     """What an arm said of the judged examples' first label (N,): as it stood when they began, the same with
     its rows as int8, and while it learned on from their labels."""
 
@@ -129,7 +129,7 @@ class Arms:
         OfflineLoop(blocks, trainer, _Checkpoints(), self._plan).run()
         return trainer.export()
 
-    def judge(self, model: ModelConfig, arrays: Arrays) -> Judged:
+    def judge(self, model: ModelConfig, arrays: Arrays) -> ArmScores:
         """What a trained model says of what came later."""
         trainer = self._trainer(model)
         trainer.load(arrays)
@@ -137,7 +137,7 @@ class Arms:
         trainer.load(as_int8(arrays))
         int8 = self._said(trainer, learns=False)
         trainer.load(arrays)
-        return Judged(frozen, int8, self._said(trainer, learns=True))
+        return ArmScores(frozen, int8, self._said(trainer, learns=True))
 
     def cost(self, model: ModelConfig, arrays: Arrays, kind: type[RowStore], repeats: int) -> Cost:
         """Of serving a trained model from stores of a kind: ``RowStore``, or ``Int8Rows``."""

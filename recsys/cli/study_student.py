@@ -16,9 +16,8 @@ import typer
 from recsys.cli.offline_play import cache_dataset
 from recsys.cli.replay import Progress, ReplayOptions, check_folders, config_for
 from recsys.cli.replay_report import judged_from_ms, with_bar
-from recsys.cli.student_arms import Arms, Judged
-from recsys.cli.study_figures import Judged as Scored
-from recsys.cli.study_figures import draw_aucs, pair_of
+from recsys.cli.student_arms import Arms, ArmScores
+from recsys.cli.study_figures import Judged, draw_aucs, pair_of
 from recsys.cli.study_world import WorldLog
 from recsys.config import Config, ModelConfig
 from recsys.datasets.open import open_dataset
@@ -34,7 +33,7 @@ from training.offline.loop import Plan
 _SAMPLES: Final = 500  # draws of users
 _REQUESTS: Final = 60
 TEACHER, LARGE, ALONE, TAUGHT = "teacher", "as large, offline", "student, labels", "student, taught"
-_WAYS: Final = ("learning", "frozen", "int8")  # as ``Judged`` names them
+_WAYS: Final = ("learning", "frozen", "int8")  # as ``ArmScores`` names them
 Found = dict[str, Any]
 
 
@@ -157,7 +156,7 @@ def _run(
     labels = (judged.labels[:, 0] > 0.5).astype(np.int64)
     return {
         "names": names,
-        "drawn": draw_aucs(Scored(np.array(scores), labels, users), _SAMPLES, draws),
+        "drawn": draw_aucs(Judged(np.array(scores), labels, users), _SAMPLES, draws),
         "rows": len(judged),
         "learned": first,
         "cost": {
@@ -168,7 +167,7 @@ def _run(
     }
 
 
-def _scores(teacher_N: Any, said: dict[str, Judged]) -> tuple[list[tuple[str, str]], list[Any]]:
+def _scores(teacher_N: Any, said: dict[str, ArmScores]) -> tuple[list[tuple[str, str]], list[Any]]:
     """(arm, way) of each row of scores. The teacher learns all along: it stands nowhere still."""
     names, scores = [(TEACHER, "learning")], [teacher_N]
     for arm, its in said.items():

@@ -48,7 +48,7 @@ def alone(own: Sequence[LaneResult]) -> Sequence[LaneResult]:
 
 
 @dataclass(frozen=True)
-class Taught:
+class Predicted:
     """Predictions of a step from before it was learned, and its prequential sums."""
 
     probabilities_BL: Floats
@@ -87,7 +87,7 @@ class OfflineTrainer:
         }
         self.refused = Refusals()
 
-    def learn(self, examples: Examples) -> Taught:
+    def learn(self, examples: Examples) -> Predicted:
         """Predicts a step's examples, then learns from them."""
         own = [self._learned(number, lane) for number, lane in self._cut(examples)]
         results = self._exchange(own)
@@ -97,7 +97,7 @@ class OfflineTrainer:
             self.refused.rows += self._tables[name].learn(rows)
         if total.dense is not None:
             self.refused.dense += not self._dense.apply(total.dense)
-        return Taught(np.concatenate([r.probabilities_BL for r in results]), total.metrics)
+        return Predicted(np.concatenate([r.probabilities_BL for r in results]), total.metrics)
 
     def predict(self, examples: Examples) -> Floats:
         """Probabilities (B, L), as replicas would give them: with the averaged dense parameters."""
