@@ -1,14 +1,18 @@
 """Decisions from records alone: no model, no shadow; what candidates said is drawn."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
-from recsys.cli.study_promotion import Pair
+from recsys.cli.study_promotion import Pair, Stream
 from recsys.log import Append
 from recsys.records import SCORES, Candidate, Control, Decision, Scores, Wish, pack
-from tests.toy_town import BETTER, EQUAL, RULES, WORSE, Town, told
+from tests.toy_town import BETTER, EQUAL, RULES, WORSE, Town, said_of, told
 
 
 def candidate(line: str) -> Candidate:
@@ -64,6 +68,41 @@ def test_no_number_and_a_refusal_end_it_at_once(town: Town) -> None:
     found = town.decide()
     assert told(found) == [("nan", "hold", ""), ("refused", "hold", "")]
     assert [its.why for its in found] == ["1 of its scores aren't finite", "corrupt"]  # type: ignore[union-attr]
+
+
+def float32(*values: float) -> bytes:
+    return np.array(values, np.float32).tobytes()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"segments": np.zeros(5, np.int64).tobytes()},
+        {"segments": b"", "names": ["new viewers"]},
+        {"weights": float32(1.0)},
+        {"weights": float32(np.nan, *[1.0] * 127)},
+        {"weights": float32(np.inf, *[1.0] * 127)},
+        {"weights": float32(-1.0, *[1.0] * 127)},
+        {"labels": np.full(128, 3, np.uint8).tobytes()},
+        {"hit_users": np.arange(2).tobytes()},
+        {"figures": {"live_picks": 0.1, "picks": 0.1, "pickers": math.nan}},
+        {"figures": {"live_picks": 0.1, "picks": 0.1, "pickers": math.inf}},
+        {"live": b"123"},
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_counted_and_stops_nobody(town: Town, bad: dict[str, Any]) -> None:
+    """Of a record that is refused nothing counts, and the next one does."""
+    town.say(candidate("good"))
+    town.decide()
+    case = town.promoter.cases["good"]
+    before = str((case.compared, case.lately, case.scores, case.figures, case.step))
+    said = said_of("good", Stream(BETTER, 1, users=300).step(), 1)
+    town.log.append(SCORES, [Append(0, b"", pack(msgspec.structs.replace(said, **bad)))])
+    assert town.decide() == [] and town.promoter.unread == 1
+    now = (case.compared, case.lately, case.scores, case.figures, case.step)
+    assert str(now) == before
+    town.scored("good", BETTER, 20)
+    assert told(town.decide()) == [("good", "promote", "canary")] and town.promoter.unread == 1
 
 
 def test_people_are_asked_where_the_rules_say_so(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@ the numbers that stand in a decision."""
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments import gates, guard
 from experiments.comparison import Compared, Comparison, Paired
@@ -13,6 +15,15 @@ from experiments.promotion import Evidence, comparison, window
 from experiments.served import ServedRates
 from recsys.promotion_config import PromotionConfig
 from recsys.records import Scores
+
+
+class Heard(NamedTuple):
+    """What a record of ``scores`` says, looked over. Hits (E,) are as there."""
+
+    pairs: Paired
+    hits_E: NDArray[np.uint8]
+    hit_users_E: NDArray[np.int64]
+    figures: dict[str, float]
 
 
 @dataclass
@@ -41,17 +52,25 @@ class Case:
     def lately(self) -> Compared:
         return Compared() if self.recent is None else self.recent.result()
 
-    def take(self, said: Scores, rules: PromotionConfig) -> None:
-        """What the candidate said of some examples beside live. Raises ValueError for what makes no sense."""
-        self.step = max(self.step, said.step)
+    def take(self, said: Scores, live: tuple[str, int], rules: PromotionConfig) -> None:
+        """What the candidate said of some examples beside live, where that is line and epoch ``live`` and
+        wasn't said before. Raises ValueError for what makes no sense, before any of it counts."""
+        heard = heard_of(said)
+        self.figures |= heard.figures
+        self.refused = said.refused or self.refused
+        if said.against == live and not 0 <= said.step <= self.step:
+            self.step = max(self.step, said.step)
+            self._compare(heard, rules)
+
+    def _compare(self, heard: Heard, rules: PromotionConfig) -> None:
         if self.comparison is None or self.recent is None:
             return
-        pairs, hits = pairs_of(said), np.frombuffer(said.hits, np.uint8)
+        pairs, hits, users, _ = heard
         for scores in (self.scores, self.recent_scores):
             scores.add(pairs.live_N, pairs.candidate_N, pairs.labels_N)
         if self.recent.examples > window(rules):
             self.begin_lately(rules)
-        pairs, users = finite(pairs), np.frombuffer(said.hit_users, np.int64)
+        pairs = finite(pairs)
         for its in (self.comparison, self.recent):
             its.add(pairs)
             if len(hits):
@@ -100,16 +119,46 @@ def begun(rules: PromotionConfig, guards: bool = False) -> Case:
     return Case(comparison(rules), comparison(rules))
 
 
+def heard_of(said: Scores) -> Heard:
+    """The arrays of a record. Raises ValueError where they don't fit each other, or where what must be a
+    number isn't: probabilities alone may be none, for that is what a broken model says."""
+    hits, users = np.frombuffer(said.hits, np.uint8), np.frombuffer(said.hit_users, np.int64)
+    if len(hits) != len(users):
+        raise ValueError(
+            f"hits has {len(hits)} entries, expected one for each of hit_users, {len(users)}"
+        )
+    odd = {name: value for name, value in said.figures.items() if not math.isfinite(value)}
+    if odd:
+        raise ValueError(f"figures has {odd}, expected finite numbers")
+    return Heard(pairs_of(said), hits, users, said.figures)
+
+
 def pairs_of(said: Scores) -> Paired:
-    """The arrays of a record."""
-    bits = np.frombuffer(said.segments, np.int64)
+    """What a record says of examples. Raises ValueError as ``heard_of`` does."""
+    users, bits = np.frombuffer(said.users, np.int64), np.frombuffer(said.segments, np.int64)
+    labels = np.frombuffer(said.labels, np.uint8)
+    weights = np.frombuffer(said.weights, np.float32).astype(np.float64) if said.weights else None
+    if said.names and len(bits) != len(users):
+        raise ValueError(
+            f"segments has {len(bits)} entries, expected one for each of users, {len(users)}"
+        )
+    if weights is not None and len(weights) != len(users):
+        raise ValueError(
+            f"weights has {len(weights)} entries, expected none or one for each of users, {len(users)}"
+        )
+    if weights is not None and not (np.isfinite(weights) & (weights > 0)).all():
+        raise ValueError(
+            "weights has entries that aren't finite and above 0, expected none of these"
+        )
+    if (labels > 1).any():
+        raise ValueError(f"labels has a {labels.max()}, expected 0 and 1")
     return Paired(
-        np.frombuffer(said.users, np.int64),
+        users,
         np.frombuffer(said.live, np.float32).astype(np.float64),
         np.frombuffer(said.candidate, np.float32).astype(np.float64),
-        np.frombuffer(said.labels, np.uint8).astype(np.float64),
+        labels.astype(np.float64),
         {name: (bits >> n & 1).astype(np.bool_) for n, name in enumerate(said.names)},
-        np.frombuffer(said.weights, np.float32).astype(np.float64) if said.weights else None,
+        weights,
     )
 
 

@@ -62,6 +62,7 @@ class Promoter:
         self._approved: set[str] = set()
         self._wishes: list[Wish] = []
         self._scores = log.begin(SCORES, 0)
+        self.unread = 0  # records of ``scores`` that made no sense
         self._shown: CanaryShown | None = None  # what the canary that answers now has shown
         self._guard_shown: GuardShown | None = None  # what live has shown, while it is guarded
 
@@ -132,19 +133,12 @@ class Promoter:
             self._scores = records[-1].offset + 1
             for record in records:
                 try:
-                    self._take(unpack(record.value, Scores))
+                    said = unpack(record.value, Scores)
+                    if said.line in self.cases:
+                        self.cases[said.line].take(said, (MAIN, self._epoch), self._rules)
                 except (ValueError, *UNREADABLE) as error:  # whoever wrote it: it must stop nobody
+                    self.unread += 1
                     _LOG.warning("scores at %d can't be read: %s", record.offset, error)
-
-    def _take(self, said: Scores) -> None:
-        case = self.cases.get(said.line)
-        if case is None:
-            return
-        case.figures |= said.figures
-        case.refused = said.refused or case.refused
-        if said.against != (MAIN, self._epoch) or 0 <= said.step <= case.step:
-            return
-        case.take(said, self._rules)
 
     def _read_shown(self) -> None:
         """What viewers do with the canary's lists and with live's, from its first on; and with those of a
