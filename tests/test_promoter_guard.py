@@ -13,6 +13,7 @@ from recsys.cli.study_promotion import Pair
 from recsys.promotion_config import PromotionConfig
 from recsys.records import Candidate, Control, Decision, Live, Wish
 from tests.toy_town import EQUAL, RULES, Town, told
+from training.candidates.case import Case
 
 GUARD = "guard-1"
 LIVE_IS_WORSE, LIVE_IS_BETTER = Pair(1.6, 0.3), Pair(0.3, 1.6)
@@ -81,6 +82,34 @@ def test_what_was_said_of_another_epoch_does_not_count(tmp_path: Path) -> None:
     town.scored(GUARD, LIVE_IS_WORSE, 10, epoch=0)
     assert town.decide() == []
     assert town.promoter.cases[GUARD].compared.examples == 0
+
+
+def test_what_ends_by_a_live_record_keeps_its_numbers_and_no_more(tmp_path: Path) -> None:
+    """A candidate that became live, a guard whose live line is replaced, one at work when live goes back."""
+    town = guarded(tmp_path)
+    town.scored(GUARD, EQUAL, 3, epoch=1)
+    assert after(town, (100, 0.5, b"0000")) == []
+    town.say(Candidate(line="next", registry="r"))
+    town.say(Decision(line="next", said="promote", to="all", epoch=2))
+    written(tmp_path, 2, 9)
+    town.decide()
+    cases = town.promoter.cases
+    assert town.promoter.lifecycle.standings[GUARD].stage == "ended"
+    assert (closed(cases["good"]), closed(cases["next"]), closed(cases[GUARD])) == (True,) * 3
+    assert cases[GUARD].compared.examples == 3 * 128
+    assert cases[GUARD].served is not None and cases[GUARD].served.examples == 100
+    assert not closed(cases["guard-2"])
+    town.say(Candidate(line="other", registry="r"))
+    town.scored("other", EQUAL, 3, epoch=2)
+    town.say(Wish(what="rollback", line="main/2", reason="it looks odd"))
+    town.decide()
+    assert town.promoter.lifecycle.at_work == [] and all(map(closed, cases.values()))
+    assert town.promoter.cases["other"].compared.examples == 3 * 128
+
+
+def closed(case: Case) -> bool:
+    """Whether nothing is left of what its numbers were made of."""
+    return not (case.comparison or case.recent or case.missed or case.rates)
 
 
 def test_a_kill_before_or_after_the_decision_changes_nothing(tmp_path: Path) -> None:
@@ -216,4 +245,4 @@ def test_what_it_shows_as_before_speaks_not_against_it(tmp_path: Path) -> None:
     assert town.decide() == []
     served = town.promoter.cases[GUARD].served
     assert served is not None
-    assert (served.result().examples, served.result().live_examples) == (410, 400)
+    assert (served.examples, served.live_examples) == (410, 400)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from experiments import gates, guard
 from experiments.comparison import Compared, Comparison, Paired
 from experiments.guard import GuardEvidence
-from experiments.promotion import Evidence, comparison, window
+from experiments.promotion import Evidence, Served, comparison, window
 from experiments.served import ServedRates
 from recsys.promotion_config import PromotionConfig
 from recsys.records import Scores
@@ -35,7 +35,7 @@ class Case:
     recent: Comparison | None
     scores: gates.ScoreMoments = field(default_factory=gates.ScoreMoments)
     recent_scores: gates.ScoreMoments = field(default_factory=gates.ScoreMoments)
-    served: ServedRates | None = None
+    rates: ServedRates | None = None  # of what its lists, or live's, have shown
     missed: guard.Calibration | None = None
     not_finite: int = 0  # of live's predictions since a guard began
     figures: dict[str, float] = field(default_factory=dict)
@@ -43,14 +43,22 @@ class Case:
     step: int = 0
     said: str = ""  # the newest judgement that was told
     ended: Compared | None = None  # what was known at its end
+    ended_served: Served | None = None
 
     @property
     def compared(self) -> Compared:
-        return self.ended or (self.comparison or Comparison()).result()
+        if self.ended is not None:
+            return self.ended
+        return Compared() if self.comparison is None else self.comparison.result()
 
     @property
     def lately(self) -> Compared:
         return Compared() if self.recent is None else self.recent.result()
+
+    @property
+    def served(self) -> Served | None:
+        """What viewers did with what was shown; None where nothing was yet."""
+        return self.ended_served if self.rates is None else self.rates.result()
 
     def take(self, said: Scores, live: tuple[str, int], rules: PromotionConfig) -> None:
         """What the candidate said of some examples beside live, where that is line and epoch ``live`` and
@@ -85,8 +93,8 @@ class Case:
 
     def end(self) -> None:
         """The numbers stay, what they were made of goes."""
-        self.ended = self.compared
-        self.comparison = self.recent = self.missed = None
+        self.ended, self.ended_served = self.compared, self.served
+        self.comparison = self.recent = self.rates = self.missed = None
 
     def failed(self, rules: PromotionConfig) -> list[str]:
         """The sanity gates that a candidate didn't pass."""
@@ -105,7 +113,7 @@ class Case:
             stage,
             self.compared,
             tuple(failed),
-            None if self.served is None else self.served.result(),
+            self.served,
             self.lately,
             missed=guard.Missed() if self.missed is None else self.missed.result(),
             not_finite=self.not_finite,

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from experiments.guard import GuardEvidence, judge_guard
-from experiments.lifecycle import CANARY, TAKING_BACK, TAKING_OVER, Lifecycle, Standing
+from experiments.lifecycle import CANARY, SHADOW, TAKING_BACK, TAKING_OVER, Lifecycle, Standing
 from experiments.promotion import Evidence, Hold, Promote, Rollback, judge
 from experiments.promotion import Verdict as Judged
 from parameter_server import snapshots
@@ -90,13 +90,18 @@ class Promoter:
     def _moved(self, said: Decision) -> None:
         """A candidate is at another stage: from now on it is judged by that alone, too."""
         case = self.cases[said.line]
+        if case.ended is not None:
+            return
         if said.said == "promote":
             case.begin_lately(self._rules)
-        elif (said.final or said.said == "rollback") and not case.ended:
+        elif said.final or said.said == "rollback":
             case.end()
 
     def _anew(self, line: str, case: Case) -> Case:
-        return case if case.ended else replace(self._case(line), refused=case.refused)
+        """Another line is live. Some end by that: those which it came of, or which learned what it hasn't."""
+        if case.ended is None and not self.lifecycle.standings[line].at_work:
+            case.end()
+        return case if case.ended is not None else replace(self._case(line), refused=case.refused)
 
     def _case(self, line: str) -> Case:
         return begun(self._rules, bool(self.lifecycle.standings[line].guards))
@@ -151,11 +156,12 @@ class Promoter:
         if self._shown is None or self._shown.line != canary.line:
             live = f"{MAIN}/{self._epoch}"
             self._shown = CanaryShown(self._log, canary, live, self._labels, self._rules)
-            self.cases[canary.line].served = self._shown.rates
+            self.cases[canary.line].rates = self._shown.rates
         self._shown.read()
 
     def _read_guarded(self) -> None:
-        guards = [its for its in self.lifecycle.at_work if its.guards]
+        # One that takes live back has nothing more to learn.
+        guards = [its for its in self.lifecycle.at_work if its.guards and its.stage == SHADOW]
         if not guards:
             self._guard_shown = None
             return
@@ -164,7 +170,7 @@ class Promoter:
         if self._guard_shown is None or self._guard_shown.line != guard.line:
             live = self.lifecycle.of_guard(guard)
             self._guard_shown = GuardShown(self._log, guard, live, self._labels, self._rules)
-            case.served = self._guard_shown.rates
+            case.rates = self._guard_shown.rates
         self._guard_shown.read()
         case.not_finite = self._guard_shown.not_finite
 
@@ -179,7 +185,7 @@ class Promoter:
             CANARY if standing.stage == TAKING_OVER else standing.stage,
             case.compared,
             tuple(case.failed(self._rules)),
-            case.served.result() if case.served is not None else None,
+            case.served,
             case.lately,
             self._retrieves,
         )
