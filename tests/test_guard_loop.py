@@ -29,10 +29,14 @@ pytestmark = pytest.mark.slow
 GUARD = "guard-1"
 
 
-async def promoted(folder: Path, changes: tuple[Change, ...] = (), **rules: Any) -> PromotionRun:
+async def promoted(
+    folder: Path, changes: tuple[Change, ...] = (), delta_format: str = "fp16", **rules: Any
+) -> PromotionRun:
     """A good candidate is live since a moment, by hand; what was written as its epoch's beginning may be
     changed: then it has turned bad between canary and live."""
-    run = PromotionRun(config_of(folder, **rules))
+    config = config_of(folder, **rules)
+    rows = replace(config.parameter_server, delta_format=delta_format)
+    run = PromotionRun(replace(config, parameter_server=rows))
     await run.start()
     await run.show(40)
     run.propose("cand-1", run.trained())
@@ -82,6 +86,11 @@ def forgotten(arrays: dict[str, Any]) -> None:
             arrays[name][:] = 0
 
 
+def no_number(arrays: dict[str, Any]) -> None:
+    if "dense/averaged" in arrays:
+        arrays["dense/averaged"][:] = np.nan
+
+
 @pytest.mark.parametrize("change", [noise, forgotten])
 def test_a_line_that_turns_bad_once_it_is_live_is_taken_back_by_itself(
     tmp_path: Path, change: Change
@@ -112,6 +121,28 @@ def test_a_line_that_turns_bad_once_it_is_live_is_taken_back_by_itself(
         assert not file_of(tmp_path, f"{GUARD}/0").exists()
         assert not (tmp_path / "snapshots" / GUARD).exists()
         assert f"shadow/{GUARD}" not in run.system.log.holds(EXAMPLES, 0)
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_line_that_predicts_no_numbers_is_taken_back_after_its_first_lists(
+    tmp_path: Path,
+) -> None:
+    """Such lists are of what is popular, so that viewers see nothing odd."""
+
+    async def scenario() -> None:
+        # As fp32, for with fp16 a parameter that isn't finite is published as a large one.
+        run = await promoted(tmp_path, (no_number,), "fp32")
+        live = run.lifecycle.live
+        while run.lifecycle.live is live and len(run.answers) < 100:
+            await run.show(1)
+        back = run.lifecycle.live
+        assert (back.epoch, back.of) == (2, 0)
+        assert back.reason.startswith(f"{GUARD}: ")
+        assert back.reason.endswith("of live's predictions aren't finite")
+        bad = [a for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
+        assert 0 < len(bad) <= 5 and all(a.degraded == ("rank",) for a in bad)
         await run.system.stop()
 
     asyncio.run(scenario())
