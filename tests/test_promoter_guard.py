@@ -77,6 +77,20 @@ def test_a_line_that_is_as_good_or_better_stays_and_the_guard_ends(tmp_path: Pat
         assert town.promoter.lifecycle.at_work == [] and town.decide() == []
 
 
+def test_a_guard_ends_by_time_on_a_system_with_few_examples(tmp_path: Path) -> None:
+    """By the time of the live record, whoever looks, and however often the director begins anew."""
+    town = guarded(tmp_path)
+    town.scored(GUARD, LIVE_IS_BETTER, 2, epoch=1)
+    town.now_ms += 24 * 3_600_000 - 1
+    assert town.decide() == []
+    town.restart()
+    town.now_ms += 1
+    (over,) = town.decide()
+    assert isinstance(over, Decision) and (over.said, over.final) == ("hold", True)
+    assert over.why.startswith("24 hours over, 256 examples compared, nothing against")
+    assert town.promoter.lifecycle.at_work == []
+
+
 def test_what_was_said_of_another_epoch_does_not_count(tmp_path: Path) -> None:
     town = guarded(tmp_path)
     town.scored(GUARD, LIVE_IS_WORSE, 10, epoch=0)
@@ -171,7 +185,7 @@ def test_a_disk_that_is_full_is_waited_for(tmp_path: Path, monkeypatch: pytest.M
     assert isinstance(live, Live) and live.epoch == 2
 
 
-def test_a_guard_that_cannot_be_loaded_ends(tmp_path: Path) -> None:
+def test_a_guard_whose_own_scores_are_no_numbers_ends(tmp_path: Path) -> None:
     town = guarded(tmp_path)
     town.scored(GUARD, LIVE_IS_BETTER, 1, nan=True, epoch=1)
     (over,) = town.decide()
@@ -236,6 +250,21 @@ def test_what_it_shows_may_take_it_back(
     decision, live = decided(after(guarded(tmp_path), *shown))
     assert decision.why.startswith(why) and live.epoch == 2
     assert decision.evidence["shown before"] == 400
+
+
+def test_a_few_who_ask_without_end_take_nothing_back(tmp_path: Path) -> None:
+    """29 users who like nothing, of whose lists half weren't ranked; with the 30th it is known."""
+    town = guarded(tmp_path)
+    town.now_ms += 1_000
+    town.show("main/1", 400, 0.0, b"0000", users=29)
+    town.show("main/1", 401, 0.0, b"", users=29)
+    assert after(town) == []
+    served = town.promoter.cases[GUARD].served
+    assert served is not None and (served.users, served.live_users) == (29, 40)
+    assert served.examples == 801 and served.degraded > 0.5
+    town.show("main/1", 30, 0.0, b"0000", users=30)
+    decision, _ = decided(after(town))
+    assert "of live's lists went without its ranker" in decision.why
 
 
 def test_what_it_shows_as_before_speaks_not_against_it(tmp_path: Path) -> None:

@@ -104,8 +104,9 @@ class Case:
             failed += gates.failures(self.recent_scores, rules)
         return list(dict.fromkeys(failed))
 
-    def guard_evidence(self, stage: str) -> GuardEvidence:
-        """Of a guard. That its scores are far from live's says nothing of which of the two is odd."""
+    def guard_evidence(self, stage: str, hours: float) -> GuardEvidence:
+        """Of a guard that began so long ago. That its scores are far from live's says nothing of which of the
+        two is odd."""
         failed = [self.refused] if self.refused else []
         if self.scores.not_finite:
             failed.append(f"{self.scores.not_finite} of its scores aren't finite")
@@ -117,6 +118,7 @@ class Case:
             self.lately,
             missed=guard.Missed() if self.missed is None else self.missed.result(),
             not_finite=self.not_finite,
+            hours=hours,
         )
 
 
@@ -198,8 +200,10 @@ def numbers(evidence: Evidence) -> dict[str, float]:
         found |= {"shown": evidence.served.examples, "degraded": evidence.served.degraded}
         estimates |= {f"share of {kind}": e for kind, e in evidence.served.gained.items()}
     if isinstance(evidence, GuardEvidence):
-        found["not_finite"] = evidence.not_finite
+        found |= {"not_finite": evidence.not_finite, "hours": evidence.hours}
         if evidence.served is not None:
+            found["users shown"] = evidence.served.users
+            found["users shown before"] = evidence.served.live_users
             found["degraded before"] = evidence.served.live_degraded
             found["shown before"] = evidence.served.live_examples
     for name, estimate in estimates.items():

@@ -38,6 +38,7 @@ from training.line import MAIN
 from training.lineage import CAUGHT_UP, Lineage, last_steps, newest_step, starts_after
 
 _READ: Final = 500
+_HOUR_MS: Final = 3_600_000
 _LOG: Final = logging.getLogger(__name__)
 _APPROVE, _ROLLBACK = "approve", "rollback"
 
@@ -180,7 +181,8 @@ class Promoter:
         """All that is known of a candidate now."""
         case = self.cases[standing.line]
         if standing.guards:
-            return case.guard_evidence(standing.stage)
+            since_ms = standing.since_ms or self._clock()  # a record may not say when
+            return case.guard_evidence(standing.stage, (self._clock() - since_ms) / _HOUR_MS)
         return Evidence(
             CANARY if standing.stage == TAKING_OVER else standing.stage,
             case.compared,
