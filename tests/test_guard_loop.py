@@ -151,7 +151,7 @@ def test_a_line_that_predicts_no_numbers_is_taken_back_after_its_first_lists(
 def test_a_good_one_stays_over_the_guarded_time(tmp_path: Path) -> None:
     async def scenario() -> None:
         run = await promoted(tmp_path, guard_examples=600)
-        view = View(run.system.log, run.config)
+        view = View(run.system.log, run.config, run.system._clock)
         await run.show(60)
         row = view.turn()[-1]
         assert (row["line"], row["kind"], row["stage"]) == (GUARD, "guard", "shadow")
