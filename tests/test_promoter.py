@@ -114,13 +114,13 @@ def test_people_are_asked_where_the_rules_say_so(tmp_path: Path) -> None:
     assert told(town.decide()) == [("good", "promote", "canary")]
 
 
-def canary(town: Town, liked: float) -> list[Control]:
+def canary(town: Town, liked: float, predicted: bytes = b"0000") -> list[Control]:
     town.say(candidate("good"))
     town.scored("good", BETTER, 20)
     town.decide()
     town.now_ms += 1
-    for served_by, rate in (("main/0", 0.5), ("good/0", liked)):
-        town.show(served_by, 400, rate)
+    for served_by, rate, said in (("main/0", 0.5, b"0000"), ("good/0", liked, predicted)):
+        town.show(served_by, 400, rate, said)
     town.now_ms += 3_000
     town.show("main/0", 1, 1.0)  # event time goes on, so what was shown has settled
     return town.decide()
@@ -131,6 +131,14 @@ def test_a_canary_that_viewers_like_as_much_is_promoted_to_all(town: Town) -> No
     assert told([decision]) == [("good", "promote", "all")]
     assert isinstance(decision, Decision) and decision.epoch == 1
     assert decision.evidence["shown"] == 400 and town.decide() == []  # it waits for the snapshot
+
+
+@pytest.mark.parametrize("predicted", [b"", float32(0.3, math.nan)])
+def test_a_canary_that_ranks_nothing_is_taken_back(town: Town, predicted: bytes) -> None:
+    """Whether no ranker answered in time, or what it said was no number."""
+    (decision,) = canary(town, 0.5, predicted)
+    assert told([decision]) == [("good", "rollback", "")]
+    assert decision.why.startswith("100.0% of its lists went without its ranker")  # type: ignore[union-attr]
 
 
 def test_a_canary_that_viewers_like_less_is_taken_back(town: Town) -> None:

@@ -354,8 +354,7 @@ class ShadowLoop(Turns):
             self._log.hold(name, EXAMPLES, partition, max(start, begin))
 
     def _end(self, line: str) -> None:
-        """A candidate is at an end: what it kept goes, but what past answers are explained by:
-        a guard has answered nobody."""
+        """What it kept goes, but for what past answers are explained by: a guard has answered nobody."""
         self._drop(line)
         if self._lifecycle.standings[line].guards:
             snapshots.remove(self._folder, line)
