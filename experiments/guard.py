@@ -9,6 +9,7 @@ scores an example some moments later than live did.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -17,6 +18,10 @@ from experiments.promotion import Evidence, Hold, Rollback, Served, window
 from experiments.served import ServedRates
 from experiments.significance import Estimate, Mean
 from recsys.promotion_config import PromotionConfig
+
+# Nothing is decided by fewer, but for predictions that are no numbers: somebody who asks without end, or a
+# client that is broken, isn't the viewers. A variance of fewer is none, besides.
+LEAST_USERS: Final = 30
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,11 @@ class Missed:
 class GuardEvidence(Evidence):
     """``compared``, ``recent``: the guard beside live. ``served``: what live has shown since it is live,
     beside what was shown in the time before. ``not_finite``: of live's predictions. ``failed``: why the guard
-    itself can't stand in."""
+    itself can't stand in. ``hours``: since it began."""
 
     missed: Missed = Missed()
     not_finite: int = 0
+    hours: float = 0.0
 
 
 # All that may speak against live takes its share of alpha, so that one that is as good is taken back with
@@ -88,9 +94,12 @@ def judge_guard(evidence: GuardEvidence, rules: PromotionConfig) -> Rollback | H
     compared = evidence.compared
     so_far = "nothing against what is live"
     if compared.loss.weight:
-        so_far += f"; what it replaced would gain {_told(compared.loss)} nats"
+        so_far += f"; what it replaced would gain {compared.loss.told} nats"
     if compared.examples >= rules.guard_examples:
         return Hold(True, f"{compared.examples} examples compared, {so_far}", evidence)
+    if 0 < rules.guard_hours <= evidence.hours:
+        over = f"{rules.guard_hours:g} hours over, {compared.examples} examples compared"
+        return Hold(True, f"{over}, {so_far}", evidence)
     why = f"{compared.examples} of {rules.guard_examples} examples compared, {so_far}"
     return Hold(False, why, evidence)
 
@@ -107,6 +116,8 @@ def _against(evidence: GuardEvidence, rules: PromotionConfig) -> str:
 
 def _worse(compared: Compared, rules: PromotionConfig) -> str:
     """In what live is known to be worse than what it replaced; empty where it isn't."""
+    if compared.users < LEAST_USERS:
+        return ""
     loss, auc = rules.guard_loss_margin, rules.guard_auc_margin
     found = {
         "log loss": (compared.loss, loss),
@@ -119,7 +130,7 @@ def _worse(compared: Compared, rules: PromotionConfig) -> str:
     for name, (estimate, margin) in found.items():
         if estimate.low > margin:
             worse = f"live's {name} is worse than that of what it replaced"
-            return f"{worse}: {_told(estimate)}, allowed {margin}"
+            return f"{worse}: {estimate.told}, allowed {margin}"
     return ""
 
 
@@ -127,7 +138,7 @@ def _far(evidence: GuardEvidence, rules: PromotionConfig) -> str:
     """Whether live's predictions are far from what happens, and those of what it replaced are nearer."""
     its, other = evidence.compared.live_calibration, evidence.compared.candidate_calibration
     far = evidence.missed.over.low > 0 or evidence.missed.under.high < 0
-    if not far or _distance(other) >= _distance(its):
+    if evidence.compared.users < LEAST_USERS or not far or _distance(other) >= _distance(its):
         return ""
     times = 1 + rules.guard_calibration
     return (
@@ -138,20 +149,20 @@ def _far(evidence: GuardEvidence, rules: PromotionConfig) -> str:
 
 def _served(served: Served, rules: PromotionConfig) -> str:
     """What speaks against live in its own lists, beside those of the time before."""
-    most = rules.degraded + served.live_degraded
-    if served.examples >= rules.canary_examples and served.degraded > most:
+    if min(served.users, served.live_users) < LEAST_USERS:
+        return ""
+    most, enough = rules.degraded + served.live_degraded, rules.canary_examples
+    # Of a time in which little was shown nobody knows how much went without a ranker.
+    shown = min(served.examples, served.live_examples)
+    if shown >= enough and served.degraded > most:
         share = f"{served.degraded:.1%} of live's lists went without its ranker"
         return f"{share}, {served.live_degraded:.1%} before, expected at most {most:.1%}"
     for kind, estimate in served.gained.items():
         if estimate.high < -rules.guard_engagement_margin:
-            return f"viewers give fewer {kind} than before: gained {_told(estimate)} an item"
+            return f"viewers give fewer {kind} than before: gained {estimate.told} an item"
     return ""
 
 
 def _distance(ratio: float) -> float:
     """Of predicted over happened from 1; where there is none, as far as can be."""
     return abs(math.log(ratio)) if ratio > 0 and math.isfinite(ratio) else math.inf
-
-
-def _told(estimate: Estimate) -> str:
-    return f"{estimate.mean:+.5f} ({estimate.low:+.5f} to {estimate.high:+.5f})"

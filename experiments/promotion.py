@@ -19,19 +19,23 @@ _LATELY = 2  # times ``least_examples``
 @dataclass(frozen=True)
 class Served:
     """What came of lists that the candidate answered, beside live's in the same time: the share of shown
-    items with each kind of engagement, the candidate's minus live's."""
+    items with each kind of engagement, the candidate's minus live's. ``users`` are counted up to a few
+    thousand."""
 
     examples: int = 0
     live_examples: int = 0
     gained: dict[str, Estimate] = field(default_factory=dict)
     degraded: float = 0.0  # the share of the candidate's lists that went without its ranker
     live_degraded: float = 0.0
+    users: int = 0
+    live_users: int = 0
 
 
 @dataclass(frozen=True)
 class Evidence:
     """All that a decision rests on. ``failed``: sanity gates that the candidate didn't pass, each with the
-    value and what was expected. ``stage_examples``: compared since the stage began."""
+    value and what was expected. ``compared``: since it was proposed; ``recent``: since the stage began, or a
+    few thousand examples ago. ``retrieves``: whether what it would retrieve must have been looked at."""
 
     stage: str
     compared: Compared = Compared()
@@ -107,25 +111,23 @@ def _bad(evidence: Evidence, rules: PromotionConfig) -> str:
             return f"{served.degraded:.1%} of its lists went without its ranker, {most}"
         for kind, estimate in served.gained.items():
             if estimate.high < -rules.engagement_margin:
-                return f"viewers give fewer {kind}: gained {_told(estimate)} an item"
+                return f"viewers give fewer {kind}: gained {estimate.told} an item"
     return ""
 
 
 def _worse(compared: Compared, rules: PromotionConfig) -> str:
     """In what it is known to be worse; empty where it isn't."""
     if compared.loss.high < 0:
-        return f"its log loss is worse: gained {_told(compared.loss)} nats"
+        return f"its log loss is worse: gained {compared.loss.told} nats"
     if compared.auc.high < -rules.auc_margin:
-        return f"its AUC is worse: gained {_told(compared.auc)}"
+        return f"its AUC is worse: gained {compared.auc.told}"
     if compared.user_auc.high < -rules.auc_margin:
-        return f"its AUC within users is worse: gained {_told(compared.user_auc)}"
+        return f"its AUC within users is worse: gained {compared.user_auc.told}"
     if compared.recall.high < -rules.recall_margin:
-        return (
-            f"it retrieves less of what viewers engage with: gained {_told(compared.recall)} of it"
-        )
+        return f"it retrieves less of what viewers engage with: gained {compared.recall.told} of it"
     for name, estimate in compared.segments.items():
         if estimate.high < -rules.segment_margin:
-            return f"its log loss is worse in {name}: gained {_told(estimate)} nats"
+            return f"its log loss is worse in {name}: gained {estimate.told} nats"
     return ""
 
 
@@ -142,19 +144,19 @@ def _in_shadow(evidence: Evidence, rules: PromotionConfig) -> Verdict:
     if evidence.retrieves and not compared.recall.weight:
         return Hold(False, "what it would retrieve wasn't looked at yet", evidence)
     if better and no_worse and calibrated:
-        why = f"log loss gained {_told(compared.loss)} nats, AUC {_told(compared.auc)}"
+        why = f"log loss gained {compared.loss.told} nats, AUC {compared.auc.told}"
         return Promote(CANARY, why, evidence)
     if compared.examples >= rules.most_examples:
         shown = f"nothing was shown by {compared.examples} examples"
-        return Hold(True, f"{shown}: log loss gained {_told(compared.loss)} nats", evidence)
+        return Hold(True, f"{shown}: log loss gained {compared.loss.told} nats", evidence)
     return Hold(False, _open(better, no_worse, calibrated, compared), evidence)
 
 
 def _open(better: bool, no_worse: bool, calibrated: bool, compared: Compared) -> str:
     if not better:
-        return f"not told apart yet: log loss gained {_told(compared.loss)} nats"
+        return f"not told apart yet: log loss gained {compared.loss.told} nats"
     if not no_worse:
-        other = f"AUC gained {_told(compared.auc)}, log loss {_told(compared.loss)} nats"
+        other = f"AUC gained {compared.auc.told}, log loss {compared.loss.told} nats"
         return f"better in one measure, and not yet known to be no worse in the other: {other}"
     return f"its calibration is {compared.candidate_calibration:.3f}, live's {compared.live_calibration:.3f}"
 
@@ -168,10 +170,6 @@ def _as_canary(evidence: Evidence, rules: PromotionConfig) -> Verdict:
     return Promote(
         "all", f"{shown} items shown to the canary's users, nothing against it", evidence
     )
-
-
-def _told(estimate: Estimate) -> str:
-    return f"{estimate.mean:+.5f} ({estimate.low:+.5f} to {estimate.high:+.5f})"
 
 
 def _log(ratio: float) -> float:

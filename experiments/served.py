@@ -12,6 +12,7 @@ from experiments.promotion import Served
 from experiments.significance import Estimate, Mean
 
 _KINDS = 8  # labels that are looked at, at the most: each takes its share of alpha
+_USERS = 4_096  # of either group that are counted: nobody asks for more
 
 
 class ServedRates:
@@ -26,6 +27,7 @@ class ServedRates:
         }
         self._examples = {True: 0, False: 0}
         self._unranked = {True: 0, False: 0}
+        self._users: dict[bool, set[int]] = {True: set(), False: set()}
 
     def add(
         self,
@@ -40,6 +42,8 @@ class ServedRates:
             mine = canary_N == arm
             self._examples[arm] += int(mine.sum())
             self._unranked[arm] += int((mine & ~ranked_N).sum())
+            if len(self._users[arm]) < _USERS:
+                self._users[arm].update(users_N[mine].tolist())
             for k, kind in enumerate(self.kinds):
                 if mine.any():
                     self._means[arm][kind].add(users_N[mine], labels_NK[mine, k])
@@ -52,7 +56,11 @@ class ServedRates:
         degraded, live_degraded = (
             self._unranked[arm] / max(1, self._examples[arm]) for arm in (True, False)
         )
-        return Served(self._examples[True], self._examples[False], gained, degraded, live_degraded)
+        examples, users = self._examples, {arm: len(its) for arm, its in self._users.items()}
+        return Served(
+            examples[True], examples[False], gained, degraded, live_degraded,
+            users[True], users[False],
+        )  # fmt: skip
 
 
 def _difference(ours: Mean, theirs: Mean) -> Estimate:

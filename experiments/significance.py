@@ -31,6 +31,11 @@ class Estimate:
     high: float = math.inf
     weight: float = 0.0
 
+    @property
+    def told(self) -> str:
+        """As it stands in a decision's reason."""
+        return f"{self.mean:+.5f} ({self.low:+.5f} to {self.high:+.5f})"
+
 
 def crossing(variance: float, alpha: float, eta: float) -> float:
     """u(V): what a sum with this variance exceeds at any time with probability ``alpha`` at most."""

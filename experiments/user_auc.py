@@ -17,19 +17,28 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 _KEPT: Final = 8  # of a user and label; an example further back is of another mood
 _SLOTS: Final = 16_384  # users that are remembered; one who shares a slot takes it over
+_FIRST: Final = 64  # rows; more are made as users come
 _NOBODY: Final = np.iinfo(np.int64).min
 
 
 class UserAuc:
-    """Pairs of one user's examples, across batches. Memory is bounded: who shares a slot takes it over."""
+    """Pairs of one user's examples, across batches. Memory is bounded: who shares a slot takes it over. A
+    slot has a row once somebody takes it, so few users need little."""
 
     def __init__(self, kept: int = _KEPT, slots: int = _SLOTS) -> None:
         self._kept, self._slots = kept, slots
-        self._owner = np.full(slots, _NOBODY)
+        self._row = np.full(slots, -1, np.int32)  # of each slot; −1: nobody took it yet
+        self._rows = 0
+        self._owner = np.full(_FIRST, _NOBODY)
         self._scores = np.zeros(
-            (slots, 2, kept, 2), np.float32
-        )  # by label; live's and the candidate's
-        self._seen = np.zeros((slots, 2), np.int64)  # put there so far, by label
+            (_FIRST, 2, kept, 2), np.float32
+        )  # by label; live's, the candidate's
+        self._seen = np.zeros((_FIRST, 2), np.int64)  # put there so far, by label
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory."""
+        return sum(its.nbytes for its in (self._row, self._owner, self._scores, self._seen))
 
     def add(
         self, users_N: NDArray[np.int64], live_N: Floats, candidate_N: Floats, labels_N: Floats
@@ -37,12 +46,28 @@ class UserAuc:
         """Examples in the order in which they came: users (M,), and the candidate's gain for each (M,), from
         −1 to 1. Examples of one batch aren't held against each other."""
         users, slots = users_N.astype(np.int64), users_N.astype(np.uint64) % np.uint64(self._slots)
-        at, label = slots.astype(np.int64), (labels_N > 0.5).astype(np.int64)
+        at, label = self._rows_of(slots.astype(np.int64)), (labels_N > 0.5).astype(np.int64)
         both = np.stack([live_N, candidate_N], 1).astype(np.float32)
         gains = self._gains(users, at, label, both)
         self._keep(users, at, label, both)
         found = np.isfinite(gains)
         return users[found], gains[found]
+
+    def _rows_of(self, slots_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where slots have their rows; those that none took before get one."""
+        fresh = np.unique(slots_N[self._row[slots_N] < 0])
+        self._row[fresh] = np.arange(self._rows, self._rows + len(fresh))
+        self._rows += len(fresh)
+        if self._rows > len(self._owner):
+            size = min(self._slots, 1 << (self._rows - 1).bit_length())
+            more = size - len(self._owner)
+            self._owner = np.append(self._owner, np.full(more, _NOBODY))
+            self._scores, self._seen = (
+                np.concatenate([its, np.zeros((more, *its.shape[1:]), its.dtype)])
+                for its in (self._scores, self._seen)
+            )
+        out: NDArray[np.int64] = self._row[slots_N].astype(np.int64)
+        return out
 
     def _gains(
         self,

@@ -110,7 +110,8 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
     """One request's list as served, with the features, stamp and propensities that it was made with.
 
     ``predicted``: the probabilities that its items were ranked by, little-endian float32 (N, L): each label,
-    then the fraction of watch time; empty where no ranker answered.
+    then the fraction of watch time; empty where no ranker answered. Where it gave no number for any candidate
+    (``degraded`` has "rank"), what it gave: items were ranked by what is popular.
     """
 
     time_ms: int

@@ -30,11 +30,13 @@ class PromotionConfig:
     engagement_margin: float = 0.03  # of shown items with an engagement: how many fewer is a breach
     canary_margin: float = 0.15  # how many fewer must be ruled out before it goes to all
     degraded: float = 0.05  # the share of a canary's lists that may go without its ranker
-    # A new live line: what it replaced learns beside it until so many examples were compared (0: it doesn't),
-    # and takes its place again where live is known to be worse by more than this: AUC; nats an example.
+    # A new live line: what it replaced learns beside it until so many examples were compared (0: it doesn't)
+    # or so many hours are over (0: however long that takes), for the log keeps what it would learn again. It
+    # takes its place again where live is known to be worse by more than this: AUC; nats an example.
     # Live chooses what is scored, and what it overrates is shown more often: where both are too sure of
     # themselves, an equal one looks worse than it is (docs/promotion.md).
     guard_examples: int = 20_000
+    guard_hours: float = 24.0
     guard_auc_margin: float = 0.02
     guard_loss_margin: float = 0.01
     # Of shown items with an engagement: how many fewer than before it was live. Wide, for times differ.
@@ -70,6 +72,7 @@ class PromotionConfig:
             "guard_loss_margin",
             "guard_engagement_margin",
             "guard_calibration",
+            "guard_hours",
         )
         for name in (*margins, "settle_s", "calibration", "degraded", "score_shift"):
             value = getattr(self, name)

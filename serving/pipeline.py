@@ -219,7 +219,7 @@ class Pipeline:
         deadline: Deadline,
         degraded: list[str],
     ) -> Ranked:
-        indices = list(found)
+        indices, ranks = list(found), False
         predictions: Floats | None = None
         if self.replica.step == 0:
             degraded.append("model")
@@ -230,11 +230,13 @@ class Pipeline:
                 predictions = probabilities(self.replica.model, self.replica.rows, [features])
                 if np.isnan(predictions).any(1).all() and indices:
                     raise FloatingPointError("no candidate has a prediction that is a number")
+                ranks = True
             except Exception:  # no ranker: the order of retrieval
                 _log.exception("ranking failed")
                 degraded.append("rank")
-                predictions = None
-        if predictions is None:
+        # Predictions that are no numbers go into the impression all the same: it is by them that a line is
+        # known to be broken, and not just late.
+        if predictions is None or not ranks:
             scores = self._popular_scores(indices)
         else:
             scores = self.score(predictions, policy)
@@ -338,8 +340,13 @@ class Pipeline:
         predictions, why = None, None
         if request.explain:
             why = reasons(session, self.replica.catalogue, index)
-            if ranked.predictions_NL is not None and math.isfinite(score):
-                predictions = self._named(ranked.predictions_NL[position])
+            said_NL = ranked.predictions_NL
+            if (
+                said_NL is not None
+                and math.isfinite(score)
+                and np.isfinite(said_NL[position]).all()
+            ):
+                predictions = self._named(said_NL[position])
         return AnswerItem(
             item_id=self.replica.catalogue.ids[index],
             rank=rank,

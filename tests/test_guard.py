@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,9 @@ EQUAL = Compared(
     live_calibration=1.0,
     candidate_calibration=1.02,
 )
-FINE = GuardEvidence(SHADOW, EQUAL, recent=EQUAL, served=Served(5_000, 5_000))
+FINE = GuardEvidence(
+    SHADOW, EQUAL, recent=EQUAL, served=Served(5_000, 5_000, users=400, live_users=400)
+)
 
 
 def test_a_line_as_good_as_what_it_replaced_is_guarded_to_the_end_and_stays() -> None:
@@ -88,10 +91,13 @@ def test_a_guard_that_is_broken_ends_whatever_it_says_of_live() -> None:
     "served, why",
     [
         (
-            Served(1_000, 500, degraded=0.08, live_degraded=0.02),
+            Served(1_000, 1_000, degraded=0.08, live_degraded=0.02, users=30, live_users=30),
             "8.0% of live's lists went without",
         ),
-        (Served(100, 900, {"like": Estimate(-0.2, -0.25, -0.11)}), "fewer like than before"),
+        (
+            Served(100, 900, {"like": Estimate(-0.2, -0.25, -0.11)}, users=30, live_users=30),
+            "fewer like than before",
+        ),
     ],
 )
 def test_what_live_itself_shows_may_take_it_back(served: Served, why: str) -> None:
@@ -102,13 +108,64 @@ def test_what_live_itself_shows_may_take_it_back(served: Served, why: str) -> No
 @pytest.mark.parametrize(
     "served",
     [
-        Served(999, 500, degraded=0.5),  # too few lists to say
-        Served(1_000, 500, degraded=0.08, live_degraded=0.04),  # nearly as many before
+        Served(999, 1_000, degraded=0.5),  # too few lists to say
+        Served(1_000, 0, degraded=0.5),  # nobody knows how it was before
+        Served(1_000, 999, degraded=0.5),
+        Served(1_000, 1_000, degraded=0.08, live_degraded=0.04),  # nearly as many before
         Served(100, 900, {"like": Estimate(-0.2, -0.3, -0.09)}),  # times differ
     ],
 )
 def test_what_was_so_before_or_may_be_chance_takes_nothing_back(served: Served) -> None:
+    served = replace(served, users=400, live_users=400)
     assert isinstance(judge_guard(replace(FINE, served=served), RULES), Hold)
+
+
+FAR = Missed(over=Estimate(0.1, 0.05, 0.15), under=Estimate(0.2, 0.1, 0.3))
+DEGRADED = Served(1_000, 1_000, degraded=0.5, users=30, live_users=30)
+FEWER = Served(1_000, 1_000, {"like": Estimate(-0.2, -0.25, -0.11)}, users=30, live_users=30)
+
+
+@pytest.mark.parametrize(
+    "bad, users",
+    [
+        *[
+            ({when: replace(EQUAL, users=30, **worse)}, (when, "users"))
+            for when in ("compared", "recent")
+            for worse in ({"auc": BY_MORE}, {"segments": {"new viewers": BY_MORE}})
+        ],
+        (
+            {"missed": FAR, "compared": replace(EQUAL, users=30, live_calibration=1.9)},
+            ("compared", "users"),
+        ),
+        ({"served": DEGRADED}, ("served", "users")),
+        ({"served": DEGRADED}, ("served", "live_users")),
+        ({"served": FEWER}, ("served", "users")),
+        ({"served": FEWER}, ("served", "live_users")),
+    ],
+)
+def test_nothing_is_decided_by_fewer_than_thirty_users(
+    bad: dict[str, Any], users: tuple[str, str]
+) -> None:
+    """One heavy client gives blocks enough for an AUC, and lists enough for a share of them."""
+    thirty = replace(FINE, **bad)
+    assert isinstance(judge_guard(thirty, RULES), Rollback)
+    of, name = users
+    fewer = replace(thirty, **{of: replace(getattr(thirty, of), **{name: 29})})
+    assert isinstance(judge_guard(fewer, RULES), Hold)
+
+
+@pytest.mark.parametrize("hours, over", [(23.9, False), (24.0, True)])
+def test_a_guard_ends_by_time_where_little_is_compared(hours: float, over: bool) -> None:
+    said = judge_guard(replace(FINE, hours=hours), RULES)
+    assert isinstance(said, Hold) and said.final == over
+    assert said.why.startswith("24 hours over, 5000 examples compared, nothing against") == over
+    for_ever = judge_guard(replace(FINE, hours=hours), replace(RULES, guard_hours=0.0))
+    assert isinstance(for_ever, Hold) and not for_ever.final
+
+
+def test_what_is_known_against_live_counts_in_the_last_hour_too() -> None:
+    worse = replace(FINE, compared=replace(EQUAL, loss=BY_MORE), hours=30.0)
+    assert isinstance(judge_guard(worse, RULES), Rollback)
 
 
 def test_predictions_that_are_no_numbers_take_it_back_at_once() -> None:

@@ -18,19 +18,25 @@ from recsys.blueprint import build_model
 from recsys.cli.promotion_run import LIST, Change, PromotionRun, config_of
 from recsys.cli.shadow import View
 from recsys.consumer import readable
+from recsys.log import LogLost
 from recsys.records import EXAMPLES, SCORES, Decision, Scores
 from training.candidates.affected import Affected, affected, file_of
 from training.candidates.shadow import Shadow
+from training.candidates.shadow_loop import ShadowLoop
 from training.line import MAIN, spec_of
 
 pytestmark = pytest.mark.slow
 GUARD = "guard-1"
 
 
-async def promoted(folder: Path, changes: tuple[Change, ...] = (), **rules: Any) -> PromotionRun:
+async def promoted(
+    folder: Path, changes: tuple[Change, ...] = (), delta_format: str = "fp16", **rules: Any
+) -> PromotionRun:
     """A good candidate is live since a moment, by hand; what was written as its epoch's beginning may be
     changed: then it has turned bad between canary and live."""
-    run = PromotionRun(config_of(folder, **rules))
+    config = config_of(folder, **rules)
+    rows = replace(config.parameter_server, delta_format=delta_format)
+    run = PromotionRun(replace(config, parameter_server=rows))
     await run.start()
     await run.show(40)
     run.propose("cand-1", run.trained())
@@ -80,6 +86,11 @@ def forgotten(arrays: dict[str, Any]) -> None:
             arrays[name][:] = 0
 
 
+def no_number(arrays: dict[str, Any]) -> None:
+    if "dense/averaged" in arrays:
+        arrays["dense/averaged"][:] = np.nan
+
+
 @pytest.mark.parametrize("change", [noise, forgotten])
 def test_a_line_that_turns_bad_once_it_is_live_is_taken_back_by_itself(
     tmp_path: Path, change: Change
@@ -115,10 +126,32 @@ def test_a_line_that_turns_bad_once_it_is_live_is_taken_back_by_itself(
     asyncio.run(scenario())
 
 
+def test_a_line_that_predicts_no_numbers_is_taken_back_after_its_first_lists(
+    tmp_path: Path,
+) -> None:
+    """Such lists are of what is popular, so that viewers see nothing odd."""
+
+    async def scenario() -> None:
+        # As fp32, for with fp16 a parameter that isn't finite is published as a large one.
+        run = await promoted(tmp_path, (no_number,), "fp32")
+        live = run.lifecycle.live
+        while run.lifecycle.live is live and len(run.answers) < 100:
+            await run.show(1)
+        back = run.lifecycle.live
+        assert (back.epoch, back.of) == (2, 0)
+        assert back.reason.startswith(f"{GUARD}: ")
+        assert back.reason.endswith("of live's predictions aren't finite")
+        bad = [a for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
+        assert 0 < len(bad) <= 5 and all(a.degraded == ("rank",) for a in bad)
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
 def test_a_good_one_stays_over_the_guarded_time(tmp_path: Path) -> None:
     async def scenario() -> None:
         run = await promoted(tmp_path, guard_examples=600)
-        view = View(run.system.log, run.config)
+        view = View(run.system.log, run.config, run.system._clock)
         await run.show(60)
         row = view.turn()[-1]
         assert (row["line"], row["kind"], row["stage"]) == (GUARD, "guard", "shadow")
@@ -205,6 +238,77 @@ def test_a_shadow_that_was_killed_says_the_same_of_a_guard_and_says_it_once(tmp_
         await run.system.stop()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "error, what",
+    [
+        (snapshots.NoSnapshot("main of epoch 0", []), "NoSnapshot: "),
+        (LogLost("the log no longer has the examples of step 3"), "LogLost: the log no longer has"),
+    ],
+)  # fmt: skip
+def test_a_guard_that_cannot_be_loaded_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, what: str
+) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    async def scenario() -> None:
+        monkeypatch.setattr(ShadowLoop, "_from_before", fails)
+        run = await promoted(tmp_path)
+        await run.show(3)
+        assert (run.lifecycle.live.epoch, guard_of(run).stage) == (1, "ended")  # type: ignore[union-attr]
+        assert guard_of(run).why.startswith(f"what it replaced can't take its place: {what}")
+        assert nothing_kept(run, GUARD)
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_kept_of_a_guard_that_is_refused_once_it_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise LogLost("gone")
+
+    async def scenario() -> None:
+        run = await promoted(tmp_path)
+        await run.show(3)
+        assert not nothing_kept(run, GUARD) and (tmp_path / "snapshots" / GUARD).exists()
+        monkeypatch.setattr(Shadow, "turn", fails)
+        await run.show(3)
+        assert guard_of(run).why == "what it replaced can't take its place: LogLost: gone"
+        assert nothing_kept(run, GUARD) and not (tmp_path / "snapshots" / GUARD).exists()
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_the_log_is_let_go_of_a_candidate_that_ended_while_the_shadow_was_away(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        run = PromotionRun(config_of(tmp_path))
+        await run.start()
+        await run.show(40)
+        run.propose("cand-1", run.trained())
+        await run.show(3)
+        assert "shadow/cand-1" in run.system.log.holds(EXAMPLES, 0)
+        run.say(Decision(line="cand-1", said="hold", final=True, why="by hand"))
+        run.system.shadow = ShadowLoop(
+            run.system.log, run.config, run.system.features, run.system._clock
+        )
+        assert nothing_kept(run, "cand-1")
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def nothing_kept(run: PromotionRun, line: str) -> bool:
+    """Whether a line is at work nowhere, and the log keeps nothing for it."""
+    log = run.system.log
+    held = {name for p in range(log.partitions(EXAMPLES)) for name in log.holds(EXAMPLES, p)}
+    return line not in run.system.shadow.shadows and f"shadow/{line}" not in held
 
 
 def test_a_person_or_another_promotion_ends_the_guard(tmp_path: Path) -> None:

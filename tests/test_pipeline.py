@@ -273,8 +273,22 @@ def test_a_prediction_that_is_no_number_is_the_last(monkeypatch: pytest.MonkeyPa
         last = answer.items[-1]
         assert (last.item_id, last.score, last.predictions) == ("v3", None, None)
         assert answer.degraded == ()
+
+
+def test_where_no_prediction_is_a_number_the_impression_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that it can be told from a list that wasn't ranked in time; the list is of what is popular."""
+    replica = made()
+    popular(replica, {7: 30, 9: 20})
     monkeypatch.setattr(module, "probabilities", lambda *a: probabilities(*a) * np.nan)
-    assert ask(replica, Session("u", FEATURES)).degraded == ("rank",)
+    by = policy(temperature=1e-3, explore=0.0)
+    answer = ask(replica, Session("u", FEATURES), by=by, explain=True)
+    assert answer.degraded == ("rank",) and ids(answer)[:2] == ["v7", "v9"]
+    assert answer.items[0].predictions is None
+    predicted = np.frombuffer(answer.impression.predicted, np.float32)
+    assert predicted.size and predicted.size % len(answer.items) == 0
+    assert np.isnan(predicted).all()
 
 
 def test_ids_as_numbers_and_as_text_are_the_same() -> None:

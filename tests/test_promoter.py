@@ -1,14 +1,18 @@
 """Decisions from records alone: no model, no shadow; what candidates said is drawn."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
-from recsys.cli.study_promotion import Pair
+from recsys.cli.study_promotion import Pair, Stream
 from recsys.log import Append
 from recsys.records import SCORES, Candidate, Control, Decision, Scores, Wish, pack
-from tests.toy_town import BETTER, EQUAL, RULES, WORSE, Town, told
+from tests.toy_town import BETTER, EQUAL, RULES, WORSE, Town, said_of, told
 
 
 def candidate(line: str) -> Candidate:
@@ -66,6 +70,41 @@ def test_no_number_and_a_refusal_end_it_at_once(town: Town) -> None:
     assert [its.why for its in found] == ["1 of its scores aren't finite", "corrupt"]  # type: ignore[union-attr]
 
 
+def float32(*values: float) -> bytes:
+    return np.array(values, np.float32).tobytes()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"segments": np.zeros(5, np.int64).tobytes()},
+        {"segments": b"", "names": ["new viewers"]},
+        {"weights": float32(1.0)},
+        {"weights": float32(np.nan, *[1.0] * 127)},
+        {"weights": float32(np.inf, *[1.0] * 127)},
+        {"weights": float32(-1.0, *[1.0] * 127)},
+        {"labels": np.full(128, 3, np.uint8).tobytes()},
+        {"hit_users": np.arange(2).tobytes()},
+        {"figures": {"live_picks": 0.1, "picks": 0.1, "pickers": math.nan}},
+        {"figures": {"live_picks": 0.1, "picks": 0.1, "pickers": math.inf}},
+        {"live": b"123"},
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_counted_and_stops_nobody(town: Town, bad: dict[str, Any]) -> None:
+    """Of a record that is refused nothing counts, and the next one does."""
+    town.say(candidate("good"))
+    town.decide()
+    case = town.promoter.cases["good"]
+    before = str((case.compared, case.lately, case.scores, case.figures, case.step))
+    said = said_of("good", Stream(BETTER, 1, users=300).step(), 1)
+    town.log.append(SCORES, [Append(0, b"", pack(msgspec.structs.replace(said, **bad)))])
+    assert town.decide() == [] and town.promoter.unread == 1
+    now = (case.compared, case.lately, case.scores, case.figures, case.step)
+    assert str(now) == before
+    town.scored("good", BETTER, 20)
+    assert told(town.decide()) == [("good", "promote", "canary")] and town.promoter.unread == 1
+
+
 def test_people_are_asked_where_the_rules_say_so(tmp_path: Path) -> None:
     town = Town(tmp_path, replace(RULES, manual=True))
     town.say(candidate("good"))
@@ -75,13 +114,13 @@ def test_people_are_asked_where_the_rules_say_so(tmp_path: Path) -> None:
     assert told(town.decide()) == [("good", "promote", "canary")]
 
 
-def canary(town: Town, liked: float) -> list[Control]:
+def canary(town: Town, liked: float, predicted: bytes = b"0000") -> list[Control]:
     town.say(candidate("good"))
     town.scored("good", BETTER, 20)
     town.decide()
     town.now_ms += 1
-    for served_by, rate in (("main/0", 0.5), ("good/0", liked)):
-        town.show(served_by, 400, rate)
+    for served_by, rate, said in (("main/0", 0.5, b"0000"), ("good/0", liked, predicted)):
+        town.show(served_by, 400, rate, said)
     town.now_ms += 3_000
     town.show("main/0", 1, 1.0)  # event time goes on, so what was shown has settled
     return town.decide()
@@ -92,6 +131,14 @@ def test_a_canary_that_viewers_like_as_much_is_promoted_to_all(town: Town) -> No
     assert told([decision]) == [("good", "promote", "all")]
     assert isinstance(decision, Decision) and decision.epoch == 1
     assert decision.evidence["shown"] == 400 and town.decide() == []  # it waits for the snapshot
+
+
+@pytest.mark.parametrize("predicted", [b"", float32(0.3, math.nan)])
+def test_a_canary_that_ranks_nothing_is_taken_back(town: Town, predicted: bytes) -> None:
+    """Whether no ranker answered in time, or what it said was no number."""
+    (decision,) = canary(town, 0.5, predicted)
+    assert told([decision]) == [("good", "rollback", "")]
+    assert decision.why.startswith("100.0% of its lists went without its ranker")  # type: ignore[union-attr]
 
 
 def test_a_canary_that_viewers_like_less_is_taken_back(town: Town) -> None:
@@ -111,7 +158,7 @@ def test_quick_swipes_alone_prove_nothing(town: Town) -> None:
     town.show("main/0", 400, 0.5)
     town.now_ms += 400
     town.show("good/0", 300, 0.0)
-    assert town.decide() == [] and town.promoter.cases["good"].served.result().examples == 0  # type: ignore[union-attr]
+    assert town.decide() == [] and town.promoter.cases["good"].served.examples == 0  # type: ignore[union-attr]
 
 
 def test_a_restart_decides_nothing_twice(town: Town) -> None:

@@ -13,6 +13,7 @@ from recsys.cli.study_promotion import Pair
 from recsys.promotion_config import PromotionConfig
 from recsys.records import Candidate, Control, Decision, Live, Wish
 from tests.toy_town import EQUAL, RULES, Town, told
+from training.candidates.case import Case
 
 GUARD = "guard-1"
 LIVE_IS_WORSE, LIVE_IS_BETTER = Pair(1.6, 0.3), Pair(0.3, 1.6)
@@ -76,11 +77,53 @@ def test_a_line_that_is_as_good_or_better_stays_and_the_guard_ends(tmp_path: Pat
         assert town.promoter.lifecycle.at_work == [] and town.decide() == []
 
 
+def test_a_guard_ends_by_time_on_a_system_with_few_examples(tmp_path: Path) -> None:
+    """By the time of the live record, whoever looks, and however often the director begins anew."""
+    town = guarded(tmp_path)
+    town.scored(GUARD, LIVE_IS_BETTER, 2, epoch=1)
+    town.now_ms += 24 * 3_600_000 - 1
+    assert town.decide() == []
+    town.restart()
+    town.now_ms += 1
+    (over,) = town.decide()
+    assert isinstance(over, Decision) and (over.said, over.final) == ("hold", True)
+    assert over.why.startswith("24 hours over, 256 examples compared, nothing against")
+    assert town.promoter.lifecycle.at_work == []
+
+
 def test_what_was_said_of_another_epoch_does_not_count(tmp_path: Path) -> None:
     town = guarded(tmp_path)
     town.scored(GUARD, LIVE_IS_WORSE, 10, epoch=0)
     assert town.decide() == []
     assert town.promoter.cases[GUARD].compared.examples == 0
+
+
+def test_what_ends_by_a_live_record_keeps_its_numbers_and_no_more(tmp_path: Path) -> None:
+    """A candidate that became live, a guard whose live line is replaced, one at work when live goes back."""
+    town = guarded(tmp_path)
+    town.scored(GUARD, EQUAL, 3, epoch=1)
+    assert after(town, (100, 0.5, b"0000")) == []
+    town.say(Candidate(line="next", registry="r"))
+    town.say(Decision(line="next", said="promote", to="all", epoch=2))
+    written(tmp_path, 2, 9)
+    town.decide()
+    cases = town.promoter.cases
+    assert town.promoter.lifecycle.standings[GUARD].stage == "ended"
+    assert (closed(cases["good"]), closed(cases["next"]), closed(cases[GUARD])) == (True,) * 3
+    assert cases[GUARD].compared.examples == 3 * 128
+    assert cases[GUARD].served is not None and cases[GUARD].served.examples == 100
+    assert not closed(cases["guard-2"])
+    town.say(Candidate(line="other", registry="r"))
+    town.scored("other", EQUAL, 3, epoch=2)
+    town.say(Wish(what="rollback", line="main/2", reason="it looks odd"))
+    town.decide()
+    assert town.promoter.lifecycle.at_work == [] and all(map(closed, cases.values()))
+    assert town.promoter.cases["other"].compared.examples == 3 * 128
+
+
+def closed(case: Case) -> bool:
+    """Whether nothing is left of what its numbers were made of."""
+    return not (case.comparison or case.recent or case.missed or case.rates)
 
 
 def test_a_kill_before_or_after_the_decision_changes_nothing(tmp_path: Path) -> None:
@@ -142,7 +185,7 @@ def test_a_disk_that_is_full_is_waited_for(tmp_path: Path, monkeypatch: pytest.M
     assert isinstance(live, Live) and live.epoch == 2
 
 
-def test_a_guard_that_cannot_be_loaded_ends(tmp_path: Path) -> None:
+def test_a_guard_whose_own_scores_are_no_numbers_ends(tmp_path: Path) -> None:
     town = guarded(tmp_path)
     town.scored(GUARD, LIVE_IS_BETTER, 1, nan=True, epoch=1)
     (over,) = town.decide()
@@ -209,6 +252,21 @@ def test_what_it_shows_may_take_it_back(
     assert decision.evidence["shown before"] == 400
 
 
+def test_a_few_who_ask_without_end_take_nothing_back(tmp_path: Path) -> None:
+    """29 users who like nothing, of whose lists half weren't ranked; with the 30th it is known."""
+    town = guarded(tmp_path)
+    town.now_ms += 1_000
+    town.show("main/1", 400, 0.0, b"0000", users=29)
+    town.show("main/1", 401, 0.0, b"", users=29)
+    assert after(town) == []
+    served = town.promoter.cases[GUARD].served
+    assert served is not None and (served.users, served.live_users) == (29, 40)
+    assert served.examples == 801 and served.degraded > 0.5
+    town.show("main/1", 30, 0.0, b"0000", users=30)
+    decision, _ = decided(after(town))
+    assert "of live's lists went without its ranker" in decision.why
+
+
 def test_what_it_shows_as_before_speaks_not_against_it(tmp_path: Path) -> None:
     town = guarded(tmp_path)
     assert after(town, (400, 0.45, b"0000"), (10, 0.5, b"")) == []
@@ -216,4 +274,4 @@ def test_what_it_shows_as_before_speaks_not_against_it(tmp_path: Path) -> None:
     assert town.decide() == []
     served = town.promoter.cases[GUARD].served
     assert served is not None
-    assert (served.result().examples, served.result().live_examples) == (410, 400)
+    assert (served.examples, served.live_examples) == (410, 400)

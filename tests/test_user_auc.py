@@ -73,3 +73,12 @@ def test_who_only_knows_the_users_gains_nothing() -> None:
         labels = (draw.random(64) < 0.1 + users / 25).astype(float)
         gains.append(its.add(users, np.full(64, 0.5), users / 20, labels)[1])
     assert np.concatenate(gains).any() is np.False_
+
+
+def test_few_users_need_little_and_all_slots_no_more_than_there_are() -> None:
+    few, many, draw = UserAuc(), UserAuc(), np.random.default_rng(0)
+    for its, users in ((few, 300), (many, 100_000)):
+        for _ in range(40):
+            half = draw.random(4_096)
+            its.add(draw.integers(0, users, 4_096), half, half, (half > 0.5).astype(float))
+    assert few.nbytes < 1 << 18 and 1 << 21 < many.nbytes < 5 << 19

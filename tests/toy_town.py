@@ -75,13 +75,15 @@ class Town:
                       time_ms=step, config="")  # fmt: skip
         self.log.append(STEPS, [Append(0, b"", pack(record))])
 
-    def show(self, served_by: str, count: int, liked: float, predicted: bytes = b"0000") -> None:
+    def show(
+        self, served_by: str, count: int, liked: float, predicted: bytes = b"0000", users: int = 40
+    ) -> None:
         draw, offset = np.random.default_rng(count), self.log.end(EXAMPLES, 0)
         records = []
         for n in range(count):
             example = Example(
                 partition=0, offset=n, index=0, labels=[float(draw.random() < liked), 0.0, 0.0],
-                sequence=offset + n + 1, request_id=f"r{n}", user_id=f"{served_by}{n % 40}",
+                sequence=offset + n + 1, request_id=f"r{n}", user_id=f"{served_by}{n % users}",
                 item_id="i", surface="feed", shown_ms=self.now_ms + n, closed_ms=self.now_ms + n + 10,
                 served_by=served_by, predicted=predicted,
             )  # fmt: skip

@@ -282,6 +282,7 @@ def run(config: Config, stop: Stop) -> None:
             _LOG.warning("log unavailable, trying again: %s", error)
             beat.add("retries")
         beat.gauge("snapshots_removed", director.removed)
+        beat.gauge("scores_unread", director.promoter.unread)
         if director.oldest is not None:
             beat.gauge("oldest_snapshot", director.oldest)
         log.wait(CONTROL, 0.2)

@@ -4,7 +4,7 @@ All of it is read from, and asked on, the system's log; the director alone decid
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -40,11 +40,12 @@ _EVERY_S: Final = 2.0
 
 
 class View:
-    """What the director knows of candidates, folded from the log by somebody who only looks."""
+    """What the director knows of candidates, folded from the log by somebody who only looks. ``clock``:
+    milliseconds, by which the log's records have their times."""
 
-    def __init__(self, log: Log, config: Config) -> None:
+    def __init__(self, log: Log, config: Config, clock: Callable[[], int] = wall_ms) -> None:
         self._control = ControlReader(log)
-        self.promoter = Promoter(log, config, feature_set(config), wall_ms)
+        self.promoter = Promoter(log, config, feature_set(config), clock)
 
     def turn(self) -> list[dict[str, Any]]:
         """One row for each candidate, the newest last."""

@@ -88,15 +88,16 @@ class Settled:
         ours = its.served_by == self._ours
         if its.correction or not (ours or its.served_by == self._theirs):
             return
-        self.not_finite += ours and not _is_finite(its.predicted)
+        is_finite = _is_finite(its.predicted)
+        self.not_finite += ours and not is_finite
         late = its.closed_ms - its.shown_ms > self._settle_ms or its.shown_ms < self._since_ms
         if late or len(its.labels) < self._labels:
             return
         if ours and (self.first_ms is None or its.shown_ms < self.first_ms):
             self.first_ms = its.shown_ms
         labels = its.labels[: self._labels]
-        row = _Row(its.shown_ms, key_of("user", its.user_id), ours, labels, bool(its.predicted))
-        self._waiting.append(row)
+        ranked = is_finite and len(its.predicted) > 0
+        self._waiting.append(_Row(its.shown_ms, key_of("user", its.user_id), ours, labels, ranked))
 
 
 class CanaryShown:

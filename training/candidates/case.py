@@ -3,16 +3,27 @@ the numbers that stand in a decision."""
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments import gates, guard
 from experiments.comparison import Compared, Comparison, Paired
 from experiments.guard import GuardEvidence
-from experiments.promotion import Evidence, comparison, window
+from experiments.promotion import Evidence, Served, comparison, window
 from experiments.served import ServedRates
 from recsys.promotion_config import PromotionConfig
 from recsys.records import Scores
+
+
+class Heard(NamedTuple):
+    """What a record of ``scores`` says, looked over. Hits (E,) are as there."""
+
+    pairs: Paired
+    hits_E: NDArray[np.uint8]
+    hit_users_E: NDArray[np.int64]
+    figures: dict[str, float]
 
 
 @dataclass
@@ -24,7 +35,7 @@ class Case:
     recent: Comparison | None
     scores: gates.ScoreMoments = field(default_factory=gates.ScoreMoments)
     recent_scores: gates.ScoreMoments = field(default_factory=gates.ScoreMoments)
-    served: ServedRates | None = None
+    rates: ServedRates | None = None  # of what its lists, or live's, have shown
     missed: guard.Calibration | None = None
     not_finite: int = 0  # of live's predictions since a guard began
     figures: dict[str, float] = field(default_factory=dict)
@@ -32,26 +43,42 @@ class Case:
     step: int = 0
     said: str = ""  # the newest judgement that was told
     ended: Compared | None = None  # what was known at its end
+    ended_served: Served | None = None
 
     @property
     def compared(self) -> Compared:
-        return self.ended or (self.comparison or Comparison()).result()
+        if self.ended is not None:
+            return self.ended
+        return Compared() if self.comparison is None else self.comparison.result()
 
     @property
     def lately(self) -> Compared:
         return Compared() if self.recent is None else self.recent.result()
 
-    def take(self, said: Scores, rules: PromotionConfig) -> None:
-        """What the candidate said of some examples beside live. Raises ValueError for what makes no sense."""
-        self.step = max(self.step, said.step)
+    @property
+    def served(self) -> Served | None:
+        """What viewers did with what was shown; None where nothing was yet."""
+        return self.ended_served if self.rates is None else self.rates.result()
+
+    def take(self, said: Scores, live: tuple[str, int], rules: PromotionConfig) -> None:
+        """What the candidate said of some examples beside live, where that is line and epoch ``live`` and
+        wasn't said before. Raises ValueError for what makes no sense, before any of it counts."""
+        heard = heard_of(said)
+        self.figures |= heard.figures
+        self.refused = said.refused or self.refused
+        if said.against == live and not 0 <= said.step <= self.step:
+            self.step = max(self.step, said.step)
+            self._compare(heard, rules)
+
+    def _compare(self, heard: Heard, rules: PromotionConfig) -> None:
         if self.comparison is None or self.recent is None:
             return
-        pairs, hits = pairs_of(said), np.frombuffer(said.hits, np.uint8)
+        pairs, hits, users, _ = heard
         for scores in (self.scores, self.recent_scores):
             scores.add(pairs.live_N, pairs.candidate_N, pairs.labels_N)
         if self.recent.examples > window(rules):
             self.begin_lately(rules)
-        pairs, users = finite(pairs), np.frombuffer(said.hit_users, np.int64)
+        pairs = finite(pairs)
         for its in (self.comparison, self.recent):
             its.add(pairs)
             if len(hits):
@@ -66,8 +93,8 @@ class Case:
 
     def end(self) -> None:
         """The numbers stay, what they were made of goes."""
-        self.ended = self.compared
-        self.comparison = self.recent = self.missed = None
+        self.ended, self.ended_served = self.compared, self.served
+        self.comparison = self.recent = self.rates = self.missed = None
 
     def failed(self, rules: PromotionConfig) -> list[str]:
         """The sanity gates that a candidate didn't pass."""
@@ -77,8 +104,9 @@ class Case:
             failed += gates.failures(self.recent_scores, rules)
         return list(dict.fromkeys(failed))
 
-    def guard_evidence(self, stage: str) -> GuardEvidence:
-        """Of a guard. That its scores are far from live's says nothing of which of the two is odd."""
+    def guard_evidence(self, stage: str, hours: float) -> GuardEvidence:
+        """Of a guard that began so long ago. That its scores are far from live's says nothing of which of the
+        two is odd."""
         failed = [self.refused] if self.refused else []
         if self.scores.not_finite:
             failed.append(f"{self.scores.not_finite} of its scores aren't finite")
@@ -86,10 +114,11 @@ class Case:
             stage,
             self.compared,
             tuple(failed),
-            None if self.served is None else self.served.result(),
+            self.served,
             self.lately,
             missed=guard.Missed() if self.missed is None else self.missed.result(),
             not_finite=self.not_finite,
+            hours=hours,
         )
 
 
@@ -100,16 +129,46 @@ def begun(rules: PromotionConfig, guards: bool = False) -> Case:
     return Case(comparison(rules), comparison(rules))
 
 
+def heard_of(said: Scores) -> Heard:
+    """The arrays of a record. Raises ValueError where they don't fit each other, or where what must be a
+    number isn't: probabilities alone may be none, for that is what a broken model says."""
+    hits, users = np.frombuffer(said.hits, np.uint8), np.frombuffer(said.hit_users, np.int64)
+    if len(hits) != len(users):
+        raise ValueError(
+            f"hits has {len(hits)} entries, expected one for each of hit_users, {len(users)}"
+        )
+    odd = {name: value for name, value in said.figures.items() if not math.isfinite(value)}
+    if odd:
+        raise ValueError(f"figures has {odd}, expected finite numbers")
+    return Heard(pairs_of(said), hits, users, said.figures)
+
+
 def pairs_of(said: Scores) -> Paired:
-    """The arrays of a record."""
-    bits = np.frombuffer(said.segments, np.int64)
+    """What a record says of examples. Raises ValueError as ``heard_of`` does."""
+    users, bits = np.frombuffer(said.users, np.int64), np.frombuffer(said.segments, np.int64)
+    labels = np.frombuffer(said.labels, np.uint8)
+    weights = np.frombuffer(said.weights, np.float32).astype(np.float64) if said.weights else None
+    if said.names and len(bits) != len(users):
+        raise ValueError(
+            f"segments has {len(bits)} entries, expected one for each of users, {len(users)}"
+        )
+    if weights is not None and len(weights) != len(users):
+        raise ValueError(
+            f"weights has {len(weights)} entries, expected none or one for each of users, {len(users)}"
+        )
+    if weights is not None and not (np.isfinite(weights) & (weights > 0)).all():
+        raise ValueError(
+            "weights has entries that aren't finite and above 0, expected none of these"
+        )
+    if (labels > 1).any():
+        raise ValueError(f"labels has a {labels.max()}, expected 0 and 1")
     return Paired(
-        np.frombuffer(said.users, np.int64),
+        users,
         np.frombuffer(said.live, np.float32).astype(np.float64),
         np.frombuffer(said.candidate, np.float32).astype(np.float64),
-        np.frombuffer(said.labels, np.uint8).astype(np.float64),
+        labels.astype(np.float64),
         {name: (bits >> n & 1).astype(np.bool_) for n, name in enumerate(said.names)},
-        np.frombuffer(said.weights, np.float32).astype(np.float64) if said.weights else None,
+        weights,
     )
 
 
@@ -141,8 +200,10 @@ def numbers(evidence: Evidence) -> dict[str, float]:
         found |= {"shown": evidence.served.examples, "degraded": evidence.served.degraded}
         estimates |= {f"share of {kind}": e for kind, e in evidence.served.gained.items()}
     if isinstance(evidence, GuardEvidence):
-        found["not_finite"] = evidence.not_finite
+        found |= {"not_finite": evidence.not_finite, "hours": evidence.hours}
         if evidence.served is not None:
+            found["users shown"] = evidence.served.users
+            found["users shown before"] = evidence.served.live_users
             found["degraded before"] = evidence.served.live_degraded
             found["shown before"] = evidence.served.live_examples
     for name, estimate in estimates.items():

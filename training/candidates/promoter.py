@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from experiments.guard import GuardEvidence, judge_guard
-from experiments.lifecycle import CANARY, TAKING_BACK, TAKING_OVER, Lifecycle, Standing
+from experiments.lifecycle import CANARY, SHADOW, TAKING_BACK, TAKING_OVER, Lifecycle, Standing
 from experiments.promotion import Evidence, Hold, Promote, Rollback, judge
 from experiments.promotion import Verdict as Judged
 from parameter_server import snapshots
@@ -38,6 +38,7 @@ from training.line import MAIN
 from training.lineage import CAUGHT_UP, Lineage, last_steps, newest_step, starts_after
 
 _READ: Final = 500
+_HOUR_MS: Final = 3_600_000
 _LOG: Final = logging.getLogger(__name__)
 _APPROVE, _ROLLBACK = "approve", "rollback"
 
@@ -62,6 +63,7 @@ class Promoter:
         self._approved: set[str] = set()
         self._wishes: list[Wish] = []
         self._scores = log.begin(SCORES, 0)
+        self.unread = 0  # records of ``scores`` that made no sense
         self._shown: CanaryShown | None = None  # what the canary that answers now has shown
         self._guard_shown: GuardShown | None = None  # what live has shown, while it is guarded
 
@@ -89,13 +91,18 @@ class Promoter:
     def _moved(self, said: Decision) -> None:
         """A candidate is at another stage: from now on it is judged by that alone, too."""
         case = self.cases[said.line]
+        if case.ended is not None:
+            return
         if said.said == "promote":
             case.begin_lately(self._rules)
-        elif (said.final or said.said == "rollback") and not case.ended:
+        elif said.final or said.said == "rollback":
             case.end()
 
     def _anew(self, line: str, case: Case) -> Case:
-        return case if case.ended else replace(self._case(line), refused=case.refused)
+        """Another line is live. Some end by that: those which it came of, or which learned what it hasn't."""
+        if case.ended is None and not self.lifecycle.standings[line].at_work:
+            case.end()
+        return case if case.ended is not None else replace(self._case(line), refused=case.refused)
 
     def _case(self, line: str) -> Case:
         return begun(self._rules, bool(self.lifecycle.standings[line].guards))
@@ -132,19 +139,12 @@ class Promoter:
             self._scores = records[-1].offset + 1
             for record in records:
                 try:
-                    self._take(unpack(record.value, Scores))
+                    said = unpack(record.value, Scores)
+                    if said.line in self.cases:
+                        self.cases[said.line].take(said, (MAIN, self._epoch), self._rules)
                 except (ValueError, *UNREADABLE) as error:  # whoever wrote it: it must stop nobody
+                    self.unread += 1
                     _LOG.warning("scores at %d can't be read: %s", record.offset, error)
-
-    def _take(self, said: Scores) -> None:
-        case = self.cases.get(said.line)
-        if case is None:
-            return
-        case.figures |= said.figures
-        case.refused = said.refused or case.refused
-        if said.against != (MAIN, self._epoch) or 0 <= said.step <= case.step:
-            return
-        case.take(said, self._rules)
 
     def _read_shown(self) -> None:
         """What viewers do with the canary's lists and with live's, from its first on; and with those of a
@@ -157,11 +157,12 @@ class Promoter:
         if self._shown is None or self._shown.line != canary.line:
             live = f"{MAIN}/{self._epoch}"
             self._shown = CanaryShown(self._log, canary, live, self._labels, self._rules)
-            self.cases[canary.line].served = self._shown.rates
+            self.cases[canary.line].rates = self._shown.rates
         self._shown.read()
 
     def _read_guarded(self) -> None:
-        guards = [its for its in self.lifecycle.at_work if its.guards]
+        # One that takes live back has nothing more to learn.
+        guards = [its for its in self.lifecycle.at_work if its.guards and its.stage == SHADOW]
         if not guards:
             self._guard_shown = None
             return
@@ -170,7 +171,7 @@ class Promoter:
         if self._guard_shown is None or self._guard_shown.line != guard.line:
             live = self.lifecycle.of_guard(guard)
             self._guard_shown = GuardShown(self._log, guard, live, self._labels, self._rules)
-            case.served = self._guard_shown.rates
+            case.rates = self._guard_shown.rates
         self._guard_shown.read()
         case.not_finite = self._guard_shown.not_finite
 
@@ -180,12 +181,13 @@ class Promoter:
         """All that is known of a candidate now."""
         case = self.cases[standing.line]
         if standing.guards:
-            return case.guard_evidence(standing.stage)
+            since_ms = standing.since_ms or self._clock()  # a record may not say when
+            return case.guard_evidence(standing.stage, (self._clock() - since_ms) / _HOUR_MS)
         return Evidence(
             CANARY if standing.stage == TAKING_OVER else standing.stage,
             case.compared,
             tuple(case.failed(self._rules)),
-            case.served.result() if case.served is not None else None,
+            case.served,
             case.lately,
             self._retrieves,
         )

@@ -105,10 +105,9 @@ class ShadowLoop(Turns):
         self._items: Items | None = None
         self._written: set[tuple[str, int]] = set()
         self._publishing: set[str] = set()
+        self._over: set[str] = set()  # lines at an end, of which nothing is kept any more
         self._control.turn()
-        for its in self._lifecycle.standings.values():
-            if its.guards and not its.at_work:  # it may have ended while nobody looked
-                self._forget(its.line)
+        self._clean()
         self._told = {said.line: said.step for said in readable(self._log, SCORES, _Said)}
 
     def _turn(self) -> int:
@@ -128,9 +127,15 @@ class ShadowLoop(Turns):
         if len(self._lifecycle.lives) > lives:
             for shadow in self._shadows.values():
                 shadow.follow(self._lifecycle.lives)
-        for line in self._shadows.keys() - {s.line for s in self._lifecycle.at_work}:
-            self._end(line)
+        self._clean()
         return moved
+
+    def _clean(self) -> None:
+        """Ends what isn't at work any more: also what ended while nobody looked, or never began."""
+        over = {its.line for its in self._lifecycle.standings.values() if not its.at_work}
+        for line in sorted(over - self._over):
+            self._end(line)
+        self._over = over
 
     def _work(self, standing: Standing, newest: int) -> int:
         shadow = self._shadows.get(standing.line)
@@ -349,23 +354,21 @@ class ShadowLoop(Turns):
             self._log.hold(name, EXAMPLES, partition, max(start, begin))
 
     def _end(self, line: str) -> None:
-        """A candidate is at an end: what it kept goes, but what past answers are explained by:
-        a guard has answered nobody."""
-        del self._shadows[line]
+        """What it kept goes, but for what past answers are explained by: a guard has answered nobody."""
+        self._drop(line)
+        if self._lifecycle.standings[line].guards:
+            snapshots.remove(self._folder, line)
+
+    def _drop(self, line: str) -> None:
+        """It learns no more, so the log need keep nothing for it."""
+        self._shadows.pop(line, None)
         self._looks.pop(line, None)
         self._publishing.discard(line)
-        self._log.release(f"{PART}/{line}", EXAMPLES)
-        if self._lifecycle.standings[line].guards:
-            self._forget(line)
-
-    def _forget(self, line: str) -> None:
-        """Nothing of a guard that ended is asked for any more."""
-        snapshots.remove(self._folder, line)
         self._log.release(f"{PART}/{line}", EXAMPLES)
 
     def _refuse(self, line: str, reason: str) -> None:
         _LOG.error("candidate %s: %s", line, reason)
-        self._shadows.pop(line, None)
+        self._drop(line)
         self._told[line] = -1
         self.counts["refused"] += 1
         said = Scores(line=line, against=(MAIN, 0), step=-1, time_ms=self._clock(), refused=reason)
