@@ -15,8 +15,7 @@ import msgspec
 
 from experiments.guard import GuardEvidence, judge_guard
 from experiments.lifecycle import CANARY, SHADOW, TAKING_BACK, TAKING_OVER, Lifecycle, Standing
-from experiments.promotion import Evidence, Hold, Promote, Rollback, judge
-from experiments.promotion import Verdict as Judged
+from experiments.promotion import Evidence, Hold, Promote, Rollback, Verdict, judge
 from parameter_server import snapshots
 from recsys.config import Config
 from recsys.consumer import UNREADABLE
@@ -208,7 +207,7 @@ class Promoter:
             return self._take_back(standing)
         evidence = self.evidence(standing)
         if isinstance(evidence, GuardEvidence):
-            said: Judged = judge_guard(evidence, self._rules)
+            said: Verdict = judge_guard(evidence, self._rules)
         else:
             said = judge(evidence, self._rules)
         if standing.stage == TAKING_OVER and not isinstance(said, Rollback):
@@ -315,7 +314,7 @@ class Promoter:
                 f"{sorted(gone)})"
             )
 
-    def _told(self, standing: Standing, said: Judged) -> Decision:
+    def _told(self, standing: Standing, said: Verdict) -> Decision:
         promoted = isinstance(said, Promote)
         taking_over = promoted and said.to != CANARY  # type: ignore[union-attr]
         return Decision(
