@@ -12,7 +12,7 @@ from recsys.compat_config import CompatConfig
 from recsys.events import Engagement, Impression
 from recsys.records import CONTROL
 from tests.toy_replica import popular
-from tests.toy_service import KEY, NOW_MS, World, run
+from tests.toy_service import COMPAT, KEY, NOW_MS, World, run
 
 API = {"X-API-Key": KEY}
 ITEM: dict[str, Any] = {
@@ -77,7 +77,7 @@ def fits(value: Any, shape: Any) -> bool:
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+    return World(tmp_path, compat=COMPAT)
 
 
 def test_each_documented_request_is_answered_in_its_shape(world: World) -> None:
@@ -275,9 +275,7 @@ def test_a_page_of_another_site_can_write_nothing_back(world: World) -> None:
 
 
 def test_without_a_key_where_the_configuration_says_so(tmp_path: Path) -> None:
-    world = World(tmp_path)
-    world.config = replace(world.config, compat=CompatConfig(keyless=True))
-    world.restart()
+    world = World(tmp_path, compat=replace(COMPAT, keyless=True))
 
     async def scenario(w: World) -> None:
         assert (await w.client.post("/api/item", json=ITEM)).status_code == 200
@@ -285,17 +283,16 @@ def test_without_a_key_where_the_configuration_says_so(tmp_path: Path) -> None:
     run(world, scenario)
 
 
-def test_routes_that_arent_wanted_arent_there(tmp_path: Path) -> None:
-    world = World(tmp_path)
-    world.config = replace(world.config, compat=CompatConfig(gorse=False))
-    world.restart()
-
+@pytest.mark.parametrize("its", [{}, {"gorse": True}, {"metarank": True}])
+def test_only_the_routes_that_are_wanted_are_there(tmp_path: Path, its: dict[str, bool]) -> None:
     async def scenario(w: World) -> None:
-        assert (await w.client.get("/api/recommend/bob")).status_code == 404
+        listed = await w.client.get("/api/recommend/bob")
+        assert listed.status_code == (200 if "gorse" in its else 404)
         rank = {"id": "r", "items": [{"id": "v1"}]}
-        assert (await w.client.post("/rank/x", json=rank)).status_code == 200
+        ranked = await w.client.post("/rank/x", json=rank)
+        assert ranked.status_code == (200 if "metarank" in its else 404)
 
-    run(world, scenario)
+    run(World(tmp_path, compat=CompatConfig(**its)), scenario)
 
 
 def test_a_list_is_an_impression_and_what_is_written_back_belongs_to_it(world: World) -> None:

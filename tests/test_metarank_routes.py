@@ -12,7 +12,7 @@ from recsys.policy_config import PolicyConfig, Rule
 from serving.compat.metarank import request_id_of
 from tests.test_gorse_routes import fits
 from tests.toy_replica import popular
-from tests.toy_service import ADMIN, KEY, NOW_MS, World, run
+from tests.toy_service import ADMIN, COMPAT, KEY, NOW_MS, World, run
 from training.joining.joiner import Joiner
 
 API = {"X-API-Key": KEY}
@@ -56,7 +56,7 @@ EXAMPLES: list[tuple[str, Any, Any]] = [
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+    return World(tmp_path, compat=COMPAT)
 
 
 def test_each_documented_request_is_answered_in_its_shape(world: World) -> None:
@@ -105,11 +105,11 @@ def test_more_than_a_logged_list_is_ranked_and_the_first_are_logged(tmp_path: Pa
             1 / k for k in range(1, 131)
         }  # of equals one is drawn
 
-    run(World(tmp_path, items=130), scenario)
+    run(World(tmp_path, items=130, compat=COMPAT), scenario)
 
 
 def test_what_a_rule_takes_out_comes_behind_the_others(tmp_path: Path) -> None:
-    world, rule = World(tmp_path), Rule("author", "a3", "limit", 0.0)  # of v3, v10, v17, ...
+    world, rule = World(tmp_path, compat=COMPAT), Rule("author", "a3", "limit", 0.0)  # of v3, v10, v17, ...
     world.config = replace(world.config, policy=PolicyConfig(rules=(rule,)))
     world.restart()
 
