@@ -109,7 +109,10 @@ def test_more_than_a_logged_list_is_ranked_and_the_first_are_logged(tmp_path: Pa
 
 
 def test_what_a_rule_takes_out_comes_behind_the_others(tmp_path: Path) -> None:
-    world, rule = World(tmp_path, compat=COMPAT), Rule("author", "a3", "limit", 0.0)  # of v3, v10, v17, ...
+    world, rule = (
+        World(tmp_path, compat=COMPAT),
+        Rule("author", "a3", "limit", 0.0),
+    )  # of v3, v10, v17, ...
     world.config = replace(world.config, policy=PolicyConfig(rules=(rule,)))
     world.restart()
 

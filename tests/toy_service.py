@@ -34,7 +34,10 @@ class World:
         compat: CompatConfig | None = None,
     ) -> None:  # fmt: skip
         self.config = replace(
-            Config(), state=str(folder), serve=serve or ServeConfig(), compat=compat or CompatConfig()
+            Config(),
+            state=str(folder),
+            serve=serve or ServeConfig(),
+            compat=compat or CompatConfig(),
         )
         self.log: MemoryLog = MemoryLog()
         create_topics(self.log, self.config)

@@ -41,7 +41,8 @@ class Desk:
         self._items = asyncio.Lock()  # a change of an item reads what it has, and writes it whole
 
     def let_in(self, request: Request) -> None:
-        """Raises 401 or 403 for who may not write items and users."""
+        """Raises 401 or 403 for who may not write items and users, and as ``refuse_strangers``."""
+        refuse_strangers(request)
         if self.config.compat.keyless:
             return
         given = next((request.headers[name] for name in KEYS if name in request.headers), None)
@@ -97,11 +98,12 @@ class Desk:
 
 
 def refuse_strangers(request: Request) -> None:
-    """Raises 403 where a browser says that a page of another origin asks: it may do so unasked."""
+    """Raises 403 where a browser says that a page of another origin asks: it may do so unasked. An image of
+    another port's page comes without an Origin, and is of the same site: only our own origin is none other's."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "")
     strange = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
-    if strange or site == "cross-site":
-        whose = f"of {origin}" if origin else "of another site"
+    if strange or site not in ("", "same-origin", "none"):
+        whose = f"of {origin}" if origin else "of another origin"
         raise HTTPException(403, f"a page {whose} asks, expected a client or a page of ours")
 
 

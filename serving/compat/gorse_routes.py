@@ -209,10 +209,9 @@ def _add_recommend(router: APIRouter, desk: Desk) -> None:
         x_api_version: Annotated[str, Header()] = "1",
     ) -> Response:
         """Items for a user; with the header X-API-Version: 2, with their scores."""
+        refuse_strangers(request)  # the list is an impression, whoever asks
         delay_s = seconds_of(write_back_delay, "write-back-delay")
         kind = _kind(write_back_type, config)
-        if kind:
-            refuse_strangers(request)
         if kind and delay_s and desk.write_backs.full():
             raise Unavailable("too many write-backs wait: ask without write-back-delay, or later")
         session = await service.session_of(user_id) if category else None
