@@ -215,6 +215,10 @@ REFUSED: list[tuple[str, str, Any, int]] = [
     ("GET", "/api/recommend/bob?write-back-type=read&write-back-delay=soon", None, 400),
     ("GET", "/api/recommend/bob?write-back-type=read&write-back-delay=25h", None, 400),
     ("POST", "/api/session/recommend", [FEEDBACK | {"Timestamp": "insect"}], 400),
+    ("POST", "/api/feedback", [FEEDBACK] * 501, 400),
+    ("POST", "/api/session/recommend", [FEEDBACK] * 501, 400),
+    ("POST", "/api/items", [ITEM] * 1001, 400),
+    ("POST", "/api/users", [USER] * 1001, 400),
     ("GET", "/api/user/cat", None, 501),
     ("GET", "/api/users", None, 501),
     ("GET", "/api/items?q=cats", None, 501),
@@ -241,6 +245,15 @@ def test_what_cant_be_done_is_said_clearly_and_counted(world: World) -> None:
         assert w.events() == [] and w.log.end("items", 0) == 60
         text = (await w.client.get("/metrics")).text
         assert 'recsys_requests_total{route="/api/users",status="501"} 1.0' in text
+
+    run(world, scenario)
+
+
+def test_as_many_as_may_be_are_taken(world: World) -> None:
+    async def scenario(w: World) -> None:
+        many = [FEEDBACK | {"UserId": f"u{n}"} for n in range(500)]
+        sent = await w.client.post("/api/feedback", json=many)
+        assert sent.json() == {"RowAffected": 500} and len(w.events()) == 500
 
     run(world, scenario)
 

@@ -206,6 +206,17 @@ REFUSED: list[tuple[str, Any, dict[str, str], int, str]] = [
     ("/feedback", [CLICK, USER], {"X-API-Key": "x"}, 403, ""),
     ("/feedback", CLICK, {"origin": "http://elsewhere.test"}, 403, ""),
     ("/rank/x", RANKING | {"id": 7}, API, 400, "id"),
+    ("/feedback", [CLICK] * 501, API, 400, "body"),
+    ("/feedback", [RANKING | {"id": f"r{n}"} for n in range(42)], API, 400, "body"),  # of 12 items
+    ("/feedback", RANKING | {"items": [{"id": f"v{n}"} for n in range(501)]}, API, 400, "body"),
+    ("/rank/x", RANKING | {"fields": [{"name": "a", "value": 2**64}]}, API, 400, "fields.a"),
+    (
+        "/rank/x",
+        RANKING | {"fields": [{"name": f"f{n}", "value": 1} for n in range(51)]},
+        API,
+        400,
+        "fields",
+    ),
     ("/rank/x", {"id": "r"}, API, 400, "items"),
     ("/rank/x", {"id": "r", "items": [{"id": "v1"}] * 1001}, API, 400, "items"),
     ("/recommend/x", {"count": 0}, API, 400, "count"),

@@ -98,8 +98,8 @@ class Desk:
 
 
 def refuse_strangers(request: Request) -> None:
-    """Raises 403 where a browser says that a page of another origin asks: it may do so unasked. An image of
-    another port's page comes without an Origin, and is of the same site: only our own origin is none other's."""
+    """Raises 403 where a browser says that a page of another origin asks: it may do so unasked. An image on
+    a page of another port comes without an Origin, and from the same site: that isn't ours yet."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "")
     strange = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
     if strange or site not in ("", "same-origin", "none"):

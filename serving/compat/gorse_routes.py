@@ -15,13 +15,14 @@ from serving import request as asked
 from serving.compat import gorse, lists
 from serving.compat.desk import Desk, instead, json, refuse_strangers
 from serving.compat.times import seconds_of
-from serving.compat.values import list_of
+from serving.compat.values import MOST_EVENTS, list_of
 from serving.intake import Unavailable
 from serving.session_store import StoreUnavailable
 from serving.strict_json import StrictRoute
 
 LOST: Final = "lost"  # of a write-back: the log was away when its time came
 MOST: Final = 100  # of a list, with what is passed over
+MOST_WRITTEN: Final = 1000  # items or users of one body, as of POST /v1/items
 Name = Annotated[str, Path(min_length=1, max_length=256)]
 N = Annotated[int, Query(ge=1, le=MOST)]
 Offset = Annotated[int, Query(ge=0, lt=MOST)]
@@ -85,7 +86,7 @@ def _add_items(router: APIRouter, desk: Desk) -> None:
     @router.post("/api/items", dependencies=writer)
     async def insert_items(request: Request) -> Response:
         """Publishes items: all of them, or none where one can't be read."""
-        raws = list_of(await desk.body(request), "")
+        raws = list_of(await desk.body(request), "", MOST_WRITTEN)
         items = [gorse.item_in(raw, f"[{n}]", config, now_ms()) for n, raw in enumerate(raws)]
         await desk.put_items(lambda _: items)
         return _rows(len(items))
@@ -162,7 +163,7 @@ def _add_users(router: APIRouter, desk: Desk) -> None:
     @router.post("/api/users", dependencies=writer)
     async def insert_users(request: Request) -> Response:
         """Sets profiles: all of them, or none where one can't be read."""
-        raws = list_of(await desk.body(request), "")
+        raws = list_of(await desk.body(request), "", MOST_WRITTEN)
         users = [gorse.user_in(raw, f"[{n}]") for n, raw in enumerate(raws)]
         await desk.put_users(users)
         return _rows(len(users))
@@ -185,7 +186,7 @@ def _add_feedback(router: APIRouter, desk: Desk) -> None:
     @router.put("/api/feedback")
     async def feedback(request: Request) -> Response:
         """What users did: all of it, or none where one can't be read. The same again counts once."""
-        raws, now_ms = list_of(await desk.body(request), ""), desk.service.now_ms()
+        raws, now_ms = list_of(await desk.body(request), "", MOST_EVENTS), desk.service.now_ms()
         events = [
             gorse.feedback_in(raw, f"[{n}]", desk.config, now_ms) for n, raw in enumerate(raws)
         ]
@@ -238,7 +239,7 @@ def _add_session(router: APIRouter, desk: Desk) -> None:
         request: Request, category: str = "", n: N = 10, offset: Offset = 0
     ) -> Response:
         """Items for somebody of whom nothing but this feedback is known. Nothing of it is logged."""
-        raws, now_ms = list_of(await desk.body(request), ""), service.now_ms()
+        raws, now_ms = list_of(await desk.body(request), "", MOST_EVENTS), service.now_ms()
         session = Session(f"session {uuid.uuid4().hex}", service.features, config.sessions.seen)
         done = [gorse.feedback_in(raw, f"[{i}]", config, now_ms) for i, raw in enumerate(raws)]
         catalogue = service.replica.catalogue

@@ -21,9 +21,12 @@ from typing import Any, Final
 from recsys.config import Config
 from recsys.events import Rejected
 from recsys.hashing import Id, digest_of
+from recsys.rejection import check_values
 from serving.compat.times import time_ms_of
 from serving.compat.values import (
+    MOST_EVENTS,
     Raw,
+    at_most,
     id_of,
     kind_of,
     list_of,
@@ -34,6 +37,7 @@ from serving.compat.values import (
 
 EVENTS: Final = ("item", "user", "ranking", "interaction")
 MAX_ITEMS: Final = 1000  # of a ranking
+MAX_FIELDS: Final = 50  # of a ranking
 _WATCH: Final = "watch_ms"  # a field of an interaction that we know
 
 
@@ -45,6 +49,11 @@ class Batch:
     items: list[dict[str, Any]] = field(default_factory=list)
     users: list[dict[str, Any]] = field(default_factory=list)
     engagements: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def records(self) -> int:
+        """How many will stand on the log."""
+        return len(self.items) + len(self.users) + len(self.engagements)
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,10 @@ class Ranking:
 
 
 def batch_in(body: Any, config: Config, now_ms: int) -> Batch:
-    """One event, or a list of them."""
+    """One event, or a list of them: of ``MOST_EVENTS`` at most, where each item displayed counts as one."""
     batch = Batch()
     several = isinstance(body, list)
-    for index, value in enumerate(body if several else [body]):
+    for index, value in enumerate(list_of(body, "", MOST_EVENTS) if several else [body]):
         where = f"[{index}]" if several else ""
         raw = object_of(value, where)
         kind = raw.get("event")
@@ -84,6 +93,7 @@ def batch_in(body: Any, config: Config, now_ms: int) -> Batch:
             batch.engagements += _shown(raw, where, time_ms)
         else:
             batch.engagements.append(_done(raw, where, time_ms, config))
+        at_most(batch.records, MOST_EVENTS, "body")
     return batch
 
 
@@ -94,7 +104,7 @@ def ranking_in(body: Any, now_ms: int) -> Ranking:
         _time_of(raw, "", now_ms)
     name = id_of(raw, "id", "")
     user_id = _user_of(raw, name, "")
-    return Ranking(request_id_of(user_id, name), user_id, _items_of(raw, ""), fields_in(raw, ""))
+    return Ranking(request_id_of(user_id, name), user_id, _items_of(raw, ""), _context_of(raw))
 
 
 def request_id_of(user_id: Id, ranking: str) -> str:
@@ -168,6 +178,14 @@ def _items_of(raw: Raw, where: str) -> tuple[str, ...]:
         id_of(object_of(one, f"{place}[{n}]"), "id", f"{place}[{n}]") for n, one in enumerate(items)
     )
     return tuple(dict.fromkeys(ids))
+
+
+def _context_of(raw: Raw) -> dict[str, Any]:
+    """It will stand in the impression, so it must be what the log can hold."""
+    found = fields_in(raw, "")
+    at_most(len(found), MAX_FIELDS, "fields")
+    check_values({"fields": found})
+    return found
 
 
 def _time_of(raw: Raw, where: str, now_ms: int) -> int:

@@ -4,13 +4,14 @@ All raise Rejected with the value's path, as ``[2].ItemId``.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from recsys.config import Config
 from recsys.events import MAX_ID_LENGTH, Rejected
-from recsys.rejection import MISSING
+from recsys.rejection import MISSING, Words
 
 Raw = Mapping[str, Any]
+MOST_EVENTS: Final = 500  # of one body, as of POST /v1/events: what is more would hold up the lists
 
 
 def path(where: str, name: str) -> str:
@@ -23,10 +24,18 @@ def object_of(value: Any, where: str) -> Raw:
     return value
 
 
-def list_of(value: Any, where: str) -> list[Any]:
+def list_of(value: Any, where: str, most: int | None = None) -> list[Any]:
     if not isinstance(value, list):
         raise Rejected(where or "body", value, "a list")
+    if most is not None:
+        at_most(len(value), most, where or "body")
     return value
+
+
+def at_most(count: int, most: int, where: str) -> None:
+    """Raises Rejected for more than may be sent at once."""
+    if count > most:
+        raise Rejected(where, Words(count), f"at most {most} at a time: send them in parts")
 
 
 def id_of(raw: Raw, name: str, where: str) -> str:
