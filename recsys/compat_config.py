@@ -34,7 +34,8 @@ class CompatConfig:
     # are features of the feed's own items.
     labels: str = "tags"
     categories: str = "topic"
-    # Whether items and users may be written by these routes without the admin key: Metarank knows no key.
+    # Whether Metarank's /feedback takes items and users without the admin key: its clients know none. What
+    # takes away always needs it.
     keyless: bool = False
 
     def __post_init__(self) -> None:

@@ -11,10 +11,11 @@ from recsys.events import Engagement, Item, Rejected, User, parse
 from serving.compat import gorse
 
 CONFIG, NOW_MS = Config(), 1_790_000_000_000
-ids = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
-words = st.lists(ids, max_size=4)
-values = ids | st.booleans() | st.integers(-(2**53), 2**53) | words.filter(bool)
-names = ids.filter(lambda name: name not in ("topic", "comment", "timestamp"))
+texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
+ids = texts.filter(lambda name: "/" not in name and name not in (".", ".."))
+words = st.lists(texts, max_size=4)
+values = texts | st.booleans() | st.integers(-(2**53), 2**53) | words.filter(bool)
+names = texts.filter(lambda name: name not in ("topic", "comment", "timestamp"))
 objects = st.dictionaries(names, values, min_size=1, max_size=4).filter(
     lambda its: set(its) != {"tags"}  # that alone is a list, said otherwise
 )
@@ -103,3 +104,16 @@ def test_labels_that_would_hide_a_field_are_refused(labels: Any) -> None:
 
 def test_unknown_fields_are_passed_over() -> None:
     assert gorse.item_in({"ItemId": "v", "Colour": "red"}, "", CONFIG, NOW_MS)["fields"] == {}
+
+
+@pytest.mark.parametrize("name", ["a/b", "/", ".", ".."])
+def test_an_id_that_no_path_can_name_is_refused(name: str) -> None:
+    feedback = {"UserId": "u", "ItemId": name, "FeedbackType": "star"}
+    for read in (
+        lambda: gorse.item_in({"ItemId": name}, "[3]", CONFIG, NOW_MS),
+        lambda: gorse.user_in({"UserId": name}, "[3]"),
+        lambda: gorse.feedback_in(feedback, "[3]", CONFIG, NOW_MS),
+    ):
+        with pytest.raises(Rejected, match="without a slash") as error:
+            read()
+        assert error.value.field in ("[3].ItemId", "[3].UserId")

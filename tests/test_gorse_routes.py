@@ -215,6 +215,10 @@ REFUSED: list[tuple[str, str, Any, int]] = [
     ("GET", "/api/recommend/bob?write-back-type=read&write-back-delay=soon", None, 400),
     ("GET", "/api/recommend/bob?write-back-type=read&write-back-delay=25h", None, 400),
     ("POST", "/api/session/recommend", [FEEDBACK | {"Timestamp": "insect"}], 400),
+    ("POST", "/api/user", USER | {"UserId": "a/b"}, 400),
+    ("POST", "/api/item", ITEM | {"ItemId": "a/b"}, 400),
+    ("GET", "/api/recommend/a%2Fb", None, 400),
+    ("GET", "/api/item/v1%2fneighbors", None, 400),
     ("POST", "/api/feedback", [FEEDBACK] * 501, 400),
     ("POST", "/api/session/recommend", [FEEDBACK] * 501, 400),
     ("POST", "/api/items", [ITEM] * 1001, 400),
@@ -258,7 +262,8 @@ def test_as_many_as_may_be_are_taken(world: World) -> None:
     run(world, scenario)
 
 
-def test_only_with_the_key_are_items_and_users_written(world: World) -> None:
+@pytest.mark.parametrize("keyless", [False, True])
+def test_only_with_the_key_are_items_and_users_written(tmp_path: Path, keyless: bool) -> None:
     async def scenario(w: World) -> None:
         for method, path, body, shape in EXAMPLES:
             writes = shape == ROWS and "feedback" not in path
@@ -269,7 +274,7 @@ def test_only_with_the_key_are_items_and_users_written(world: World) -> None:
             ), path
         assert w.log.end("items", 0) == 60 and w.log.end(CONTROL, 0) == 0
 
-    run(world, scenario)
+    run(World(tmp_path, compat=replace(COMPAT, keyless=keyless)), scenario)
 
 
 STRANGE = [  # what a browser says for a page of elsewhere, of another port, and an image of either
@@ -291,7 +296,7 @@ def test_a_page_of_another_origin_changes_nothing(tmp_path: Path, strange: dict[
         await w.written()
         assert w.events() == [] and w.log.end("items", 0) == 60
 
-    run(World(tmp_path, compat=replace(COMPAT, keyless=True)), scenario)
+    run(World(tmp_path, compat=COMPAT), scenario)
 
 
 def test_a_page_of_ours_and_a_typed_address_are_let_in(world: World) -> None:
@@ -300,15 +305,6 @@ def test_a_page_of_ours_and_a_typed_address_are_let_in(world: World) -> None:
         sent = await w.client.post("/api/feedback", json=[FEEDBACK], headers=ours)
         typed = await w.client.get("/api/recommend/bob", headers={"sec-fetch-site": "none"})
         assert (sent.status_code, typed.status_code) == (200, 200)
-
-    run(world, scenario)
-
-
-def test_without_a_key_where_the_configuration_says_so(tmp_path: Path) -> None:
-    world = World(tmp_path, compat=replace(COMPAT, keyless=True))
-
-    async def scenario(w: World) -> None:
-        assert (await w.client.post("/api/item", json=ITEM)).status_code == 200
 
     run(world, scenario)
 
@@ -342,6 +338,17 @@ def test_a_list_is_an_impression_and_what_is_written_back_belongs_to_it(world: W
         headers = {"X-API-Version": "2"}
         scored = (await w.client.get("/api/recommend/bob?n=4", headers=headers)).json()
         assert fits(scored, SCORES) and len(scored) == 4
+
+    run(world, scenario)
+
+
+def test_the_longest_ids_are_written_back(world: World) -> None:
+    async def scenario(w: World) -> None:
+        longest = ITEM | {"ItemId": "x" * 256}
+        await w.client.post("/api/item", json=longest, headers=API)
+        path = f"/api/recommend/{'u' * 256}/films?write-back-type=read"
+        assert (await w.client.get(path)).json() == [longest["ItemId"]]
+        assert [e.item_id for e in w.events() if isinstance(e, Engagement)] == [longest["ItemId"]]
 
     run(world, scenario)
 

@@ -165,6 +165,15 @@ def test_an_interaction_outside_of_a_ranking_is_attributed(world: World) -> None
     run(world, scenario)
 
 
+def test_the_longest_ids_are_displayed(world: World) -> None:
+    async def scenario(w: World) -> None:
+        longest = RANKING | {"id": "r" * 256, "items": [{"id": "x" * 256}, {"id": "y" * 256}]}
+        sent = await w.client.post("/feedback", json=longest)
+        assert sent.json()["accepted"] == 1 and len({e.event_id for e in w.events()}) == 2
+
+    run(world, scenario)
+
+
 def test_who_is_nobody_has_a_session_of_their_own(world: World) -> None:
     async def scenario(w: World) -> None:
         for name in ("a", "b"):
@@ -188,6 +197,15 @@ def test_an_item_event_says_some_fields_and_leaves_the_others(world: World) -> N
         assert (its["price"], its["topic"], its["author"]) == (2, "music", "a1")
 
     run(world, scenario)
+
+
+def test_items_and_users_come_without_a_key_where_the_configuration_says_so(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        assert (await w.client.post("/feedback", json=[ITEM, USER])).status_code == 200
+        strange = {"sec-fetch-site": "same-site"}
+        assert (await w.client.post("/feedback", json=ITEM, headers=strange)).status_code == 403
+
+    run(World(tmp_path, compat=replace(COMPAT, keyless=True)), scenario)
 
 
 REFUSED: list[tuple[str, Any, dict[str, str], int, str]] = [

@@ -43,8 +43,6 @@ class Desk:
     def let_in(self, request: Request) -> None:
         """Raises 401 or 403 for who may not write items and users, and as ``refuse_strangers``."""
         refuse_strangers(request)
-        if self.config.compat.keyless:
-            return
         given = next((request.headers[name] for name in KEYS if name in request.headers), None)
         if given is None:
             raise HTTPException(401, "the header X-API-Key is missing: see state/run/admin.key")

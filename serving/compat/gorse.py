@@ -23,7 +23,7 @@ from recsys.schema import values_of
 from serving.compat.times import time_ms_of
 from serving.compat.values import (
     Raw,
-    id_of,
+    id_of_path,
     kind_of,
     object_of,
     path,
@@ -42,7 +42,7 @@ _USER_LABELS: Final = "labels"
 def item_in(value: Any, where: str, config: Config, now_ms: int) -> dict[str, Any]:
     """An item to be published, as Intake takes it."""
     raw = object_of(value, where)
-    return {"item_id": id_of(raw, "ItemId", where)} | _item(raw, {}, where, config, now_ms)
+    return {"item_id": id_of_path(raw, "ItemId", where)} | _item(raw, {}, where, config, now_ms)
 
 
 def item_patched(
@@ -85,7 +85,7 @@ def item_out(item_id: Id, fields: Mapping[str, Any], config: Config) -> dict[str
 def user_in(value: Any, where: str) -> dict[str, Any]:
     """A user's profile, as Intake takes it."""
     raw = object_of(value, where)
-    return {"user_id": id_of(raw, "UserId", where), "fields": _profile(raw, where)}
+    return {"user_id": id_of_path(raw, "UserId", where), "fields": _profile(raw, where)}
 
 
 def user_patched(value: Any, user_id: Id) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def user_patched(value: Any, user_id: Id) -> dict[str, Any]:
 def feedback_in(value: Any, where: str, config: Config, now_ms: int) -> dict[str, Any]:
     """An engagement, as Ingest takes it: without a request. The same at the same time is a repeat."""
     raw = object_of(value, where)
-    user_id, item_id = id_of(raw, "UserId", where), id_of(raw, "ItemId", where)
+    user_id, item_id = id_of_path(raw, "UserId", where), id_of_path(raw, "ItemId", where)
     kind = kind_of(raw, "FeedbackType", where, config)
     found: dict[str, Any] = {
         "type": "engagement", "request_id": "", "user_id": user_id, "item_id": item_id,
@@ -121,7 +121,8 @@ def written_back(
     return [
         {
             "type": "engagement", "request_id": request_id, "user_id": user_id, "item_id": item_id,
-            "kind": kind, "time_ms": now_ms, "event_id": f"{request_id}.{item_id}.{kind}",
+            "kind": kind, "time_ms": now_ms,
+            "event_id": digest_of(f"{request_id}\x1f{item_id}\x1f{kind}"),
         }
         for item_id in item_ids
     ]  # fmt: skip

@@ -50,7 +50,9 @@ _ABSENT: Final = (
 
 def routes_of(desk: Desk) -> APIRouter:
     """All of them, for the app of one replica."""
-    router = APIRouter(route_class=StrictRoute, tags=["Gorse"])
+    router = APIRouter(
+        route_class=StrictRoute, tags=["Gorse"], dependencies=[Depends(_refuse_slashes)]
+    )
     _add_items(router, desk)
     _add_changes(router, desk)
     _add_users(router, desk)
@@ -63,6 +65,13 @@ def routes_of(desk: Desk) -> APIRouter:
         answer = partial(_absent, what, to_do)
         router.add_api_route(path, answer, methods=[method], status_code=501, summary=what)
     return router
+
+
+def _refuse_slashes(request: Request) -> None:
+    """Who asks for user ``a/b`` must not be answered as user ``a`` who asks for category ``b``."""
+    told = request.scope.get("raw_path") or b""
+    if b"%2f" in told.lower():
+        raise Rejected("path", told.decode("latin-1"), "names without a slash, which is %2F")
 
 
 def _absent(what: str, to_do: str) -> Response:

@@ -135,9 +135,13 @@ def _shown(raw: Raw, where: str, time_ms: int) -> list[dict[str, Any]]:
     user_id = _user_of(raw, name, where)
     request_id = request_id_of(user_id, name)
     return [
-        _engagement(request_id, user_id, item_id, "view", time_ms, f"{request_id}.{item_id}.shown")
+        _engagement(request_id, user_id, item_id, "view", time_ms, _shown_id(request_id, item_id))
         for item_id in _items_of(raw, where)
     ]
+
+
+def _shown_id(request_id: str, item_id: str) -> str:
+    return digest_of(f"{request_id}\x1f{item_id}\x1fshown")
 
 
 def _done(raw: Raw, where: str, time_ms: int, config: Config) -> dict[str, Any]:

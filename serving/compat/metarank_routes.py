@@ -57,7 +57,7 @@ def _add_feedback(router: APIRouter, desk: Desk) -> None:
         """One event or a list: all of it, or none where one can't be read. Items and users need the key."""
         began_s, now_ms = time.perf_counter(), desk.service.now_ms()
         batch = metarank.batch_in(await desk.body(request), desk.config, now_ms)
-        if batch.items or batch.users:
+        if (batch.items or batch.users) and not desk.config.compat.keyless:
             desk.let_in(request)
         if batch.items:
             await desk.put_items(lambda fields_of: laid_over(batch.items, fields_of))

@@ -46,6 +46,14 @@ def id_of(raw: Raw, name: str, where: str) -> str:
     return found
 
 
+def id_of_path(raw: Raw, name: str, where: str) -> str:
+    """As ``id_of``, of what is named in a path: one that no path can name could never be taken away."""
+    found = id_of(raw, name, where)
+    if "/" in found or found in (".", ".."):
+        raise Rejected(path(where, name), found, "an id without a slash: it is part of a path")
+    return found
+
+
 def optional_id(raw: Raw, name: str, where: str) -> str | None:
     """A text of 1 to 256 characters; None where there is none, or an empty one."""
     value = raw.get(name)
