@@ -89,9 +89,9 @@ def test_feedback_loses_nothing_that_both_know(user: str, item: str, kind: str, 
 
 def test_a_profile_has_the_labels_by_name_where_they_have_names() -> None:
     raw = {"UserId": "u", "Labels": {"country": "NZ"}, "Subscribe": ["fish"], "Comment": ""}
-    its = record(gorse.user_in(raw, ""), "user")
+    its = record(gorse.user_in(raw, "", NOW_MS), "user")
     assert isinstance(its, User) and its.fields == {"country": "NZ", "subscribe": ["fish"]}
-    listed = record(gorse.user_in({"UserId": "u", "Labels": ["a"]}, ""), "user")
+    listed = record(gorse.user_in({"UserId": "u", "Labels": ["a"]}, "", NOW_MS), "user")
     assert listed.fields == {"labels": ["a"]}
 
 
@@ -111,7 +111,7 @@ def test_an_id_that_no_path_can_name_is_refused(name: str) -> None:
     feedback = {"UserId": "u", "ItemId": name, "FeedbackType": "star"}
     for read in (
         lambda: gorse.item_in({"ItemId": name}, "[3]", CONFIG, NOW_MS),
-        lambda: gorse.user_in({"UserId": name}, "[3]"),
+        lambda: gorse.user_in({"UserId": name}, "[3]", NOW_MS),
         lambda: gorse.feedback_in(feedback, "[3]", CONFIG, NOW_MS),
     ):
         with pytest.raises(Rejected, match="without a slash") as error:

@@ -194,7 +194,7 @@ def test_bad_feedback_is_refused_whole_and_says_where(
         [detail] = answer.json()["details"]
         assert detail["field"] == field and detail["value"] and detail["expected"]
         assert w.events() == []
-        assert 'recsys_events_total{status="rejected"} 1.0' in (await w.client.get("/metrics")).text
+        assert 'recsys_events_total{status="rejected"} 2.0' in (await w.client.get("/metrics")).text
 
     run(world, scenario)
 
@@ -206,6 +206,9 @@ REFUSED: list[tuple[str, str, Any, int]] = [
     ("POST", "/api/item", ITEM | {"Timestamp": "2020-13-01"}, 400),
     ("POST", "/api/items", ITEM, 400),
     ("POST", "/api/items", [ITEM, {}], 400),
+    ("POST", "/api/items", [ITEM, ITEM | {"Labels": {"budget": 2**64}}], 400),
+    ("POST", "/api/items", [ITEM, ITEM | {"Comment": "x" * 70_000}], 400),
+    ("POST", "/api/users", [USER, USER | {"Labels": {"age": 2**64}}], 400),
     ("PATCH", "/api/user/cat", {"Comment": "cow"}, 400),
     ("GET", "/api/item/nowhere", None, 404),
     ("GET", "/api/item/nowhere/neighbors", None, 404),
@@ -249,6 +252,8 @@ def test_what_cant_be_done_is_said_clearly_and_counted(world: World) -> None:
         assert w.events() == [] and w.log.end("items", 0) == 60
         text = (await w.client.get("/metrics")).text
         assert 'recsys_requests_total{route="/api/users",status="501"} 1.0' in text
+        events = next(body for _, path, body, _ in REFUSED if path == "/api/feedback")
+        assert f'recsys_events_total{{status="rejected"}} {len(events)}.0' in text, "of all, those"
 
     run(world, scenario)
 

@@ -261,6 +261,36 @@ def test_what_cant_be_done_is_said_clearly_and_nothing_of_it_is_done(world: Worl
     run(world, scenario)
 
 
+HUGE = {"fields": [{"name": "text", "value": "x" * 70_000}]}
+HALF = {"fields": [{"name": "text", "value": "x" * 40_000}]}
+FALSE_WATCH = {"fields": [{"name": "watch_ms", "value": -1}]}
+
+
+@pytest.mark.parametrize(
+    ("fault", "field"),
+    [
+        (CLICK | FALSE_WATCH, "[3].watch_ms"),
+        (USER | HUGE, "[3].event"),
+        (ITEM | HUGE, "[3].event"),
+        (ITEM | {"item": "v1"} | HALF, "[3].event"),  # with what it has: too much
+    ],
+)
+def test_a_body_is_taken_whole_or_not_at_all(
+    world: World, fault: dict[str, Any], field: str
+) -> None:
+    async def scenario(w: World) -> None:
+        more = {"fields": [{"name": "more", "value": "x" * 40_000}]}
+        had = await w.client.post("/feedback", json=ITEM | {"item": "v1"} | more, headers=API)
+        assert had.status_code == 200
+        sent = await w.client.post("/feedback", json=[ITEM, USER, RANKING, fault], headers=API)
+        assert sent.status_code == 400 and sent.json()["details"][0]["field"] == field, sent.text
+        assert w.events() == [] and w.log.end("items", 0) == 61
+        text = (await w.client.get("/metrics")).text
+        assert 'recsys_events_total{status="rejected"} 4.0' in text
+
+    run(world, scenario)
+
+
 def test_nothing_known_and_nothing_given_is_an_empty_list(world: World) -> None:
     async def scenario(w: World) -> None:
         unknown = {"id": "r", "user": "u", "items": [{"id": "nowhere"}]}

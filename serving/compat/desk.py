@@ -3,7 +3,8 @@
 import asyncio
 import hmac
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -55,6 +56,15 @@ class Desk:
         ``refuse_strangers``; 400, 408 and 413 as all routes."""
         refuse_strangers(request)
         return await request.json()
+
+    @contextmanager
+    def reading(self, events: int) -> Iterator[None]:
+        """Counts the events of a body, of which nothing is taken where one can't be."""
+        try:
+            yield
+        except Rejected:
+            self.tally.took(REJECTED, events)
+            raise
 
     async def engage(self, raw_events: Sequence[Mapping[str, Any]]) -> int:
         """Takes engagements; how many were new. Raises Rejected for the first that can't be taken: the others

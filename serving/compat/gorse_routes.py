@@ -15,7 +15,7 @@ from serving import request as asked
 from serving.compat import gorse, lists
 from serving.compat.desk import Desk, instead, json, refuse_strangers
 from serving.compat.times import seconds_of
-from serving.compat.values import MOST_EVENTS, list_of
+from serving.compat.values import MOST_EVENTS, at_most, list_of
 from serving.intake import Unavailable
 from serving.session_store import StoreUnavailable
 from serving.strict_json import StrictRoute
@@ -161,26 +161,26 @@ def _add_changes(router: APIRouter, desk: Desk) -> None:
 
 
 def _add_users(router: APIRouter, desk: Desk) -> None:
-    writer = [Depends(desk.let_in)]
+    writer, now_ms = [Depends(desk.let_in)], desk.service.now_ms
 
     @router.post("/api/user", dependencies=writer)
     async def insert_user(request: Request) -> Response:
         """Sets a user's profile."""
-        await desk.put_users([gorse.user_in(await desk.body(request), "")])
+        await desk.put_users([gorse.user_in(await desk.body(request), "", now_ms())])
         return _rows(1)
 
     @router.post("/api/users", dependencies=writer)
     async def insert_users(request: Request) -> Response:
         """Sets profiles: all of them, or none where one can't be read."""
         raws = list_of(await desk.body(request), "", MOST_WRITTEN)
-        users = [gorse.user_in(raw, f"[{n}]") for n, raw in enumerate(raws)]
+        users = [gorse.user_in(raw, f"[{n}]", now_ms()) for n, raw in enumerate(raws)]
         await desk.put_users(users)
         return _rows(len(users))
 
     @router.patch("/api/user/{user_id}", dependencies=writer)
     async def modify_user(user_id: Name, request: Request) -> Response:
         """Sets a profile; a patch without Labels is refused."""
-        await desk.put_users([gorse.user_patched(await desk.body(request), user_id)])
+        await desk.put_users([gorse.user_patched(await desk.body(request), user_id, now_ms())])
         return _rows(1)
 
     @router.delete("/api/user/{user_id}", dependencies=writer)
@@ -195,10 +195,12 @@ def _add_feedback(router: APIRouter, desk: Desk) -> None:
     @router.put("/api/feedback")
     async def feedback(request: Request) -> Response:
         """What users did: all of it, or none where one can't be read. The same again counts once."""
-        raws, now_ms = list_of(await desk.body(request), "", MOST_EVENTS), desk.service.now_ms()
-        events = [
-            gorse.feedback_in(raw, f"[{n}]", desk.config, now_ms) for n, raw in enumerate(raws)
-        ]
+        raws, now_ms = list_of(await desk.body(request), ""), desk.service.now_ms()
+        with desk.reading(len(raws)):
+            at_most(len(raws), MOST_EVENTS, "body")
+            events = [
+                gorse.feedback_in(raw, f"[{n}]", desk.config, now_ms) for n, raw in enumerate(raws)
+            ]
         return _rows(await desk.engage(events))
 
 

@@ -27,6 +27,7 @@ from serving.compat.values import (
     MOST_EVENTS,
     Raw,
     at_most,
+    checked,
     id_of,
     kind_of,
     list_of,
@@ -43,10 +44,12 @@ _WATCH: Final = "watch_ms"  # a field of an interaction that we know
 
 @dataclass
 class Batch:
-    """The events of one body, as Intake takes them; ``events`` is how many there were."""
+    """The events of one body, as Intake takes them; ``events`` is how many there were, ``places`` where each
+    of ``items`` stands in the body."""
 
     events: int = 0
     items: list[dict[str, Any]] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
     users: list[dict[str, Any]] = field(default_factory=list)
     engagements: list[dict[str, Any]] = field(default_factory=list)
 
@@ -80,19 +83,20 @@ def batch_in(body: Any, config: Config, now_ms: int) -> Batch:
         time_ms = _time_of(raw, where, now_ms)
         batch.events += 1
         if kind == "item":
-            batch.items.append(
-                {"item_id": id_of(raw, "item", where), "fields": fields_in(raw, where)}
-                | {"time_ms": time_ms}
-            )
+            item = {"type": "item", "item_id": id_of(raw, "item", where), "time_ms": time_ms,
+                    "fields": fields_in(raw, where)}  # fmt: skip
+            batch.items.append(checked(item, where, now_ms))
+            batch.places.append(where)
         elif kind == "user":
-            batch.users.append(
-                {"user_id": id_of(raw, "user", where), "fields": fields_in(raw, where)}
-                | {"time_ms": time_ms}
-            )
+            user = {"type": "user", "user_id": id_of(raw, "user", where), "time_ms": time_ms,
+                    "fields": fields_in(raw, where)}  # fmt: skip
+            batch.users.append(checked(user, where, now_ms))
         elif kind == "ranking":
-            batch.engagements += _shown(raw, where, time_ms)
+            shown = _shown(raw, where, time_ms)
+            batch.engagements += [checked(view, where, now_ms) for view in shown]
         else:
-            batch.engagements.append(_done(raw, where, time_ms, config))
+            done = _done(raw, where, time_ms, config)
+            batch.engagements.append(checked(done, where, now_ms))
         at_most(batch.records, MOST_EVENTS, "body")
     return batch
 

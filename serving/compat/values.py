@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from recsys.config import Config
-from recsys.events import MAX_ID_LENGTH, Rejected
+from recsys.events import MAX_ID_LENGTH, Rejected, parse
 from recsys.rejection import MISSING, Words
+from serving.ingest import check_storable
 
 Raw = Mapping[str, Any]
 MOST_EVENTS: Final = 500  # of one body, as of POST /v1/events: what is more would hold up the lists
@@ -62,6 +63,17 @@ def optional_id(raw: Raw, name: str, where: str) -> str | None:
     if not isinstance(value, str) or len(value) > MAX_ID_LENGTH:
         raise Rejected(path(where, name), value, f"an id, as text of at most {MAX_ID_LENGTH}")
     return value
+
+
+def checked(record: dict[str, Any], where: str, now_ms: int) -> dict[str, Any]:
+    """The item, user or engagement, once nothing in it will be refused where it is written: what comes whole
+    must be known to be good before the first of it is."""
+    try:
+        event = {"time_ms": now_ms} | record
+        check_storable(parse(event, now_ms=now_ms, unattributed=True), event)
+    except Rejected as error:
+        raise Rejected(path(where, error.field), Words(error.value), error.expected) from error
+    return record
 
 
 def text_or_empty(raw: Raw, name: str, where: str) -> str:
