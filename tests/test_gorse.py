@@ -1,5 +1,6 @@
 """Gorse's words and ours: what both know goes there and back unchanged."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -109,11 +110,12 @@ def test_unknown_fields_are_passed_over() -> None:
 @pytest.mark.parametrize("name", ["a/b", "/", ".", ".."])
 def test_an_id_that_no_path_can_name_is_refused(name: str) -> None:
     feedback = {"UserId": "u", "ItemId": name, "FeedbackType": "star"}
-    for read in (
+    reads: list[Callable[[], dict[str, Any]]] = [
         lambda: gorse.item_in({"ItemId": name}, "[3]", CONFIG, NOW_MS),
         lambda: gorse.user_in({"UserId": name}, "[3]", NOW_MS),
         lambda: gorse.feedback_in(feedback, "[3]", CONFIG, NOW_MS),
-    ):
+    ]
+    for read in reads:
         with pytest.raises(Rejected, match="without a slash") as error:
             read()
         assert error.value.field in ("[3].ItemId", "[3].UserId")

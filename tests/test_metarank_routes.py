@@ -10,6 +10,7 @@ from recsys.config import JoinConfig
 from recsys.events import Engagement, Impression
 from recsys.policy_config import PolicyConfig, Rule
 from serving.compat.metarank import request_id_of
+from serving.intake import Unavailable
 from tests.test_gorse_routes import fits
 from tests.toy_replica import popular
 from tests.toy_service import ADMIN, COMPAT, KEY, NOW_MS, World, run
@@ -161,6 +162,39 @@ def test_an_interaction_outside_of_a_ranking_is_attributed(world: World) -> None
         [one] = [e for n, event in enumerate(events) for e in joiner.feed(n, event)]
         assert one.item_id == "v7" and one.request_id == request_id_of("alice", "id1")
         assert joiner.counts["attributed"] == 3
+
+    run(world, scenario)
+
+
+def test_a_ranking_asked_for_again_is_a_request_of_its_own(world: World) -> None:
+    async def scenario(w: World) -> None:
+        for n in (4, 6, 8):  # of other items each time, or the same
+            asked = RANKING | {"items": RANKING["items"][:n]}
+            assert len((await w.client.post("/rank/feed", json=asked)).json()["items"]) == n
+        other = RANKING | {"user": "bob"}
+        assert (await w.client.post("/rank/feed", json=other)).status_code == 200
+        await w.written()
+        shown = [e for e in w.events() if isinstance(e, Impression)]
+        ids = {e.request_id: len(e.items) for e in shown}
+        assert len(ids) == 4 and ids[request_id_of("alice", "id1")] == 4
+        assert "recsys_rankings_repeated_total 2.0" in (await w.client.get("/metrics")).text
+
+    run(world, scenario)
+
+
+def test_a_ranking_that_wasnt_answered_keeps_its_id(world: World) -> None:
+    async def scenario(w: World) -> None:
+        recommend = w.service.recommend
+
+        async def away(*_: Any) -> Any:
+            raise Unavailable("not now")
+
+        w.service.recommend = away  # type: ignore[method-assign]
+        assert (await w.client.post("/rank/feed", json=RANKING)).status_code == 503
+        w.service.recommend = recommend  # type: ignore[method-assign]
+        assert (await w.client.post("/rank/feed", json=RANKING)).status_code == 200
+        await w.written()
+        assert [e.request_id for e in w.events()] == [request_id_of("alice", "id1")]
 
     run(world, scenario)
 

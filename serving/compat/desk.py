@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 import msgspec
 from fastapi import HTTPException, Request, Response
 
+from recsys.dedupe import Recent
 from recsys.events import Rejected
 from recsys.hashing import Id
+from serving import request as asked
 from serving.compat.write_backs import WriteBacks
 from serving.ingest import ACCEPTED, DUPLICATE, REJECTED, Result
 from serving.service import Service
@@ -21,6 +23,7 @@ _APPLIED_S: Final = (
     2.0  # how long a change of an item is waited for, until this replica answers with it
 )
 _LOOK_S: Final = 0.005
+_RANKINGS: Final = 100_000  # newest ids of rankings that are remembered, of about 100 bytes each
 KEYS: Final = ("x-api-key", "x-admin-key")
 
 
@@ -31,6 +34,8 @@ class Tally(Protocol):
 
     def left_out(self, stages: Sequence[str]) -> None: ...
 
+    def ranked_again(self) -> None: ...
+
 
 class Desk:
     """Reads bodies, lets writers in, and hands on what they say. ``admin_key``: as in build_app."""
@@ -39,6 +44,7 @@ class Desk:
         self.service, self.tally, self._admin_key = service, tally, admin_key
         self.config = service.config
         self.write_backs = WriteBacks()
+        self._rankings = Recent(_RANKINGS)
         self._items = asyncio.Lock()  # a change of an item reads what it has, and writes it whole
 
     def let_in(self, request: Request) -> None:
@@ -92,6 +98,18 @@ class Desk:
 
     async def put_users(self, users: Sequence[Mapping[str, Any]]) -> None:
         _raise_first(await self.service.intake.put_users(users))
+
+    async def rank(self, wanted: asked.Request, request_id: str) -> asked.Answer:
+        """Answers under the id of a client's ranking. One that was answered here has an id of its own: its
+        impression would be dropped as a repeat, or be told apart from the first by nothing."""
+        if not self._rankings.add(request_id):
+            self.tally.ranked_again()
+            return await self.service.recommend(wanted)
+        try:
+            return await self.service.recommend(wanted, request_id)
+        except BaseException:  # who hears nothing asks again, by the same id
+            self._rankings.drop(request_id)
+            raise
 
     def fields_of(self, item_id: Id) -> Mapping[str, Any] | None:
         """The fields of an item that may be recommended; None for others."""

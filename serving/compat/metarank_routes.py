@@ -108,7 +108,7 @@ def _add_rank(router: APIRouter, desk: Desk) -> None:
             ranking.user_id, min(len(ranking.item_ids), MOST), model, ranking.context,
             candidate_ids=ranking.item_ids, explain=explain, by_score=True,
         )  # fmt: skip
-        answer = await desk.service.recommend(wanted, ranking.request_id)
+        answer = await desk.rank(wanted, ranking.request_id)
         desk.tally.left_out(answer.degraded)
         features = {str(i.item_id): i.predictions or {} for i in answer.items}
         items = []
