@@ -1,18 +1,23 @@
 """Gorse's documented requests over ASGI: answered in their shapes, and what stands on the log of them."""
 
 import asyncio
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from recsys.compat_config import CompatConfig
 from recsys.events import Engagement, Impression
-from recsys.records import CONTROL
+from recsys.log import Append
+from recsys.records import CONTROL, ITEMS
+from serving.compat import desk
 from tests.toy_replica import popular
-from tests.toy_service import COMPAT, KEY, NOW_MS, World, run
+from tests.toy_service import COMPAT, KEY, NOW_MS, World, item, run
 
 API = {"X-API-Key": KEY}
 ITEM: dict[str, Any] = {
@@ -135,6 +140,58 @@ def test_changes_of_one_item_at_once_lose_nothing(world: World) -> None:
         await asyncio.gather(*(w.client.put(path, headers=API) for path in paths))
         found = (await w.client.get("/api/item/v1")).json()["Categories"]
         assert sorted(found) == sorted(["t1", *(f"c{n}" for n in range(8))])
+
+    run(world, scenario)
+
+
+@contextmanager
+def held(w: World) -> Iterator[threading.Event]:
+    """The replica reads nothing of the log until the event is set."""
+    go, read = threading.Event(), w.service.reader.read
+
+    def late() -> Any:
+        go.wait(10)
+        return read()
+
+    w.service.reader.read = late  # type: ignore[method-assign]
+    try:
+        yield go
+    finally:
+        go.set()
+
+
+def test_a_change_keeps_what_another_replica_changed_before_it(world: World) -> None:
+    async def scenario(w: World) -> None:
+        with held(w) as go:
+            await asyncio.sleep(0.1)  # what it was reading is applied
+            its = item(1)
+            w.put(msgspec.structs.replace(its, fields=its.fields | {"price": 7}))
+            asked = asyncio.create_task(w.client.put("/api/item/v1/category/films", headers=API))
+            await asyncio.sleep(0.1)
+            go.set()
+            assert (await asked).status_code == 200
+        found = (await w.client.get("/api/item/v1")).json()
+        assert found["Categories"] == ["t1", "films"] and found["Labels"]["price"] == 7
+
+    run(world, scenario)
+
+
+def test_a_replica_that_is_behind_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk, "_APPLIED_S", 0.2)
+
+    async def scenario(w: World) -> None:
+        with held(w):
+            await asyncio.sleep(0.1)
+            w.put(item(1))
+            asked = await w.client.put("/api/item/v1/category/films", headers=API)
+            assert asked.status_code == 503 and "behind" in asked.json()["error"]
+            assert w.log.end(ITEMS, 0) == 61
+        w.log.append(ITEMS, [Append(0, b"", b"unreadable")])  # is passed over, not waited for
+        await asyncio.sleep(0.1)
+        asked = await w.client.put("/api/item/v1/category/films", headers=API)
+        assert asked.status_code == 200 and w.log.end(ITEMS, 0) == 63
 
     run(world, scenario)
 

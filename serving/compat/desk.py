@@ -14,9 +14,12 @@ from fastapi import HTTPException, Request, Response
 from recsys.dedupe import Recent
 from recsys.events import Rejected
 from recsys.hashing import Id
+from recsys.log import LogUnavailable
+from recsys.records import ITEMS
 from serving import request as asked
 from serving.compat.write_backs import WriteBacks
 from serving.ingest import ACCEPTED, DUPLICATE, REJECTED, Result
+from serving.intake import Unavailable
 from serving.service import Service
 
 _APPLIED_S: Final = (
@@ -81,20 +84,38 @@ class Desk:
         _raise_first(taken.results)
         return taken.count(ACCEPTED)
 
-    async def put_items(
+    async def put_items(self, items: Sequence[dict[str, Any]]) -> None:
+        """Publishes whole items. Returns once this replica answers with them: who asks next finds them."""
+        async with self._items:
+            await self._put_items(items)
+
+    async def change_items(
         self, made: Callable[[Callable[[Id], Mapping[str, Any] | None]], Sequence[dict[str, Any]]]
     ) -> None:
-        """Publishes the items that ``made`` makes; it may ask for the fields that a living item has (None:
-        there is none). Returns once this replica answers with them: who reads them next finds them."""
+        """As ``put_items``, with what ``made`` makes; it may ask for the fields that a living item has (None:
+        there is none), and finds in them what stood on the log when it was asked, whoever wrote it. Raises
+        Unavailable where this replica doesn't get so far."""
         async with self._items:
-            results = await self.service.intake.put_items(made(self.fields_of))
-            await self._applied()
+            try:
+                end = await asyncio.to_thread(self.service.log.end, ITEMS, 0)
+            except LogUnavailable as error:
+                raise Unavailable(str(error)) from error
+            if not await self._applied(end):
+                raise Unavailable(
+                    f"this replica is behind the changes of items by more than {_APPLIED_S:g} s: nothing "
+                    "is changed, send it again"
+                )
+            await self._put_items(made(self.fields_of))
+
+    async def _put_items(self, items: Sequence[dict[str, Any]]) -> None:
+        results = await self.service.intake.put_items(items)
+        await self._applied(self.service.intake.items_end)
         _raise_first(results)
 
     async def remove_item(self, item_id: Id) -> None:
         async with self._items:
             await self.service.intake.remove_item(item_id)
-            await self._applied()
+            await self._applied(self.service.intake.items_end)
 
     async def put_users(self, users: Sequence[Mapping[str, Any]]) -> None:
         _raise_first(await self.service.intake.put_users(users))
@@ -117,10 +138,12 @@ class Desk:
         index = catalogue.index_of(item_id)
         return None if index is None or not catalogue.alive[index] else catalogue.fields[index]
 
-    async def _applied(self) -> None:
-        end, until_s = self.service.intake.items_end, time.monotonic() + _APPLIED_S
-        while self.service.replica.catalogue_offset < end and time.monotonic() < until_s:
+    async def _applied(self, end: int) -> bool:
+        """Waits until this replica answers with the items before an offset; whether it does."""
+        until_s = time.monotonic() + _APPLIED_S
+        while self.service.reader.items_applied < end and time.monotonic() < until_s:
             await asyncio.sleep(_LOOK_S)
+        return self.service.reader.items_applied >= end
 
 
 def refuse_strangers(request: Request) -> None:

@@ -89,7 +89,7 @@ def _add_items(router: APIRouter, desk: Desk) -> None:
     async def insert_item(request: Request) -> Response:
         """Publishes an item, or changes all of it."""
         item = gorse.item_in(await desk.body(request), "", config, now_ms())
-        await desk.put_items(lambda _: [item])
+        await desk.put_items([item])
         return _rows(1)
 
     @router.post("/api/items", dependencies=writer)
@@ -97,7 +97,7 @@ def _add_items(router: APIRouter, desk: Desk) -> None:
         """Publishes items: all of them, or none where one can't be read."""
         raws = list_of(await desk.body(request), "", MOST_WRITTEN)
         items = [gorse.item_in(raw, f"[{n}]", config, now_ms()) for n, raw in enumerate(raws)]
-        await desk.put_items(lambda _: items)
+        await desk.put_items(items)
         return _rows(len(items))
 
     @router.get("/api/item/{item_id}")
@@ -129,7 +129,7 @@ def _add_changes(router: APIRouter, desk: Desk) -> None:
         def made(fields_of: Callable[[Id], Fields | None]) -> Sequence[dict[str, Any]]:
             return [change(_known(item_id, fields_of(item_id)))]
 
-        await desk.put_items(made)
+        await desk.change_items(made)
         return _rows(1)
 
     @router.patch("/api/item/{item_id}", dependencies=writer)

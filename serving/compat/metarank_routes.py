@@ -75,7 +75,7 @@ async def _write(desk: Desk, batch: metarank.Batch, now_ms: int) -> None:
         return [checked(item, where, now_ms) for item, where in whole]
 
     if batch.items:
-        await desk.put_items(made)
+        await desk.change_items(made)
     if batch.users:
         await desk.put_users(batch.users)
     if batch.engagements:
