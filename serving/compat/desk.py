@@ -121,8 +121,8 @@ class Desk:
         _raise_first(await self.service.intake.put_users(users))
 
     async def rank(self, wanted: asked.Request, request_id: str) -> asked.Answer:
-        """Answers under the id of a client's ranking. One that was answered here has an id of its own: its
-        impression would be dropped as a repeat, or be told apart from the first by nothing."""
+        """Answers under the id of a client's ranking, and where one of that id was answered here, under a new
+        one: the joiner would drop its impression as a repeat."""
         if not self._rankings.add(request_id):
             self.tally.ranked_again()
             return await self.service.recommend(wanted)

@@ -21,7 +21,7 @@ from typing import Any, Final
 from recsys.config import Config
 from recsys.events import Rejected
 from recsys.hashing import Id, digest_of
-from recsys.rejection import check_values
+from recsys.rejection import Words, check_values
 from serving.compat.times import time_ms_of
 from serving.compat.values import (
     MOST_EVENTS,
@@ -191,7 +191,8 @@ def _items_of(raw: Raw, where: str) -> tuple[str, ...]:
 def _context_of(raw: Raw) -> dict[str, Any]:
     """It will stand in the impression, so it must be what the log can hold."""
     found = fields_in(raw, "")
-    at_most(len(found), MAX_FIELDS, "fields")
+    if len(found) > MAX_FIELDS:
+        raise Rejected("fields", Words(f"{len(found)} fields"), f"at most {MAX_FIELDS} fields")
     check_values({"fields": found})
     return found
 

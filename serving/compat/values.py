@@ -36,7 +36,7 @@ def list_of(value: Any, where: str, most: int | None = None) -> list[Any]:
 def at_most(count: int, most: int, where: str) -> None:
     """Raises Rejected for more than may be sent at once."""
     if count > most:
-        raise Rejected(where, Words(count), f"at most {most} at a time: send them in parts")
+        raise Rejected(where, Words(f"{count} long"), f"at most {most} at a time: send it in parts")
 
 
 def id_of(raw: Raw, name: str, where: str) -> str:
