@@ -8,8 +8,9 @@ from recsys.events import ENGAGEMENT_KINDS
 
 @dataclass(frozen=True)
 class CompatConfig:
-    gorse: bool = True  # /api/...
-    metarank: bool = True  # /feedback, /rank/..., /recommend/...
+    # Off: with them on, who reaches the port can label the newest list of anybody whose name they guess.
+    gorse: bool = False  # /api/...
+    metarank: bool = False  # /feedback, /rank/..., /recommend/...
     # Gorse's feedback types and Metarank's interaction types, as engagement kinds. Others are refused.
     kinds: dict[str, str] = field(
         default_factory=lambda: {
@@ -33,7 +34,8 @@ class CompatConfig:
     # are features of the feed's own items.
     labels: str = "tags"
     categories: str = "topic"
-    # Whether items and users may be written by these routes without the admin key: Metarank knows no key.
+    # Whether Metarank's /feedback takes items and users without the admin key: its clients know none. What
+    # takes away always needs it.
     keyless: bool = False
 
     def __post_init__(self) -> None:

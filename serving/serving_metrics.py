@@ -45,6 +45,11 @@ class ServingMetrics:
             ["stage"],
             registry=self.registry,
         )
+        self.repeated = Counter(
+            "recsys_rankings_repeated",
+            "Rankings whose id was answered before",
+            registry=self.registry,
+        )
         self.refused = Counter(
             "recsys_refused",
             "Requests turned away at the door",
@@ -120,6 +125,10 @@ class ServingMetrics:
         """Stages that an answer had to do without."""
         for stage in stages:
             self.degraded.labels(stage).inc()
+
+    def ranked_again(self) -> None:
+        """A ranking came whose id was answered before."""
+        self.repeated.inc()
 
     def text(self) -> bytes:
         return generate_latest(self._named)

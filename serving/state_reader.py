@@ -127,6 +127,7 @@ class StateReader:
         self.lifecycle = Lifecycle()
         self.canary: Standing | None = None  # the candidate that answers a share of the users
         self._items, self._states = log.begin(ITEMS, 0), log.begin(ITEM_STATE, 0)
+        self.items_applied = self._items  # every record of ``items`` before it is in the catalogue
         replica.item_state_from = self._states
         self._control = log.begin(CONTROL, 0)
         self._steps = log.end(STEPS, 0)
@@ -142,6 +143,10 @@ class StateReader:
         batch = self._batch  # what was read before an error is in it, and isn't read again
         self._read_control(batch)
         self._read_items(batch, _ITEMS * scale)
+        if (
+            not batch.items
+        ):  # what was read last is applied, and what couldn't be read is passed over
+            self.items_applied = self._items
         self._read_states(batch, _STATES * scale)
         self._read_line(batch, _DELTAS * scale)
         self._read_progress(batch)
@@ -286,6 +291,7 @@ class StateReader:
             self.care.apply(batch.care)
         if batch.items:
             self.replica.apply_records(batch.items)
+            self.items_applied = batch.items[-1][1]
         if batch.passed_over:
             self.replica.item_state_from = -1
         for state, offset in batch.states:

@@ -1,5 +1,6 @@
 """Gorse's words and ours: what both know goes there and back unchanged."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from recsys.events import Engagement, Item, Rejected, User, parse
 from serving.compat import gorse
 
 CONFIG, NOW_MS = Config(), 1_790_000_000_000
-ids = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
-words = st.lists(ids, max_size=4)
-values = ids | st.booleans() | st.integers(-(2**53), 2**53) | words.filter(bool)
-names = ids.filter(lambda name: name not in ("topic", "comment", "timestamp"))
+texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
+ids = texts.filter(lambda name: "/" not in name and name not in (".", ".."))
+words = st.lists(texts, max_size=4)
+values = texts | st.booleans() | st.integers(-(2**53), 2**53) | words.filter(bool)
+names = texts.filter(lambda name: name not in ("topic", "comment", "timestamp"))
 objects = st.dictionaries(names, values, min_size=1, max_size=4).filter(
     lambda its: set(its) != {"tags"}  # that alone is a list, said otherwise
 )
@@ -88,9 +90,9 @@ def test_feedback_loses_nothing_that_both_know(user: str, item: str, kind: str, 
 
 def test_a_profile_has_the_labels_by_name_where_they_have_names() -> None:
     raw = {"UserId": "u", "Labels": {"country": "NZ"}, "Subscribe": ["fish"], "Comment": ""}
-    its = record(gorse.user_in(raw, ""), "user")
+    its = record(gorse.user_in(raw, "", NOW_MS), "user")
     assert isinstance(its, User) and its.fields == {"country": "NZ", "subscribe": ["fish"]}
-    listed = record(gorse.user_in({"UserId": "u", "Labels": ["a"]}, ""), "user")
+    listed = record(gorse.user_in({"UserId": "u", "Labels": ["a"]}, "", NOW_MS), "user")
     assert listed.fields == {"labels": ["a"]}
 
 
@@ -103,3 +105,17 @@ def test_labels_that_would_hide_a_field_are_refused(labels: Any) -> None:
 
 def test_unknown_fields_are_passed_over() -> None:
     assert gorse.item_in({"ItemId": "v", "Colour": "red"}, "", CONFIG, NOW_MS)["fields"] == {}
+
+
+@pytest.mark.parametrize("name", ["a/b", "/", ".", ".."])
+def test_an_id_that_no_path_can_name_is_refused(name: str) -> None:
+    feedback = {"UserId": "u", "ItemId": name, "FeedbackType": "star"}
+    reads: list[Callable[[], dict[str, Any]]] = [
+        lambda: gorse.item_in({"ItemId": name}, "[3]", CONFIG, NOW_MS),
+        lambda: gorse.user_in({"UserId": name}, "[3]", NOW_MS),
+        lambda: gorse.feedback_in(feedback, "[3]", CONFIG, NOW_MS),
+    ]
+    for read in reads:
+        with pytest.raises(Rejected, match="without a slash") as error:
+            read()
+        assert error.value.field in ("[3].ItemId", "[3].UserId")

@@ -10,9 +10,10 @@ from recsys.config import JoinConfig
 from recsys.events import Engagement, Impression
 from recsys.policy_config import PolicyConfig, Rule
 from serving.compat.metarank import request_id_of
+from serving.intake import Unavailable
 from tests.test_gorse_routes import fits
 from tests.toy_replica import popular
-from tests.toy_service import ADMIN, KEY, NOW_MS, World, run
+from tests.toy_service import ADMIN, COMPAT, KEY, NOW_MS, World, run
 from training.joining.joiner import Joiner
 
 API = {"X-API-Key": KEY}
@@ -56,7 +57,7 @@ EXAMPLES: list[tuple[str, Any, Any]] = [
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+    return World(tmp_path, compat=COMPAT)
 
 
 def test_each_documented_request_is_answered_in_its_shape(world: World) -> None:
@@ -105,11 +106,14 @@ def test_more_than_a_logged_list_is_ranked_and_the_first_are_logged(tmp_path: Pa
             1 / k for k in range(1, 131)
         }  # of equals one is drawn
 
-    run(World(tmp_path, items=130), scenario)
+    run(World(tmp_path, items=130, compat=COMPAT), scenario)
 
 
 def test_what_a_rule_takes_out_comes_behind_the_others(tmp_path: Path) -> None:
-    world, rule = World(tmp_path), Rule("author", "a3", "limit", 0.0)  # of v3, v10, v17, ...
+    world, rule = (
+        World(tmp_path, compat=COMPAT),
+        Rule("author", "a3", "limit", 0.0),
+    )  # of v3, v10, v17, ...
     world.config = replace(world.config, policy=PolicyConfig(rules=(rule,)))
     world.restart()
 
@@ -162,6 +166,48 @@ def test_an_interaction_outside_of_a_ranking_is_attributed(world: World) -> None
     run(world, scenario)
 
 
+def test_a_ranking_asked_for_again_is_a_request_of_its_own(world: World) -> None:
+    async def scenario(w: World) -> None:
+        for n in (4, 6, 8):  # of other items each time, or the same
+            asked = RANKING | {"items": RANKING["items"][:n]}
+            assert len((await w.client.post("/rank/feed", json=asked)).json()["items"]) == n
+        other = RANKING | {"user": "bob"}
+        assert (await w.client.post("/rank/feed", json=other)).status_code == 200
+        await w.written()
+        shown = [e for e in w.events() if isinstance(e, Impression)]
+        ids = {e.request_id: len(e.items) for e in shown}
+        assert len(ids) == 4 and ids[request_id_of("alice", "id1")] == 4
+        assert "recsys_rankings_repeated_total 2.0" in (await w.client.get("/metrics")).text
+
+    run(world, scenario)
+
+
+def test_a_ranking_that_wasnt_answered_keeps_its_id(world: World) -> None:
+    async def scenario(w: World) -> None:
+        recommend = w.service.recommend
+
+        async def away(*_: Any) -> Any:
+            raise Unavailable("not now")
+
+        w.service.recommend = away  # type: ignore[method-assign]
+        assert (await w.client.post("/rank/feed", json=RANKING)).status_code == 503
+        w.service.recommend = recommend  # type: ignore[method-assign]
+        assert (await w.client.post("/rank/feed", json=RANKING)).status_code == 200
+        await w.written()
+        assert [e.request_id for e in w.events()] == [request_id_of("alice", "id1")]
+
+    run(world, scenario)
+
+
+def test_the_longest_ids_are_displayed(world: World) -> None:
+    async def scenario(w: World) -> None:
+        longest = RANKING | {"id": "r" * 256, "items": [{"id": "x" * 256}, {"id": "y" * 256}]}
+        sent = await w.client.post("/feedback", json=longest)
+        assert sent.json()["accepted"] == 1 and len({e.event_id for e in w.events()}) == 2
+
+    run(world, scenario)
+
+
 def test_who_is_nobody_has_a_session_of_their_own(world: World) -> None:
     async def scenario(w: World) -> None:
         for name in ("a", "b"):
@@ -187,6 +233,15 @@ def test_an_item_event_says_some_fields_and_leaves_the_others(world: World) -> N
     run(world, scenario)
 
 
+def test_items_and_users_come_without_a_key_where_the_configuration_says_so(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        assert (await w.client.post("/feedback", json=[ITEM, USER])).status_code == 200
+        strange = {"sec-fetch-site": "same-site"}
+        assert (await w.client.post("/feedback", json=ITEM, headers=strange)).status_code == 403
+
+    run(World(tmp_path, compat=replace(COMPAT, keyless=True)), scenario)
+
+
 REFUSED: list[tuple[str, Any, dict[str, str], int, str]] = [
     ("/feedback", [CLICK, CLICK | {"event": "stare"}], API, 400, "[1].event"),
     ("/feedback", CLICK | {"type": "stare"}, API, 400, "type"),
@@ -203,6 +258,17 @@ REFUSED: list[tuple[str, Any, dict[str, str], int, str]] = [
     ("/feedback", [CLICK, USER], {"X-API-Key": "x"}, 403, ""),
     ("/feedback", CLICK, {"origin": "http://elsewhere.test"}, 403, ""),
     ("/rank/x", RANKING | {"id": 7}, API, 400, "id"),
+    ("/feedback", [CLICK] * 501, API, 400, "body"),
+    ("/feedback", [RANKING | {"id": f"r{n}"} for n in range(42)], API, 400, "body"),  # of 12 items
+    ("/feedback", RANKING | {"items": [{"id": f"v{n}"} for n in range(501)]}, API, 400, "body"),
+    ("/rank/x", RANKING | {"fields": [{"name": "a", "value": 2**64}]}, API, 400, "fields.a"),
+    (
+        "/rank/x",
+        RANKING | {"fields": [{"name": f"f{n}", "value": 1} for n in range(51)]},
+        API,
+        400,
+        "fields",
+    ),
     ("/rank/x", {"id": "r"}, API, 400, "items"),
     ("/rank/x", {"id": "r", "items": [{"id": "v1"}] * 1001}, API, 400, "items"),
     ("/recommend/x", {"count": 0}, API, 400, "count"),
@@ -225,6 +291,36 @@ def test_what_cant_be_done_is_said_clearly_and_nothing_of_it_is_done(world: Worl
         broken = await w.client.post("/feedback", content=b"{", headers=API)
         assert broken.status_code == 400
         assert w.events() == [] and w.log.end("items", 0) == 60
+
+    run(world, scenario)
+
+
+HUGE = {"fields": [{"name": "text", "value": "x" * 70_000}]}
+HALF = {"fields": [{"name": "text", "value": "x" * 40_000}]}
+FALSE_WATCH = {"fields": [{"name": "watch_ms", "value": -1}]}
+
+
+@pytest.mark.parametrize(
+    ("fault", "field"),
+    [
+        (CLICK | FALSE_WATCH, "[3].watch_ms"),
+        (USER | HUGE, "[3].event"),
+        (ITEM | HUGE, "[3].event"),
+        (ITEM | {"item": "v1"} | HALF, "[3].event"),  # with what it has: too much
+    ],
+)
+def test_a_body_is_taken_whole_or_not_at_all(
+    world: World, fault: dict[str, Any], field: str
+) -> None:
+    async def scenario(w: World) -> None:
+        more = {"fields": [{"name": "more", "value": "x" * 40_000}]}
+        had = await w.client.post("/feedback", json=ITEM | {"item": "v1"} | more, headers=API)
+        assert had.status_code == 200
+        sent = await w.client.post("/feedback", json=[ITEM, USER, RANKING, fault], headers=API)
+        assert sent.status_code == 400 and sent.json()["details"][0]["field"] == field, sent.text
+        assert w.events() == [] and w.log.end("items", 0) == 61
+        text = (await w.client.get("/metrics")).text
+        assert 'recsys_events_total{status="rejected"} 4.0' in text
 
     run(world, scenario)
 

@@ -18,7 +18,9 @@ from tests.toy_service import World
 
 ROOT = Path(__file__).parents[1]
 ROWS = re.compile(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*) \|$", re.MULTILINE)
-NAME = re.compile(r"\brecsys_\w+")
+NAME = re.compile(r"\b(?:recsys_\w+|up\b)")
+# What Prometheus itself knows of each place that it asks.
+OF_PROMETHEUS = {"up": {"job", "instance"}}
 Row = tuple[str, tuple[str, ...], str]  # kind, labels, meaning
 
 
@@ -40,7 +42,7 @@ def of_replica(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
 @pytest.fixture(scope="module")
 def series(of_replica: dict[str, Row]) -> dict[str, set[str]]:
     """Every name that may stand in a query, with its labels."""
-    found = dict[str, set[str]]()
+    found = {name: set(labels) for name, labels in OF_PROMETHEUS.items()}
     for name, (kind, labels, _) in (of_replica | of_parts()).items():
         if kind == "histogram":
             found |= {f"{name}_{end}": set(labels) for end in ("sum", "count")}
@@ -253,6 +255,32 @@ def test_the_alerts_are_rules_that_load() -> None:
         assert set(rule["annotations"]) == {"summary", "description"}
     scrape = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yaml").read_text())
     assert scrape["rule_files"] == ["alerts.yaml"]
+
+
+def matches(selector: str, labels: dict[str, str]) -> bool:
+    """Whether a series of these labels is selected, as Prometheus does it."""
+    said = re.findall(r'(\w+)(=~|!=|=)"([^"]*)"', selector)
+    its = [(bool(re.fullmatch(value if op == "=~" else re.escape(value), labels[name])), op)
+           for name, op, value in said]  # fmt: skip
+    return bool(said) and all(found != (op == "!=") for found, op in its)
+
+
+def test_somebody_is_called_when_all_is_down() -> None:
+    """Nothing is measured then, and a query of nothing raises no alert."""
+    pages = [rule["expr"] for rule in rules() if rule["labels"]["severity"] == "page"]
+    scrape = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yaml").read_text())
+    jobs = {its["job_name"] for its in scrape["scrape_configs"]}
+    [selector] = [its[1] for expr in pages if (its := re.fullmatch(r"up\{(.*)\} == 0", expr))]
+    assert len(jobs) == 2 and all(matches(selector, {"job": job}) for job in jobs)
+    assert not matches(selector, {"job": "node"})
+    assert "recsys_system_running == 0" in pages
+
+
+def test_what_has_no_counterpart_calls_nobody() -> None:
+    [expr] = [rule["expr"] for rule in rules() if rule["alert"] == "RecsysRequestsFail"]
+    failed = re.findall(r"recsys_requests_total\{([^}]*)\}", expr)[0]
+    called = {s for s in ("200", "404", "500", "501", "503") if matches(failed, {"status": s})}
+    assert called == {"500", "503"}
 
 
 def test_labels_of_an_annotation_are_those_of_its_rule(series: dict[str, set[str]]) -> None:

@@ -73,7 +73,10 @@ def viewed(answer: dict[str, Any], user_id: str, watch_ms: int) -> dict[str, Any
 
 
 def recsys(*arguments: str, state: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"RECSYS__SERVE__PORT": "0", "RECSYS__SERVE__DASHBOARD_PORT": "0"}
+    environment = os.environ | {
+        "RECSYS__SERVE__PORT": "0", "RECSYS__SERVE__DASHBOARD_PORT": "0",
+        "RECSYS__COMPAT__GORSE": "true", "RECSYS__COMPAT__METARANK": "true",
+    }  # fmt: skip
     environment.pop("RAY_ADDRESS", None)
     command = [str(Path(sys.executable).with_name("recsys")), *arguments, "--state", str(state)]
     return subprocess.run(

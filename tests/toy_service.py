@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from recsys.compat_config import CompatConfig
 from recsys.config import Config, ServeConfig
 from recsys.events import Item, decode, encode
 from recsys.log import Append, MemoryLog
@@ -22,13 +23,22 @@ from serving.session_store import MemoryFold, MemorySessions, StoreUnavailable
 NOW_MS = 1_790_000_000_000
 KEY = "the admin key"
 ADMIN = {"X-Admin-Key": KEY}
+COMPAT = CompatConfig(gorse=True, metarank=True)  # the routes of Gorse and Metarank, that are off
 
 
 class World:
     """A service with its log, its sessions and an HTTP client."""
 
-    def __init__(self, folder: Path, items: int = 60, serve: ServeConfig | None = None) -> None:
-        self.config = replace(Config(), state=str(folder), serve=serve or ServeConfig())
+    def __init__(
+        self, folder: Path, items: int = 60, serve: ServeConfig | None = None,
+        compat: CompatConfig | None = None,
+    ) -> None:  # fmt: skip
+        self.config = replace(
+            Config(),
+            state=str(folder),
+            serve=serve or ServeConfig(),
+            compat=compat or CompatConfig(),
+        )
         self.log: MemoryLog = MemoryLog()
         create_topics(self.log, self.config)
         self.put(*(item(i) for i in range(items)))

@@ -3,23 +3,30 @@
 import asyncio
 import hmac
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 from fastapi import HTTPException, Request, Response
 
+from recsys.dedupe import Recent
 from recsys.events import Rejected
 from recsys.hashing import Id
+from recsys.log import LogUnavailable
+from recsys.records import ITEMS
+from serving import request as asked
 from serving.compat.write_backs import WriteBacks
 from serving.ingest import ACCEPTED, DUPLICATE, REJECTED, Result
+from serving.intake import Unavailable
 from serving.service import Service
 
 _APPLIED_S: Final = (
     2.0  # how long a change of an item is waited for, until this replica answers with it
 )
 _LOOK_S: Final = 0.005
+_RANKINGS: Final = 100_000  # newest ids of rankings that are remembered, of about 100 bytes each
 KEYS: Final = ("x-api-key", "x-admin-key")
 
 
@@ -30,6 +37,8 @@ class Tally(Protocol):
 
     def left_out(self, stages: Sequence[str]) -> None: ...
 
+    def ranked_again(self) -> None: ...
+
 
 class Desk:
     """Reads bodies, lets writers in, and hands on what they say. ``admin_key``: as in build_app."""
@@ -38,12 +47,12 @@ class Desk:
         self.service, self.tally, self._admin_key = service, tally, admin_key
         self.config = service.config
         self.write_backs = WriteBacks()
+        self._rankings = Recent(_RANKINGS)
         self._items = asyncio.Lock()  # a change of an item reads what it has, and writes it whole
 
     def let_in(self, request: Request) -> None:
-        """Raises 401 or 403 for who may not write items and users."""
-        if self.config.compat.keyless:
-            return
+        """Raises 401 or 403 for who may not write items and users, and as ``refuse_strangers``."""
+        refuse_strangers(request)
         given = next((request.headers[name] for name in KEYS if name in request.headers), None)
         if given is None:
             raise HTTPException(401, "the header X-API-Key is missing: see state/run/admin.key")
@@ -57,6 +66,15 @@ class Desk:
         refuse_strangers(request)
         return await request.json()
 
+    @contextmanager
+    def reading(self, events: int) -> Iterator[None]:
+        """Counts the events of a body, of which nothing is taken where one can't be."""
+        try:
+            yield
+        except Rejected:
+            self.tally.took(REJECTED, events)
+            raise
+
     async def engage(self, raw_events: Sequence[Mapping[str, Any]]) -> int:
         """Takes engagements; how many were new. Raises Rejected for the first that can't be taken: the others
         are."""
@@ -66,23 +84,53 @@ class Desk:
         _raise_first(taken.results)
         return taken.count(ACCEPTED)
 
-    async def put_items(
+    async def put_items(self, items: Sequence[dict[str, Any]]) -> None:
+        """Publishes whole items. Returns once this replica answers with them: who asks next finds them."""
+        async with self._items:
+            await self._put_items(items)
+
+    async def change_items(
         self, made: Callable[[Callable[[Id], Mapping[str, Any] | None]], Sequence[dict[str, Any]]]
     ) -> None:
-        """Publishes the items that ``made`` makes; it may ask for the fields that a living item has (None:
-        there is none). Returns once this replica answers with them: who reads them next finds them."""
+        """As ``put_items``, with what ``made`` makes; it may ask for the fields that a living item has (None:
+        there is none), and finds in them what stood on the log when it was asked, whoever wrote it. Raises
+        Unavailable where this replica doesn't get so far."""
         async with self._items:
-            results = await self.service.intake.put_items(made(self.fields_of))
-            await self._applied()
+            try:
+                end = await asyncio.to_thread(self.service.log.end, ITEMS, 0)
+            except LogUnavailable as error:
+                raise Unavailable(str(error)) from error
+            if not await self._applied(end):
+                raise Unavailable(
+                    f"this replica is behind the changes of items by more than {_APPLIED_S:g} s: nothing "
+                    "is changed, send it again"
+                )
+            await self._put_items(made(self.fields_of))
+
+    async def _put_items(self, items: Sequence[dict[str, Any]]) -> None:
+        results = await self.service.intake.put_items(items)
+        await self._applied(self.service.intake.items_end)
         _raise_first(results)
 
     async def remove_item(self, item_id: Id) -> None:
         async with self._items:
             await self.service.intake.remove_item(item_id)
-            await self._applied()
+            await self._applied(self.service.intake.items_end)
 
     async def put_users(self, users: Sequence[Mapping[str, Any]]) -> None:
         _raise_first(await self.service.intake.put_users(users))
+
+    async def rank(self, wanted: asked.Request, request_id: str) -> asked.Answer:
+        """Answers under the id of a client's ranking, and where one of that id was answered here, under a new
+        one: the joiner would drop its impression as a repeat."""
+        if not self._rankings.add(request_id):
+            self.tally.ranked_again()
+            return await self.service.recommend(wanted)
+        try:
+            return await self.service.recommend(wanted, request_id)
+        except BaseException:  # who hears nothing asks again, by the same id
+            self._rankings.drop(request_id)
+            raise
 
     def fields_of(self, item_id: Id) -> Mapping[str, Any] | None:
         """The fields of an item that may be recommended; None for others."""
@@ -90,18 +138,21 @@ class Desk:
         index = catalogue.index_of(item_id)
         return None if index is None or not catalogue.alive[index] else catalogue.fields[index]
 
-    async def _applied(self) -> None:
-        end, until_s = self.service.intake.items_end, time.monotonic() + _APPLIED_S
-        while self.service.replica.catalogue_offset < end and time.monotonic() < until_s:
+    async def _applied(self, end: int) -> bool:
+        """Waits until this replica answers with the items before an offset; whether it does."""
+        until_s = time.monotonic() + _APPLIED_S
+        while self.service.reader.items_applied < end and time.monotonic() < until_s:
             await asyncio.sleep(_LOOK_S)
+        return self.service.reader.items_applied >= end
 
 
 def refuse_strangers(request: Request) -> None:
-    """Raises 403 where a browser says that a page of another origin asks: it may do so unasked."""
+    """Raises 403 where a browser says that a page of another origin asks: it may do so unasked. An image on
+    a page of another port comes without an Origin, and from the same site: that isn't ours yet."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "")
     strange = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
-    if strange or site == "cross-site":
-        whose = f"of {origin}" if origin else "of another site"
+    if strange or site not in ("", "same-origin", "none"):
+        whose = f"of {origin}" if origin else "of another origin"
         raise HTTPException(403, f"a page {whose} asks, expected a client or a page of ours")
 
 

@@ -23,7 +23,8 @@ from recsys.schema import values_of
 from serving.compat.times import time_ms_of
 from serving.compat.values import (
     Raw,
-    id_of,
+    checked,
+    id_of_path,
     kind_of,
     object_of,
     path,
@@ -42,14 +43,16 @@ _USER_LABELS: Final = "labels"
 def item_in(value: Any, where: str, config: Config, now_ms: int) -> dict[str, Any]:
     """An item to be published, as Intake takes it."""
     raw = object_of(value, where)
-    return {"item_id": id_of(raw, "ItemId", where)} | _item(raw, {}, where, config, now_ms)
+    item = {"type": "item", "item_id": id_of_path(raw, "ItemId", where)}
+    return checked(item | _item(raw, {}, where, config, now_ms), where, now_ms)
 
 
 def item_patched(
     value: Any, item_id: Id, fields: Mapping[str, Any], config: Config, now_ms: int
 ) -> dict[str, Any]:
     """An item with what a patch says, and else with the fields that it has."""
-    return {"item_id": item_id} | _item(object_of(value, ""), fields, "", config, now_ms)
+    item = {"type": "item", "item_id": item_id}
+    return checked(item | _item(object_of(value, ""), fields, "", config, now_ms), "", now_ms)
 
 
 def item_in_category(
@@ -82,25 +85,25 @@ def item_out(item_id: Id, fields: Mapping[str, Any], config: Config) -> dict[str
     }
 
 
-def user_in(value: Any, where: str) -> dict[str, Any]:
+def user_in(value: Any, where: str, now_ms: int) -> dict[str, Any]:
     """A user's profile, as Intake takes it."""
     raw = object_of(value, where)
-    return {"user_id": id_of(raw, "UserId", where), "fields": _profile(raw, where)}
+    return _user(id_of_path(raw, "UserId", where), raw, where, now_ms)
 
 
-def user_patched(value: Any, user_id: Id) -> dict[str, Any]:
+def user_patched(value: Any, user_id: Id, now_ms: int) -> dict[str, Any]:
     """A profile is kept as keys and can't be read back, so a patch must bring the Labels."""
     raw = object_of(value, "")
     if raw.get("Labels") is None:
         whole = "all Labels: a profile is replaced whole, as by POST /api/user"
         raise Rejected("Labels", raw.get("Labels"), whole)
-    return {"user_id": user_id, "fields": _profile(raw, "")}
+    return _user(user_id, raw, "", now_ms)
 
 
 def feedback_in(value: Any, where: str, config: Config, now_ms: int) -> dict[str, Any]:
     """An engagement, as Ingest takes it: without a request. The same at the same time is a repeat."""
     raw = object_of(value, where)
-    user_id, item_id = id_of(raw, "UserId", where), id_of(raw, "ItemId", where)
+    user_id, item_id = id_of_path(raw, "UserId", where), id_of_path(raw, "ItemId", where)
     kind = kind_of(raw, "FeedbackType", where, config)
     found: dict[str, Any] = {
         "type": "engagement", "request_id": "", "user_id": user_id, "item_id": item_id,
@@ -110,7 +113,7 @@ def feedback_in(value: Any, where: str, config: Config, now_ms: int) -> dict[str
         told_ms = time_ms_of(told, path(where, "Timestamp"), now_ms)
         its = "\x1f".join(("gorse", raw["FeedbackType"], item_id, str(told_ms)))
         found |= {"time_ms": told_ms, "event_id": digest_of(its)}
-    return found
+    return checked(found, where, now_ms)
 
 
 def written_back(
@@ -121,7 +124,8 @@ def written_back(
     return [
         {
             "type": "engagement", "request_id": request_id, "user_id": user_id, "item_id": item_id,
-            "kind": kind, "time_ms": now_ms, "event_id": f"{request_id}.{item_id}.{kind}",
+            "kind": kind, "time_ms": now_ms,
+            "event_id": digest_of(f"{request_id}\x1f{item_id}\x1f{kind}"),
         }
         for item_id in item_ids
     ]  # fmt: skip
@@ -157,6 +161,11 @@ def _item(
 def _timestamp(raw: Raw) -> Any:
     told = raw.get("Timestamp")
     return None if told in ("", _NEVER) else told
+
+
+def _user(user_id: Id, raw: Raw, where: str, now_ms: int) -> dict[str, Any]:
+    user = {"type": "user", "user_id": user_id, "fields": _profile(raw, where)}
+    return checked(user, where, now_ms)
 
 
 def _profile(raw: Raw, where: str) -> Fields:

@@ -15,13 +15,14 @@ from serving import request as asked
 from serving.compat import gorse, lists
 from serving.compat.desk import Desk, instead, json, refuse_strangers
 from serving.compat.times import seconds_of
-from serving.compat.values import list_of
+from serving.compat.values import MOST_EVENTS, at_most, list_of
 from serving.intake import Unavailable
 from serving.session_store import StoreUnavailable
 from serving.strict_json import StrictRoute
 
 LOST: Final = "lost"  # of a write-back: the log was away when its time came
 MOST: Final = 100  # of a list, with what is passed over
+MOST_WRITTEN: Final = 1000  # items or users of one body, as of POST /v1/items
 Name = Annotated[str, Path(min_length=1, max_length=256)]
 N = Annotated[int, Query(ge=1, le=MOST)]
 Offset = Annotated[int, Query(ge=0, lt=MOST)]
@@ -49,7 +50,9 @@ _ABSENT: Final = (
 
 def routes_of(desk: Desk) -> APIRouter:
     """All of them, for the app of one replica."""
-    router = APIRouter(route_class=StrictRoute, tags=["Gorse"])
+    router = APIRouter(
+        route_class=StrictRoute, tags=["Gorse"], dependencies=[Depends(_refuse_slashes)]
+    )
     _add_items(router, desk)
     _add_changes(router, desk)
     _add_users(router, desk)
@@ -62,6 +65,13 @@ def routes_of(desk: Desk) -> APIRouter:
         answer = partial(_absent, what, to_do)
         router.add_api_route(path, answer, methods=[method], status_code=501, summary=what)
     return router
+
+
+def _refuse_slashes(request: Request) -> None:
+    """Who asks for user ``a/b`` must not be answered as user ``a`` who asks for category ``b``."""
+    told = request.scope.get("raw_path") or b""
+    if b"%2f" in told.lower():
+        raise Rejected("path", told.decode("latin-1"), "names without a slash, which is %2F")
 
 
 def _absent(what: str, to_do: str) -> Response:
@@ -79,15 +89,15 @@ def _add_items(router: APIRouter, desk: Desk) -> None:
     async def insert_item(request: Request) -> Response:
         """Publishes an item, or changes all of it."""
         item = gorse.item_in(await desk.body(request), "", config, now_ms())
-        await desk.put_items(lambda _: [item])
+        await desk.put_items([item])
         return _rows(1)
 
     @router.post("/api/items", dependencies=writer)
     async def insert_items(request: Request) -> Response:
         """Publishes items: all of them, or none where one can't be read."""
-        raws = list_of(await desk.body(request), "")
+        raws = list_of(await desk.body(request), "", MOST_WRITTEN)
         items = [gorse.item_in(raw, f"[{n}]", config, now_ms()) for n, raw in enumerate(raws)]
-        await desk.put_items(lambda _: items)
+        await desk.put_items(items)
         return _rows(len(items))
 
     @router.get("/api/item/{item_id}")
@@ -119,7 +129,7 @@ def _add_changes(router: APIRouter, desk: Desk) -> None:
         def made(fields_of: Callable[[Id], Fields | None]) -> Sequence[dict[str, Any]]:
             return [change(_known(item_id, fields_of(item_id)))]
 
-        await desk.put_items(made)
+        await desk.change_items(made)
         return _rows(1)
 
     @router.patch("/api/item/{item_id}", dependencies=writer)
@@ -151,26 +161,26 @@ def _add_changes(router: APIRouter, desk: Desk) -> None:
 
 
 def _add_users(router: APIRouter, desk: Desk) -> None:
-    writer = [Depends(desk.let_in)]
+    writer, now_ms = [Depends(desk.let_in)], desk.service.now_ms
 
     @router.post("/api/user", dependencies=writer)
     async def insert_user(request: Request) -> Response:
         """Sets a user's profile."""
-        await desk.put_users([gorse.user_in(await desk.body(request), "")])
+        await desk.put_users([gorse.user_in(await desk.body(request), "", now_ms())])
         return _rows(1)
 
     @router.post("/api/users", dependencies=writer)
     async def insert_users(request: Request) -> Response:
         """Sets profiles: all of them, or none where one can't be read."""
-        raws = list_of(await desk.body(request), "")
-        users = [gorse.user_in(raw, f"[{n}]") for n, raw in enumerate(raws)]
+        raws = list_of(await desk.body(request), "", MOST_WRITTEN)
+        users = [gorse.user_in(raw, f"[{n}]", now_ms()) for n, raw in enumerate(raws)]
         await desk.put_users(users)
         return _rows(len(users))
 
     @router.patch("/api/user/{user_id}", dependencies=writer)
     async def modify_user(user_id: Name, request: Request) -> Response:
         """Sets a profile; a patch without Labels is refused."""
-        await desk.put_users([gorse.user_patched(await desk.body(request), user_id)])
+        await desk.put_users([gorse.user_patched(await desk.body(request), user_id, now_ms())])
         return _rows(1)
 
     @router.delete("/api/user/{user_id}", dependencies=writer)
@@ -186,9 +196,11 @@ def _add_feedback(router: APIRouter, desk: Desk) -> None:
     async def feedback(request: Request) -> Response:
         """What users did: all of it, or none where one can't be read. The same again counts once."""
         raws, now_ms = list_of(await desk.body(request), ""), desk.service.now_ms()
-        events = [
-            gorse.feedback_in(raw, f"[{n}]", desk.config, now_ms) for n, raw in enumerate(raws)
-        ]
+        with desk.reading(len(raws)):
+            at_most(len(raws), MOST_EVENTS, "body")
+            events = [
+                gorse.feedback_in(raw, f"[{n}]", desk.config, now_ms) for n, raw in enumerate(raws)
+            ]
         return _rows(await desk.engage(events))
 
 
@@ -209,10 +221,9 @@ def _add_recommend(router: APIRouter, desk: Desk) -> None:
         x_api_version: Annotated[str, Header()] = "1",
     ) -> Response:
         """Items for a user; with the header X-API-Version: 2, with their scores."""
+        refuse_strangers(request)  # the list is an impression, whoever asks
         delay_s = seconds_of(write_back_delay, "write-back-delay")
         kind = _kind(write_back_type, config)
-        if kind:
-            refuse_strangers(request)
         if kind and delay_s and desk.write_backs.full():
             raise Unavailable("too many write-backs wait: ask without write-back-delay, or later")
         session = await service.session_of(user_id) if category else None
@@ -239,7 +250,7 @@ def _add_session(router: APIRouter, desk: Desk) -> None:
         request: Request, category: str = "", n: N = 10, offset: Offset = 0
     ) -> Response:
         """Items for somebody of whom nothing but this feedback is known. Nothing of it is logged."""
-        raws, now_ms = list_of(await desk.body(request), ""), service.now_ms()
+        raws, now_ms = list_of(await desk.body(request), "", MOST_EVENTS), service.now_ms()
         session = Session(f"session {uuid.uuid4().hex}", service.features, config.sessions.seen)
         done = [gorse.feedback_in(raw, f"[{i}]", config, now_ms) for i, raw in enumerate(raws)]
         catalogue = service.replica.catalogue

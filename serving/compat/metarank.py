@@ -21,9 +21,13 @@ from typing import Any, Final
 from recsys.config import Config
 from recsys.events import Rejected
 from recsys.hashing import Id, digest_of
+from recsys.rejection import Words, check_values
 from serving.compat.times import time_ms_of
 from serving.compat.values import (
+    MOST_EVENTS,
     Raw,
+    at_most,
+    checked,
     id_of,
     kind_of,
     list_of,
@@ -34,17 +38,25 @@ from serving.compat.values import (
 
 EVENTS: Final = ("item", "user", "ranking", "interaction")
 MAX_ITEMS: Final = 1000  # of a ranking
+MAX_FIELDS: Final = 50  # of a ranking
 _WATCH: Final = "watch_ms"  # a field of an interaction that we know
 
 
 @dataclass
 class Batch:
-    """The events of one body, as Intake takes them; ``events`` is how many there were."""
+    """The events of one body, as Intake takes them; ``events`` is how many there were, ``places`` where each
+    of ``items`` stands in the body."""
 
     events: int = 0
     items: list[dict[str, Any]] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
     users: list[dict[str, Any]] = field(default_factory=list)
     engagements: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def records(self) -> int:
+        """How many will stand on the log."""
+        return len(self.items) + len(self.users) + len(self.engagements)
 
 
 @dataclass(frozen=True)
@@ -58,10 +70,10 @@ class Ranking:
 
 
 def batch_in(body: Any, config: Config, now_ms: int) -> Batch:
-    """One event, or a list of them."""
+    """One event, or a list of them: of ``MOST_EVENTS`` at most, where each item displayed counts as one."""
     batch = Batch()
     several = isinstance(body, list)
-    for index, value in enumerate(body if several else [body]):
+    for index, value in enumerate(list_of(body, "", MOST_EVENTS) if several else [body]):
         where = f"[{index}]" if several else ""
         raw = object_of(value, where)
         kind = raw.get("event")
@@ -71,19 +83,21 @@ def batch_in(body: Any, config: Config, now_ms: int) -> Batch:
         time_ms = _time_of(raw, where, now_ms)
         batch.events += 1
         if kind == "item":
-            batch.items.append(
-                {"item_id": id_of(raw, "item", where), "fields": fields_in(raw, where)}
-                | {"time_ms": time_ms}
-            )
+            item = {"type": "item", "item_id": id_of(raw, "item", where), "time_ms": time_ms,
+                    "fields": fields_in(raw, where)}  # fmt: skip
+            batch.items.append(checked(item, where, now_ms))
+            batch.places.append(where)
         elif kind == "user":
-            batch.users.append(
-                {"user_id": id_of(raw, "user", where), "fields": fields_in(raw, where)}
-                | {"time_ms": time_ms}
-            )
+            user = {"type": "user", "user_id": id_of(raw, "user", where), "time_ms": time_ms,
+                    "fields": fields_in(raw, where)}  # fmt: skip
+            batch.users.append(checked(user, where, now_ms))
         elif kind == "ranking":
-            batch.engagements += _shown(raw, where, time_ms)
+            shown = _shown(raw, where, time_ms)
+            batch.engagements += [checked(view, where, now_ms) for view in shown]
         else:
-            batch.engagements.append(_done(raw, where, time_ms, config))
+            done = _done(raw, where, time_ms, config)
+            batch.engagements.append(checked(done, where, now_ms))
+        at_most(batch.records, MOST_EVENTS, "body")
     return batch
 
 
@@ -94,7 +108,7 @@ def ranking_in(body: Any, now_ms: int) -> Ranking:
         _time_of(raw, "", now_ms)
     name = id_of(raw, "id", "")
     user_id = _user_of(raw, name, "")
-    return Ranking(request_id_of(user_id, name), user_id, _items_of(raw, ""), fields_in(raw, ""))
+    return Ranking(request_id_of(user_id, name), user_id, _items_of(raw, ""), _context_of(raw))
 
 
 def request_id_of(user_id: Id, ranking: str) -> str:
@@ -125,9 +139,13 @@ def _shown(raw: Raw, where: str, time_ms: int) -> list[dict[str, Any]]:
     user_id = _user_of(raw, name, where)
     request_id = request_id_of(user_id, name)
     return [
-        _engagement(request_id, user_id, item_id, "view", time_ms, f"{request_id}.{item_id}.shown")
+        _engagement(request_id, user_id, item_id, "view", time_ms, _shown_id(request_id, item_id))
         for item_id in _items_of(raw, where)
     ]
+
+
+def _shown_id(request_id: str, item_id: str) -> str:
+    return digest_of(f"{request_id}\x1f{item_id}\x1fshown")
 
 
 def _done(raw: Raw, where: str, time_ms: int, config: Config) -> dict[str, Any]:
@@ -168,6 +186,15 @@ def _items_of(raw: Raw, where: str) -> tuple[str, ...]:
         id_of(object_of(one, f"{place}[{n}]"), "id", f"{place}[{n}]") for n, one in enumerate(items)
     )
     return tuple(dict.fromkeys(ids))
+
+
+def _context_of(raw: Raw) -> dict[str, Any]:
+    """It will stand in the impression, so it must be what the log can hold."""
+    found = fields_in(raw, "")
+    if len(found) > MAX_FIELDS:
+        raise Rejected("fields", Words(f"{len(found)} fields"), f"at most {MAX_FIELDS} fields")
+    check_values({"fields": found})
+    return found
 
 
 def _time_of(raw: Raw, where: str, now_ms: int) -> int:

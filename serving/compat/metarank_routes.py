@@ -16,7 +16,7 @@ from recsys.hashing import Id
 from serving import request as asked
 from serving.compat import lists, metarank
 from serving.compat.desk import Desk, instead, json
-from serving.compat.values import Raw, list_of, object_of, optional_id
+from serving.compat.values import Raw, checked, list_of, object_of, optional_id
 from serving.strict_json import StrictRoute
 
 MOST: Final = 100  # of a list that is logged
@@ -56,18 +56,30 @@ def _add_feedback(router: APIRouter, desk: Desk) -> None:
     async def feedback(request: Request) -> Response:
         """One event or a list: all of it, or none where one can't be read. Items and users need the key."""
         began_s, now_ms = time.perf_counter(), desk.service.now_ms()
-        batch = metarank.batch_in(await desk.body(request), desk.config, now_ms)
-        if batch.items or batch.users:
-            desk.let_in(request)
-        if batch.items:
-            await desk.put_items(lambda fields_of: laid_over(batch.items, fields_of))
-        if batch.users:
-            await desk.put_users(batch.users)
-        if batch.engagements:
-            await desk.engage(batch.engagements)
+        body = await desk.body(request)
+        with desk.reading(len(body) if isinstance(body, list) else 1):
+            batch = metarank.batch_in(body, desk.config, now_ms)
+            if (batch.items or batch.users) and not desk.config.compat.keyless:
+                desk.let_in(request)
+            await _write(desk, batch, now_ms)
         took_ms = round((time.perf_counter() - began_s) * 1000)
         told = {"accepted": batch.events, "status": "ok", "tookMillis": took_ms, "updated": 0}
         return json(told)
+
+
+async def _write(desk: Desk, batch: metarank.Batch, now_ms: int) -> None:
+    """Items first: laid over what they have they may be too large, and then nothing is written."""
+
+    def made(fields_of: Callable[[Id], Mapping[str, Any] | None]) -> list[dict[str, Any]]:
+        whole = zip(laid_over(batch.items, fields_of), batch.places, strict=True)
+        return [checked(item, where, now_ms) for item, where in whole]
+
+    if batch.items:
+        await desk.change_items(made)
+    if batch.users:
+        await desk.put_users(batch.users)
+    if batch.engagements:
+        await desk.engage(batch.engagements)
 
 
 def laid_over(
@@ -96,7 +108,7 @@ def _add_rank(router: APIRouter, desk: Desk) -> None:
             ranking.user_id, min(len(ranking.item_ids), MOST), model, ranking.context,
             candidate_ids=ranking.item_ids, explain=explain, by_score=True,
         )  # fmt: skip
-        answer = await desk.service.recommend(wanted, ranking.request_id)
+        answer = await desk.rank(wanted, ranking.request_id)
         desk.tally.left_out(answer.degraded)
         features = {str(i.item_id): i.predictions or {} for i in answer.items}
         items = []

@@ -22,7 +22,6 @@ def mount(app: FastAPI, service: Service, tally: Tally, admin_key: Callable[[], 
 
     @app.exception_handler(Rejected)
     async def unread(_: Request, error: Rejected) -> Response:
-        tally.took("rejected", 1)
         return refusal(error)
 
     @app.exception_handler(Refused)
