@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from experiments.policy import Policies
 from experiments.revision import running
 from recsys.log import Append
-from recsys.records import CONTROL, Control, Experiments, ExperimentWish, pack, unpack
+from recsys.records import CONTROL, Control, Experiments, ExperimentWish, Stand, pack, unpack
 from tests.toy_trial import HOUR_MS, LABELS, ToyTrial
+from training.measuring.trial_fold import TrialFold
 from training.measuring.trials import LOOK_EVERY_MS, Trials
 
 TEXT = """
@@ -166,3 +168,39 @@ def test_files_that_no_longer_fit_leave_what_runs_as_it_is(toy: ToyTrial, caplog
     assert runs.turn() == [] and "don't fit" in caplog.text
     with pytest.raises(ValueError, match=r"bad\.yaml:2"):
         Runs(toy, {"bad.yaml": "name: x\nnonsense: 1\n"})
+
+
+BROKEN_TEXT = PLAIN.replace("plain", "typo").replace("other", "third") + "metric: longview\n"
+
+
+def test_one_that_cannot_be_read_is_stopped_and_the_others_go_on(toy: ToyTrial) -> None:
+    """As it was told by code that read it: the director goes on, and says why."""
+    runs = started(toy)
+    newest = runs.trials.newest
+    bad = msgspec.structs.replace(
+        newest, revision=newest.revision + 1, configs={**newest.configs, "typo.yaml": BROKEN_TEXT},
+        stands={**newest.stands, "typo": Stand(traffic=1.0, given=True)},
+    )  # fmt: skip
+    toy.log.append(CONTROL, [Append(0, b"", pack(bad))])
+    serve(toy)
+    toy.pass_time(2)
+    said = runs.turn()[-1]
+    assert said.stands["typo"].state == "stopped"
+    assert "broken: can't be read: typo.yaml:4: metric is 'longview'" in said.stands["typo"].why
+    assert said.stands["mine"].traffic == 1.0  # its ramp went on
+    toy.pass_time(1)
+    runs.ask(what="start", text=PLAIN.replace("plain", "next").replace("other", "fourth"))
+    (said,) = runs.turn()
+    assert said.refused == "" and said.stands["next"].state == "running"
+
+
+def test_one_that_cannot_be_judged_is_stopped(toy: ToyTrial, monkeypatch: Any) -> None:
+    runs = started(toy)
+
+    def read(*_: Any) -> int:
+        raise ValueError("sums don't fit")
+
+    monkeypatch.setattr(TrialFold, "read", read)
+    (said,) = runs.turn()
+    assert said.stands["mine"].why == "broken: can't be judged: sums don't fit"
+    assert runs.turn() == []
