@@ -1,5 +1,6 @@
 """Outcomes of an experiment from a log of events and joined examples, against what was served and done."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,6 +68,42 @@ def test_a_fold_that_reads_on_ends_where_one_that_reads_all_does(toy: ToyTrial) 
     while its.read():
         pass
     assert its.readout() == fold(toy).readout()
+
+
+def test_small_turns_lose_nothing_that_was_shown(
+    toy: ToyTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are many events for each example, and as many records of both are read in a turn."""
+    served(toy, 60, 1)
+    toy.pass_time(1)
+    served(toy, 60, 1)
+    toy.pass_time(1)
+    whole = fold(toy)
+    monkeypatch.setattr("training.measuring.trial_fold._READ", 10)
+    its = TrialFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS)
+    assert its.read(1) > 0 and its.waiting == 0
+    while its.read(1):
+        pass
+    seen = replace(its.readout(), sample_ratio=whole.readout().sample_ratio)  # of all looks so far
+    assert its.outcomes.outside == 0 and seen == whole.readout()
+    assert whole.outcomes.shown(0) > 0
+
+
+def test_what_is_shown_waits_for_exposures_that_come_while_it_is_read(toy: ToyTrial) -> None:
+    """An example may be read whose list was served after the events were."""
+    its = TrialFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS)
+    poll, late = its._poll, []
+
+    def and_then_serve(topic: str) -> Any:
+        if topic == EXAMPLES and not late:
+            served(toy, 60, 1)
+            late.append(toy.pass_time(1))
+        return poll(topic)
+
+    its._poll = and_then_serve  # type: ignore[method-assign]
+    while its.read():
+        pass
+    assert late and its.outcomes.outside == 0 and its.readout() == fold(toy).readout()
 
 
 def test_labels_and_watch_time_are_those_of_the_log(toy: ToyTrial) -> None:

@@ -117,6 +117,8 @@ def test_a_guardrail_stops_it_and_only_harm_does(toy: ToyTrial, harm: bool) -> N
     toy.liked = {"treatment": (0.4, 0.3 if harm else 0.1)}
     serve(toy, users=800)
     toy.pass_time(0.1)
+    assert runs.turn() == []  # there are more events than are read at once
+    toy.now_ms += LOOK_EVERY_MS
     said = runs.turn()
     assert len(said) == int(harm)
     if harm:
