@@ -26,7 +26,7 @@ from recsys.events import Stamp
 from recsys.hashing import Id, key_of
 from recsys.log import Log, LogLost
 from recsys.records import EVENTS, EXAMPLES
-from training.by_time import first_at
+from training.by_time import first_at, served_ms_of
 from training.measuring.shown_item import closed_ms_of, read_shown, values_of
 
 BEFORE_MS: Final = 7 * 86_400_000  # what is a covariate: a week before it began
@@ -77,7 +77,7 @@ class TrialFold:
         self._window_ms = int(config.join.window_s * 1000)
         self._from_ms = started_ms - BEFORE_MS
         self.complete = True
-        self._events = self._consumer(EVENTS, started_ms, _time_ms)
+        self._events = self._consumer(EVENTS, started_ms, served_ms_of)
         self._examples = self._consumer(EXAMPLES, self._from_ms, closed_ms_of)
         self._waiting: dict[int, list[_Row]] = {}
         self._newest: dict[int, int] = {}
@@ -231,13 +231,4 @@ def _ints(values: Sequence[int]) -> Any:
     return np.array(values, np.int64)
 
 
-class _Timed(msgspec.Struct):
-    time_ms: int = 0
-
-
-def _time_ms(event: bytes) -> int:
-    return _timed.decode(event).time_ms
-
-
 _impression = msgspec.msgpack.Decoder(_Impression)
-_timed = msgspec.msgpack.Decoder(_Timed)
