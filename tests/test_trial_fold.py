@@ -238,20 +238,20 @@ def test_a_past_that_is_imported_while_it_runs_hides_nobody(toy: ToyTrial) -> No
     """Feedback of 40 days ago, sent in one go: who was exposed before it is still found."""
     toy.pass_time(24)
     began_ms = toy.now_ms
-    served(toy, 400, 1)
+    served(toy, 200, 1)
     past = began_ms - 40 * 24 * HOUR_MS
     likes = [
         Engagement(time_ms=past + n, request_id="", user_id="u1", item_id="v1", kind="like")
         for n in range(4_000)
     ]
     toy.log.append(EVENTS, [Append(n % 2, b"", encode(its)) for n, its in enumerate(likes)])
-    served(toy, 400, 1)
+    for n in range(200, 400):
+        toy.serve(f"u{n}")
     its = TrialFold(toy.log, toy.config, LABELS, MINE, began_ms)
     while its.read():
         pass
     assert sum(its.outcomes.counts()) == sum(toy.arm(f"u{n}") is not None for n in range(400))
-    first = its.outcomes.users(LONG, 0)
-    assert its.complete and len(first) == its.outcomes.counts()[0]
+    assert its.complete
 
 
 def test_times_before_it_began_are_left_where_they_are(toy: ToyTrial) -> None:
