@@ -131,7 +131,7 @@ def test_a_guardrail_stops_it_and_only_harm_does(toy: ToyTrial, harm: bool) -> N
         assert runs.turn() == []
 
 
-def test_arms_that_are_given_wrongly_stop_it(toy: ToyTrial) -> None:
+def test_arms_that_are_given_wrongly_stop_it(toy: ToyTrial, caplog: Any) -> None:
     runs = started(toy)
     serve(toy, 20)
     wrong = {"control": "treatment", "treatment": "control", None: "control"}
@@ -139,6 +139,9 @@ def test_arms_that_are_given_wrongly_stop_it(toy: ToyTrial) -> None:
     toy.now_ms += LOOK_EVERY_MS
     (said,) = runs.turn()
     assert said.stands["mine"].why.startswith("broken: ")
+    assert (runs.trials.stopped_for("broken"), runs.trials.stopped_for("harm")) == (1, 0)
+    (warned,) = [its for its in caplog.records if its.levelname == "WARNING"]
+    assert warned.getMessage().startswith("experiment mine is stopped: broken: ")
 
 
 def test_what_has_no_place_where_it_stands_is_left_alone(toy: ToyTrial) -> None:

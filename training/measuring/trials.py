@@ -10,7 +10,7 @@ from typing import Final
 
 from experiments.definition import Experiment
 from experiments.ramp import RUNNING, STOPPED, move, stop
-from experiments.readout import BROKEN, Readout
+from experiments.readout import BROKEN, HARM, Readout
 from experiments.revision import Told, all_of, each_of, grant, with_files
 from recsys.config import Config
 from recsys.log import Log
@@ -56,6 +56,11 @@ class Trials:
         """The next revision, where there is one; fold it, and ask again."""
         return self._of_files(now_ms) or self._of_wishes(now_ms) or self._of_looks(now_ms)
 
+    def stopped_for(self, verdict: str) -> int:
+        """Experiments that ended by themselves with this verdict, ``broken`` or ``harm``: all ever told."""
+        stands = self.newest.stands.values()
+        return sum(its.state == STOPPED and its.why.startswith(f"{verdict}: ") for its in stands)
+
     def _of_files(self, now_ms: int) -> Experiments | None:
         if self._files is None or self._checked is self.newest:
             return None
@@ -98,6 +103,8 @@ class Trials:
         for name, stand in changed.items():
             if stand.state != RUNNING:
                 self._folds.pop(name, None)
+            if stand is not stands[name] and stand.why.startswith((f"{BROKEN}: ", f"{HARM}: ")):
+                _LOG.warning("experiment %s is stopped: %s", name, stand.why)
         return self._revision(Told(self.newest.configs, changed), now_ms)
 
     def _moved(self, experiment: Experiment, stand: Stand, now_ms: int, due: bool) -> Stand:
