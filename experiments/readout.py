@@ -67,7 +67,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Readout:
-    """``verdict`` with its reasons, the weightiest first. ``sampled``: the share of users that was kept."""
+    """``verdict`` with its reasons, the weightiest first. ``sampled``: the share of users of whom it was kept
+    what they did; ``counted``: of whom it was counted which arm they have, which is mostly all."""
 
     experiment: str
     hypothesis: str
@@ -85,6 +86,7 @@ class Readout:
     why: tuple[str, ...]
     sampled: float = 1.0
     outside: int = 0
+    counted: float = 1.0
 
     @property
     def users(self) -> int:
@@ -142,7 +144,7 @@ def readout(
         experiment.metrics.alpha, until_ms, arms, ratio, outcomes.crossed, misassigned, lines,
         _days(experiment, outcomes, primary[0], until_ms) if parts else (),
         _segments(experiment, outcomes, primary[0], segments) if parts else (),
-        verdict, why, outcomes.sampled, outcomes.outside,
+        verdict, why, outcomes.sampled, outcomes.outside, outcomes.exposed.sampled,
     )  # fmt: skip
 
 

@@ -42,8 +42,8 @@ LABELS = ("long_view", "hide")
 POLICY = PolicyConfig()
 
 
-def seen(verdict: str = OPEN, users: int = 100, sampled: float = 1.0) -> Any:
-    return SimpleNamespace(verdict=verdict, users=users, why=("because",), sampled=sampled)
+def seen(verdict: str = OPEN, users: int = 100, counted: float = 1.0) -> Any:
+    return SimpleNamespace(verdict=verdict, users=users, why=("because",), counted=counted)
 
 
 def test_it_waits_for_its_start_then_grows_by_the_hours_and_ends() -> None:
@@ -70,10 +70,10 @@ def test_it_does_not_grow_unseen_or_with_too_few(look: Any) -> None:
     assert move(GROWS, its, 50 * HOUR_MS, look) is its
 
 
-def test_users_who_are_in_it_count_though_a_share_of_them_is_kept() -> None:
+def test_users_who_are_in_it_count_though_a_share_of_them_is_counted() -> None:
     its = begin(GROWS, 1_000)
-    assert move(GROWS, its, 50 * HOUR_MS, seen(users=12, sampled=0.25)) is its
-    assert move(GROWS, its, 50 * HOUR_MS, seen(users=13, sampled=0.25)).traffic == 0.1
+    assert move(GROWS, its, 50 * HOUR_MS, seen(users=12, counted=0.25)) is its
+    assert move(GROWS, its, 50 * HOUR_MS, seen(users=13, counted=0.25)).traffic == 0.1
 
 
 @pytest.mark.parametrize("verdict", [BROKEN, HARM])

@@ -111,6 +111,17 @@ def test_it_does_not_grow_with_too_few(toy: ToyTrial) -> None:
     assert runs.turn() == []
 
 
+def test_it_grows_by_all_who_are_in_it_where_a_few_are_kept(
+    toy: ToyTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.measuring.trials._MOST_USERS", 10)
+    runs = started(toy)
+    serve(toy)
+    toy.pass_time(2)
+    (said,) = runs.turn()
+    assert said.stands["mine"].traffic == 1.0
+
+
 @pytest.mark.parametrize("harm", [True, False])
 def test_a_guardrail_stops_it_and_only_harm_does(toy: ToyTrial, harm: bool) -> None:
     runs = started(toy, TEXT.replace("[0.2]", "[]"))

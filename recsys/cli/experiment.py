@@ -202,7 +202,11 @@ def read_report(log: Log, config: Config, its: Experiment) -> tuple[Readout, lis
     if seen.outside:
         notes.append(f"{seen.outside:,} items were shown to its users, but not under their arm")
     if seen.sampled < 1:
-        notes.append(f"a share of {seen.sampled:g} of the users is counted: memory is bounded")
+        notes.append(
+            f"effects are of a share of {seen.sampled:g} of the users, as is `shown`: memory is bounded"
+        )
+    if seen.counted < 1:
+        notes.append(f"users by arm are of a share of {seen.counted:g} of them")
     return seen, notes
 
 
