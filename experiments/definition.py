@@ -107,10 +107,15 @@ class Experiment:
 
 
 def read_experiment(
-    text: str, file: object, policy: PolicyConfig, labels: Sequence[str] | None = None
+    text: str,
+    file: object,
+    policy: PolicyConfig,
+    labels: Sequence[str] | None = None,
+    judged: bool = True,
 ) -> Experiment:
     """One experiment from its YAML text; ``policy`` is what its overrides are checked against, and ``labels``
-    (of the schema, where it is known) what may have a weight.
+    (of the schema, where it is known) what may have a weight, and what metrics there are. ``judged``: False
+    for who only gives arms: its metrics are nothing to them.
 
     Raises YamlError with the file, the line and the reason.
     """
@@ -136,16 +141,8 @@ def read_experiment(
             marked.mapping({its.name for its in fields(known)}, key)
             values = {**values, key: _made(marked, known, values[key], key)}
     experiment: Experiment = _made(marked, Experiment, {**values, "arms": made})
-    if labels is not None and "metrics" in values:
-        for part, names in (
-            ("primary", experiment.metrics.primary),
-            ("guardrails", tuple(experiment.metrics.guardrails)),
-        ):
-            for name in names:
-                try:
-                    metric_of(name, labels)
-                except ValueError as error:
-                    raise marked.error(str(error), "metrics", part, name) from None
+    if labels is not None and judged:
+        _check_metrics(marked, experiment, labels)
     return experiment
 
 
@@ -154,18 +151,30 @@ def read_experiments(
     policy: PolicyConfig,
     labels: Sequence[str] | None = None,
     stopped: Collection[str] = (),
+    judged: bool = True,
 ) -> tuple[Experiment, ...]:
     """Several experiments, by the names of their files; raises YamlError also where two don't fit. Those that
-    are ``stopped`` are in nobody's way."""
+    are ``stopped`` are in nobody's way. ``judged``: as of ``read_experiment``."""
     found: list[Experiment] = []
     for file, text in sorted(texts.items()):
-        experiment = read_experiment(text, file, policy, labels)
+        experiment = read_experiment(text, file, policy, labels, judged)
         clashes = (_clash(other, experiment, stopped) for other in found)
         clash = next((its for its in clashes if its), None)
         if clash:
             raise YamlError(file, 1, clash)
         found.append(experiment)
     return tuple(found)
+
+
+def name_in(text: str) -> str:
+    """The name that a YAML text gives its experiment, whether or not the rest of it can be read; '' where it
+    gives none."""
+    try:
+        value = Marked(text).value
+    except YamlError:
+        return ""
+    name = value.get("name", "") if isinstance(value, dict) else ""
+    return name if isinstance(name, str) else ""
 
 
 def apply_overrides(
@@ -178,6 +187,22 @@ def apply_overrides(
         return msgspec.convert(msgspec.to_builtins(changed), PolicyConfig)
     except msgspec.ValidationError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _check_metrics(marked: Marked, experiment: Experiment, labels: Sequence[str]) -> None:
+    """Raises YamlError at the first primary metric or guardrail that the labels don't give."""
+    inside = experiment.metrics
+    named: list[tuple[str, tuple[str | int, ...]]]
+    named = [(name, ("metrics", "primary", at)) for at, name in enumerate(inside.primary)]
+    if not inside.primary:
+        short = "metric" if "metric" in marked.value else "metrics"
+        named = [(name, (short,)) for name in experiment.primary]
+    named += [(name, ("metrics", "guardrails", name)) for name in inside.guardrails]
+    for name, path in named:
+        try:
+            metric_of(name, labels)
+        except ValueError as error:
+            raise marked.error(str(error), *path) from None
 
 
 def _arm(marked: Marked, name: Any, policy: PolicyConfig, labels: Sequence[str] | None) -> Arm:

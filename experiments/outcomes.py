@@ -3,7 +3,8 @@
 A user counts from the first list that was answered under an arm (the exposure), whether or not anything of it
 was shown. What was shown before is a covariate, what is shown since counts for the arm, by days since.
 A user takes 8 · sums · (days + 1) bytes and about 150 more. Beyond ``most_users`` half of them leave, by a
-hash of the user that knows nothing of arms, and half of those to come; what is left is as good a sample.
+hash of the user that knows nothing of arms, and half of those to come; what is left is as good a sample. How
+many users each arm has is counted apart, of all of them (experiments/exposed.py).
 """
 
 # U users, N rows of a call, S sums, D days since exposure
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.effect import Users
+from experiments.exposed import Exposed, kept
 from experiments.metric import SHOWN, USER, Metric
 
 Floats = NDArray[np.float64]
@@ -43,7 +45,8 @@ class Outcomes:
     ) -> None:
         self.arms, self.sums, self.days = tuple(arms), tuple(sums), days
         self._most, self._since_ms, self._day_ms = most_users, since_ms, day_ms
-        self.sampled = 1.0  # the share of users that is kept
+        self.exposed = Exposed(len(arms))
+        self.sampled = 1.0  # the share of users of whom it is kept what they did
         self.crossed = 0  # users who were seen in more than one arm, which can't be
         self.outside = 0  # shown to exposed users, but not under the arm: its traffic had ended
         self._rows: dict[int, int] = {}
@@ -63,10 +66,15 @@ class Outcomes:
 
     @property
     def nbytes(self) -> int:
-        return sum(its.nbytes for its in self._arrays.values()) + 100 * len(self._rows)
+        return (
+            sum(its.nbytes for its in self._arrays.values())
+            + 100 * len(self._rows)
+            + self.exposed.nbytes
+        )
 
     def expose(self, users_N: Ints, arms_N: Ints, time_ms_N: Ints, segments_N: Ints) -> None:
         """Lists that were answered under an arm, in order. ``users_N``: 64-bit keys of users."""
+        self.exposed.add(users_N, arms_N)
         for user, arm, time_ms, segment in zip(
             users_N.tolist(), arms_N.tolist(), time_ms_N.tolist(), segments_N.tolist(), strict=True
         ):
@@ -101,9 +109,8 @@ class Outcomes:
         np.add.at(its["after"], (rows[under], days[under]), values[under])
 
     def counts(self) -> list[int]:
-        """Exposed users by arm."""
-        arm = self._arrays["arm"][: len(self)]
-        return [int(n) for n in np.bincount(arm[arm != NOBODY], minlength=len(self.arms))]
+        """Exposed users by arm, also those of whom nothing else is kept."""
+        return self.exposed.counts()
 
     def shown(self, arm: int) -> float:
         """Items shown under an arm."""
@@ -169,7 +176,7 @@ class Outcomes:
         row = self._rows.get(user)
         if row is not None:
             return row
-        if self.sampled < 1 and not _kept(user, self.sampled):
+        if self.sampled < 1 and not kept(user, self.sampled):
             return None
         if len(self._rows) >= self._most:
             self._halve()
@@ -185,13 +192,9 @@ class Outcomes:
     def _halve(self) -> None:
         self.sampled /= 2
         keys = self._arrays["key"][: len(self)].tolist()
-        kept = [row for row, key in enumerate(keys) if _kept(key, self.sampled)]
+        left = [row for row, key in enumerate(keys) if kept(key, self.sampled)]
         for name, its in self._arrays.items():
             room = np.full_like(its, NOBODY) if name == "arm" else np.zeros_like(its)
-            room[: len(kept)] = its[kept]
+            room[: len(left)] = its[left]
             self._arrays[name] = room
-        self._rows = {keys[row]: place for place, row in enumerate(kept)}
-
-
-def _kept(user: int, share: float) -> bool:
-    return (user & 0xFFFF_FFFF) < share * 2**32
+        self._rows = {keys[row]: place for place, row in enumerate(left)}

@@ -49,7 +49,8 @@ def move(experiment: Experiment, stand: Stand, now_ms: int, seen: Readout | None
         return stop(stand, now_ms, f"{seen.verdict}: {'; '.join(seen.why)}")
     if stand.step < len(experiment.ramp.steps) and seen is not None:
         hours = (now_ms - stand.since_ms) / _HOUR_MS
-        if hours >= experiment.ramp.hours and seen.users >= experiment.ramp.users:
+        users = seen.users / seen.counted  # of very many only a share is counted
+        if hours >= experiment.ramp.hours and users >= experiment.ramp.users:
             step = stand.step + 1
             return msgspec.structs.replace(
                 stand, step=step, traffic=traffic_at(experiment, step), since_ms=now_ms

@@ -19,10 +19,18 @@ BROKEN: Final = "broken"  # nothing that it says can be trusted
 HARM: Final = "harm"  # a guardrail is known to be worse than tolerated
 BETTER: Final = "better"
 WORSE: Final = "worse"
+MIXED: Final = "mixed"  # one primary metric of an arm is better, another worse: people weigh them
 OPEN: Final = "open"
 SAFE: Final = "safe"  # of a guardrail: known not to be worse than tolerated
 PRIMARY: Final = "primary"
 GUARDRAIL: Final = "guardrail"
+# Which lines are the reasons of a verdict, the weightiest first: what is worse is among them in any case.
+_WHY: Final = {
+    HARM: (HARM, WORSE),
+    BETTER: (BETTER, WORSE),
+    MIXED: (WORSE, BETTER),
+    WORSE: (WORSE,),
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Readout:
-    """``verdict`` with its reasons, the weightiest first. ``sampled``: the share of users that was kept."""
+    """``verdict`` with its reasons, the weightiest first. ``sampled``: the share of users of whom it was kept
+    what they did; ``counted``: of whom it was counted which arm they have, which is mostly all."""
 
     experiment: str
     hypothesis: str
@@ -77,6 +86,7 @@ class Readout:
     why: tuple[str, ...]
     sampled: float = 1.0
     outside: int = 0
+    counted: float = 1.0
 
     @property
     def users(self) -> int:
@@ -134,7 +144,7 @@ def readout(
         experiment.metrics.alpha, until_ms, arms, ratio, outcomes.crossed, misassigned, lines,
         _days(experiment, outcomes, primary[0], until_ms) if parts else (),
         _segments(experiment, outcomes, primary[0], segments) if parts else (),
-        verdict, why, outcomes.sampled, outcomes.outside,
+        verdict, why, outcomes.sampled, outcomes.outside, outcomes.exposed.sampled,
     )  # fmt: skip
 
 
@@ -189,13 +199,28 @@ def _verdict(
         broken.append(f"{crossed:,} users were given more than one arm")
     if broken:
         return BROKEN, tuple(broken)
-    for verdict, role in ((HARM, GUARDRAIL), (WORSE, PRIMARY), (BETTER, PRIMARY)):
-        found = [line for line in lines if line.said == verdict and line.role == role]
-        if found and not (verdict == WORSE and any(line.said == BETTER for line in lines)):
-            unsure = [line for line in lines if line.role == GUARDRAIL and line.said == OPEN]
-            more = [f"{line.metric} of {line.arm} is open" for line in unsure]
-            return verdict, tuple([in_words(line) for line in found] + more)
-    return OPEN, ("no primary metric is known to differ yet",)
+    verdict = _of_lines(lines)
+    if verdict == OPEN:
+        return OPEN, ("no primary metric is known to differ yet",)
+    told = [in_words(line) for said in _WHY[verdict] for line in lines if line.said == said]
+    unsure = [line for line in lines if line.role == GUARDRAIL and line.said == OPEN]
+    return verdict, (*told, *(f"{line.metric} of {line.arm} is open" for line in unsure))
+
+
+def _of_lines(lines: Sequence[Line]) -> str:
+    """Harm of any arm, else the verdict of the best arm: it is an arm that people choose, whole, so what is
+    better in one metric doesn't make up for what is worse in another."""
+    if any(line.said == HARM for line in lines):
+        return HARM
+    by_arm: dict[str, set[str]] = {}
+    for line in lines:
+        by_arm.setdefault(line.arm, set()).add(line.said)
+    arms = list(by_arm.values())
+    if any(BETTER in said and WORSE not in said for said in arms):
+        return BETTER
+    if any(BETTER in said for said in arms):
+        return MIXED
+    return WORSE if any(WORSE in said for said in arms) else OPEN
 
 
 def in_words(line: Line) -> str:

@@ -6,8 +6,9 @@ import pytest
 
 from recsys.config import Config
 from recsys.log import Append, MemoryLog
-from recsys.records import CONTROL, Control, Experiments, Live, pack, topics, unpack
-from training.director import Director, experiment_texts
+from recsys.loops import Heartbeat
+from recsys.records import CONTROL, Control, Experiments, Live, Stand, pack, topics, unpack
+from training.director import Director, experiment_texts, tell_experiments
 
 
 @pytest.fixture
@@ -59,3 +60,18 @@ def test_a_record_that_cannot_be_read_is_passed_over(log, tmp_path):
     its = director(log, tmp_path, {})
     its.turn()
     assert its.live is not None and its.live.epoch == 3
+
+
+def test_the_heartbeat_counts_experiments_that_ended_by_themselves(log, tmp_path):
+    whys = {
+        "a": "broken: users by arm",
+        "b": "broken: can't be read",
+        "c": "harm: hide",
+        "d": "asked",
+    }
+    stands = {name: Stand(state="stopped", why=why) for name, why in whys.items()}
+    log.append(CONTROL, [Append(0, b"", pack(Experiments(revision=1, stands=stands)))])
+    its, beat = director(log, tmp_path, {}), Heartbeat("director")
+    its.turn()
+    tell_experiments(its, beat)
+    assert beat.now().gauges == {"experiments_broken": 2, "experiments_harmed": 1}

@@ -3,12 +3,14 @@
 import json
 import re
 import threading
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -18,8 +20,9 @@ from recsys.cli import plan as plans
 from recsys.cli.main import app
 from recsys.config import Config, LogConfig
 from recsys.features import FeatureSet
+from recsys.log import Append
 from recsys.open_log import create_topics, open_log
-from recsys.records import Experiments
+from recsys.records import CONTROL, Experiments, Stand, pack
 from tests.toy_trial import ToyTrial
 from training.director import Director
 
@@ -31,6 +34,8 @@ layer: mixing
 arms: {control: {share: 0.5}, treatment: {share: 0.5, overrides: {diversity: 0.2}}}
 """
 FILES = {"default.yaml": "name: default\narms: {a: {share: 0.5}, b: {share: 0.5}}\n"}
+
+ODD = "name: odd\nlayer: odd\nmetric: nonsense\narms: {a: {share: 1}}\n"
 
 
 class System:
@@ -184,3 +189,21 @@ def test_power_is_worked_out_of_what_is_given(tmp_path: Path) -> None:
     assert "more" in CliRunner().invoke(app, [*words, "--effect", "0.001"]).output
     bad = CliRunner().invoke(app, [*words[:4], "--sd", "-1"])
     assert bad.exit_code == 2 and "--sd is -1" in bad.output
+
+
+def test_one_that_cannot_be_read_any_more_is_in_nobodys_way(system: System) -> None:
+    """As other code may have told it: the others are listed, and it is said why it isn't."""
+    while not system.newest().configs:
+        time.sleep(0.01)
+    told = system.newest()
+    odd = msgspec.structs.replace(
+        told, revision=told.revision + 1, stands={"odd": Stand(traffic=1.0, given=True)},
+        configs={**told.configs, "odd.yaml": ODD},
+    )  # fmt: skip
+    system.log.append(CONTROL, [Append(0, b"", pack(odd))])
+    out = system.run("list")
+    assert "default" in out and "odd can't be read: odd.yaml:3: metric is 'nonsense'" in out
+    assert "odd can't be read" in system.run("report", "odd", fails=True)
+    while system.newest().stands["odd"].state != "stopped":  # the director saw it, and goes on
+        time.sleep(0.01)
+    assert "stopped already: broken: can't be read" in system.run("stop", "odd", fails=True)

@@ -129,7 +129,9 @@ def test_beyond_the_most_users_half_leave_by_a_hash_and_the_rest_keep_what_they_
         few.expose(keys[cut], arms[cut], np.full(500, 9), np.zeros(500, np.int64))
         few.add(keys[cut], arms[cut], np.full(500, 10), np.tile([1.0, 2.0], (500, 1)))
     assert few.sampled == 0.125 and 500 < len(few) <= 1_000
-    assert sum(few.counts()) == len(few) and abs(few.counts()[0] - few.counts()[1]) < 100
+    held = [len(few.users(LONG, arm)) for arm in (0, 1)]
+    assert sum(held) == len(few) and abs(held[0] - held[1]) < 100
+    assert few.counts() == [2_500, 2_500]  # of all
     for arm in (0, 1):
         assert set(few.users(LONG, arm).numerators_U) == {1.0}
     assert few.nbytes < 1_000 * 1_000

@@ -12,7 +12,7 @@ from experiments.definition import Arm, Experiment, read_experiment
 from experiments.design import Metrics, Ramp, time_ms_of
 from experiments.ramp import begin, move, stop
 from experiments.readout import BETTER, BROKEN, HARM, OPEN, WORSE
-from experiments.revision import Told, all_of, grant, running, with_files
+from experiments.revision import Told, all_of, each_of, grant, running, with_files
 from recsys.marked_yaml import YamlError
 from recsys.policy_config import PolicyConfig
 from recsys.records import Experiments, ExperimentWish, Stand
@@ -42,8 +42,8 @@ LABELS = ("long_view", "hide")
 POLICY = PolicyConfig()
 
 
-def seen(verdict: str = OPEN, users: int = 100) -> Any:
-    return SimpleNamespace(verdict=verdict, users=users, why=("because",))
+def seen(verdict: str = OPEN, users: int = 100, counted: float = 1.0) -> Any:
+    return SimpleNamespace(verdict=verdict, users=users, why=("because",), counted=counted)
 
 
 def test_it_waits_for_its_start_then_grows_by_the_hours_and_ends() -> None:
@@ -68,6 +68,12 @@ def test_it_waits_for_its_start_then_grows_by_the_hours_and_ends() -> None:
 def test_it_does_not_grow_unseen_or_with_too_few(look: Any) -> None:
     its = begin(GROWS, 1_000)
     assert move(GROWS, its, 50 * HOUR_MS, look) is its
+
+
+def test_users_who_are_in_it_count_though_a_share_of_them_is_counted() -> None:
+    its = begin(GROWS, 1_000)
+    assert move(GROWS, its, 50 * HOUR_MS, seen(users=12, counted=0.25)) is its
+    assert move(GROWS, its, 50 * HOUR_MS, seen(users=13, counted=0.25)).traffic == 0.1
 
 
 @pytest.mark.parametrize("verdict", [BROKEN, HARM])
@@ -175,6 +181,11 @@ def test_files_come_and_go_and_what_was_started_stays() -> None:
         ("[0.1]", "[0.5]", r"f\.yaml:6: ramp is \[0\.5\], expected steps below the traffic, 0\.4"),
         ("hours: 1", "hours: 0", r"f\.yaml:6: hours is 0"),
         ("hide: 0.1", "hide: 1.5", r"f\.yaml:5: guardrails\.hide is 1\.5"),
+        (
+            "metrics: {primary: [long_view], guardrails: {hide: 0.1}}",
+            "metric: longview",
+            r"f\.yaml:5: metric is 'longview'",
+        ),
         ("hide: 0.1", "hid: 0.1", r"f\.yaml:5: metric is 'hid'"),
         ("primary", "main", r"f\.yaml:5: unknown key 'main'"),
         ("layer: mixing", "metric: long_view", r"f\.yaml:3: metric and metrics are both there"),
@@ -185,6 +196,46 @@ def test_files_come_and_go_and_what_was_started_stays() -> None:
 def test_a_mistake_is_told_with_its_line(old: str, new: str, says: str) -> None:
     with pytest.raises(YamlError, match=says):
         read_experiment(TEXT.replace(old, new), "f.yaml", POLICY, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("line", "at"),
+    [("metrics: {guardrails: {hide: 0.1}}", 5), ("metrics: {find: 0.1}", 5), ("", 1)],
+)
+def test_a_metric_that_stands_for_none_is_checked_too(line: str, at: int) -> None:
+    """A schema may have no long_view, which is what decides where nothing else is named."""
+    text = TEXT.replace("metrics: {primary: [long_view], guardrails: {hide: 0.1}}", line)
+    with pytest.raises(YamlError, match=rf"f\.yaml:{at}: metric is 'long_view'"):
+        read_experiment(text, "f.yaml", POLICY, ("hide",))
+    assert read_experiment(text, "f.yaml", POLICY, ("hide",), judged=False).name == "mine"
+
+
+def test_arms_are_given_and_taken_by_texts_that_cannot_be_judged() -> None:
+    """A revision of before names were checked: replicas and past answers go on by it, `stop` ends it, and
+    what is stopped is in nobody's way, whatever it says."""
+    typo = PLAIN + "metric: longview\n"
+    old = Told({"plain.yaml": typo, "gone.yaml": "name: gone\narms: 7\n"}, {
+        "plain": Stand(traffic=0.3), "gone": Stand(state="stopped")})  # fmt: skip
+    assert [its.traffic for its in running(old, POLICY, LABELS)] == [0.3]
+    found, unread = each_of(old, POLICY, LABELS)
+    assert found == [] and set(unread) == {"plain", "gone"}
+    assert each_of(old, POLICY, LABELS, stopped=False)[1].keys() == {"plain"}
+    told = grant(old, ExperimentWish(what="stop", name="plain"), POLICY, LABELS, 9)
+    assert told.stands["plain"].state == "stopped" and running(told, POLICY, LABELS) == ()
+    assert "mine" in grant(told, start(), POLICY, LABELS, 10).stands
+    assert with_files(told, {}, POLICY, LABELS, 11).stands == told.stands
+
+
+def test_no_wish_overwrites_the_file_of_another() -> None:
+    told = Told({"mine.yaml": PLAIN})
+    with pytest.raises(ValueError, match=r"'mine\.yaml' is held by the experiment 'plain'"):
+        grant(told, start(), POLICY, LABELS, 7)
+
+
+def test_a_name_stands_in_one_file_also_once_it_is_stopped() -> None:
+    told = Told(stands={"plain": Stand(state="stopped")})
+    with pytest.raises(ValueError, match="'plain' is there twice"):
+        with_files(told, {"a.yaml": PLAIN, "b.yaml": PLAIN}, POLICY, LABELS, 7)
 
 
 def test_times_are_read_as_people_write_them() -> None:

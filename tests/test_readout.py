@@ -13,6 +13,7 @@ from experiments.readout import (
     BETTER,
     BROKEN,
     HARM,
+    MIXED,
     OPEN,
     SAFE,
     WORSE,
@@ -88,6 +89,24 @@ def test_a_better_arm_is_told_with_its_interval() -> None:
 
 def test_a_worse_arm_is_told() -> None:
     assert read(TWO, filled(TWO, [(0.46, 0.1), (0.4, 0.1)])).verdict == WORSE
+
+
+def test_better_and_worse_in_one_arm_are_mixed() -> None:
+    both = replace(TWO, metrics=Metrics(("long_view", "hide"), find=0.1))
+    its = read(both, filled(both, [(0.4, 0.1), (0.46, 0.2)]))
+    assert said(its) == {"long_view": BETTER, "hide": WORSE} and its.verdict == MIXED
+    assert "hide of treatment" in its.why[0] and "long_view of treatment" in its.why[1]
+
+
+def test_an_arm_that_is_better_is_chosen_whole_and_what_is_worse_is_named() -> None:
+    arms = (Arm("control", 0.4), Arm("good", 0.3), Arm("other", 0.3))
+    both = replace(TWO, arms=arms, metrics=Metrics(("long_view", "hide"), find=0.1))
+    only = {"only": {0: 4_000, 1: 3_000, 2: 3_000}}
+    its = read(both, filled(both, [(0.4, 0.1), (0.46, 0.1), (0.4, 0.2)], **only))
+    assert its.verdict == BETTER and "long_view of good" in its.why[0]
+    assert any("hide of other" in why and why.endswith(WORSE) for why in its.why)
+    its = read(both, filled(both, [(0.4, 0.1), (0.46, 0.2), (0.4, 0.2)], **only))
+    assert its.verdict == MIXED and sum(why.endswith(WORSE) for why in its.why) == 2
 
 
 def test_more_hides_are_worse_and_end_it_whatever_else_is_better() -> None:

@@ -20,6 +20,7 @@ def test_the_figures_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(study, "DAY_USERS", 20_000)
     monkeypatch.setattr(study, "LEAK", 0.4)
     monkeypatch.setattr(study, "CLEAN_DAYS", 4)
+    monkeypatch.setattr(study, "KEPT", 50)
     file = tmp_path / "figures.json"
     words = ["study", "experiments", "--runs", "4", "--users", "20000", "--json", str(file)]
     done = CliRunner().invoke(app, words)
@@ -28,6 +29,8 @@ def test_the_figures_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert all(its["ever_significant"] <= 0.5 for its in found["aa"]["worlds"].values())
     assert len(found["lift"]["promised"]) == study.LIFT_LOOKS
     assert found["leak"]["moved"]["raised"] == 1 and found["leak"]["none"]["raised"] == 0
+    through = found["leak"]["through_outcomes"]
+    assert through["as_counted"] and max(through["kept"]) < 0.5
     assert min(*found["assignment"]["uniform_p"], found["assignment"]["independent_p"]) > 0.001
 
 

@@ -1,5 +1,6 @@
 """Outcomes of an experiment from a log of events and joined examples, against what was served and done."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from experiments.definition import read_experiment
 from experiments.metric import metric_of
 from experiments.readout import BROKEN
 from recsys.config import JoinConfig
+from recsys.events import Engagement, encode
 from recsys.log import Append
 from recsys.policy_config import PolicyConfig
 from recsys.records import EVENTS, EXAMPLES, Experiments, Stand
@@ -67,6 +69,42 @@ def test_a_fold_that_reads_on_ends_where_one_that_reads_all_does(toy: ToyTrial) 
     while its.read():
         pass
     assert its.readout() == fold(toy).readout()
+
+
+def test_small_turns_lose_nothing_that_was_shown(
+    toy: ToyTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are many events for each example, and as many records of both are read in a turn."""
+    served(toy, 60, 1)
+    toy.pass_time(1)
+    served(toy, 60, 1)
+    toy.pass_time(1)
+    whole = fold(toy)
+    monkeypatch.setattr("training.measuring.trial_fold._READ", 10)
+    its = TrialFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS)
+    assert its.read(1) > 0 and its.waiting == 0
+    while its.read(1):
+        pass
+    seen = replace(its.readout(), sample_ratio=whole.readout().sample_ratio)  # of all looks so far
+    assert its.outcomes.outside == 0 and seen == whole.readout()
+    assert whole.outcomes.shown(0) > 0
+
+
+def test_what_is_shown_waits_for_exposures_that_come_while_it_is_read(toy: ToyTrial) -> None:
+    """An example may be read whose list was served after the events were."""
+    its = TrialFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS)
+    poll, late = its._poll, []
+
+    def and_then_serve(topic: str) -> Any:
+        if topic == EXAMPLES and not late:
+            served(toy, 60, 1)
+            late.append(toy.pass_time(1))
+        return poll(topic)
+
+    its._poll = and_then_serve  # type: ignore[method-assign]
+    while its.read():
+        pass
+    assert late and its.outcomes.outside == 0 and its.readout() == fold(toy).readout()
 
 
 def test_labels_and_watch_time_are_those_of_the_log(toy: ToyTrial) -> None:
@@ -194,6 +232,26 @@ def test_retention_that_overtakes_a_fold_is_told(toy: ToyTrial) -> None:
     served(toy, 40, 2)
     toy.log.trim(EVENTS, 0, 50)
     assert its.complete and its.read() and not its.complete
+
+
+def test_a_past_that_is_imported_while_it_runs_hides_nobody(toy: ToyTrial) -> None:
+    """Feedback of 40 days ago, sent in one go: who was exposed before it is still found."""
+    toy.pass_time(24)
+    began_ms = toy.now_ms
+    served(toy, 200, 1)
+    past = began_ms - 40 * 24 * HOUR_MS
+    likes = [
+        Engagement(time_ms=past + n, request_id="", user_id="u1", item_id="v1", kind="like")
+        for n in range(4_000)
+    ]
+    toy.log.append(EVENTS, [Append(n % 2, b"", encode(its)) for n, its in enumerate(likes)])
+    for n in range(200, 400):
+        toy.serve(f"u{n}")
+    its = TrialFold(toy.log, toy.config, LABELS, MINE, began_ms)
+    while its.read():
+        pass
+    assert sum(its.outcomes.counts()) == sum(toy.arm(f"u{n}") is not None for n in range(400))
+    assert its.complete
 
 
 def test_times_before_it_began_are_left_where_they_are(toy: ToyTrial) -> None:

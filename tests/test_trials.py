@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from experiments.policy import Policies
 from experiments.revision import running
 from recsys.log import Append
-from recsys.records import CONTROL, Control, Experiments, ExperimentWish, pack, unpack
+from recsys.records import CONTROL, Control, Experiments, ExperimentWish, Stand, pack, unpack
 from tests.toy_trial import HOUR_MS, LABELS, ToyTrial
+from training.measuring.trial_fold import TrialFold
 from training.measuring.trials import LOOK_EVERY_MS, Trials
 
 TEXT = """
@@ -109,12 +111,25 @@ def test_it_does_not_grow_with_too_few(toy: ToyTrial) -> None:
     assert runs.turn() == []
 
 
+def test_it_grows_by_all_who_are_in_it_where_a_few_are_kept(
+    toy: ToyTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.measuring.trials._MOST_USERS", 10)
+    runs = started(toy)
+    serve(toy)
+    toy.pass_time(2)
+    (said,) = runs.turn()
+    assert said.stands["mine"].traffic == 1.0
+
+
 @pytest.mark.parametrize("harm", [True, False])
 def test_a_guardrail_stops_it_and_only_harm_does(toy: ToyTrial, harm: bool) -> None:
     runs = started(toy, TEXT.replace("[0.2]", "[]"))
     toy.liked = {"treatment": (0.4, 0.3 if harm else 0.1)}
     serve(toy, users=800)
     toy.pass_time(0.1)
+    assert runs.turn() == []  # there are more events than are read at once
+    toy.now_ms += LOOK_EVERY_MS
     said = runs.turn()
     assert len(said) == int(harm)
     if harm:
@@ -127,7 +142,7 @@ def test_a_guardrail_stops_it_and_only_harm_does(toy: ToyTrial, harm: bool) -> N
         assert runs.turn() == []
 
 
-def test_arms_that_are_given_wrongly_stop_it(toy: ToyTrial) -> None:
+def test_arms_that_are_given_wrongly_stop_it(toy: ToyTrial, caplog: Any) -> None:
     runs = started(toy)
     serve(toy, 20)
     wrong = {"control": "treatment", "treatment": "control", None: "control"}
@@ -135,6 +150,9 @@ def test_arms_that_are_given_wrongly_stop_it(toy: ToyTrial) -> None:
     toy.now_ms += LOOK_EVERY_MS
     (said,) = runs.turn()
     assert said.stands["mine"].why.startswith("broken: ")
+    assert (runs.trials.stopped_for("broken"), runs.trials.stopped_for("harm")) == (1, 0)
+    (warned,) = [its for its in caplog.records if its.levelname == "WARNING"]
+    assert warned.getMessage().startswith("experiment mine is stopped: broken: ")
 
 
 def test_what_has_no_place_where_it_stands_is_left_alone(toy: ToyTrial) -> None:
@@ -166,3 +184,39 @@ def test_files_that_no_longer_fit_leave_what_runs_as_it_is(toy: ToyTrial, caplog
     assert runs.turn() == [] and "don't fit" in caplog.text
     with pytest.raises(ValueError, match=r"bad\.yaml:2"):
         Runs(toy, {"bad.yaml": "name: x\nnonsense: 1\n"})
+
+
+BROKEN_TEXT = PLAIN.replace("plain", "typo").replace("other", "third") + "metric: longview\n"
+
+
+def test_one_that_cannot_be_read_is_stopped_and_the_others_go_on(toy: ToyTrial) -> None:
+    """As it was told by code that read it: the director goes on, and says why."""
+    runs = started(toy)
+    newest = runs.trials.newest
+    bad = msgspec.structs.replace(
+        newest, revision=newest.revision + 1, configs={**newest.configs, "typo.yaml": BROKEN_TEXT},
+        stands={**newest.stands, "typo": Stand(traffic=1.0, given=True)},
+    )  # fmt: skip
+    toy.log.append(CONTROL, [Append(0, b"", pack(bad))])
+    serve(toy)
+    toy.pass_time(2)
+    said = runs.turn()[-1]
+    assert said.stands["typo"].state == "stopped"
+    assert "broken: can't be read: typo.yaml:4: metric is 'longview'" in said.stands["typo"].why
+    assert said.stands["mine"].traffic == 1.0  # its ramp went on
+    toy.pass_time(1)
+    runs.ask(what="start", text=PLAIN.replace("plain", "next").replace("other", "fourth"))
+    (said,) = runs.turn()
+    assert said.refused == "" and said.stands["next"].state == "running"
+
+
+def test_one_that_cannot_be_judged_is_stopped(toy: ToyTrial, monkeypatch: Any) -> None:
+    runs = started(toy)
+
+    def read(*_: Any) -> int:
+        raise ValueError("sums don't fit")
+
+    monkeypatch.setattr(TrialFold, "read", read)
+    (said,) = runs.turn()
+    assert said.stands["mine"].why == "broken: can't be judged: sums don't fit"
+    assert runs.turn() == []

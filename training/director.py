@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 import msgspec
 
 import experiments
+from experiments.readout import BROKEN, HARM
 from parameter_server import snapshots
 from recsys.blueprint import feature_set
 from recsys.clock import wall_ms
@@ -278,6 +279,7 @@ def run(config: Config, stop: Stop) -> None:
         try:
             director.turn()
             tell_drift(director, beat)
+            tell_experiments(director, beat)
         except LogUnavailable as error:
             _LOG.warning("log unavailable, trying again: %s", error)
             beat.add("retries")
@@ -297,3 +299,9 @@ def tell_drift(director: Director, beat: Heartbeat) -> None:
     beat.gauge("rate", its.rate)
     beat.gauge("publish_every", its.publish_every)
     beat.gauge("offline_runs", float(director.offline.runs))
+
+
+def tell_experiments(director: Director, beat: Heartbeat) -> None:
+    """Puts into the heartbeat how many experiments ended by themselves, of all that were ever told."""
+    beat.gauge("experiments_broken", director.trials.stopped_for(BROKEN))
+    beat.gauge("experiments_harmed", director.trials.stopped_for(HARM))

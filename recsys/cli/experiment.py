@@ -14,7 +14,7 @@ from rich.console import Console
 
 from experiments.definition import Experiment, read_experiments
 from experiments.readout import Readout, metrics_needed
-from experiments.revision import Told, all_of, grant
+from experiments.revision import Told, each_of, grant
 from recsys.blueprint import FEED_SCHEMA, feature_set
 from recsys.cli.experiment_page import page
 from recsys.cli.experiment_power import Guess, answer_from_log, answer_given
@@ -45,7 +45,10 @@ def list_(state: StateOption = Path("state"), json: JsonOption = False) -> None:
     """Shows the experiments of a system: where each stands, its arms, what decides."""
     with with_system(state) as (config, log):
         said = newest(log)
-        rows = [row_of(its, said) for its in all_of(said, config.policy, labels_of(config))]
+        found, unread = each_of(said, config.policy, labels_of(config))
+        rows = [row_of(its, said) for its in found]
+        for name, why in unread.items():
+            typer.secho(f"recsys: {name} can't be read: {why}", fg="red", err=True)
         if json:
             _print_json(rows)
         else:
@@ -199,7 +202,11 @@ def read_report(log: Log, config: Config, its: Experiment) -> tuple[Readout, lis
     if seen.outside:
         notes.append(f"{seen.outside:,} items were shown to its users, but not under their arm")
     if seen.sampled < 1:
-        notes.append(f"a share of {seen.sampled:g} of the users is counted: memory is bounded")
+        notes.append(
+            f"effects are of a share of {seen.sampled:g} of the users, as is `shown`: memory is bounded"
+        )
+    if seen.counted < 1:
+        notes.append(f"users by arm are of a share of {seen.counted:g} of them")
     return seen, notes
 
 
@@ -250,7 +257,9 @@ def row_of(its: Experiment, said: Experiments) -> dict[str, Any]:
 
 def _meant(name: str, said: Experiments, config: Config) -> Experiment:
     """The experiment of a name, or of a file. Raises ValueError where there is none."""
-    known = all_of(said, config.policy, labels_of(config))
+    known, unread = each_of(said, config.policy, labels_of(config))
+    if name in unread:
+        raise ValueError(f"{name} can't be read: {unread[name]}")
     for its in known:
         if its.name == name:
             return its

@@ -8,10 +8,17 @@ from html import escape
 from typing import Final
 
 from experiments.effect import Effect
-from experiments.readout import BETTER, BROKEN, HARM, SAFE, WORSE, Readout
+from experiments.readout import BETTER, BROKEN, HARM, MIXED, SAFE, WORSE, Readout
 from recsys.cli.experiment_table import bounds
 
-_TONES: Final = {BETTER: "good", SAFE: "good", WORSE: "bad", HARM: "bad", BROKEN: "bad"}
+_TONES: Final = {
+    BETTER: "good",
+    SAFE: "good",
+    WORSE: "bad",
+    MIXED: "bad",
+    HARM: "bad",
+    BROKEN: "bad",
+}
 _WIDTH, _LEFT, _RIGHT, _ROW, _TOP = 720, 220, 44, 34, 34
 _LONGEST: Final = 28  # characters of a name in a plot; all of it is in its tooltip and in the table
 _STYLE: Final = """

@@ -7,9 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.effect import Effect
-from experiments.readout import BETTER, BROKEN, HARM, SAFE, WORSE, Cell, Line, Readout
+from experiments.readout import BETTER, BROKEN, HARM, MIXED, SAFE, WORSE, Cell, Line, Readout
 
-_COLOURS = {BETTER: "green", SAFE: "green", WORSE: "red", HARM: "red", BROKEN: "red"}
+_COLOURS = {BETTER: "green", SAFE: "green", WORSE: "red", MIXED: "red", HARM: "red", BROKEN: "red"}
 
 
 def list_table(rows: Sequence[dict[str, Any]], revision: int) -> Table:

@@ -89,6 +89,8 @@ SAID: Final = (
     Said("director", "publish_every", GAUGE, "Steps whose rows go out together"),
     Said("director", "offline_runs", GAUGE, "1 while drift.offline_command runs"),
     Said("director", "scores_unread", GAUGE, "Records on scores that made no sense, since it began"),
+    Said("director", "experiments_broken", GAUGE, "Experiments stopped since they are broken, ever"),
+    Said("director", "experiments_harmed", GAUGE, "Experiments stopped by a guardrail, ever"),
     Said("shadow", "steps", COUNTER, "Steps that candidates took"),
     Said("shadow", "scored", COUNTER, "Examples that candidates scored"),
     Said("shadow", "refused", COUNTER, "Candidates refused before they were judged"),

@@ -18,6 +18,8 @@ from scipy.stats import chi2_contingency, chisquare
 from experiments.assignment import assign
 from experiments.definition import Arm, Experiment
 from experiments.effect import Effect, effect, eta_of
+from experiments.metric import SHOWN
+from experiments.outcomes import Outcomes
 from experiments.power import Looks, covariance
 from experiments.sample_ratio import sample_ratio
 from recsys.cli.trial_world import Trial, simulate
@@ -28,6 +30,7 @@ LIFT, LIFT_LOOKS = 0.02, 14
 _PILOT_USERS: Final = 20_000
 DAY_USERS: Final = 1_000_000
 LEAK: Final = 0.01
+KEPT: Final = 100_000  # users of whom the director keeps what they did
 CLEAN_DAYS: Final = 1_000
 _MINUTES: Final = 1_440
 _LEAK_RUNS: Final = 200
@@ -132,7 +135,8 @@ def _expected(its: Experiment, users: int) -> list[float]:
 
 def measure_leak(runs: int) -> dict[str, Any]:
     """Days of a million new users, looked at each minute: without a leak, with 1 % of the treatment's users
-    moved to the control, and with as many lost from the log."""
+    moved to the control, and with as many lost from the log. ``through_outcomes``: the first of the second
+    kind again, counted by what the director counts with, which keeps of a share of them what they did."""
     found: dict[str, Any] = {"runs": runs, "users_a_day": DAY_USERS, "leak": LEAK}
     for name, shares, leaks in (
         ("none", (0.5, 0.5), CLEAN_DAYS),
@@ -146,13 +150,33 @@ def measure_leak(runs: int) -> dict[str, Any]:
             "median_hours": raised[len(raised) // 2] if raised else None,
             "latest_hours": raised[-1] if raised else None,
         }
+        if name == "moved":
+            held = [
+                Outcomes(("control", "treatment"), (SHOWN,), most_users=KEPT) for _ in hours[:3]
+            ]
+            again = [
+                _alarm_h(np.random.default_rng(seed), shares, its) for seed, its in enumerate(held)
+            ]
+            found["through_outcomes"] = {
+                "hours": again,
+                "as_counted": again == hours[:3],
+                "kept": [its.sampled for its in held],
+            }
     return found
 
 
-def _alarm_h(draw: np.random.Generator, shares: tuple[float, float]) -> float | None:
-    """When the alarm was raised; None where it wasn't within the day."""
-    minutes = draw.multinomial(DAY_USERS // _MINUTES, shares, size=_MINUTES).cumsum(0)
-    for minute, counts in enumerate(minutes.tolist()):
+def _alarm_h(
+    draw: np.random.Generator, shares: tuple[float, float], outcomes: Outcomes | None = None
+) -> float | None:
+    """When the alarm was raised; None where it wasn't within the day. ``outcomes``: what counts the users."""
+    minutes = draw.multinomial(DAY_USERS // _MINUTES, shares, size=_MINUTES)
+    for minute, counts in enumerate(minutes.cumsum(0).tolist()):
+        if outcomes is not None:
+            of_minute = minutes[minute]
+            users = draw.integers(-(2**63), 2**63 - 1, of_minute.sum())
+            none = np.zeros(len(users), np.int64)
+            outcomes.expose(users, np.repeat(np.arange(2), of_minute), none, none)
+            counts = outcomes.counts()
         if sample_ratio(counts, (0.5, 0.5)).alarm:
             return round((minute + 1) / 60, 2)
     return None

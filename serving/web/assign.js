@@ -56,6 +56,8 @@ export function uniform(...ids) {
  * The name of a user's arm, or null for who isn't in the experiment.
  *
  * `experiment`: {name, layer, salt, offset, traffic, arms: [{name, share}, …]}, arms in the file's order.
+ * With the file's traffic it knows neither the ramp nor a stop, and gives arms to users whom the server
+ * gives none: give it the traffic by now, 0 once it is stopped. What counts is the stamp of an answer.
  */
 export function assign(user, { name, layer = "ranking", salt = "", offset = 0, traffic = 1, arms }) {
   const place = uniform("layer", layer, user);

@@ -15,7 +15,7 @@ from recsys.hashing import Id
 from recsys.log import Log, Record
 from recsys.loops import write_atomically
 from recsys.records import EVENTS, EXAMPLES, STEPS, Live, Step, unpack
-from training.by_time import first_at
+from training.by_time import first_at, served_ms_of
 from training.line import MAIN
 from training.lineage import Lineage
 
@@ -59,10 +59,6 @@ class _Shown(msgspec.Struct, tag="impression", tag_field="type"):
     stamp: Stamp | None = None
 
 
-class _Timed(msgspec.Struct):
-    time_ms: int = 0
-
-
 class _Example(msgspec.Struct):
     served_by: str = ""
 
@@ -72,7 +68,7 @@ def affected(log: Log, served_by: str, since_ms: int, lives: Sequence[Live]) -> 
     requests, complete = list[Asked](), True
     line, _, epoch = served_by.rpartition("/")
     for partition in range(log.partitions(EVENTS)):
-        start = first_at(log, EVENTS, partition, since_ms - _MARGIN_MS, _time_of)
+        start = first_at(log, EVENTS, partition, since_ms - _MARGIN_MS, served_ms_of)
         complete = complete and (start > log.begin(EVENTS, partition) or start == 0)
         for record in _from(log, EVENTS, partition, start):
             try:
@@ -127,10 +123,6 @@ def _from(
         start = records[-1].offset + 1
 
 
-def _time_of(event: bytes) -> int:
-    return _timed.decode(event).time_ms
-
-
 def file_of(state: Path, served_by: str) -> Path:
     """Where the list of a line/epoch stands."""
     return state / FOLDER / f"{served_by.replace('/', '-')}.json"
@@ -145,5 +137,4 @@ def write(state: Path, found: Affected) -> Path:
 
 
 _shown = msgspec.msgpack.Decoder(_Shown)
-_timed = msgspec.msgpack.Decoder(_Timed)
 _example = msgspec.msgpack.Decoder(_Example)

@@ -26,7 +26,7 @@ from recsys.events import Stamp
 from recsys.hashing import Id, key_of
 from recsys.log import Log, LogLost
 from recsys.records import EVENTS, EXAMPLES
-from training.by_time import first_at
+from training.by_time import first_at, served_ms_of
 from training.measuring.shown_item import closed_ms_of, read_shown, values_of
 
 BEFORE_MS: Final = 7 * 86_400_000  # what is a covariate: a week before it began
@@ -77,7 +77,7 @@ class TrialFold:
         self._window_ms = int(config.join.window_s * 1000)
         self._from_ms = started_ms - BEFORE_MS
         self.complete = True
-        self._events = self._consumer(EVENTS, started_ms, _time_ms)
+        self._events = self._consumer(EVENTS, started_ms, served_ms_of)
         self._examples = self._consumer(EXAMPLES, self._from_ms, closed_ms_of)
         self._waiting: dict[int, list[_Row]] = {}
         self._newest: dict[int, int] = {}
@@ -98,8 +98,26 @@ class TrialFold:
         return max(self._newest.values(), default=0)
 
     def read(self, polls: int = 20) -> int:
-        """Takes what is new, exposures first; returns how many records that were. At most so many ``polls``
-        of each topic, for whoever has other things to look at."""
+        """Takes what is new; returns how many records that were. At most so many ``polls`` of each topic, for
+        whoever has other things to look at.
+
+        There are far more events than examples, and an item of a user whose exposure wasn't read counts for
+        nobody. So examples wait until all events are read that were there when this call began, and what
+        they show until all are that were there when they were read.
+        """
+        ends = self._ends()
+        moved = self._read_events(polls)
+        if self._has_read(ends):
+            self._settle()
+            read = self._read_examples(polls)
+            if read and self._ends() == ends:
+                self._settle()
+            moved += read
+        if moved:
+            self._ratio = ratio_of(self.experiment, self.outcomes, self._ratio).p
+        return moved
+
+    def _read_events(self, polls: int) -> int:
         moved = 0
         for _ in range(polls):
             records = self._poll(EVENTS)
@@ -107,6 +125,10 @@ class TrialFold:
                 break
             moved += len(records)
             self._expose([record.value for _, record in records])
+        return moved
+
+    def _read_examples(self, polls: int) -> int:
+        moved = 0
         for _ in range(polls):
             records = self._poll(EXAMPLES)
             if not records:
@@ -114,10 +136,14 @@ class TrialFold:
             moved += len(records)
             for partition, record in records:
                 self._take(partition, record.value)
-            self._settle()
-        if moved:
-            self._ratio = ratio_of(self.experiment, self.outcomes, self._ratio).p
         return moved
+
+    def _ends(self) -> dict[int, int]:
+        return {p: self._log.end(EVENTS, p) for p in self._events.offsets}
+
+    def _has_read(self, ends: dict[int, int]) -> bool:
+        """Whether all events before these offsets are read."""
+        return all(self._events.offsets[p] >= end for p, end in ends.items())
 
     def readout(self, parts: bool = True) -> Readout:
         """As of what was read. ``parts``: with days and segments."""
@@ -205,13 +231,4 @@ def _ints(values: Sequence[int]) -> Any:
     return np.array(values, np.int64)
 
 
-class _Timed(msgspec.Struct):
-    time_ms: int = 0
-
-
-def _time_ms(event: bytes) -> int:
-    return _timed.decode(event).time_ms
-
-
 _impression = msgspec.msgpack.Decoder(_Impression)
-_timed = msgspec.msgpack.Decoder(_Timed)

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from experiments.definition import Experiment
-from experiments.ramp import RUNNING, move
-from experiments.readout import Readout
-from experiments.revision import Told, all_of, grant, with_files
+from experiments.ramp import RUNNING, STOPPED, move, stop
+from experiments.readout import BROKEN, HARM, Readout
+from experiments.revision import Told, all_of, each_of, grant, with_files
 from recsys.config import Config
 from recsys.log import Log
-from recsys.records import Control, Experiments, ExperimentWish
+from recsys.records import Control, Experiments, ExperimentWish, Stand
 from training.measuring.trial_fold import TrialFold
 
 LOOK_EVERY_MS: Final = 10_000
@@ -41,7 +41,7 @@ class Trials:
         self._folds: dict[str, TrialFold] = {}
         # Reading YAML takes a while: once for each revision.
         self._checked: Experiments | None = None  # the revision that the files were laid beside
-        self._read: tuple[Experiments, tuple[Experiment, ...]] | None = None
+        self._read: tuple[Experiments, list[Experiment], dict[str, str]] | None = None
         self._due_ms = 0
 
     def fold(self, offset: int, said: Control) -> None:
@@ -55,6 +55,11 @@ class Trials:
     def turn(self, now_ms: int) -> Experiments | None:
         """The next revision, where there is one; fold it, and ask again."""
         return self._of_files(now_ms) or self._of_wishes(now_ms) or self._of_looks(now_ms)
+
+    def stopped_for(self, verdict: str) -> int:
+        """Experiments that ended by themselves with this verdict, ``broken`` or ``harm``: all ever told."""
+        stands = self.newest.stands.values()
+        return sum(its.state == STOPPED and its.why.startswith(f"{verdict}: ") for its in stands)
 
     def _of_files(self, now_ms: int) -> Experiments | None:
         if self._files is None or self._checked is self.newest:
@@ -79,25 +84,38 @@ class Trials:
 
     def _of_looks(self, now_ms: int) -> Experiments | None:
         stands = self.newest.stands
-        if not any(its.state != "stopped" for its in stands.values()):
+        if not any(its.state != STOPPED for its in stands.values()):
             self._folds.clear()
             return None
         due = now_ms >= self._due_ms
         if due:
             self._due_ms = now_ms + LOOK_EVERY_MS
         changed = dict(stands)
-        for its in self._experiments():
-            stand = stands.get(its.name)
-            if stand is None:
-                continue
-            seen = self._seen(its, stand.started_ms, due) if stand.state == RUNNING else None
-            changed[its.name] = move(its, stand, now_ms, seen)
+        read, unread = self._experiments()
+        for its in read:
+            if its.name in stands:
+                changed[its.name] = self._moved(its, stands[its.name], now_ms, due)
+        for name, why in unread.items():
+            if name in stands:
+                changed[name] = stop(stands[name], now_ms, f"{BROKEN}: can't be read: {why}")
         if changed == stands:
             return None
         for name, stand in changed.items():
             if stand.state != RUNNING:
                 self._folds.pop(name, None)
+            if stand is not stands[name] and stand.why.startswith((f"{BROKEN}: ", f"{HARM}: ")):
+                _LOG.warning("experiment %s is stopped: %s", name, stand.why)
         return self._revision(Told(self.newest.configs, changed), now_ms)
+
+    def _moved(self, experiment: Experiment, stand: Stand, now_ms: int, due: bool) -> Stand:
+        """Where one stands from now on. One that can't be judged ends; all else goes on."""
+        try:
+            running = stand.state == RUNNING
+            seen = self._seen(experiment, stand.started_ms, due) if running else None
+            return move(experiment, stand, now_ms, seen)
+        except (ValueError, ArithmeticError) as error:
+            _LOG.exception("experiment %s can't be judged", experiment.name)
+            return stop(stand, now_ms, f"{BROKEN}: can't be judged: {error}")
 
     def _seen(self, experiment: Experiment, started_ms: int, due: bool) -> Readout | None:
         """What an experiment has shown, where it is time to look; it reads on in any case."""
@@ -109,12 +127,12 @@ class Trials:
         fold.read(_POLLS)
         return fold.readout(parts=False) if due else None
 
-    def _experiments(self) -> tuple[Experiment, ...]:
-        """Those of the newest revision."""
+    def _experiments(self) -> tuple[list[Experiment], dict[str, str]]:
+        """Those of the newest revision that aren't stopped, and by name why others can't be read."""
         if self._read is None or self._read[0] is not self.newest:
-            read = all_of(self.newest, self._config.policy, self._labels)
-            self._read = (self.newest, read)
-        return self._read[1]
+            its = each_of(self.newest, self._config.policy, self._labels, stopped=False)
+            self._read = (self.newest, *its)
+        return self._read[1:]
 
     def _told(self) -> Told:
         return Told(self.newest.configs, self.newest.stands)
