@@ -189,31 +189,6 @@ def test_a_wrong_body_and_a_large_one_come_through_the_proxy(system: System) -> 
         assert answer.status_code == status and answer.json()["error"]
 
 
-def test_clients_of_gorse_and_metarank_are_served_and_the_parts_are_measured(
-    system: System,
-) -> None:
-    client, key = system.client, {"X-API-Key": system.admin["X-Admin-Key"]}
-    item = {"ItemId": "film", "Labels": ["t1"], "Categories": ["films"], "IsHidden": False}
-    assert client.post("/api/item", json=item, headers=key).json() == {"RowAffected": 1}
-    assert client.get("/api/item/film").json()["Labels"] == ["t1"]
-    assert client.get("/api/recommend/dora/films").json() == ["film"]
-    star = {"FeedbackType": "star", "UserId": "dora", "ItemId": "film", "Timestamp": "2022-02-24"}
-    assert client.post("/api/feedback", json=[star]).json() == {"RowAffected": 1}
-    until(lambda: system.events_of("dora") == 1)
-    ranking = {"id": "r1", "user": "emil", "items": [{"id": f"v{n}"} for n in range(20)]}
-    form = {"content-type": "application/x-www-form-urlencoded"}
-    ranked = client.post("/rank/feed", json=ranking, headers=form).json()["items"]
-    assert sorted(one["item"] for one in ranked) == sorted(f"v{n}" for n in range(20))
-    click = {"event": "interaction", "id": "c1", "ranking": "r1", "type": "click", "user": "emil",
-             "item": ranked[0]["item"], "timestamp": str(time.time_ns() // 1_000_000)}  # fmt: skip
-    assert client.post("/feedback", json=click).json()["accepted"] == 1
-    until(lambda: system.events_of("emil") == 1)
-    told = recsys("metrics", state=system.state).stdout
-    assert 'recsys_part_ready{part="serve"} 1.0' in told and "recsys_serve_replicas 1.0" in told
-    unlisted = [line for line in told.splitlines() if line.startswith("recsys_metrics_unlisted{")]
-    assert unlisted and all(line.endswith(" 0.0") for line in unlisted), unlisted
-
-
 def test_everything_listens_on_loopback_alone(system: System) -> None:
     pids = {system.beat(part)["pid"] for part in ("ray", "serve", "session-fold", "counters")}
     family = {child.pid for pid in pids for child in psutil.Process(pid).children(recursive=True)}
@@ -277,3 +252,28 @@ def test_replicas_are_replaced_and_no_request_fails(system: System) -> None:
 
 def replicas(system: System) -> set[int]:
     return {p.pid for p in psutil.process_iter(["name", "cmdline"]) if system.serves(p)}
+
+
+def test_clients_of_gorse_and_metarank_are_served_and_the_parts_are_measured(
+    system: System,
+) -> None:
+    client, key = system.client, {"X-API-Key": system.admin["X-Admin-Key"]}
+    item = {"ItemId": "film", "Labels": ["t1"], "Categories": ["films"], "IsHidden": False}
+    assert client.post("/api/item", json=item, headers=key).json() == {"RowAffected": 1}
+    assert client.get("/api/item/film").json()["Labels"] == ["t1"]
+    assert client.get("/api/recommend/gwen/films").json() == ["film"]
+    star = {"FeedbackType": "star", "UserId": "gwen", "ItemId": "film", "Timestamp": "2022-02-24"}
+    assert client.post("/api/feedback", json=[star]).json() == {"RowAffected": 1}
+    until(lambda: system.events_of("gwen") == 1)
+    ranking = {"id": "r1", "user": "milo", "items": [{"id": f"v{n}"} for n in range(20)]}
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    ranked = client.post("/rank/feed", json=ranking, headers=form).json()["items"]
+    assert sorted(one["item"] for one in ranked) == sorted(f"v{n}" for n in range(20))
+    click = {"event": "interaction", "id": "c1", "ranking": "r1", "type": "click", "user": "milo",
+             "item": ranked[0]["item"], "timestamp": str(time.time_ns() // 1_000_000)}  # fmt: skip
+    assert client.post("/feedback", json=click).json()["accepted"] == 1
+    until(lambda: system.events_of("milo") == 1)
+    told = recsys("metrics", state=system.state).stdout
+    assert 'recsys_part_ready{part="serve"} 1.0' in told and "recsys_serve_replicas 1.0" in told
+    unlisted = [line for line in told.splitlines() if line.startswith("recsys_metrics_unlisted{")]
+    assert unlisted and all(line.endswith(" 0.0") for line in unlisted), unlisted
