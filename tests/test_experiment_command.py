@@ -129,6 +129,9 @@ def test_an_experiment_starts_is_listed_reported_and_stopped(
 
 def test_what_cannot_be_is_told_in_one_line(system: System, file: Path, tmp_path: Path) -> None:
     system.run("start", str(file))
+    few = system.run("report", "mine", "--html", str(tmp_path / "few.html"))
+    assert "mine: open" in few and "nan" not in few
+    assert "nan" not in (tmp_path / "few.html").read_text()
     assert "a name is used once" in system.run("start", str(file), fails=True)
     assert "no experiment 'x'; there are default, mine" in system.run("stop", "x", fails=True)
     assert "no experiment 'x', and no such file" in system.run("report", "x", fails=True)

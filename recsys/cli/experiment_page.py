@@ -9,7 +9,7 @@ from typing import Final
 
 from experiments.effect import Effect
 from experiments.readout import BETTER, BROKEN, HARM, MIXED, SAFE, WORSE, Readout
-from recsys.cli.experiment_table import bounds
+from recsys.cli.experiment_table import bounds, percent, value
 
 _TONES: Final = {
     BETTER: "good",
@@ -113,7 +113,7 @@ def plot(bars: Sequence[Bar]) -> str:
 def _interval(bar: Bar, x: Callable[[float], float], y: float) -> str:
     its = bar.effect
     return (
-        f'<g class="{bar.tone}"><title>{escape(bar.name)}: {its.relative:+.2%}, {bounds(its)}</title>'
+        f'<g class="{bar.tone}"><title>{escape(bar.name)}: {percent(its)}, {bounds(its)}</title>'
         f'<line stroke-width="3" x1="{x(its.low):.1f}" x2="{x(its.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
         f'<circle cx="{x(its.relative):.1f}" cy="{y:.1f}" r="5"/></g>'
     )
@@ -144,8 +144,8 @@ def _arms(seen: Readout) -> str:
 def _metrics(seen: Readout) -> str:
     rows = [
         (
-            f"{line.metric} ({line.role})", line.arm, f"{line.effect.control:.4g}",
-            f"{line.effect.treatment:.4g}", f"{line.effect.relative:+.2%}", bounds(line.effect),
+            f"{line.metric} ({line.role})", line.arm, value(line.effect.control),
+            value(line.effect.treatment), percent(line.effect), bounds(line.effect),
             f"{line.p:.3g}", line.said,
         )
         for line in seen.lines

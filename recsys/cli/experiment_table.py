@@ -1,5 +1,6 @@
 """Experiments as tables of a terminal."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,8 +95,8 @@ def _metrics(seen: Readout) -> Table:
     for line in seen.lines:
         its = line.effect
         table.add_row(
-            line.metric, _role(line), line.arm, f"{its.control:.4g}", f"{its.treatment:.4g}",
-            f"{its.relative:+.2%}", bounds(its), f"{line.p:.3g}", f"{its.saved:.0%}",
+            line.metric, _role(line), line.arm, value(its.control), value(its.treatment),
+            percent(its), bounds(its), f"{line.p:.3g}", f"{its.saved:.0%}",
             Text(line.said, style=_COLOURS.get(line.said, "")),
         )  # fmt: skip
     return table
@@ -108,14 +109,24 @@ def _cells(title: str, cells: Sequence[Cell]) -> Table:
     for cell in cells:
         its = cell.effect
         table.add_row(
-            cell.part, cell.arm, f"{sum(its.users):,}", f"{its.control:.4g}", f"{its.treatment:.4g}",
-            f"{its.relative:+.2%}", bounds(its),
+            cell.part, cell.arm, f"{sum(its.users):,}", value(its.control), value(its.treatment),
+            percent(its), bounds(its),
         )  # fmt: skip
     return table
 
 
 def _role(line: Line) -> str:
     return f"{line.role}, {line.tolerated:.0%}" if line.tolerated else line.role
+
+
+def value(of_an_arm: float) -> str:
+    """What a metric is in an arm; a dash where nobody was seen."""
+    return f"{of_an_arm:.4g}" if math.isfinite(of_an_arm) else "–"
+
+
+def percent(its: Effect) -> str:
+    """The relative effect; a dash where too few users were seen."""
+    return f"{its.relative:+.2%}" if math.isfinite(its.relative) else "–"
 
 
 def bounds(its: Effect) -> str:
