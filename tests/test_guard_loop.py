@@ -23,7 +23,7 @@ from recsys.records import EXAMPLES, SCORES, Decision, Scores
 from training.candidates.affected import Affected, affected, file_of
 from training.candidates.shadow import Shadow
 from training.candidates.shadow_loop import ShadowLoop
-from training.line import MAIN, spec_of
+from training.line import MAIN, whole_spec
 
 pytestmark = pytest.mark.slow
 GUARD = "guard-1"
@@ -189,9 +189,7 @@ def test_a_guard_is_what_the_line_would_have_been(tmp_path: Path) -> None:
             found = snapshots.latest(folder, MAIN, 0, step).snapshot
             assert found is not None
             dense = build_model(system.features, run.config.model).read_dense()
-            one = replace(run.config.parameter_server, shards=1)
-            spec = spec_of(replace(run.config, parameter_server=one), GUARD)
-            return mapped_shard(spec, dense, found, step)
+            return mapped_shard(whole_spec(run.config, GUARD), dense, found, step)
 
         guard = Shadow(
             system.log, run.config, system.features, GUARD, at(first), run.lifecycle.lives

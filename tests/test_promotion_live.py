@@ -41,7 +41,7 @@ from training.candidates.affected import file_of
 from training.candidates.registry import Provenance, Registry, plain_config
 from training.candidates.shadow import Shadow
 from training.control import ControlReader
-from training.line import MAIN, spec_of
+from training.line import MAIN, whole_spec
 from training.lineage import Lineage
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -149,8 +149,7 @@ def register(system: LiveSystem, log: Log, name: str, size: ModelSize | None) ->
     until(lambda: snapshots.latest(folder, MAIN).snapshot, 60, "there is a snapshot")
     snapshot = snapshots.latest(folder, MAIN).snapshot
     assert snapshot is not None
-    one = replace(config, parameter_server=replace(config.parameter_server, shards=1))
-    shard = Shard(spec_of(one, name), build_model(features, config.model).read_dense())
+    shard = Shard(whole_spec(config, name), build_model(features, config.model).read_dense())
     lives = lifecycle(log).lives
     if size is None:
         load_shard(shard, snapshot)

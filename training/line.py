@@ -1,5 +1,6 @@
 """What a line is, from the configuration: the shards that hold it, and the digest of what it learns by."""
 
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -41,6 +42,12 @@ def spec_of(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
         delta_bytes=int(1024 * config.parameter_server.delta_kb),
         settle_every=config.step.snapshot_every,
     )
+
+
+def whole_spec(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
+    """The spec of a line that stands whole in one shard, whatever number the live line has."""
+    one = replace(config.parameter_server, shards=1)
+    return spec_of(replace(config, parameter_server=one), line, epoch)
 
 
 def learning_digest(config: Config, features: FeatureSet) -> str:

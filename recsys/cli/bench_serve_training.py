@@ -225,12 +225,11 @@ def _score(task: Task, its: _Sender) -> None:
     from recsys.records import SCORES, STEPS, Live, pack
     from training.candidates.shadow import Shadow
     from training.continual.sequencer_loop import last_place
-    from training.line import MAIN, spec_of
+    from training.line import MAIN, whole_spec
 
     with telling(its.told, 5):
         config, log = task.config, open_log(task.config)
         features = feature_set(config)
-        one = replace(config, parameter_server=replace(config.parameter_server, shards=1))
         dense = build_model(features, config.model).read_dense()
         shadow: Shadow | None = None
         its.told.put(("ready", 5, None))
@@ -239,7 +238,7 @@ def _score(task: Task, its: _Sender) -> None:
                 shadow = None
                 continue
             if shadow is None:  # from the newest step on: what was missed is of no interest
-                shard = Shard(spec_of(one, "cand"), dense)
+                shard = Shard(whole_spec(config, "cand"), dense)
                 shard.applied = last_place(log, MAIN, 0, config.log.partitions).step
                 lives = [Live(line=MAIN, epoch=0)]
                 shadow = Shadow(log, config, features, "cand", shard, lives, learns=False)

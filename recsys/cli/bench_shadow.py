@@ -44,7 +44,7 @@ from training.candidates.shadow import Shadow
 from training.continual.learner import Learner
 from training.continual.sequencer_loop import SequencerLoop
 from training.continual.worker import Worker
-from training.line import MAIN, spec_of
+from training.line import MAIN, spec_of, whole_spec
 
 _START_MS: Final = 1_790_000_000_000
 _WARM: Final = 8  # steps before the clock starts
@@ -164,8 +164,7 @@ def _trainer(log: Log, config: Config, stack: ExitStack) -> Worker:
 
 def _candidate(log: Log, config: Config, learns: bool) -> Shadow:
     features = feature_set(config)
-    one = replace(config, parameter_server=replace(config.parameter_server, shards=1))
-    shard = Shard(spec_of(one, "cand"), build_model(features, config.model).read_dense())
+    shard = Shard(whole_spec(config, "cand"), build_model(features, config.model).read_dense())
     return Shadow(log, config, features, "cand", shard, [Live(line=MAIN, epoch=0)], learns)
 
 

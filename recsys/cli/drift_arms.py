@@ -24,6 +24,7 @@ from training.merging.distill import Distiller, student_of, taught
 from training.merging.forms import Averages, Chooser, Lead, losses
 from training.merging.merge import Blend, Blends, Parent, Since, interpolate, standing_at
 from training.merging.refit import Batch, Refit, refit
+from training.offline.vocabulary import Counter
 
 Doubles = NDArray[np.float64]
 TOGETHER = 4  # steps that a nightly job learns at once
@@ -281,18 +282,12 @@ class Arms:
         self, first: int, stop: int
     ) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """How many examples of some steps used each row, by table."""
-        found: dict[str, dict[int, int]] = {}
-        for lane in self.track.lanes[first:stop]:
-            for table, counts in examples_behind(lane.lookup).items():
-                own = found.setdefault(table, {})
-                for key, count in zip(
-                    lane.lookup.keys[table].tolist(), counts.tolist(), strict=True
-                ):
-                    own[key] = own.get(key, 0) + count
-        return {
-            table: (np.array(list(own), np.int64), np.array(list(own.values()), np.int64))
-            for table, own in found.items()
-        }
+        counter = Counter(table.name for table in self.track.spec.tables)
+        for place in range(first, stop):
+            lookup, time_ms = self.track.lanes[place].lookup, self.track.stream.cuts[place].time_ms
+            for table, counts in examples_behind(lookup).items():
+                counter.see(table, lookup.keys[table], counts, time_ms)
+        return {table: (its.keys, its.counts) for table, its in counter.sightings().items()}
 
     def _lists(self, number: int, line: LocalLine) -> None:
         """Scores all pairs of the day to come at once. An item published since midnight gets the mean."""

@@ -33,7 +33,7 @@ from training.candidates.sizes import size_of
 from training.continual.learner import Learner
 from training.continual.step_reader import ExampleCheck, read_lanes
 from training.continual.worker import examples_behind
-from training.line import MAIN, spec_of
+from training.line import MAIN, whole_spec
 from training.lineage import Lineage
 
 LIST: Final = 5
@@ -178,8 +178,7 @@ class PromotionRun:
         change what it learns; ``size``: of its model, where it isn't to be the configured one."""
         system, config = self.system, sized(self.config, size)
         learner = Learner(build_model(system.features, config.model))
-        one = replace(config, parameter_server=replace(config.parameter_server, shards=1))
-        shard = Shard(spec_of(one, "cand"), learner.model.read_dense())
+        shard = Shard(whole_spec(config, "cand"), learner.model.read_dense())
         if began is not None:
             load_shard(shard, began)
         steps = self.steps()

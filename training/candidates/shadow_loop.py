@@ -23,7 +23,7 @@ from experiments.lifecycle import CANARY, TAKING_OVER, Lifecycle, Standing
 from parameter_server import snapshots
 from parameter_server.kernels import warm
 from parameter_server.mapped import mapped_shard
-from parameter_server.shard import Shard, ShardSpec
+from parameter_server.shard import Shard
 from recsys.blueprint import build_model, feature_set
 from recsys.clock import wall_ms
 from recsys.config import Config, ModelConfig
@@ -48,7 +48,7 @@ from training.candidates.registry import Refused, Registry
 from training.candidates.retrieval_look import Items, Look, RetrievalLook, ranks_us
 from training.candidates.shadow import Shadow
 from training.control import ControlReader
-from training.line import MAIN, spec_of
+from training.line import MAIN, spec_of, whole_spec
 from training.lineage import CAUGHT_UP, Lineage, newest_step, starts_after
 
 PART: Final = "shadow"
@@ -219,7 +219,10 @@ class ShadowLoop(Turns):
         What it is asked about begins after what it was trained on, in all partitions.
         """
         line, config = standing.line, sized(self._config, standing.candidate.size)
-        dense, spec = build_model(self._features, config.model).read_dense(), _spec(config, line)
+        dense, spec = (
+            build_model(self._features, config.model).read_dense(),
+            whole_spec(config, line),
+        )
         own = snapshots.latest(self._folder, line, 0).snapshot
         if own is not None:
             shard = mapped_shard(spec, dense, own)
@@ -373,12 +376,6 @@ class ShadowLoop(Turns):
         self.counts["refused"] += 1
         said = Scores(line=line, against=(MAIN, 0), step=-1, time_ms=self._clock(), refused=reason)
         self._log.append(SCORES, [Append(0, line.encode(), pack(said))])
-
-
-def _spec(config: Config, line: str) -> ShardSpec:
-    """A candidate is one shard, whatever number live has."""
-    one = replace(config.parameter_server, shards=1)
-    return spec_of(replace(config, parameter_server=one), line)
 
 
 def run(config: Config, stop: Stop) -> None:

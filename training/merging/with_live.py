@@ -7,7 +7,7 @@ judged like any candidate: the weights that serve are those that prove themselve
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from recsys.config import Config
 from recsys.features import FeatureSet
 from recsys.hashing import Id
 from recsys.log import Log, LogLost
+from recsys.model import tables_of
 from recsys.records import Step
 from training.candidates.registry import (
     Parent as Origin,
@@ -39,12 +40,12 @@ from training.candidates.registry import (
 from training.continual.learner import Learner
 from training.continual.step_reader import ExampleCheck, read_lanes
 from training.continual.worker import examples_behind, rows_of
-from training.line import MAIN, spec_of
+from training.line import MAIN, whole_spec
 from training.lineage import Lineage, starts_after
 from training.merging.merge import Blends, Parent, Since, interpolate
+from training.offline.vocabulary import Counter
 
 Keys = NDArray[np.int64]
-_GATHERED: Final = 64  # steps whose counts are added up at once
 _LATELY: Final = 256  # steps until live's snapshot that are looked at for where each partition was
 
 
@@ -171,9 +172,9 @@ class LiveMerge:
         """How many examples used each row, and whose rows left as they were forgotten. Raises Refused."""
         learner = Learner(self._model)
         check = ExampleCheck(self._features, self._model.ranker.shape.dense)
-        seen: dict[str, list[tuple[Keys, NDArray[Any]]]] = {}
+        counter = Counter(table.name for table in tables_of(self._config.model))
         forgotten: set[Id] = set()
-        for number, step in enumerate(steps, 1):
+        for step in steps:
             try:
                 lanes = read_lanes(self._log, step, range(step.lanes), check)
             except LogLost as error:
@@ -186,10 +187,8 @@ class LiveMerge:
                 if lane.examples:
                     lookup = learner.prepare(lane.examples).lookup
                     for table, counts in examples_behind(lookup).items():
-                        seen.setdefault(table, []).append((lookup.keys[table], counts))
-            if number % _GATHERED == 0:
-                seen = {table: [_summed(parts)] for table, parts in seen.items()}
-        uses = {table: _summed(parts) for table, parts in seen.items()}
+                        counter.see(table, lookup.keys[table], counts, step.time_ms)
+        uses = {table: (its.keys, its.counts) for table, its in counter.sightings().items()}
         return Since(uses, rows_of(sorted(forgotten, key=str)))
 
     def _offsets(self, its: Provenance, steps: Sequence[Step]) -> dict[int, int]:
@@ -216,17 +215,10 @@ class LiveMerge:
 
     def _export(self, snapshot: Snapshot) -> tuple[Arrays, dict[str, Any]]:
         """A snapshot of any number of shards as the export of one."""
-        one = replace(self._config.parameter_server, shards=1)
-        spec = spec_of(replace(self._config, parameter_server=one), snapshot.line, snapshot.epoch)
+        spec = whole_spec(self._config, snapshot.line, snapshot.epoch)
         shard = Shard(spec, self._model.read_dense())
         load_shard(shard, snapshot)
         return shard.export()
-
-
-def _summed(parts: Sequence[tuple[Keys, NDArray[Any]]]) -> tuple[Keys, Keys]:
-    keys, at = np.unique(np.concatenate([keys for keys, _ in parts]), return_inverse=True)
-    counts = np.concatenate([counts for _, counts in parts])
-    return keys, np.bincount(at, counts, len(keys)).astype(np.int64)
 
 
 def _told(blends: Blends) -> dict[str, float]:
