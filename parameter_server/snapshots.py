@@ -211,6 +211,7 @@ def prune(folder: Path, line: str, keep: int, epoch: int | None = None) -> list[
         if _is_complete(version) and (epoch is None or _number(version)[0] <= epoch)
     ]
     if len(complete) <= keep:
+        _discard(_line(folder, line), [])
         return []
     for version in complete[-keep:]:
         with suppress(FileNotFoundError):  # a sibling knows of newer ones, and has removed it
@@ -221,14 +222,27 @@ def prune(folder: Path, line: str, keep: int, epoch: int | None = None) -> list[
         for v in _versions(folder, line)
         if _number(v) < _number(complete[-keep]) and v not in spare
     ]
-    for version in old:
-        shutil.rmtree(version, ignore_errors=True)  # a sibling shard may be removing it too
+    _discard(_line(folder, line), old)
     return [version.name for version in old]
 
 
 def remove(folder: Path, line: str) -> None:
     """Removes all snapshots of a line that nobody asks for any more."""
+    _discard(_line(folder, line), _versions(folder, line))
     shutil.rmtree(_line(folder, line), ignore_errors=True)
+
+
+def _discard(line: Path, versions: Sequence[Path]) -> None:
+    """Removes snapshots, each at once: a kill amid the files leaves none that still bears its name. What
+    such a kill left goes with the next."""
+    for version in versions:
+        with suppress(OSError):  # a sibling shard has removed it, or is about to
+            version.rename(line / f".old-{uuid.uuid4().hex}")
+    if versions:
+        with suppress(FileNotFoundError):
+            sync_folder(line)  # the new names before the files: a power cut must not undo them
+    for old in line.glob(".old-*"):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _spare(complete: Sequence[Path], keep: int) -> Path | None:

@@ -343,13 +343,13 @@ class Simulation:
     def _shard_is_gone(self, part: int) -> None:
         self.crashes += 1
         self._shards[part] = None
-        check_snapshots(self.folder)
+        check_snapshots(self.folder / "snapshots")
 
     def _power_is_gone(self) -> None:
         self._parts = dict.fromkeys(self._parts)
         self._shards = [None] * SHARDS
         self.disk.cut_power()
-        check_snapshots(self.folder)
+        check_snapshots(self.folder / "snapshots")
 
     def _retain(self) -> None:
         """Retention drops whatever nobody holds."""
@@ -384,8 +384,8 @@ def quiet() -> Iterator[None]:
 
 
 def check_snapshots(folder: Path) -> None:
-    """A part of a snapshot that bears its name is whole, whatever crashed."""
-    for part in (folder / "snapshots").glob("*/*/part-*"):
+    """In a folder of lines, a part of a snapshot that bears its name is whole, whatever crashed."""
+    for part in folder.glob("*/[0-9]*/part-*"):
         try:
             manifest = json.loads((part / "manifest.json").read_text())
             its = [f"chain-{place}" for place in range(len(manifest["chain"]))] + ["arrays"]

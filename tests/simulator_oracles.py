@@ -41,7 +41,7 @@ def check(run: Simulation) -> None:
         check_published, check_replica, check_rounding,
     ):  # fmt: skip
         invariant(run)
-    check_snapshots(run.folder)
+    check_snapshots(run.folder / "snapshots")
 
 
 def records(log: MemoryLog, topic: str, kind: type) -> list[Any]:

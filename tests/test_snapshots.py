@@ -13,6 +13,7 @@ from parameter_server.snapshots import (
     prune,
     write_part,
 )  # fmt: skip
+from tests.simulator import check_snapshots
 
 
 def arrays(step, part):
@@ -130,6 +131,31 @@ def test_pruning_keeps_the_newest_complete_ones_and_what_is_being_written(tmp_pa
     assert prune(tmp_path, "main", 2) == []
     with pytest.raises(ValueError, match="keep is 0"):
         prune(tmp_path, "main", 0)
+
+
+@pytest.mark.parametrize("give_up", ["prune", "remove"])
+def test_a_kill_amid_the_removal_leaves_no_snapshot_in_part(tmp_path, monkeypatch, give_up):
+    ask = {
+        "prune": lambda: prune(tmp_path, "main", 1),
+        "remove": lambda: snapshots.remove(tmp_path, "main"),
+    }[give_up]
+
+    class Killed(Exception):
+        pass
+
+    def killed_after_one_file(folder, **_):
+        next(path for path in sorted(folder.rglob("*")) if path.is_file()).unlink()
+        raise Killed
+
+    for step in range(1, 5):
+        write_rows(tmp_path, step)
+    with monkeypatch.context() as broken, pytest.raises(Killed):
+        broken.setattr(snapshots.shutil, "rmtree", killed_after_one_file)
+        ask()
+    check_snapshots(tmp_path)
+    ask()  # and what the kill left goes with the next
+    left = [path.name for path in tmp_path.glob("*/*")]
+    assert left == ([f"000000-{4:012d}"] if give_up == "prune" else [])
 
 
 def test_another_number_of_shards_at_the_same_step_is_its_own_snapshot(tmp_path):
