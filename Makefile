@@ -1,7 +1,7 @@
 # Each target makes what it needs. make PYTHON=/path/to/python3.11 chooses the interpreter, make demo ARGS="..." passes on.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check format bench lock
+.PHONY: help setup demo test test-fast check format bench docs lock
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -45,6 +45,10 @@ format: .venv/.stamp-dev ## Formats and mends what ruff can
 bench: .venv/.stamp ## The benchmarks, small
 	$(BIN)/recsys bench $(ARGS)
 
+docs: .venv/.stamp-docs ## The site of the documentation, into build/site; a broken link or a failing notebook ends it
+	$(BIN)/sphinx-build -q -W --keep-going -j auto -b html -c docs/site -d build/site-trees . build/site
+	@echo "file://$(CURDIR)/build/site/index.html"
+
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python that fits: python3 is '$$(python3 -V 2>&1)', needed is 3.11, 3.12 or 3.13." \
 		"Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
@@ -63,10 +67,14 @@ bench: .venv/.stamp ## The benchmarks, small
 	$(BIN)/python -m pip install -q -r requirements-dev.lock
 	@touch $@
 
+.venv/.stamp-docs: requirements-docs.lock .venv/.stamp
+	$(BIN)/python -m pip install -q -r requirements-docs.lock
+	@touch $@
+
 # Resolves pyproject.toml anew, without the locks: look at the difference, then run everything before committing it.
 FREEZE = .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude recsys-swipe \
 	| grep -vE '^(nvidia-|cuda-|triton=)' | sed -E 's/^torch==.*/torch>=2.13,<2.14/'
-lock: ## Writes requirements.lock and requirements-dev.lock from pyproject.toml
+lock: ## Writes requirements.lock, requirements-dev.lock and requirements-docs.lock from pyproject.toml
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install -q hatchling editables
 	.venv-lock/bin/python -m pip install -q --no-build-isolation -e .
@@ -74,4 +82,8 @@ lock: ## Writes requirements.lock and requirements-dev.lock from pyproject.toml
 	.venv-lock/bin/python -m pip install -q --no-build-isolation -e '.[dev]'
 	{ sed -n '/^[#-]/p' requirements-dev.lock; $(FREEZE) | grep -vxFf .venv-lock/requirements.lock; } \
 		> .venv-lock/requirements-dev.lock
-	mv .venv-lock/requirements.lock .venv-lock/requirements-dev.lock . && rm -rf .venv-lock
+	.venv-lock/bin/python -m pip install -q --no-build-isolation -e '.[docs]'
+	{ sed -n '/^[#-]/p' requirements-docs.lock; \
+		$(FREEZE) | grep -vxFf .venv-lock/requirements.lock | grep -vxFf .venv-lock/requirements-dev.lock; } \
+		> .venv-lock/requirements-docs.lock
+	mv .venv-lock/requirements*.lock . && rm -rf .venv-lock

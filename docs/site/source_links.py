@@ -1,0 +1,89 @@
+"""Links from pages to code: to a module's place in the reference where it has one, else to a page with the file.
+
+In the repository a link like ``../recsys/events.py`` leads to the file. The site has no such file, so it is
+turned here, on the text of a page, before that is parsed.
+"""
+
+import os
+import re
+from pathlib import PurePosixPath
+
+from python_reference import PAGES, ROOT, modules, write
+
+SOURCES = "docs/generated/source"
+_LINK = re.compile(r"(?<=\]\()([^)\s#]+)((?:#[^)\s]*)?)(?=\))")
+_LANGUAGES = {
+    ".py": "python",
+    ".yaml": "yaml",
+    ".json": "json",
+    ".js": "javascript",
+    ".toml": "toml",
+}
+_ASSETS = {".md", ".ipynb", ".svg", ".png"}
+
+
+def target_of(link: str, folder: PurePosixPath) -> str | None:
+    """The path, from the root, of a file or folder of code that a page in ``folder`` links to; None for all
+    other links."""
+    if re.match(r"[a-z]+:", link):
+        return None
+    path = os.path.normpath(folder / link)
+    there = ROOT / path
+    if path.startswith("..") or not there.exists() or there.suffix in _ASSETS:
+        return None
+    return path
+
+
+def page_of(path: str) -> str:
+    """The page, from the root, that shows a file or folder of the repository."""
+    dotted = path.removesuffix(".py").replace("/", ".")
+    package, _, name = dotted.partition(".")
+    if dotted in _PUBLIC:
+        return f"{PAGES}/{package}.md#{name.replace('.', '')}"
+    return f"{SOURCES}/{dotted if path.endswith('.py') else path.replace('/', '.').replace('.', '-')}.md"
+
+
+def turned(text: str, folder: PurePosixPath) -> str:
+    """A page's text with such links turned."""
+
+    def turn(found: re.Match[str]) -> str:
+        path = target_of(found[1], folder)
+        return found[0] if path is None else os.path.relpath(page_of(path), folder)
+
+    return _LINK.sub(turn, text)
+
+
+def source_page(path: str) -> str:
+    """A page that holds a file, or lists a folder."""
+    there = ROOT / path
+    title = f"---\norphan: true\n---\n\n# {path.replace('_', chr(92) + '_')}\n\n"
+    if there.is_dir():
+        names = sorted(p.name + "/" * p.is_dir() for p in there.iterdir() if p.name[0] not in "._")
+        return title + "\n".join(f"- `{name}`" for name in names) + "\n"
+    language = _LANGUAGES.get(there.suffix, "text")
+    return f"{title}```{{literalinclude}} /{path}\n:language: {language}\n:linenos:\n```\n"
+
+
+def linked() -> set[str]:
+    """Every file and folder that a page links to and that has no page yet."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    found = set()
+    for page in pages:
+        folder = PurePosixPath(page.parent.relative_to(ROOT))
+        targets = (target_of(link, folder) for link, _ in _LINK.findall(page.read_text()))
+        found |= {target for target in targets if target is not None}
+    return {path for path in found if page_of(path).startswith(SOURCES)}
+
+
+_PUBLIC = modules()
+
+
+def setup(app):
+    write({page_of(path): source_page(path) for path in linked()}, ROOT / SOURCES)
+
+    def turn(app, docname, source):
+        if not docname.startswith("docs/generated/"):
+            source[0] = turned(source[0], PurePosixPath(docname).parent)
+
+    app.connect("source-read", turn, priority=100)
+    return {"parallel_read_safe": True}
