@@ -27,6 +27,7 @@ FEEDBACK: dict[str, Any] = {
 }  # fmt: skip
 SCORES = [{"Id": str, "Score": float}]
 ROWS = {"RowAffected": int}
+DONE = {"FeedbackType": str, "UserId": str, "ItemId": str, "Timestamp": str, "Comment": str}
 # Each documented request with the shape that its answer is documented to have.
 EXAMPLES: list[tuple[str, str, Any, Any]] = [
     ("POST", "/api/item", ITEM, ROWS),
@@ -43,6 +44,15 @@ EXAMPLES: list[tuple[str, str, Any, Any]] = [
     ("DELETE", "/api/user/cat", None, ROWS),
     ("POST", "/api/feedback", [FEEDBACK, FEEDBACK | {"ItemId": "v4", "Value": 1}], ROWS),
     ("PUT", "/api/feedback", [FEEDBACK | {"FeedbackType": "read"}], ROWS),
+    ("GET", "/api/user/dog", None, {k: object for k in USER}),
+    ("GET", "/api/user/bob/feedback", None, [DONE]),
+    ("GET", "/api/user/bob/feedback/read", None, [DONE]),
+    ("GET", "/api/item/v3/feedback", None, [DONE]),
+    ("GET", "/api/item/v3/feedback/star", None, [DONE]),
+    ("GET", "/api/feedback?n=2", None, {"Cursor": str, "Feedback": [DONE]}),
+    ("GET", "/api/feedback/star?n=2", None, {"Cursor": str, "Feedback": [DONE]}),
+    ("GET", "/api/feedback/bob/v3", None, [DONE]),
+    ("GET", "/api/feedback/star/bob/v3", None, DONE),
     ("GET", "/api/recommend/bob", None, [str]),
     ("GET", "/api/recommend/bob?n=5&offset=2", None, [str]),
     ("GET", "/api/recommend/bob/", None, [str]),
@@ -189,6 +199,63 @@ def test_bad_feedback_is_refused_whole_and_says_where(
     run(world, scenario)
 
 
+def test_a_profile_and_what_was_done_come_back_as_they_were_sent(world: World) -> None:
+    async def scenario(w: World) -> None:
+        async def get(path: str) -> Any:
+            answer = await w.client.get(path, headers=API)
+            return answer.json() if answer.status_code == 200 else answer.status_code
+
+        assert await get("/api/user/cat") == 404
+        for labels in (USER["Labels"], {"country": "NZ"}):
+            await w.client.post("/api/user", json=USER | {"Labels": labels}, headers=API)
+            assert await get("/api/user/cat") == USER | {"Labels": labels}
+        done = [
+            FEEDBACK | {"ItemId": f"v{n % 3}", "UserId": f"u{n % 4}", "Timestamp": f"2022-02-{n + 1:02}",
+                        "FeedbackType": "star" if n % 2 else "read"} for n in range(20)
+        ]  # fmt: skip
+        await w.client.post("/api/feedback", json=done + done[:1])
+        named = {"star": "like", "read": "view"}
+        back = [
+            one
+            | {
+                "Timestamp": one["Timestamp"] + "T00:00:00.000Z",
+                "FeedbackType": named[one["FeedbackType"]],
+            }
+            for one in reversed(done)
+        ]
+        assert await get("/api/user/u1/feedback") == [o for o in back if o["UserId"] == "u1"]
+        assert await get("/api/item/v2/feedback") == [o for o in back if o["ItemId"] == "v2"]
+        stars = await get("/api/user/u1/feedback/star")
+        assert [one["FeedbackType"] for one in stars] == ["star"] * 5 and len(stars) == 5
+        assert (await get("/api/feedback/favorite?n=3"))["Feedback"][0][
+            "FeedbackType"
+        ] == "favorite"
+        pair = [o for o in back if (o["UserId"], o["ItemId"]) == ("u1", "v2")]
+        assert await get("/api/feedback/u1/v2") == pair and len(pair) == 2
+        assert await get("/api/feedback/star/u1/v2") == pair[0] | {"FeedbackType": "star"}
+        told, cursor = list[Any](), ""
+        for _ in range(9):
+            page = await get(f"/api/feedback?n=6&cursor={cursor}")
+            told += page["Feedback"]
+            if not (cursor := page["Cursor"]):
+                break
+        assert told == back, "each once, newest first"
+        w.fold.turn()
+        assert await get("/api/user/u1") == {
+            "UserId": "u1",
+            "Labels": [],
+            "Subscribe": [],
+            "Comment": "",
+        }
+        await w.client.delete("/api/user/u1", headers=API)
+        w.fold.turn()
+        assert await get("/api/user/u1") == 404 and await get("/api/user/u1/feedback") == []
+        left = await get("/api/feedback?n=100")
+        assert left["Feedback"] == [o for o in back if o["UserId"] != "u1"] and not left["Cursor"]
+
+    run(world, scenario)
+
+
 REFUSED: list[tuple[str, str, Any, int]] = [
     ("POST", "/api/item", ITEM | {"Labels": 7}, 400),
     ("POST", "/api/item", ITEM | {"Labels": {"topic": "x"}}, 400),
@@ -216,17 +283,16 @@ REFUSED: list[tuple[str, str, Any, int]] = [
     ("POST", "/api/session/recommend", [FEEDBACK] * 501, 400),
     ("POST", "/api/items", [ITEM] * 1001, 400),
     ("POST", "/api/users", [USER] * 1001, 400),
-    ("GET", "/api/user/cat", None, 501),
+    ("GET", "/api/user/cat", None, 404),
+    ("GET", "/api/feedback/star/bob/v1", None, 404),
+    ("GET", "/api/feedback/stare", None, 400),
+    ("GET", "/api/user/cat/feedback/stare", None, 400),
+    ("GET", "/api/feedback?cursor=7", None, 400),
+    ("GET", "/api/feedback?cursor=1.2.3.x", None, 400),
+    ("GET", "/api/feedback?n=101", None, 422),
     ("GET", "/api/users", None, 501),
     ("GET", "/api/items?q=cats", None, 501),
     ("GET", "/api/user/cat/neighbors", None, 501),
-    ("GET", "/api/user/cat/feedback", None, 501),
-    ("GET", "/api/user/cat/feedback/star", None, 501),
-    ("GET", "/api/item/v1/feedback", None, 501),
-    ("GET", "/api/item/v1/feedback/star", None, 501),
-    ("GET", "/api/feedback", None, 501),
-    ("GET", "/api/feedback/star", None, 501),
-    ("GET", "/api/feedback/star/bob/v1", None, 501),
     ("DELETE", "/api/feedback/bob/v1", None, 501),
 ]
 
@@ -258,10 +324,14 @@ def test_as_many_as_may_be_are_taken(world: World) -> None:
 
 
 @pytest.mark.parametrize("keyless", [False, True])
-def test_only_with_the_key_are_items_and_users_written(tmp_path: Path, keyless: bool) -> None:
+def test_only_with_the_key_are_items_and_users_written_and_deeds_read(
+    tmp_path: Path, keyless: bool
+) -> None:
     async def scenario(w: World) -> None:
         for method, path, body, shape in EXAMPLES:
-            writes = shape == ROWS and "feedback" not in path
+            writes = (shape == ROWS) != (
+                "feedback" in path
+            ) or "GET /api/user/" in f"{method} {path}"
             none = await w.client.request(method, path, json=body)
             wrong = await w.client.request(method, path, json=body, headers={"X-API-Key": "x"})
             assert (none.status_code, wrong.status_code) == (

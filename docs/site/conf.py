@@ -1,4 +1,4 @@
-"""How `make docs` makes the site. Pages are read from the root of the repository, so that links hold in both."""
+"""How `make docs` makes the site. Pages are read from the root of the repository: so links hold in both."""
 
 import sys
 from pathlib import Path

@@ -1,7 +1,7 @@
 """A page for each package: its public modules, those that one builds with or reads to know what happens.
 
 The pages are written into docs/generated/ before anything is read, and hold no word of their own: autodoc
-reads the docstrings. Modules that aren't named here are inner ones: pages that link to them are given the source.
+reads the docstrings. Modules that aren't named here are inner ones: links to them are given the source.
 """
 
 from pathlib import Path
@@ -56,8 +56,8 @@ def write(wanted: dict[str, str], folder: Path) -> None:
 
 
 def literal_blocks(lines: list[str]) -> list[str]:
-    """A docstring in which indented blocks and tables are literal: ours align columns by spaces or bars, which
-    reStructuredText wouldn't leave as they are."""
+    """A docstring in which indented blocks and tables are literal: ours align columns by spaces or bars, and
+    reStructuredText wouldn't."""
     found: list[str] = []
     inside = False
     for number, line in enumerate(lines):

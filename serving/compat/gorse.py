@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from recsys.config import Config
-from recsys.events import Rejected
+from recsys.events import Engagement, Rejected
 from recsys.hashing import Id, digest_of
 from recsys.schema import values_of
-from serving.compat.times import time_ms_of
+from serving.compat.times import text_of, time_ms_of
 from serving.compat.values import (
     Raw,
     checked,
@@ -92,7 +92,7 @@ def user_in(value: Any, where: str, now_ms: int) -> dict[str, Any]:
 
 
 def user_patched(value: Any, user_id: Id, now_ms: int) -> dict[str, Any]:
-    """A profile is kept as keys and can't be read back, so a patch must bring the Labels."""
+    """As it was sent, a profile is there only as long as the log has it: so a patch must bring all Labels."""
     raw = object_of(value, "")
     if raw.get("Labels") is None:
         whole = "all Labels: a profile is replaced whole, as by POST /api/user"
@@ -114,6 +114,43 @@ def feedback_in(value: Any, where: str, config: Config, now_ms: int) -> dict[str
         its = "\x1f".join(("gorse", raw["FeedbackType"], item_id, str(told_ms)))
         found |= {"time_ms": told_ms, "event_id": digest_of(its)}
     return checked(found, where, now_ms)
+
+
+def feedback_out(
+    engagement: Engagement, feedback_type: str | None, config: Config
+) -> dict[str, Any]:
+    """An engagement, as Gorse answers it: of the type that was asked for, else of one that is its kind."""
+    kind, kinds = engagement.kind, config.compat.kinds
+    named = (
+        kind if kinds.get(kind) == kind else next((t for t, k in kinds.items() if k == kind), kind)
+    )
+    return {
+        "FeedbackType": feedback_type or named,
+        "UserId": str(engagement.user_id),
+        "ItemId": str(engagement.item_id),
+        "Timestamp": text_of(engagement.time_ms),
+        "Comment": "",
+    }
+
+
+def kind_named(feedback_type: str, config: Config, where: str = "feedback-type") -> str:
+    """The engagement kind of a type that stands in a path or a query."""
+    return kind_of({where: feedback_type}, where, "", config)
+
+
+def user_out(user_id: Id, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A profile, as Gorse answers it."""
+    labels: Any = {k: v for k, v in fields.items() if k not in (_COMMENT, _SUBSCRIBE)}
+    if not labels:
+        labels = []
+    elif set(labels) == {_USER_LABELS} and _is_texts(labels[_USER_LABELS]):
+        labels = labels[_USER_LABELS]
+    return {
+        "UserId": str(user_id),
+        "Labels": labels,
+        "Subscribe": values_of(fields.get(_SUBSCRIBE)),
+        "Comment": fields.get(_COMMENT) or "",
+    }
 
 
 def written_back(

@@ -14,6 +14,7 @@ from recsys.session import Session
 from serving import request as asked
 from serving.compat import gorse, lists
 from serving.compat.desk import Desk, instead, json, refuse_strangers
+from serving.compat.gorse_reads import add_reads
 from serving.compat.times import seconds_of
 from serving.compat.values import MOST_EVENTS, at_most, list_of
 from serving.intake import Unavailable
@@ -30,19 +31,10 @@ Reader = Annotated[str, Query(alias="user-id", max_length=256)]
 Fields = Mapping[str, Any]
 # (method, path, what has no counterpart, what to do instead)
 _ABSENT: Final = (
-    ("GET", "/api/user/{user_id}", "a profile as it was sent",
-     "profiles are kept as keys; GET /v1/sessions/{user_id} says what is known of a user"),
-    ("GET", "/api/users", "a list of users", "the archive has their events"),
+    ("GET", "/api/users", "a list of users",
+     "nothing lists them; GET /api/feedback has what everybody did lately, and the archive all of it"),
     ("GET", "/api/user/{user_id}/neighbors", "a search among users",
      "GET /api/item/{item_id}/neighbors searches among items"),
-    ("GET", "/api/user/{user_id}/feedback", "a user's feedback",
-     "GET /v1/sessions/{user_id} has the newest, the archive has all"),
-    ("GET", "/api/user/{user_id}/feedback/{kind}", "a user's feedback",
-     "GET /v1/sessions/{user_id} has the newest, the archive has all"),
-    ("GET", "/api/item/{item_id}/feedback", "an item's feedback", "the archive has it"),
-    ("GET", "/api/item/{item_id}/feedback/{kind}", "an item's feedback", "the archive has it"),
-    ("GET", "/api/feedback", "a list of feedback", "the archive has it"),
-    ("GET", "/api/feedback/{rest:path}", "a list of feedback", "the archive has it"),
     ("DELETE", "/api/feedback/{rest:path}", "taking feedback back",
      "what was learned of one event stays; DELETE /api/user/{user_id} forgets a user whole"),
 )  # fmt: skip
@@ -57,6 +49,7 @@ def routes_of(desk: Desk) -> APIRouter:
     _add_changes(router, desk)
     _add_users(router, desk)
     _add_feedback(router, desk)
+    add_reads(router, desk)
     _add_recommend(router, desk)
     _add_session(router, desk)
     _add_lists(router, desk)
@@ -272,10 +265,7 @@ def _candidates(desk: Desk, session: Session, category: str) -> tuple[Id, ...]:
 
 
 def _kind(feedback_type: str, config: Config) -> str:
-    if feedback_type and feedback_type not in config.compat.kinds:
-        known = f"one of {', '.join(config.compat.kinds)} (compat.kinds)"
-        raise Rejected("write-back-type", feedback_type, known)
-    return config.compat.kinds[feedback_type] if feedback_type else ""
+    return gorse.kind_named(feedback_type, config, "write-back-type") if feedback_type else ""
 
 
 async def _write_back(
