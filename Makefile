@@ -46,7 +46,7 @@ bench: .venv/.stamp ## The benchmarks, small
 	$(BIN)/recsys bench $(ARGS)
 
 docs: .venv/.stamp-docs ## The site of the documentation, into build/site; a broken link or a failing notebook ends it
-	$(BIN)/sphinx-build -q -W --keep-going -j auto -b html -c docs/site -d build/site-trees . build/site
+	PYTHONPATH=$(CURDIR) $(BIN)/sphinx-build -q -W --keep-going -j auto -b html -c docs/site -d build/site-trees . build/site
 	@echo "file://$(CURDIR)/build/site/index.html"
 
 .venv/bin/python:

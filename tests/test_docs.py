@@ -206,6 +206,21 @@ def test_paths_named_in_code_exist(page):
     assert missing_paths(page.read_text()) == []
 
 
+def test_every_page_and_notebook_is_in_the_navigation_once():
+    """The sidebar is made of the lists of docs/index.md; the README has the same pages."""
+    index = (ROOT / "docs" / "index.md").read_text()
+    listed = re.findall(r"^- \[[^\]]+\]\(([^)#]+)\)", index, re.MULTILINE)
+    there = {p.name for p in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    there |= {f"notebooks/{p.name}" for p in (ROOT / "docs" / "notebooks").glob("*.ipynb")}
+    assert sorted(listed) == sorted(
+        there | {"../README.md", "../ARCHITECTURE.md", "../CONTRIBUTING.md"}
+    )
+    more = (ROOT / "README.md").read_text().partition("\n## More\n")[2]
+    linked = re.findall(r"\]\(([^)#]+)\)", more)
+    placed = [f"../{path}".replace("../docs/", "") for path in linked]
+    assert set(listed) - set(placed) == {"../README.md"}
+
+
 def test_the_module_map_is_complete():
     """ARCHITECTURE.md's map names modules that exist, by package."""
     text = (ROOT / "ARCHITECTURE.md").read_text()

@@ -1,4 +1,4 @@
-"""Reading the log backwards: newest first, each once, no further than may be, nothing of who was forgotten."""
+"""Reading the log backwards: newest first, each once, bounded, and nothing of who was forgotten."""
 
 from typing import Any
 

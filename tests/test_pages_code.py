@@ -1,0 +1,42 @@
+"""The Python of pages that stand by themselves is run as it stands there, and the notebooks are whole."""
+
+import json
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+
+
+def code_in(text: str) -> str:
+    """All Python blocks of a page, in order."""
+    return "\n".join(textwrap.dedent(block) for _, block in BLOCK.findall(text))
+
+
+def test_the_features_page_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = code_in((DOCS / "own-features.md").read_text())
+    assert code.count("assert") == 4
+    exec(compile(code, "own-features.md", "exec"), {})  # noqa: S102
+    assert (tmp_path / "mine" / "feature_set.json").exists()
+
+
+def test_blocks_within_lists_are_found_too() -> None:
+    text = "```python\na = 1\n```\n1. x\n   ```python\n   b = a\n   ```\n```\nno code\n```\n"
+    assert code_in(text) == "a = 1\n\nb = a\n"
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
+def test_a_notebook_is_kept_without_outputs_and_checks_what_it_says(path: Path) -> None:
+    """`make docs` runs them: outputs in the repository would be of another machine, or of another version."""
+    cells: list[dict[str, Any]] = json.loads(path.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    assert any("assert " in "".join(cell["source"]) for cell in code)
+    assert "".join(cells[0]["source"]).startswith("# ")
