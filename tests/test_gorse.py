@@ -49,6 +49,26 @@ def test_an_item_goes_there_and_back(item: dict[str, Any]) -> None:
     assert gorse.item_out(its.item_id, its.fields, CONFIG) == item
 
 
+users = st.fixed_dictionaries(
+    {
+        "UserId": ids,
+        "Labels": words
+        | st.dictionaries(
+            texts.filter(lambda name: name not in ("comment", "subscribe")), values, min_size=1
+        ).filter(lambda its: set(its) != {"labels"}),
+        "Subscribe": words,
+        "Comment": st.text(st.characters(codec="utf-8"), max_size=20),
+    }
+)
+
+
+@given(users)
+def test_a_user_goes_there_and_back(user: dict[str, Any]) -> None:
+    its = record(gorse.user_in(user, "", NOW_MS), "user")
+    assert isinstance(its, User)
+    assert gorse.user_out(its.user_id, its.fields) == user
+
+
 @given(
     st.dictionaries(names, values, max_size=4),
     words,

@@ -30,7 +30,7 @@ def test_the_sidebar_has_the_sections_that_are_lists_of_links() -> None:
 def test_every_command_has_its_options_and_what_they_default_to() -> None:
     text = cli_reference.markdown()
     assert "## recsys up\n" in text and "## recsys experiment start\n" in text
-    assert "| `--state " in text and "[default: laptop]" in text
+    assert "| `--state <path>` |" in text and "[default: laptop]" in text
     assert text.count("## recsys ") == len(list(cli_reference.commands())) > 25
 
 

@@ -34,7 +34,7 @@ def _section(name: str, command: Any) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{_cell(text)}`"
+    return f"`{_cell(text).replace('&lt;', '<')}`"
 
 
 def _cell(text: str) -> str:

@@ -47,6 +47,7 @@ autodoc_use_type_comments = False
 add_module_names = False
 python_use_unqualified_type_names = True
 
+smartquotes = False  # two hyphens of an option stay two
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
