@@ -28,6 +28,7 @@ from parameter_server.parameter_client import (
     hello,
     part_of,
 )
+from parameter_server.publish_trace import tell_published
 from parameter_server.reshard import Files, Recut, recut
 from parameter_server.shard import ShardSpec
 from parameter_server.shard_service import ShardService
@@ -38,6 +39,7 @@ from recsys.log import Append, Log
 from recsys.memory import BESIDE_TABLES, keep_freed
 from recsys.open_log import open_log
 from recsys.records import DELTAS
+from recsys.tracer import Tracer, tracer_of
 
 NAMESPACE = "recsys"
 _PIECE: Final = 64 << 10  # bytes; Ray takes up to 100 KB into a call
@@ -60,11 +62,12 @@ class ShardActor:
         """``dense``: the initial parameters of part 0, in pieces."""
         warm()
         keep_freed(BESIDE_TABLES)
+        self._tracer = tracer_of(config, "shards", str(spec.part))
         initial = np.frombuffer(b"".join(dense), np.float32) if dense else None
         self._shard = DurableShard(
             spec,
             home_of(spec, config),
-            publisher(open_log(config), spec.line),
+            publisher(open_log(config), spec.line, self._tracer),
             initial,
             background=True,
         )
@@ -92,7 +95,9 @@ class ShardActor:
         if status["unpublished"]:
             self._service.publish()
             status = self._shard.status()
-        return status | {"refused_connections": self._server.refused}
+        traced = self._tracer
+        spans = {"spans_sent": traced.sent, "spans_dropped": traced.dropped} if traced else {}
+        return status | {"refused_connections": self._server.refused} | spans
 
     def digest(self) -> str:
         """SHA-256 of this shard's state."""
@@ -110,6 +115,8 @@ class ShardActor:
         """Takes a last snapshot, where one is due, and closes everything; kill the actor after it."""
         self._server.close()
         self._shard.stop()
+        if self._tracer:
+            self._tracer.close()
 
 
 def home_of(spec: ShardSpec, config: Config) -> Home:
@@ -290,11 +297,14 @@ def _greeter(spec: ShardSpec, part: int, worker: Worker) -> Callable[[str], Any]
     return lambda token: hello(spec, part, worker, token)
 
 
-def publisher(log: Log, line: str) -> Publish:
+def publisher(log: Log, line: str, tracer: Tracer | None = None) -> Publish:
     """Appends deltas of a line."""
     key = line.encode()
 
     def publish(deltas: Sequence[bytes]) -> None:
+        began_ns = time.time_ns()
         log.append(DELTAS, [Append(0, key, delta) for delta in deltas])
+        if tracer:
+            tell_published(tracer, deltas, began_ns, time.time_ns())
 
     return publish

@@ -17,6 +17,7 @@ from recsys.hashing import digest_of
 from recsys.metrics_config import MetricsConfig
 from recsys.policy_config import PolicyConfig
 from recsys.promotion_config import PromotionConfig
+from recsys.telemetry_config import LoggingConfig, TracingConfig
 
 
 @dataclass(frozen=True)
@@ -303,6 +304,8 @@ class Config:
     drift: DriftRules = field(default_factory=DriftRules)
     compat: CompatConfig = field(default_factory=CompatConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
         if self.nodes > 1 and (self.log.url == "sqlite" or self.sessions.url == "embedded"):

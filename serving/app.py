@@ -15,10 +15,12 @@ from ray import serve
 from recsys.config import Config, ServeConfig
 from recsys.open_log import open_log
 from recsys.steady import steady
+from recsys.tracer import tracer_of
 from serving.http_app import build_app
 from serving.ray_retrieval import actor_options, asked_by_handle, deployments
 from serving.service import Service, admin_key_file
 from serving.session_line import sessions_at
+from serving.swipe_traces import SwipeTraces
 
 APP = "recsys"
 HEALTH_PERIOD_S = 5.0
@@ -39,12 +41,14 @@ class Feed:
         torch.set_num_threads(
             1
         )  # sums must not depend on the number of cores; two also cost more here
-        log = open_log(self._config)
+        log, name = open_log(self._config), serve.get_replica_context().replica_id.unique_id
+        tracer = tracer_of(self._config, "serve", name)
         self.service = Service(
             self._config,
             log,
             sessions_at(self._config.sessions.url),
             shards=asked_by_handle(shards),
+            traces=SwipeTraces(tracer, name) if tracer else None,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

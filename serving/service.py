@@ -8,6 +8,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,11 +34,14 @@ from serving.patient_reader import LONGEST_S, SLICE_S, PatientReader
 from serving.pipeline import Pipeline
 from serving.replica import Replica
 from serving.request import SESSION, STALE, Answer, Request, without
+from serving.request_trace import ANSWER, WAIT, Mark, RequestTrace, unmarked
+from serving.request_trace import SESSION as SESSION_READ
 from serving.retrieval_client import Shards
 from serving.retrieval_plan import Near
 from serving.session_store import SessionReader, StoreUnavailable
 from serving.session_view import view_of
 from serving.state_reader import StateReader
+from serving.swipe_traces import SwipeTraces
 from serving.turnstile import Turnstile
 
 _TURNS: Final = 4  # of a request whose shards are asked: at the last it is answered without them
@@ -54,18 +58,27 @@ class Service:
         sessions: SessionReader,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         shards: Shards | None = None,
+        traces: SwipeTraces | None = None,
     ) -> None:
-        """``shards``: of retrieval, where the replica is to hold no vectors and no index."""
+        """``shards``: of retrieval, where the replica is to hold no vectors and no index. ``traces``: where
+        some requests are traced."""
+        self.traces = traces
         self.config, self.log, self.now_ms, self.shards = config, log, now_ms, shards
         self.sessions = PatientReader(sessions)
         self.features = feature_set(config)
         self.replica = Replica(self.features, config, 0 if shards is None else len(shards))
         self.pipeline = Pipeline(self.replica)
-        self.reader = StateReader(log, self.replica, config, now_ms)
+        self.reader = StateReader(log, self.replica, config, now_ms, traces=traces)
         kept = Kept(Path(config.state) / "kept", log.id, int(config.serve.kept_disk_mb * 2**20))
         self.writer = ImpressionWriter(log, keep_bytes=int(config.serve.kept_mb * 2**20), kept=kept)
         self.intake = Intake(
-            config, self.writer, sessions, self.reader.freshness, self._duration_ms_of, now_ms
+            config,
+            self.writer,
+            sessions,
+            self.reader.freshness,
+            self._duration_ms_of,
+            now_ms,
+            traces,
         )
         self.follower = Follower(log, self.reader)
         self.canary = CanarySide(config, log, self.features, now_ms)
@@ -128,16 +141,23 @@ class Service:
         other request has. Raises Unavailable before it has caught up."""
         if not self.reader.ready:
             raise Unavailable(_STARTING)
-        asked_s = time.monotonic()
+        asked_s, arrived_s = time.monotonic(), _arrived_s()
+        request_id = request_id or uuid.uuid4().hex
+        traced = self.traces and self.traces.request(request_id, arrived_s)
+        mark = traced.mark if traced else unmarked
         session, known = await self._session(request.user_id)
+        mark(SESSION_READ)
         answer = await self._answer(
-            request, session, _arrived_s(), time.monotonic() - asked_s, request_id
+            request, session, arrived_s, time.monotonic() - asked_s, request_id, mark
         )
         if not known:
             answer = without(answer, SESSION)
         if self.stale:
             answer = without(answer, STALE)
-        self._log_impression(answer)
+        if traced:
+            mark(ANSWER)
+            traced.answered(answer)
+        self._log_impression(answer, traced)
         return answer
 
     async def recommend_unlogged(self, request: Request, session: Session) -> Answer:
@@ -154,6 +174,7 @@ class Service:
         arrived_s: float,
         waited_s: float,
         request_id: str = "",
+        mark: Mark = unmarked,
     ) -> Answer:
         """From the version of the moment in which it is made, in what is left of the request's time. Shards
         are asked before, and again where the version is another by then. ``waited_s``: what the request has
@@ -178,7 +199,8 @@ class Service:
                 plan = pipeline.plan(*asked, deadline, near) if turns_left else None
                 if plan is None or self.shards is None:
                     self.admission.read(waited_s, time.monotonic())
-                    return pipeline.recommend(*asked, request_id, deadline, near)
+                    mark(WAIT)
+                    return pipeline.recommend(*asked, request_id, deadline, near, mark)
             finally:
                 self.turnstile.pass_on()
             began_s = time.monotonic()
@@ -212,11 +234,12 @@ class Service:
             return Session(user_id, self.features, seen), False
         return session, True
 
-    def _log_impression(self, answer: Answer) -> None:
+    def _log_impression(self, answer: Answer, traced: RequestTrace | None = None) -> None:
         impression = answer.impression
         partition = partition_of(impression.user_id, self.config.log.partitions)
         key = str(impression.user_id).encode()
-        self.writer.impression(EVENTS, Append(partition, key, encode(impression)))
+        told = partial(traced.appended, EVENTS, partition) if traced else None
+        self.writer.impression(EVENTS, Append(partition, key, encode(impression)), told)
 
     def _duration_ms_of(self, item_id: Id) -> float | None:
         catalogue = self.replica.catalogue

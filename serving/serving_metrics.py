@@ -99,6 +99,10 @@ class ServingMetrics:
                 lambda: fresh.to_served.percentile(0.95),
             ),
         }
+        if (traces := service.traces) is not None:
+            tracer = traces.tracer
+            gauges["spans_sent"] = ("Spans that were sent, since it began", lambda: tracer.sent)
+            gauges["spans_dropped"] = ("Spans that weren't, since it began", lambda: tracer.dropped)
         for name, (about, read) in gauges.items():
             gauge = Gauge(f"recsys_{name}", about, registry=self.registry)
             gauge.set_function(_or_nan(read))

@@ -179,6 +179,9 @@ def tell(beat: Heartbeat, statuses: list[dict[str, Any]]) -> None:
     for name in ("rows", "waiting", "table_bytes"):
         for table in statuses[0][name]:
             beat.gauge(f"{name}.{table}", sum(status[name][table] for status in statuses))
+    for name in ("spans_sent", "spans_dropped"):
+        if name in statuses[0]:
+            beat.gauge(name, sum(status.get(name, 0) for status in statuses))
     beat.gauge("refused_connections", sum(status["refused_connections"] for status in statuses))
     for status in statuses:
         beat.gauge(f"step.{status['part']}", status["step"])

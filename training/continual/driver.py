@@ -41,11 +41,13 @@ from recsys.memory import keep_freed
 from recsys.niceness import VARIABLE, step_back
 from recsys.open_log import open_log
 from recsys.records import STEPS
+from recsys.tracer import tracer_of
 from recsys.turns import patiently
 from training.continual.epoch_end import EpochEnd
 from training.continual.jagged import keyed_jagged, load
 from training.continual.learner import Learner
 from training.continual.progress import Progress
+from training.continual.step_trace import tell_learned
 from training.continual.trainer_run import Failure, TrainerRun
 from training.continual.worker import Worker
 from training.control import config_now
@@ -259,17 +261,24 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     settle()
     keep_freed()
     reported = 0
+    tracer = tracer_of(config, PART) if rank == 0 else None  # one span for a step
     while True:
         following = None
+        began_ns = time.time_ns()
         try:
             learned = worker.turn()
         except StaleWorker:  # where the line went back, its shards send everyone away
             learned, following = 0, ended.left_for()
             if following is None:
                 raise
+        if tracer and learned:
+            its = (MAIN, epoch, worker.step, learned)
+            tell_learned(tracer, *its, began_ns, time.time_ns())
         if not learned:
             following = following or ended.following(worker.step)
             if following is not None:
+                if tracer:
+                    tracer.close()
                 client.close()
                 log.close()
                 return following
