@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import msgspec
 
 from recsys.records import DELTAS
-from recsys.spans import Span, of_step
+from recsys.spans import About, Span, of_step
 from recsys.tracer import Tracer
 
 PUBLISH = "publish"
@@ -26,7 +26,7 @@ _decoder = msgspec.msgpack.Decoder(_Head)
 def tell_published(tracer: Tracer, deltas: Iterable[bytes], began_ns: int, ended_ns: int) -> None:
     for delta in deltas:
         its = _decoder.decode(delta)
-        about = {"line": its.line, "epoch": its.epoch, "step": its.step, "part": its.part}
+        about: About = {"line": its.line, "epoch": its.epoch, "step": its.step, "part": its.part}
         place = of_step(its.line, its.epoch, its.step, PUBLISH, its.part)
         parent = of_step(its.line, its.epoch, its.step)
         told = about | {"topic": DELTAS, "bytes": len(delta)}

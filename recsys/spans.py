@@ -13,6 +13,7 @@ import mmh3
 from recsys.hashing import Id
 
 Value = str | int | float | bool
+About = dict[str, Value]  # a span's attributes, while they are gathered
 _LOW: Final = (1 << 64) - 1
 _SCOPE: Final = {"name": "recsys"}
 _KINDS: Final = {True: 2, False: 1}  # OTLP: a server's, and what happens inside

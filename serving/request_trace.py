@@ -6,7 +6,7 @@ knows no spans, only the ``mark`` that it is handed.
 
 from collections.abc import Callable
 
-from recsys.spans import Place, Span, of_request
+from recsys.spans import About, Place, Span, of_request
 from serving.request import Answer
 
 FEED, IMPRESSION, ENGAGEMENT = "feed", "impression", "engagement"
@@ -44,7 +44,7 @@ class RequestTrace:
             self._tell(Span(place, stage, began_ns, ended_ns, feed))
             began_ns = ended_ns
         stamp = answer.stamp
-        about = {
+        about: About = {
             "request_id": self.request_id,
             "surface": answer.impression.surface,
             "items": len(answer.items),
@@ -58,7 +58,7 @@ class RequestTrace:
 
     def appended(self, topic: str, partition: int, offset: int) -> None:
         """The impression is committed. Called by the thread that writes."""
-        about = {"topic": topic, "partition": partition, "offset": offset}
+        about: About = {"topic": topic, "partition": partition, "offset": offset}
         self._tell(
             Span(
                 self._place(IMPRESSION), IMPRESSION, self._handed_ns, self._now_ns(),

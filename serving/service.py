@@ -143,7 +143,7 @@ class Service:
             raise Unavailable(_STARTING)
         asked_s, arrived_s = time.monotonic(), _arrived_s()
         request_id = request_id or uuid.uuid4().hex
-        traced = self.traces and self.traces.request(request_id, arrived_s)
+        traced = self.traces.request(request_id, arrived_s) if self.traces else None
         mark = traced.mark if traced else unmarked
         session, known = await self._session(request.user_id)
         mark(SESSION_READ)

@@ -9,7 +9,7 @@ from typing import Final
 from recsys.events import Engagement, repeat_key
 from recsys.log import Append
 from recsys.records import EVENTS, Step
-from recsys.spans import Span, of_request, of_step
+from recsys.spans import About, Span, of_request, of_step
 from recsys.tracer import Tracer
 from serving.ingest import Taken
 from serving.request_trace import ENGAGEMENT, FEED, RequestTrace
@@ -58,7 +58,7 @@ class SwipeTraces:
         ended_ns = self._now_ns()
         of = (step.line, step.epoch, step.step)
         place = of_step(*of, APPLY, self._instance)
-        about = {"line": step.line, "epoch": step.epoch, "step": step.step}
+        about: About = {"line": step.line, "epoch": step.epoch, "step": step.step}
         about |= {"replica": self._instance}
         self.tracer.tell(Span(place, APPLY, began_ns, ended_ns, of_step(*of), (), about))
         for there in step.ranges:
@@ -76,7 +76,7 @@ class SwipeTraces:
 def _engagement(
     event: Engagement, record: Append, offset: int, began_ns: int, ended_ns: int
 ) -> Span:
-    about = {
+    about: About = {
         "kind": event.kind,
         "item_id": str(event.item_id),
         "time_ms": event.time_ms,
@@ -95,6 +95,6 @@ def folded(tracer: Tracer, events: Sequence[object], began_ns: int, ended_ns: in
         if isinstance(event, Engagement) and tracer.chosen(event.request_id):
             key = repeat_key(event)
             parent = of_request(event.request_id, ENGAGEMENT, key)
-            about = {"kind": event.kind, "item_id": str(event.item_id)}
+            about: About = {"kind": event.kind, "item_id": str(event.item_id)}
             place = of_request(event.request_id, FOLD, key)
             tracer.tell(Span(place, FOLD, began_ns, ended_ns, parent, (), about))

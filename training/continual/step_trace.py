@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from recsys.records import Step
-from recsys.spans import Span, of_request, of_step
+from recsys.spans import About, Span, of_request, of_step
 from recsys.tracer import Tracer
 
 JOIN, SEQUENCE, STEP = "join", "sequence", "step"
@@ -44,7 +44,7 @@ class SequenceTrace:
         ended_ns = self._now_ns()
         for step in steps:
             linked = of_step(step.line, step.epoch, step.step)
-            about = {"line": step.line, "epoch": step.epoch, "step": step.step}
+            about: About = {"line": step.line, "epoch": step.epoch, "step": step.step}
             for there in step.ranges:
                 waiting = self._waiting.get(there.partition)
                 while waiting and waiting[0][0] < there.stop:
@@ -60,5 +60,5 @@ def tell_learned(
     tracer: Tracer, line: str, epoch: int, step: int, examples: int, began_ns: int, ended_ns: int
 ) -> None:
     """One span for the step, whatever it learned: the examples' own traces link to it."""
-    about = {"line": line, "epoch": epoch, "step": step, "examples": examples}
+    about: About = {"line": line, "epoch": epoch, "step": step, "examples": examples}
     tracer.tell(Span(of_step(line, epoch, step), STEP, began_ns, ended_ns, attributes=about))

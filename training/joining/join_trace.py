@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from recsys.records import EXAMPLES, Example
-from recsys.spans import Span, of_request
+from recsys.spans import About, Span, of_request
 from recsys.tracer import Tracer
 
 FEED, JOIN = "feed", "join"
@@ -29,7 +29,7 @@ class JoinTrace:
         ended_ns = self._now_ns()
         for place, its in self._made:
             offset = offsets[place]
-            about = {
+            about: About = {
                 "item_id": str(its.item_id),
                 "correction": its.correction,
                 "shown_ms": its.shown_ms,
