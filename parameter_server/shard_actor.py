@@ -36,6 +36,7 @@ from parameter_server.transport import Address, SocketChannel, SocketServer
 from parameter_server.wire import Frame, Refusal, encode, from_bytes
 from recsys.config import Config
 from recsys.log import Append, Log
+from recsys.log_lines import log_in_worker
 from recsys.memory import BESIDE_TABLES, keep_freed
 from recsys.open_log import open_log
 from recsys.records import DELTAS
@@ -60,6 +61,9 @@ class ShardActor:
 
     def __init__(self, spec: ShardSpec, config: Config, host: str, *dense: bytes) -> None:
         """``dense``: the initial parameters of part 0, in pieces."""
+        who = {"shard": spec.part, "line": spec.line, "epoch": spec.epoch}
+        name = f"shard-{spec.line}-{spec.epoch}-{spec.part}"
+        log_in_worker("shards", config.state, name, config.logging.format, who)
         warm()
         keep_freed(BESIDE_TABLES)
         self._tracer = tracer_of(config, "shards", str(spec.part))

@@ -3,7 +3,6 @@
 User code runs on the replica's own event loop (RAY_SERVE_THROUGHPUT_OPTIMIZED), so nothing in it may block.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from recsys.config import Config, ServeConfig
+from recsys.log_lines import keep_newest, log_in_worker
 from recsys.open_log import open_log
 from recsys.steady import steady
 from recsys.tracer import tracer_of
@@ -37,11 +37,12 @@ class Feed:
 
     def __init__(self, config: str, shards: Sequence[Any] = ()) -> None:
         self._config = msgspec.json.decode(config, type=Config)
-        logging.getLogger("recsys").setLevel(logging.INFO)
         torch.set_num_threads(
             1
         )  # sums must not depend on the number of cores; two also cost more here
-        log, name = open_log(self._config), serve.get_replica_context().replica_id.unique_id
+        name = serve.get_replica_context().replica_id.unique_id
+        self._log_as(name)
+        log = open_log(self._config)
         tracer = tracer_of(self._config, "serve", name)
         self.service = Service(
             self._config,
@@ -50,6 +51,12 @@ class Feed:
             shards=asked_by_handle(shards),
             traces=SwipeTraces(tracer, name) if tracer else None,
         )
+
+    def _log_as(self, name: str) -> None:
+        state, form = self._config.state, self._config.logging.format
+        its = self._config.serve
+        keep_newest(state, "replica-*.log*", 8 + 2 * max(its.replicas, its.max_replicas))
+        log_in_worker("serve", state, f"replica-{name}", form, {"replica": name})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Asked by Serve, once, after the constructor."""

@@ -5,6 +5,7 @@ that hands small batches over; they are applied between requests.
 """
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -20,7 +21,9 @@ from recsys.config import Config
 from recsys.events import encode
 from recsys.hashing import Id, partition_of
 from recsys.log import Append, Log
+from recsys.log_lines import known
 from recsys.records import EVENTS
+from recsys.seldom import Seldom
 from recsys.session import Session
 from serving.admission import Admission
 from serving.canary_side import CanarySide
@@ -44,6 +47,8 @@ from serving.state_reader import StateReader
 from serving.swipe_traces import SwipeTraces
 from serving.turnstile import Turnstile
 
+_log = logging.getLogger(__name__)
+_SAY_EVERY_S: Final = 30.0
 _TURNS: Final = 4  # of a request whose shards are asked: at the last it is answered without them
 _STARTING: Final = "the replica is still reading the catalogue and the model"
 
@@ -93,6 +98,7 @@ class Service:
             UNRANKED: serve.short_rank_ms,
         }
         self.session_misses = 0
+        self._degraded = Seldom(_SAY_EVERY_S)
 
     async def start(self) -> None:
         """Begins to follow the log. The service is ready when it has caught up."""
@@ -143,6 +149,12 @@ class Service:
             raise Unavailable(_STARTING)
         asked_s, arrived_s = time.monotonic(), _arrived_s()
         request_id = request_id or uuid.uuid4().hex
+        with known(request_id=request_id):
+            return await self._recommend(request, request_id, asked_s, arrived_s)
+
+    async def _recommend(
+        self, request: Request, request_id: str, asked_s: float, arrived_s: float
+    ) -> Answer:
         traced = self.traces.request(request_id, arrived_s) if self.traces else None
         mark = traced.mark if traced else unmarked
         session, known = await self._session(request.user_id)
@@ -158,6 +170,8 @@ class Service:
             mark(ANSWER)
             traced.answered(answer)
         self._log_impression(answer, traced)
+        if answer.degraded:
+            self._say_degraded(answer)
         return answer
 
     async def recommend_unlogged(self, request: Request, session: Session) -> Answer:
@@ -240,6 +254,16 @@ class Service:
         key = str(impression.user_id).encode()
         told = partial(traced.appended, EVENTS, partition) if traced else None
         self.writer.impression(EVENTS, Append(partition, key, encode(impression)), told)
+
+    def _say_degraded(self, answer: Answer) -> None:
+        """Of each stage now and then: how often answers went without it, and one of them."""
+        for stage in answer.degraded:
+            if count := self._degraded.due(stage, time.monotonic()):
+                level = logging.INFO if stage == "model" else logging.WARNING
+                stamp = answer.stamp
+                about = {"stage": stage, "answers": count, "line": stamp.line}
+                about |= {"epoch": stamp.epoch, "step": stamp.step}
+                _log.log(level, "answers go without a stage", extra=about)
 
     def _duration_ms_of(self, item_id: Id) -> float | None:
         catalogue = self.replica.catalogue

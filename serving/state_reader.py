@@ -246,6 +246,8 @@ class StateReader:
         tables = {} if rows is None else rows.tables
         dense = None if rows is None else rows.dense
         line, epoch = loaded.line, loaded.epoch
+        place = {"line": line, "epoch": epoch, "step": loaded.step}
+        logging.getLogger(__name__).info("weights loaded", extra=place)
         model = config_at(self._config, self.lifecycle, line, epoch).model
         return self.replica.prepare(
             tables, dense, line=line, epoch=epoch, step=loaded.step, model=model

@@ -158,7 +158,7 @@ class Finder:
             example = _example(record) if name in record.value else None
             if example is None or example.request_id != of.request_id:
                 continue
-            about = {"item_id": str(example.item_id), "labels": example.labels}
+            about: dict[str, Any] = {"item_id": str(example.item_id), "labels": example.labels}
             about |= {"watch_ms": example.watch_ms, "sequence": example.sequence}
             what = "correction" if example.correction else "example"
             yield self._moment(what, example.closed_ms, (EXAMPLES, partition, record.offset), about)
@@ -283,7 +283,7 @@ class Finder:
         while stop > begin:
             start = max(begin, stop - _READ)
             for record in reversed(self._records(EVENTS, partition, start, stop)):
-                its = _decoded(record.value, _answer)
+                its: _Answer | None = _decoded(record.value, _answer)
                 if its is not None:
                     return its
             stop = start

@@ -48,6 +48,7 @@ def client_environment(config: Config, plan: Plan) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_API_SERVER_ADDRESS": f"http://{_LOOPBACK}:{config.serve.dashboard_port}",
         **serve_environment(plan),
+        "RAY_SERVE_LOG_ENCODING": "JSON" if config.logging.format == "json" else "TEXT",
         # Without this, "throughput optimized" leaves a driver's synchronous handles without an event loop.
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
     }

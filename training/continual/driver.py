@@ -36,11 +36,13 @@ from recsys.clock import wall_ms
 from recsys.config import Config, TrainerConfig
 from recsys.garbage import settle
 from recsys.log import LogLost
+from recsys.log_lines import KNOWN, log_in_worker
 from recsys.loops import Stop
 from recsys.memory import keep_freed
 from recsys.niceness import VARIABLE, step_back
 from recsys.open_log import open_log
 from recsys.records import STEPS
+from recsys.seldom import Seldom
 from recsys.tracer import tracer_of
 from recsys.turns import patiently
 from training.continual.epoch_end import EpochEnd
@@ -58,6 +60,7 @@ PART: Final = "trainer"
 _REPORT_STEPS: Final = 1_000  # by step, since all workers must report together
 _MEET_S: Final = 60
 _NICE: Final = 5  # answers go before learning
+_TELL_EVERY_S: Final = 10.0  # of the newest step
 _PAUSE_S: Final = 2.0  # before a group is started again that fails at once
 _LOG: Final = logging.getLogger(__name__)
 
@@ -81,14 +84,16 @@ def run(config: Config, stop: Stop) -> None:
     its = _run_of(config)
     its.begin(name)
     ended = _Fit(_trainer(config, name, epoch))
-    progress, beat = Progress(log, MAIN, epoch), stop.heartbeat
+    progress, beat, told_of = Progress(log, MAIN, epoch), stop.heartbeat, Seldom(_TELL_EVERY_S)
     told: Failure | None = None
     while not stop.wait(0.05, starting=its.read().starts == 0):
         if ended.is_set():
             raise RuntimeError(
                 f"run {name} ended: {ended.reason or 'another driver has taken over'}"
             )
-        patiently(lambda: progress.turn(wall_ms()), stop, _LOG)
+        if patiently(lambda: progress.turn(wall_ms()), stop, _LOG):
+            if told_of.due("step", time.monotonic()):
+                _LOG.info("learned", extra=progress.place | progress.losses())
         progress.tell(beat)
         beat.gauge("group_starts", its.read().starts)
         failure = its.failure()
@@ -207,6 +212,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     config = msgspec.convert(settings["config"], Config)
     its, name = _run_of(config), settings["run"]
     rank = ray.train.get_context().get_world_rank()
+    log_in_worker(PART, config.state, f"worker-{rank}", config.logging.format, {"worker": rank})
     try:
         generation, epoch = broadcast_from_rank_zero(
             (its.next_generation(name, wall_ms()), _epoch_now(config, settings["epoch"]))
@@ -261,10 +267,12 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     settle()
     keep_freed()
     reported = 0
+    _LOG.info("learning", extra={"line": MAIN, "epoch": epoch, "workers": workers})
     tracer = tracer_of(config, PART) if rank == 0 else None  # one span for a step
     while True:
         following = None
         began_ns = time.time_ns()
+        KNOWN.set({"line": MAIN, "epoch": epoch, "step": worker.step + 1})
         try:
             learned = worker.turn()
         except StaleWorker:  # where the line went back, its shards send everyone away
