@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 import ray
+from ray.util.metrics import Gauge
 
 from parameter_server.dense import Vector
 from parameter_server.durable import DurableShard, Home, Publish
@@ -61,6 +62,7 @@ class ShardActor:
 
     def __init__(self, spec: ShardSpec, config: Config, host: str, *dense: bytes) -> None:
         """``dense``: the initial parameters of part 0, in pieces."""
+        self._spec = spec
         who = {"shard": spec.part, "line": spec.line, "epoch": spec.epoch}
         name = f"shard-{spec.line}-{spec.epoch}-{spec.part}"
         log_in_worker("shards", config.state, name, config.logging.format, who)
@@ -77,6 +79,14 @@ class ShardActor:
         )
         self._service = ShardService(self._shard, secrets.token_hex(16))
         self._server = SocketServer(self._service, host)
+        tags = ("line", "epoch", "shard")
+        self._rows = Gauge("recsys_shard_rows", "Rows of a shard", tag_keys=(*tags, "table"))
+        self._step = Gauge("recsys_shard_step", "The newest step of a shard", tag_keys=tags)
+
+    def __repr__(self) -> str:
+        """As Ray's dashboard and logs name it."""
+        its = self._spec
+        return f"Shard({its.line}/{its.epoch}, {its.part + 1} of {its.parts})"
 
     def address(self) -> Address:
         """Where it listens now: another port and token after each restart."""
@@ -99,6 +109,11 @@ class ShardActor:
         if status["unpublished"]:
             self._service.publish()
             status = self._shard.status()
+        tags = {"line": self._spec.line, "epoch": str(self._spec.epoch)}
+        tags |= {"shard": str(self._spec.part)}
+        self._step.set(status["step"], tags)
+        for table, rows in status["rows"].items():
+            self._rows.set(rows, tags | {"table": table})
         traced = self._tracer
         spans = {"spans_sent": traced.sent, "spans_dropped": traced.dropped} if traced else {}
         return status | {"refused_connections": self._server.refused} | spans

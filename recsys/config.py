@@ -228,6 +228,8 @@ class ServeConfig:
     upscale_s: float = 5.0
     downscale_s: float = 60.0
     candidates: int = 300
+    # Ray's, with its API for jobs: some ten processes, and a Train actor more. False: none of it.
+    dashboard: bool = True
     dashboard_port: int = 8265
     max_ongoing: int = 100  # lists at work in a replica; fewer where they would wait for too long
     max_events: int = 100  # calls with events at work in a replica, beside those

@@ -120,9 +120,9 @@ def log_in_worker(
     format: str = "json",
     who: Mapping[str, Any] | None = None,
 ) -> None:
-    """The same for a process that Ray starts: ``state/run/NAME.log``, with what Serve itself says there. Warnings
-    go to the error output too, which Ray's dashboard shows beside the actor; where the folder can't
-    be written, all does."""
+    """The same for a process that Ray starts: ``state/run/NAME.log``, with what Serve says there. Warnings go
+    to the error output too, which Ray's dashboard shows beside the actor; where the folder can't be written,
+    all does."""
     errors = logging.StreamHandler(sys.__stderr__)
     errors.setFormatter(formatter(format, part, who))
     root = logging.getLogger()

@@ -35,7 +35,8 @@ def run(config: Config, stop: Stop) -> None:
     config = replace(config, state=str(Path(config.state).resolve()))
     if not ray.is_initialized():
         asked = signal.getsignal(signal.SIGTERM)
-        ray.init(namespace=NAMESPACE, log_to_driver=False)
+        about = ray.job_config.JobConfig(metadata={"part": "shards", "line": MAIN})
+        ray.init(namespace=NAMESPACE, log_to_driver=False, job_config=about)
         signal.signal(signal.SIGTERM, asked)  # Ray's own would end this process before its shards
     log = open_log(config)
     control = ControlReader(log)

@@ -26,6 +26,7 @@ import torch
 from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.metrics import Counter, Gauge
 
 from parameter_server.parameter_client import StaleWorker
 from parameter_server.parameter_client import Worker as WorkerId
@@ -36,7 +37,7 @@ from recsys.clock import wall_ms
 from recsys.config import Config, TrainerConfig
 from recsys.garbage import settle
 from recsys.log import LogLost
-from recsys.log_lines import KNOWN, log_in_worker
+from recsys.log_lines import KNOWN, hide, log_in_worker
 from recsys.loops import Stop
 from recsys.memory import keep_freed
 from recsys.niceness import VARIABLE, step_back
@@ -75,17 +76,19 @@ def run(config: Config, stop: Stop) -> None:
     if not ray.is_initialized():
         # All that Ray starts for this run steps back, before its imports.
         later = {"env_vars": {VARIABLE: str(_NICE)}}
-        ray.init(namespace=NAMESPACE, log_to_driver=False, runtime_env=later)
+        about = ray.job_config.JobConfig(metadata={"part": PART, "line": MAIN})
+        ray.init(namespace=NAMESPACE, log_to_driver=False, runtime_env=later, job_config=about)
     log = open_log(config)
     epoch = live_epoch(log)
     if not _await_shards(spec_of(config, epoch=epoch), stop):
         return
-    name = f"{MAIN}-{uuid.uuid4().hex[:8]}"
+    name = f"{MAIN}-epoch-{epoch}-{uuid.uuid4().hex[:8]}"
     its = _run_of(config)
     its.begin(name)
     ended = _Fit(_trainer(config, name, epoch))
     progress, beat, told_of = Progress(log, MAIN, epoch), stop.heartbeat, Seldom(_TELL_EVERY_S)
     told: Failure | None = None
+    metrics = _RayMetrics()
     while not stop.wait(0.05, starting=its.read().starts == 0):
         if ended.is_set():
             raise RuntimeError(
@@ -94,6 +97,7 @@ def run(config: Config, stop: Stop) -> None:
         if patiently(lambda: progress.turn(wall_ms()), stop, _LOG):
             if told_of.due("step", time.monotonic()):
                 _LOG.info("learned", extra=progress.place | progress.losses())
+            metrics.tell(progress)
         progress.tell(beat)
         beat.gauge("group_starts", its.read().starts)
         failure = its.failure()
@@ -136,6 +140,31 @@ class _Fit:
         return not self._thread.is_alive()
 
 
+class _RayMetrics:
+    """How learning goes, for Ray's dashboard and its Prometheus endpoint."""
+
+    def __init__(self) -> None:
+        version = ("line", "epoch")
+        self._examples = Counter("recsys_examples_learned", "Examples learned", tag_keys=version)
+        self._step = Gauge("recsys_learned_step", "The newest step learned", tag_keys=version)
+        self._loss = Gauge(
+            "recsys_learned_loss",
+            "Prequential log loss of the newest step",
+            tag_keys=(*version, "label"),
+        )
+        self._told = 0.0
+
+    def tell(self, progress: Progress) -> None:
+        tags = {name: str(value) for name, value in progress.place.items() if name != "step"}
+        learned = progress.sums.get("examples", 0.0)
+        if learned > self._told:
+            self._examples.inc(learned - self._told, tags)
+            self._told = learned
+        self._step.set(progress.step, tags)
+        for name, value in progress.losses().items():
+            self._loss.set(value, tags | {"label": name.removeprefix("loss.")})
+
+
 def _run_of(config: Config) -> TrainerRun:
     return TrainerRun(Path(config.state) / "parts" / PART)
 
@@ -157,6 +186,9 @@ def _trainer(config: Config, name: str, epoch: int) -> TorchTrainer:
     shutil.rmtree(runs, ignore_errors=True)  # what was written about earlier ones
     (runs / "groups").mkdir(parents=True)
     environment = {"OMP_NUM_THREADS": "1"}
+    # Ray's dashboard shows what the loop is given, and the workers read no session.
+    sessions = replace(config.sessions, url=hide(config.sessions.url))
+    config = replace(config, sessions=sessions)
     if str(ray.util.get_node_ip_address()).startswith("127."):  # type: ignore[no-untyped-call]
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     return TorchTrainer(
