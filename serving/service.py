@@ -21,7 +21,7 @@ from recsys.config import Config
 from recsys.events import encode
 from recsys.hashing import Id, partition_of
 from recsys.log import Append, Log
-from recsys.log_lines import known
+from recsys.log_lines import KNOWN
 from recsys.records import EVENTS
 from recsys.seldom import Seldom
 from recsys.session import Session
@@ -149,8 +149,11 @@ class Service:
             raise Unavailable(_STARTING)
         asked_s, arrived_s = time.monotonic(), _arrived_s()
         request_id = request_id or uuid.uuid4().hex
-        with known(request_id=request_id):
+        before = KNOWN.set({"request_id": request_id})
+        try:
             return await self._recommend(request, request_id, asked_s, arrived_s)
+        finally:
+            KNOWN.reset(before)
 
     async def _recommend(
         self, request: Request, request_id: str, asked_s: float, arrived_s: float
