@@ -55,7 +55,11 @@ class _Lines(logging.Formatter):
 
     def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
         fields = self._who | dict(KNOWN.get())
-        fields |= {name: value for name, value in vars(record).items() if name not in _PLAIN}
+        fields |= {
+            name: value
+            for name, value in vars(record).items()
+            if name not in _PLAIN and name[0] != "_"  # Ray puts one of its own into every record
+        }
         return {name: _shown(name, value) for name, value in fields.items()}
 
     def _exception(self, record: logging.LogRecord) -> str:
