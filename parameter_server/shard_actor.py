@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 import ray
+from ray.util.metrics import Gauge
 
 from parameter_server.dense import Vector
 from parameter_server.durable import DurableShard, Home, Publish
@@ -28,6 +29,7 @@ from parameter_server.parameter_client import (
     hello,
     part_of,
 )
+from parameter_server.publish_trace import tell_published
 from parameter_server.reshard import Files, Recut, recut
 from parameter_server.shard import ShardSpec
 from parameter_server.shard_service import ShardService
@@ -35,9 +37,11 @@ from parameter_server.transport import Address, SocketChannel, SocketServer
 from parameter_server.wire import Frame, Refusal, encode, from_bytes
 from recsys.config import Config
 from recsys.log import Append, Log
+from recsys.log_lines import log_in_worker
 from recsys.memory import BESIDE_TABLES, keep_freed
 from recsys.open_log import open_log
 from recsys.records import DELTAS
+from recsys.tracer import Tracer, tracer_of
 
 NAMESPACE = "recsys"
 _PIECE: Final = 64 << 10  # bytes; Ray takes up to 100 KB into a call
@@ -58,18 +62,31 @@ class ShardActor:
 
     def __init__(self, spec: ShardSpec, config: Config, host: str, *dense: bytes) -> None:
         """``dense``: the initial parameters of part 0, in pieces."""
+        self._spec = spec
+        who = {"shard": spec.part, "line": spec.line, "epoch": spec.epoch}
+        name = f"shard-{spec.line}-{spec.epoch}-{spec.part}"
+        log_in_worker("shards", config.state, name, config.logging.format, who)
         warm()
         keep_freed(BESIDE_TABLES)
+        self._tracer = tracer_of(config, "shards", str(spec.part))
         initial = np.frombuffer(b"".join(dense), np.float32) if dense else None
         self._shard = DurableShard(
             spec,
             home_of(spec, config),
-            publisher(open_log(config), spec.line),
+            publisher(open_log(config), spec.line, self._tracer),
             initial,
             background=True,
         )
         self._service = ShardService(self._shard, secrets.token_hex(16))
         self._server = SocketServer(self._service, host)
+        tags = ("line", "epoch", "shard")
+        self._rows = Gauge("recsys_shard_rows", "Rows of a shard", tag_keys=(*tags, "table"))
+        self._step = Gauge("recsys_shard_step", "The newest step of a shard", tag_keys=tags)
+
+    def __repr__(self) -> str:
+        """As Ray's dashboard and logs name it."""
+        its = self._spec
+        return f"Shard({its.line}/{its.epoch}, {its.part + 1} of {its.parts})"
 
     def address(self) -> Address:
         """Where it listens now: another port and token after each restart."""
@@ -92,7 +109,14 @@ class ShardActor:
         if status["unpublished"]:
             self._service.publish()
             status = self._shard.status()
-        return status | {"refused_connections": self._server.refused}
+        tags = {"line": self._spec.line, "epoch": str(self._spec.epoch)}
+        tags |= {"shard": str(self._spec.part)}
+        self._step.set(status["step"], tags)
+        for table, rows in status["rows"].items():
+            self._rows.set(rows, tags | {"table": table})
+        traced = self._tracer
+        spans = {"spans_sent": traced.sent, "spans_dropped": traced.dropped} if traced else {}
+        return status | {"refused_connections": self._server.refused} | spans
 
     def digest(self) -> str:
         """SHA-256 of this shard's state."""
@@ -110,6 +134,8 @@ class ShardActor:
         """Takes a last snapshot, where one is due, and closes everything; kill the actor after it."""
         self._server.close()
         self._shard.stop()
+        if self._tracer:
+            self._tracer.close()
 
 
 def home_of(spec: ShardSpec, config: Config) -> Home:
@@ -290,11 +316,14 @@ def _greeter(spec: ShardSpec, part: int, worker: Worker) -> Callable[[str], Any]
     return lambda token: hello(spec, part, worker, token)
 
 
-def publisher(log: Log, line: str) -> Publish:
+def publisher(log: Log, line: str, tracer: Tracer | None = None) -> Publish:
     """Appends deltas of a line."""
     key = line.encode()
 
     def publish(deltas: Sequence[bytes]) -> None:
+        began_ns = time.time_ns()
         log.append(DELTAS, [Append(0, key, delta) for delta in deltas])
+        if tracer:
+            tell_published(tracer, deltas, began_ns, time.time_ns())
 
     return publish

@@ -127,7 +127,8 @@ class ShardService:
         try:
             self._shard.flush()
         except Exception as error:
-            _LOG.warning("the delta of step %d waits: %r", self._shard.applied, error)
+            step = self._shard.applied
+            _LOG.warning("the delta of step %d waits: %r", step, error, extra={"step": step})
 
     def close(self) -> None:
         """Frees whoever waits."""

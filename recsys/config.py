@@ -17,6 +17,7 @@ from recsys.hashing import digest_of
 from recsys.metrics_config import MetricsConfig
 from recsys.policy_config import PolicyConfig
 from recsys.promotion_config import PromotionConfig
+from recsys.telemetry_config import LoggingConfig, TracingConfig
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,8 @@ class ServeConfig:
     upscale_s: float = 5.0
     downscale_s: float = 60.0
     candidates: int = 300
+    # Ray's, with its API for jobs: some ten processes, and a Train actor more. False: none of it.
+    dashboard: bool = True
     dashboard_port: int = 8265
     max_ongoing: int = 100  # lists at work in a replica; fewer where they would wait for too long
     max_events: int = 100  # calls with events at work in a replica, beside those
@@ -303,6 +306,8 @@ class Config:
     drift: DriftRules = field(default_factory=DriftRules)
     compat: CompatConfig = field(default_factory=CompatConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
         if self.nodes > 1 and (self.log.url == "sqlite" or self.sessions.url == "embedded"):

@@ -1,4 +1,4 @@
-"""The run loop of a part process: a stop flag, a heartbeat file, structured logs.
+"""The run loop of a part process: a stop flag, a heartbeat file, its log.
 
 A part is ``run(config, stop)``. Its loop turns until it is asked to stop::
 
@@ -13,27 +13,21 @@ each second by a thread, so a reader never sees half of one; ``turned_ms`` tells
 longer turns. This module knows nothing of what a part does.
 """
 
-import json
 import logging
 import os
-import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from recsys.log import LogLost
+from recsys.log_lines import hide, log_to_file
 
 EXIT_LOG_LOST: Final = 4  # of a part whose log is lost: starting it again can't help
-_PASSWORD: Final = re.compile(r"(?<=://)[^/@\s]*@")
-_SECRET: Final = re.compile(r"key$|token|password|secret", re.IGNORECASE)
-_LOG_BYTES: Final = 5_000_000
-_PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def run_folder(state: str | Path) -> Path:
@@ -174,46 +168,10 @@ class Stop:
         self.heartbeat.ready()
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, part, logger, message, and the ``extra`` of the call.
-
-    Values under names like ``admin_key`` and passwords inside URLs are replaced, whoever logs them.
-    """
-
-    def __init__(self, part: str) -> None:
-        super().__init__()
-        self._part = part
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time_ms": int(record.created * 1000),
-            "level": record.levelname.lower(),
-            "part": self._part,
-            "logger": record.name,
-            "message": _PASSWORD.sub("***@", record.getMessage()),
-        }
-        for name, value in vars(record).items():
-            if name not in _PLAIN:
-                hidden = bool(_SECRET.search(name))
-                line[name] = "***" if hidden else _PASSWORD.sub("***@", str(value))
-                if not hidden and isinstance(value, int | float | bool | None):
-                    line[name] = value
-        if record.exc_info:
-            line["exception"] = _PASSWORD.sub("***@", self.formatException(record.exc_info))
-        return json.dumps(line, ensure_ascii=False)
-
-
-def log_to_file(part: str, path: Path) -> None:
-    """Sends the process's logs to one rotating file (two old ones are kept)."""
-    handler = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=2, encoding="utf-8")
-    handler.setFormatter(JsonLines(part))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
-
-
-def run_part(part: str, state: str | Path, body: Callable[[Stop], None]) -> int:
-    """Runs a part's body in this process, to its end; returns the exit status.
+def run_part(
+    part: str, state: str | Path, body: Callable[[Stop], None], format: str = "json"
+) -> int:
+    """Runs a part's body in this process, to its end; returns the exit status. ``format``: of its log.
 
     Called in the main thread: it takes SIGTERM and SIGINT. An exception of the body is logged and told in
     the heartbeat's ``failure``, and is status 1; ``EXIT_LOG_LOST`` where the log is lost.
@@ -221,7 +179,7 @@ def run_part(part: str, state: str | Path, body: Callable[[Stop], None]) -> int:
     folder = run_folder(state)
     heartbeat = Heartbeat(part, folder / f"{part}.json")
     stop = Stop(heartbeat)
-    log_to_file(part, folder / f"{part}.log")
+    log_to_file(part, folder / f"{part}.log", format)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     heartbeat.write()
@@ -233,7 +191,7 @@ def run_part(part: str, state: str | Path, body: Callable[[Stop], None]) -> int:
         body(stop)
     except Exception as error:
         logger.exception("part failed")
-        failure = _PASSWORD.sub("***@", f"{type(error).__name__}: {error}")
+        failure = hide(f"{type(error).__name__}: {error}")
         done.set()
         beating.join()
         heartbeat.state("failed", failure[:500])

@@ -104,6 +104,17 @@ class SqliteLog:
             check_range(topic, partition, offset, begin, end)
         return list(map(_record, rows))
 
+    def appended_ms(self, topic: str, partition: int, offset: int) -> int | None:
+        """When a record was appended, by the clock of who did; None where there is none."""
+        there = self._files.connection(topic)
+        row = self._files.patiently(
+            lambda: there.db.execute(
+                "SELECT time_ms FROM records WHERE partition = ? AND offset = ?",
+                (partition, offset),
+            ).fetchone()
+        )
+        return None if row is None else int(row[0])
+
     def begin(self, topic: str, partition: int) -> int:
         return self._bounds(self._files.connection(topic), topic, partition)[0]
 

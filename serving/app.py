@@ -3,7 +3,6 @@
 User code runs on the replica's own event loop (RAY_SERVE_THROUGHPUT_OPTIMIZED), so nothing in it may block.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +12,16 @@ from fastapi import FastAPI
 from ray import serve
 
 from recsys.config import Config, ServeConfig
+from recsys.log_lines import keep_newest, log_in_worker
 from recsys.open_log import open_log
 from recsys.steady import steady
+from recsys.tracer import tracer_of
 from serving.http_app import build_app
+from serving.ray_metrics import RayMetrics
 from serving.ray_retrieval import actor_options, asked_by_handle, deployments
 from serving.service import Service, admin_key_file
 from serving.session_line import sessions_at
+from serving.swipe_traces import SwipeTraces
 
 APP = "recsys"
 HEALTH_PERIOD_S = 5.0
@@ -35,26 +38,44 @@ class Feed:
 
     def __init__(self, config: str, shards: Sequence[Any] = ()) -> None:
         self._config = msgspec.json.decode(config, type=Config)
-        logging.getLogger("recsys").setLevel(logging.INFO)
         torch.set_num_threads(
             1
         )  # sums must not depend on the number of cores; two also cost more here
+        self._name = name = serve.get_replica_context().replica_id.unique_id
+        self._metrics: RayMetrics | None = None  # once there is an app
+        self._log_as(name)
         log = open_log(self._config)
+        tracer = tracer_of(self._config, "serve", name)
         self.service = Service(
             self._config,
             log,
             sessions_at(self._config.sessions.url),
             shards=asked_by_handle(shards),
+            traces=SwipeTraces(tracer, name) if tracer else None,
         )
+
+    def _log_as(self, name: str) -> None:
+        state, form = self._config.state, self._config.logging.format
+        its = self._config.serve
+        keep_newest(state, "replica-*.log*", 8 + 2 * max(its.replicas, its.max_replicas))
+        log_in_worker("serve", state, f"replica-{name}", form, {"replica": name})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Asked by Serve, once, after the constructor."""
-        return build_app(self.service, self._admin_key, CATCH_UP_S, steady)
+        app = build_app(self.service, self._admin_key, CATCH_UP_S, steady)
+        self._metrics = RayMetrics(app.state.metrics.registry, self._name)
+        return app
 
     async def check_health(self) -> None:
-        """Raises where the replica can't be mended but by a new one: it stopped following the log."""
+        """Raises where the replica can't be mended but by a new one: it stopped following the log. Asked for
+        each few seconds, so it also tells Ray's metrics."""
         if self.service.failure:
             raise RuntimeError(self.service.failure)
+        if self._metrics is not None:
+            self._metrics.tell(*self.service.replica.version)
+
+    def reconfigure(self, about: dict[str, Any]) -> None:
+        """Nothing to do: ``about`` is there for Ray's dashboard."""
 
     def _admin_key(self) -> str:
         try:
@@ -77,6 +98,22 @@ def _scale(serve: ServeConfig) -> dict[str, Any]:
     return {"autoscaling_config": scaling}
 
 
+def _about(config: Config) -> dict[str, Any]:
+    """What a deployment is, for Ray's dashboard. It says no address and no secret."""
+    serve = config.serve
+    return {
+        "about": "one replica answers lists and takes events: session, retrieval, ranking, selection",
+        "configuration": config.name,
+        "features": config.model.features,
+        "candidates": serve.candidates,
+        "rows": serve.rows,
+        "index": serve.index,
+        "retrieval_shards": serve.retrieval_shards,
+        "deadline_ms": serve.deadline_ms,
+        "traced": config.tracing.share if config.tracing.on else 0.0,
+    }
+
+
 def application(config: Config, hooked: bool = False) -> Any:
     """The application to give to Serve. ``hooked``: whether Ray's workers run our hook, so that a replica can
     step back while it starts. A replica refuses by its gate, which knows what waits; Serve's own
@@ -90,6 +127,7 @@ def application(config: Config, hooked: bool = False) -> Any:
         max_surge_percent=1,  # of the replicas, rounded up: one at a time
         backpressure_config={"status_code": 503, "retry_after_s": 1},
         ray_actor_options=actor_options(hooked),
+        user_config=_about(config),
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=GRACE_S,
         graceful_shutdown_wait_loop_s=0.5,

@@ -73,8 +73,9 @@ def build_app(
         title="recsys", version="1", lifespan=life,
         description="A recommender that learns from every swipe.",
     )  # fmt: skip
+    app.docs_url = "/docs"  # where they are: Ray's dashboard asks
     app.router.route_class = FastRoute
-    metrics = ServingMetrics(service)
+    metrics = app.state.metrics = ServingMetrics(service)
     serve = service.config.serve
     app.add_middleware(
         Gate, tally=metrics, lists=service.admission, events=Limit(serve.max_events),

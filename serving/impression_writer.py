@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import groupby
@@ -32,12 +32,14 @@ class Overloaded(RuntimeError):
 
 @dataclass(eq=False)
 class _Entry:
-    """Records of one caller. Without a future nobody waits for them, and they are kept."""
+    """Records of one caller. Without a future nobody waits for them, and they are kept. ``told`` is given the
+    offset of the first, unless it waited on disk."""
 
     topic: str
     records: Sequence[Append]
     done: "Future[list[int]] | None"
     size: int
+    told: Callable[[int], None] | None = None
 
 
 class ImpressionWriter:
@@ -83,15 +85,18 @@ class ImpressionWriter:
     def start(self) -> None:
         self._thread.start()
 
-    def impression(self, topic: str, record: Append) -> bool:
-        """Hands over a record that nobody waits for; False, and counted, where there is no room."""
+    def impression(
+        self, topic: str, record: Append, told: Callable[[int], None] | None = None
+    ) -> bool:
+        """Hands over a record that nobody waits for; False, and counted, where there is no room. ``told`` is
+        called with its offset by the thread, once it is committed: it neither waits nor raises."""
         size = len(record.key) + len(record.value)
         with self._there:
             if self._closing or self.kept_bytes + size > self._keep_bytes:
                 self.drops[CLOSED if self._closing else FULL] += 1
                 return False
             self.kept_bytes += size
-            self._entries.append(_Entry(topic, [record], None, size))
+            self._entries.append(_Entry(topic, [record], None, size, told))
             self._there.notify()
             return True
 
@@ -219,7 +224,7 @@ class ImpressionWriter:
         return [offset for record in records for offset in self._append(topic, [record])]
 
     def _settle(self, entries: list[_Entry], offsets: list[int]) -> None:
-        at = 0
+        at, whole = 0, len(offsets) == sum(len(entry.records) for entry in entries)
         with self._there:
             self._failing_until = 0.0
             self._in_a_row = 0
@@ -229,6 +234,8 @@ class ImpressionWriter:
         for entry in entries:
             if entry.done is not None and entry.done.set_running_or_notify_cancel():
                 entry.done.set_result(offsets[at : at + len(entry.records)])
+            if entry.told is not None and whole:
+                entry.told(offsets[at])
             at += len(entry.records)
 
     def _failed(self, entries: list[_Entry], error: Exception) -> None:

@@ -17,6 +17,7 @@ from serving.impression_writer import ImpressionWriter, Overloaded
 from serving.ingest import ACCEPTED, REJECTED, Ingest, Result, Taken, check_storable
 from serving.session_store import SessionReader, StoreUnavailable
 from serving.session_view import offset_of
+from serving.swipe_traces import SwipeTraces
 
 COMMIT_WAIT_S: Final = 5.0
 FOLLOW_S: Final = 10.0
@@ -42,8 +43,10 @@ class Intake:
         freshness: Freshness,
         duration_ms_of: Callable[[Id], float | None],
         now_ms: Callable[[], int],
+        traces: SwipeTraces | None = None,
     ) -> None:
         self._config, self._writer, self._sessions = config, writer, sessions
+        self._traces = traces
         self._freshness, self._now_ms = freshness, now_ms
         self._ingest = Ingest(config, duration_ms_of)
         self._following: asyncio.Task[None] | None = None
@@ -56,9 +59,12 @@ class Intake:
     async def take(self, raw_events: Sequence[object], foreign: bool = False) -> Taken:
         """Takes a batch of events; when it returns, what was accepted is committed. ``foreign``: as in
         Ingest. Raises Unavailable."""
+        began_ns = self._traces.now_ns() if self._traces else 0
         taken = self._ingest.take(raw_events, self._now_ms(), foreign)
         offsets = await self._commit(EVENTS, taken.records)
         self._ingest.keep(taken)
+        if self._traces:
+            self._traces.engaged(taken, offsets, began_ns)
         now_ms = self._now_ms()
         for event in taken.engagements:
             if event.kind == "view":

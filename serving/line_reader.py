@@ -140,9 +140,14 @@ class LineReader:
         if self.gap is None:
             self.gaps += 1
             logging.getLogger(__name__).warning(
-                "gap in the deltas", extra={"reason": gap.reason, "expected": gap.expected}
+                "gap in the deltas",
+                extra={"reason": gap.reason, "expected": gap.expected} | self._place(),
             )
         self.gap = gap
+
+    def _place(self) -> dict[str, str | int]:
+        its = self.assembler
+        return {} if its is None else {"line": its.line, "epoch": its.epoch, "step": its.step}
 
     def _first_after(self, loaded: Loaded) -> int:
         """Where to read on: the first delta after the snapshot, found by halving, less a margin."""

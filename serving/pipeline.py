@@ -33,6 +33,7 @@ from serving.explanation import reasons
 from serving.filters import wanted_items
 from serving.replica import Replica
 from serving.request import Answer, AnswerItem, Ranked, Request
+from serving.request_trace import FILTER, RANK, RETRIEVE, SELECT, Mark, unmarked
 from serving.retrieval import Retrieval
 from serving.retrieval_plan import SIDE, Near, Plan
 from serving.retrieval_shard import Version
@@ -62,23 +63,28 @@ class Pipeline:
         request_id: str,
         deadline: Deadline = UNHURRIED,
         near: Near | None = None,
+        mark: Mark = unmarked,
     ) -> Answer:
         """The list, and the impression that says how it was made. The same arguments and the same version
         give the same answer: for a past one, ``deadline`` is ``AsServed`` with its ``degraded``. ``near``:
-        what shards of retrieval found; it counts only where it is of the version that answers."""
+        what shards of retrieval found; it counts only where it is of the version that answers. ``mark`` is
+        told where each stage ends."""
         degraded: list[str] = []
         if near is not None and near.version != self.version:
             near = None
         user = self._features(request, session, _NOBODY, now_ms)
         found, removed = self._candidates(
-            request, session, policy, user, request_id, deadline, degraded, near
+            request, session, policy, user, request_id, deadline, degraded, near, mark
         )
+        mark(RETRIEVE)
         fixed = self._fixed(request, session, policy, found)
         found |= {index: ["fixed"] for index in fixed.values()}
         features = self._features(request, session, np.array(list(found), np.int64), now_ms, user)
         ranked = self._rank(policy, found, features, deadline, degraded)
+        mark(RANK)
         ranked, taken_out = staged(self.replica, session, policy.config, ranked)
         drawn = self._select(request, policy, ranked, fixed, request_id)
+        mark(SELECT)
         removed |= taken_out | drawn.closed
         stamp = self._stamp(
             session, policy, self.replica.index.name if near is None else near.index
@@ -150,11 +156,13 @@ class Pipeline:
         deadline: Deadline,
         degraded: list[str],
         near: Near | None,
+        mark: Mark,
     ) -> tuple[dict[int, list[str]], dict[str, int]]:
         catalogue = self.replica.catalogue
         if request.candidate_ids is not None:
             return self._given(request.candidate_ids, request.exclude_ids)
         wanted, removed, _ = wanted_items(catalogue, session, request.exclude_ids, request.n)
+        mark(FILTER)
         salt = key_of("request", request_id) & 0xFFFFFFFF
         limit = self.replica.config.serve.candidates
         shares = self._shares(policy)

@@ -6,7 +6,6 @@ at a restart has it catch up before the old one leaves, as replicas of the feed 
 """
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ import msgspec
 from ray import serve
 
 from recsys.config import Config
+from recsys.log_lines import keep_newest, log_in_worker
 from recsys.niceness import STARTING, STARTS
 from recsys.open_log import open_log
 from recsys.steady import steady
@@ -30,8 +30,11 @@ class Retrieval:
     """The class behind a shard's deployment. ``config`` is the configuration as JSON, as for the feed."""
 
     async def __init__(self, config: str, shard: int) -> None:
-        logging.getLogger("recsys").setLevel(logging.INFO)
         its = msgspec.json.decode(config, type=Config)
+        name = serve.get_replica_context().replica_id.unique_id
+        keep_newest(its.state, f"retrieval-{shard}-*.log*")
+        who = {"shard": shard, "replica": name}
+        log_in_worker("serve", its.state, f"retrieval-{shard}-{name}", its.logging.format, who)
         log, shards = open_log(its), its.serve.retrieval_shards
         self.service = RetrievalService(its, log, shard, shards)
         await self.service.start()

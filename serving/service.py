@@ -5,9 +5,11 @@ that hands small batches over; they are applied between requests.
 """
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +21,9 @@ from recsys.config import Config
 from recsys.events import encode
 from recsys.hashing import Id, partition_of
 from recsys.log import Append, Log
+from recsys.log_lines import KNOWN
 from recsys.records import EVENTS
+from recsys.seldom import Seldom
 from recsys.session import Session
 from serving.admission import Admission
 from serving.canary_side import CanarySide
@@ -33,13 +37,18 @@ from serving.patient_reader import LONGEST_S, SLICE_S, PatientReader
 from serving.pipeline import Pipeline
 from serving.replica import Replica
 from serving.request import SESSION, STALE, Answer, Request, without
+from serving.request_trace import ANSWER, WAIT, Mark, RequestTrace, unmarked
+from serving.request_trace import SESSION as SESSION_READ
 from serving.retrieval_client import Shards
 from serving.retrieval_plan import Near
 from serving.session_store import SessionReader, StoreUnavailable
 from serving.session_view import view_of
 from serving.state_reader import StateReader
+from serving.swipe_traces import SwipeTraces
 from serving.turnstile import Turnstile
 
+_log = logging.getLogger(__name__)
+_SAY_EVERY_S: Final = 30.0
 _TURNS: Final = 4  # of a request whose shards are asked: at the last it is answered without them
 _STARTING: Final = "the replica is still reading the catalogue and the model"
 
@@ -54,18 +63,27 @@ class Service:
         sessions: SessionReader,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         shards: Shards | None = None,
+        traces: SwipeTraces | None = None,
     ) -> None:
-        """``shards``: of retrieval, where the replica is to hold no vectors and no index."""
+        """``shards``: of retrieval, where the replica is to hold no vectors and no index. ``traces``: where
+        some requests are traced."""
+        self.traces = traces
         self.config, self.log, self.now_ms, self.shards = config, log, now_ms, shards
         self.sessions = PatientReader(sessions)
         self.features = feature_set(config)
         self.replica = Replica(self.features, config, 0 if shards is None else len(shards))
         self.pipeline = Pipeline(self.replica)
-        self.reader = StateReader(log, self.replica, config, now_ms)
+        self.reader = StateReader(log, self.replica, config, now_ms, traces=traces)
         kept = Kept(Path(config.state) / "kept", log.id, int(config.serve.kept_disk_mb * 2**20))
         self.writer = ImpressionWriter(log, keep_bytes=int(config.serve.kept_mb * 2**20), kept=kept)
         self.intake = Intake(
-            config, self.writer, sessions, self.reader.freshness, self._duration_ms_of, now_ms
+            config,
+            self.writer,
+            sessions,
+            self.reader.freshness,
+            self._duration_ms_of,
+            now_ms,
+            traces,
         )
         self.follower = Follower(log, self.reader)
         self.canary = CanarySide(config, log, self.features, now_ms)
@@ -80,6 +98,7 @@ class Service:
             UNRANKED: serve.short_rank_ms,
         }
         self.session_misses = 0
+        self._degraded = Seldom(_SAY_EVERY_S)
 
     async def start(self) -> None:
         """Begins to follow the log. The service is ready when it has caught up."""
@@ -128,16 +147,34 @@ class Service:
         other request has. Raises Unavailable before it has caught up."""
         if not self.reader.ready:
             raise Unavailable(_STARTING)
-        asked_s = time.monotonic()
+        asked_s, arrived_s = time.monotonic(), _arrived_s()
+        request_id = request_id or uuid.uuid4().hex
+        before = KNOWN.set({"request_id": request_id})
+        try:
+            return await self._recommend(request, request_id, asked_s, arrived_s)
+        finally:
+            KNOWN.reset(before)
+
+    async def _recommend(
+        self, request: Request, request_id: str, asked_s: float, arrived_s: float
+    ) -> Answer:
+        traced = self.traces.request(request_id, arrived_s) if self.traces else None
+        mark = traced.mark if traced else unmarked
         session, known = await self._session(request.user_id)
+        mark(SESSION_READ)
         answer = await self._answer(
-            request, session, _arrived_s(), time.monotonic() - asked_s, request_id
+            request, session, arrived_s, time.monotonic() - asked_s, request_id, mark
         )
         if not known:
             answer = without(answer, SESSION)
         if self.stale:
             answer = without(answer, STALE)
-        self._log_impression(answer)
+        if traced:
+            mark(ANSWER)
+            traced.answered(answer)
+        self._log_impression(answer, traced)
+        if answer.degraded:
+            self._say_degraded(answer)
         return answer
 
     async def recommend_unlogged(self, request: Request, session: Session) -> Answer:
@@ -154,6 +191,7 @@ class Service:
         arrived_s: float,
         waited_s: float,
         request_id: str = "",
+        mark: Mark = unmarked,
     ) -> Answer:
         """From the version of the moment in which it is made, in what is left of the request's time. Shards
         are asked before, and again where the version is another by then. ``waited_s``: what the request has
@@ -178,7 +216,8 @@ class Service:
                 plan = pipeline.plan(*asked, deadline, near) if turns_left else None
                 if plan is None or self.shards is None:
                     self.admission.read(waited_s, time.monotonic())
-                    return pipeline.recommend(*asked, request_id, deadline, near)
+                    mark(WAIT)
+                    return pipeline.recommend(*asked, request_id, deadline, near, mark)
             finally:
                 self.turnstile.pass_on()
             began_s = time.monotonic()
@@ -212,11 +251,22 @@ class Service:
             return Session(user_id, self.features, seen), False
         return session, True
 
-    def _log_impression(self, answer: Answer) -> None:
+    def _log_impression(self, answer: Answer, traced: RequestTrace | None = None) -> None:
         impression = answer.impression
         partition = partition_of(impression.user_id, self.config.log.partitions)
         key = str(impression.user_id).encode()
-        self.writer.impression(EVENTS, Append(partition, key, encode(impression)))
+        told = partial(traced.appended, EVENTS, partition) if traced else None
+        self.writer.impression(EVENTS, Append(partition, key, encode(impression)), told)
+
+    def _say_degraded(self, answer: Answer) -> None:
+        """Of each stage now and then: how often answers went without it, and one of them."""
+        for stage in answer.degraded:
+            if count := self._degraded.due(stage, time.monotonic()):
+                level = logging.INFO if stage == "model" else logging.WARNING
+                stamp = answer.stamp
+                about = {"stage": stage, "answers": count, "line": stamp.line}
+                about |= {"epoch": stamp.epoch, "step": stamp.step}
+                _log.log(level, "answers go without a stage", extra=about)
 
     def _duration_ms_of(self, item_id: Id) -> float | None:
         catalogue = self.replica.catalogue

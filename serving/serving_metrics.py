@@ -57,7 +57,7 @@ class ServingMetrics:
             registry=self.registry,
         )
         writer, reader, replica = service.writer, service.reader, service.replica
-        fresh = reader.freshness
+        fresh, traces = reader.freshness, service.traces
         gauges: dict[str, tuple[str, Callable[[], float | None]]] = {
             "ready": (
                 "1 once the replica has caught up with the log",
@@ -89,6 +89,14 @@ class ServingMetrics:
             "session_misses": (
                 "Requests without their session, since it began",
                 lambda: service.session_misses,
+            ),
+            "spans_sent": (
+                "Spans of traced requests that were sent, since it began",
+                lambda: traces.tracer.sent if traces else 0,
+            ),
+            "spans_dropped": (
+                "Spans that weren't: no room, or no receiver, since it began",
+                lambda: traces.tracer.dropped if traces else 0,
             ),
             "click_to_session_p95_ms": (
                 "From an acknowledged view to the session that has it",

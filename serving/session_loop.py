@@ -22,10 +22,12 @@ from recsys.loops import Stop
 from recsys.open_log import open_log
 from recsys.records import CONTROL, EVENTS, Control, Erasure
 from recsys.session import Session
+from recsys.tracer import Tracer, tracer_of
 from serving.event_reader import EventReader, Read
 from serving.freshness import Delays
 from serving.session_fold import fold_event
 from serving.session_store import FoldStore, Moved, Place, RedisFold, StoreUnavailable
+from serving.swipe_traces import folded
 
 NAME: Final = "session-fold"
 _IN_MEMORY: Final = 2_000  # sessions kept here between batches: some 50 KB each
@@ -43,8 +45,10 @@ class SessionLoop:
         features: FeatureSet,
         seen: int = 500,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        tracer: Tracer | None = None,
     ) -> None:
         self._log, self._store, self._features = log, store, features
+        self._tracer = tracer
         self._seen, self._now_ms = seen, now_ms
         self.events = EventReader(log, features)
         self.delays = Delays()  # from a view's own time to its session's being written
@@ -61,6 +65,7 @@ class SessionLoop:
         if self._stale:
             self._go_on()
         self._stale = True
+        began_ns = time.time_ns() if self._tracer else 0
         before = sum(self.events.offsets) + self._control
         batch = self.events.read(limit)
         erased = self._read_control()
@@ -72,6 +77,8 @@ class SessionLoop:
             changed, gone = self._fold(batch, erased)
             self._commit(changed, gone)
             self._measure(batch)
+            if self._tracer:
+                folded(self._tracer, [read.event for read in batch], began_ns, time.time_ns())
         self._hold()
         self._stale = False
         return moved
@@ -184,7 +191,8 @@ def run(config: Config, stop: Stop) -> None:
     """The part: turns until it is asked to stop; waits while the store or the log is away."""
     log = open_log(config)
     store = RedisFold(config.sessions.url, config.sessions.ttl_s)
-    loop = SessionLoop(log, store, feature_set(config), config.sessions.seen)
+    tracer = tracer_of(config, NAME)
+    loop = SessionLoop(log, store, feature_set(config), config.sessions.seen, tracer=tracer)
     logger = logging.getLogger(__name__)
     try:
         starting = True  # until the first turn is done, which reads the whole catalogue
@@ -198,9 +206,13 @@ def run(config: Config, stop: Stop) -> None:
                 stop.wait(0.3, starting)
                 continue
             _tell(loop, stop, moved)
+            if tracer:
+                tracer.count(stop.heartbeat)
             if not moved:
                 log.wait(EVENTS, 0.05)
     finally:
+        if tracer:
+            tracer.close()
         store.close()
         log.close()
 

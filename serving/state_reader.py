@@ -46,6 +46,7 @@ from serving.freshness import Freshness, Rate
 from serving.index_care import IndexCare, Probe, Swap
 from serving.item_vectors import Fresh, ItemVectors
 from serving.line_reader import LineReader, Loaded
+from serving.swipe_traces import SwipeTraces
 
 R = TypeVar("R")
 MAIN: Final = "main"
@@ -102,8 +103,10 @@ class StateReader:
         config: Config,
         now_ms: Callable[[], int],
         pinned: tuple[str, int] | None = None,
+        traces: SwipeTraces | None = None,
     ) -> None:
-        """``pinned``: the (line, epoch) to follow, whatever is live. Raises ValueError where the
+        """``pinned``: the (line, epoch) to follow, whatever is live. ``traces``: is told which examples came
+        and which steps were applied. Raises ValueError where the
         configuration names what the replica's schema doesn't have."""
         schema = replica.features.schema
         check_weights(config.policy, schema.labels)
@@ -112,7 +115,7 @@ class StateReader:
         self.line = LineReader(log, Path(config.state) / "snapshots")
         self.care = IndexCare(replica, train, sample_of, lists_for)
         self._indexes = Path(config.state) / index_files.FOLDER
-        self.freshness = Freshness()
+        self.freshness, self._traces = Freshness(), traces
         self.policies = Policies(config.policy)
         self.examples, self.events = Rate(), Rate()
         self.ready = False
@@ -243,6 +246,8 @@ class StateReader:
         tables = {} if rows is None else rows.tables
         dense = None if rows is None else rows.dense
         line, epoch = loaded.line, loaded.epoch
+        place = {"line": line, "epoch": epoch, "step": loaded.step}
+        logging.getLogger(__name__).info("weights loaded", extra=place)
         model = config_at(self._config, self.lifecycle, line, epoch).model
         return self.replica.prepare(
             tables, dense, line=line, epoch=epoch, step=loaded.step, model=model
@@ -305,6 +310,8 @@ class StateReader:
             self._unlearned_ms = now_ms
         for partition, offset, request_id, item_id in batch.examples:
             self.freshness.example(partition, offset, request_id, item_id)
+            if self._traces:
+                self._traces.example(partition, offset, request_id)
         for delta in batch.steps:
             self._apply_step(delta, now_ms)
         if batch.events_end is not None:
@@ -320,6 +327,7 @@ class StateReader:
 
     def _apply_step(self, delta: StepDelta, now_ms: int) -> None:
         self._unlearned_ms = None
+        began_ns = self._traces.now_ns() if self._traces else 0
         if not self.replica.apply_step(delta):
             self.line.diverge(delta.step)
         record = self._ranges.pop(delta.step, None)
@@ -327,6 +335,8 @@ class StateReader:
             self._learned += record.examples
             ranges: list[Range] = record.ranges
             self.freshness.learned(ranges, now_ms)
+            if self._traces:
+                self._traces.applied(record, began_ns)
 
 
 _control: "msgspec.msgpack.Decoder[Control]" = msgspec.msgpack.Decoder(Control)

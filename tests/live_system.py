@@ -15,6 +15,7 @@ from recsys.cli.up import start
 from recsys.client import ApiError, Client
 from recsys.config import Config, LogConfig, ServeConfig
 from recsys.events import Engagement
+from recsys.telemetry_config import TracingConfig
 from recsys.world import World
 
 ITEMS, USERS = 300, 20
@@ -23,13 +24,16 @@ ITEMS, USERS = 300, 20
 class LiveSystem:
     """One `recsys up` on free ports."""
 
-    def __init__(self, state: Path, log: str = "sqlite") -> None:
+    def __init__(
+        self, state: Path, log: str = "sqlite", tracing: TracingConfig | None = None
+    ) -> None:
         self.state = state
         self._config = replace(
             Config(),
             state=str(state),
             serve=ServeConfig(port=0, dashboard_port=0),
             log=LogConfig(url=log),
+            tracing=tracing or TracingConfig(),
         )
         self.world = World(seed=5, users=USERS, items=ITEMS, topics=6)
 

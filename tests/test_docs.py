@@ -161,7 +161,12 @@ def test_commands_and_their_options_exist(page):
 @pages
 def test_options_named_alone_exist(page):
     ours = options_of_all() | {"--no-deps", "--strict", "--no-build-isolation"}  # pip's and mypy's
-    ours |= {"--address", "--working-dir"}  # of ray job submit
+    ours |= {
+        "--address",
+        "--working-dir",
+        "--submission-id",
+        "--metadata-json",
+    }  # of ray job submit
     named = {
         word.partition("=")[0]
         for span in code_of(page.read_text())

@@ -1,4 +1,5 @@
-"""Forgetting in a real system: the session goes at once; unlearned, and with other shards, it goes on."""
+"""One real system: what it tells of itself (traces, logs, Ray's dashboard), and then forgetting in it: the
+session goes at once; unlearned, and with other shards, it goes on."""
 
 import time
 from dataclasses import replace
@@ -9,17 +10,32 @@ import torch
 from recsys.blueprint import feature_set
 from recsys.cli.explainer import EQUAL, Explainer
 from recsys.cli.forget import Refused, forget_user
+from recsys.cli.trace import life_of
 from recsys.config import ParameterServerConfig
 from recsys.hashing import partition_of
+from recsys.loops import read_beat
 from recsys.open_log import open_log
 from recsys.records import EXAMPLES, without_example
+from recsys.telemetry_config import TracingConfig
+from tests import telemetry
 from tests.live_system import LiveSystem, Traffic
+from tests.otlp_receiver import Receiver
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_a_user_is_forgotten_and_unlearned_and_the_system_goes_on(tmp_path):
-    system = LiveSystem(tmp_path / "state")
+@pytest.fixture(scope="module")
+def receiver():
+    its = Receiver()
+    yield its
+    its.close()
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory, receiver):
+    """A system that has learned some steps, and its viewers, who have left. The last test ends it."""
+    tracing = TracingConfig(share=1.0, endpoint=receiver.url)
+    system = LiveSystem(tmp_path_factory.mktemp("live") / "state", tracing=tracing)
     try:
         system.up()
         system.publish_world()
@@ -27,6 +43,39 @@ def test_a_user_is_forgotten_and_unlearned_and_the_system_goes_on(tmp_path):
         traffic = Traffic(system)
         until(lambda: version(system)["step"] >= 15, 90, "steps are learned")
         traffic.stop()
+        yield system, traffic
+    finally:
+        system.down()
+
+
+def test_a_collector_sees_each_swipe_as_one_connected_trace(learned, receiver):
+    system, traffic = learned
+    until(lambda: telemetry.whole(receiver, traffic.asked), 30, "a trace has all its spans")
+    telemetry.check_trace(receiver, telemetry.whole(receiver, traffic.asked))
+    for part in ("session-fold", "joiner", "sequencer", "shards"):
+        gauges = read_beat(system.state / "run" / f"{part}.json").gauges
+        assert gauges["spans_sent"] > 0 and gauges["spans_dropped"] == 0, part
+
+
+def test_the_log_tells_the_same_life(learned, receiver):
+    system, traffic = learned
+    life = life_of(telemetry.whole(receiver, traffic.asked), system.state)
+    whats = {moment.what for moment in life.moments}
+    assert {"impression", "engagement", "example", "step", "delta", "stamp"} == whats
+    assert life_of("", system.state).of("delta"), "the latest was learned too"
+
+
+def test_logs_say_which_replica_shard_and_worker_and_no_secret(learned):
+    telemetry.check_logs(learned[0].state)
+
+
+def test_ray_s_dashboard_names_what_runs(learned):
+    telemetry.check_dashboard(learned[0])
+
+
+def test_a_user_is_forgotten_and_unlearned_and_the_system_goes_on(learned):
+    system, traffic = learned
+    try:
         assert unequal(system, traffic.asked[-40:]) == []
         with system.client() as client:
             assert client.session("u1")["events"] > 0

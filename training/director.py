@@ -168,7 +168,7 @@ class Director:
         decided = self.promoter.turn()
         for record in decided:
             self._log.append(CONTROL, [Append(0, b"", pack(record))])
-            _LOG.info("decided: %s", record)
+            _LOG.info("decided: %s", record, extra=_about(record))
         return len(decided) and len(decided) + self._fold()
 
     def _watch_drift(self) -> int:
@@ -215,6 +215,12 @@ class Director:
             self._log.hold(name, EXAMPLES, partition, offset)
         except LogLost as error:  # too late: the line can't go back to that snapshot
             _LOG.error("%s: %s", name, error)
+
+
+def _about(record: Control) -> dict[str, Any]:
+    """What a log can be searched by."""
+    names = ("line", "epoch", "said", "to", "final")
+    return {name: getattr(record, name) for name in names if hasattr(record, name)}
 
 
 def point(

@@ -73,6 +73,20 @@ def shadow(
 
 
 @bench.command()
+def tracing(
+    requests: Annotated[int, typer.Option(min=40, help="Requests of each kind.")] = 4_000,
+    items: Items = 5_000,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """What tracing costs a request."""
+    from recsys.cli.bench_tracing import measure_tracing
+
+    measured = measure_tracing(requests, items, seed)
+    _tell("tracing", {"requests": requests, "items": items, "seed": seed}, measured, json_file)
+
+
+@bench.command()
 def train(
     ids: Ids = 100_000,
     batches: Batches = 50,

@@ -208,10 +208,13 @@ def _stop(state: Path, console: Console) -> None:
 
 def _say_where(config: Config, console: Console) -> None:
     url = plans.feed_url(config)
+    dashboard = (
+        f"dashboard  http://127.0.0.1:{config.serve.dashboard_port}"
+        f"  (Ray's; token in {config.state}/run/ray.token)\n"
+    )
     console.print(
         f"\nfeed       {url}\nAPI docs   {url}/docs\n"
-        f"dashboard  http://127.0.0.1:{config.serve.dashboard_port}"
-        f"  (Ray's; token in {config.state}/run/ray.token)\n\n"
+        f"{dashboard if config.serve.dashboard else ''}\n"
         "Swipe in the feed and watch it change. Ctrl-C ends everything.\n",
         highlight=False,
     )

@@ -26,6 +26,7 @@ COMMANDS = {
     "part": ("recsys.cli.part:part", "Runs one part in this process."),
     "viewers": ("recsys.cli.viewers:viewers", "Sends simulated viewers to a running server."),
     "explain": ("recsys.cli.explain:explain", "Makes a past answer again, and says why it was so."),
+    "trace": ("recsys.cli.trace:trace", "Tells the life of one swipe, from the log."),
     "shadow": ("recsys.cli.shadow:shadow", "Shows candidates beside live, and how they do."),
     "propose": ("recsys.cli.shadow:propose", "Has a candidate judged on the current traffic."),
     "approve": ("recsys.cli.shadow:approve", "Lets a candidate that waits for it go on."),

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
-from recsys.cli.offline_told import Told, print_done, summary
+from recsys.cli.offline_told import Followed, Told, begun, print_done, summary
 from recsys.config import Config, ModelConfig
 
 _WORK: Final = ".work"  # within the registry, which all nodes reach
@@ -138,6 +138,7 @@ def run(asked: Asked) -> dict[str, Any]:
         stood = jobs.stands(job)
         if not stood:
             jobs.prepare(folder)
+            typer.echo(begun(job, asked.workers), err=True)
             if asked.workers:
                 _on_ray(folder, asked)
             else:
@@ -367,9 +368,10 @@ def _on_ray(folder: Path, asked: Asked) -> None:
     if owns:
         ray.init(**options)
     try:
-        from training.offline.ray_job import fit
+        from training.offline.ray_job import PROGRESS, HowFar, fit
 
-        fit(folder, asked.workers, asked.cpus)
+        with Followed(folder / PROGRESS, HowFar):
+            fit(folder, asked.workers, asked.cpus)
     finally:
         if owns:
             ray.shutdown()

@@ -5,6 +5,7 @@ whose deeds are hashes of the request. What the live system does by waiting, thi
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from parameter_server.dense import Vector
 from parameter_server.durable import DurableShard, Home
 from parameter_server.kernels import warm
 from parameter_server.parameter_client import LocalClient, part_of, route_lanes
+from parameter_server.publish_trace import tell_published
 from recsys.blueprint import build_model, feature_set
 from recsys.config import Config, ModelConfig, ServeConfig, StepConfig
 from recsys.events import Item, User, encode
@@ -21,6 +23,7 @@ from recsys.hashing import partition_of, uniform
 from recsys.log import Append
 from recsys.open_log import create_topics, open_log
 from recsys.records import CONTROL, DELTAS, EVENTS, ITEMS, Experiments, pack
+from recsys.tracer import tracer_of
 from serving.counter_loop import CounterLoop
 from serving.request import Answer, Request
 from serving.retrieval_client import Shards
@@ -29,13 +32,16 @@ from serving.service import Service
 from serving.session_loop import SessionLoop
 from serving.session_store import MemoryFold, MemorySessions
 from serving.state_reader import StateReader
+from serving.swipe_traces import SwipeTraces
 from training.candidates.shadow_loop import ShadowLoop
 from training.continual.epoch_end import EpochEnd
 from training.continual.learner import Learner
 from training.continual.sequencer_loop import SequencerLoop
+from training.continual.step_trace import SequenceTrace, tell_learned
 from training.continual.worker import Worker
 from training.control import config_now
 from training.director import Director
+from training.joining.join_trace import JoinTrace
 from training.joining.joiner_loop import JoinerLoop
 from training.line import MAIN, spec_of
 
@@ -78,10 +84,15 @@ class OneProcess:
         self.features = feature_set(config)
         self.sessions = MemorySessions()
         fold = MemoryFold(self.sessions)
-        self.fold = SessionLoop(self.log, fold, self.features, config.sessions.seen, self._clock)
+        self.tracer = tracer = tracer_of(config, "all")
+        self.fold = SessionLoop(
+            self.log, fold, self.features, config.sessions.seen, self._clock, tracer
+        )
         self.counters = CounterLoop(self.log, self.features, None, self._clock)
-        self.joiner = JoinerLoop(self.log, config, self.features, self._clock)
-        self.sequencer = SequencerLoop(self.log, config, self.features, self._clock)
+        joins = JoinTrace(tracer) if tracer else None
+        self.joiner = JoinerLoop(self.log, config, self.features, self._clock, trace=joins)
+        cuts = SequenceTrace(tracer) if tracer else None
+        self.sequencer = SequencerLoop(self.log, config, self.features, self._clock, trace=cuts)
         self._learn_in(0)
         self.director = Director(self.log, config, self._clock)
         self.shadow = ShadowLoop(self.log, config, self.features, self._clock)
@@ -122,12 +133,16 @@ class OneProcess:
         return DurableShard(spec, home, self._publish, first)
 
     def _publish(self, deltas: Sequence[bytes]) -> None:
+        began_ns = time.time_ns()
         self.log.append(DELTAS, [Append(0, b"", delta) for delta in deltas])
+        if self.tracer:
+            tell_published(self.tracer, deltas, began_ns, time.time_ns())
 
     def _service(self) -> Service:
         asked = [its.search for its in self.retrieval]
         shards = Shards(asked) if asked else None
-        return Service(self.config, self.log, self.sessions, self._clock, shards)
+        traces = SwipeTraces(self.tracer, "replica") if self.tracer else None
+        return Service(self.config, self.log, self.sessions, self._clock, shards, traces)
 
     async def start(self) -> None:
         """The replica reads all there is. It follows by ``turn``, not by a thread of its own."""
@@ -150,6 +165,8 @@ class OneProcess:
         """For one that was never started; ``stop`` does it."""
         for shard in self.shards.durable:
             shard.close()
+        if self.tracer:
+            self.tracer.close()
         self.log.close()
 
     async def _end_replica(self) -> None:
@@ -207,14 +224,21 @@ class OneProcess:
     def _learn(self) -> None:
         """All steps that there are, in the next epoch too, where the line goes on in it."""
         while True:
-            while self.worker.turn():
-                pass
+            self._learn_here()
             following = self._end.following(self.worker.step)
             if following is None:
                 return
             for shard in self.shards.durable:
                 shard.stop()
             self._learn_in(following)
+
+    def _learn_here(self) -> None:
+        began_ns = time.time_ns()
+        while learned := self.worker.turn():
+            if self.tracer:
+                its = (MAIN, self.epoch, self.worker.step, learned)
+                tell_learned(self.tracer, *its, began_ns, time.time_ns())
+            began_ns = time.time_ns()
 
     def follow(self) -> None:
         """The replica, and shards of retrieval, read and apply what is there."""

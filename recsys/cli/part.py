@@ -28,7 +28,7 @@ def run(name: str, state: str) -> int:
         settle()
         loop(config, stop)
 
-    return run_part(name, config.state, work)
+    return run_part(name, config.state, work, config.logging.format)
 
 
 def part(

@@ -103,7 +103,10 @@ def resolve(
         log = replace(log, url=f"{EMBEDDED_KAFKA}{_LOOPBACK}:{next(free)}")
     state = str(Path(config.state).resolve())
     ray = RayPorts(*(next(free) for _ in RayPorts.__struct_fields__))
-    config = replace(config, state=state, serve=serve, sessions=sessions, log=log)
+    tracing = config.tracing
+    if tracing.file:  # Ray's workers have folders of their own
+        tracing = replace(tracing, file=str(Path(tracing.file).resolve()))
+    config = replace(config, state=state, serve=serve, sessions=sessions, log=log, tracing=tracing)
     plan = Plan(
         ray=ray, embedded=embedded, viewers=viewers, metrics=bool(config.metrics.port),
         only=list(only), asked=asked,

@@ -46,11 +46,18 @@ def client_environment(config: Config, plan: Plan) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(Path(config.state) / "run" / "ray.token"),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_API_SERVER_ADDRESS": f"http://{_LOOPBACK}:{config.serve.dashboard_port}",
+        "RAY_API_SERVER_ADDRESS": dashboard_url(config),
+        # An actor of Ray Train's that remembers runs: its view in the dashboard is empty without.
+        "RAY_TRAIN_ENABLE_STATE_TRACKING": "1" if config.serve.dashboard else "0",
         **serve_environment(plan),
+        "RAY_SERVE_LOG_ENCODING": "JSON" if config.logging.format == "json" else "TEXT",
         # Without this, "throughput optimized" leaves a driver's synchronous handles without an event loop.
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
     }
+
+
+def dashboard_url(config: Config) -> str:
+    return f"http://{_LOOPBACK}:{config.serve.dashboard_port}"
 
 
 def serve_environment(plan: Plan) -> dict[str, str]:
@@ -142,6 +149,7 @@ def command(config: Config, ports: RayPorts, folder: Path) -> list[str]:
         "ray-client-server-port": ports.client,
         "min-worker-port": 0,
         "max-worker-port": 0,
+        "include-dashboard": str(config.serve.dashboard).lower(),
         "dashboard-host": _LOOPBACK,
         "dashboard-port": config.serve.dashboard_port,
         "dashboard-agent-listen-port": ports.agent_http,
@@ -181,7 +189,9 @@ def run(config: Config, stop: Stop) -> None:
             if stop.wait(0.05, starting=True):
                 break
         stop.heartbeat.address("gcs", f"{_LOOPBACK}:{plan.ray.gcs}")
-        stop.heartbeat.address("dashboard", f"http://{_LOOPBACK}:{config.serve.dashboard_port}")
+        if config.serve.dashboard:
+            stop.heartbeat.address("dashboard", dashboard_url(config))
+        stop.heartbeat.address("metrics", f"http://{_LOOPBACK}:{plan.ray.metrics}/metrics")
         while head.poll() is None and not stop.wait(0.2):
             pass
         if head.returncode is not None:

@@ -33,7 +33,11 @@ def run(config: Config, stop: Stop) -> None:
 
     from serving.app import APP, application
 
-    ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
+    ray.init(
+        address=os.environ["RAY_ADDRESS"],
+        log_to_driver=False,
+        job_config=ray.job_config.JobConfig(metadata={"part": "serve", "application": APP}),
+    )
     try:
         serve.start(
             http_options={

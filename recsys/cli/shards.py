@@ -35,7 +35,8 @@ def run(config: Config, stop: Stop) -> None:
     config = replace(config, state=str(Path(config.state).resolve()))
     if not ray.is_initialized():
         asked = signal.getsignal(signal.SIGTERM)
-        ray.init(namespace=NAMESPACE, log_to_driver=False)
+        about = ray.job_config.JobConfig(metadata={"part": "shards", "line": MAIN})
+        ray.init(namespace=NAMESPACE, log_to_driver=False, job_config=about)
         signal.signal(signal.SIGTERM, asked)  # Ray's own would end this process before its shards
     log = open_log(config)
     control = ControlReader(log)
@@ -179,6 +180,9 @@ def tell(beat: Heartbeat, statuses: list[dict[str, Any]]) -> None:
     for name in ("rows", "waiting", "table_bytes"):
         for table in statuses[0][name]:
             beat.gauge(f"{name}.{table}", sum(status[name][table] for status in statuses))
+    for name in ("spans_sent", "spans_dropped"):
+        if name in statuses[0]:
+            beat.gauge(name, sum(status.get(name, 0) for status in statuses))
     beat.gauge("refused_connections", sum(status["refused_connections"] for status in statuses))
     for status in statuses:
         beat.gauge(f"step.{status['part']}", status["step"])

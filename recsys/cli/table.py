@@ -45,9 +45,12 @@ def parts_table(running: Running, config: Config, now_ms: int | None = None) -> 
 def addresses(config: Config) -> list[str]:
     """Where a person looks next."""
     serve = config.serve
+    dashboard = [
+        f"dashboard  http://127.0.0.1:{serve.dashboard_port}  (Ray's; token in {config.state}/run/ray.token)"
+    ]
     return [
         f"feed       {feed_url(config)}",
-        f"dashboard  http://127.0.0.1:{serve.dashboard_port}  (Ray's; token in {config.state}/run/ray.token)",
+        *(dashboard if serve.dashboard else ()),
         f"sessions   {hide_password(config.sessions.url)}",
         f"log        {hide_password(config.log.url)}"
         + (f" in {config.state}/log" if config.log.url == "sqlite" else ""),

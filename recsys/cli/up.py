@@ -23,7 +23,9 @@ from recsys.cli.running import Running
 from recsys.cli.supervisor import Change
 from recsys.cli.table import parts_table, said_beyond_loopback
 from recsys.config import Config, digest
-from recsys.loops import log_to_file, run_folder
+from recsys.log_lines import log_to_file
+from recsys.loops import run_folder
+from recsys.otlp_export import check_installed
 from recsys.policy_config import check_rules, check_weights
 from recsys.schema import CATEGORICAL
 from recsys.settings import BadSettings
@@ -100,6 +102,7 @@ def _planned(config: Config, viewers: float, only: list[str]) -> tuple[Config, P
     check_rules(resolved.policy, features.schema.names("item", CATEGORICAL))
     check_accepted(resolved, features)
     try:
+        check_installed(resolved.tracing.endpoint)
         spec_of(resolved)  # else a part tells, that never gets ready
     except ValueError as error:
         raise BadSettings(str(error)) from None
@@ -108,7 +111,7 @@ def _planned(config: Config, viewers: float, only: list[str]) -> tuple[Config, P
 
 
 def _run(config: Config, plan: Plan, console: Console | None) -> None:
-    log_to_file("up", run_folder(config.state) / "up.log")
+    log_to_file("up", run_folder(config.state) / "up.log", config.logging.format)
     if console is None:
         Runner(config, plan).run()
     elif not console.is_terminal:

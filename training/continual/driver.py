@@ -26,6 +26,7 @@ import torch
 from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.metrics import Counter, Gauge
 
 from parameter_server.parameter_client import StaleWorker
 from parameter_server.parameter_client import Worker as WorkerId
@@ -36,16 +37,20 @@ from recsys.clock import wall_ms
 from recsys.config import Config, TrainerConfig
 from recsys.garbage import settle
 from recsys.log import LogLost
+from recsys.log_lines import KNOWN, hide, log_in_worker
 from recsys.loops import Stop
 from recsys.memory import keep_freed
 from recsys.niceness import VARIABLE, step_back
 from recsys.open_log import open_log
 from recsys.records import STEPS
+from recsys.seldom import Seldom
+from recsys.tracer import tracer_of
 from recsys.turns import patiently
 from training.continual.epoch_end import EpochEnd
 from training.continual.jagged import keyed_jagged, load
 from training.continual.learner import Learner
 from training.continual.progress import Progress
+from training.continual.step_trace import tell_learned
 from training.continual.trainer_run import Failure, TrainerRun
 from training.continual.worker import Worker
 from training.control import config_now
@@ -56,6 +61,7 @@ PART: Final = "trainer"
 _REPORT_STEPS: Final = 1_000  # by step, since all workers must report together
 _MEET_S: Final = 60
 _NICE: Final = 5  # answers go before learning
+_TELL_EVERY_S: Final = 10.0  # of the newest step
 _PAUSE_S: Final = 2.0  # before a group is started again that fails at once
 _LOG: Final = logging.getLogger(__name__)
 
@@ -70,23 +76,28 @@ def run(config: Config, stop: Stop) -> None:
     if not ray.is_initialized():
         # All that Ray starts for this run steps back, before its imports.
         later = {"env_vars": {VARIABLE: str(_NICE)}}
-        ray.init(namespace=NAMESPACE, log_to_driver=False, runtime_env=later)
+        about = ray.job_config.JobConfig(metadata={"part": PART, "line": MAIN})
+        ray.init(namespace=NAMESPACE, log_to_driver=False, runtime_env=later, job_config=about)
     log = open_log(config)
     epoch = live_epoch(log)
     if not _await_shards(spec_of(config, epoch=epoch), stop):
         return
-    name = f"{MAIN}-{uuid.uuid4().hex[:8]}"
+    name = f"{MAIN}-epoch-{epoch}-{uuid.uuid4().hex[:8]}"
     its = _run_of(config)
     its.begin(name)
     ended = _Fit(_trainer(config, name, epoch))
-    progress, beat = Progress(log, MAIN, epoch), stop.heartbeat
+    progress, beat, told_of = Progress(log, MAIN, epoch), stop.heartbeat, Seldom(_TELL_EVERY_S)
     told: Failure | None = None
+    metrics = _RayMetrics()
     while not stop.wait(0.05, starting=its.read().starts == 0):
         if ended.is_set():
             raise RuntimeError(
                 f"run {name} ended: {ended.reason or 'another driver has taken over'}"
             )
-        patiently(lambda: progress.turn(wall_ms()), stop, _LOG)
+        if patiently(lambda: progress.turn(wall_ms()), stop, _LOG):
+            if told_of.due("step", time.monotonic()):
+                _LOG.info("learned", extra=progress.place | progress.losses())
+            metrics.tell(progress)
         progress.tell(beat)
         beat.gauge("group_starts", its.read().starts)
         failure = its.failure()
@@ -129,6 +140,31 @@ class _Fit:
         return not self._thread.is_alive()
 
 
+class _RayMetrics:
+    """How learning goes, for Ray's dashboard and its Prometheus endpoint."""
+
+    def __init__(self) -> None:
+        version = ("line", "epoch")
+        self._examples = Counter("recsys_examples_learned", "Examples learned", tag_keys=version)
+        self._step = Gauge("recsys_learned_step", "The newest step learned", tag_keys=version)
+        self._loss = Gauge(
+            "recsys_learned_loss",
+            "Prequential log loss of the newest step",
+            tag_keys=(*version, "label"),
+        )
+        self._told = 0.0
+
+    def tell(self, progress: Progress) -> None:
+        tags = {name: str(value) for name, value in progress.place.items() if name != "step"}
+        learned = progress.sums.get("examples", 0.0)
+        if learned > self._told:
+            self._examples.inc(learned - self._told, tags)
+            self._told = learned
+        self._step.set(progress.step, tags)
+        for name, value in progress.losses().items():
+            self._loss.set(value, tags | {"label": name.removeprefix("loss.")})
+
+
 def _run_of(config: Config) -> TrainerRun:
     return TrainerRun(Path(config.state) / "parts" / PART)
 
@@ -150,6 +186,9 @@ def _trainer(config: Config, name: str, epoch: int) -> TorchTrainer:
     shutil.rmtree(runs, ignore_errors=True)  # what was written about earlier ones
     (runs / "groups").mkdir(parents=True)
     environment = {"OMP_NUM_THREADS": "1"}
+    # Ray's dashboard shows what the loop is given, and the workers read no session.
+    sessions = replace(config.sessions, url=hide(config.sessions.url))
+    config = replace(config, sessions=sessions)
     if str(ray.util.get_node_ip_address()).startswith("127."):  # type: ignore[no-untyped-call]
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     return TorchTrainer(
@@ -205,6 +244,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     config = msgspec.convert(settings["config"], Config)
     its, name = _run_of(config), settings["run"]
     rank = ray.train.get_context().get_world_rank()
+    log_in_worker(PART, config.state, f"worker-{rank}", config.logging.format, {"worker": rank})
     try:
         generation, epoch = broadcast_from_rank_zero(
             (its.next_generation(name, wall_ms()), _epoch_now(config, settings["epoch"]))
@@ -259,17 +299,26 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     settle()
     keep_freed()
     reported = 0
+    _LOG.info("learning", extra={"line": MAIN, "epoch": epoch, "workers": workers})
+    tracer = tracer_of(config, PART) if rank == 0 else None  # one span for a step
     while True:
         following = None
+        began_ns = time.time_ns()
+        KNOWN.set({"line": MAIN, "epoch": epoch, "step": worker.step + 1})
         try:
             learned = worker.turn()
         except StaleWorker:  # where the line went back, its shards send everyone away
             learned, following = 0, ended.left_for()
             if following is None:
                 raise
+        if tracer and learned:
+            its = (MAIN, epoch, worker.step, learned)
+            tell_learned(tracer, *its, began_ns, time.time_ns())
         if not learned:
             following = following or ended.following(worker.step)
             if following is not None:
+                if tracer:
+                    tracer.close()
                 client.close()
                 log.close()
                 return following

@@ -73,10 +73,19 @@ class Progress:
         place = self._steps.place(self.step)
         if place is not None:
             beat.offsets(STEPS, [place + 1])
+        for name, value in self.losses().items():
+            beat.gauge(name, value)
+
+    @property
+    def place(self) -> dict[str, str | int]:
+        """The newest step that was learned."""
+        return {"line": self._line, "epoch": self._epoch, "step": self.step}
+
+    def losses(self) -> dict[str, float]:
+        """The newest step's prequential losses, a mean over its examples, by name."""
         count = self.last.get("examples", 0.0)
-        for name, value in self.last.items():
-            if name.startswith("loss.") and count:
-                beat.gauge(name, round(value / count, 4))
+        losses = {n: its for n, its in self.last.items() if n.startswith("loss.") and count}
+        return {name: round(value / count, 4) for name, value in losses.items()}
 
     def _take(self, told: Told) -> int:
         if (told.line, told.epoch, told.part) != (self._line, self._epoch, 0):

@@ -9,6 +9,7 @@ of ``events`` (recsys/ticker.py), because it runs always and turns often.
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -26,13 +27,16 @@ from recsys.loops import Stop
 from recsys.open_log import open_log
 from recsys.records import EXAMPLES, STEPS, Step, pack, unpack
 from recsys.ticker import Ticker
+from recsys.tracer import tracer_of
 from recsys.turns import Turns, patiently
 from training.continual.sequencer import Sequencer
+from training.continual.step_trace import SeenExample, SequenceTrace
 from training.control import ControlReader
 from training.line import MAIN, learning_digest
 from training.lineage import Lineage, ancestors
 from training.live import live_epochs
 
+PART = "sequencer"
 _READ = 1000
 _WAITING = 8  # steps' worth of examples held before more are read
 _BACK = 256  # step records read at once, backwards
@@ -65,7 +69,9 @@ class SequencerLoop(Turns):
         clock: Callable[[], int],
         line: str = MAIN,
         epoch: int = 0,
+        trace: SequenceTrace | None = None,
     ) -> None:
+        self._trace, self._seen = trace, msgspec.msgpack.Decoder(SeenExample)
         self._log, self._config, self._clock = log, config, clock
         self._line, self._epoch = line, epoch
         self._control, self._features = ControlReader(log), features
@@ -102,12 +108,20 @@ class SequencerLoop(Turns):
                 self._sequencer.arrived(
                     partition, record.offset, self._closed_ms(record.value), now_ms
                 )
+                if self._trace:
+                    self._arrived(self._trace, partition, record.offset, record.value)
                 moved += 1
         steps = []
         while (step := self._sequencer.cut(now_ms)) is not None:
             steps.append(step)
         self._append(steps)
+        if self._trace:
+            self._trace.cut(steps)
         return moved + len(steps)
+
+    def _arrived(self, trace: SequenceTrace, partition: int, offset: int, value: bytes) -> None:
+        with suppress(*UNREADABLE):  # counted by ``_closed_ms``
+            trace.arrived(partition, offset, self._seen.decode(value).request_id)
 
     def _react(self) -> None:
         """The next step learns and is published as the newest reaction says; what makes no sense is usual."""
@@ -172,6 +186,8 @@ class SequencerLoop(Turns):
             offsets=offsets,
         )
         self._consumer = Consumer(self._log, EXAMPLES, list(range(partitions)), dict(offsets))
+        if self._trace:
+            self._trace.forget()
 
 
 def last_place(
@@ -206,7 +222,9 @@ def last_place(
 def run(config: Config, stop: Stop) -> None:
     """The part: cuts steps, and ticks idle partitions of ``events``, until asked to stop."""
     log = open_log(config)
-    loop = SequencerLoop(log, config, feature_set(config), wall_ms)
+    tracer = tracer_of(config, PART)
+    trace = SequenceTrace(tracer) if tracer else None
+    loop = SequencerLoop(log, config, feature_set(config), wall_ms, trace=trace)
     ticker = Ticker(log, wall_ms)
     beat, before = stop.heartbeat, loop.step
 
@@ -225,6 +243,10 @@ def run(config: Config, stop: Stop) -> None:
         beat.gauge("waiting", loop.waiting)
         beat.gauge("unreadable", loop.unreadable)
         beat.offsets(EXAMPLES, [offset for _, offset in sorted(loop.offsets.items())])
+        if tracer:
+            tracer.count(beat)
         if not moved:
             log.wait(EXAMPLES, 0.01 if loop.waiting else 0.05)
+    if tracer:
+        tracer.close()
     log.close()

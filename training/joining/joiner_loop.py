@@ -29,8 +29,10 @@ from recsys.log import Append, Log, LogLost, Record
 from recsys.loops import Stop
 from recsys.open_log import open_log
 from recsys.part_state import PartState
-from recsys.records import EVENTS, EXAMPLES, Erased, pack, without_example
+from recsys.records import EVENTS, EXAMPLES, Erased, Example, pack, without_example
+from recsys.tracer import tracer_of
 from recsys.turns import Turns, patiently
+from training.joining.join_trace import JoinTrace
 from training.joining.joiner import Joined, Joiner
 from training.joining.spill import Spill, SpillLost
 from training.joining.sqlite_spill import SqliteSpill
@@ -81,7 +83,9 @@ class JoinerLoop(Turns):
         clock: Callable[[], int],
         state: PartState | None = None,
         again: Log | None = None,
+        trace: JoinTrace | None = None,
     ) -> None:
+        self._trace = trace
         self._log, self._config, self._features = log, config, features
         self._again = again or log
         self._clock, self._state = clock, state
@@ -137,12 +141,16 @@ class JoinerLoop(Turns):
     def _turn(self) -> int:
         """Joins what is there. When it returns, the examples are appended."""
         examples: list[Append] = []
+        if self._trace:
+            self._trace.begin()
         read = self._consumer.poll(_READ)
         with no_collection():
             for partition, record in read:
                 self._join(partition, record, examples)
         if examples:
-            self._log.append(EXAMPLES, examples)
+            offsets = self._log.append(EXAMPLES, examples)
+            if self._trace:
+                self._trace.appended(offsets)
         self._letters.send()
         if self._clock() >= self._due_ms:
             self.save()
@@ -192,6 +200,8 @@ class JoinerLoop(Turns):
             appended.remove(example.sequence)
         else:
             key = str(example.user_id).encode()
+            if self._trace and isinstance(example, Example):
+                self._trace.made(len(appends), example)
             appends.append(Append(example.partition, key, pack(example)))
 
     def _restore(self) -> None:
@@ -304,7 +314,9 @@ def run(config: Config, stop: Stop) -> None:
     """The part: joins until asked to stop, then takes a last snapshot."""
     log, again = open_log(config), open_log(config)
     state = PartState(config.state, PART)
-    loop = JoinerLoop(log, config, feature_set(config), wall_ms, state, again)
+    tracer = tracer_of(config, PART)
+    trace = JoinTrace(tracer) if tracer else None
+    loop = JoinerLoop(log, config, feature_set(config), wall_ms, state, again, trace)
     beat, told = stop.heartbeat, loop.counts()
     while not stop.is_set():
         moved = patiently(loop.turn, stop, _LOG)
@@ -318,8 +330,12 @@ def run(config: Config, stop: Stop) -> None:
         beat.gauge("pending", loop.pending())
         beat.gauge("spilled", loop.spilled())
         beat.offsets(EVENTS, [offset for _, offset in sorted(loop.offsets.items())])
+        if tracer:
+            tracer.count(beat)
         if not moved:
             log.wait(EVENTS, 0.05)
+    if tracer:
+        tracer.close()
     loop.save()
     loop.close()
     again.close()

@@ -24,14 +24,26 @@ from ray.train.torch import TorchTrainer
 from ray.util.metrics import Gauge
 
 from parameter_server.lanes import LaneGradients, StepSum
+from recsys.loops import write_atomically
 from training.continual.driver import GlooByFile
-from training.offline.job import learn
+from training.offline.job import learn, read_job
 from training.offline.loop import Place
 from training.offline.trainer import LaneResult
 
+PROGRESS: Final = "progress.json"
 _MEET_S: Final = 120
 _REPORT_S: Final = 5.0  # Ray takes one report in two seconds, and makes whoever is quicker wait
 _FAILURES: Final = 3  # of workers, before the job gives up
+
+
+class HowFar(msgspec.Struct, frozen=True):
+    """How far a job has come, for the driver, whose output is what a job's log shows."""
+
+    stage: str
+    epoch: int
+    learned: int
+    steps: int
+    log_loss: float
 
 
 class _Lane(msgspec.Struct, array_like=True):
@@ -61,7 +73,7 @@ def fit(folder: Path, workers: int, cpus: float = 1.0) -> None:
             num_workers=workers, resources_per_worker={"CPU": cpus}, placement_strategy="SPREAD"
         ),
         run_config=ray.train.RunConfig(
-            name=f"offline-{uuid.uuid4().hex[:8]}",
+            name=f"{read_job(folder).name}-{uuid.uuid4().hex[:8]}",
             storage_path=str((folder / "ray").resolve()),
             failure_config=ray.train.FailureConfig(max_failures=_FAILURES),
             worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
@@ -71,6 +83,8 @@ def fit(folder: Path, workers: int, cpus: float = 1.0) -> None:
         trainer.fit()
     except Exception as error:
         raise RuntimeError(f"the workers failed: {type(error).__name__}: {error}") from error
+    finally:
+        (folder / PROGRESS).unlink(missing_ok=True)
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -85,7 +99,7 @@ def train_loop(settings: dict[str, Any]) -> None:
         world_size=workers,
         timeout=timedelta(seconds=_MEET_S),
     )
-    its = Reporter(rank, time.monotonic)
+    its = Reporter(rank, time.monotonic, folder / PROGRESS)
     try:
         learn(folder, rank, workers, Gathered(its, workers), its.tell)
     finally:
@@ -96,8 +110,8 @@ class Reporter:
     """Says how it goes, now and then: to Ray Train (all workers at the same step, as it waits for all), and
     as gauges to the dashboard. Worker 0's clock decides; its word goes with its lanes."""
 
-    def __init__(self, rank: int, clock: Callable[[], float]) -> None:
-        self._rank, self._clock = rank, clock
+    def __init__(self, rank: int, clock: Callable[[], float], progress: Path | None = None) -> None:
+        self._rank, self._clock, self._progress = rank, clock, progress
         self._next = clock() + _REPORT_S
         self.agreed = False
         self._gauges = (
@@ -123,6 +137,9 @@ class Reporter:
         loss /= max(1.0, sums.get("examples", 0.0))
         for gauge, value in zip(self._gauges, (place.learned, place.epoch, loss), strict=False):
             gauge.set(float(value))
+        told = HowFar(place.stage, place.epoch, place.learned, place.steps, loss)
+        if self._rank == 0 and self._progress is not None:
+            write_atomically(self._progress, msgspec.json.encode(told))
         ray.train.report(
             {"learned": place.learned, "epoch": place.epoch, "stage": place.stage, "log_loss": loss}
         )

@@ -1,0 +1,33 @@
+"""The spans of deltas: when a shard's part of a step stood on the log."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from recsys.records import DELTAS
+from recsys.spans import About, Span, of_step
+from recsys.tracer import Tracer
+
+PUBLISH = "publish"
+
+
+class _Head(msgspec.Struct):
+    """What is read of a delta: its rows are passed over."""
+
+    line: str
+    epoch: int
+    step: int
+    part: int
+
+
+_decoder = msgspec.msgpack.Decoder(_Head)
+
+
+def tell_published(tracer: Tracer, deltas: Iterable[bytes], began_ns: int, ended_ns: int) -> None:
+    for delta in deltas:
+        its = _decoder.decode(delta)
+        about: About = {"line": its.line, "epoch": its.epoch, "step": its.step, "part": its.part}
+        place = of_step(its.line, its.epoch, its.step, PUBLISH, its.part)
+        parent = of_step(its.line, its.epoch, its.step)
+        told = about | {"topic": DELTAS, "bytes": len(delta)}
+        tracer.tell(Span(place, PUBLISH, began_ns, ended_ns, parent, (), told))

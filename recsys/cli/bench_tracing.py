@@ -1,0 +1,101 @@
+"""What tracing costs a request: one service in one process, answering with no tracer, with one that takes a
+share of the requests, and with one that takes all. Seconds of the answering thread, so that what else runs
+counts less; the thread that sends spans isn't in it. ``hook`` is all that is done where tracing is off,
+by itself: marks that nobody hears, and the id that logs may want."""
+
+import asyncio
+import tempfile
+import time
+import timeit
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from recsys.cli.one_process import START_MS, OneProcess, small_config
+from recsys.events import Item
+from recsys.hashing import uniform
+from recsys.log_lines import KNOWN
+from recsys.spans import Span
+from recsys.tracer import Tracer
+from serving.request import Request
+from serving.request_trace import unmarked
+from serving.swipe_traces import SwipeTraces
+
+_TURNS: Final = 40  # each kind in turn, so that a machine that slows down slows all alike
+_SHARE: Final = 0.01
+_STAGES: Final = ("session", "wait", "filter", "retrieve", "rank", "select", "answer")
+
+
+def measure_tracing(requests: int, items: int, seed: int) -> dict[str, dict[str, float]]:
+    """Microseconds of processor time a request, by kind."""
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(_measure(OneProcess(small_config(Path(folder))), requests, items, seed))
+
+
+async def _measure(
+    system: OneProcess, requests: int, items: int, seed: int
+) -> dict[str, dict[str, float]]:
+    system.publish([_item(n, seed) for n in range(items)])
+    await system.start()
+    for n in range(10):  # a model that ranks
+        await system.watch(await system.ask(Request(f"u{n % 5}", n=8)))
+        system.turn()
+    kinds = {"off": None, f"{_SHARE:.0%} traced": _traces(_SHARE), "all traced": _traces(1.0)}
+    spent: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for turn in range(_TURNS + 1):
+        for kind, traces in kinds.items():
+            system.service.traces = traces
+            each = await _timed(system, max(1, requests // _TURNS))
+            spent[kind] += each if turn else []
+    system.service.traces = None
+    await system.stop()
+    return {"hook": {"mean_us": hook_us()}} | {kind: _figures(its) for kind, its in spent.items()}
+
+
+def hook_us(times: int = 100_000) -> float:
+    """Of one request, in a loop of nothing else, less the loop."""
+
+    def hooked() -> None:
+        before = KNOWN.set({"request_id": "r1"})
+        try:
+            for stage in _STAGES:
+                unmarked(stage)
+        finally:
+            KNOWN.reset(before)
+
+    def empty() -> None:
+        for _ in _STAGES:
+            pass
+
+    took = min(timeit.repeat(hooked, number=times, repeat=5, timer=time.thread_time))
+    less = min(timeit.repeat(empty, number=times, repeat=5, timer=time.thread_time))
+    return round(1e6 * (took - less) / times, 2)
+
+
+async def _timed(system: OneProcess, requests: int) -> list[float]:
+    found = []
+    for n in range(requests):
+        began = time.thread_time()
+        await system.service.recommend(Request(f"u{n % 50}", n=10))
+        found.append(1e6 * (time.thread_time() - began))
+    return found
+
+
+def _figures(each: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(each)
+    return {
+        "p50_us": round(ordered[len(ordered) // 2], 1),
+        "mean_us": round(sum(each) / len(each), 1),
+    }
+
+
+def _traces(share: float) -> SwipeTraces:
+    def nowhere(spans: Sequence[Span]) -> Any: ...
+
+    return SwipeTraces(Tracer(share, nowhere), "replica")
+
+
+def _item(n: int, seed: int) -> Item:
+    tag = f"t{int(10 * uniform(seed, 'item', n))}"
+    fields = {"author": f"a{n % 50}", "tags": [tag], "topic": tag, "duration_ms": 9_000}
+    return Item(time_ms=START_MS, item_id=f"v{n}", fields=fields)

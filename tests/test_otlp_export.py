@@ -1,0 +1,47 @@
+"""What OpenTelemetry's exporter sends, as a receiver of OTLP/HTTP reads it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from recsys.spans import Span, of_request, of_step
+from tests.otlp_receiver import Receiver
+
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    its = Receiver()
+    yield its
+    its.close()
+
+
+def test_a_receiver_gets_what_was_told(receiver: Receiver) -> None:
+    from recsys.otlp_export import OtlpExport
+
+    feed, step = of_request("r1", "feed"), of_step("main", 0, 3)
+    child = Span(of_request("r1", "x"), "x", 6, 7, feed, (step,), {"n": 3, "ok": True})
+    export = OtlpExport(receiver.url, {"service.name": "recsys-serve"})
+    export([Span(feed, "feed", 5, 9), child])
+    [(service, root), (_, its)] = receiver.spans()
+    assert service == "recsys-serve" and root.name == "feed"
+    assert root.trace_id.hex() == feed.trace_id and root.span_id.hex() == feed.span_id
+    assert (root.start_time_unix_nano, root.end_time_unix_nano) == (5, 9)
+    assert its.parent_span_id.hex() == feed.span_id and root.parent_span_id == b""
+    assert its.links[0].span_id.hex() == step.span_id
+    assert {a.key: a.value.int_value or a.value.bool_value for a in its.attributes} == {
+        "n": 3,
+        "ok": True,
+    }
+
+
+def test_a_receiver_that_refuses_is_an_error() -> None:
+    from recsys.otlp_export import OtlpExport
+
+    its = Receiver(status=400)
+    try:
+        with pytest.raises(ConnectionError, match="took none of 1 spans"):
+            OtlpExport(its.url, {})([Span(of_request("r1", "feed"), "feed", 5, 9)])
+    finally:
+        its.close()
