@@ -14,7 +14,8 @@ A file is one experiment::
       treatment: {share: 0.5, overrides: {explore: 0.1, weights.like: 2.0}}
 
 ``overrides`` are dotted paths into ``recsys.config.PolicyConfig``. The first arm is the control. Instead of
-``metrics`` a file may name one ``metric``. Of metrics and ramp experiments/design.py says more.
+``metrics`` a file may name one ``metric``. Of metrics and ramp experiments/design.py says more. An arm with
+``trains`` learns a line of its own (experiments/arm_line.py).
 """
 
 import re
@@ -24,6 +25,7 @@ from typing import Any, Final
 
 import msgspec
 
+from experiments.arm_line import TRAINS
 from experiments.design import UNIT, Metrics, Ramp, time_ms_of
 from experiments.metric import metric_of
 from recsys.config import override
@@ -36,7 +38,7 @@ _KEYS: Final = {
     "name", "hypothesis", "about", "unit", "layer", "salt", "traffic", "offset", "metric", "metrics", "ramp",
     "arms", *_TIMES,
 }  # fmt: skip
-_ARM_KEYS: Final = {"share", "overrides", "line"}
+_ARM_KEYS: Final = {"share", "overrides", "trains"}
 _ROUNDING: Final = 1e-9  # shares are written in decimals
 
 
@@ -47,16 +49,19 @@ def _check(holds: bool, name: str, value: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class Arm:
-    """One variant. ``line`` names the weights that answer its users; empty: the live ones."""
+    """One variant. ``trains``: from what it learns a line of its own, that answers its users
+    (experiments/arm_line.py); empty: the live line answers them."""
 
     name: str
     share: float
     overrides: dict[str, Any] = field(default_factory=dict)
-    line: str = ""
+    trains: str = ""
 
     def __post_init__(self) -> None:
         _check(bool(_NAME.fullmatch(self.name)), "arm", self.name, "a name like 'treatment_2'")
         _check(0 < self.share <= 1, f"arm {self.name}: share", self.share, "above 0, at most 1")
+        kinds = f"one of {', '.join(TRAINS)}"
+        _check(self.trains in ("", *TRAINS), f"arm {self.name}: trains", self.trains, kinds)
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,11 @@ class Experiment:
         _check(len(set(names)) == len(names), "arms", names, "a name of its own for each arm")
         total = sum(arm.share for arm in self.arms)
         _check(abs(total - 1) < 1e-6, "the sum of the arms' shares", total, "1")
+
+    @property
+    def trains(self) -> bool:
+        """Whether any arm trains a line of its own."""
+        return any(arm.trains for arm in self.arms)
 
     @property
     def primary(self) -> tuple[str, ...]:
@@ -265,4 +275,4 @@ def _paths(experiment: Experiment) -> list[str]:
     """What an experiment changes; fixed slots as one, since an item may be fixed at one rank only."""
     paths = {path for arm in experiment.arms for path in arm.overrides}
     paths = {"fixed" if path.startswith("fixed.") else path for path in paths}
-    return sorted(paths | {"line"} if any(arm.line for arm in experiment.arms) else paths)
+    return sorted(paths | {"trains"} if experiment.trains else paths)

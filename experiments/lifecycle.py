@@ -7,6 +7,10 @@ What was live before a promotion guards against it: a standing of its own, which
 
 shadow ──► taking back ──► ended: it is live again
    └──► ended: nothing was found, or another is live
+
+The line that an arm of an experiment trains answers that arm, and is never judged as a candidate is.
+
+arm ──► ended: the experiment is over, or history was replaced
 """
 
 from dataclasses import dataclass, field, replace
@@ -16,6 +20,7 @@ from recsys.records import Candidate, Control, Decision, Live, ModelSize
 
 SHADOW, CANARY, TAKING_OVER, LIVE, ENDED = "shadow", "canary", "taking over", "live", "ended"
 TAKING_BACK = "taking back"
+ARM = "arm"
 GUARD = "guard"  # its kind, and how the names of guards begin
 _REMEMBERED = 64  # of those that were rolled back: their last examples come within hours
 _SEED = 0  # changing it draws every user of every canary anew
@@ -44,7 +49,7 @@ class Standing:
     @property
     def at_work(self) -> bool:
         """Whether it is to be scored, and to learn."""
-        return self.stage in (SHADOW, CANARY, TAKING_OVER, TAKING_BACK)
+        return self.stage in (SHADOW, CANARY, TAKING_OVER, TAKING_BACK, ARM)
 
 
 @dataclass
@@ -62,7 +67,8 @@ class Lifecycle:
         elif isinstance(said, Candidate):
             if said.line in self.standings:
                 return False  # a name is used once
-            self.standings[said.line] = Standing(said, since_ms=said.time_ms)
+            stage = SHADOW if said.arm is None else ARM
+            self.standings[said.line] = Standing(said, stage, since_ms=said.time_ms)
         elif isinstance(said, Decision):
             return self._decision(said)
         else:
@@ -85,6 +91,11 @@ class Lifecycle:
         """The candidate that answers a share of the users now, if any does."""
         found = [s for s in self.standings.values() if s.stage in (CANARY, TAKING_OVER) and s.share]
         return found[-1] if found else None
+
+    @property
+    def arms(self) -> dict[str, Standing]:
+        """The lines of arms that are at work, by their names."""
+        return {line: its for line, its in self.standings.items() if its.stage == ARM}
 
     @property
     def at_work(self) -> list[Standing]:
@@ -141,6 +152,8 @@ class Lifecycle:
             return False
         if its.guards:
             return self._by_guard(its, said)
+        if its.candidate.arm is not None:
+            return self._of_arm(its, said)
         if said.said == "rollback":
             self.rolled_back.append(said.line)
             self._move(its, ENDED, said.time_ms, said.why)
@@ -152,6 +165,13 @@ class Lifecycle:
             self._move(its, ENDED, said.time_ms, said.why)
         elif its.at_work:
             self.standings[said.line] = replace(its, why=said.why)
+        return True
+
+    def _of_arm(self, its: Standing, said: Decision) -> bool:
+        """It answers for as long as its experiment runs, and nothing else can become of it."""
+        if not its.at_work or not said.final:
+            return False
+        self._move(its, ENDED, said.time_ms, said.why)
         return True
 
     def _by_guard(self, its: Standing, said: Decision) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from experiments.arm_line import line_of
 from experiments.assignment import assign
 from experiments.definition import Arm, Experiment, apply_overrides
 from recsys.config import digest
@@ -42,7 +43,7 @@ class Policies:
     def _make(self, arms: Sequence[Arm | None]) -> Policy:
         given = {e.name: arm for e, arm in zip(self._experiments, arms, strict=True) if arm}
         config = apply_overrides(self._base, list(given.values()))
-        line = next((arm.line for arm in given.values() if arm.line), "")
+        line = next((line_of(name, arm.name) for name, arm in given.items() if arm.trains), "")
         return Policy(
             config=config,
             digest=digest_of(f"{digest(config)} {line}") if line else digest(config),

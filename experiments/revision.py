@@ -119,7 +119,8 @@ def with_files(
     told: Told, files: Mapping[str, str], policy: PolicyConfig, labels: Sequence[str], now_ms: int
 ) -> Told:
     """What holds with these files beside the code. What was started by a wish stays as it is; a file that
-    says when, how or by what it may be stopped has a place where it stands. Raises ValueError."""
+    says when, how or by what it may be stopped, or whose arms train lines, has a place where it stands.
+    Raises ValueError."""
     given = {f"{name}.yaml" for name, its in told.stands.items() if its.given}
     configs = {**files, **{file: text for file, text in told.configs.items() if file in given}}
     named = [name_in(text) for text in configs.values()]
@@ -131,7 +132,7 @@ def with_files(
     stands = dict(told.stands)
     for its in read_experiments(_going(Told(configs, stands)), policy, labels):
         if its.name not in stands and (
-            its.ramp.steps or its.start or its.stop or its.metrics.guardrails
+            its.ramp.steps or its.start or its.stop or its.metrics.guardrails or its.trains
         ):
             stands[its.name] = begin(its, now_ms, given=False)
     return Told(configs, stands)

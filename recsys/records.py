@@ -187,9 +187,18 @@ class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):
     guarded: bool = False
 
 
+class ArmLine(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose line it is that answers the users of an arm alone. ``trains``: experiments/arm_line.py."""
+
+    experiment: str
+    arm: str
+    trains: str
+
+
 class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate"):
     """A line wants to be live. ``registry``: the folder that it stands in. ``learns``: whether it goes on
-    learning from the stream; else it is scored as it is. ``size``: of its model; None: as configured."""
+    learning from the stream; else it is scored as it is. ``size``: of its model; None: as configured.
+    ``arm``: it doesn't want to be live, but goes on from what is live and answers an arm of an experiment."""
 
     line: str
     registry: str
@@ -197,6 +206,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate"):
     learns: bool = True
     time_ms: int = 0
     size: ModelSize | None = None
+    arm: ArmLine | None = None
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):

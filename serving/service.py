@@ -33,6 +33,7 @@ from serving.gate import ARRIVED_S
 from serving.impression_writer import ImpressionWriter
 from serving.intake import Intake, Unavailable
 from serving.kept_file import Kept
+from serving.line_sides import LineSides
 from serving.patient_reader import LONGEST_S, SLICE_S, PatientReader
 from serving.pipeline import Pipeline
 from serving.replica import Replica
@@ -86,7 +87,8 @@ class Service:
             traces,
         )
         self.follower = Follower(log, self.reader)
-        self.canary = CanarySide(config, log, self.features, now_ms)
+        self.sides = LineSides(config, log, self.features, now_ms)
+        self.canary = CanarySide(self.sides)
         serve = config.serve
         self.admission = Admission(
             serve.deadline_ms / 1000, serve.queue_ms / 1000, serve.max_ongoing
@@ -103,7 +105,7 @@ class Service:
     async def start(self) -> None:
         """Begins to follow the log. The service is ready when it has caught up."""
         self.writer.start()
-        self.canary.start(asyncio.get_running_loop())
+        self.sides.start(asyncio.get_running_loop())
         self.follower.start(asyncio.get_running_loop())
 
     async def caught_up(self, wait_s: float) -> None:
@@ -114,7 +116,7 @@ class Service:
         """Writes what waits, and ends the threads."""
         self.intake.close()
         await asyncio.to_thread(self.follower.stop)
-        await self.canary.stop()
+        await self.sides.stop()
         await asyncio.to_thread(self.writer.close)
         await self.sessions.close()
 
@@ -209,9 +211,9 @@ class Service:
             await self.turnstile.turn()
             try:
                 if asked is None:  # once: the user side that is searched with is the one that ranks
-                    self.canary.look(self.reader.canary)
-                    pipeline = self.canary.pipeline(request.user_id) or self.pipeline
+                    self.canary.look(self.reader.canary, self.reader.arms)
                     policy = self.reader.policies.resolve(request.user_id)
+                    pipeline = self.canary.pipeline(request.user_id, policy.line) or self.pipeline
                     asked = request, session, policy, self.now_ms()
                 plan = pipeline.plan(*asked, deadline, near) if turns_left else None
                 if plan is None or self.shards is None:
@@ -296,6 +298,7 @@ class Service:
             "gaps": reader.line.gaps,
             "impressions_dropped": self.writer.dropped,
             "canary": self._canary(),
+            "arms": self._arms(),
         }
 
     def _canary(self) -> dict[str, Any] | None:
@@ -309,6 +312,17 @@ class Service:
             "step": side.pipeline.replica.step,
             "ready": side.reader.ready,
             "answered": self.canary.answered,
+        }
+
+    def _arms(self) -> dict[str, dict[str, Any]]:
+        """The lines that answer arms of experiments, by their names."""
+        sides = {line: self.sides.get(line) for line in self.reader.arms}
+        return {
+            line: {
+                "step": 0 if side is None else side.pipeline.replica.step,
+                "ready": side is not None and side.ready,
+            }
+            for line, side in sides.items()
         }
 
 

@@ -129,6 +129,7 @@ class StateReader:
         self._wanted: tuple[str, int | None] = pinned or (MAIN, None)
         self.lifecycle = Lifecycle()
         self.canary: Standing | None = None  # the candidate that answers a share of the users
+        self.arms: frozenset[str] = frozenset()  # the lines that answer arms of experiments
         self._items, self._states = log.begin(ITEMS, 0), log.begin(ITEM_STATE, 0)
         self.items_applied = self._items  # every record of ``items`` before it is in the catalogue
         replica.item_state_from = self._states
@@ -189,6 +190,7 @@ class StateReader:
                     continue
                 if self.lifecycle.fold(said):
                     self.canary = self.lifecycle.canary
+                    self.arms = frozenset(self.lifecycle.arms)
                 if isinstance(said, Live) and self._pinned is None:
                     self._wanted = (said.line, said.epoch)
                 elif isinstance(said, Experiments):

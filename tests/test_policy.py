@@ -50,10 +50,10 @@ def test_the_digest_is_of_what_answers_not_of_who_asks() -> None:
     assert Policies(replace(BASE, explore=0.1)).resolve("u1").digest not in digests
 
 
-def test_an_arm_may_name_its_line() -> None:
-    on_b = Experiment("b", (Arm("b", 1.0, line="arm-b"),), layer="model")
+def test_an_arm_may_train_a_line_of_its_own() -> None:
+    on_b = Experiment("b", (Arm("b", 1.0, trains="weighted"),), layer="model")
     policy = Policies(BASE, [LIKES, on_b]).resolve("u1")
-    assert policy.line == "arm-b" and policy.digest != Policies(BASE, [LIKES]).resolve("u1").digest
+    assert policy.line == "b.b" and policy.digest != Policies(BASE, [LIKES]).resolve("u1").digest
 
 
 def test_an_override_that_does_not_fit_is_an_error() -> None:

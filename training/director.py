@@ -46,6 +46,7 @@ from training.drift.watch import DriftWatch
 from training.line import MAIN
 from training.lineage import starts_after
 from training.live import live_epochs
+from training.measuring import arm_lines
 from training.measuring.trials import Trials
 
 PART: Final = "director"
@@ -156,7 +157,7 @@ class Director:
 
     def _publish_experiments(self) -> int:
         """Tells everyone of the experiments, once for each change: of files, by wishes, by what is seen."""
-        moved = 0
+        moved, self.trials.lost = 0, arm_lines.lost(self.promoter.lifecycle)
         while (revision := self.trials.turn(self._clock())) is not None:
             self._log.append(CONTROL, [Append(0, b"", pack(revision))])
             _LOG.info("experiments, revision %d: %s", revision.revision, revision.stands)
@@ -164,8 +165,12 @@ class Director:
         return moved
 
     def _promote(self) -> int:
-        """What is decided of candidates stands on ``control`` before anyone acts on it."""
-        decided = self.promoter.turn()
+        """What is decided of candidates and of arms' lines stands on ``control`` before anyone acts on it."""
+        lifecycle, refused = self.promoter.lifecycle, self.promoter.refused
+        decided = [
+            *self.promoter.turn(),
+            *arm_lines.due(self.trials.running, lifecycle, refused, self._clock()),
+        ]
         for record in decided:
             self._log.append(CONTROL, [Append(0, b"", pack(record))])
             _LOG.info("decided: %s", record, extra=_about(record))

@@ -242,10 +242,11 @@ class OneProcess:
 
     def follow(self) -> None:
         """The replica, and shards of retrieval, read and apply what is there."""
-        canary = self.service.canary
-        canary.look(self.service.reader.canary)
-        if canary.side is not None and not canary.side.reader.ready:
-            canary.side.reader.catch_up(lambda: False)
+        live = self.service.reader
+        self.service.canary.look(live.canary, live.arms)
+        for side in self.service.sides.all:
+            if not side.reader.ready:
+                side.reader.catch_up(lambda: False)
         for reader in self._readers():
             full = True
             while full:
@@ -256,6 +257,5 @@ class OneProcess:
                 full = batch.full or reader.line.offset > before
 
     def _readers(self) -> list[StateReader]:
-        side = self.service.canary.side
-        canary = [] if side is None else [side.reader]
-        return [self.service.reader, *(its.reader for its in self.retrieval), *canary]
+        sides = [side.reader for side in self.service.sides.all]
+        return [self.service.reader, *(its.reader for its in self.retrieval), *sides]

@@ -104,6 +104,7 @@ SAID: Final = (
     Said("shadow", "retries", COUNTER, "Turns that failed: the log was away"),
     Said("shadow", "candidates", GAUGE, "Candidates at work"),
     Said("shadow", "behind", GAUGE, "Steps that the slowest of them still has to take"),
+    Said("shadow", "own_rows", GAUGE, "Rows that they have in memory, beside those they began from"),
     Said("shadow", "cpu_s", GAUGE, "Seconds of the processor that they took"),
     Said("trainer", "steps", COUNTER, "Steps learned"),
     Said("trainer", "examples", COUNTER, "Examples met for the first time, with those sampled out"),

@@ -16,6 +16,7 @@ import typer
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.replay import Progress, ReplayOptions, check_folders, config_for, replay_with
 from recsys.cli.replay_report import judged_from_ms, with_bar
+from recsys.cli.study_arms import arms
 from recsys.cli.study_broken import broken
 from recsys.cli.study_coldstart import coldstart
 from recsys.cli.study_copies import SideBySide, Sync
@@ -53,6 +54,7 @@ study.command()(broken)
 study.command()(forgetting)
 study.command()(drift)
 study.command()(student)
+study.command()(arms)
 study.command()(experiments)
 
 

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from experiments.guard import GuardEvidence, judge_guard
-from experiments.lifecycle import CANARY, SHADOW, TAKING_BACK, TAKING_OVER, Lifecycle, Standing
+from experiments.lifecycle import ARM, CANARY, SHADOW, TAKING_BACK, TAKING_OVER, Lifecycle, Standing
 from experiments.promotion import Evidence, Hold, Promote, Rollback, Verdict, judge
 from parameter_server import snapshots
 from recsys.config import Config
@@ -107,6 +107,11 @@ class Promoter:
         return begun(self._rules, bool(self.lifecycle.standings[line].guards))
 
     @property
+    def refused(self) -> dict[str, str]:
+        """Why lines couldn't go on, by their names."""
+        return {line: case.refused for line, case in self.cases.items() if case.refused}
+
+    @property
     def _epoch(self) -> int:
         """The live one."""
         return self.lifecycle.live.epoch if self.lifecycle.live else 0
@@ -121,7 +126,8 @@ class Promoter:
         self.read()
         found: list[Control] = [*self._granted()]
         if not found:
-            for standing in sorted(self.lifecycle.at_work, key=self._place):
+            judged = [its for its in self.lifecycle.at_work if its.stage != ARM]
+            for standing in sorted(judged, key=self._place):
                 found.extend(self._decide(standing))
                 if found:
                     break  # one at a time: each changes what the next rests on
@@ -197,6 +203,8 @@ class Promoter:
             return "its snapshot is being written"
         if standing.stage == TAKING_BACK:
             return standing.why
+        if standing.stage == ARM:
+            return f"answers an arm of the experiment {standing.candidate.arm.experiment}"  # type: ignore[union-attr]
         decided = self._decide(standing)
         if isinstance(decided[0] if decided else None, Decision):
             return decided[0].why  # type: ignore[union-attr]
@@ -257,6 +265,9 @@ class Promoter:
         wish = self._wishes[0]
         standing = self.lifecycle.standings.get(wish.line)
         why = wish.reason or "a person asked for it"
+        if standing is not None and standing.stage == ARM:
+            its = "it answers an arm: stop its experiment, and it ends"
+            return [_refusal(wish, its, self._clock())]
         if standing is not None and standing.at_work:
             evidence = self.evidence(standing)
             if not standing.guards:

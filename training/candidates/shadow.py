@@ -25,7 +25,8 @@ from recsys.features import FeatureSet
 from recsys.hashing import Id, key_of, uniform
 from recsys.log import Log
 from recsys.model import padded
-from recsys.records import Delta, Lesson, Live, Scores, Step
+from recsys.records import ArmLine, Delta, Lesson, Live, Scores, Step
+from training.candidates.arm_learner import ArmExample, ArmLearner
 from training.continual.learner import Learner
 from training.continual.step_reader import ExampleCheck, read_lanes
 from training.continual.worker import Worker
@@ -60,14 +61,18 @@ class Shadow:
         shard: Shard,
         lives: Sequence[Live],
         learns: bool = True,
+        arm: ArmLine | None = None,
     ) -> None:
         """``config``: with the candidate's own model. ``shard``: all of the candidate, as it is after step
-        ``shard.applied``. ``lives``: all live records of the live line so far."""
+        ``shard.applied``. ``lives``: all live records of the live line so far. ``arm``: whose line it is;
+        then it isn't scored."""
         self.line, self.shard, self.learns = line, shard, learns
         self._log, self._config, self._features = log, config, features
         self.publish: Callable[[Delta], None] = lambda delta: None
         self._client = LocalClient([shard], lambda delta: self.publish(delta))
-        self._learner = Learner(build_model(features, config.model))
+        model = build_model(features, config.model)
+        self.arm = None if arm is None else ArmLearner(model, arm)
+        self._learner = self.arm or Learner(model)
         self._scoring = build_model(features, config.model)
         self._check = ExampleCheck(features, self._scoring.ranker.shape.dense, ScoredExample)
         self._step = shard.applied
@@ -92,7 +97,7 @@ class Shadow:
         self._reader = Lineage(self._log, MAIN, lives)
         self._worker = Worker(
             0, 1, self._log, self._client, self._learner, self._config,
-            reader=self._reader, tells=False,
+            reader=self._reader, tells=False, kind=Lesson if self.arm is None else ArmExample,
         )  # fmt: skip
 
     def turn(self, scores: bool = True) -> tuple[Step, Scores | None] | None:
@@ -102,7 +107,7 @@ class Shadow:
         if step is None:
             return None
         self.shown = []
-        fresh = scores and step.step >= self.unseen_from
+        fresh = scores and self.arm is None and step.step >= self.unseen_from
         said = self.score(step) if fresh else None
         while self.learns and self.shard.applied < step.step:
             self._worker.turn()
@@ -146,6 +151,11 @@ class Shadow:
             and len(example.predicted) >= 4
             and not example.correction
         )
+
+    def export(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """What a snapshot of it holds, after the last step that it learned."""
+        arrays, meta = self.shard.export()
+        return (dict(arrays) if self.arm is None else arrays | self.arm.export()), meta
 
     def probabilities(self, examples: Sequence[Lesson]) -> NDArray[np.float32]:
         """What it would serve for some examples, (B, L): by the dense parameters that replicas are given."""

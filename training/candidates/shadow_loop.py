@@ -1,28 +1,30 @@
-"""Shadows as a part: every candidate at work follows the live line's steps, in this one process; and so does
-what was live before, where it guards against what replaced it.
+"""Shadows as a part: every candidate at work follows the live line's steps, in this one process; and so do
+what was live before, where it guards against what replaced it, and the lines that arms of experiments train.
 
-What they said goes to ``scores``, where the director reads it. A candidate that answers as canary publishes
-its deltas like any line, from a snapshot on; one that takes over is written as the snapshot that the live
-line's next epoch begins from. The part holds the log where its slowest candidate is, and comes back from
-the snapshots that it takes.
+What they said goes to ``scores``, where the director reads it. A candidate that answers as canary, or an
+arm's line, publishes its deltas like any line, from a snapshot on; one that takes over is written as the
+snapshot that the live line's next epoch begins from. The part holds the log where its slowest candidate is,
+and comes back from the snapshots that it takes.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from experiments.epoch_model import config_at, sized
-from experiments.lifecycle import CANARY, TAKING_OVER, Lifecycle, Standing
+from experiments.lifecycle import ARM, CANARY, TAKING_OVER, Lifecycle, Standing
 from parameter_server import snapshots
 from parameter_server.kernels import warm
 from parameter_server.mapped import mapped_shard
+from parameter_server.overlay import OverlayTable
 from parameter_server.shard import Shard
 from recsys.blueprint import build_model, feature_set
 from recsys.clock import wall_ms
@@ -86,6 +88,12 @@ class ShadowLoop(Turns):
         return self._shadows
 
     @property
+    def own_rows(self) -> int:
+        """Rows that they have in memory: of what they began from, those that they changed."""
+        tables = [t for its in self._shadows.values() for t in its.shard.tables.values()]
+        return sum(t.changed if isinstance(t, OverlayTable) else len(t) for t in tables)
+
+    @property
     def _lifecycle(self) -> Lifecycle:
         return self._control.lifecycle
 
@@ -141,7 +149,7 @@ class ShadowLoop(Turns):
         shadow = self._shadows.get(standing.line)
         try:
             if shadow is None:
-                if standing.line in self._refused:
+                if standing.line in self._refused or self._waits(standing):
                     return 0
                 shadow = self._shadows[standing.line] = self._begin(standing)
             self._show(standing, shadow)
@@ -153,6 +161,14 @@ class ShadowLoop(Turns):
         except (LookupError, LogLost, SafetensorError, ValueError) as error:
             self._refuse(standing.line, f"{type(error).__name__}: {error}")
             return 1
+
+    def _waits(self, standing: Standing) -> bool:
+        """Whether there is no snapshot of live yet that an arm's line could begin from."""
+        if standing.stage != ARM or snapshots.complete_steps(self._folder, standing.line, 0):
+            return False
+        waits = not snapshots.complete_steps(self._folder, MAIN, self._epoch)
+        self.counts["waits"] += waits
+        return waits
 
     @property
     def _refused(self) -> set[str]:
@@ -166,7 +182,7 @@ class ShadowLoop(Turns):
         ):
             moved += 1
             step, scores = taken
-            look = self._look(shadow)
+            look = None if shadow.arm else self._look(shadow)
             if look is not None:
                 scores = scores or Scores(
                     line=shadow.line, against=(MAIN, shadow.epoch), step=step.step,
@@ -224,19 +240,32 @@ class ShadowLoop(Turns):
             whole_spec(config, line),
         )
         own = snapshots.latest(self._folder, line, 0).snapshot
+        if own is None and _is_of_live(standing):
+            # Live may have several shards: mapped, and copied on write, is a snapshot of one.
+            self._write(line, *mapped_shard(spec, dense, *self._from_live(standing)).export())
+            own = snapshots.latest(self._folder, line, 0).snapshot
         if own is not None:
             shard = mapped_shard(spec, dense, own)
         else:
-            from_ = self._from_before if standing.guards else self._from_registry
-            shard = mapped_shard(spec, dense, *from_(standing, config.model))
-        learns = standing.candidate.learns
+            shard = mapped_shard(spec, dense, *self._from_registry(standing, config.model))
+        its = standing.candidate
         shadow = Shadow(
-            self._log, config, self._features, line, shard, self._lifecycle.lives, learns
+            self._log,
+            config,
+            self._features,
+            line,
+            shard,
+            self._lifecycle.lives,
+            its.learns,
+            its.arm,
         )
-        if not standing.guards:
+        if shadow.arm is not None:
+            assert own is not None, "written above"
+            shadow.arm.load(own.read(0, lambda name: name.startswith(ARM)))
+        if not _is_of_live(standing):
             with suppress(Refused):  # a registry that is away says nothing of one that is at work
-                its = Registry(standing.candidate.registry).provenance(line)
-                shadow.unseen_from = 1 + self._last_known(its.offsets)[1] if its.log_id else 0
+                made = Registry(its.registry).provenance(line)
+                shadow.unseen_from = 1 + self._last_known(made.offsets)[1] if made.log_id else 0
         self._save(shadow)
         return shadow
 
@@ -256,13 +285,13 @@ class ShadowLoop(Turns):
         self._check_there(step + 1)
         return snapshot, step
 
-    def _from_before(self, guard: Standing, _: ModelConfig) -> tuple[snapshots.Snapshot, int]:
-        """What was live before: its newest snapshot. The steps that it learned after that are the new epoch's
-        too, so it learns them again, and then goes on as it would have. Raises NoSnapshot, LogLost."""
-        before = self._lifecycle.of_guard(guard).of
-        found = snapshots.latest(self._folder, MAIN, before)
+    def _from_live(self, standing: Standing) -> tuple[snapshots.Snapshot, int]:
+        """The newest snapshot of what was live before, for a guard, or of what is live, for an arm's line. It
+        learns again what was learned after that, and then goes on. Raises NoSnapshot, LogLost."""
+        epoch = self._lifecycle.of_guard(standing).of if standing.guards else self._epoch
+        found = snapshots.latest(self._folder, MAIN, epoch)
         if found.snapshot is None:
-            where = f"{self._folder}/{MAIN} of epoch {before}"
+            where = f"{self._folder}/{MAIN} of epoch {epoch}"
             raise snapshots.NoSnapshot(where, found.reasons)
         self._check_there(found.snapshot.step + 1)
         return found.snapshot, found.snapshot.step
@@ -304,7 +333,7 @@ class ShadowLoop(Turns):
     def _show(self, standing: Standing, shadow: Shadow) -> None:
         """As canary it publishes its deltas; to take over, it becomes the next epoch's first snapshot."""
         line = standing.line
-        if standing.stage in (CANARY, TAKING_OVER) and line not in self._publishing:
+        if standing.stage in (CANARY, TAKING_OVER, ARM) and line not in self._publishing:
             self._save(shadow)
             shadow.publish = self._publish
             self._publishing.add(line)
@@ -333,10 +362,14 @@ class ShadowLoop(Turns):
         """Keeps it as it is after the last step that it learned. One that doesn't learn is kept once."""
         step = shadow.shard.applied
         if step not in snapshots.complete_steps(self._folder, shadow.line, 0):
-            arrays, meta = shadow.shard.export()
-            snapshots.write_part(self._folder, shadow.line, 0, step, 0, 1, arrays, meta)
+            self._write(shadow.line, *shadow.export())
             snapshots.prune(self._folder, shadow.line, _KEPT)
         self._hold(shadow)
+
+    def _write(
+        self, line: str, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
+    ) -> None:
+        snapshots.write_part(self._folder, line, 0, meta["step"], 0, 1, dict(arrays), meta)
 
     def _hold(self, shadow: Shadow) -> None:
         """The log keeps what the candidate, or the epoch that begins with it, would learn again."""
@@ -378,6 +411,11 @@ class ShadowLoop(Turns):
         self._log.append(SCORES, [Append(0, line.encode(), pack(said))])
 
 
+def _is_of_live(standing: Standing) -> bool:
+    """Whether it begins from a snapshot of the live line, and stands in no registry."""
+    return bool(standing.guards) or standing.stage == ARM
+
+
 def run(config: Config, stop: Stop) -> None:
     """The part: follows the live line with all candidates until asked to stop."""
     warm()
@@ -392,6 +430,7 @@ def run(config: Config, stop: Stop) -> None:
             beat.add(name, count - before[name])
         before = dict(loop.counts)
         beat.gauge("candidates", len(loop.shadows))
+        beat.gauge("own_rows", loop.own_rows)
         beat.gauge("behind", loop.behind)
         beat.gauge("cpu_s", loop.cpu_s)
         if not moved:

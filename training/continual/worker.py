@@ -25,7 +25,7 @@ from recsys.garbage import no_collection
 from recsys.hashing import Id, key_of
 from recsys.log import Log
 from recsys.model import Lookup
-from recsys.records import EXAMPLES, STEPS, Step
+from recsys.records import EXAMPLES, STEPS, Lesson, Step
 from training.continual.learner import Lane, Learner
 from training.continual.step_reader import ExampleCheck, LaneExamples, StepReader, read_lanes
 from training.line import MAIN, learning_digest
@@ -73,16 +73,18 @@ class Worker:
         *,
         reader: StepReader | Lineage | None = None,
         tells: bool = True,
+        kind: type[Lesson] = Lesson,
     ) -> None:
         """``reader``: of step records, where it isn't to be those of one epoch alone. ``tells``: whether what
-        it leaves out becomes dead letters: a line's own workers do that."""
+        it leaves out becomes dead letters: a line's own workers do that. ``kind``: what examples are read
+        as."""
         torch.set_num_threads(1)  # the order of a sum must not depend on the number of cores
         self._log, self._client, self._learner = log, client, learner
         self._aligns = rank == 0
         self._own = range(rank, config.step.lanes, workers)
         self._lanes = config.step.lanes
         self._digest = learning_digest(config, learner.features)
-        self._check = ExampleCheck(learner.features, learner.model.ranker.shape.dense)
+        self._check = ExampleCheck(learner.features, learner.model.ranker.shape.dense, kind)
         self._reader = reader or StepReader(log, line, epoch)
         self._letters, self._tells = DeadLetters(log, (EXAMPLES,)), tells
         self._step: int | None = None  # the newest learned; None: ask the shards

@@ -43,6 +43,7 @@ class Trials:
         self._checked: Experiments | None = None  # the revision that the files were laid beside
         self._read: tuple[Experiments, list[Experiment], dict[str, str]] | None = None
         self._due_ms = 0
+        self.lost: Mapping[str, str] = {}  # experiments that can't go on, and why: set by who asks
 
     def fold(self, offset: int, said: Control) -> None:
         """A record of ``control``, with where it stands."""
@@ -55,6 +56,15 @@ class Trials:
     def turn(self, now_ms: int) -> Experiments | None:
         """The next revision, where there is one; fold it, and ask again."""
         return self._of_files(now_ms) or self._of_wishes(now_ms) or self._of_looks(now_ms)
+
+    @property
+    def running(self) -> list[Experiment]:
+        """Those that give arms now, and have a place where they stand."""
+        stands = self.newest.stands
+        return [
+            its for its in self._experiments()[0]
+            if its.name in stands and stands[its.name].state == RUNNING
+        ]  # fmt: skip
 
     def stopped_for(self, verdict: str) -> int:
         """Experiments that ended by themselves with this verdict, ``broken`` or ``harm``: all ever told."""
@@ -109,6 +119,8 @@ class Trials:
 
     def _moved(self, experiment: Experiment, stand: Stand, now_ms: int, due: bool) -> Stand:
         """Where one stands from now on. One that can't be judged ends; all else goes on."""
+        if experiment.name in self.lost and stand.state == RUNNING:
+            return stop(stand, now_ms, f"{BROKEN}: {self.lost[experiment.name]}")
         try:
             running = stand.state == RUNNING
             seen = self._seen(experiment, stand.started_ms, due) if running else None

@@ -1,0 +1,225 @@
+"""A small feed whose arms learn: what an experiment finds, and what is true where everybody is in an arm.
+
+In rounds: everybody is shown a few of some candidates, by what their line thinks of them, and the lines learn
+what was done. Lines, learners and weights are those of the live parts. Nothing but rows tells what an item is
+worth (feature set ``ids``: no history, no counters), so what one arm learns reaches the other through lines
+alone. Chance is the same in every run of a seed: runs differ by what they are about.
+"""
+
+# U users, C candidates of each, K shown to each, I items, B examples, F features that tell arms apart
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.arm_line import DIVERTED, WEIGHTED, ArmWeights
+from recsys.batch import Batch, assemble
+from recsys.blueprint import FEED_SCHEMA, build_model
+from recsys.config import Config, ModelConfig
+from recsys.feature_builder import FeatureBuilder
+from recsys.features import FeatureSet
+from recsys.hashing import key_of
+from recsys.world import World
+from training.continual.learner import Lane, Learner
+from training.continual.local_line import LocalLine
+from training.continual.open_labels import Told, told_once
+from training.line import whole_spec
+
+Floats = NDArray[np.float64]
+Numbers = NDArray[np.int64]
+TREATED: Final = "everybody treated"
+CONTROL: Final = "nobody treated"
+SHARED: Final = "shared"  # one line answers both arms
+ALONE: Final = "alone"  # a line of each arm learns from its own examples, as they are
+ESTIMATES: Final = (SHARED, ALONE, DIVERTED, WEIGHTED)
+_SHOWN: Final = 4  # K
+_NEW: Final = 10  # items published in a round
+_STEP: Final = 128  # examples
+_ROUND_MS: Final = 1_800_000
+_YOUNG: Final = 2  # rounds for which an item is fresh
+_EXPLORE: Final = 0.02
+_BINS: Final = np.array([key_of("worth", n) for n in range(21)], np.int64)
+_AGES: Final = np.array([key_of("age", n) for n in range(12)], np.int64)
+_LABEL: Final = key_of("label", 1)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """``share`` of the users are treated: fresh items gain ``boost`` for them, in P(long view). ``warm``
+    rounds before it begins are everybody's control."""
+
+    share: float
+    boost: float
+    users: int = 300
+    candidates: int = 24
+    living: int = 150  # the newest items are candidates
+    warm: int = 12
+    rounds: int = 16
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What was shown in a round, users first: items, what their line thought, ages in rounds, what they were
+    worth (P(long view)) and whether they were viewed long, all (U·K,)."""
+
+    users_B: Numbers
+    items_B: Numbers
+    thought_B: Floats
+    ages_B: Numbers
+    worth_B: Floats
+    labels_B: Floats
+
+
+class ArmsWorld:
+    """One world. ``run`` plays it from the beginning, the same each time but for who is treated how."""
+
+    def __init__(self, seed: int, setting: Setting) -> None:
+        self.seed, self.setting = seed, setting
+        self._world = World(seed, setting.users, 300, publish_every_s=_ROUND_MS / 1000 / _NEW)
+        self._features = FeatureSet(FEED_SCHEMA, "ids")
+        model = ModelConfig(dim=8, vector_dim=8, hidden=(16,), features="ids", retrieval_weight=0.0)
+        self._config = Config(model=model)
+        self._learner = Learner(build_model(self._features, model))
+        self._first_dense = self._learner.model.read_dense()
+        self._dense = FeatureBuilder(self._features).dense_width
+        self._labels = len(FEED_SCHEMA.labels)
+        self._user_keys = np.zeros((setting.users, self._features.user_columns), np.int64)
+        self._user_keys[:, self._features.slot("user").start] = [
+            key_of("user", f"u{user}") for user in range(setting.users)
+        ]
+        last = 300 + _NEW * (setting.warm + setting.rounds)
+        items = [self._world.item(index) for index in range(last)]
+        self._item_keys = np.array([self._features.item_keys(i.item_id, i.fields) for i in items])
+        self._born = np.maximum(0, (np.arange(last) - 300) // _NEW + 1)
+        draw = np.random.default_rng((seed, 1))
+        self.treated_U = draw.permutation(setting.users) < round(setting.share * setting.users)
+
+    def run(self, how: str) -> Floats:
+        """What each user's slots were worth on average (U,), once the experiment has begun. ``how``: TREATED,
+        CONTROL, or one of ESTIMATES."""
+        main = LocalLine(self._learner, whole_spec(self._config), self._first_dense)
+        lines, of_arm_U = [main], np.zeros(self.setting.users, np.int64)
+        boosts_U = np.zeros(self.setting.users)
+        weights = [ArmWeights(), ArmWeights()]  # of the control's line, and of the treatment's
+        worth: list[Floats] = []
+        for number in range(self.setting.warm + self.setting.rounds):
+            if number == self.setting.warm:
+                treated = {TREATED: True, CONTROL: False}.get(how, self.treated_U)
+                boosts_U = np.where(treated, self.setting.boost, 0.0) * np.ones(self.setting.users)
+                if how in (ALONE, DIVERTED, WEIGHTED):
+                    spec, export = whole_spec(self._config), main.export()
+                    lines = [LocalLine.loaded(self._learner, spec, export) for _ in range(2)]
+                    of_arm_U = self.treated_U.astype(np.int64)
+            shown = self._round(number, lines, of_arm_U, boosts_U)
+            if number >= self.setting.warm:
+                worth.append(shown.worth_B.reshape(-1, _SHOWN).mean(1))
+            for arm, line in enumerate(lines):
+                own_B = of_arm_U[shown.users_B] == arm
+                self._learn(line, number, shown, own_B, weights[arm], how if len(lines) > 1 else "")
+        mean_U: Floats = np.mean(worth, 0)
+        return mean_U
+
+    def _round(
+        self, number: int, lines: list[LocalLine], of_arm_U: Numbers, boosts_U: Floats
+    ) -> Shown:
+        its, draw = self.setting, np.random.default_rng((self.seed, 2, number))
+        there = 300 + _NEW * number
+        candidates_UC = there - 1 - draw.integers(0, its.living, (its.users, its.candidates))
+        thought_UC = np.zeros(candidates_UC.shape)
+        for arm, line in enumerate(lines):
+            mine = np.flatnonzero(of_arm_U == arm)
+            users_B, items_B = mine.repeat(its.candidates), candidates_UC[mine].ravel()
+            if len(mine):
+                lane = self._lane(users_B, items_B, np.zeros(len(users_B)), np.ones(len(users_B)))
+                thought_UC[mine] = line.predict(lane)[:, 0].reshape(len(mine), -1)
+        ages_UC = number - self._born[candidates_UC]
+        scores_UC = thought_UC + boosts_U[:, None] * (ages_UC <= _YOUNG)
+        places_UK = np.argsort(-scores_UC, axis=1, kind="stable")[:, :_SHOWN]
+        explored_UK = draw.random(places_UK.shape) < _EXPLORE
+        any_UK = draw.integers(0, its.candidates, places_UK.shape)
+        places_UK = np.where(explored_UK, any_UK, places_UK)
+        rows = np.arange(its.users)[:, None]
+        users_B, items_B = (
+            np.arange(its.users).repeat(_SHOWN),
+            candidates_UC[rows, places_UK].ravel(),
+        )
+        now_ms = self._world.start_ms + number * _ROUND_MS
+        worth_B = np.array(
+            [
+                self._world.true_long_view(f"u{user}", f"w{item}", now_ms)
+                for user, item in zip(users_B, items_B, strict=True)
+            ]
+        )
+        labels_B = (draw.random(len(worth_B)) < worth_B).astype(np.float64)
+        thought_B, ages_B = thought_UC[rows, places_UK].ravel(), ages_UC[rows, places_UK].ravel()
+        return Shown(users_B, items_B, thought_B, ages_B, worth_B, labels_B)
+
+    def _learn(
+        self, line: LocalLine, number: int, shown: Shown, own_B: NDArray[np.bool_],
+        weights: ArmWeights, how: str,
+    ) -> None:  # fmt: skip
+        draw = np.random.default_rng((self.seed, 3, number))
+        order_B, draws_B = draw.permutation(len(own_B)), draw.random(len(own_B))
+        for start in range(0, len(order_B), _STEP):
+            at = order_B[start : start + _STEP]
+            telling_BF = self._telling(shown, at)
+            weights_B = {
+                WEIGHTED: weights.weigh(telling_BF),
+                DIVERTED: weights.divert(own_B[at]),
+                ALONE: own_B[at].astype(np.float64),
+            }.get(how, np.ones(len(at)))
+            weights.learn(telling_BF, own_B[at])
+            weights_B = np.floor(weights_B + draws_B[at])  # see training/candidates/arm_learner.py
+            labels_B = shown.labels_B[at]
+            lane = self._lane(shown.users_B[at], shown.items_B[at], labels_B, weights_B)
+            line.learn(self._world.start_ms + number * _ROUND_MS, [lane])
+
+    def _telling(self, shown: Shown, at: Numbers) -> Numbers:
+        """What tells arms apart, (B, F): as a line's learner has it, and how old an item is."""
+        bins_B = np.clip(20 * shown.thought_B[at], 0, 20).astype(np.int64)
+        others = (
+            _BINS[bins_B], np.where(shown.labels_B[at] > 0, _LABEL, 0),
+            _AGES[np.minimum(shown.ages_B[at], 11)],
+        )  # fmt: skip
+        found: Numbers = np.concatenate(
+            [self._item_keys[shown.items_B[at]], np.stack(others, 1)], 1
+        )
+        return found
+
+    def _lane(self, users_B: Numbers, items_B: Numbers, first_B: Floats, weights_B: Floats) -> Lane:
+        size = len(users_B)
+        labels_BK = np.zeros((size, self._labels), np.float32)
+        labels_BK[:, 0] = first_B
+        ones_B = np.ones(size, np.float32)
+        its: Told = told_once(labels_BK, ones_B, np.ones_like(labels_BK))
+        its = replace(its, weights_BL=its.weights_BL * weights_B[:, None].astype(np.float32))
+        return self._learner.lane_of(
+            self._batch(users_B, items_B), labels_BK, np.zeros(size, np.float32), its
+        )
+
+    def _batch(self, users_B: Numbers, items_B: Numbers) -> Batch:
+        size, its = len(users_B), self._features
+        return assemble(
+            its,
+            self._user_keys[users_B],
+            self._item_keys[items_B],
+            np.zeros((size, 0, its.history_keys), np.int64),
+            np.zeros((size, 0, its.outcomes), np.float32),
+            np.zeros((size, self._dense), np.float32),
+        )
+
+
+def biases(world: ArmsWorld) -> dict[str, Any]:
+    """The true effect on what a slot is worth, and how far each estimate is from it. Each arm is compared
+    with the same users in the world where everybody is in it: so who is in which arm adds nothing."""
+    truth_T, truth_C = world.run(TREATED), world.run(CONTROL)
+    treated = world.treated_U
+    found: dict[str, Any] = {"true": float(truth_T.mean() - truth_C.mean())}
+    for how in ESTIMATES:
+        seen_U = world.run(how)
+        of_treatment = (seen_U - truth_T)[treated].mean()
+        of_control = (seen_U - truth_C)[~treated].mean()
+        found[how] = float(of_treatment - of_control)
+    return found

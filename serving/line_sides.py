@@ -1,0 +1,105 @@
+"""The other sides of a replica: lines of weights beside the live one, each for some of the users.
+
+A side is a replica of its own beside live's, with a reader and a thread of its own, made when it is wanted
+and dropped when it isn't any more. Until it has caught up, live answers. A request is answered by one side
+alone, and its stamp says by which.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Final
+
+from recsys.config import Config
+from recsys.features import FeatureSet
+from recsys.log import Log
+from serving.follower import Follower
+from serving.pipeline import Pipeline
+from serving.replica import Replica
+from serving.state_reader import StateReader
+
+_PAUSE_S: Final = 5.0  # before one that couldn't be made is tried again
+
+
+@dataclass(frozen=True)
+class Side:
+    """What answers for one line."""
+
+    line: str
+    pipeline: Pipeline
+    reader: StateReader
+    follower: Follower
+
+    @property
+    def ready(self) -> bool:
+        return self.reader.ready and not self.follower.failure
+
+
+class LineSides:
+    """Belongs to the event loop that answers. ``want`` before each request."""
+
+    def __init__(
+        self, config: Config, log: Log, features: FeatureSet, now_ms: Callable[[], int]
+    ) -> None:
+        self._config, self._log, self._features, self._now_ms = config, log, features, now_ms
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sides: dict[str, Side] = {}
+        self._wanted: frozenset[str] = frozenset()
+        self._making: set[str] = set()
+        self._again_s: dict[str, float] = {}
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on, sides follow the log in threads of their own."""
+        self._loop = loop
+
+    def want(self, lines: Collection[str]) -> None:
+        """Which lines are to be there. Never waits, never raises."""
+        self._wanted = frozenset(lines)
+        for line, side in list(self._sides.items()):
+            if line not in self._wanted or side.follower.failure:
+                self._drop(self._sides.pop(line))
+        for line in self._wanted - self._sides.keys() - self._making:
+            if self._loop is None:
+                self._make(line)
+            elif time.monotonic() >= self._again_s.get(line, 0.0):
+                self._making.add(line)
+                threading.Thread(target=self._make, args=(line,), name="side", daemon=True).start()
+
+    def get(self, line: str) -> Side | None:
+        """The side of a line, whether or not it has caught up; None where there is none, or not yet."""
+        return self._sides.get(line)
+
+    @property
+    def all(self) -> list[Side]:
+        return list(self._sides.values())
+
+    async def stop(self) -> None:
+        """Ends their threads."""
+        self._loop = None
+        sides, self._sides = list(self._sides.values()), {}
+        for side in sides:
+            await asyncio.to_thread(side.follower.stop)
+
+    def _make(self, line: str) -> None:
+        """In a thread of its own: a model is made, and the log is asked where it ends. What goes wrong is
+        tried again after a while."""
+        try:
+            replica = Replica(self._features, self._config)
+            reader = StateReader(self._log, replica, self._config, self._now_ms, pinned=(line, 0))
+            made = Side(line, Pipeline(replica), reader, Follower(self._log, reader))
+            if self._loop is not None:
+                made.follower.start(self._loop)
+            self._sides[line] = made
+        except Exception:
+            logging.getLogger(__name__).exception("the side of %s can't be made", line)
+            self._again_s[line] = time.monotonic() + _PAUSE_S
+        finally:
+            self._making.discard(line)
+
+    def _drop(self, side: Side) -> None:
+        """Nobody is answered by it any more; its thread ends by itself."""
+        if self._loop is not None:
+            threading.Thread(target=side.follower.stop, name="side-stop", daemon=True).start()

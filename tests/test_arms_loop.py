@@ -1,0 +1,159 @@
+"""Arms that train lines of their own, in one process: the parts' own classes, called one after the other."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.lifecycle import ARM, ENDED
+from parameter_server.overlay import OverlayTable
+from parameter_server.shard import digest_of_shards
+from recsys.cli.promotion_run import PromotionRun, config_of
+from recsys.consumer import readable
+from recsys.log import Append
+from recsys.records import CONTROL, DELTAS, EXAMPLES, Decision, Delta, ExperimentWish, pack
+from training.candidates.shadow_loop import ShadowLoop
+from training.line import MAIN
+
+pytestmark = pytest.mark.slow
+
+TEXT = """
+name: learners
+layer: model
+arms:
+  control: {share: 0.7, trains: weighted}
+  treatment: {share: 0.3, trains: weighted, overrides: {explore: 0.5}}
+"""
+CONTROL_LINE, TREATMENT_LINE = "learners.control", "learners.treatment"
+
+
+def wish(run: PromotionRun, what: str) -> None:
+    said = ExperimentWish(what=what, name="learners", text=TEXT)
+    run.system.log.append(CONTROL, [Append(0, b"", pack(said))])
+
+
+async def begun(folder: Path, lists: int = 60) -> PromotionRun:
+    run = PromotionRun(config_of(folder))
+    await run.start()
+    await run.show(40)
+    wish(run, "start")
+    await run.show(lists)
+    return run
+
+
+def test_an_arm_is_answered_by_its_own_line(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = await begun(tmp_path)
+        assert {its.stage for its in run.lifecycle.standings.values()} == {ARM}
+        lines = {CONTROL_LINE, TREATMENT_LINE}
+        newest = run.answers[-30:]
+        for answer in newest:
+            arm = answer.stamp.arms["learners"]
+            assert answer.stamp.line == f"learners.{arm}", answer.stamp
+        assert {answer.stamp.line for answer in newest} == lines
+        # All learn every step, and each learns it another way.
+        shadows = run.system.shadow.shadows
+        steps = {its.step for its in shadows.values()}
+        assert len(steps) == 1 and steps.pop() >= run.system.worker.step - 1  # they follow
+        digests = {digest_of_shards([its.shard]) for its in shadows.values()}
+        assert len(digests | {digest_of_shards(run.system.shards.shards)}) == 3
+        status = run.system.service.status()["arms"]
+        assert {its["ready"] for its in status.values()} == {True} and status.keys() == lines
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_memory_is_that_of_the_rows_that_were_touched(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = await begun(tmp_path, lists=20)  # half of the viewers don't come again
+        for line, its in run.system.shadow.shadows.items():
+            touched = touched_since(run, line)
+            for name, table in its.shard.tables.items():
+                assert isinstance(table, OverlayTable)
+                assert 0 < table.changed <= len(touched[name]), (line, name)
+                assert table.changed < len(table), (line, name)
+        assert run.system.shadow.own_rows > 0
+        await run.system.stop()
+
+    def touched_since(run: PromotionRun, line: str) -> dict[str, set[int]]:
+        """The keys of all that main changed since a line began: both learn from the same examples."""
+        deltas = list(readable(run.system.log, DELTAS, Delta))
+        first = min(delta.step for delta in deltas if delta.line == line)
+        found: dict[str, set[int]] = {"features": set(), "items": set(), "users": set()}
+        for delta in deltas:
+            if delta.line == MAIN and delta.step >= first:
+                for rows in delta.tables:
+                    found[rows.table] |= set(np.frombuffer(rows.keys, np.int64).tolist())
+        return found
+
+    asyncio.run(scenario())
+
+
+def test_a_killed_part_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = await begun(tmp_path)
+        before = run.system.shadow
+        while before.turn():
+            pass
+        again = ShadowLoop(run.system.log, run.config, run.system.features, run.system._clock)
+        while again.turn():
+            pass
+        assert again.shadows.keys() == before.shadows.keys()
+        for line, its in before.shadows.items():
+            other = again.shadows[line]
+            assert other.step == its.step
+            assert digest_of_shards([other.shard]) == digest_of_shards([its.shard])
+            assert its.arm is not None and other.arm is not None
+            for name, array in its.arm.export().items():
+                assert (other.arm.export()[name] == array).all(), name
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_lines_end_with_their_experiment(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = await begun(tmp_path)
+        wish(run, "stop")
+        await run.show(3)
+        assert {its.stage for its in run.lifecycle.standings.values()} == {ENDED}
+        assert not run.system.shadow.shadows and not run.system.service.sides.all
+        assert run.answers[-1].stamp.line == MAIN
+        assert not any(
+            name.startswith("shadow/")
+            for p in range(run.config.log.partitions)
+            for name in run.system.log.holds(EXAMPLES, p)
+        )
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_an_experiment_whose_line_is_lost_is_broken(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = await begun(tmp_path)
+        ended = Decision(line=TREATMENT_LINE, said="hold", final=True, why="its disk is gone")
+        run.system.log.append(CONTROL, [Append(0, b"", pack(ended))])
+        await run.show(5)
+        assert not run.lifecycle.arms
+        stand = run.system.director.trials.newest.stands["learners"]
+        assert stand.state == "stopped"
+        assert stand.why == "broken: the line learners.treatment ended: its disk is gone"
+        assert run.answers[-1].stamp.line == MAIN
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_line_of_an_arm_is_not_taken_back_by_itself(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = await begun(tmp_path)
+        run.wish("rollback", TREATMENT_LINE, "why not")
+        await run.show(2)
+        assert run.lifecycle.arms.keys() == {CONTROL_LINE, TREATMENT_LINE}
+        assert not run.system.director.promoter._wishes
+        await run.system.stop()
+
+    asyncio.run(scenario())

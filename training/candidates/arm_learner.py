@@ -1,0 +1,122 @@
+"""How the line of an arm learns: from everybody's examples, each weighted for the arm.
+
+What tells arms apart is the item that was shown (its keys), what it was thought to be worth, in steps of a
+twentieth, and whether the first label became true. Weights are taken when a lane is learned, by what came
+before it, so a snapshot after a step holds all that the next step's hang on.
+
+Weights are rounded by chance, a hash of the example's id, to a whole number of times that it is learned: what
+weighs 0.3 is learned three times in ten. Adagrad divides by the size of what came before, so a row all of
+whose examples weighed 0.3 would be learned nearly as if they weighed 1.
+"""
+
+# B examples of a lane (of what is rehearsed, too, where told), F features that tell arms apart, L outputs
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.arm_line import ALL, DIVERTED, WEIGHTED, ArmWeights, line_of
+from recsys.draws import draws
+from recsys.events import Stamp
+from recsys.hashing import Id, key_of
+from recsys.model import Model
+from recsys.records import ArmLine, Lesson
+from training.continual.learner import Floats, Lane, Learned, Learner
+
+Keys = NDArray[np.int64]
+_BINS: Final = 20  # of what an item was thought to be worth
+_PREFIX: Final = "arm/"
+_SEEDS: Final = 2**31 - 1
+
+
+class ArmExample(Lesson, kw_only=True):
+    """What the line of an arm reads of an example: also whose it was, and what was said of it."""
+
+    user_id: Id = ""
+    predicted: bytes = b""
+    stamp: Stamp | None = None
+
+
+@dataclass(frozen=True)
+class ArmLane(Lane):
+    """With what tells arms apart (F = 0: nobody asks), and which examples the arm's users gave."""
+
+    telling_BF: Keys
+    own_B: NDArray[np.bool_]
+    draws_B: NDArray[np.float64]  # in [0, 1)
+    # Examples behind these are rehearsed, and keep the weight that they have.
+
+
+class ArmLearner(Learner):
+    """Learns for one arm. ``weights`` is the state that it has between steps; see ``export``."""
+
+    def __init__(self, model: Model, arm: ArmLine) -> None:
+        super().__init__(model)
+        self._arm, self.weights = arm, ArmWeights()
+        self._seed = key_of("line", line_of(arm.experiment, arm.arm)) & _SEEDS
+        self._bins = np.array([key_of("worth", n) for n in range(_BINS + 1)], np.int64)
+        self._label = key_of("label", 1)
+
+    def prepare(
+        self, examples: Sequence[Lesson], rehearsed: Sequence[Lesson] = (), weight: float = 1.0
+    ) -> Lane:
+        """As a learner's; ``examples`` are ``ArmExample``s."""
+        lane = super().prepare(examples, rehearsed, weight)
+        own_B = np.array([self._is_own(e) for e in examples], np.bool_)
+        telling_BF = self._telling(examples, len(own_B))
+        fields = {name: getattr(lane, name) for name in Lane.__dataclass_fields__}
+        ids_B = np.array([e.partition << 48 ^ e.offset << 8 ^ e.index for e in examples], np.int64)
+        draws_B = draws(self._seed, ids_B)
+        return ArmLane(**fields, telling_BF=telling_BF, own_B=own_B, draws_B=draws_B)
+
+    def learn(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Learned:
+        assert isinstance(lane, ArmLane), "prepared here"
+        weights_B = self._weights(lane)
+        told = lane.told
+        weighted = replace(
+            told, weights_BL=told.weights_BL * weights_B[:, None], liked_B=told.liked_B * weights_B
+        )
+        learned = super().learn(replace(lane, told=weighted), rows, dense)
+        if self._arm.trains != ALL:
+            self.weights.learn(lane.telling_BF, lane.own_B)
+        return learned
+
+    def export(self) -> dict[str, NDArray[Any]]:
+        """What belongs into a snapshot of the line, beside its rows."""
+        return {f"{_PREFIX}{name}": array for name, array in self.weights.export().items()}
+
+    def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Goes on from a snapshot; one that isn't of an arm's line begins it."""
+        its = {k.removeprefix(_PREFIX): v for k, v in arrays.items() if k.startswith(_PREFIX)}
+        if its:
+            self.weights.load(its)
+
+    def _weights(self, lane: ArmLane) -> Floats:
+        weights_B, first = np.ones(len(lane.batch), np.float32), len(lane.own_B)
+        if self._arm.trains == WEIGHTED:
+            weights_B[:first] = np.floor(self.weights.weigh(lane.telling_BF) + lane.draws_B)
+        elif self._arm.trains == DIVERTED:
+            weights_B[:first] = np.floor(self.weights.divert(lane.own_B) + lane.draws_B)
+        return weights_B
+
+    def _is_own(self, example: Lesson) -> bool:
+        stamp = example.stamp if isinstance(example, ArmExample) else None
+        return stamp is not None and stamp.arms.get(self._arm.experiment) == self._arm.arm
+
+    def _telling(self, examples: Sequence[Lesson], size: int) -> Keys:
+        columns = self.features.item_columns
+        keys = b"".join(e.features.item_keys for e in examples if e.features is not None)
+        items_BI = np.frombuffer(keys, np.int64).reshape(size, columns)
+        worth_B = np.array([_worth(e) for e in examples], np.float64)
+        bins_B = np.clip(worth_B * _BINS, 0, _BINS).astype(np.int64)
+        label_B = np.array([self._label if e.labels[0] else 0 for e in examples], np.int64)
+        return np.concatenate([items_BI, self._bins[bins_B][:, None], label_B[:, None]], 1)
+
+
+def _worth(example: Lesson) -> float:
+    """What the line that answered thought of it: the first label's probability."""
+    predicted = example.predicted if isinstance(example, ArmExample) else b""
+    return float(np.frombuffer(predicted, np.float32, 1)[0]) if predicted else 0.0
