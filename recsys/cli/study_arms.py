@@ -13,14 +13,14 @@ from recsys.cli.arms_world import ALONE, ESTIMATES, SHARED, ArmsWorld, Setting, 
 from recsys.cli.replay import check_folders
 
 SETTINGS: Final = {
-    "the same, 5 %": Setting(share=0.05, boost=0.0),
-    "fresh first, 5 %": Setting(share=0.05, boost=0.3),
+    "the same, 5 %": Setting(share=0.05, boost=0.0, users=800),
+    "fresh first, 5 %": Setting(share=0.05, boost=0.3, users=800),
     "fresh first, 50 %": Setting(share=0.5, boost=0.3),
 }
 
 
 def arms(
-    seeds: Annotated[int, typer.Option(help="Worlds of each setting.")] = 12,
+    seeds: Annotated[int, typer.Option(help="Worlds of each setting.")] = 6,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here.")
     ] = None,
