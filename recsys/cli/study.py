@@ -20,6 +20,7 @@ from recsys.cli.study_arms import arms
 from recsys.cli.study_broken import broken
 from recsys.cli.study_coldstart import coldstart
 from recsys.cli.study_copies import SideBySide, Sync
+from recsys.cli.study_counterfactual import counterfactual
 from recsys.cli.study_drift import drift
 from recsys.cli.study_experiments import experiments
 from recsys.cli.study_figures import Judged, draw_aucs, figures, plot
@@ -56,6 +57,7 @@ study.command()(drift)
 study.command()(student)
 study.command()(arms)
 study.command()(experiments)
+study.command()(counterfactual)
 
 
 @study.callback()
