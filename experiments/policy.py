@@ -71,6 +71,6 @@ class Policies:
             config = apply_overrides(self._base, list((given | {experiment.name: arm}).values()))
             rivals.append((arm.name, Policy(config, digest(config))))
         named = {name: arm.name for name, arm in given.items()} | {experiment.name: INTERLEAVED}
-        line = next((arm.line for arm in given.values() if arm.line), "")
+        line = next((line_of(name, arm.name) for name, arm in given.items() if arm.trains), "")
         told = " ".join((INTERLEAVED, *(f"{name} {its.digest}" for name, its in rivals), line))
         return Policy(rivals[0][1].config, digest_of(told), named, line, tuple(rivals))

@@ -37,7 +37,7 @@ class ListWorld:
     """``error``: the standard deviation of the model's error, in logits; the world's own is about 1.7."""
 
     def __init__(
-        self, seed: int = 0, users: int = 300, items: int = 200, candidates: int = 50, ranks: int = 6,
+        self, seed: int = 0, users: int = 300, items: int = 200, candidates: int = 50, ranks: int = 5,
         error: float = 0.7,
     ) -> None:  # fmt: skip
         world = World(seed, users, items)
@@ -60,12 +60,21 @@ class ListWorld:
         authors = sorted({its["author"] for its in fields})
         self.authors_I: Ints = np.array([1 + authors.index(its["author"]) for its in fields])
 
-    def ballot(self, policy: PolicyConfig, user: int, candidates_C: Ints) -> Ballot:
-        """What a policy draws by for somebody. ``weights.long_view`` alone counts of its weights."""
+    def worse_model(self, error: float, seed: int = 1) -> Floats:
+        """What a model says (U, I) whose error has another standard deviation, and other draws."""
+        draw = np.random.default_rng(seed)
+        return _sigmoid(self.logits_UI + draw.normal(0, error, self.logits_UI.shape))
+
+    def ballot(
+        self, policy: PolicyConfig, user: int, candidates_C: Ints, said_UI: Floats | None = None
+    ) -> Ballot:
+        """What a policy draws by for somebody. ``weights.long_view`` alone counts of its weights.
+        ``said_UI``: of another model."""
+        said_UI = self.said_UI if said_UI is None else said_UI
         chance = Chance(policy.temperature, policy.explore, 0.0, policy.diversity)
         cap = Cap("per_author", self.authors_I[candidates_C], policy.per_author)
         return Ballot(
-            policy.weights["long_view"] * self.said_UI[user, candidates_C],
+            policy.weights["long_view"] * said_UI[user, candidates_C],
             chance,
             (cap,) if policy.per_author else (),
             vectors_NV=self.vectors_IV[candidates_C] if policy.diversity else None,

@@ -25,6 +25,7 @@ from recsys.cli.study_drift import drift
 from recsys.cli.study_experiments import experiments
 from recsys.cli.study_figures import Judged, draw_aucs, figures, plot
 from recsys.cli.study_forgetting import forgetting
+from recsys.cli.study_interleaving import interleaving
 from recsys.cli.study_promotion import promotion
 from recsys.cli.study_quality import quality
 from recsys.cli.study_student import student
@@ -58,6 +59,7 @@ study.command()(student)
 study.command()(arms)
 study.command()(experiments)
 study.command()(counterfactual)
+study.command()(interleaving)
 
 
 @study.callback()
