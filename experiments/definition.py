@@ -246,12 +246,14 @@ def apply_overrides(
 
 def _check_metrics(marked: Marked, experiment: Experiment, labels: Sequence[str]) -> None:
     """Raises YamlError at the first primary metric or guardrail that the labels don't give."""
-    for label in experiment.credited if experiment.interleaves else ():
-        if label not in labels:
-            raise marked.error(
-                f"credit is for {label!r}, expected labels: {', '.join(labels)}",
-                "credit" if experiment.credit else "metrics",
-            )
+    if experiment.interleaves:
+        for label in experiment.credited:
+            if label not in labels:
+                key = "credit" if experiment.credit else "metrics"
+                raise marked.error(
+                    f"credit is for {label!r}, expected labels: {', '.join(labels)}", key
+                )
+        return
     inside = experiment.metrics
     named: list[tuple[str, tuple[str | int, ...]]]
     named = [(name, ("metrics", "primary", at)) for at, name in enumerate(inside.primary)]

@@ -260,7 +260,7 @@ class Pipeline:
         """The list, the candidates as the policy (of two rivals the control) sees them, the ranker's scores
         by rank, and what stages took out."""
         if not policy.rivals:
-            its, taken_out = self.under(policy, ranked, session)
+            its, taken_out = staged(self.replica, session, policy.config, ranked)
             ballot = self.ballot(request, policy, its, pinned)
             drawn = draw_from(ballot, request.n, request_id=request_id)
             return drawn, its, its.scores_N[drawn.positions], taken_out
