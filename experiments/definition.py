@@ -112,8 +112,6 @@ class Experiment:
         names = [arm.name for arm in self.arms]
         _check(len(names) > 0, "arms", names, "at least one arm")
         _check(len(set(names)) == len(names), "arms", names, "a name of its own for each arm")
-        total = sum(arm.share for arm in self.arms)
-        _check(abs(total - 1) < 1e-6, "the sum of the arms' shares", total, "1")
         _check(
             self.kind in (ARMS, INTERLEAVING), "kind", self.kind, f"{ARMS!r} or {INTERLEAVING!r}"
         )
@@ -121,6 +119,8 @@ class Experiment:
             self._check_interleaving()
         else:
             _check(not self.credit, "credit", self.credit, f"none: it is for kind {INTERLEAVING!r}")
+        total = sum(arm.share for arm in self.arms)
+        _check(abs(total - 1) < 1e-6, "the sum of the arms' shares", total, "1")
 
     def _check_interleaving(self) -> None:
         shares = {arm.name: arm.share for arm in self.arms}

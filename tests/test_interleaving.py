@@ -157,7 +157,6 @@ def test_without_credit_the_metric_is_credited() -> None:
         ("click: 1.0", "hide: 1.0", "a label that is wanted"),
         ("click: 1.0", "nonsense: 1.0", "expected labels: long_view"),
         ("click: 1.0", "click: -1.0", "weights above 0"),
-        ("kind: interleaving", "kind: other", "'arms' or 'interleaving'"),
         ("kind: interleaving", "ramp: {steps: [0.1]}\nkind: interleaving", "has no ramp"),
         (
             "kind: interleaving",
@@ -181,6 +180,8 @@ def test_the_documented_example_can_be_read() -> None:
 
 
 def test_credit_is_for_interleavings_and_two_of_them_need_one_layer() -> None:
+    with pytest.raises(YamlError, match="'arms' or 'interleaving'"):
+        read("name: x\nkind: other\narms: {a: {share: 1}}")
     with pytest.raises(YamlError, match="credit"):
         read("name: x\ncredit: {click: 1}\narms: {a: {share: 1}}")
     other = (
