@@ -127,7 +127,9 @@ class Experiment:
         even = len(shares) == 2 and set(shares.values()) == {0.5}
         _check(even, "arms", shares, "two of share 0.5 (or without one): both are in every list")
         for arm in self.arms:
-            _check(not arm.trains, f"arm {arm.name}: trains", arm.trains, "none: both rank by one line")
+            _check(
+                not arm.trains, f"arm {arm.name}: trains", arm.trains, "none: both rank by one line"
+            )
             paths = [path for path in arm.overrides if path.split(".")[0] in SHARED]
             _check(not paths, f"arm {arm.name}: overrides", paths, f"none of {', '.join(SHARED)}: both "
                    "rank the same candidates; compare these with kind 'arms'")  # fmt: skip

@@ -241,8 +241,7 @@ class Pipeline:
     def under(
         self, policy: Policy, ranked: Ranked, session: Session
     ) -> tuple[Ranked, dict[str, int]]:
-        """The candidates as any policy scores and stages them, by the predictions that are there, and how
-        many each stage took out. ``ranked`` is what ``_rank`` gave, under whatever policy."""
+        """The candidates as any policy scores and stages them, by the predictions that are there."""
         if _speaks(ranked.predictions_NL):
             ranked = replace(ranked, scores_N=self.score(ranked.predictions_NL, policy))
         fresh = replace(ranked, added={}, open_N=np.ones(len(ranked.indices), np.bool_))
@@ -257,8 +256,7 @@ class Pipeline:
         pinned: Mapping[int, int],
         request_id: str,
     ) -> tuple[Drawn, Ranked, NDArray[np.float64], dict[str, int]]:
-        """The list, the candidates as the policy (of two rivals the control) sees them, the ranker's scores
-        by rank, and what stages took out."""
+        """The list, the candidates as the policy (or control) sees them, scores by rank, what was removed."""
         if not policy.rivals:
             its, taken_out = staged(self.replica, session, policy.config, ranked)
             ballot = self.ballot(request, policy, its, pinned)
@@ -269,10 +267,10 @@ class Pipeline:
             self.ballot(request, rival, its, pinned)
             for (_, rival), (its, _) in zip(policy.rivals, seen, strict=True)
         )
-        names = (policy.rivals[0][0], policy.rivals[1][0])
+        names = policy.rivals[0][0], policy.rivals[1][0]
         drawn = draft((one, other), request.n, names, request_id=request_id)
         (its, taken_out), (theirs, _) = seen
-        others_R = np.array([team == names[1] for team in drawn.teams], np.bool_)
+        others_R = [team == names[1] for team in drawn.teams]
         scores_R = np.where(
             others_R, theirs.scores_N[drawn.positions], its.scores_N[drawn.positions]
         )

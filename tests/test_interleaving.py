@@ -151,7 +151,7 @@ def test_without_credit_the_metric_is_credited() -> None:
     [
         ("weights.like: 3.0", "sources.fresh: 90", "both rank the same candidates"),
         ("weights.like: 3.0", "trust_after: 9", "both rank the same candidates"),
-        ("{overrides: {weights.like: 3.0}}", "{trains: own}", "both rank by one line"),
+        ("{overrides: {weights.like: 3.0}}", "{trains: all}", "both rank by one line"),
         ("{overrides: {weights.like: 3.0}}", "{share: 0.4}", "two of share 0.5"),
         ("  control:\n", "  control:\n  third:\n", "two of share 0.5"),
         ("click: 1.0", "hide: 1.0", "a label that is wanted"),
