@@ -16,6 +16,10 @@ A file is one experiment::
 ``overrides`` are dotted paths into ``recsys.config.PolicyConfig``. The first arm is the control. Instead of
 ``metrics`` a file may name one ``metric``. Of metrics and ramp experiments/design.py says more. An arm with
 ``trains`` learns a line of its own (experiments/arm_line.py).
+
+With ``kind: interleaving`` every user who is in gets lists that both arms draw in turns, and what is done
+with an item is credited to the arm that picked it (experiments/interleaving.py): by ``credit``, weights of
+labels, else by its metric.
 """
 
 import re
@@ -34,9 +38,13 @@ from recsys.policy_config import PolicyConfig, check_weights
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TIMES: Final = ("start", "stop")
+ARMS, INTERLEAVING = "arms", "interleaving"  # the kinds of experiments
+# Both rankers of an interleaving choose among the same candidates, by the same predictions.
+SHARED: Final = ("sources", "trust_after", "fixed")
+_UNWANTED: Final = ("hide", "skip")
 _KEYS: Final = {
-    "name", "hypothesis", "about", "unit", "layer", "salt", "traffic", "offset", "metric", "metrics", "ramp",
-    "arms", *_TIMES,
+    "name", "kind", "credit", "hypothesis", "about", "unit", "layer", "salt", "traffic", "offset", "metric",
+    "metrics", "ramp", "arms", *_TIMES,
 }  # fmt: skip
 _ARM_KEYS: Final = {"share", "overrides", "trains"}
 _ROUNDING: Final = 1e-9  # shares are written in decimals
@@ -83,6 +91,8 @@ class Experiment:
     ramp: Ramp = field(default_factory=Ramp)
     start: int = 0
     stop: int = 0
+    kind: str = ARMS
+    credit: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key in ("name", "layer"):
@@ -102,8 +112,44 @@ class Experiment:
         names = [arm.name for arm in self.arms]
         _check(len(names) > 0, "arms", names, "at least one arm")
         _check(len(set(names)) == len(names), "arms", names, "a name of its own for each arm")
+        _check(
+            self.kind in (ARMS, INTERLEAVING), "kind", self.kind, f"{ARMS!r} or {INTERLEAVING!r}"
+        )
+        if self.interleaves:
+            self._check_interleaving()
+        else:
+            _check(not self.credit, "credit", self.credit, f"none: it is for kind {INTERLEAVING!r}")
         total = sum(arm.share for arm in self.arms)
         _check(abs(total - 1) < 1e-6, "the sum of the arms' shares", total, "1")
+
+    def _check_interleaving(self) -> None:
+        shares = {arm.name: arm.share for arm in self.arms}
+        even = len(shares) == 2 and set(shares.values()) == {0.5}
+        _check(even, "arms", shares, "two of share 0.5 (or without one): both are in every list")
+        for arm in self.arms:
+            _check(
+                not arm.trains, f"arm {arm.name}: trains", arm.trains, "none: both rank by one line"
+            )
+            paths = [path for path in arm.overrides if path.split(".")[0] in SHARED]
+            _check(not paths, f"arm {arm.name}: overrides", paths, f"none of {', '.join(SHARED)}: both "
+                   "rank the same candidates; compare these with kind 'arms'")  # fmt: skip
+        _check(
+            not self.ramp.steps, "ramp", list(self.ramp.steps), "none: an interleaving has no ramp"
+        )
+        guards = self.metrics.guardrails
+        _check(not guards, "guardrails", guards, "none: lists of both arms have the same users")
+        for name, weight in self.credited.items():
+            _check(name not in _UNWANTED, "credit", name, "a label that is wanted")
+            _check(weight > 0, "credit", {name: weight}, "weights above 0")
+
+    @property
+    def interleaves(self) -> bool:
+        return self.kind == INTERLEAVING
+
+    @property
+    def credited(self) -> dict[str, float]:
+        """What an engagement is worth, by label, to the arm that picked the item."""
+        return self.credit or {name: 1.0 for name in self.primary}
 
     @property
     def trains(self) -> bool:
@@ -145,7 +191,8 @@ def read_experiment(
                 values = {**values, key: time_ms_of(values[key])}
             except ValueError as error:
                 raise marked.error(f"{key}: {error}", key) from None
-    made = [_arm(marked, name, policy, labels) for name in arms]
+    even = {"share": 0.5} if values.get("kind") == INTERLEAVING else {}
+    made = [_arm(marked, name, policy, labels, even) for name in arms]
     for key, known in (("metrics", Metrics), ("ramp", Ramp)):
         if key in values:
             marked.mapping({its.name for its in fields(known)}, key)
@@ -201,6 +248,14 @@ def apply_overrides(
 
 def _check_metrics(marked: Marked, experiment: Experiment, labels: Sequence[str]) -> None:
     """Raises YamlError at the first primary metric or guardrail that the labels don't give."""
+    if experiment.interleaves:
+        for label in experiment.credited:
+            if label not in labels:
+                key = "credit" if experiment.credit else "metrics"
+                raise marked.error(
+                    f"credit is for {label!r}, expected labels: {', '.join(labels)}", key
+                )
+        return
     inside = experiment.metrics
     named: list[tuple[str, tuple[str | int, ...]]]
     named = [(name, ("metrics", "primary", at)) for at, name in enumerate(inside.primary)]
@@ -215,11 +270,18 @@ def _check_metrics(marked: Marked, experiment: Experiment, labels: Sequence[str]
             raise marked.error(str(error), *path) from None
 
 
-def _arm(marked: Marked, name: Any, policy: PolicyConfig, labels: Sequence[str] | None) -> Arm:
-    if marked.value["arms"][name] is None:
+def _arm(
+    marked: Marked,
+    name: Any,
+    policy: PolicyConfig,
+    labels: Sequence[str] | None,
+    usual: Mapping[str, float],
+) -> Arm:
+    if marked.value["arms"][name] is None and not usual:
         raise marked.error(f"arm {name!r} is empty, expected {{share: ...}}", "arms", name)
-    values = marked.mapping(_ARM_KEYS, "arms", name)
-    arm: Arm = _made(marked, Arm, {**values, "name": name}, "arms", name)
+    empty = marked.value["arms"][name] is None
+    values = {} if empty else marked.mapping(_ARM_KEYS, "arms", name)
+    arm: Arm = _made(marked, Arm, {**usual, **values, "name": name}, "arms", name)
     for path, value in arm.overrides.items():
         try:
             changed = apply_overrides(policy, [Arm(arm.name, 1.0, {path: value})], path)
@@ -261,6 +323,11 @@ def _clash(one: Experiment, other: Experiment, stopped: Collection[str]) -> str 
                 "give it another offset, less traffic or another layer"
             )
         return None
+    if one.interleaves and other.interleaves and min(one.traffic, other.traffic) > 0:
+        return (
+            f"{other.name!r} and {one.name!r} both interleave, in different layers: a user may be in both; "
+            "put them into one layer"
+        )
     for mine in _paths(one):
         for theirs in _paths(other):
             if f"{mine}.".startswith(f"{theirs}.") or f"{theirs}.".startswith(f"{mine}."):

@@ -156,6 +156,29 @@ def effect(treatment: Users, control: Users, alpha: float, eta: float) -> Effect
     )
 
 
+def effect_within(users: Users, alpha: float, eta: float) -> Effect:
+    """How much higher the numerators are than the denominators of the same users, as where both are credits
+    earned in the same lists. As for two arms, but that ψ is each user's own difference."""
+    found = Effect(users=(len(users), len(users)))
+    if not _enough(users):
+        return found
+    variance = float(influence(users).var()) / len(users)
+    if not variance > 0:
+        return found
+    information, difference = 1 / variance, math.log(users.ratio)
+    half = radius(information, alpha, eta)
+    return Effect(
+        float(users.numerators_U.mean()),
+        float(users.denominators_U.mean()),
+        math.expm1(difference),
+        math.expm1(difference - half),
+        math.expm1(min(difference + half, 700.0)),
+        p_value(difference, information, eta),
+        found.users,
+        error=math.sqrt(variance),
+    )
+
+
 def pooled_theta(
     psi_U: Floats, covariates_UK: Floats, psi_V: Floats, covariates_VK: Floats
 ) -> Floats:

@@ -111,7 +111,8 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
 
     ``predicted``: the probabilities that its items were ranked by, little-endian float32 (N, L): each label,
     then the fraction of watch time; empty where no ranker answered. Where it gave no number for any candidate
-    (``degraded`` has "rank"), what it gave: items were ranked by what is popular.
+    (``degraded`` has "rank"), what it gave: items were ranked by what is popular. ``teams``: by rank the arm
+    that picked the item, of a list that two arms drew in turns; "" where nobody is credited.
     """
 
     time_ms: int
@@ -125,6 +126,7 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
     predicted: bytes = b""
     degraded: list[str] = []
     asked: Asked | None = None
+    teams: list[str] = []
     event_id: str | None = None
     v: int = 1
 

@@ -78,7 +78,8 @@ def unlike(logged: Stamp | None, again: Stamp) -> list[Difference]:
 def differences(logged: Impression, again: Impression) -> list[Difference]:
     """Every field of the answer that isn't equal to the last bit; empty where all are."""
     again = msgspec.msgpack.decode(msgspec.msgpack.encode(again), type=Impression)
-    found = _fields("", logged, again, ("time_ms", "request_id", "user_id", "asked", "degraded"))
+    names = ("time_ms", "request_id", "user_id", "asked", "degraded", "teams")
+    found = _fields("", logged, again, names)
     if logged.stamp is not None and again.stamp is not None:
         found += unlike(logged.stamp, again.stamp)
     if len(logged.items) != len(again.items):
@@ -155,7 +156,11 @@ def same_scores(
     if block is None or not impression.items:
         return 0, 0
     features = read_block(block, replica.features)
-    scores = pipeline.score(probabilities(replica.model, replica.rows, [features]), policy)
+    said_RL = probabilities(replica.model, replica.rows, [features])
+    scores = pipeline.score(said_RL, policy)
+    for name, rival in policy.rivals:  # each item has the score of the arm that picked it
+        picked = np.array([team == name for team in impression.teams], np.bool_)
+        scores = np.where(picked, pipeline.score(said_RL, rival), scores)
     logged = [item.score for item in impression.items]
     same = sum(its == float(our) for its, our in zip(logged, scores, strict=True))
     return same, len(logged)

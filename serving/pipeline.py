@@ -16,7 +16,8 @@ out is counted under its name in ``removed``.
 import logging
 import math
 from collections.abc import Mapping
-from typing import Final
+from dataclasses import replace
+from typing import Final, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,21 +26,23 @@ from experiments.policy import Policy
 from recsys.events import Asked, Impression, Served, Stamp
 from recsys.feature_builder import FeatureBuilder
 from recsys.features import RequestFeatures
-from recsys.hashing import Id, key_of
+from recsys.hashing import key_of
 from recsys.ranker import watch_seconds
 from recsys.session import Session
 from serving.deadline import POPULAR, SHORT, UNHURRIED, UNRANKED, Deadline, shortened
 from serving.explanation import reasons
 from serving.filters import wanted_items
+from serving.named_items import fixed, given
 from serving.replica import Replica
 from serving.request import Answer, AnswerItem, Ranked, Request
 from serving.request_trace import FILTER, RANK, RETRIEVE, SELECT, Mark, unmarked
 from serving.retrieval import Retrieval
 from serving.retrieval_plan import SIDE, Near, Plan
 from serving.retrieval_shard import Version
-from serving.scoring import probabilities
-from serving.selection import BY_SCORE, Chance, Drawn, draw
+from serving.scoring import popular_scores, probabilities
+from serving.selection import BY_SCORE, Ballot, Chance, Drawn, draw_from
 from serving.stages import caps_of, staged, trust_of
+from serving.team_draft import draft
 
 _log = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
@@ -77,20 +80,21 @@ class Pipeline:
             request, session, policy, user, request_id, deadline, degraded, near, mark
         )
         mark(RETRIEVE)
-        fixed = self._fixed(request, session, policy, found)
-        found |= {index: ["fixed"] for index in fixed.values()}
+        pinned = fixed(self.replica.catalogue, request, session, policy.config, found)
+        found |= {index: ["fixed"] for index in pinned.values()}
         features = self._features(request, session, np.array(list(found), np.int64), now_ms, user)
         ranked = self._rank(policy, found, features, deadline, degraded)
         mark(RANK)
-        ranked, taken_out = staged(self.replica, session, policy.config, ranked)
-        drawn = self._select(request, policy, ranked, fixed, request_id)
+        drawn, ranked, scores_R, taken_out = self._select(
+            request, session, policy, ranked, pinned, request_id
+        )
         mark(SELECT)
         removed |= taken_out | drawn.closed
         stamp = self._stamp(
             session, policy, self.replica.index.name if near is None else near.index
         )
         items = [
-            self._item(request, session, ranked, rank, drawn)
+            self._item(request, session, ranked, rank, drawn, scores_R[rank])
             for rank in range(len(drawn.positions))
         ]
         impression = Impression(
@@ -105,6 +109,7 @@ class Pipeline:
             predicted=_predicted(ranked, drawn.positions),
             degraded=degraded,
             asked=self._asked(request, session),
+            teams=list(drawn.teams),
         )
         return Answer(
             request_id,
@@ -160,7 +165,7 @@ class Pipeline:
     ) -> tuple[dict[int, list[str]], dict[str, int]]:
         catalogue = self.replica.catalogue
         if request.candidate_ids is not None:
-            return self._given(request.candidate_ids, request.exclude_ids)
+            return given(catalogue, request)
         wanted, removed, _ = wanted_items(catalogue, session, request.exclude_ids, request.n)
         mark(FILTER)
         salt = key_of("request", request_id) & 0xFFFFFFFF
@@ -190,35 +195,6 @@ class Pipeline:
             shares.pop(SIDE, None)
         return shares
 
-    def _given(
-        self, candidate_ids: tuple[Id, ...], exclude_ids: tuple[Id, ...]
-    ) -> tuple[dict[int, list[str]], dict[str, int]]:
-        """The caller's own candidates, each once; what is unknown, gone or excluded is left out."""
-        catalogue, excluded = self.replica.catalogue, {str(item_id) for item_id in exclude_ids}
-        distinct = dict.fromkeys(map(str, candidate_ids))
-        known = [catalogue.index_of(item_id) for item_id in distinct]
-        alive = [i for i in known if i is not None and catalogue.alive[i]]
-        kept = [i for i in alive if str(catalogue.ids[i]) not in excluded]
-        removed = {"unknown": len(distinct) - len(alive), "excluded": len(alive) - len(kept)}
-        return {i: ["given"] for i in kept}, removed
-
-    def _fixed(
-        self, request: Request, session: Session, policy: Policy, found: Mapping[int, list[str]]
-    ) -> dict[int, int]:
-        """Catalogue indices by the rank that they are fixed to: of what may come. What was seen may, too."""
-        catalogue = self.replica.catalogue
-        excluded = {str(item_id) for item_id in request.exclude_ids}
-        fixed: dict[int, int] = {}
-        for rank, item_id in policy.config.fixed.items():
-            index = catalogue.index_of(item_id)
-            if index is None or int(rank) >= request.n or not catalogue.alive[index]:
-                continue
-            hidden = int(catalogue.keys[index, 0]) in session.hidden
-            missing = request.candidate_ids is not None and index not in found
-            if not hidden and not missing and str(item_id) not in excluded:
-                fixed[int(rank)] = index
-        return fixed
-
     def _rank(
         self,
         policy: Policy,
@@ -236,7 +212,7 @@ class Pipeline:
         else:
             try:
                 predictions = probabilities(self.replica.model, self.replica.rows, [features])
-                if np.isnan(predictions).any(1).all() and indices:
+                if not _speaks(predictions) and indices:
                     raise FloatingPointError("no candidate has a prediction that is a number")
                 ranks = True
             except Exception:  # no ranker: the order of retrieval
@@ -245,7 +221,7 @@ class Pipeline:
         # Predictions that are no numbers go into the impression all the same: it is by them that a line is
         # known to be broken, and not just late.
         if predictions is None or not ranks:
-            scores = self._popular_scores(indices)
+            scores = popular_scores(self.replica.popularity.values[indices])
         else:
             scores = self.score(predictions, policy)
         everywhere = np.ones(len(indices), np.bool_)
@@ -262,36 +238,61 @@ class Pipeline:
         out: NDArray[np.float64] = total + weights.get("watch", 0.0) * minutes
         return out
 
-    def _popular_scores(self, indices: list[int]) -> NDArray[np.float64]:
-        """Popularity as ranks in [0, 1]: what stands in for a model that isn't there."""
-        values = self.replica.popularity.values[indices]
-        places = np.unique(values, return_inverse=True)[1].reshape(-1)  # equals share a place
-        out: NDArray[np.float64] = places / max(1, int(places.max(initial=1)))
-        return out
+    def under(
+        self, policy: Policy, ranked: Ranked, session: Session
+    ) -> tuple[Ranked, dict[str, int]]:
+        """The candidates as any policy scores and stages them, by the predictions that are there."""
+        if _speaks(ranked.predictions_NL):
+            ranked = replace(ranked, scores_N=self.score(ranked.predictions_NL, policy))
+        fresh = replace(ranked, added={}, open_N=np.ones(len(ranked.indices), np.bool_))
+        return staged(self.replica, session, policy.config, fresh)
 
     def _select(
         self,
         request: Request,
+        session: Session,
         policy: Policy,
         ranked: Ranked,
-        fixed: Mapping[int, int],
+        pinned: Mapping[int, int],
         request_id: str,
-    ) -> Drawn:
+    ) -> tuple[Drawn, Ranked, NDArray[np.float64], dict[str, int]]:
+        """The list, the candidates as the policy (or control) sees them, scores by rank, what was removed."""
+        if not policy.rivals:
+            its, taken_out = staged(self.replica, session, policy.config, ranked)
+            ballot = self.ballot(request, policy, its, pinned)
+            drawn = draw_from(ballot, request.n, request_id=request_id)
+            return drawn, its, its.scores_N[drawn.positions], taken_out
+        seen = [self.under(rival, ranked, session) for _, rival in policy.rivals]
+        one, other = (
+            self.ballot(request, rival, its, pinned)
+            for (_, rival), (its, _) in zip(policy.rivals, seen, strict=True)
+        )
+        names = policy.rivals[0][0], policy.rivals[1][0]
+        drawn = draft((one, other), request.n, names, request_id=request_id)
+        (its, taken_out), (theirs, _) = seen
+        others_R = [team == names[1] for team in drawn.teams]
+        scores_R = np.where(
+            others_R, theirs.scores_N[drawn.positions], its.scores_N[drawn.positions]
+        )
+        return drawn, its, scores_R, taken_out
+
+    def ballot(
+        self, request: Request, policy: Policy, ranked: Ranked, pinned: Mapping[int, int]
+    ) -> Ballot:
+        """What a list is drawn by under a policy, of candidates as it sees them (``under``)."""
         config, replica = policy.config, self.replica
         at = np.array(ranked.indices, np.int64)
         chance = Chance(config.temperature, config.explore, config.quota, config.diversity)
         if request.by_score:
             chance = BY_SCORE
-        return draw(
+        return Ballot(
             ranked.final_N,
-            request.n,
             chance,
-            request_id=request_id,
-            caps=caps_of(replica.features, config, ranked, request.candidate_ids is not None),
-            trust_N=trust_of(replica.popularity.shown[at], config.trust_after),
-            vectors_NV=replica.vectors_of(at) if chance.diversity else None,
-            open_N=ranked.open_N,
-            fixed={rank: ranked.indices.index(index) for rank, index in fixed.items()},
+            caps_of(replica.features, config, ranked, request.candidate_ids is not None),
+            trust_of(replica.popularity.shown[at], config.trust_after),
+            replica.vectors_of(at) if chance.diversity else None,
+            ranked.open_N,
+            {rank: ranked.indices.index(index) for rank, index in pinned.items()},
         )
 
     def _stamp(self, session: Session, policy: Policy, index: str) -> Stamp:
@@ -340,10 +341,16 @@ class Pipeline:
         )
 
     def _item(
-        self, request: Request, session: Session, ranked: Ranked, rank: int, drawn: Drawn
+        self,
+        request: Request,
+        session: Session,
+        ranked: Ranked,
+        rank: int,
+        drawn: Drawn,
+        its_score: float,
     ) -> AnswerItem:
-        position = int(drawn.positions[rank])
-        index, score = ranked.indices[position], float(ranked.scores_N[position])
+        position, score = int(drawn.positions[rank]), float(its_score)
+        index = ranked.indices[position]
         sources = ranked.sources[position] + (["quota"] if drawn.trial_R[rank] else [])
         predictions, why = None, None
         if request.explain:
@@ -370,6 +377,11 @@ class Pipeline:
         labels = self.replica.features.schema.labels
         named = {label: float(p) for label, p in zip(labels, predictions_L, strict=False)}
         return named | {"watch_s": float(watch_seconds(predictions_L[len(labels)]))}
+
+
+def _speaks(predictions_NL: Floats | None) -> TypeGuard[Floats]:
+    """Whether a ranker gave numbers for any candidate."""
+    return predictions_NL is not None and not np.isnan(predictions_NL).any(1).all()
 
 
 def _predicted(ranked: Ranked, positions: NDArray[np.int64]) -> bytes:

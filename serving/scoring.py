@@ -68,3 +68,10 @@ def _weighted(past_TV: Floats, weight_T: Floats) -> Floats:
 def _turned(vector_V: Floats, by_VV: torch.Tensor) -> Floats:
     out_V: Floats = (vector_V[:, None] * by_VV.detach().numpy()).sum(0)
     return out_V
+
+
+def popular_scores(values_N: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Popularity as ranks in [0, 1]: what stands in for a model that isn't there. Equals share a place."""
+    places = np.unique(values_N, return_inverse=True)[1].reshape(-1)
+    out: NDArray[np.float64] = places / max(1, int(places.max(initial=1)))
+    return out

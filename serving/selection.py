@@ -13,7 +13,7 @@ is fixed to a rank stands there with propensity 1; all other ranks are drawn fro
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -58,11 +58,62 @@ class Cap:
 
 
 @dataclass(frozen=True)
+class Ballot:
+    """Candidates (N) as one policy sees them: all that a list is drawn by, but for whom and how long it is.
+    ``draw`` says what each part means."""
+
+    scores_N: NDArray[np.floating]
+    chance: Chance
+    caps: Sequence[Cap] = ()
+    trust_N: Floats | None = None
+    vectors_NV: NDArray[np.float32] | None = None
+    open_N: Mask | None = None
+    fixed: Mapping[int, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.scores_N)
+
+    def pinned(self, n: int) -> Indices:
+        """The position that stands at each of ``n`` ranks, -1 for none."""
+        pinned = np.full(n, -1, np.int64)
+        for rank, position in self.fixed.items():
+            if rank < n:
+                pinned[rank] = position
+        return pinned
+
+    @property
+    def groups(self) -> Indices:
+        """The group of each candidate by cap, (caps, N)."""
+        return np.array([cap.groups_N for cap in self.caps], np.int64).reshape(
+            len(self.caps), len(self)
+        )
+
+    @property
+    def most(self) -> Indices:
+        return np.array([cap.at_most for cap in self.caps], np.int64)
+
+    @property
+    def trust(self) -> Floats:
+        return np.zeros(len(self)) if self.trust_N is None else self.trust_N
+
+    @property
+    def directions(self) -> NDArray[np.float32]:
+        """The vectors, of norm 1, one a column; none where nearness costs nothing."""
+        return _directions(self.vectors_NV if self.chance.diversity else None, len(self))
+
+    @property
+    def left(self) -> Mask:
+        """Who may be drawn at first; a copy."""
+        return np.ones(len(self), np.bool_) if self.open_N is None else self.open_N.copy()
+
+
+@dataclass(frozen=True)
 class Drawn:
     """Positions among the candidates, in rank order, with their propensities.
 
     ``trial_R`` says which ranks the quota took; ``offered``, in how many of those drawn there was something
-    on trial. ``closed``: how many candidates each cap shut out.
+    on trial. ``closed``: how many candidates each cap shut out. ``teams``: of a list that two policies drew
+    in turns, whose each rank is, "" of nobody's.
     """
 
     positions: Indices
@@ -70,6 +121,7 @@ class Drawn:
     trial_R: Mask
     offered: int
     closed: dict[str, int]
+    teams: tuple[str, ...] = ()
 
 
 def draw(
@@ -93,24 +145,25 @@ def draw(
 
     A score that is no number is below all others: it is drawn, evenly, once nothing else is left.
     """
-    size, n = len(scores_N), max(n, 0)
-    pinned = np.full(n, -1, np.int64)
-    for rank, position in (fixed or {}).items():
-        if rank < n:
-            pinned[rank] = position
-    groups = np.array([cap.groups_N for cap in caps], np.int64).reshape(len(caps), size)
+    its = Ballot(scores_N, chance, caps, trust_N, vectors_NV, open_N, fixed or {})
+    return draw_from(its, n, request_id=request_id, seed=seed)
+
+
+def draw_from(its: Ballot, n: int, *, request_id: str, seed: int = 0) -> Drawn:
+    """``draw`` of a ballot."""
+    n = max(n, 0)
     positions, branches = np.empty(n, np.int64), np.empty(n, np.int64)
-    propensities, closed = np.empty(n), np.zeros(len(caps), np.int64)
+    propensities, closed = np.empty(n), np.zeros(len(its.caps), np.int64)
     count = draw_list(
-        scores_N.astype(np.float64),
-        np.zeros(size) if trust_N is None else trust_N,
-        _directions(vectors_NV if chance.diversity else None, size),
-        groups,
-        np.array([cap.at_most for cap in caps], np.int64),
-        np.ones(size, np.bool_) if open_N is None else open_N.copy(),
-        pinned,
+        its.scores_N.astype(np.float64),
+        its.trust,
+        its.directions,
+        its.groups,
+        its.most,
+        its.left,
+        its.pinned(n),
         np.array([uniform(seed, request_id, rank) for rank in range(n)], np.float64),
-        chance.numbers,
+        its.chance.numbers,
         positions,
         propensities,
         branches,
@@ -121,7 +174,7 @@ def draw(
         propensities[:count],
         branches[:count] == 2,
         int(np.isin(branches[:count], (1, 2)).sum()),
-        {cap.name: int(number) for cap, number in zip(caps, closed, strict=True)},
+        {cap.name: int(number) for cap, number in zip(its.caps, closed, strict=True)},
     )
 
 

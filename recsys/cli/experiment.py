@@ -19,6 +19,7 @@ from recsys.blueprint import FEED_SCHEMA, feature_set
 from recsys.cli.experiment_page import page
 from recsys.cli.experiment_power import Guess, answer_from_log, answer_given
 from recsys.cli.experiment_table import list_table, power_table, report_tables
+from recsys.cli.interleaving_report import read_interleaving
 from recsys.cli.shadow import StateOption, with_system
 from recsys.clock import wall_ms
 from recsys.config import Config
@@ -120,6 +121,11 @@ def power(
         else:
             with with_system(state) as (config, log):
                 its = _meant(name, newest(log), config) if name else None
+                if its is not None and its.interleaves:
+                    raise ValueError(
+                        f"{name} is an interleaving, expected an experiment of arms: see `recsys study "
+                        "interleaving` for how many lists it takes"
+                    )
                 found = answer_from_log(guess, log, labels_of(config), its, metric)
     except ValueError as error:
         typer.secho(f"recsys: {error}", fg="red", err=True)
@@ -176,6 +182,9 @@ def report(
     """Shows what an experiment's arms do: effects with intervals that hold however often one looks."""
     with with_system(state) as (config, log):
         its = _meant(name, newest(log), config)
+        if its.interleaves:
+            _report_interleaving(log, config, its, json, html)
+            return
         seen, notes = read_report(log, config, its)
         if html is not None:
             html.write_text(page(seen, notes), "utf-8")
@@ -183,6 +192,18 @@ def report(
             _print_json({**msgspec.to_builtins(seen), "notes": notes})
         else:
             Console().print(*report_tables(seen, notes), sep="\n")
+
+
+def _report_interleaving(
+    log: Log, config: Config, its: Experiment, json: bool, html: Path | None
+) -> None:
+    if html is not None:
+        raise ValueError(f"{its.name} is an interleaving, which has no page: leave --html out")
+    values, lines = read_interleaving(log, config, labels_of(config), its, began_ms(log, its.name))
+    if json:
+        _print_json(values)
+    else:
+        Console().print(*lines, sep="\n")
 
 
 def read_report(log: Log, config: Config, its: Experiment) -> tuple[Readout, list[str]]:
@@ -242,13 +263,14 @@ def row_of(its: Experiment, said: Experiments) -> dict[str, Any]:
     stand = said.stands.get(its.name)
     return {
         "name": its.name,
+        "kind": its.kind,
         "state": stand.state if stand else "running",
         "layer": its.layer,
         "traffic": stand.traffic if stand else its.traffic,
         "of": its.traffic,
         "since_ms": stand.since_ms if stand else 0,
         "arms": {arm.name: arm.share for arm in its.arms},
-        "primary": list(its.primary),
+        "primary": list(its.credited if its.interleaves else its.primary),
         "guardrails": dict(its.metrics.guardrails),
         "hypothesis": its.hypothesis or its.about,
         "why": stand.why if stand else "",

@@ -31,6 +31,16 @@ def list_table(rows: Sequence[dict[str, Any]], revision: int) -> Table:
     return table
 
 
+def number_table(title: str, rows: Sequence[Sequence[str]]) -> Table:
+    """A name and what belongs to it a line."""
+    table = _table(title)
+    for _ in rows[0]:
+        table.add_column("")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def power_table(found: dict[str, Any]) -> Table:
     """One metric a line."""
     table = _table(

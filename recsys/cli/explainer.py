@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from experiments.policy import Policy
+from experiments.policy import Policies, Policy
 from recsys.catalogue import Catalogue
 from recsys.config import Config
 from recsys.events import Impression
@@ -29,6 +29,7 @@ from serving.past_answer import (
 )
 from serving.past_replica import Gone, PastReplica
 from serving.past_session import PastSessions, find_impression, impression_of, known_policies
+from serving.pipeline import Pipeline
 from serving.request import Answer
 
 EQUAL: Final = "equal"
@@ -61,17 +62,36 @@ class Explainer:
         self._labels = features.schema.labels
         self._replica = PastReplica(log, config, features)
         self._sessions = PastSessions(log, config, features, self._older)
+        self._known: list[Policies] | None = None
 
     @property
     def catalogue(self) -> Catalogue:
         """The items as of what was explained last."""
         return self._replica.replica.catalogue
 
+    @property
+    def pipeline(self) -> Pipeline:
+        """As it was for what was explained last, where that could be made again."""
+        return self._replica.pipeline
+
+    def again(self, impression: Impression, place: tuple[int, int]) -> Explained:
+        """``explain`` of an impression that was read already. Policies are those that were known at the first
+        call: of a log that goes on, ask anew."""
+        found = Explained(impression.request_id, impression=impression, place=place)
+        if self._known is None:
+            self._known = list(known_policies(self._log, self._config, self._labels))
+        try:
+            self._again(found, impression, self._known)
+        except (Gone, ValueError) as error:
+            found.why = str(error)
+        return found
+
     def explain(self, request_id: str, user_id: Id | None = None) -> Explained:
         found = Explained(request_id)
         try:
             found.place, found.impression = self._find(request_id, user_id)
-            self._again(found, found.impression)
+            known = known_policies(self._log, self._config, self._labels)
+            self._again(found, found.impression, known)
         except (Gone, ValueError) as error:
             found.why = str(error)
             self._what_is_left(found)
@@ -92,13 +112,12 @@ class Explainer:
             "is another, retention has dropped it and it isn't archived, or its user was forgotten"
         )
 
-    def _again(self, found: Explained, impression: Impression) -> None:
+    def _again(self, found: Explained, impression: Impression, known: Iterable[Policies]) -> None:
         stamp, asked = impression.stamp, impression.asked
         if stamp is None or asked is None:
             raise Gone(
                 "the impression doesn't say what was asked: it was made before impressions did"
             )
-        known = known_policies(self._log, self._config, self._labels)
         found.policy = policy_then(known, impression.user_id, stamp)
         found.session = self._sessions.of(impression)
         pipeline = self._replica.at(stamp, asked)

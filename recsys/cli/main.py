@@ -35,6 +35,10 @@ COMMANDS = {
         "recsys.cli.experiment:experiment",
         "Lists, checks, starts and stops experiments, and reports what they show.",
     ),
+    "counterfactual": (
+        "recsys.cli.counterfactual:counterfactual",
+        "Says what another policy would have earned, from the log.",
+    ),
     "audit": ("recsys.cli.audit:audit", "Checks logged features against the events of then."),
     "backfill": (
         "recsys.cli.backfill:backfill",

@@ -20,10 +20,12 @@ from recsys.cli.study_arms import arms
 from recsys.cli.study_broken import broken
 from recsys.cli.study_coldstart import coldstart
 from recsys.cli.study_copies import SideBySide, Sync
+from recsys.cli.study_counterfactual import counterfactual
 from recsys.cli.study_drift import drift
 from recsys.cli.study_experiments import experiments
 from recsys.cli.study_figures import Judged, draw_aucs, figures, plot
 from recsys.cli.study_forgetting import forgetting
+from recsys.cli.study_interleaving import interleaving
 from recsys.cli.study_promotion import promotion
 from recsys.cli.study_quality import quality
 from recsys.cli.study_student import student
@@ -56,6 +58,8 @@ study.command()(drift)
 study.command()(student)
 study.command()(arms)
 study.command()(experiments)
+study.command()(counterfactual)
+study.command()(interleaving)
 
 
 @study.callback()

@@ -122,7 +122,8 @@ class Trials:
         if experiment.name in self.lost and stand.state == RUNNING:
             return stop(stand, now_ms, f"{BROKEN}: {self.lost[experiment.name]}")
         try:
-            running = stand.state == RUNNING
+            # Nothing of an interleaving is looked at: it has no ramp, and no guardrails.
+            running = stand.state == RUNNING and not experiment.interleaves
             seen = self._seen(experiment, stand.started_ms, due) if running else None
             return move(experiment, stand, now_ms, seen)
         except (ValueError, ArithmeticError) as error:

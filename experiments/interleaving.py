@@ -1,0 +1,146 @@
+"""Two rankers in one list: team-draft interleaving (Radlinski, Kurup, Joachims 2008), and what credits say.
+
+As captains pick teams, so two rankers fill a list: who has fewer picks is next, and a coin decides where they
+have as many. Each pick is what that ranker would show at this rank, given all that stands above; whoever put
+an item there is credited with what the viewer does with it. Both rankers meet the same viewer, list and
+moment, so a difference shows with far fewer lists than between two groups of users. Coins are hashes of the
+request's id: a list can be made again, and nobody keeps a generator.
+
+The ratio of the two credits isn't the effect that the better ranker would have alone: each list has half of
+either. It says which is better, and how surely.
+"""
+
+# U users, L lists
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from experiments.effect import AT_LEAST, Users, effect_within, eta_of
+from experiments.sample_ratio import SampleRatio, sample_ratio
+from recsys.hashing import uniform
+
+Floats = NDArray[np.float64]
+INTERLEAVED: Final = "interleaved"  # in a stamp, in place of the arm
+NOBODY: Final = ""  # the team of a rank that one ranker couldn't have competed for
+BETTER, WORSE, OPEN, BROKEN = "better", "worse", "open", "broken"
+
+
+@dataclass
+class Draft:
+    """Whose turn it is, of two teams by name; the control is the first."""
+
+    request_id: str
+    teams: tuple[str, str]
+    seed: int = 0
+    picks: list[int] = field(default_factory=lambda: [0, 0])
+
+    @property
+    def tied(self) -> bool:
+        """Whether a coin decides."""
+        return self.picks[0] == self.picks[1]
+
+    def turn(self) -> int:
+        """0 or 1. The same until somebody has picked."""
+        if self.tied:
+            return int(uniform(self.seed, self.request_id, "team", self.picks[0]) >= 0.5)
+        return int(self.picks[0] > self.picks[1])
+
+    def picked(self, team: int) -> str:
+        """Counts a pick; the team's name."""
+        self.picks[team] += 1
+        return self.teams[team]
+
+
+def team_draft(
+    one: Sequence[str], other: Sequence[str], n: int, draft: Draft
+) -> tuple[list[str], list[str]]:
+    """Two rankings that are fixed beforehand, as one list of up to ``n``, and whose each rank is.
+
+    Once a ranking has nothing new, the other fills what is left for nobody's credit.
+    """
+    waiting = (list(dict.fromkeys(one)), list(dict.fromkeys(other)))
+    items, teams = list[str](), list[str]()
+    while len(items) < n and any(waiting):
+        whole, team = all(waiting), draft.turn()
+        side = team if waiting[team] else 1 - team
+        item = waiting[side][0]
+        for ranking in waiting:
+            if item in ranking:
+                ranking.remove(item)
+        items.append(item)
+        teams.append(draft.picked(team) if whole else NOBODY)
+    return items, teams
+
+
+@dataclass(frozen=True)
+class Credits:
+    """Of each user: ``earned_U2``, control first; and ``lists_U``. ``first_picks``: lists by who picked
+    first, which a fair coin makes as many."""
+
+    earned_U2: Floats
+    lists_U: NDArray[np.int64]
+    first_picks: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """How much more the treatment earned in the same lists, relatively; bounds and ``p`` hold however often
+    one looks. ``wins``: users of whom the treatment, the control, and neither earned more; ``sign_p``: of a
+    sign test over them, for one look."""
+
+    users: int
+    lists: int
+    earned: tuple[float, float]  # treatment, control
+    relative: float
+    low: float
+    high: float
+    p: float
+    wins: tuple[int, int, int]
+    sign_p: float
+    coins: SampleRatio
+    verdict: str
+    why: str
+
+
+def preference(credits: Credits, alpha: float = 0.05, find: float = 0.02) -> Preference:
+    """What the credits say as of now. ``find``: the relative difference at which bounds are tightest."""
+    earned_U2 = credits.earned_U2
+    its = effect_within(Users(earned_U2[:, 1], earned_U2[:, 0]), alpha, eta_of(find, alpha))
+    won, lost = (int((earned_U2[:, a] > earned_U2[:, 1 - a]).sum()) for a in (1, 0))
+    coins = sample_ratio(credits.first_picks, (0.5, 0.5))
+    verdict, why = _verdict(its.low, its.high, its.relative, len(earned_U2), coins)
+    return Preference(
+        users=len(earned_U2),
+        lists=int(credits.lists_U.sum()),
+        earned=(float(earned_U2[:, 1].sum()), float(earned_U2[:, 0].sum())),
+        relative=its.relative,
+        low=its.low,
+        high=its.high,
+        p=its.p,
+        wins=(won, lost, len(earned_U2) - won - lost),
+        sign_p=float(binomtest(won, won + lost).pvalue) if won + lost else 1.0,
+        coins=coins,
+        verdict=verdict,
+        why=why,
+    )
+
+
+def _verdict(
+    low: float, high: float, relative: float, users: int, coins: SampleRatio
+) -> tuple[str, str]:
+    if coins.alarm:
+        return BROKEN, f"first picks are {coins.counts}, p {coins.p:.1e}: lists are lost or changed"
+    if not math.isfinite(relative):
+        return OPEN, f"{users} users, expected {AT_LEAST} or more, and credit for either"
+    told = f"{relative:+.2%} ({low:+.2%} to {high:+.2%})"
+    if low > 0:
+        return BETTER, f"the treatment earned more in the same lists: {told}"
+    if high < 0:
+        return WORSE, f"the treatment earned less in the same lists: {told}"
+    return OPEN, f"not known to differ yet: {told}"

@@ -1,0 +1,123 @@
+"""A policy that isn't served, and what it is to be judged by: the file of ``recsys counterfactual``.
+
+    name: bolder
+    about: does a warmer draw cost long views?
+    overrides: {temperature: 0.05, weights.like: 2.0}   # as of an experiment's arm
+    reward: {long_view: 1.0, like: 0.5}                 # or one label: long_view
+    from: 2026-11-20                                    # optional, as is until
+    ranks: 5                                            # optional: only the first so many are judged
+    state: state                                        # optional: the folder of the system
+
+What a log can judge is another way to draw from the candidates that it has scores of. What would have brought
+other candidates, or other scores, is refused by name (``UNJUDGED``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from experiments.definition import Arm, apply_overrides
+from experiments.design import time_ms_of
+from recsys.marked_yaml import Marked
+from recsys.policy_config import RANKS, PolicyConfig, check_weights
+
+UNJUDGED: Final = {
+    "sources": "other sources bring other candidates, which were never scored for these requests",
+    "trust_after": "another bound brings other items on trial among the candidates",
+    "fixed": "an item that is fixed to a rank stands there always, where the log drew it by chance",
+}
+_LINE: Final = (
+    "the scores of another line aren't on the log: propose it (`recsys propose`), or give it an arm of an "
+    "experiment"
+)
+_KEYS: Final = {"name", "about", "overrides", "reward", "from", "until", "ranks", "state", "line"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """``reward``: weights of labels. Times are milliseconds, ``until_ms`` not included; 0: from the log's
+    beginning, to its end. ``ranks``: 0 for all."""
+
+    name: str
+    policy: PolicyConfig
+    reward: dict[str, float]
+    overrides: dict[str, Any] = field(default_factory=dict)
+    about: str = ""
+    from_ms: int = 0
+    until_ms: int = 0
+    ranks: int = 0
+    state: str = ""
+
+
+def read_target(text: str, file: object, policy: PolicyConfig, labels: Sequence[str]) -> Target:
+    """The target policy of a YAML text, its overrides laid over ``policy``. Raises YamlError with file, line
+    and reason, also for what no log can judge."""
+    marked = Marked(text, file)
+    values = marked.mapping(_KEYS)
+    if "line" in values:
+        raise marked.error(f"line is {values['line']!r}: {_LINE}", "line")
+    name = values.get("name")
+    if not isinstance(name, str) or not name:
+        raise marked.error(f"name is {name!r}, expected a text", "name")
+    times = {key: _time_ms(marked, values, key) for key in ("from", "until")}
+    if times["until"] and times["until"] <= times["from"]:
+        raise marked.error(f"until is {values['until']}, expected a time after from", "until")
+    ranks = values.get("ranks", 0)
+    if not isinstance(ranks, int) or isinstance(ranks, bool) or not 0 <= ranks <= RANKS:
+        raise marked.error(f"ranks is {ranks!r}, expected 1 to {RANKS}, or 0 for all", "ranks")
+    overrides = values.get("overrides") or {}
+    return Target(
+        name,
+        _overridden(marked, overrides, policy, labels),
+        _reward(marked, values.get("reward"), labels),
+        overrides,
+        str(values.get("about", "")),
+        times["from"],
+        times["until"],
+        ranks,
+        str(values.get("state") or ""),
+    )
+
+
+def _time_ms(marked: Marked, values: dict[str, Any], key: str) -> int:
+    try:
+        return time_ms_of(values[key]) if key in values else 0
+    except ValueError as error:
+        raise marked.error(f"{key}: {error}", key) from None
+
+
+def _overridden(
+    marked: Marked, overrides: Any, policy: PolicyConfig, labels: Sequence[str]
+) -> PolicyConfig:
+    if not isinstance(overrides, dict):
+        raise marked.error(
+            f"overrides is {overrides!r}, expected values by dotted paths", "overrides"
+        )
+    for path, value in overrides.items():
+        why = UNJUDGED.get(str(path).split(".")[0])
+        if why is not None:
+            raise marked.error(f"{path} can't be judged from a log: {why}", "overrides", path)
+        try:
+            check_weights(
+                apply_overrides(policy, [Arm("target", 1.0, {path: value})], path), labels
+            )
+        except ValueError as error:
+            raise marked.error(str(error), "overrides", path) from None
+    return apply_overrides(policy, [Arm("target", 1.0, overrides)], "overrides")
+
+
+def _reward(marked: Marked, reward: Any, labels: Sequence[str]) -> dict[str, float]:
+    known = ", ".join(labels)
+    given = {reward: 1.0} if isinstance(reward, str) else reward
+    if not isinstance(given, dict) or not given:
+        raise marked.error(
+            f"reward is {reward!r}, expected a label or weights of labels: {known}", "reward"
+        )
+    for label, weight in given.items():
+        if label not in labels:
+            raise marked.error(f"reward has {label!r}, expected labels: {known}", "reward", label)
+        if not isinstance(weight, int | float) or isinstance(weight, bool):
+            raise marked.error(
+                f"reward of {label} is {weight!r}, expected a number", "reward", label
+            )
+    return {label: float(weight) for label, weight in given.items()}

@@ -1,0 +1,191 @@
+"""Whose turn it is, whom a list's ranks are credited to, and what credits say."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.definition import read_experiment, read_experiments
+from experiments.interleaving import (
+    BETTER,
+    BROKEN,
+    INTERLEAVED,
+    NOBODY,
+    OPEN,
+    WORSE,
+    Credits,
+    Draft,
+    preference,
+    team_draft,
+)
+from experiments.policy import Policies
+from recsys.marked_yaml import YamlError
+from recsys.policy_config import PolicyConfig
+
+LABELS = ("long_view", "click", "like", "hide")
+TEAMS = ("a", "b")
+TEXT = """
+name: duel
+kind: interleaving
+credit: {click: 1.0, like: 2.0}
+arms:
+  control:
+  treatment: {overrides: {weights.like: 3.0}}
+"""
+rankings = st.lists(st.sampled_from("uvwxyz"), unique=True)
+
+
+def read(text: str):
+    return read_experiment(text, "duel.yaml", PolicyConfig(), LABELS)
+
+
+@settings(max_examples=200, deadline=None)
+@given(rankings, rankings, st.integers(0, 8), st.text(max_size=5))
+def test_a_draft_is_a_list_of_both_in_which_neither_has_two_picks_more(
+    one, other, n, request_id
+) -> None:
+    items, teams = team_draft(one, other, n, Draft(request_id, TEAMS))
+    assert len(items) == len(set(items)) == min(n, len({*one, *other}))
+    for end in range(len(teams) + 1):
+        assert abs(teams[:end].count("a") - teams[:end].count("b")) <= 1
+    credited = teams.index(NOBODY) if NOBODY in teams else len(teams)
+    assert all(team == NOBODY for team in teams[credited:])  # nobody's, once one has nothing new
+    for rank, team in enumerate(teams[:credited]):
+        mine = one if team == "a" else other
+        assert items[rank] == next(item for item in mine if item not in items[:rank])
+    assert (items, teams) == team_draft(one, other, n, Draft(request_id, TEAMS))
+
+
+def test_coins_are_fair_and_differ_from_pair_to_pair() -> None:
+    first, second = [], []
+    for n in range(2_000):
+        _, teams = team_draft("uvwx", "uvwx", 4, Draft(f"r{n}", TEAMS))
+        first.append(teams[0] == "a")
+        second.append(teams[2] == "a")
+    assert abs(np.mean(first) - 0.5) < 0.04 and abs(np.mean(second) - 0.5) < 0.04
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.07
+
+
+def credits(
+    a: float, b: float, users: int = 400, seed: int = 0, coins: tuple[int, int] = (2_000, 2_000)
+) -> Credits:
+    draw = np.random.default_rng(seed)
+    busy = draw.gamma(2, 5, users)
+    earned = np.column_stack([draw.poisson(a * busy), draw.poisson(b * busy)]).astype(float)
+    return Credits(earned, np.full(users, 10), coins)
+
+
+def test_who_earns_more_in_the_same_lists_is_better_and_the_other_way_round() -> None:
+    its = preference(credits(1.0, 1.3))
+    assert its.verdict == BETTER and its.low < 0.3 < its.high and its.p < 0.01 and its.sign_p < 0.01
+    assert its.wins[0] > its.wins[1] and sum(its.wins) == its.users == 400 and its.lists == 4_000
+    swapped = preference(credits(1.3, 1.0))
+    assert swapped.verdict == WORSE and swapped.high < 0
+    assert preference(credits(1.0, 1.0)).verdict == OPEN
+
+
+def test_equals_are_seldom_called_however_often_one_looks() -> None:
+    ever = 0
+    for seed in range(100):
+        whole = credits(1.0, 1.0, seed=seed)
+        looks = [Credits(whole.earned_U2[:n], whole.lists_U[:n]) for n in range(100, 401, 50)]
+        ever += any(preference(its).verdict != OPEN for its in looks)
+    assert ever <= 8
+
+
+def test_coins_that_are_not_fair_break_it() -> None:
+    its = preference(credits(1.0, 1.5, coins=(6_000, 5_000)))
+    assert its.verdict == BROKEN and "first picks" in its.why
+
+
+def test_few_users_and_no_credit_say_nothing() -> None:
+    assert preference(credits(1.0, 2.0, users=99)).verdict == OPEN
+    none = preference(Credits(np.zeros((0, 2)), np.zeros(0, np.int64)))
+    assert none.verdict == OPEN and none.p == 1 and none.sign_p == 1 and none.users == 0
+    assert (
+        preference(Credits(np.tile([0.0, 3.0], (200, 1)), np.ones(200, np.int64))).verdict == OPEN
+    )
+
+
+# --- its definition ---
+
+
+def test_both_arms_are_rivals_in_the_policy_of_who_is_in() -> None:
+    its = read(TEXT)
+    assert its.interleaves and its.credited == {"click": 1.0, "like": 2.0}
+    assert [arm.share for arm in its.arms] == [0.5, 0.5]
+    policies = Policies(PolicyConfig(), [its])
+    policy = policies.resolve("u1")
+    assert policy is policies.resolve("u2")  # nobody is in one arm
+    assert policy.arms == {"duel": INTERLEAVED} and policy.config == PolicyConfig()
+    (control, one), (treatment, other) = policy.rivals
+    assert (control, treatment) == ("control", "treatment")
+    assert one.config == PolicyConfig() and other.config.weights["like"] == 3.0
+    assert policy.digest not in (one.digest, other.digest)
+
+
+def test_who_is_not_in_has_the_usual_policy_and_other_arms_are_in_both_rivals() -> None:
+    its = read(TEXT + "traffic: 0.5\nlayer: duels\n")
+    other = read_experiment(
+        "name: cold\narms: {warm: {share: 1, overrides: {temperature: 0.01}}}", "c", PolicyConfig()
+    )
+    found = [Policies(PolicyConfig(), [its, other]).resolve(f"u{n}") for n in range(40)]
+    inside = [policy for policy in found if policy.rivals]
+    assert 5 < len(inside) < 35
+    for policy in inside:
+        assert policy.arms == {"duel": INTERLEAVED, "cold": "warm"}
+        assert all(rival.config.temperature == 0.01 for _, rival in policy.rivals)
+    assert all(policy.arms == {"cold": "warm"} for policy in found if not policy.rivals)
+
+
+def test_without_credit_the_metric_is_credited() -> None:
+    its = read(TEXT.replace("credit: {click: 1.0, like: 2.0}", "metric: click"))
+    assert its.credited == {"click": 1.0}
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("weights.like: 3.0", "sources.fresh: 90", "both rank the same candidates"),
+        ("weights.like: 3.0", "trust_after: 9", "both rank the same candidates"),
+        ("{overrides: {weights.like: 3.0}}", "{trains: all}", "both rank by one line"),
+        ("{overrides: {weights.like: 3.0}}", "{share: 0.4}", "two of share 0.5"),
+        ("  control:\n", "  control:\n  third:\n", "two of share 0.5"),
+        ("click: 1.0", "hide: 1.0", "a label that is wanted"),
+        ("click: 1.0", "nonsense: 1.0", "expected labels: long_view"),
+        ("click: 1.0", "click: -1.0", "weights above 0"),
+        ("kind: interleaving", "ramp: {steps: [0.1]}\nkind: interleaving", "has no ramp"),
+        (
+            "kind: interleaving",
+            "metrics: {guardrails: {hide: 0.1}}\nkind: interleaving",
+            "same users",
+        ),
+        ("kind: interleaving\n", "", "empty, expected {share: ...}"),
+    ],
+)
+def test_what_cannot_be_interleaved_is_refused(old: str, new: str, said: str) -> None:
+    with pytest.raises(YamlError, match=said.replace("{", r"\{")):
+        read(TEXT.replace(old, new))
+
+
+def test_the_documented_example_can_be_read() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "experiments.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (text,) = [block for block in blocks if "kind: interleaving" in block]
+    its = read_experiment(text, "docs", PolicyConfig(), (*LABELS, "share"))
+    assert its.interleaves and its.credited == {"like": 1.0, "share": 2.0}
+
+
+def test_credit_is_for_interleavings_and_two_of_them_need_one_layer() -> None:
+    with pytest.raises(YamlError, match="'arms' or 'interleaving'"):
+        read("name: x\nkind: other\narms: {a: {share: 1}}")
+    with pytest.raises(YamlError, match="credit"):
+        read("name: x\ncredit: {click: 1}\narms: {a: {share: 1}}")
+    other = (
+        TEXT.replace("duel", "other").replace("weights.like: 3.0", "diversity: 0.1") + "layer: b\n"
+    )
+    with pytest.raises(YamlError, match="both interleave"):
+        read_experiments({"a": TEXT, "b": other}, PolicyConfig(), LABELS)

@@ -1,0 +1,161 @@
+"""Credits of an interleaving, read off the log: whose each rank was from ``events``, what was done from
+``examples``.
+
+An example names the place of its impression, and the impression the arm that picked each of its ranks. As for
+other experiments an item counts once its window is over, and later engagements correct it.
+"""
+
+# U users
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from experiments.definition import Experiment
+from experiments.interleaving import INTERLEAVED, Credits, Preference, preference
+from recsys.config import Config
+from recsys.consumer import UNREADABLE
+from recsys.events import Stamp
+from recsys.hashing import Id, key_of
+from recsys.log import Log
+from recsys.records import EVENTS, EXAMPLES
+from training.by_time import first_at, served_ms_of
+from training.measuring.shown_item import closed_ms_of
+
+_READ: Final = 1_000
+_MARGIN_MS: Final = 60_000
+_Place = tuple[int, int]  # partition and offset of ``events``
+
+
+class _Drafted(msgspec.Struct, tag="impression", tag_field="type"):
+    user_id: Id
+    time_ms: int
+    teams: list[str] = []
+    stamp: Stamp | None = None
+
+
+class _Done(msgspec.Struct):
+    partition: int
+    offset: int
+    index: int
+    labels: list[float]
+
+
+@dataclass(frozen=True)
+class CreditsRead:
+    """``waiting``: lists whose window isn't over. ``complete``: whether the log still had all of it.
+    ``nobodys``: items that were done something with at ranks that nobody is credited for."""
+
+    credits: Credits
+    waiting: int
+    complete: bool
+    nobodys: int
+
+
+@dataclass(frozen=True)
+class _List:
+    user: int
+    teams: tuple[int, ...]  # by rank: 0 control, 1 treatment, -1 nobody's
+
+
+def read_credits(
+    log: Log, config: Config, labels: Sequence[str], experiment: Experiment, started_ms: int
+) -> CreditsRead:
+    """All that the log has since the experiment began. Holds some 200 bytes for each of its lists."""
+    names = [arm.name for arm in experiment.arms]
+    lists, waiting, complete = dict[_Place, _List](), 0, True
+    window_ms = int(config.join.window_s * 1000)
+    for partition in range(log.partitions(EVENTS)):
+        over_ms = _newest_ms(log, partition) - window_ms
+        begin = log.begin(EVENTS, partition)
+        offset = first_at(log, EVENTS, partition, started_ms - _MARGIN_MS, served_ms_of)
+        complete = complete and not 0 < begin == offset
+        while records := log.read(EVENTS, partition, offset, _READ):
+            for record in records:
+                its = _drafted_of(record.value, experiment.name)
+                if its is None:
+                    continue
+                if its.time_ms > over_ms:
+                    waiting += 1
+                    continue
+                teams = tuple(names.index(t) if t in names else -1 for t in its.teams)
+                lists[partition, record.offset] = _List(key_of("user", its.user_id), teams)
+            offset = records[-1].offset + 1
+    worth = [(labels.index(label), weight) for label, weight in experiment.credited.items()]
+    earned = _earned(log, lists, worth, started_ms)
+    return _summed(lists, earned, waiting, complete)
+
+
+def interleaving_readout(experiment: Experiment, read: CreditsRead) -> Preference:
+    its = experiment.metrics
+    return preference(read.credits, its.alpha, its.find)
+
+
+def _drafted_of(value: bytes, name: str) -> _Drafted | None:
+    try:
+        its: _Drafted = _drafted.decode(value)
+    except UNREADABLE:  # mostly another kind of event
+        return None
+    mine = its.stamp is not None and its.stamp.arms.get(name) == INTERLEAVED
+    return its if mine else None
+
+
+def _newest_ms(log: Log, partition: int) -> int:
+    begin, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
+    newest = log.read(EXAMPLES, partition, end - 1, 1) if end > begin else []
+    return max((closed_ms_of(record.value) for record in newest), default=0)
+
+
+def _earned(
+    log: Log, lists: dict[_Place, _List], worth: list[tuple[int, float]], started_ms: int
+) -> dict[tuple[_Place, int], float]:
+    """By list and rank, as the newest record of each example says."""
+    found = dict[tuple[_Place, int], float]()
+    for partition in range(log.partitions(EXAMPLES)):
+        offset = first_at(log, EXAMPLES, partition, started_ms - _MARGIN_MS, closed_ms_of)
+        while records := log.read(EXAMPLES, partition, offset, _READ):
+            for record in records:
+                try:
+                    its = _done.decode(record.value)
+                except UNREADABLE:  # an empty place of somebody who was forgotten
+                    continue
+                place = (its.partition, its.offset)
+                if place in lists:
+                    found[place, its.index] = sum(w * its.labels[at] for at, w in worth)
+            offset = records[-1].offset + 1
+    return found
+
+
+def _summed(
+    lists: dict[_Place, _List],
+    earned: dict[tuple[_Place, int], float],
+    waiting: int,
+    complete: bool,
+) -> CreditsRead:
+    rows: dict[int, int] = {}
+    for its in lists.values():
+        rows.setdefault(its.user, len(rows))
+    earned_U2, lists_U = np.zeros((len(rows), 2)), np.zeros(len(rows), np.int64)
+    first, nobodys = [0, 0], 0
+    for its in lists.values():
+        lists_U[rows[its.user]] += 1
+        picker = next((team for team in its.teams if team >= 0), -1)
+        if picker >= 0:
+            first[picker] += 1
+    for (place, rank), value in earned.items():
+        its = lists[place]
+        team = its.teams[rank] if rank < len(its.teams) else -1
+        if team >= 0:
+            earned_U2[rows[its.user], team] += value
+        elif value:
+            nobodys += 1
+    return CreditsRead(
+        Credits(earned_U2, lists_U, (first[0], first[1])), waiting, complete, nobodys
+    )
+
+
+_drafted: Any = msgspec.msgpack.Decoder(_Drafted)
+_done: Any = msgspec.msgpack.Decoder(_Done)
