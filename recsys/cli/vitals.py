@@ -82,7 +82,7 @@ def gather(state: Path) -> Status:
     log = _opened(config) if up or config.log.url == "sqlite" else None
     try:
         server = server_status(config) if up else {}
-        return _judged(state, running, up, beats, log, server)
+        return judged(state, running, up, beats, log, server)
     finally:
         if log is not None:
             log.close()
@@ -98,7 +98,7 @@ def _opened(config: Config) -> Log | None:
     return None
 
 
-def _judged(
+def judged(
     state: Path,
     running: runs.Running,
     up: bool,
@@ -106,6 +106,7 @@ def _judged(
     log: Log | None,
     server: dict[str, Any],
 ) -> Status:
+    """What follows from what was read."""
     now_ms = int(time.time() * 1000)
     parts = [_part(part, beats[part.name], log, up, now_ms) for part in running.parts]
     by_name = {part.name: part for part in parts}
