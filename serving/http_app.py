@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from recsys.hashing import Id
 from serving import api_models as models
-from serving import fast_bodies, inspector
+from serving import fast_bodies, inspection
 from serving import request as values
 from serving.admission import Buckets, Limit
 from serving.compat.mount import mount
@@ -178,7 +178,7 @@ def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], st
     @app.get("/v1/inspect/items/{item_id:path}", **looks)
     async def inspect_item(item_id: str) -> Response:
         """What this replica knows of an item: fields, counters, vector, popularity, what is near."""
-        found = inspector.item(service.replica, _id(item_id, "item_id"), service.now_ms())
+        found = inspection.item(service.replica, _id(item_id, "item_id"), service.now_ms())
         if found is None:
             raise HTTPException(404, f"item_id is {item_id!r}, and no such item was ever published")
         return _json(found)
@@ -189,11 +189,11 @@ def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], st
         it counts as no impression."""
         name = _id(user_id, "user_id")
         session, policy = await service.session_of(name), service.reader.policies.resolve(name)
-        wanted = values.Request(name, n=inspector.SHOWN, explain=True, by_score=True)
+        wanted = values.Request(name, n=inspection.SHOWN, explain=True, by_score=True)
         answer = await service.recommend_unlogged(wanted, session)
         items = [_item_of(its) for its in answer.items]
         said = {"items": items, "stamp": answer.stamp, "degraded": answer.degraded}
-        return _json(inspector.user(service.replica, session, policy) | {"answer": said})
+        return _json(inspection.user(service.replica, session, policy) | {"answer": said})
 
 
 def _add_health_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:

@@ -1,4 +1,4 @@
-"""The part ``control-room``: the page at ``/control``, where ``control_room.port`` is set, and in `recsys demo`."""
+"""The part ``control-room``: the page at ``/control``, where ``control_room.port`` is set."""
 
 import logging
 import threading

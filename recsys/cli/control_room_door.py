@@ -1,4 +1,4 @@
-"""The API as the control room asks it: one connection that stays open, and a limit on how long an answer takes."""
+"""The API as the control room asks it: a connection that stays open, and a limit on how long answers take."""
 
 import http.client
 import threading

@@ -1,4 +1,4 @@
-"""What ``control`` and ``dead_letters`` say, as the control room tells it: folds that read on, never again."""
+"""What ``control`` and ``dead_letters`` say, as the control room tells it: folds that read on."""
 
 from collections import deque
 from typing import Any, Final

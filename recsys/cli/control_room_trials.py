@@ -113,8 +113,8 @@ def _line(seen: Readout, number: int) -> dict[str, Any]:
 
 
 def labels_of(config: Config) -> tuple[str, ...]:
-    """Of the state folder's feature set; those of the feed where none was decided. Read here, since the module
-    that every process takes it from brings the model, and 400 MB, along."""
+    """Of the state folder's feature set; those of the feed where none was decided. Read here, since the
+    module that every process takes it from brings the model, and 400 MB, along."""
     file = Path(config.state) / "feature_set.json"
     if file.exists():
         return msgspec.json.decode(file.read_bytes(), type=FeatureSet).schema.labels

@@ -1,4 +1,4 @@
-"""What is told of an experiment beside its readout: since when it runs, where it stands, what one must know."""
+"""What is told of an experiment beside its readout: since when it runs, where it stands, what to know."""
 
 import re
 from collections.abc import Iterable

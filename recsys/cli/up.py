@@ -68,8 +68,8 @@ def start(
     config: Config, *, detach: bool = False, viewers: float = 0.0, only: list[str] | None = None,
     control_room: bool = False,
 ) -> int:  # fmt: skip
-    """Starts a configuration, ``control_room``: with one in any case; returns the exit status: 0 also where it runs already, 1 where another does, 2
-    where its settings are wrong."""
+    """Starts a configuration; returns the exit status: 0 also where it runs already, 1 where another does, 2
+    where its settings are wrong. ``control_room``: with one, whatever the configuration says."""
     console = Console()
     try:
         with runs.held(config.state):

@@ -1,4 +1,4 @@
-"""How some samples went over the last two hours: a point every few seconds, a bounded number of them. Pure."""
+"""How some samples went over the last two hours: a point every few seconds. Pure."""
 
 import math
 from collections import deque

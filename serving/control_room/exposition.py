@@ -33,8 +33,8 @@ def keyed(families: Iterable[Family]) -> Samples:
 
 
 def read(text: str) -> Samples:
-    """What an exposition text says, as prometheus_client writes it: one sample a line, labels by name, no time
-    behind the value. Buckets of histograms are left out."""
+    """What an exposition text says, as prometheus_client writes it: one sample a line, labels by name, no
+    time behind the value. Buckets of histograms are left out."""
     found = Samples()
     for line in text.splitlines():
         if line.startswith("#"):

@@ -16,7 +16,7 @@ class Full(RuntimeError):
 
 
 class Hub:
-    """Belongs to one event loop. ``paint`` runs in a thread; an error of it is told, and it is tried again."""
+    """Belongs to one event loop. ``paint`` runs in a thread; its errors are told, and it is tried again."""
 
     def __init__(self, paint: Callable[[], bytes], every_s: float = 1.0, most: int = MOST) -> None:
         self._paint, self._every_s, self._most = paint, every_s, most

@@ -76,14 +76,14 @@ class Painter:
         self._number += 1
         return Picture(
             number=self._number, time_ms=now_ms, asked=asked,
-            samples={s: v if math.isfinite(v) else None for s, v in samples.items()},
+            samples={s: v if math.isfinite(v) else None for s, v in samples.items() if not _idle(s, v)},
             rates=self._rates.tell(samples, now_ms), points=self.curves.tell(samples, now_ms),
             replicas={name: met_ms for name, (met_ms, _) in sorted(self._replicas.items())},
             panels=self._look.panels(),
         )  # fmt: skip
 
     def _met(self, samples: Samples, now_ms: int) -> str:
-        """Keeps what the replica said that answered, where it has a name: the next scrape may meet another."""
+        """Keeps what a named replica said: the next scrape may meet another."""
         its = {s: v for s, v in samples.items() if 'replica="' in s}
         name = label_of(next(iter(its)), "replica") if its else ""
         if name:
@@ -92,3 +92,8 @@ class Painter:
             name: kept for name, kept in self._replicas.items() if now_ms - kept[0] <= _REPLICA_MS
         }
         return name
+
+
+def _idle(series: str, value: float) -> bool:
+    """Whether it says that a part isn't in a state: it is in one of ten, and that one says so."""
+    return not value and series.startswith("recsys_part_state{")

@@ -7,11 +7,20 @@ export function drawLines(picture) {
   const { control } = picture.panels, now = Math.floor(picture.time_ms / 10_000);
   const { live } = control;
   put(part("live"), live ? `live is ${live.line}, epoch ${live.epoch}${live.candidate ? `, once ${live.candidate}` : ""}` : "nothing is live yet");
+  drawTrack(control.candidates);
   redraw(part("candidates"), control.candidates, () => control.candidates.filter(its => its.stage !== "ended").map(its => el("li", { data: { stage: its.stage } },
     el("b", {}, its.line), el("span", { class: "chip" }, its.share ? `${its.stage}, ${(100 * its.share).toFixed(0)} % of users` : its.stage), el("p", { class: "quiet" }, its.why))));
   redraw(part("decisions"), [control.decisions, now], () => (control.decisions.length ? control.decisions.slice(0, 12).map(its => decision(its, picture.time_ms))
     : [el("li", { class: "none" }, "Nothing was decided yet.")]));
   drawDrift(control, picture.time_ms, now);
+}
+
+const TRACK = [["shadow", "scores the stream, answers nobody"], ["canary", "answers a few users"], ["live", "answers everybody"]];
+
+function drawTrack(candidates) {
+  const counts = TRACK.map(([stage]) => candidates.filter(its => its.stage.startsWith(stage === "live" ? "taking over" : stage) || its.stage === stage).length);
+  redraw(part("track"), counts, () => TRACK.map(([stage, what], n) => el("li", { data: { stage, there: counts[n] } },
+    el("b", {}, stage), el("span", { data: { record: "control" } }, counts[n] ? `${counts[n]} here` : ""), el("small", {}, what))));
 }
 
 function decision(its, now_ms) {

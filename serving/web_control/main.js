@@ -1,6 +1,6 @@
 // The control room: takes the key from the address, listens, and has each panel draw the picture.
 
-import { bind } from "./bind.js";
+import { bind, valueOf } from "./bind.js";
 import { Charts } from "./chart.js";
 import { drawLines } from "./lines.js";
 import { Flow } from "./flow.js";
@@ -13,6 +13,7 @@ import { drawTrials } from "./trials.js";
 import { part, put } from "./dom.js";
 
 const KEY = "control.key";
+const SAID = ["recsys_session_fold_click_to_session_p95_ms", "recsys_click_to_served_p95_ms"];
 const AGAIN_MS = [400, 800, 1500, 3000];
 const room = document.getElementById("room"), gate = document.getElementById("gate");
 const charts = new Charts(), flow = new Flow(document.querySelector(".flow"));
@@ -48,9 +49,16 @@ function draw(picture) {
   drawTrials(picture);
   charts.draw(picture);
   drawRuler(picture);
+  sayHow(picture);
   bind(picture);
   flow.tell(picture);
   room.dataset.number = picture.number;
+}
+
+/** The sentence at the top says as much as is known. */
+function sayHow(picture) {
+  const known = SAID.filter(series => valueOf(picture, series, "ms") !== null).length;
+  document.getElementById("loop").dataset.said = known;
 }
 
 function hear(name, data) {

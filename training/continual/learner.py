@@ -179,8 +179,8 @@ class Learner:
         return out
 
     def _metrics(self, lane: Lane, losses_BL: Floats, probabilities_BL: Floats) -> dict[str, float]:
-        """Prequential sums over the lane's first-time examples, and those that sampling left out; of the first
-        label also how many lie in each bin of its probability, and how many of them are positive."""
+        """Prequential sums over the lane's first-time examples, and those that sampling left out; of the
+        first label also how many lie in each bin of its probability, and how many of them are positive."""
         fresh, stands = lane.told.fresh_B, lane.told.stands_B[lane.told.fresh_B]
         out = {"examples": float(stands.sum())}
         for k, label in enumerate(self.features.schema.labels):

@@ -1,4 +1,4 @@
-"""What a line's steps said before they learned, over its newest examples: AUC, normalized entropy, calibration.
+"""AUC, normalized entropy and calibration of what steps said before they learned, over newest examples.
 
 It is made of sums alone, as deltas carry them (``metrics``: training/continual/learner.py), so whoever reads
 deltas has it. A window of examples, not of time: a figure is as sure on a quiet night as at noon.
