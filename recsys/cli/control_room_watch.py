@@ -18,7 +18,7 @@ from recsys.cli.control_room_door import Door
 from recsys.cli.control_room_story import ControlStory, LettersStory
 from recsys.cli.control_room_trials import Trials
 from recsys.cli.part_metrics import families
-from recsys.cli.processes import alive
+from recsys.cli.processes import Identity, alive
 from recsys.cli.vitals import Status, judged
 from recsys.config import Config
 from recsys.log import Log, Record
@@ -130,7 +130,7 @@ class _Once:
         return self._known[key]
 
 
-_NOBODY: Final = runs.Identity(pid=0, started=0.0)
+_NOBODY: Final = Identity(pid=0, started=0.0)
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Samples as Prometheus names them: ``recsys_part_lag{part="joiner",topic="events"}`` and its value. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 Samples = dict[str, float]
@@ -10,13 +10,19 @@ _LEFT_OUT: Final = ("_bucket", "_created")
 class Sample(Protocol):
     """As prometheus_client's families have them."""
 
-    name: str
-    labels: dict[str, str]
-    value: float
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> dict[str, str]: ...
+
+    @property
+    def value(self) -> float: ...
 
 
 class Family(Protocol):
-    samples: list[Sample]
+    @property
+    def samples(self) -> Sequence[Sample]: ...
 
 
 def key(name: str, labels: Mapping[str, str]) -> str:
