@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/control-room.md from a running system: ``python -m tests.control_pictures STATE``.
+"""Makes the pictures of docs/control-room.md of a running system: ``python -m tests.control_pictures STATE``.
 
 Each is one screen in headless Chromium, after the page has looked for a while.
 """
