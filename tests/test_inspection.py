@@ -53,6 +53,7 @@ def test_an_item_is_told_with_its_vector_and_what_is_near(world: World) -> None:
 
 def test_a_user_is_told_with_a_list_that_nobody_is_served(world: World) -> None:
     async def scenario(w: World) -> None:
+        w.service.replica.step = 1  # without a step no model ranks
         answer = await w.recommend(user_id="u1", n=3)
         await w.written()
         first = answer["items"][0]["item_id"]
