@@ -79,8 +79,8 @@ def main(state: str = "", folder: Path = DOCS, scheme: str = "dark") -> None:
 
 
 def take(url: str, path: Path, width: int, height: int, phone: bool, scheme: str) -> None:
-    # A window is 87 pixels higher than what it shows; an emulated phone isn't.
-    with Browser(width, height + 87 * (not phone), phone=phone) as browser:
+    # A window is 143 pixels higher than what it shows; an emulated phone isn't.
+    with Browser(width, height + 143 * (not phone), phone=phone) as browser:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.devtools("Emulation.setEmulatedMedia", {"features": features})
         browser.open(url)
