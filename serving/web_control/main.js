@@ -13,7 +13,7 @@ import { drawTrials } from "./trials.js";
 import { part, put } from "./dom.js";
 
 const KEY = "control.key";
-const SAID = ["recsys_session_fold_click_to_session_p95_ms", "recsys_click_to_served_p95_ms"];
+const SAID = ["recsys_click_to_session_p95_ms", "recsys_click_to_served_p95_ms"];
 const AGAIN_MS = [400, 800, 1500, 3000];
 const room = document.getElementById("room"), gate = document.getElementById("gate");
 const charts = new Charts(), flow = new Flow(document.querySelector(".flow"));
