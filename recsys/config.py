@@ -12,6 +12,7 @@ import msgspec
 
 from recsys.checks import check as _check
 from recsys.compat_config import CompatConfig
+from recsys.control_room_config import ControlRoomConfig
 from recsys.drift_config import DriftRules
 from recsys.hashing import digest_of
 from recsys.metrics_config import MetricsConfig
@@ -308,6 +309,7 @@ class Config:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     tracing: TracingConfig = field(default_factory=TracingConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    control_room: ControlRoomConfig = field(default_factory=ControlRoomConfig)
 
     def __post_init__(self) -> None:
         if self.nodes > 1 and (self.log.url == "sqlite" or self.sessions.url == "embedded"):

@@ -7,7 +7,7 @@ with Retry-After. Everything a viewer's page needs is here too, so that it has o
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from recsys.hashing import Id
 from serving import api_models as models
-from serving import fast_bodies
+from serving import fast_bodies, inspection
 from serving import request as values
 from serving.admission import Buckets, Limit
 from serving.compat.mount import mount
@@ -127,7 +127,9 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
         return _json(service.status())
 
 
-def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], str]) -> None:
+def _admin(admin_key: Callable[[], str]) -> Callable[..., Awaitable[None]]:
+    """What lets in who says the key."""
+
     async def admin(x_admin_key: Annotated[str | None, Header()] = None) -> None:
         if x_admin_key is None:
             raise HTTPException(401, "the header X-Admin-Key is missing")
@@ -135,6 +137,11 @@ def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], st
         if not expected or not hmac.compare_digest(x_admin_key.encode(), expected):
             raise HTTPException(403, "the header X-Admin-Key is wrong: see state/run/admin.key")
 
+    return admin
+
+
+def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], str]) -> None:
+    admin = _admin(admin_key)
     common: dict[str, Any] = {
         "dependencies": [Depends(admin)], "responses": _ADMIN_PROBLEMS, "status_code": 202,
         "response_model": models.EventsOut,
@@ -165,6 +172,28 @@ def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], st
         weights have of them stays; docs/api.md says it whole."""
         await service.intake.erase_user(_id(user_id, "user_id"))
         return _json(_results_of([Result(0, ACCEPTED)]), 202)
+
+    looks: dict[str, Any] = {"dependencies": [Depends(admin)], "responses": _ADMIN_PROBLEMS}
+
+    @app.get("/v1/inspect/items/{item_id:path}", **looks)
+    async def inspect_item(item_id: str) -> Response:
+        """What this replica knows of an item: fields, counters, vector, popularity, what is near."""
+        found = inspection.item(service.replica, _id(item_id, "item_id"), service.now_ms())
+        if found is None:
+            raise HTTPException(404, f"item_id is {item_id!r}, and no such item was ever published")
+        return _json(found)
+
+    @app.get("/v1/inspect/users/{user_id:path}", **looks)
+    async def inspect_user(user_id: str) -> Response:
+        """What is known of a user, and why the list that they would get now is what it is. Nothing is logged:
+        it counts as no impression."""
+        name = _id(user_id, "user_id")
+        session, policy = await service.session_of(name), service.reader.policies.resolve(name)
+        wanted = values.Request(name, n=inspection.SHOWN, explain=True, by_score=True)
+        answer = await service.recommend_unlogged(wanted, session)
+        items = [_item_of(its) for its in answer.items]
+        said = {"items": items, "stamp": answer.stamp, "degraded": answer.degraded}
+        return _json(inspection.user(service.replica, session, policy) | {"answer": said})
 
 
 def _add_health_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:

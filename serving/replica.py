@@ -17,6 +17,7 @@ from recsys.config import Config, ModelConfig, TableConfig
 from recsys.counters import Counters
 from recsys.events import Item
 from recsys.features import FeatureSet
+from recsys.growth import grown
 from recsys.model import Model, tables_of
 from recsys.records import ItemState
 from serving.inverted import Inverted
@@ -47,6 +48,8 @@ class Replica(ItemVectors):
         self.model = published_model(features, config)
         self.groups = Inverted()
         self.popularity = Popularity(features, self.catalogue)
+        # By item: the step that moved its vector last; 0: none has since the replica's snapshot.
+        self.moved_at: Keys = np.zeros(0, np.int64)
         self._group_slots = [features.slot(f"item.{name}") for name in features.schema.groups]
 
     def make_room(
@@ -98,7 +101,10 @@ class Replica(ItemVectors):
             self.model.write_dense(delta.dense)
         if "items" in delta.tables:
             moved = delta.tables["items"]
-            self._place(self._known(np.concatenate([moved.keys, moved.removed])))
+            known = self._known(np.concatenate([moved.keys, moved.removed]))
+            self._place(known)
+            self.moved_at = grown(self.moved_at, len(self.catalogue))
+            self.moved_at[known] = delta.step
         self.step, self.step_time_ms = delta.step, delta.time_ms
         return delta.digest is None or delta.digest == self.digest
 
@@ -129,6 +135,7 @@ class Replica(ItemVectors):
         """Starts from what was prepared: rows, dense parameters and vectors are replaced whole, at once; the
         model too, where it is of another size."""
         super().take(fresh)
+        self.moved_at = np.zeros(0, np.int64)
         if fresh.model is not None:
             self.model, self._tables = fresh.model, tables_of(fresh.model.config)
         if fresh.dense is not None and len(fresh.dense):

@@ -14,6 +14,7 @@ from recsys.cli.processes import kill_session, members_saying
 from recsys.cli.up import start
 from recsys.client import ApiError, Client
 from recsys.config import Config, LogConfig, ServeConfig
+from recsys.control_room_config import ControlRoomConfig
 from recsys.events import Engagement
 from recsys.telemetry_config import TracingConfig
 from recsys.world import World
@@ -25,15 +26,21 @@ class LiveSystem:
     """One `recsys up` on free ports."""
 
     def __init__(
-        self, state: Path, log: str = "sqlite", tracing: TracingConfig | None = None
+        self,
+        state: Path,
+        log: str = "sqlite",
+        tracing: TracingConfig | None = None,
+        control_room: ControlRoomConfig | None = None,
     ) -> None:
         self.state = state
+        control_room = control_room or ControlRoomConfig()
         self._config = replace(
             Config(),
             state=str(state),
             serve=ServeConfig(port=0, dashboard_port=0),
             log=LogConfig(url=log),
             tracing=tracing or TracingConfig(),
+            control_room=control_room,
         )
         self.world = World(seed=5, users=USERS, items=ITEMS, topics=6)
 

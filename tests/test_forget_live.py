@@ -10,14 +10,17 @@ import torch
 from recsys.blueprint import feature_set
 from recsys.cli.explainer import EQUAL, Explainer
 from recsys.cli.forget import Refused, forget_user
+from recsys.cli.plan import _free_ports
 from recsys.cli.trace import life_of
 from recsys.config import ParameterServerConfig
+from recsys.control_room_config import ControlRoomConfig
 from recsys.hashing import partition_of
 from recsys.loops import read_beat
 from recsys.open_log import open_log
 from recsys.records import EXAMPLES, without_example
 from recsys.telemetry_config import TracingConfig
 from tests import telemetry
+from tests.control_live import check_control_page
 from tests.live_system import LiveSystem, Traffic
 from tests.otlp_receiver import Receiver
 
@@ -35,7 +38,9 @@ def receiver():
 def learned(tmp_path_factory, receiver):
     """A system that has learned some steps, and its viewers, who have left. The last test ends it."""
     tracing = TracingConfig(share=1.0, endpoint=receiver.url)
-    system = LiveSystem(tmp_path_factory.mktemp("live") / "state", tracing=tracing)
+    room = ControlRoomConfig(port=next(_free_ports(set())))
+    folder = tmp_path_factory.mktemp("live") / "state"
+    system = LiveSystem(folder, tracing=tracing, control_room=room)
     try:
         system.up()
         system.publish_world()
@@ -71,6 +76,15 @@ def test_logs_say_which_replica_shard_and_worker_and_no_secret(learned):
 
 def test_ray_s_dashboard_names_what_runs(learned):
     telemetry.check_dashboard(learned[0])
+
+
+def test_the_control_room_shows_what_is_scraped(learned):
+    system, _ = learned
+    traffic = Traffic(system)
+    try:
+        check_control_page(system)
+    finally:
+        traffic.stop()
 
 
 def test_a_user_is_forgotten_and_unlearned_and_the_system_goes_on(learned):

@@ -35,6 +35,6 @@ def test_topics_are_made_and_another_log_is_refused(tmp_path: Path) -> None:
 def test_what_learns_and_what_tells_of_it_step_back_for_what_answers() -> None:
     back = {name for name in NAMES if niceness(name) > 0}
     learns = {"counters", "joiner", "archive", "sequencer", "director", "shadow", "trainer"}
-    assert back == {*learns, "metrics"}
+    assert back == {*learns, "metrics", "control-room"}
     with pytest.raises(ValueError, match="'nobody', expected one of broker"):
         niceness("nobody")

@@ -72,6 +72,23 @@ def shadow(
     _tell("shadow", options, measured, json_file)
 
 
+@bench.command("control-room")
+def control_room(
+    state: Annotated[Path, typer.Option(help="The state folder of a running system.")] = Path(
+        "state"
+    ),
+    seconds: Seconds = 60,
+    pages: Annotated[int, typer.Option(min=1, help="How many look at once, beside one alone.")] = 8,
+    json_file: Json = None,
+) -> None:
+    """What the control room of a running system takes of the processor."""
+    from recsys.cli.bench_control_room import measure_control_room
+
+    measured = measure_control_room(state, seconds, pages)
+    options = {"state": state, "seconds": seconds, "pages": pages}
+    _tell("control-room", options, measured, json_file)
+
+
 @bench.command()
 def tracing(
     requests: Annotated[int, typer.Option(min=40, help="Requests of each kind.")] = 4_000,
@@ -346,7 +363,7 @@ def _tell(
     found = {
         "bench": name,
         "command": f"recsys bench {name} {' '.join(words)}",
-        "seed": options["seed"],
+        **({"seed": options["seed"]} if "seed" in options else {}),
         "machine": _machine(),
         "versions": _versions(),
         **measured,

@@ -59,7 +59,7 @@ def demo(
     settings = _settings(state or Path("state"), log)
     console = Console()
     try:
-        with started(settings, viewers, limit, console):
+        with started(settings, viewers, limit, console, control_room=True):
             config, _ = plans.read(settings.state)
             _say_where(config, console)
             _stay(config, console)
@@ -87,7 +87,9 @@ def _settings(state: Path, log: str) -> Config:
 
 
 @contextlib.contextmanager
-def started(settings: Config, viewers: float, limit: int, console: Console) -> Iterator[None]:
+def started(
+    settings: Config, viewers: float, limit: int, console: Console, control_room: bool = False
+) -> Iterator[None]:
     """The system, up and warm. Whatever happens, what was started here ends with the block; a system that
     runs already is used and left running."""
     from recsys.cli.up import start
@@ -97,7 +99,7 @@ def started(settings: Config, viewers: float, limit: int, console: Console) -> I
     ours = running is None or not alive(running.supervisor)
     past = _past(settings, limit, console)
     try:
-        if start(settings, detach=True, viewers=viewers) != 0:
+        if start(settings, detach=True, viewers=viewers, control_room=control_room) != 0:
             raise NotReady(f"the system didn't come up; see {state / 'run'}")
         if past is not None:
             _warm(plans.read(state)[0], past, console)
@@ -207,16 +209,18 @@ def _stop(state: Path, console: Console) -> None:
 
 
 def _say_where(config: Config, console: Console) -> None:
-    url = plans.feed_url(config)
+    url, room = plans.feed_url(config), plans.control_room_url(config)
     dashboard = (
         f"dashboard  http://127.0.0.1:{config.serve.dashboard_port}"
         f"  (Ray's; token in {config.state}/run/ray.token)\n"
     )
     console.print(
         f"\nfeed       {url}\nAPI docs   {url}/docs\n"
-        f"{dashboard if config.serve.dashboard else ''}\n"
+        + (f"control    {room}\n" if room else "")
+        + f"{dashboard if config.serve.dashboard else ''}\n"
         "Swipe in the feed and watch it change. Ctrl-C ends everything.\n",
         highlight=False,
+        soft_wrap=True,
     )
 
 

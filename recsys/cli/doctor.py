@@ -15,6 +15,7 @@ import psutil
 import typer
 
 from recsys.cli import running
+from recsys.cli.plan import CONTROL_KEY
 from recsys.cli.processes import alive, holders
 from recsys.config import Config
 from recsys.doctor import REQUIREMENTS, Check, Machine, Port, checks, normalised
@@ -69,7 +70,7 @@ def observe(config: Config) -> Machine:
         imports=try_imports([requirement.module for requirement in REQUIREMENTS]),
         secrets={
             str(file): file.stat().st_mode & 0o777
-            for file in (state / "run" / "ray.token", state / "run" / "admin.key")
+            for file in (state / "run" / name for name in ("ray.token", "admin.key", CONTROL_KEY))
             if file.is_file()
         },
         broker=broker,

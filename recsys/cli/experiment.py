@@ -3,7 +3,6 @@
 All of it is read from, and asked on, the system's log; the director alone appends revisions.
 """
 
-import re
 import time
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -18,6 +17,7 @@ from experiments.revision import Told, each_of, grant
 from recsys.blueprint import FEED_SCHEMA, feature_set
 from recsys.cli.experiment_page import page
 from recsys.cli.experiment_power import Guess, answer_from_log, answer_given
+from recsys.cli.experiment_story import began_ms, notes_of, row_of
 from recsys.cli.experiment_table import list_table, power_table, report_tables
 from recsys.cli.interleaving_report import read_interleaving
 from recsys.cli.shadow import StateOption, with_system
@@ -199,7 +199,8 @@ def _report_interleaving(
 ) -> None:
     if html is not None:
         raise ValueError(f"{its.name} is an interleaving, which has no page: leave --html out")
-    values, lines = read_interleaving(log, config, labels_of(config), its, began_ms(log, its.name))
+    began = began_ms(readable(log, CONTROL, Control), its.name)
+    values, lines = read_interleaving(log, config, labels_of(config), its, began)
     if json:
         _print_json(values)
     else:
@@ -210,25 +211,11 @@ def read_report(log: Log, config: Config, its: Experiment) -> tuple[Readout, lis
     """What an experiment has shown by now, and what one must know beside it."""
     labels = labels_of(config)
     metrics_needed(its, labels)
-    fold = TrialFold(log, config, labels, its, began_ms(log, its.name))
+    fold = TrialFold(log, config, labels, its, began_ms(readable(log, CONTROL, Control), its.name))
     while fold.read():
         pass
-    seen, notes = fold.readout(), []
-    if not fold.complete:
-        notes.append("the log begins after the experiment did: what retention dropped is missing")
-    if fold.waiting:
-        notes.append(f"{fold.waiting:,} shown items are still in their window, and not counted yet")
-    if fold.unreadable:
-        notes.append(f"{fold.unreadable:,} places of the log were empty or couldn't be read")
-    if seen.outside:
-        notes.append(f"{seen.outside:,} items were shown to its users, but not under their arm")
-    if seen.sampled < 1:
-        notes.append(
-            f"effects are of a share of {seen.sampled:g} of the users, as is `shown`: memory is bounded"
-        )
-    if seen.counted < 1:
-        notes.append(f"users by arm are of a share of {seen.counted:g} of them")
-    return seen, notes
+    seen = fold.readout()
+    return seen, notes_of(fold, seen)
 
 
 def newest(log: Log) -> Experiments:
@@ -240,41 +227,9 @@ def newest(log: Log) -> Experiments:
     return said
 
 
-def began_ms(log: Log, name: str) -> int:
-    """When an experiment first gave arms: as it stands, else by the first revision that has it."""
-    named = re.compile(rf"^name:\s*['\"]?{re.escape(name)}['\"]?\s*(#.*)?$", re.MULTILINE)
-    for control in readable(log, CONTROL, Control):
-        if isinstance(control, Experiments):
-            stand = control.stands.get(name)
-            if stand is not None and stand.started_ms:
-                return stand.started_ms
-            if stand is None and any(named.search(text) for text in control.configs.values()):
-                return control.time_ms
-    return 0
-
-
 def labels_of(config: Config) -> tuple[str, ...]:
     labels: tuple[str, ...] = feature_set(config).schema.labels
     return labels
-
-
-def row_of(its: Experiment, said: Experiments) -> dict[str, Any]:
-    """One experiment as `list` tells it."""
-    stand = said.stands.get(its.name)
-    return {
-        "name": its.name,
-        "kind": its.kind,
-        "state": stand.state if stand else "running",
-        "layer": its.layer,
-        "traffic": stand.traffic if stand else its.traffic,
-        "of": its.traffic,
-        "since_ms": stand.since_ms if stand else 0,
-        "arms": {arm.name: arm.share for arm in its.arms},
-        "primary": list(its.credited if its.interleaves else its.primary),
-        "guardrails": dict(its.metrics.guardrails),
-        "hypothesis": its.hypothesis or its.about,
-        "why": stand.why if stand else "",
-    }
 
 
 def _meant(name: str, said: Experiments, config: Config) -> Experiment:

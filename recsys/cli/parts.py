@@ -37,16 +37,18 @@ _PARTS: Final = (
     Part("serve", "recsys.cli.serve:run", ("log", "valkey", "shards"), ("ray",), False, 180, 20),
     Part("viewers", "recsys.cli.viewers:run_part", ("serve",)),
     Part("metrics", "recsys.cli.metrics:run", ("log",), nice=_LATER),
+    Part("control-room", "recsys.cli.control_room:run", ("log",), nice=_LATER),
 )  # fmt: skip
-_OPTIONAL: Final = {"broker", "valkey", "ray", "viewers", "metrics"}
+_OPTIONAL: Final = {"broker", "valkey", "ray", "viewers", "metrics", "control-room"}
 NAMES: Final = tuple(part.name for part in _PARTS)
 
 
 def table(plan: Plan) -> list[Part]:
-    """The parts of a plan: embedded services only where they are ours, viewers and metrics only where
-    asked for."""
+    """The parts of a plan: embedded services only where they are ours, viewers, metrics and control
+    room only where asked for."""
     wanted = set(plan.embedded) | ({"viewers"} if plan.viewers > 0 else set())
     wanted |= {"metrics"} if plan.metrics else set()
+    wanted |= {"control-room"} if plan.control_room else set()
     absent = _OPTIONAL - wanted
     parts = [_without(part, absent) for part in _PARTS if part.name not in absent]
     if not plan.only:

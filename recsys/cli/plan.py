@@ -19,8 +19,10 @@ from recsys.config import Config, digest
 from recsys.loops import run_folder, write_atomically
 
 _LOOPBACK: Final = "127.0.0.1"
+CONTROL_KEY: Final = "control.key"  # of the control room, in ``state/run``
 EMBEDDED_KAFKA: Final = "kafka://"  # without an address: a broker of our own
 VALKEY_USER: Final = "recsys"
+CONTROL_ROOM_PORT: Final = 8001  # of who asks for one and names no port, where it is free
 _FIRST_PORT: Final = 20_000  # of the range that free ports are taken from: below what systems give
 _LAST_PORT: Final = 29_999  # to outgoing connections, and above Ray's own defaults
 
@@ -51,6 +53,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     embedded: list[str] = []  # of "valkey", "broker", "ray"
     viewers: float = 0.0  # requests a second of simulated viewers; 0: none
     metrics: bool = False  # whether the parts' metrics are served
+    control_room: bool = False
     only: list[str] = []  # these parts and what they need; empty: all
     asked: str = ""  # digest of the configuration before anything was filled in
     plain_serve: bool = False  # Serve as it comes, with its own proxy: what the bench compares with
@@ -66,11 +69,13 @@ class PortTaken(RuntimeError):
 
 
 def resolve(
-    config: Config, *, viewers: float = 0.0, only: Iterable[str] = (), ray_address: str = ""
-) -> tuple[Config, Plan]:
+    config: Config, *, viewers: float = 0.0, only: Iterable[str] = (), ray_address: str = "",
+    control_room: bool = False,
+) -> tuple[Config, Plan]:  # fmt: skip
     """Fills in addresses and free ports. A port 0 of ``serve`` takes a free one.
 
-    ``ray_address`` is that of a cluster which runs already (RAY_ADDRESS): then we start none. Raises
+    ``ray_address`` is that of a cluster which runs already (RAY_ADDRESS): then we start none.
+    ``control_room``: there is one also where no port is configured. Raises
     PortTaken where a port that the configuration names is in use, ValueError where several nodes are
     asked for and no cluster runs.
     """
@@ -82,6 +87,8 @@ def resolve(
     asked = digest(config)
     named = {"serve.port": config.serve.port, "serve.dashboard_port": config.serve.dashboard_port}
     named |= {"metrics.port": config.metrics.port} if config.metrics.port else {}
+    if config.control_room.port:
+        named["control_room.port"] = config.control_room.port
     if not ray_address:  # in a cluster of others Serve may run already, and have its port
         _check_free({name: port for name, port in named.items() if port})
     free = _free_ports(avoid=set(named.values()))
@@ -90,6 +97,10 @@ def resolve(
         port=config.serve.port or next(free),
         dashboard_port=config.serve.dashboard_port or next(free),
     )
+    room = config.control_room
+    if control_room and not room.port:
+        usual = CONTROL_ROOM_PORT not in named.values() and _can_bind(CONTROL_ROOM_PORT)
+        room = replace(room, port=CONTROL_ROOM_PORT if usual else next(free))
     embedded = [] if ray_address else ["ray"]
     sessions, log = config.sessions, config.log
     if sessions.url == "embedded":
@@ -106,9 +117,13 @@ def resolve(
     tracing = config.tracing
     if tracing.file:  # Ray's workers have folders of their own
         tracing = replace(tracing, file=str(Path(tracing.file).resolve()))
-    config = replace(config, state=state, serve=serve, sessions=sessions, log=log, tracing=tracing)
+    config = replace(
+        config, state=state, serve=serve, sessions=sessions, log=log, tracing=tracing,
+        control_room=room,
+    )  # fmt: skip
     plan = Plan(
         ray=ray, embedded=embedded, viewers=viewers, metrics=bool(config.metrics.port),
+        control_room=bool(room.port),
         only=list(only), asked=asked,
     )  # fmt: skip
     return config, plan
@@ -116,8 +131,21 @@ def resolve(
 
 def feed_url(config: Config) -> str:
     """Where this machine reaches the API: over loopback where it binds to all interfaces."""
-    host = {"0.0.0.0": _LOOPBACK, "::": "::1"}.get(config.serve.host, config.serve.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{config.serve.port}"
+    return _url(config.serve.host, config.serve.port)
+
+
+def control_room_url(config: Config) -> str:
+    """Where this machine reaches the control room, with its key behind the #, which a browser sends nowhere;
+    empty where there is none."""
+    room, file = config.control_room, Path(config.state) / "run" / CONTROL_KEY
+    if not room.port or not file.exists():
+        return ""
+    return f"{_url(room.host, room.port)}/control#{file.read_text().strip()}"
+
+
+def _url(host: str, port: int) -> str:
+    host = {"0.0.0.0": _LOOPBACK, "::": "::1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def port_of(url: str) -> int:
@@ -161,7 +189,7 @@ def write(config: Config, plan: Plan) -> None:
     folder = run_folder(config.state)
     write_atomically(folder / "config.json", msgspec.json.encode(config))
     write_atomically(folder / "plan.json", msgspec.json.encode(plan))
-    for name in ("admin.key", "ray.token"):
+    for name in ("admin.key", CONTROL_KEY, "ray.token"):
         if not (folder / name).exists():
             write_atomically(folder / name, secrets.token_urlsafe(32).encode())
 

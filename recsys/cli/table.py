@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from recsys.cli.plan import feed_url
+from recsys.cli.plan import CONTROL_KEY, control_room_url, feed_url
 from recsys.cli.processes import Socket, is_loopback
 from recsys.cli.running import PartRecord, Running
 from recsys.config import Config
@@ -44,12 +44,14 @@ def parts_table(running: Running, config: Config, now_ms: int | None = None) -> 
 
 def addresses(config: Config) -> list[str]:
     """Where a person looks next."""
-    serve = config.serve
+    serve, room = config.serve, control_room_url(config).partition("#")[0]
+    key = f"{config.state}/run/{CONTROL_KEY}"
     dashboard = [
         f"dashboard  http://127.0.0.1:{serve.dashboard_port}  (Ray's; token in {config.state}/run/ray.token)"
     ]
     return [
         f"feed       {feed_url(config)}",
+        *([f"control    {room}  (key in {key})"] if room else []),
         *(dashboard if serve.dashboard else ()),
         f"sessions   {hide_password(config.sessions.url)}",
         f"log        {hide_password(config.log.url)}"

@@ -65,10 +65,11 @@ def log_url(log: str) -> str:
 
 
 def start(
-    config: Config, *, detach: bool = False, viewers: float = 0.0, only: list[str] | None = None
-) -> int:
+    config: Config, *, detach: bool = False, viewers: float = 0.0, only: list[str] | None = None,
+    control_room: bool = False,
+) -> int:  # fmt: skip
     """Starts a configuration; returns the exit status: 0 also where it runs already, 1 where another does, 2
-    where its settings are wrong."""
+    where its settings are wrong. ``control_room``: with one, whatever the configuration says."""
     console = Console()
     try:
         with runs.held(config.state):
@@ -76,7 +77,7 @@ def start(
             if left:
                 console.print(f"ended {left} parts that a killed `recsys up` had left running")
             try:
-                resolved, plan = _planned(config, viewers, only or [])
+                resolved, plan = _planned(config, viewers, only or [], control_room)
             except (plans.PortTaken, ValueError) as error:
                 console.print(f"[red]recsys:[/red] {error}", highlight=False)
                 return 2 if isinstance(error, BadSettings) else 1
@@ -91,12 +92,16 @@ def start(
     return _detach(resolved, console)
 
 
-def _planned(config: Config, viewers: float, only: list[str]) -> tuple[Config, Plan]:
+def _planned(
+    config: Config, viewers: float, only: list[str], control_room: bool = False
+) -> tuple[Config, Plan]:
     from recsys.blueprint import feature_set  # imports torch: not for --help
     from training.line import spec_of
 
     address = os.environ.get("RAY_ADDRESS", "")
-    resolved, plan = plans.resolve(config, viewers=viewers, only=only, ray_address=address)
+    resolved, plan = plans.resolve(
+        config, viewers=viewers, only=only, ray_address=address, control_room=control_room
+    )
     features = feature_set(resolved)
     check_weights(resolved.policy, features.schema.labels)
     check_rules(resolved.policy, features.schema.names("item", CATEGORICAL))

@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -14,7 +14,7 @@ from recsys.cli import plan as plans
 from recsys.cli import running as runs
 from recsys.cli.processes import alive
 from recsys.config import Config
-from recsys.log import Log
+from recsys.log import Log, Record
 from recsys.loops import Beat, read_beat
 from recsys.records import DEAD_LETTERS, STEPS, Step, unpack
 
@@ -24,6 +24,18 @@ _HTTP_S: Final = 2.0
 _EVENTS_FROM: Final = ("session-fold", "joiner", "counters")
 _EXAMPLES_FROM: Final = ("trainer", "joiner")
 _FRESHNESS: Final = ("click_to_session_p95_ms", "click_to_served_p95_ms")
+
+
+class Ends(Protocol):
+    """What is asked of a log here."""
+
+    def partitions(self, topic: str) -> int: ...
+
+    def begin(self, topic: str, partition: int) -> int: ...
+
+    def end(self, topic: str, partition: int) -> int: ...
+
+    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]: ...
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -82,7 +94,7 @@ def gather(state: Path) -> Status:
     log = _opened(config) if up or config.log.url == "sqlite" else None
     try:
         server = server_status(config) if up else {}
-        return _judged(state, running, up, beats, log, server)
+        return judged(state, running, up, beats, log, server)
     finally:
         if log is not None:
             log.close()
@@ -98,14 +110,15 @@ def _opened(config: Config) -> Log | None:
     return None
 
 
-def _judged(
+def judged(
     state: Path,
     running: runs.Running,
     up: bool,
     beats: dict[str, Beat | None],
-    log: Log | None,
+    log: Ends | None,
     server: dict[str, Any],
 ) -> Status:
+    """What follows from what was read."""
     now_ms = int(time.time() * 1000)
     parts = [_part(part, beats[part.name], log, up, now_ms) for part in running.parts]
     by_name = {part.name: part for part in parts}
@@ -134,7 +147,7 @@ def _judged(
 
 
 def _part(
-    part: runs.PartRecord, beat: Beat | None, log: Log | None, up: bool, now_ms: int
+    part: runs.PartRecord, beat: Beat | None, log: Ends | None, up: bool, now_ms: int
 ) -> PartStatus:
     orphaned = not up and part.process is not None and alive(part.process)
     state = part.state if up else "orphaned" if orphaned else "stopped"
@@ -163,7 +176,7 @@ def _part(
     )
 
 
-def waiting(log: Log, topic: str, offsets: list[int] | None) -> int | None:
+def waiting(log: Ends, topic: str, offsets: list[int] | None) -> int | None:
     """The records between ``offsets`` (None: the beginning) and the end, over all partitions.
 
     Exact where offsets are dense, else an upper bound. None where the topic can't be asked.
@@ -178,7 +191,7 @@ def waiting(log: Log, topic: str, offsets: list[int] | None) -> int | None:
         return None
 
 
-def last_step(log: Log) -> Version | None:
+def last_step(log: Ends) -> Version | None:
     """Of the newest record of ``steps``. Offsets needn't be dense, so it looks back further and further."""
     with suppress(Exception):
         begin, end = log.begin(STEPS, 0), log.end(STEPS, 0)

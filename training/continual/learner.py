@@ -20,6 +20,7 @@ from recsys.features import FeatureSet, UnknownFeatureSet
 from recsys.model import Lookup, Model, lookup_of, padded
 from recsys.ranker import loss_per_output, targets
 from recsys.records import Lesson
+from recsys.score_bins import bins_of, counted
 from recsys.vectors import retrieval_loss
 from training.continual.open_labels import Told, rehearsing, told
 
@@ -178,13 +179,18 @@ class Learner:
         return out
 
     def _metrics(self, lane: Lane, losses_BL: Floats, probabilities_BL: Floats) -> dict[str, float]:
-        """Prequential sums over the lane's first-time examples, and those that sampling left out."""
+        """Prequential sums over the lane's first-time examples, and those that sampling left out; of the
+        first label also how many lie in each bin of its probability, and how many of them are positive."""
         fresh, stands = lane.told.fresh_B, lane.told.stands_B[lane.told.fresh_B]
         out = {"examples": float(stands.sum())}
         for k, label in enumerate(self.features.schema.labels):
             out[f"loss.{label}"] = float((losses_BL[fresh, k] * stands).sum())
             out[f"predicted.{label}"] = float((probabilities_BL[fresh, k] * stands).sum())
             out[f"happened.{label}"] = float((lane.told.happened_BK[fresh, k] * stands).sum())
+        first, bins = self.features.schema.labels[0], bins_of(probabilities_BL[fresh, 0])
+        happened = lane.told.happened_BK[fresh, 0] * stands
+        out |= {f"bin.{first}.{n}": count for n, count in counted(bins, stands).items()}
+        out |= {f"bin1.{first}.{n}": count for n, count in counted(bins, happened).items()}
         return out
 
 

@@ -5,6 +5,7 @@ import msgspec
 from recsys.log import Log
 from recsys.loops import Heartbeat
 from recsys.records import DELTAS, STEPS
+from training.continual.prequential import Prequential
 from training.continual.step_reader import StepReader
 from training.control import ControlReader
 
@@ -31,6 +32,9 @@ class Progress:
         self._decoder = msgspec.msgpack.Decoder(Told)
         self._told = dict[str, float]()  # of ``sums``, in the heartbeat
         self._behind_ms: int | None = None
+        self._prequential = Prequential()
+        self.delta_bytes = 0  # of all lines
+        self._told_bytes = 0
         self.step = 0
         self.unreadable = 0
         self.time_ms = 0  # event time of the newest example learned
@@ -44,9 +48,11 @@ class Progress:
         if self._control.turn() and self._control.live_epoch(self._line, self._epoch) > self._epoch:
             self._epoch, self.step = self._control.live_epoch(self._line), 0
             self._steps = StepReader(self._log, self._line, self._epoch)
+            self._prequential = Prequential()  # another model
         while records := self._log.read(DELTAS, 0, self._offset, 200):
             self._offset = records[-1].offset + 1
             for record in records:
+                self.delta_bytes += len(record.value)
                 try:
                     told = self._decoder.decode(record.value)
                 except (msgspec.MsgspecError, RecursionError):
@@ -64,6 +70,8 @@ class Progress:
             value = self.sums.get(name, 0.0)
             beat.add(name, value - self._told.get(name, 0.0))
             self._told[name] = value
+        beat.add("delta_bytes", self.delta_bytes - self._told_bytes)
+        self._told_bytes = self.delta_bytes
         beat.gauge("unreadable_deltas", self.unreadable)
         if not self.step:
             return
@@ -75,6 +83,8 @@ class Progress:
             beat.offsets(STEPS, [place + 1])
         for name, value in self.losses().items():
             beat.gauge(name, value)
+        for name, value in self._prequential.figures().items():
+            beat.gauge(name, round(value, 4))
 
     @property
     def place(self) -> dict[str, str | int]:
@@ -93,6 +103,7 @@ class Progress:
         if told.step <= self.step:  # a line that went back repeats its steps
             return 0
         self.step, self.time_ms, self.last = told.step, told.time_ms, told.metrics
+        self._prequential.take(told.metrics)
         for name, value in (told.metrics | {"steps": 1.0}).items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         return 1

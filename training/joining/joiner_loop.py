@@ -96,6 +96,10 @@ class JoinerLoop(Turns):
         self._due_ms = clock() + _SAVE_EVERY_MS
         self.unreadable = 0
         self.skipped = 0  # events passed over for want of a snapshot and of the beginning
+        self.joined_after_ms: int | None = (
+            None  # of the newest example, from the event that made it
+        )
+        self._newest_ms = 0
         self._restore()
 
     @property
@@ -149,6 +153,7 @@ class JoinerLoop(Turns):
                 self._join(partition, record, examples)
         if examples:
             offsets = self._log.append(EXAMPLES, examples)
+            self.joined_after_ms = self._clock() - self._newest_ms
             if self._trace:
                 self._trace.appended(offsets)
         self._letters.send()
@@ -203,6 +208,7 @@ class JoinerLoop(Turns):
             if self._trace and isinstance(example, Example):
                 self._trace.made(len(appends), example)
             appends.append(Append(example.partition, key, pack(example)))
+            self._newest_ms = example.closed_ms
 
     def _restore(self) -> None:
         """Goes to the snapshot, and looks up what was put out after it."""
@@ -329,6 +335,8 @@ def run(config: Config, stop: Stop) -> None:
         told = counts
         beat.gauge("pending", loop.pending())
         beat.gauge("spilled", loop.spilled())
+        if loop.joined_after_ms is not None:
+            beat.gauge("joined_after_s", loop.joined_after_ms / 1000)
         beat.offsets(EVENTS, [offset for _, offset in sorted(loop.offsets.items())])
         if tracer:
             tracer.count(beat)

@@ -1,0 +1,100 @@
+"""``recsys bench control-room``: what the control room takes of the processor, looked at and not looked at.
+
+It looks at a system that runs, as pages do, over the same stream; the processor's time is that of the part
+alone, with all of its threads.
+"""
+
+import http.client
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import psutil
+
+from recsys.cli import plan as plans
+from recsys.cli import running as runs
+
+PART: Final = "control-room"
+_SETTLE_S: Final = 3.0
+
+
+def measure_control_room(state: Path, seconds: int, pages: int) -> dict[str, Any]:
+    """Shares of one core. Raises ValueError where the system runs without a control room."""
+    config, _ = plans.read(state)
+    url = plans.control_room_url(config)
+    running = runs.read(state)
+    found = [its for its in running.parts if its.name == PART and its.process] if running else []
+    if not url or not found or found[0].process is None:
+        raise ValueError(
+            f"{state} runs without a control room: `recsys demo --state {state}` has one, `recsys up` where "
+            "control_room.port is set"
+        )
+    process = psutil.Process(found[0].process.pid)
+    measured: dict[str, Any] = {"nobody looks": _share(process, seconds)}
+    for count in sorted({1, pages}):
+        looking = [Page(url) for _ in range(count)]
+        time.sleep(_SETTLE_S)
+        before = [page.pictures for page in looking]
+        share = _share(process, seconds)
+        seen = [page.pictures - past for page, past in zip(looking, before, strict=True)]
+        for page in looking:
+            page.close()
+        measured[f"{count} pages look" if count > 1 else "1 page looks"] = share | {
+            "pictures_per_s": round(sum(seen) / len(seen) / seconds, 3),
+            "bytes_per_picture": round(
+                sum(p.bytes for p in looking) / sum(p.pictures for p in looking)
+            ),
+        }
+    measured["resident_mb"] = round(process.memory_info().rss / 2**20, 1)
+    return measured
+
+
+def _share(process: psutil.Process, seconds: int) -> dict[str, Any]:
+    def used_s() -> float:
+        its = process.cpu_times()
+        return float(its.user + its.system)
+
+    before, began = used_s(), time.monotonic()
+    time.sleep(seconds)
+    return {"share_of_a_core": round((used_s() - before) / (time.monotonic() - began), 4)}
+
+
+class Page:
+    """Reads the stream as a page does, in a thread, and draws nothing."""
+
+    def __init__(self, url: str) -> None:
+        its = urlsplit(url)
+        self._connection = http.client.HTTPConnection(its.hostname or "", its.port, timeout=10)
+        self._connection.request(
+            "GET", "/control/api/stream", headers={"authorization": f"Bearer {its.fragment}"}
+        )
+        self._answer = self._connection.getresponse()
+        if self._answer.status != 200:
+            raise ValueError(f"the control room answered {self._answer.status}, expected 200")
+        self.pictures, self.bytes, self.newest = 0, 0, dict[str, Any]()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Leaves."""
+        sock = self._connection.sock
+        if sock is not None:
+            sock.shutdown(2)
+        self._thread.join(5)
+        self._connection.close()
+
+    def _read(self) -> None:
+        name = b""
+        try:
+            for line in self._answer:
+                if line.startswith(b"event: "):
+                    name = line[7:].strip()
+                elif line.startswith(b"data: ") and name == b"picture":
+                    self.bytes += len(line)
+                    self.newest = json.loads(line[6:])
+                    self.pictures += 1
+        except (OSError, http.client.HTTPException, ValueError):
+            return  # closed

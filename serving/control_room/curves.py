@@ -1,0 +1,46 @@
+"""How some samples went over the last two hours: a point every few seconds. Pure."""
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+from serving.control_room.exposition import Samples, name_of
+
+EVERY_MS: Final = 5_000
+POINTS: Final = 1_440
+_MOST: Final = 40  # series: labels come from outside
+# What is drawn as a curve.
+FOLLOWED: Final = frozenset(
+    f"recsys_{name}"
+    for name in (
+        "trainer_auc", "trainer_normalized_entropy", "trainer_calibration", "trainer_learned_after_s",
+        "session_fold_click_to_session_p95_ms", "click_to_served_p95_ms", "joiner_joined_after_s",
+    )
+)  # fmt: skip
+Points = list[tuple[int, float]]
+
+
+class Curves:
+    """Told as often as one likes; keeps a point of each series when its time has come."""
+
+    def __init__(self, every_ms: int = EVERY_MS, points: int = POINTS) -> None:
+        self._every_ms, self._points = every_ms, points
+        self._kept: dict[str, deque[tuple[int, float]]] = {}
+        self._due_ms = 0
+
+    def tell(self, samples: Samples, now_ms: int) -> Samples:
+        """Returns what was kept: empty where it is too soon."""
+        if now_ms < self._due_ms:
+            return {}
+        self._due_ms = now_ms + self._every_ms
+        kept = {s: v for s, v in samples.items() if name_of(s) in FOLLOWED and math.isfinite(v)}
+        for series, value in kept.items():
+            if series in self._kept or len(self._kept) < _MOST:
+                its = self._kept.setdefault(series, deque(maxlen=self._points))
+                its.append((now_ms, value))
+        return kept
+
+    def all(self, series: Iterable[str] = ()) -> dict[str, Points]:
+        """Every point of these series; of all, without any."""
+        return {name: list(self._kept[name]) for name in series or self._kept if name in self._kept}

@@ -1,0 +1,115 @@
+"""The control room over HTTP: the page's files for anyone, everything else for who says the key.
+
+The key comes in ``Authorization: Bearer``: the page has it from its address, behind the #, where no server
+and no log sees it.
+"""
+
+import hmac
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from serving.control_room.hub import Full, Hub, event
+
+WEB: Final = Path(__file__).parents[1] / "web_control"
+_TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+}
+_HEADERS: Final = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",
+}
+_SECRET: Final = _HEADERS | {"cache-control": "no-store"}
+KINDS: Final = ("items", "users")
+Inspect = Callable[[str, str], tuple[int, bytes]]  # kind, id → status, JSON
+_MOST_ID: Final = 256
+
+
+def build_room(hub: Hub, curves: Callable[[], bytes], inspect: Inspect, key: str) -> Starlette:
+    """``curves``: those of the past, as JSON, for a page that begins. ``inspect`` runs in a thread. An empty
+    key opens nothing."""
+
+    def known(request: Request) -> bool:
+        said = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return bool(key) and hmac.compare_digest(said.encode(), key.encode())
+
+    async def stream(request: Request) -> Response:
+        if not known(request):
+            return _refused()
+        pictures = hub.watch()
+        return StreamingResponse(
+            _told(pictures, curves), headers=_SECRET, media_type="text/event-stream"
+        )
+
+    async def inspected(request: Request) -> Response:
+        if not known(request):
+            return _refused()
+        kind, name = request.path_params["kind"], request.path_params["name"]
+        if kind not in KINDS or not 0 < len(name) <= _MOST_ID:
+            return _problem(
+                404, f"expected one of {', '.join(KINDS)} and 1 to {_MOST_ID} characters"
+            )
+        status, body = await run_in_threadpool(inspect, kind, name)
+        return Response(body, status, _SECRET, "application/json")
+
+    return Starlette(
+        routes=[
+            Route("/", _to_page),
+            Route("/control", _file),
+            Route("/control/api/stream", stream),
+            Route("/control/api/{kind}/{name:path}", inspected),
+            Route("/control/{file}", _file),
+            Route("/healthz", _healthy),
+        ]
+    )
+
+
+async def _told(
+    pictures: AsyncGenerator[bytes], curves: Callable[[], bytes]
+) -> AsyncIterator[bytes]:
+    yield event("curves", curves())
+    async with aclosing(pictures):
+        try:
+            async for picture in pictures:
+                yield picture
+        except Full as error:
+            yield event("full", str(error).encode())
+
+
+async def _to_page(_: Request) -> Response:
+    return RedirectResponse("/control", headers=_HEADERS)
+
+
+async def _file(request: Request) -> Response:
+    name = request.path_params.get("file", "index.html")
+    file = WEB / name
+    if file.suffix not in _TYPES or file.parent != WEB or not file.is_file():
+        return _problem(404, "there is no such file")
+    return Response(file.read_bytes(), 200, _HEADERS, _TYPES[file.suffix])
+
+
+async def _healthy(_: Request) -> Response:
+    return JSONResponse({"status": "ok"}, headers=_HEADERS)
+
+
+def _refused() -> Response:
+    return _problem(401, "the key is missing or wrong: it stands in state/run/control.key")
+
+
+def _problem(status: int, error: str) -> Response:
+    return JSONResponse({"error": error}, status, _SECRET)

@@ -1,0 +1,37 @@
+// Experiments: arms, and each effect with its interval drawn to one scale.
+
+import { el, part, redraw, svg } from "./dom.js";
+import { percent } from "./format.js";
+
+const WIDE = 240, HIGH = 26;
+
+export function drawTrials(picture) {
+  const { experiments } = picture.panels;
+  redraw(part("trials"), experiments, () => (experiments.length ? experiments.map(one) : [el("p", { class: "none" }, "No experiment was read yet.")]));
+}
+
+function one(its) {
+  if (its.unread) return el("article", { class: "trial" }, el("h3", {}, its.name), el("p", { class: "quiet" }, its.unread));
+  const { report } = its;
+  const users = report.arms.reduce((sum, arm) => sum + arm.users, 0);
+  return el("article", { class: "trial", data: { verdict: report.verdict } },
+    el("h3", {}, its.name, el("span", { class: "chip" }, its.state === "running" ? report.verdict : its.state)),
+    el("p", { class: "quiet" }, its.hypothesis),
+    el("p", { class: "arms" }, ...report.arms.map(arm => el("span", {}, `${arm.name} `, el("b", { title: "users, from stamps of impressions" }, arm.users.toLocaleString("en"))))),
+    el("div", { class: "effects" }, ...report.lines.map(line => effect(line, report))),
+    its.behind ? el("p", { class: "quiet" }, "Still reading what is on the log.") : null,
+    !users ? el("p", { class: "quiet" }, "Nobody was exposed yet.") : null,
+    ...report.notes.map(note => el("p", { class: "quiet" }, note)));
+}
+
+function effect(line, report) {
+  const bounded = line.high !== null && line.low !== null && line.relative !== null;
+  const reach = Math.max(0.05, ...report.lines.filter(its => its.high !== null).flatMap(its => [Math.abs(its.low), Math.abs(its.high)]));
+  const x = value => WIDE / 2 + (WIDE / 2 - 6) * Math.max(-1, Math.min(1, value / reach));
+  const drawing = svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, class: "interval", role: "img", "aria-label": bounded ? `${percent(line.low)} to ${percent(line.high)}` : "not known yet" },
+    svg("line", { x1: WIDE / 2, x2: WIDE / 2, y1: 0, y2: HIGH, class: "zero" }));
+  if (bounded) drawing.append(svg("line", { x1: x(line.low), x2: x(line.high), y1: HIGH / 2, y2: HIGH / 2, class: "span" }), svg("circle", { cx: x(line.relative), cy: HIGH / 2, r: 5, class: "at" }));
+  return el("div", { class: "effect-line", data: { said: line.said } },
+    el("span", { class: "what" }, line.metric.replaceAll("_", " "), el("small", {}, `${line.arm}, ${line.role}`)), drawing,
+    el("span", { class: "how" }, bounded ? `${percent(line.relative)}` : "open", el("small", {}, bounded ? `${percent(line.low)} to ${percent(line.high)}` : "too few users")));
+}

@@ -1,0 +1,109 @@
+"""What the control room tells of ``control`` and dead letters: in order, bounded, nothing of a user."""
+
+import msgspec
+
+from recsys.cli.control_room_story import KEPT, ControlStory, LettersStory
+from recsys.log import Append, MemoryLog
+from recsys.records import (
+    CONTROL,
+    DEAD_LETTERS,
+    Alarm,
+    Candidate,
+    DeadLetter,
+    Decision,
+    Erasure,
+    Experiments,
+    Live,
+    Reaction,
+    pack,
+    topics,
+)
+
+
+def log_with(*control: msgspec.Struct) -> MemoryLog:
+    log = MemoryLog()
+    for topic in topics(1):
+        log.create(topic)
+    tell(log, *control)
+    return log
+
+
+def tell(log: MemoryLog, *control: msgspec.Struct) -> None:
+    if control:
+        log.append(CONTROL, [Append(0, b"", pack(its)) for its in control])
+
+
+def test_it_reads_on_and_tells_the_newest_first() -> None:
+    log = log_with(
+        Live(line="main", epoch=0), Candidate(line="cand-1", registry="/secret/place", time_ms=5)
+    )
+    story = ControlStory(log)
+    story.turn()
+    assert story.panel()["live"]["epoch"] == 0
+    tell(
+        log,
+        Decision(
+            line="cand-1",
+            said="promote",
+            to="canary",
+            share=0.05,
+            why="better",
+            evidence={"auc": 0.01},
+        ),
+        Alarm(
+            kind="loss",
+            what="like",
+            at_ms=1,
+            step=9,
+            expected=0.5,
+            found=0.7,
+            scale=0.1,
+            detector="adwin",
+        ),
+        Reaction(rate=2.0, because=["loss like"]),
+        Experiments(revision=3),
+    )
+    story.turn()
+    found = story.panel()
+    assert [its["type"] for its in found["decisions"]] == ["decision", "candidate", "live"]
+    assert found["decisions"][0]["evidence"] == {"auc": 0.01} and found["decisions"][0]["at"] == 2
+    [candidate] = found["candidates"]
+    assert (candidate["stage"], candidate["share"], candidate["why"]) == ("canary", 0.05, "better")
+    assert found["alarms"][0]["found"] == 0.7 and found["reaction"]["rate"] == 2.0
+    assert [its.revision for its in story.revisions] == [3]
+
+
+def test_who_is_forgotten_is_not_told_and_neither_is_what_cannot_be_read() -> None:
+    log = log_with(Live(line="main", epoch=0), Erasure(user_id="alice", offset=3))
+    log.append(CONTROL, [Append(0, b"", b"\xc1 not a record")])
+    tell(log, *(Live(line="main", epoch=n, of=n - 1) for n in range(1, KEPT + 20)))
+    story = ControlStory(log)
+    story.turn()
+    said = msgspec.json.encode(story.panel())
+    assert b"alice" not in said and story.unreadable == 1
+    assert len(story.panel()["decisions"]) == KEPT and story.panel()["live"]["epoch"] == KEPT + 19
+
+
+def test_dead_letters_say_where_and_why_and_not_what() -> None:
+    log = log_with()
+    for n in range(30):
+        letter = DeadLetter(
+            topic="events", partition=0, offset=n, reason="no " * 200, raw=b"alice likes cats"
+        )
+        log.append(DEAD_LETTERS, [Append(0, b"alice", pack(letter))])
+    story = LettersStory(log)
+    story.turn()
+    found = story.panel()
+    assert [its["offset"] for its in found] == list(range(29, 21, -1))
+    assert b"alice" not in msgspec.json.encode(found) and len(found[0]["reason"]) == 200
+    log.append(
+        DEAD_LETTERS,
+        [
+            Append(0, b"", b"junk"),
+            Append(
+                0, b"", pack(DeadLetter(topic="items", partition=0, offset=1, reason="x", raw=b""))
+            ),
+        ],
+    )
+    story.turn()
+    assert story.panel()[0]["topic"] == "items" and len(story.panel()) == 8
