@@ -26,7 +26,7 @@ def test_weights_make_the_mixture_what_the_arm_would_show(share: float) -> None:
     mixed = share * of_arm + (1 - share) * of_others
     w_F = weights.weigh(np.array([[1], [2], [3]]))
     assert w_F == pytest.approx(of_arm / mixed, rel=0.2)
-    assert w_F @ mixed == pytest.approx(1.0, abs=0.05)  # no more is learned, and no less
+    assert w_F @ mixed == pytest.approx(1.0, abs=0.1)  # no more is learned, and no less
 
 
 def test_where_arms_show_the_same_all_examples_count_alike() -> None:
