@@ -20,22 +20,28 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.hashing import key_of
+
 Floats = NDArray[np.float64]
 WEIGHTED: Final = "weighted"
 DIVERTED: Final = "diverted"
 ALL: Final = "all"
 # All examples weighted as above; the arm's own alone, weighted by 1 / P(arm); all alike.
 TRAINS: Final = (WEIGHTED, DIVERTED, ALL)
+MOST_LETTERS: Final = 64  # of a line's name (parameter_server/snapshots.py)
+# Of an experiment all of whose arms train: candidates and guards are judged on what live answers.
+MOST_TRAFFIC: Final = 0.9
 _CELLS: Final = 2**14  # features share some 16,000 cells by their hash
-_RATE: Final = 0.6
+_RATE: Final = 0.4
 _MOST: Final = 20.0  # no example counts for more: weights beyond are mostly chance
 _MEMORY: Final = (
     20_000.0  # examples after which the arm's share is mostly that of newer ones: a ramp changes it
 )
+_OCTAVES: Final = np.array([key_of("octave", n) for n in range(24)], np.int64)
 
 
 def line_of(experiment: str, arm: str) -> str:
-    """The name of the line that an arm trains. No candidate has it: names have no dot."""
+    """The name of the line that an arm trains. No candidate may have it: theirs have no dot."""
     return f"{experiment}.{arm}"
 
 
@@ -43,19 +49,21 @@ class ArmWeights:
     """How much each example counts in an arm's line. ``weigh``, then ``learn``, batch by batch in order.
 
     Online logistic regression on hashed features with Adagrad (Duchi, Hazan and Singer 2011), whose intercept
-    is the arm's share of the newest examples: what isn't known of any feature weighs 1.
+    is the arm's share of the newest examples: what isn't known of any feature weighs 1. The first feature is
+    the item's; how often that was shown since the line began, in octaves, is a feature beside those given.
     """
 
     def __init__(self, cells: int = _CELLS) -> None:
         self._theta_C = np.zeros(cells)
         self._squares_C = np.ones(cells)
+        self._shown_C = np.zeros(cells)
         self._own, self._all = 0.0, 0.0  # examples, forgotten slowly
 
     def weigh(self, features_BF: NDArray[np.int64]) -> Floats:
         """w (B,) of examples with these features (hashes; 0: none), by what was learned before them."""
         if not self._own:
             return np.ones(len(features_BF))
-        return np.minimum(self._chance(features_BF) / self._share, _MOST)
+        return np.minimum(self._chance(*self._cells(features_BF)) / self._share, _MOST)
 
     def divert(self, own_B: NDArray[np.bool_]) -> Floats:
         """w (B,) where the arm's own examples alone are learned from, and stand for all."""
@@ -70,8 +78,9 @@ class ArmWeights:
         self._all = fades * self._all + len(own_B)
         if not self._own:
             return
-        slope_B = self._chance(features_BF) - own_B
         cells_BF, there_BF = self._cells(features_BF)
+        slope_B = self._chance(cells_BF, there_BF) - own_B
+        np.add.at(self._shown_C, cells_BF[:, 0], 1.0)
         slope_C = np.zeros(len(self._theta_C))
         np.add.at(slope_C, cells_BF, slope_B[:, None] * there_BF)
         self._squares_C += slope_C**2
@@ -82,26 +91,31 @@ class ArmWeights:
         return {
             "theta": self._theta_C.copy(),
             "squares": self._squares_C.copy(),
+            "shown": self._shown_C.copy(),
             "counted": np.array([self._own, self._all]),
         }
 
     def load(self, arrays: dict[str, NDArray[np.float64]]) -> None:
         """Goes on from what ``export`` gave."""
         self._theta_C, self._squares_C = arrays["theta"].copy(), arrays["squares"].copy()
+        self._shown_C = arrays["shown"].copy()
         self._own, self._all = (float(its) for its in arrays["counted"])
 
     @property
     def _share(self) -> float:
         return min(1.0, self._own / self._all)
 
-    def _chance(self, features_BF: NDArray[np.int64]) -> Floats:
+    def _chance(self, cells_BF: NDArray[np.int64], there_BF: NDArray[np.bool_]) -> Floats:
         """P(arm | x), (B,)."""
-        cells_BF, there_BF = self._cells(features_BF)
         odds = self._share / max(1.0 - self._share, 1e-9)
         logit_B = np.log(odds) + (self._theta_C[cells_BF] * there_BF).sum(1)
         out: Floats = 1.0 / (1.0 + np.exp(-np.clip(logit_B, -30.0, 30.0)))
         return out
 
     def _cells(self, features_BF: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The cell of each feature, and whether there is one: 0 stands for none."""
-        return features_BF % len(self._theta_C), features_BF != 0
+        """The cell of each feature, and whether there is one: 0 stands for none. Last, that of how often the
+        item was shown."""
+        shown_B = self._shown_C[features_BF[:, 0] % len(self._theta_C)]
+        octaves_B = np.minimum(np.log2(1.0 + shown_B), len(_OCTAVES) - 1).astype(np.int64)
+        all_BF = np.concatenate([features_BF, _OCTAVES[octaves_B][:, None]], 1)
+        return all_BF % len(self._theta_C), all_BF != 0

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import msgspec
 
-from experiments.arm_line import TRAINS
+from experiments.arm_line import MOST_LETTERS, MOST_TRAFFIC, TRAINS, line_of
 from experiments.design import UNIT, Metrics, Ramp, time_ms_of
 from experiments.metric import metric_of
 from recsys.config import override
@@ -119,6 +119,7 @@ class Experiment:
             self._check_interleaving()
         else:
             _check(not self.credit, "credit", self.credit, f"none: it is for kind {INTERLEAVING!r}")
+        self._check_trains()
         total = sum(arm.share for arm in self.arms)
         _check(abs(total - 1) < 1e-6, "the sum of the arms' shares", total, "1")
 
@@ -150,6 +151,14 @@ class Experiment:
     def credited(self) -> dict[str, float]:
         """What an engagement is worth, by label, to the arm that picked the item."""
         return self.credit or {name: 1.0 for name in self.primary}
+
+    def _check_trains(self) -> None:
+        lines = [line_of(self.name, arm.name) for arm in self.arms if arm.trains]
+        longest = max(lines, key=len, default="")
+        most = (
+            f"at most {MOST_LETTERS} letters in the names of experiment and arm with a dot between"
+        )
+        _check(len(longest) <= MOST_LETTERS, "name", longest, most)
 
     @property
     def trains(self) -> bool:
@@ -198,6 +207,12 @@ def read_experiment(
             marked.mapping({its.name for its in fields(known)}, key)
             values = {**values, key: _made(marked, known, values[key], key)}
     experiment: Experiment = _made(marked, Experiment, {**values, "arms": made})
+    if all(arm.trains for arm in experiment.arms) and experiment.traffic > MOST_TRAFFIC:
+        raise marked.error(
+            f"traffic is {experiment.traffic:g}, expected at most {MOST_TRAFFIC:g} where all arms train: "
+            "candidates are judged on what live answers the others",
+            "traffic" if "traffic" in values else "arms",
+        )
     if labels is not None and judged:
         _check_metrics(marked, experiment, labels)
     return experiment

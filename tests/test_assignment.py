@@ -174,3 +174,20 @@ def test_the_shipped_experiments_are_read() -> None:
     texts = {file.name: file.read_text("utf-8") for file in folder.glob("*.yaml")}
     for labels in (None, ("click",)):  # it runs on any schema
         assert [e.name for e in read_experiments(texts, PolicyConfig(), labels)] == ["default"]
+
+
+def test_an_experiment_whose_arms_all_train_leaves_users_to_live() -> None:
+    text = """
+name: learners
+traffic: TRAFFIC
+arms: {a: {share: 0.5, trains: weighted}, b: {share: 0.5, trains: all}}
+"""
+    with pytest.raises(
+        YamlError, match="learners.yaml:3: traffic is 1, expected at most 0.9 where"
+    ):
+        read_experiment(text.replace("TRAFFIC", "1.0"), "learners.yaml", PolicyConfig())
+    assert read_experiment(text.replace("TRAFFIC", "0.9"), "l.yaml", PolicyConfig()).trains
+    with pytest.raises(ValueError, match="at most 64 letters in the names"):
+        Experiment("e" * 40, (Arm("a" * 40, 1.0, trains="all"),), traffic=0.5)
+    with pytest.raises(ValueError, match="arm a: trains is 'some', expected one of weighted"):
+        Arm("a", 1.0, trains="some")

@@ -252,7 +252,7 @@ def test_a_guard_that_cannot_be_loaded_ends(
         raise error
 
     async def scenario() -> None:
-        monkeypatch.setattr(ShadowLoop, "_from_before", fails)
+        monkeypatch.setattr(ShadowLoop, "_from_live", fails)
         run = await promoted(tmp_path)
         await run.show(3)
         assert (run.lifecycle.live.epoch, guard_of(run).stage) == (1, "ended")  # type: ignore[union-attr]

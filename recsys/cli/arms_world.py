@@ -41,7 +41,6 @@ _ROUND_MS: Final = 1_800_000
 _YOUNG: Final = 2  # rounds for which an item is fresh
 _EXPLORE: Final = 0.02
 _BINS: Final = np.array([key_of("worth", n) for n in range(21)], np.int64)
-_AGES: Final = np.array([key_of("age", n) for n in range(12)], np.int64)
 _LABEL: Final = key_of("label", 1)
 
 
@@ -61,13 +60,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Shown:
-    """What was shown in a round, users first: items, what their line thought, ages in rounds, what they were
-    worth (P(long view)) and whether they were viewed long, all (U·K,)."""
+    """What was shown in a round, users first: items, what their line thought, what they were worth
+    (P(long view)) and whether they were viewed long, all (U·K,)."""
 
     users_B: Numbers
     items_B: Numbers
     thought_B: Floats
-    ages_B: Numbers
     worth_B: Floats
     labels_B: Floats
 
@@ -153,8 +151,7 @@ class ArmsWorld:
             ]
         )
         labels_B = (draw.random(len(worth_B)) < worth_B).astype(np.float64)
-        thought_B, ages_B = thought_UC[rows, places_UK].ravel(), ages_UC[rows, places_UK].ravel()
-        return Shown(users_B, items_B, thought_B, ages_B, worth_B, labels_B)
+        return Shown(users_B, items_B, thought_UC[rows, places_UK].ravel(), worth_B, labels_B)
 
     def _learn(
         self, line: LocalLine, number: int, shown: Shown, own_B: NDArray[np.bool_],
@@ -177,12 +174,9 @@ class ArmsWorld:
             line.learn(self._world.start_ms + number * _ROUND_MS, [lane])
 
     def _telling(self, shown: Shown, at: Numbers) -> Numbers:
-        """What tells arms apart, (B, F): as a line's learner has it, and how old an item is."""
+        """What tells arms apart, (B, F), as a line's learner has it (training/candidates/arm_learner.py)."""
         bins_B = np.clip(20 * shown.thought_B[at], 0, 20).astype(np.int64)
-        others = (
-            _BINS[bins_B], np.where(shown.labels_B[at] > 0, _LABEL, 0),
-            _AGES[np.minimum(shown.ages_B[at], 11)],
-        )  # fmt: skip
+        others = (_BINS[bins_B], np.where(shown.labels_B[at] > 0, _LABEL, 0))
         found: Numbers = np.concatenate(
             [self._item_keys[shown.items_B[at]], np.stack(others, 1)], 1
         )

@@ -140,6 +140,10 @@ def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> 
     with with_system(state) as (config, log):
         if is_guards_name(name):
             raise Refused(f"{name} is a name of a guard: add the candidate under another one")
+        if "." in name:
+            raise Refused(
+                f"{name} has a dot, as the lines of arms have: add the candidate under another name"
+            )
         folder, features = registry.resolve(), feature_set(config)
         size = size_of(Registry(folder).provenance(name), config.model)
         own = sized(config, size)

@@ -44,8 +44,8 @@ def arms(
 
 
 def measure(settings: dict[str, Setting], seeds: int) -> dict[str, Any]:
-    """Means over worlds, each with its standard error. ``ratio``: of the better of the corrected estimates'
-    bias to the worse of the naive ones'."""
+    """Means over worlds, each with its standard error. ``ratios``: of the size of a corrected estimate's bias
+    to that of each naive one's; None where that has none."""
     found: dict[str, Any] = {"study": "arms", "seeds": seeds, "settings": {}}
     for name, setting in settings.items():
         runs = []
@@ -57,8 +57,10 @@ def measure(settings: dict[str, Setting], seeds: int) -> dict[str, Any]:
             values = [run[how] for run in runs]
             error = float(np.std(values, ddof=1) / len(values) ** 0.5)
             its[how] = {"bias": float(np.mean(values)), "error": error}
-        naive = max(abs(its[how]["bias"]) for how in (SHARED, ALONE))
         for how in (DIVERTED, WEIGHTED):
-            its[how]["ratio"] = abs(its[how]["bias"]) / naive if naive else None
+            its[how]["ratios"] = {
+                naive: abs(its[how]["bias"] / its[naive]["bias"]) if its[naive]["bias"] else None
+                for naive in (SHARED, ALONE)
+            }
         found["settings"][name] = its
     return found

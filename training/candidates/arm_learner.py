@@ -81,7 +81,8 @@ class ArmLearner(Learner):
         )
         learned = super().learn(replace(lane, told=weighted), rows, dense)
         if self._arm.trains != ALL:
-            self.weights.learn(lane.telling_BF, lane.own_B)
+            first_B = lane.told.fresh_B[: len(lane.own_B)]  # each was shown once
+            self.weights.learn(lane.telling_BF[first_B], lane.own_B[first_B])
         return learned
 
     def export(self) -> dict[str, NDArray[Any]]:
@@ -112,7 +113,9 @@ class ArmLearner(Learner):
         items_BI = np.frombuffer(keys, np.int64).reshape(size, columns)
         worth_B = np.array([_worth(e) for e in examples], np.float64)
         bins_B = np.clip(worth_B * _BINS, 0, _BINS).astype(np.int64)
-        label_B = np.array([self._label if e.labels[0] else 0 for e in examples], np.int64)
+        # A correction weighs what the example weighed that it corrects, but for what was learned between.
+        labels = [(e.previous if e.correction else e.labels)[0] for e in examples]
+        label_B = np.array([self._label if its else 0 for its in labels], np.int64)
         return np.concatenate([items_BI, self._bins[bins_B][:, None], label_B[:, None]], 1)
 
 

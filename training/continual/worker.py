@@ -73,7 +73,7 @@ class Worker:
         *,
         reader: StepReader | Lineage | None = None,
         tells: bool = True,
-        kind: type[Lesson] = Lesson,
+        kind: type[Lesson] | None = None,
     ) -> None:
         """``reader``: of step records, where it isn't to be those of one epoch alone. ``tells``: whether what
         it leaves out becomes dead letters: a line's own workers do that. ``kind``: what examples are read

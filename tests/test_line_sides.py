@@ -1,0 +1,76 @@
+"""Sides of a replica: made when their line has a snapshot; one that fails is tried again after a while."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from recsys.blueprint import feature_set
+from recsys.cli.one_process import small_config
+from recsys.log import MemoryLog
+from recsys.records import topics
+from serving.line_sides import LineSides
+
+
+def sides(folder: Path) -> LineSides:
+    config, log = small_config(folder), MemoryLog()
+    for topic in topics(config.log.partitions):
+        log.create(topic)
+    return LineSides(config, log, feature_set(config), lambda: 0)
+
+
+def test_a_line_without_a_snapshot_has_no_side(tmp_path: Path) -> None:
+    its = sides(tmp_path)
+    its.want(["e.a"])
+    assert its.get("e.a") is None and not its.all
+
+
+def test_what_fails_is_not_made_anew_at_each_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr("serving.line_sides.snapshots.complete_steps", lambda *_: [1])
+    monkeypatch.setattr("serving.line_sides.Replica", lambda *_: made.append(1) or 1 / 0)
+
+    async def scenario() -> None:
+        its = sides(tmp_path)
+        its.start(asyncio.get_running_loop())
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            its.want(["e.a"])
+            await asyncio.sleep(0.01)
+        await its.stop()
+
+    asyncio.run(scenario())
+    assert len(made) == 1
+
+
+def test_one_whose_thread_failed_waits_before_it_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Failing:
+        def __init__(self, *_: object) -> None:
+            made.append(1)
+            self.failure = "its snapshot can't be read"
+
+        def start(self, _: object) -> None: ...
+
+        def stop(self) -> None: ...
+
+    monkeypatch.setattr("serving.line_sides.snapshots.complete_steps", lambda *_: [1])
+    monkeypatch.setattr("serving.line_sides.Follower", Failing)
+
+    async def scenario() -> None:
+        its = sides(tmp_path)
+        its.start(asyncio.get_running_loop())
+        until = time.monotonic() + 2.0
+        while time.monotonic() < until:
+            its.want(["e.a"])
+            await asyncio.sleep(0.01)
+        await its.stop()
+
+    asyncio.run(scenario())
+    assert len(made) == 1
