@@ -10,7 +10,7 @@ from, and nothing at or after a held offset is dropped.
 import re
 import threading
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -137,7 +137,8 @@ class Log(Protocol):
         records of one call are committed together (Kafka: all acknowledged)."""
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
-        """Up to ``limit`` records with offsets ≥ ``offset``, in order; empty at the end. Never waits.
+        """Up to ``limit`` records with offsets ≥ ``offset``, in order; empty at the end. It may be fewer
+        than there are (Kafka: what one poll brought): ``read_range`` reads on. Never waits.
         Raises LogLost where ``offset`` lies before the beginning (retention) or beyond the end."""
 
     def begin(self, topic: str, partition: int) -> int:
@@ -181,6 +182,16 @@ class Log(Protocol):
         topic wait for it. False where that can't be done now: call again."""
 
     def close(self) -> None: ...
+
+
+def read_range(
+    log: Log, topic: str, partition: int, start: int, stop: int, most: int = 1000
+) -> Iterator[Record]:
+    """All records with offsets in [start, stop), in order, in as many reads as that takes of up to ``most``.
+    Raises LogLost as ``Log.read``."""
+    while start < stop and (found := log.read(topic, partition, start, min(most, stop - start))):
+        yield from (record for record in found if record.offset < stop)
+        start = found[-1].offset + 1
 
 
 def find_keyed(

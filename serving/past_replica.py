@@ -22,7 +22,7 @@ from recsys.config import Config
 from recsys.consumer import readable
 from recsys.events import Asked, Item, Rejected, Stamp, decode
 from recsys.features import FeatureSet
-from recsys.log import Log, LogLost, Record
+from recsys.log import Log, LogLost, Record, read_range
 from recsys.records import CONTROL, DELTAS, ITEM_STATE, ITEMS, Control, ItemState, unpack
 from serving import index_files
 from serving.line_reader import LineReader, Loaded
@@ -30,7 +30,6 @@ from serving.pipeline import Pipeline
 from serving.replica import Replica, published_model
 from serving.sharded_index import is_sharded, sharded_as_named
 
-_READ: Final = 1_000
 _SECOND_MS: Final = 1_000  # of event time: when it is over, the popular are looked for anew
 
 
@@ -224,12 +223,7 @@ def records(log: Log, topic: str, partition: int, start: int, stop: int) -> Iter
             f"{topic}/{partition} ends at offset {end}, and {stop} was read: the log lost records, or is "
             "another one"
         )
-    while start < stop:
-        try:
-            found = log.read(topic, partition, start, min(_READ, stop - start))
-        except LogLost as error:
-            raise Gone(str(error)) from error
-        if not found:
-            return
-        yield from (record for record in found if record.offset < stop)
-        start = found[-1].offset + 1
+    try:
+        yield from read_range(log, topic, partition, start, stop)
+    except LogLost as error:
+        raise Gone(str(error)) from error

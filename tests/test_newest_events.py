@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.events import Engagement, Event, Tick, User, encode
-from recsys.log import Append, MemoryLog
+from recsys.log import Append, MemoryLog, Record
 from recsys.records import EVENTS, topics
 from serving.compat import newest_events
 from serving.compat.newest_events import page_of, profile_of
@@ -86,6 +86,24 @@ def test_the_newest_profile_is_found_and_what_cant_be_read_is_passed_over() -> N
     found = profile_of(log, 0, b"u0")
     assert found is not None and found.fields == {"age": 2}
     assert profile_of(log, 0, b"u1") is None and profile_of(log, 1, b"u0") is None
+
+
+class ShortReads(MemoryLog):
+    """Gives less than it is asked for, as a broker does whose answer has a size."""
+
+    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
+        return super().read(topic, partition, offset, min(limit, 7))
+
+
+def test_a_log_that_reads_short_is_read_whole() -> None:
+    log = ShortReads()
+    for topic in topics(1):
+        log.create(topic)
+    told = [deed(at) for at in range(1_200)]
+    gone = [deed(1_200, "u1"), User(time_ms=1_201, user_id="u1", removed=True)]
+    later = [deed(at) for at in range(1_202, 1_300)]
+    log.append(EVENTS, [Append(0, b"k", encode(event)) for event in [*told, *gone, *later]])
+    assert all_pages(log, 50) == [*range(1_299, 1_201, -1), *range(1_199, -1, -1)]
 
 
 def test_a_place_of_another_log_is_refused() -> None:

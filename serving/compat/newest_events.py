@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from recsys.events import Engagement, Rejected, User, decode, repeat_key
-from recsys.log import Log, LogLost, Record
+from recsys.log import Log, LogLost, Record, read_range
 from recsys.records import EVENTS
 
 MOST_RECORDS: Final = 50_000  # that are looked at: an idle partition has a tick each second
@@ -53,10 +53,10 @@ class _Partition:
         while before > stop:
             start = max(stop, before - _READ)
             try:
-                found = self._log.read(EVENTS, self._partition, start, _READ)
+                found = list(read_range(self._log, EVENTS, self._partition, start, before))
             except LogLost:  # retention passed it meanwhile: what is older went with it
                 return
-            for record in reversed([r for r in found if r.offset < before]):
+            for record in reversed(found):
                 self._bytes -= len(record.value)
                 if self._bytes < 0:
                     return
