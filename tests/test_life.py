@@ -15,7 +15,7 @@ from recsys.cli.one_process import OneProcess, small_config
 from recsys.cli.plan import Plan, RayPorts
 from recsys.config import JoinConfig
 from recsys.events import Impression, decode
-from recsys.log import MemoryLog
+from recsys.log import Append, MemoryLog, Record
 from recsys.open_log import create_topics
 from recsys.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step, unpack
 from recsys.sqlite_log import SqliteLog
@@ -111,6 +111,28 @@ def test_what_is_missing_is_said(ran: tuple[Path, list[str]], log: SqliteLog) ->
                 copy.append(topic, [(partition, record.key, record.value)])  # type: ignore[list-item]
     whole = Finder(copy, JoinConfig()).life(ran[1][2])
     assert not whole.missing and {moment.what for moment in whole.moments} == set(PARTS)
+
+
+class ShortReads(MemoryLog):
+    """Gives less than it is asked for, as a broker does whose answer has a size."""
+
+    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
+        return super().read(topic, partition, offset, min(limit, 3))
+
+
+def test_the_newest_is_found_where_reads_are_short(
+    ran: tuple[Path, list[str]], log: SqliteLog
+) -> None:
+    copy = ShortReads()
+    create_topics(copy, small_config(ran[0]))
+    newest = Finder(log, JoinConfig()).latest()
+    for topic in (EVENTS, EXAMPLES, STEPS, DELTAS):
+        for partition in range(log.partitions(topic)):
+            for record in log.read(topic, partition, 0, 10_000):
+                copy.append(topic, [Append(partition, record.key, record.value)])
+        if topic == EVENTS:
+            assert Finder(copy, JoinConfig()).latest() == ran[1][-1], "the newest answer"
+    assert Finder(copy, JoinConfig()).latest() == newest
 
 
 def test_the_command(ran: tuple[Path, list[str]]) -> None:

@@ -14,7 +14,7 @@ from recsys.config import JoinConfig
 from recsys.consumer import UNREADABLE
 from recsys.events import Engagement, Impression, Rejected, Stamp, decode
 from recsys.hashing import Id
-from recsys.log import Log, Record
+from recsys.log import Log, Record, read_range
 from recsys.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step, unpack
 from serving.past_session import find_impression
 from training.by_time import first_at, served_ms_of
@@ -256,10 +256,7 @@ class Finder:
 
     def _records(self, topic: str, partition: int, start: int, stop: int) -> list[Record]:
         start = max(start, self._log.begin(topic, partition))
-        found = (
-            self._log.read(topic, partition, start, max(0, stop - start)) if stop > start else []
-        )
-        return [record for record in found if record.offset < stop]
+        return list(read_range(self._log, topic, partition, start, stop))
 
     def _newest_steps(self) -> Iterator[Step]:
         """Those of the newest published step and some before it, the newest first."""
