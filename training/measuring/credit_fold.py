@@ -18,6 +18,7 @@ from experiments.definition import Experiment
 from experiments.interleaving import INTERLEAVED, Credits, Preference, preference
 from recsys.config import Config
 from recsys.consumer import UNREADABLE
+from recsys.dedupe import Recent
 from recsys.events import Stamp
 from recsys.hashing import Id, key_of
 from recsys.log import Log
@@ -27,10 +28,12 @@ from training.measuring.shown_item import closed_ms_of
 
 _READ: Final = 1_000
 _MARGIN_MS: Final = 60_000
+_RECENT: Final = 100_000  # requests of a partition by whose ids repeats are known, as the joiner's
 _Place = tuple[int, int]  # partition and offset of ``events``
 
 
 class _Drafted(msgspec.Struct, tag="impression", tag_field="type"):
+    request_id: str
     user_id: Id
     time_ms: int
     teams: list[str] = []
@@ -46,13 +49,15 @@ class _Done(msgspec.Struct):
 
 @dataclass(frozen=True)
 class CreditsRead:
-    """``waiting``: lists whose window isn't over. ``complete``: whether the log still had all of it.
+    """``waiting``: lists whose window isn't over. ``repeats``: lists that stand on the log a second time, and
+    count where they came first. ``complete``: whether the log still had all of it.
     ``nobodys``: items that were done something with at ranks that nobody is credited for."""
 
     credits: Credits
     waiting: int
     complete: bool
     nobodys: int
+    repeats: int
 
 
 @dataclass(frozen=True)
@@ -64,19 +69,23 @@ class _List:
 def read_credits(
     log: Log, config: Config, labels: Sequence[str], experiment: Experiment, started_ms: int
 ) -> CreditsRead:
-    """All that the log has since the experiment began. Holds some 200 bytes for each of its lists."""
+    """All that the log has since the experiment began. Holds some 400 bytes for each of its lists of 8 ranks,
+    and 200 for each item that earned something."""
     names = [arm.name for arm in experiment.arms]
-    lists, waiting, complete = dict[_Place, _List](), 0, True
+    lists, waiting, repeats, complete = dict[_Place, _List](), 0, 0, True
     window_ms = int(config.join.window_s * 1000)
     for partition in range(log.partitions(EVENTS)):
         over_ms = _newest_ms(log, partition) - window_ms
-        begin = log.begin(EVENTS, partition)
+        begin, seen = log.begin(EVENTS, partition), Recent(_RECENT)
         offset = first_at(log, EVENTS, partition, started_ms - _MARGIN_MS, served_ms_of)
         complete = complete and not 0 < begin == offset
         while records := log.read(EVENTS, partition, offset, _READ):
             for record in records:
                 its = _drafted_of(record.value, experiment.name)
                 if its is None:
+                    continue
+                if not seen.add(its.request_id):  # who appends may append again
+                    repeats += 1
                     continue
                 if its.time_ms > over_ms:
                     waiting += 1
@@ -86,7 +95,8 @@ def read_credits(
             offset = records[-1].offset + 1
     worth = [(labels.index(label), weight) for label, weight in experiment.credited.items()]
     earned = _earned(log, lists, worth, started_ms)
-    return _summed(lists, earned, waiting, complete)
+    credits, nobodys = _summed(lists, earned)
+    return CreditsRead(credits, waiting, complete, nobodys, repeats)
 
 
 def interleaving_readout(experiment: Experiment, read: CreditsRead) -> Preference:
@@ -112,7 +122,7 @@ def _newest_ms(log: Log, partition: int) -> int:
 def _earned(
     log: Log, lists: dict[_Place, _List], worth: list[tuple[int, float]], started_ms: int
 ) -> dict[tuple[_Place, int], float]:
-    """By list and rank, as the newest record of each example says."""
+    """By list and rank, as the newest record of each example says, where that isn't 0."""
     found = dict[tuple[_Place, int], float]()
     for partition in range(log.partitions(EXAMPLES)):
         offset = first_at(log, EXAMPLES, partition, started_ms - _MARGIN_MS, closed_ms_of)
@@ -123,18 +133,19 @@ def _earned(
                 except UNREADABLE:  # an empty place of somebody who was forgotten
                     continue
                 place = (its.partition, its.offset)
-                if place in lists:
-                    found[place, its.index] = sum(w * its.labels[at] for at, w in worth)
+                value = sum(w * its.labels[at] for at, w in worth) if place in lists else 0.0
+                if value:
+                    found[place, its.index] = value
+                else:
+                    found.pop((place, its.index), None)
             offset = records[-1].offset + 1
     return found
 
 
 def _summed(
-    lists: dict[_Place, _List],
-    earned: dict[tuple[_Place, int], float],
-    waiting: int,
-    complete: bool,
-) -> CreditsRead:
+    lists: dict[_Place, _List], earned: dict[tuple[_Place, int], float]
+) -> tuple[Credits, int]:
+    """And how many items earned something for nobody."""
     rows: dict[int, int] = {}
     for its in lists.values():
         rows.setdefault(its.user, len(rows))
@@ -150,11 +161,9 @@ def _summed(
         team = its.teams[rank] if rank < len(its.teams) else -1
         if team >= 0:
             earned_U2[rows[its.user], team] += value
-        elif value:
+        else:
             nobodys += 1
-    return CreditsRead(
-        Credits(earned_U2, lists_U, (first[0], first[1])), waiting, complete, nobodys
-    )
+    return Credits(earned_U2, lists_U, (first[0], first[1])), nobodys
 
 
 _drafted: Any = msgspec.msgpack.Decoder(_Drafted)
