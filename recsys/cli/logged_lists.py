@@ -20,10 +20,11 @@ from experiments.target_policy import Target
 from recsys.cli.explainer import EQUAL, Explainer
 from recsys.config import Config, digest
 from recsys.consumer import UNREADABLE
+from recsys.dedupe import Recent
 from recsys.events import Impression, Rejected, decode
 from recsys.features import FeatureSet
-from recsys.hashing import key_of, uniform
-from recsys.log import Log
+from recsys.hashing import Id, key_of, uniform
+from recsys.log import Log, Record
 from recsys.records import EVENTS, EXAMPLES
 from serving.past_chances import Judged, judged, same_candidates
 from training.by_time import first_at, served_ms_of
@@ -35,12 +36,15 @@ EARLY: Final = "their window isn't over"
 OTHERS: Final = "other candidates: another policy.sources, trust_after or fixed than the target's"
 GONE: Final = "can't be made again"
 OFF: Final = "propensities that aren't found again"
+REPEATED: Final = "on the log a second time"
 SAMPLED: Final = "of users who are left out: --lists"
 MOST_GONE: Final = (
     0.1  # of the lists that could be judged: beyond, those that are left may not stand for all
 )
 _MARGIN_MS: Final = 60_000
 _READ: Final = 1_000
+_AGAIN: Final = 20  # records read at once where some of them were chosen: most may be passed over
+_RECENT: Final = 100_000  # requests of a partition by whose ids repeats are known, as the joiner's
 _OFF: Final = 1e-9
 
 
@@ -79,9 +83,7 @@ class _Done(msgspec.Struct):
 def read_lists(log: Log, config: Config, features: FeatureSet, target: Target, most: int) -> Read:
     """Everything that the log has of the target's time range, of ``most`` lists at the most."""
     left_out: Counter[str] = Counter()
-    ended_ms = _ended_ms(log, int(config.join.window_s * 1000))
-    places = _usable(log, target, ended_ms, left_out)
-    places = _sampled(places, most, left_out)
+    places = chosen(log, int(config.join.window_s * 1000), target, most, left_out)
     weighed, why = _weighed(log, config, features, target, places, left_out)
     rewards, shown = _rewards(log, features.schema.labels, target, weighed)
     return Read(_as_lists(weighed, rewards, shown, target.ranks), left_out, why)
@@ -98,19 +100,44 @@ def _ended_ms(log: Log, window_ms: int) -> dict[int, int]:
     return found
 
 
-def _impressions(log: Log, target: Target) -> Iterator[tuple[Place, Impression]]:
+def chosen(
+    log: Log, window_ms: int, target: Target, most: int, left_out: Counter[str]
+) -> list[tuple[Place, Impression]]:
+    """The impressions to judge, by place. Of all others no more than whose they are is kept meanwhile: an
+    impression has its features."""
+    places = _sampled(_usable(log, target, _ended_ms(log, window_ms), left_out), most, left_out)
+    found = list(_at(log, places))
+    if lost := len(places) - len(found):
+        left_out[GONE] += lost  # their users were forgotten meanwhile
+    return found
+
+
+def _impressions(
+    log: Log, target: Target, left_out: Counter[str]
+) -> Iterator[tuple[Place, Impression]]:
+    """Each request once, where it came first, as the joiner has it: who appends may append again."""
     for partition in range(log.partitions(EVENTS)):
+        seen = Recent(_RECENT)
         from_ms = target.from_ms - _MARGIN_MS
         offset = first_at(log, EVENTS, partition, from_ms, served_ms_of)
         while records := log.read(EVENTS, partition, offset, _READ):
             for record in records:
-                try:
-                    event = decode(record.value)
-                except Rejected:
+                event = _impression(record.value)
+                if event is None or not _inside(event.time_ms, target):
                     continue
-                if isinstance(event, Impression) and _inside(event.time_ms, target):
+                if seen.add(event.request_id):
                     yield (partition, record.offset), event
+                else:
+                    left_out[REPEATED] += 1
             offset = records[-1].offset + 1
+
+
+def _impression(value: bytes) -> Impression | None:
+    try:
+        event = decode(value)
+    except Rejected:
+        return None
+    return event if isinstance(event, Impression) else None
 
 
 def _inside(time_ms: int, target: Target) -> bool:
@@ -119,9 +146,10 @@ def _inside(time_ms: int, target: Target) -> bool:
 
 def _usable(
     log: Log, target: Target, ended_ms: dict[int, int], left_out: Counter[str]
-) -> list[tuple[Place, Impression]]:
+) -> list[tuple[Place, Id]]:
+    """Places, and whose lists they are."""
     found = []
-    for place, its in _impressions(log, target):
+    for place, its in _impressions(log, target, left_out):
         if its.teams:
             left_out[INTERLEAVED] += 1
         elif its.asked is None or its.stamp is None:
@@ -131,20 +159,31 @@ def _usable(
         elif its.time_ms > ended_ms.get(place[0], 0):
             left_out[EARLY] += 1
         else:
-            found.append((place, its))
+            found.append((place, its.user_id))
     return found
 
 
-def _sampled(
-    places: list[tuple[Place, Impression]], most: int, left_out: Counter[str]
-) -> list[tuple[Place, Impression]]:
+def _sampled(places: list[tuple[Place, Id]], most: int, left_out: Counter[str]) -> list[Place]:
     """All lists of a share of the users."""
     share = most / max(most, len(places))
-    if share == 1:
-        return places
-    kept = [(p, its) for p, its in places if uniform(0, "counterfactual", its.user_id) < share]
-    left_out[SAMPLED] += len(places) - len(kept)
+    kept = [p for p, user in places if share == 1 or uniform(0, "counterfactual", user) < share]
+    if len(kept) < len(places):
+        left_out[SAMPLED] += len(places) - len(kept)
     return kept
+
+
+def _at(log: Log, places: Sequence[Place]) -> Iterator[tuple[Place, Impression]]:
+    """Of ascending places. One read gives all of them that it reaches."""
+    there, reached = dict[int, Record](), (-1, -1)
+    for place in places:
+        partition, offset = place
+        if place > reached or partition != reached[0]:
+            records = log.read(EVENTS, partition, offset, _AGAIN)
+            there = {record.offset: record for record in records}
+            reached = partition, max(there, default=offset)
+        its = _impression(there[offset].value) if offset in there else None
+        if its is not None:
+            yield place, its
 
 
 def _weighed(
