@@ -12,9 +12,12 @@ w_r = π(a_r | a_1 … a_r-1) / μ(a_r | a_1 … a_r-1) of the item a_r that sto
 where R_r is the reward at rank r, q_r what a model said of it, and v_r = Σ_a π(a | a_1 … a_r-1) q_r(a).
 IPS and SNIPS with such prefixes are those of McInerney et al. 2020 ("reward interaction"), DR is the cascade
 estimator of Kiyohara et al. 2022; of one rank they are those of Horvitz and Thompson 1952, Swaminathan and
-Joachims 2015, and Dudík, Langford, Li 2011. All need that a reward hangs on its item and on those above it,
-not on those below, and that μ could have drawn whatever π draws. IPS and DR have then no bias; the others one
-that vanishes as lists grow many, for less variance. A model that is wrong costs variance, never truth.
+Joachims 2015, and Dudík, Langford, Li 2011. Where a list of the target ends before the
+logged one, so it does for sure, given what stands above: w is 1 from there on, and R, q and v are 0.
+
+All need that a reward hangs on its item and on those above it, not on those below, and that μ could have
+drawn whatever π draws. IPS and DR have then no bias; the others one that vanishes as lists grow many, for
+less variance. A model that is wrong costs variance, never truth.
 
 **Intervals**: a user's lists aren't independent, users are. An estimate's influence is summed by user, and
 its variance is that of these sums (the delta method with clusters; Liang and Zeger 1986). Quantiles are
@@ -48,6 +51,8 @@ class Lists:
     ``ratios_LR``: w, 1 where a list had no such rank. ``rewards_LR``: 0 where nothing was shown.
     ``said_LR`` and ``expected_LR``: q and v, all 0 without a model. ``unsupported_LR``: the chance that the
     target gave, at this rank, to items for which the log's policy had none. ``users_L``: whose lists.
+    ``ended_LR``: where the target's list has ended above: w is 1, q and v are 0, and what the log shows there
+    earns it nothing. None: nowhere.
     """
 
     ratios_LR: Floats
@@ -56,6 +61,7 @@ class Lists:
     expected_LR: Floats
     unsupported_LR: Floats
     users_L: NDArray[np.int64]
+    ended_LR: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         shape = self.ratios_LR.shape
@@ -63,6 +69,8 @@ class Lists:
             its = getattr(self, name).shape
             if its != shape:
                 raise ValueError(f"{name} has shape {its}, expected {shape} as ratios_LR has")
+        if self.ended_LR is not None and self.ended_LR.shape != shape:
+            raise ValueError(f"ended_LR has shape {self.ended_LR.shape}, expected {shape}")
         if self.users_L.shape != shape[:1]:
             raise ValueError(f"users_L has shape {self.users_L.shape}, expected {shape[:1]}")
         if not np.isfinite(self.ratios_LR).all() or (self.ratios_LR < 0).any():
@@ -73,6 +81,11 @@ class Lists:
     def __len__(self) -> int:
         return len(self.users_L)
 
+    @property
+    def earned_LR(self) -> Floats:
+        """The rewards at ranks that the target's list has, (L, R)."""
+        return self.rewards_LR if self.ended_LR is None else self.rewards_LR * ~self.ended_LR
+
     def first(self, ranks: int) -> "Lists":
         """The same lists, of which no more than so many ranks are judged."""
         return Lists(
@@ -82,6 +95,7 @@ class Lists:
             self.expected_LR[:, :ranks],
             self.unsupported_LR[:, :ranks],
             self.users_L,
+            None if self.ended_LR is None else self.ended_LR[:, :ranks],
         )
 
 
@@ -206,7 +220,7 @@ def estimates(lists: Lists, alpha: float = 0.05) -> tuple[Estimate, ...]:
 def by_rank(lists: Lists) -> Floats:
     """SNIPS at each rank (R,): the reward that the target would have earned there."""
     weights_LR = weights_of(lists)
-    out: Floats = _ratio((weights_LR * lists.rewards_LR).sum(0), weights_LR.sum(0))
+    out: Floats = _ratio((weights_LR * lists.earned_LR).sum(0), weights_LR.sum(0))
     return out
 
 
@@ -214,10 +228,10 @@ def _valued(lists: Lists) -> dict[str, tuple[float, Floats]]:
     """By estimator: the value, and the influence of each list on L times its error, (L,)."""
     weights_LR = weights_of(lists)
     before_LR = _before(weights_LR)
-    rest_LR = lists.rewards_LR - lists.said_LR
-    ips_L = (weights_LR * lists.rewards_LR).sum(1)
+    rest_LR = lists.earned_LR - lists.said_LR
+    ips_L = (weights_LR * lists.earned_LR).sum(1)
     dr_L = (before_LR * lists.expected_LR + weights_LR * rest_LR).sum(1)
-    snips, snips_L = _normalised(weights_LR, lists.rewards_LR)
+    snips, snips_L = _normalised(weights_LR, lists.earned_LR)
     expected, expected_L = _normalised(before_LR, lists.expected_LR)
     rest, rest_L = _normalised(weights_LR, rest_LR)
     ips, dr = float(ips_L.mean()), float(dr_L.mean())

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments.policy import Policy
 from recsys.events import Impression
@@ -21,7 +22,7 @@ from serving.named_items import fixed
 from serving.past_answer import request_of
 from serving.pipeline import Pipeline
 from serving.request import Ranked, Request
-from serving.selection import Ballot, Floats
+from serving.selection import Ballot, Floats, Indices
 
 NO_CHANCE: Final = 1e-9  # a chance below is none: no log is long enough to have met it
 
@@ -38,6 +39,7 @@ class Judged:
     said_R: Floats
     expected_R: Floats
     unsupported_R: Floats
+    ended_R: NDArray[np.bool_]
     off: float
 
 
@@ -61,11 +63,12 @@ def judged(
     said_N = _said(pipeline, ranked, reward)
     shown, ranks = np.arange(len(positions_R)), max(request.n, len(positions_R))
     propensities_R = np.array([its.propensity for its in impression.items])
-    ratios_R, said_R = np.ones(ranks), np.zeros(ranks)
+    ratios_R, said_R, ended_R = np.ones(ranks), np.zeros(ranks), np.zeros(ranks, np.bool_)
     expected_R, unsupported_R = np.zeros(ranks), np.zeros(ranks)
     count = len(shown)
-    ratios_R[:count] = theirs[shown, positions_R] / propensities_R
-    said_R[:count] = said_N[positions_R]
+    ratios_R[:count], over_R = ratios_along(theirs, positions_R, propensities_R)
+    ended_R[:count] = over_R
+    said_R[:count] = np.where(over_R, 0.0, said_N[positions_R])
     expected_R[:count] = theirs @ said_N
     unsupported_R[:count] = np.where(mine < NO_CHANCE, theirs, 0.0).sum(1)
     if theirs_end and not mine_ends and count < ranks:
@@ -73,7 +76,17 @@ def judged(
             1.0  # the target would have gone on where the log's policy had nothing left
         )
     off = float(np.abs(mine[shown, positions_R] - propensities_R).max(initial=0.0))
-    return Judged(ratios_R, said_R, expected_R, unsupported_R, off)
+    return Judged(ratios_R, said_R, expected_R, unsupported_R, ended_R, off)
+
+
+def ratios_along(
+    theirs_RN: Floats, positions_R: Indices, propensities_R: Floats
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """The ratio at each rank of a list, of the target's chances along it; and where the target's own list has
+    ended. It does so for sure whatever comes below on the log, so the ratio is 1 there."""
+    ended_R: NDArray[np.bool_] = theirs_RN.sum(1) == 0
+    chances_R = theirs_RN[np.arange(len(positions_R)), positions_R]
+    return np.where(ended_R, 1.0, chances_R / propensities_R), ended_R
 
 
 def same_candidates(logged: Policy, target: Policy) -> bool:

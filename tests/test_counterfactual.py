@@ -114,6 +114,20 @@ def test_ratios_are_those_of_the_policies_own_draws(run: Run) -> None:
     assert np.sort(first) == pytest.approx(np.sort(places))
 
 
+def test_a_list_that_ends_sooner_keeps_its_weight_and_earns_nothing_below(run: Run) -> None:
+    rules = (
+        "[{field: topic, value: t1, do: require}, {field: topic, value: t1, do: limit, amount: 2}]"
+    )
+    lists = run.lists(f"name: short\noverrides: {{rules: {rules}}}\nreward: long_view\n").lists
+    weights_LR, ended_LR = lists.ratios_LR.cumprod(1), lists.ended_LR
+    assert ended_LR is not None and not ended_LR[:, 0].any()
+    kept = weights_LR[:, 1] > 0
+    assert kept.any() and ended_LR[kept, 2].all()
+    assert (weights_LR[kept, 2] == weights_LR[kept, 1]).all()
+    assert not lists.earned_LR[kept, 2].any() and not lists.said_LR[kept, 2].any()
+    assert not lists.expected_LR[kept, 2].any() and lists.rewards_LR[:, 2].any()
+
+
 def test_interleaved_lists_are_made_again_equal_with_their_teams(run: Run) -> None:
     explainer = Explainer(run.log, run.config, feature_set(run.config))
     drafted = [its for its in run.impressions().values() if its.teams]

@@ -21,6 +21,9 @@ from experiments.off_policy import (
     estimates,
     support,
 )
+from serving.list_walk import chances_along
+from serving.past_chances import ratios_along
+from serving.selection import Ballot, Cap, Chance, draw_from
 
 REFERENCE = json.loads((Path(__file__).parent / "obp_cases.json").read_text())
 
@@ -155,6 +158,37 @@ def test_weights_that_miss_a_part_of_the_target_are_noticed() -> None:
     )  # fmt: skip
     (why,) = support(half).refusals()
     assert "mean weight at rank 1 is 0.69" in why
+
+
+def shorter(seed: int, lists: int = 3000) -> tuple[Lists, float]:
+    """Three ranks of six items, judged for a policy that has one of an author: half of the lists are of items
+    of two authors, and end after two ranks under it. And what it earns, as told by drawing its lists."""
+    worth_N, draw = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), np.random.default_rng(seed)
+    authors = (np.array([1, 1, 1, 2, 2, 2]), np.arange(6))
+    mine, theirs = (
+        [Ballot(tilt * worth_N, Chance(1.0, 0.1, 0.0), (Cap("author", its_N, most),)) for its_N in authors]
+        for tilt, most in ((0.0, 2), (2.0, 1))
+    )  # fmt: skip
+    along, rewards = [], np.zeros((lists, 3))
+    for row in range(lists):
+        its = draw_from(mine[row % 2], 3, request_id=f"{seed} {row}")
+        theirs_RN = chances_along(theirs[row % 2], its.positions, 3)[0]
+        along.append(ratios_along(theirs_RN, its.positions, its.propensities))
+        rewards[row] = draw.random(3) < worth_N[its.positions]
+    ratios, ended = (np.array(part) for part in zip(*along, strict=True))
+    none = np.zeros((lists, 3))
+    run = [draw_from(theirs[n % 2], 3, request_id=f"t{n}").positions for n in range(8_000)]
+    truth = np.mean([worth_N[positions].sum() for positions in run])
+    return Lists(ratios, rewards, none, none, none, np.arange(lists), ended), float(truth)
+
+
+def test_lists_that_end_sooner_under_the_target_are_worth_what_it_earns_until_then() -> None:
+    lists, truth = shorter(8)
+    for its in estimates(lists):
+        assert abs(its.value - truth) < 4 * its.error, (its, truth)
+        assert its.lift == pytest.approx(its.value - lists.rewards_LR.sum(1).mean())
+    assert support(lists).refusals() == () and by_rank(lists)[2] < 0.3
+    assert lists.first(2).ended_LR is not None and lists.first(2).ended_LR.shape == (3000, 2)
 
 
 def test_nothing_is_estimated_of_no_lists() -> None:

@@ -268,16 +268,17 @@ def _as_lists(
     size = max((len(its.ratios_R) for _, its in weighed.values()), default=0)
     shape = (len(weighed), size)
     ratios, said, expected, unsupported, rewards = (np.zeros(shape) for _ in range(5))
+    ended = np.zeros(shape, np.bool_)
     ratios[:] = 1.0
     for row, (place, (_, its)) in enumerate(weighed.items()):
         its_ranks = len(its.ratios_R)
         ratios[row, :its_ranks], said[row, :its_ranks] = its.ratios_R, its.said_R
         expected[row, :its_ranks] = its.expected_R
-        unsupported[row, :its_ranks] = its.unsupported_R
+        unsupported[row, :its_ranks], ended[row, :its_ranks] = its.unsupported_R, its.ended_R
         rewards[row] = [earned.get((place, rank), 0.0) for rank in range(size)]
     reach = np.array([min(1.0, shown[r] / max(1, len(weighed))) for r in range(size)])
     users = np.array([user for user, _ in weighed.values()], np.int64)
-    lists = Lists(ratios, rewards, said * reach, expected * reach, unsupported, users)
+    lists = Lists(ratios, rewards, said * reach, expected * reach, unsupported, users, ended)
     return lists.first(ranks) if ranks else lists
 
 
