@@ -34,10 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-AT_LEAST: Final = (
-    100  # users of an arm, and of those whose numerator isn't 0, before a bound is finite
-)
-_LEAST_COUNT: Final = 20
+AT_LEAST: Final = 100  # users of an arm before a bound is finite
+LEAST_COUNT: Final = 20  # of them with a numerator that isn't 0
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ def effect_within(users: Users, alpha: float, eta: float) -> Effect:
     """How much higher the numerators are than the denominators of the same users, as where both are credits
     earned in the same lists. As for two arms, but that ψ is each user's own difference."""
     found = Effect(users=(len(users), len(users)))
-    if not _enough(users):
+    if not _enough(users) or np.count_nonzero(users.denominators_U) < LEAST_COUNT:
         return found
     variance = float(influence(users).var()) / len(users)
     if not variance > 0:
@@ -207,4 +205,4 @@ def holm(p_values: list[float]) -> list[float]:
 
 def _enough(users: Users) -> bool:
     positive = int(np.count_nonzero(users.numerators_U))
-    return len(users) >= AT_LEAST and positive >= _LEAST_COUNT and users.ratio > 0
+    return len(users) >= AT_LEAST and positive >= LEAST_COUNT and users.ratio > 0

@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from experiments.effect import AT_LEAST, Users, effect_within, eta_of
+from experiments.effect import AT_LEAST, LEAST_COUNT, Effect, Users, effect_within, eta_of
 from experiments.sample_ratio import SampleRatio, sample_ratio
 from recsys.hashing import uniform
 
 Floats = NDArray[np.float64]
 INTERLEAVED: Final = "interleaved"  # in a stamp, in place of the arm
 NOBODY: Final = ""  # the team of a rank that one ranker couldn't have competed for
+_EVEN: Final = 2.0  # of a sign test: any share of users who gave more is as likely
 BETTER, WORSE, OPEN, BROKEN = "better", "worse", "open", "broken"
 
 
@@ -92,7 +93,11 @@ class Credits:
 class Preference:
     """How much more the treatment earned in the same lists, relatively; bounds and ``p`` hold however often
     one looks. ``wins``: users of whom the treatment, the control, and neither earned more; ``sign_p``: of a
-    sign test over them, for one look."""
+    sign test over them, for one look.
+
+    Where fewer than 20 users gave either of them any credit there are no bounds. ``p`` is then that of a sign
+    test for any look, which decides below 0.001: so that two tests are hardly more often wrong than one.
+    """
 
     users: int
     lists: int
@@ -114,7 +119,16 @@ def preference(credits: Credits, alpha: float = 0.05, find: float = 0.02) -> Pre
     its = effect_within(Users(earned_U2[:, 1], earned_U2[:, 0]), alpha, eta_of(find, alpha))
     won, lost = (int((earned_U2[:, a] > earned_U2[:, 1 - a]).sum()) for a in (1, 0))
     coins = sample_ratio(credits.first_picks, (0.5, 0.5))
-    verdict, why = _verdict(its.low, its.high, its.relative, len(earned_U2), coins)
+    enough, bounded = len(earned_U2) >= AT_LEAST, math.isfinite(its.relative)
+    signs = sample_ratio((won, lost) if enough else (0, 0), (0.5, 0.5), weight=_EVEN)
+    if coins.alarm:
+        verdict, why = BROKEN, _broken(coins)
+    elif bounded:
+        verdict, why = _by_bounds(its)
+    elif signs.alarm:
+        verdict, why = _by_signs(signs)
+    else:
+        verdict, why = OPEN, _missing(earned_U2)
     return Preference(
         users=len(earned_U2),
         lists=int(credits.lists_U.sum()),
@@ -122,7 +136,7 @@ def preference(credits: Credits, alpha: float = 0.05, find: float = 0.02) -> Pre
         relative=its.relative,
         low=its.low,
         high=its.high,
-        p=its.p,
+        p=its.p if bounded else signs.p,
         wins=(won, lost, len(earned_U2) - won - lost),
         sign_p=float(binomtest(won, won + lost).pvalue) if won + lost else 1.0,
         coins=coins,
@@ -131,16 +145,35 @@ def preference(credits: Credits, alpha: float = 0.05, find: float = 0.02) -> Pre
     )
 
 
-def _verdict(
-    low: float, high: float, relative: float, users: int, coins: SampleRatio
-) -> tuple[str, str]:
-    if coins.alarm:
-        return BROKEN, f"first picks are {coins.counts}, p {coins.p:.1e}: lists are lost or changed"
-    if not math.isfinite(relative):
-        return OPEN, f"{users} users, expected {AT_LEAST} or more, and credit for either"
-    told = f"{relative:+.2%} ({low:+.2%} to {high:+.2%})"
-    if low > 0:
+def _broken(coins: SampleRatio) -> str:
+    return f"first picks are {coins.counts}, p {coins.p:.1e}: lists are lost or changed"
+
+
+def _by_bounds(its: Effect) -> tuple[str, str]:
+    told = f"{its.relative:+.2%} ({its.low:+.2%} to {its.high:+.2%})"
+    if its.low > 0:
         return BETTER, f"the treatment earned more in the same lists: {told}"
-    if high < 0:
+    if its.high < 0:
         return WORSE, f"the treatment earned less in the same lists: {told}"
     return OPEN, f"not known to differ yet: {told}"
+
+
+def _by_signs(signs: SampleRatio) -> tuple[str, str]:
+    won, lost = signs.counts
+    return BETTER if won > lost else WORSE, (
+        f"{won} users gave more to the treatment, {lost} to the control (sign test, p {signs.p:.1e} at any "
+        "look); how much more isn't known"
+    )
+
+
+def _missing(earned_U2: Floats) -> str:
+    """Why there are no bounds."""
+    if len(earned_U2) < AT_LEAST:
+        return f"{len(earned_U2)} users, expected {AT_LEAST} or more"
+    control, treatment = np.count_nonzero(earned_U2, axis=0).tolist()
+    if min(control, treatment) >= LEAST_COUNT:
+        return "all users are alike: nothing is known of how they vary"
+    return (
+        f"{treatment} users gave the treatment any credit and {control} the control, expected {LEAST_COUNT} "
+        "or more each"
+    )

@@ -105,9 +105,44 @@ def test_few_users_and_no_credit_say_nothing() -> None:
     assert preference(credits(1.0, 2.0, users=99)).verdict == OPEN
     none = preference(Credits(np.zeros((0, 2)), np.zeros(0, np.int64)))
     assert none.verdict == OPEN and none.p == 1 and none.sign_p == 1 and none.users == 0
-    assert (
-        preference(Credits(np.tile([0.0, 3.0], (200, 1)), np.ones(200, np.int64))).verdict == OPEN
-    )
+    assert "99 users, expected 100" in preference(credits(1.0, 2.0, users=99)).why
+
+
+def lopsided(control: int, treatment: int, users: int = 4_000) -> Credits:
+    """So many users gave one credit each, to either."""
+    earned_U2 = np.zeros((users, 2))
+    earned_U2[:control, 0] = 1.0
+    earned_U2[users - treatment :, 1] = 1.0
+    return Credits(earned_U2, np.full(users, 10))
+
+
+@pytest.mark.parametrize("few", [0, 19])
+def test_where_one_earns_all_but_nothing_signs_decide(few: int) -> None:
+    worse, better = preference(lopsided(2_000, few)), preference(lopsided(few, 2_000))
+    assert (worse.verdict, better.verdict) == (WORSE, BETTER)
+    for its in (worse, better):
+        assert its.p < 0.001 and (its.low, its.high) == (-1, np.inf)
+        assert "2000" in its.why and f"{few}" in its.why and "sign test" in its.why
+    its = preference(lopsided(12, few))
+    assert its.verdict == OPEN and f"{few} users gave the treatment any credit and 12" in its.why
+    assert preference(lopsided(20, 20)).high < np.inf
+
+
+def test_users_who_are_all_alike_are_told_by_their_signs() -> None:
+    its = preference(Credits(np.tile([2.0, 3.0], (200, 1)), np.ones(200, np.int64)))
+    assert its.verdict == BETTER and "200 users gave more to the treatment" in its.why
+    even = preference(Credits(np.tile([2.0, 2.0], (200, 1)), np.ones(200, np.int64)))
+    assert even.verdict == OPEN and "all users are alike" in even.why
+
+
+def test_signs_of_users_who_come_again_are_seldom_wrong_however_often_one_looks() -> None:
+    draw, ever = np.random.default_rng(3), 0
+    for _ in range(300):
+        earned_U2 = np.zeros((300, 2))
+        for _look in range(15):
+            earned_U2 += draw.poisson(0.002, earned_U2.shape)
+            ever += preference(Credits(earned_U2, np.full(300, 10))).verdict != OPEN
+    assert ever <= 3
 
 
 # --- its definition ---
