@@ -13,7 +13,6 @@ either. It says which is better, and how surely.
 # U users, L lists
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -56,27 +55,6 @@ class Draft:
         """Counts a pick; the team's name."""
         self.picks[team] += 1
         return self.teams[team]
-
-
-def team_draft(
-    one: Sequence[str], other: Sequence[str], n: int, draft: Draft
-) -> tuple[list[str], list[str]]:
-    """Two rankings that are fixed beforehand, as one list of up to ``n``, and whose each rank is.
-
-    Once a ranking has nothing new, the other fills what is left for nobody's credit.
-    """
-    waiting = (list(dict.fromkeys(one)), list(dict.fromkeys(other)))
-    items, teams = list[str](), list[str]()
-    while len(items) < n and any(waiting):
-        whole, team = all(waiting), draft.turn()
-        side = team if waiting[team] else 1 - team
-        item = waiting[side][0]
-        for ranking in waiting:
-            if item in ranking:
-                ranking.remove(item)
-        items.append(item)
-        teams.append(draft.picked(team) if whole else NOBODY)
-    return items, teams
 
 
 @dataclass(frozen=True)

@@ -270,7 +270,7 @@ class Pipeline:
         names = policy.rivals[0][0], policy.rivals[1][0]
         drawn = draft((one, other), request.n, names, request_id=request_id)
         (its, taken_out), (theirs, _) = seen
-        others_R = [team == names[1] for team in drawn.teams]
+        others_R = np.array(drawn.drawers, np.bool_)
         scores_R = np.where(
             others_R, theirs.scores_N[drawn.positions], its.scores_N[drawn.positions]
         )

@@ -34,24 +34,24 @@ def draft(
     pinned = ballots[0].pinned(n)
     waiting = int((pinned >= 0).sum())
     positions, propensities, trial = list[int](), list[float](), list[bool]()
-    offered, whose = 0, list[str]()
+    offered, whose, drawers = 0, list[str](), list[int]()
     for rank in range(min(n, len(ballots[0]))):
         seat = seats(pinned, rank, waiting, all(walk.ended for walk in walks))
         if seat >= 0:
             position, chance, by_quota, team = int(pinned[seat]), _RANK, False, NOBODY
-            pinned[seat], waiting, met = -1, waiting - 1, False
+            pinned[seat], waiting, met, side = -1, waiting - 1, False, 0
         elif all(walk.ended for walk in walks):
             break
         else:
-            position, chance, by_quota, met, team = _pick(
-                walks, turns, uniform(seed, request_id, rank)
-            )
+            draw = uniform(seed, request_id, rank)
+            position, chance, by_quota, met, team, side = _pick(walks, turns, draw)
             for walk in walks:
                 walk.take(position)
         positions.append(position)
         propensities.append(chance)
         trial.append(by_quota)
         whose.append(team)
+        drawers.append(side)
         offered += met
     names = [cap.name for cap in ballots[0].caps]
     closed = dict(zip(names, walks[0].closed.tolist(), strict=True))
@@ -62,11 +62,14 @@ def draft(
         offered,
         closed,
         tuple(whose),
+        tuple(drawers),
     )
 
 
-def _pick(walks: tuple[Walk, ...], turns: Draft, draw: float) -> tuple[int, float, bool, bool, str]:
-    """Position, propensity, whether it is the quota's, whether something was on trial, and the team."""
+def _pick(
+    walks: tuple[Walk, ...], turns: Draft, draw: float
+) -> tuple[int, float, bool, bool, str, int]:
+    """Position, propensity, whether it is the quota's, whether something was on trial, the team, who drew."""
     steps = [None if walk.ended else walk.step() for walk in walks]
     whole = None not in steps
     side = turns.turn() if whole else int(steps[0] is None)
@@ -79,4 +82,4 @@ def _pick(walks: tuple[Walk, ...], turns: Draft, draw: float) -> tuple[int, floa
     else:
         chance = float(step.total_N[position])
     team = turns.picked(side) if whole else NOBODY
-    return position, chance, by_quota, step.on_trial, team
+    return position, chance, by_quota, step.on_trial, team, side

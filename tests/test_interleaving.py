@@ -5,21 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from experiments.definition import read_experiment, read_experiments
 from experiments.interleaving import (
     BETTER,
     BROKEN,
     INTERLEAVED,
-    NOBODY,
     OPEN,
     WORSE,
     Credits,
     Draft,
     preference,
-    team_draft,
 )
 from experiments.policy import Policies
 from recsys.marked_yaml import YamlError
@@ -35,34 +31,17 @@ arms:
   control:
   treatment: {overrides: {weights.like: 3.0}}
 """
-rankings = st.lists(st.sampled_from("uvwxyz"), unique=True)
 
 
 def read(text: str):
     return read_experiment(text, "duel.yaml", PolicyConfig(), LABELS)
 
 
-@settings(max_examples=200, deadline=None)
-@given(rankings, rankings, st.integers(0, 8), st.text(max_size=5))
-def test_a_draft_is_a_list_of_both_in_which_neither_has_two_picks_more(
-    one, other, n, request_id
-) -> None:
-    items, teams = team_draft(one, other, n, Draft(request_id, TEAMS))
-    assert len(items) == len(set(items)) == min(n, len({*one, *other}))
-    for end in range(len(teams) + 1):
-        assert abs(teams[:end].count("a") - teams[:end].count("b")) <= 1
-    credited = teams.index(NOBODY) if NOBODY in teams else len(teams)
-    assert all(team == NOBODY for team in teams[credited:])  # nobody's, once one has nothing new
-    for rank, team in enumerate(teams[:credited]):
-        mine = one if team == "a" else other
-        assert items[rank] == next(item for item in mine if item not in items[:rank])
-    assert (items, teams) == team_draft(one, other, n, Draft(request_id, TEAMS))
-
-
 def test_coins_are_fair_and_differ_from_pair_to_pair() -> None:
     first, second = [], []
     for n in range(2_000):
-        _, teams = team_draft("uvwx", "uvwx", 4, Draft(f"r{n}", TEAMS))
+        draft = Draft(f"r{n}", TEAMS)
+        teams = [draft.picked(draft.turn()) for _ in range(4)]
         first.append(teams[0] == "a")
         second.append(teams[2] == "a")
     assert abs(np.mean(first) - 0.5) < 0.04 and abs(np.mean(second) - 0.5) < 0.04

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -81,6 +82,21 @@ def test_the_scores_are_the_weighted_sum_of_what_the_model_predicts() -> None:
         minutes = shown.predictions["watch_s"] / 60
         assert shown.score == pytest.approx(2 * row[0] - row[1] + 0.5 * minutes, rel=1e-5)
         assert shown.reasons is not None
+
+
+def test_an_item_that_two_policies_drew_in_turns_has_the_score_of_whoever_drew_it() -> None:
+    """Also where it is nobody's, as the control had nothing left."""
+    replica = made()
+    control = policy(weights={"long_view": 1.0}, per_author=1)
+    treatment = policy(weights={"like": 2.0}, per_author=0)
+    both = replace(control, rivals=(("control", control), ("treatment", treatment)))
+    answer = ask(replica, by=both, n=30, explain=True)
+    teams = answer.impression.teams
+    assert len(teams) == 30 and "" in teams and {"control", "treatment"} < set(teams)
+    for shown, team in zip(answer.items, teams, strict=True):
+        assert shown.predictions is not None
+        one, other = shown.predictions["long_view"], 2 * shown.predictions["like"]
+        assert shown.score == pytest.approx(one if team == "control" else other, rel=1e-5)
 
 
 def test_the_same_question_to_the_same_version_has_the_same_answer() -> None:

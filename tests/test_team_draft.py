@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.interleaving import Draft
+from experiments.interleaving import NOBODY, Draft
 from serving.list_walk import chances_along
 from serving.selection import BY_SCORE, Ballot, Cap, Chance, draw_from
 from serving.team_draft import draft
@@ -112,6 +112,34 @@ def test_each_pick_is_by_its_own_policy_and_caps_count_what_both_picked() -> Non
         assert (
             len(its.positions) == 7
         )  # the third of group 1 is shut out, whoever picked the others
+
+
+rankings = st.lists(st.integers(0, N - 1), unique=True)
+
+
+def ranking(positions: list[int]) -> Ballot:
+    """Draws them in their order, and no others."""
+    scores_N, open_N = np.zeros(N), np.zeros(N, np.bool_)
+    scores_N[positions], open_N[positions] = -np.arange(len(positions)), True
+    return Ballot(scores_N, Chance(1e-6, 0.0, 0.0), open_N=open_N)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rankings, rankings, st.integers(0, N), st.text(max_size=5))
+def test_a_draft_is_a_list_of_both_in_which_neither_has_two_picks_more(
+    one, other, n, request_id
+) -> None:
+    its = draft((ranking(one), ranking(other)), n, TEAMS, request_id=request_id)
+    items, teams = its.positions.tolist(), its.teams
+    assert len(items) == len(set(items)) == min(n, len({*one, *other}))
+    for end in range(len(teams) + 1):
+        assert abs(teams[:end].count("a") - teams[:end].count("b")) <= 1
+    credited = teams.index(NOBODY) if NOBODY in teams else len(teams)
+    assert all(team == NOBODY for team in teams[credited:])  # nobody's, once one has nothing new
+    for rank, team in enumerate(teams):
+        assert team in (NOBODY, TEAMS[its.drawers[rank]])
+        mine = (one, other)[its.drawers[rank]]
+        assert items[rank] == next(item for item in mine if item not in items[:rank])
 
 
 def test_once_one_has_nothing_left_the_other_fills_the_list_for_nobody() -> None:
