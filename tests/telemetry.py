@@ -86,8 +86,9 @@ def check_logs(state: Path) -> None:
             for line in text.splitlines():
                 assert {"time_ms", "level", "part", "message"} <= json.loads(line).keys()
     [worker] = run.glob("worker-0.log")
-    first = json.loads(worker.read_text().splitlines()[0])
-    assert first["worker"] == 0 and first["line"] == "main" and first["epoch"] == 0
+    lines = [json.loads(line) for line in worker.read_text().splitlines()]
+    began = next(line for line in lines if line["message"] == "learning")
+    assert began["worker"] == 0 and began["line"] == "main" and began["epoch"] == 0
     learned = [json.loads(line) for line in (run / "trainer.log").read_text().splitlines()]
     assert any(line["message"] == "learned" and line["step"] > 0 for line in learned)
 
