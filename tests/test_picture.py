@@ -123,6 +123,28 @@ def test_curves_keep_a_bounded_past_a_point_each_five_seconds() -> None:
     assert len(curves.all()) <= 40
 
 
+def test_curves_of_those_that_ended_make_room_for_those_that_began() -> None:
+    curves = Curves()
+    old, new = (f'recsys_click_to_served_p95_ms{{replica="{n}"}}' for n in ("old", "new"))
+    shards = {f'recsys_trainer_auc{{label="{n}"}}': 0.5 for n in range(38)}
+    curves.tell(shards | {old: 1.0}, 0)
+    curves.tell(shards | {f"{old} b": 1.0}, 5_000)
+    assert curves.tell(shards | {new: 1.0, f"{old} b": 2.0}, 10_000)[new] == 1.0
+    assert old not in curves.all() and f"{old} b" in curves.all()
+    two_hours_ms = 5_000 * POINTS
+    assert curves.tell({new: 2.0}, two_hours_ms + 9_000) == {new: 2.0}
+    assert set(curves.all()) == set(shards) | {new, f"{old} b"}
+    curves.tell({new: 2.0}, two_hours_ms + 20_000)
+    assert set(curves.all()) == {new}
+
+
+def test_rates_of_what_is_told_no_more_are_dropped() -> None:
+    rates = Rates()
+    for n in range(50):
+        rates.tell({f'recsys_lists_total{{replica="{n}"}}': 1.0}, 1_000 * n)
+    assert len(rates._rates) == 1
+
+
 @pytest.mark.parametrize("value", [1.0, 0.0])
 def test_states_that_a_part_is_not_in_take_no_room(value: float) -> None:
     look = Given()

@@ -1,6 +1,7 @@
 """How some samples went over the last two hours: a point every few seconds. Pure."""
 
 import math
+import threading
 from collections import deque
 from collections.abc import Iterable
 from typing import Final
@@ -22,25 +23,45 @@ Points = list[tuple[int, float]]
 
 
 class Curves:
-    """Told as often as one likes; keeps a point of each series when its time has come."""
+    """Told as often as one likes; keeps a point of each series when its time has come. Any thread may ask."""
 
     def __init__(self, every_ms: int = EVERY_MS, points: int = POINTS) -> None:
         self._every_ms, self._points = every_ms, points
         self._kept: dict[str, deque[tuple[int, float]]] = {}
         self._due_ms = 0
+        self._lock = threading.Lock()
 
     def tell(self, samples: Samples, now_ms: int) -> Samples:
         """Returns what was kept: empty where it is too soon."""
         if now_ms < self._due_ms:
             return {}
         self._due_ms = now_ms + self._every_ms
-        kept = {s: v for s, v in samples.items() if name_of(s) in FOLLOWED and math.isfinite(v)}
-        for series, value in kept.items():
-            if series in self._kept or len(self._kept) < _MOST:
-                its = self._kept.setdefault(series, deque(maxlen=self._points))
-                its.append((now_ms, value))
+        found = {s: v for s, v in samples.items() if name_of(s) in FOLLOWED and math.isfinite(v)}
+        with self._lock:
+            self._make_room(found, now_ms)
+            kept = {s: v for s, v in found.items() if s in self._kept}
+            for series, value in kept.items():
+                self._kept[series].append((now_ms, value))
         return kept
 
     def all(self, series: Iterable[str] = ()) -> dict[str, Points]:
         """Every point of these series; of all, without any."""
-        return {name: list(self._kept[name]) for name in series or self._kept if name in self._kept}
+        with self._lock:
+            names = [name for name in series or self._kept if name in self._kept]
+            return {name: list(self._kept[name]) for name in names}
+
+    def _make_room(self, found: Samples, now_ms: int) -> None:
+        """What had no point for as long as points are kept leaves; for a new series also the one that had
+        none for the longest time, as long as it isn't told of now."""
+        since_ms = now_ms - self._every_ms * self._points
+        self._kept = {s: its for s, its in self._kept.items() if its[-1][0] > since_ms}
+        gone = sorted(
+            (s for s in self._kept if s not in found), key=lambda s: -self._kept[s][-1][0]
+        )
+        for series in found:
+            if series in self._kept:
+                continue
+            if len(self._kept) >= _MOST and gone:
+                del self._kept[gone.pop()]
+            if len(self._kept) < _MOST:
+                self._kept[series] = deque(maxlen=self._points)

@@ -57,7 +57,8 @@ class Rates:
         for series, value in samples.items():
             if name_of(series).endswith(("_total", "_count", "_sum")):
                 self._rates.setdefault(series, Rate(RATED_MS)).tell(value, now_ms)
-        return {s: round(rate.per_s(), 3) for s, rate in self._rates.items() if s in samples}
+        self._rates = {s: rate for s, rate in self._rates.items() if s in samples}
+        return {s: round(rate.per_s(), 3) for s, rate in self._rates.items()}
 
 
 class Painter:
