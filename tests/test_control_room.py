@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 
 import msgspec
 import pytest
@@ -119,6 +120,40 @@ def test_pictures_are_made_for_pages_and_curves_go_on_without(system: tuple[Conf
         b'"epoch":0' in painted and b'recsys_part_restarts_total{part=\\"joiner\\"}":2' in painted
     )
     assert stop.heartbeat.now().gauges["picture_ms"] > 0
+
+
+def test_what_the_api_said_stays_for_a_minute_where_it_says_nothing(
+    system: tuple[Config, Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch, said = Watch(*system), {"/metrics": 'recsys_a 1\nrecsys_b{replica="r"} 2\n'}
+    monkeypatch.setattr(watch._api, "text", lambda path, until_s: said.get(path, ""))
+    assert {"recsys_a", 'recsys_b{replica="r"}'} < set(watch.samples())
+    said.clear()
+    seen = watch.samples()
+    assert seen["recsys_a"] == 1 and 'recsys_b{replica="r"}' not in seen
+    watch._told_s -= 61
+    assert "recsys_a" not in watch.samples()
+
+
+def test_curves_wait_for_no_picture(
+    system: tuple[Config, Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, began, goes_on = Room(system[0], Watch(*system), Stop()), Event(), Event()
+
+    def slow(now_ms: int) -> None:
+        began.set()
+        goes_on.wait(5)
+
+    monkeypatch.setattr(room._painter, "paint", slow)
+    painting = Thread(target=room.paint)
+    painting.start()
+    assert began.wait(5)
+    asked = Thread(target=room.curves, daemon=True)
+    asked.start()
+    asked.join(2)
+    assert not asked.is_alive()
+    goes_on.set()
+    painting.join(5)
 
 
 def test_it_serves_until_asked_to_stop_and_says_where(system: tuple[Config, Log]) -> None:

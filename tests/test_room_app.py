@@ -1,8 +1,11 @@
 """The control room over HTTP: what needs the key, what a browser is told, and that nothing else is given."""
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -105,3 +108,38 @@ def test_the_page_has_no_inline_script_and_no_inline_style() -> None:
     assert 'type="module" src="/control/main.js"' in page and " on" + "click" not in page
     for file in WEB.glob("*.js"):
         assert "innerHTML" not in file.read_text() and "eval(" not in file.read_text()
+
+
+def test_curves_that_take_their_time_hold_up_nobody_else() -> None:
+    async def go() -> None:
+        goes_on = threading.Event()
+        app = build_room(
+            Hub(lambda: b"{}", 0.01), lambda: b"{}" if goes_on.wait(5) else b"", inspect, KEY
+        )
+        sent: list[str] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message["type"])
+
+        headers = [(b"authorization", f"Bearer {KEY}".encode())]
+        scope = {
+            "type": "http", "method": "GET", "path": "/control/api/stream", "headers": headers,
+            "query_string": b"", "asgi": {"version": "3.0", "spec_version": "2.4"},
+        }  # fmt: skip
+        left = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        stream = asyncio.create_task(app(scope, receive, send))  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://room") as its:
+            await asyncio.sleep(0.05)
+            began_s = time.monotonic()
+            assert (await its.get("/healthz")).status_code == 200
+            assert time.monotonic() - began_s < 2 and "http.response.body" not in sent
+        goes_on.set()
+        stream.cancel()
+
+    asyncio.run(go())

@@ -28,6 +28,8 @@ from serving.control_room import exposition
 from serving.control_room.exposition import Samples
 
 _ALIVE_S: Final = 5.0  # between two looks at the supervisor's process
+_ASKED_S: Final = 1.0  # for all that the API is asked for one picture
+_KEPT_S: Final = 60.0  # of what it said, where it says nothing now
 _QUIET: Final = ("trainer", "joiner", "session-fold")  # whose curves go on while nobody looks
 
 
@@ -43,12 +45,19 @@ class Watch:
         self._trials = Trials(config, lambda: open_log(config))
         self._status = Status(state=config.state, running=False, ready=False)
         self._alive_until_s, self._up = 0.0, False
+        self._told, self._told_s = Samples(), 0.0
 
     def samples(self) -> Samples:
-        """Of the parts, and of the replica that answers."""
-        self._status = self._gathered()
-        told = exposition.read(self._api.text("/metrics")) if self._up else {}
-        return told | exposition.keyed(families(self._status))
+        """Of the parts, and of the replica that answers: where it says nothing, what it said within the last
+        minute, since that is when one looks."""
+        until_s = time.monotonic() + _ASKED_S
+        self._status = self._gathered(until_s)
+        told = exposition.read(self._api.text("/metrics", until_s)) if self._up else {}
+        if told or not self._up or time.monotonic() - self._told_s > _KEPT_S:
+            # A picture keeps for itself what a named replica said, with its age.
+            self._told = {s: v for s, v in told.items() if 'replica="' not in s}
+            self._told_s = time.monotonic()
+        return self._told | told | exposition.keyed(families(self._status))
 
     def quiet(self) -> Samples:
         """What is worth a curve, of heartbeats alone: a look that costs next to nothing."""
@@ -87,7 +96,7 @@ class Watch:
         except (OSError, http.client.HTTPException):
             return 503, b'{"error": "the API does not answer"}'
 
-    def _gathered(self) -> Status:
+    def _gathered(self, until_s: float) -> Status:
         running = runs.read(self._state)
         if running is None:
             return Status(state=self._config.state, running=False, ready=False)
@@ -97,7 +106,7 @@ class Watch:
         beats: dict[str, Beat | None] = {
             part.name: read_beat(self._beat(part.name)) for part in running.parts
         }
-        server = _object(self._api.text("/v1/status")) if self._up else {}
+        server = _object(self._api.text("/v1/status", until_s)) if self._up else {}
         return judged(self._state, running, self._up, beats, _Once(self._log), server)
 
     def _beat(self, part: str) -> Path:

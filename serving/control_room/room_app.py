@@ -41,8 +41,8 @@ _MOST_ID: Final = 256
 
 
 def build_room(hub: Hub, curves: Callable[[], bytes], inspect: Inspect, key: str) -> Starlette:
-    """``curves``: those of the past, as JSON, for a page that begins. ``inspect`` runs in a thread. An empty
-    key opens nothing."""
+    """``curves``: those of the past, as JSON, for a page that begins. Both it and ``inspect`` run in
+    threads. An empty key opens nothing."""
 
     def known(request: Request) -> bool:
         said = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -82,7 +82,7 @@ def build_room(hub: Hub, curves: Callable[[], bytes], inspect: Inspect, key: str
 async def _told(
     pictures: AsyncGenerator[bytes], curves: Callable[[], bytes]
 ) -> AsyncIterator[bytes]:
-    yield event("curves", curves())
+    yield event("curves", await run_in_threadpool(curves))
     async with aclosing(pictures):
         try:
             async for picture in pictures:
