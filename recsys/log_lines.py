@@ -6,6 +6,7 @@ What is known of the work at hand (``known``: request_id, line, epoch, step) goe
 
 import json
 import logging
+import math
 import re
 import sys
 import time
@@ -16,15 +17,27 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, Final
 
-_PASSWORD: Final = re.compile(r"(?<=://)[^/@\s]*@")
-# Also within a dict, a header or a query: what follows such a name isn't told.
+import numpy as np
+
+# To the last @: passwords have @ and / in them where nobody escaped them.
+_URL: Final = re.compile(r"""(\w*)://((?:(?!://)[^\s"'])*)@""")
+_HOST: Final = re.compile(r"(?:\[[^\]]*\]|[^/@:?#]*)(?::\d{1,5})?[/?#]")
+_HEADERS: Final = re.compile(
+    r"""(otlp\w*headers\s*=\s*)(?:[^\s"']*(?:basic|bearer)\s+)*[^\s"']+""", re.IGNORECASE
+)
+# Also within a dict, a header, a query, or JSON in JSON: what follows such a name isn't told, up to the quote
+# that closes it, which has as many backslashes as the one that opened it. One without an end goes to that of
+# the line.
 _NAMED: Final = re.compile(
-    r"""((?:admin[_-]?key|api[_-]?key|token|password|secret|authorization)["']?\s*[:=]\s*["']?)"""
-    r"""(bearer\s+)?[^\s"',;&)}\]]+""",
-    re.IGNORECASE,
+    r"""((?:(?:admin|control|api|access|private)[_-]?key|token|passwo?r?d|secret|authorization|otlp\w*headers)"""
+    r"""(?:\\*["']\s*[:=,]|\s*[:=])\s*(?:b(?=["']))?)"""
+    r"""(?:(\\*["']).*?(?:(?<!\\)\2|$)"""
+    r"""|(?:(?:basic|bearer|digest|negotiate)\s+)?(?:[^\s"',;&)}\]\\]|\\(?!\\{0,8}["']))+)""",
+    re.IGNORECASE | re.MULTILINE,
 )
 _BEARER: Final = re.compile(r"(bearer\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
-_SECRET: Final = re.compile(r"key$|token|password|secret|authorization", re.IGNORECASE)
+_ADDRESS: Final = re.compile(r"(/control/?#)[\w.~%+/=-]+")  # of the control room, with its key
+_SECRET: Final = re.compile(r"key$|token|passwo?r?d|secret|authorization|otlp\w*headers", re.I)
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _LOG_BYTES: Final = 5_000_000
 KNOWN: ContextVar[Mapping[str, Any]] = ContextVar("known", default={})  # noqa: B039  (never changed)
@@ -42,8 +55,21 @@ def known(**fields: Any) -> Iterator[None]:
 
 def hide(text: str) -> str:
     """The text without passwords in URLs, and without what stands after a secret's name."""
-    text = _PASSWORD.sub("***@", text)
-    return _BEARER.sub(r"\1***", _NAMED.sub(r"\1***", text))
+    text = _URL.sub(_without_user, text)
+    text = _NAMED.sub(_without_value, _HEADERS.sub(r"\1***", text))
+    return _ADDRESS.sub(r"\1***", _BEARER.sub(r"\1***", text))
+
+
+def _without_user(found: re.Match[str]) -> str:
+    scheme, said = found.groups()
+    if scheme.lower() in ("http", "https") and _HOST.match(said):  # the @ is one of the path
+        return found[0]
+    return f"{scheme}://***@"
+
+
+def _without_value(found: re.Match[str]) -> str:
+    quote = found[2] or ""
+    return f"{found[1]}{quote}***{quote}"
 
 
 class _Lines(logging.Formatter):
@@ -70,17 +96,17 @@ class JsonLines(_Lines):
     """time, level, part, who, logger, message, what is known, and the ``extra`` of the call."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
+        head: dict[str, Any] = {
             "time_ms": int(record.created * 1000),
             "level": record.levelname.lower(),
             "part": self._part,
             "logger": record.name,
             "message": hide(record.getMessage()),
         }
-        line |= self._fields(record)
+        line = head | self._fields(record) | head  # no field takes the place of these
         if exception := self._exception(record):
             line["exception"] = exception
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line, ensure_ascii=False, allow_nan=False)
 
 
 class TextLines(_Lines):
@@ -97,6 +123,10 @@ class TextLines(_Lines):
 def _shown(name: str, value: Any) -> Any:
     if _SECRET.search(name):
         return "***"
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no such number
     return value if isinstance(value, int | float | bool | None) else hide(str(value))
 
 

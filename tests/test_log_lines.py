@@ -2,14 +2,26 @@
 
 import json
 import logging
+import math
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
-from recsys.log_lines import JsonLines, TextLines, formatter, keep_newest, known, log_in_worker
+from recsys.log_lines import (
+    JsonLines,
+    TextLines,
+    formatter,
+    hide,
+    keep_newest,
+    known,
+    log_in_worker,
+)
 from recsys.seldom import Seldom
 
 TOKEN = "s3cr3t-T0ken"
@@ -77,9 +89,68 @@ def test_no_secret_is_told(kind: type[JsonLines], said: dict[str, Any]) -> None:
     assert TOKEN not in line and "***" in line and "Traceback" in line
 
 
-def test_what_is_no_secret_stays() -> None:
-    said = "step 3: key 17, 5 tokens in http://h:1/a@b"
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("authorization: Basic dXNlcjpwYXNz", "authorization: ***"),
+        ("{'authorization': 'Basic dXNlcjpwYXNz', 'n': 3}", "{'authorization': '***', 'n': 3}"),
+        ("OTEL_EXPORTER_OTLP_HEADERS=Authorization=Basic dXNl", "OTEL_EXPORTER_OTLP_HEADERS=***"),
+        ("OTEL_EXPORTER_OTLP_HEADERS=api=abc,x-other=def", "OTEL_EXPORTER_OTLP_HEADERS=***"),
+        ("Authorization=Basic%20dXNl", "Authorization=***"),
+        ("password='a b c' n=3", "password='***' n=3"),
+        ('password="a \\" c" n=3', 'password="***" n=3'),
+        ("redis://:p@ss@h:6379/0", "redis://***@h:6379/0"),
+        ("redis://u:p/w@h:6379/0", "redis://***@h:6379/0"),
+        ("redis://u:p#w?@h:6379/0", "redis://***@h:6379/0"),
+        ("at redis://:p@h/0, and redis://:q@h/1", "at redis://***@h/0, and redis://***@h/1"),
+        ("http://a/1 and http://u:p/w@h/2", "http://a/1 and http://***@h/2"),
+        (r"{\"admin_key\": \"abc\", \"n\": 3}", r"{\"admin_key\": \"***\", \"n\": 3}"),
+        (r"{\\\"token\\\": \\\"a b\\\"}", r"{\\\"token\\\": \\\"***\\\"}"),
+        ("X-Control-Key: abc", "X-Control-Key: ***"),
+        ("x-admin-key: abc, n: 3", "x-admin-key: ***, n: 3"),
+        ("at http://127.0.0.1:8001/control#aB_-3", "at http://127.0.0.1:8001/control#***"),
+        ("{'admin_key': None, 'token': 17}", "{'admin_key': ***, 'token': ***}"),
+    ],
+)
+def test_each_form_of_a_secret_is_hidden_whole(said: str, shown: str) -> None:
+    assert hide(said) == shown and hide(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "step 3: key 17, 5 tokens in http://h:1/a@b",
+        "item http://h/users/a@b is gone",
+        "docs/control-room.md#what",
+        "monkey: 3, key: 17",
+        "Authorization is missing",
+    ],
+)
+def test_what_is_no_secret_stays(said: str) -> None:
     assert json.loads(JsonLines("x").format(record("%s", said)))["message"] == said
+
+
+def test_hiding_takes_no_longer_than_its_text() -> None:
+    began_s = time.monotonic()
+    for hard in ("redis://" * 20_000, "token=\\" * 20_000, 'token="' * 20_000, "://a:b" * 20_000):
+        hide(hard)
+    assert time.monotonic() - began_s < 5
+
+
+def test_what_json_has_no_number_for_is_null() -> None:
+    extra = {"loss": math.nan, "most": math.inf, "auc": np.float32(0.5), "n": np.int64(3)}
+    text = JsonLines("x").format(record(**extra, bad=np.float32("nan"), ok=np.bool_(True)))
+    line = msgspec.json.decode(text)
+    assert (line["loss"], line["most"], line["bad"], line["ok"]) == (None, None, None, True)
+    assert (line["auc"], line["n"]) == (0.5, 3)
+
+
+def test_no_field_takes_the_place_of_what_every_line_has() -> None:
+    said = {"level": "x", "part": "x", "time_ms": 1, "logger": "x", "exception": "x"}
+    form = JsonLines("serve", {"part": "y"})
+    line = json.loads(form.format(record(**said)))
+    assert (line["level"], line["part"], line["logger"]) == ("info", "serve", "serving.x")
+    assert line["time_ms"] > 1e12 and list(line)[:3] == ["time_ms", "level", "part"]
 
 
 @pytest.fixture
