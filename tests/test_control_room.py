@@ -23,10 +23,11 @@ from recsys.control_room_config import ControlRoomConfig
 from recsys.log import Append, Log
 from recsys.loops import Heartbeat, Stop, write_atomically
 from recsys.open_log import create_topics, open_log
-from recsys.records import CONTROL, EVENTS, Experiments, Live, pack
+from recsys.records import CONTROL, EVENTS, Experiments, Live, Stand, pack
 from serving.control_room.exposition import keyed
 from tests.toy_plan import config_in
 from tests.toy_trial import LABELS, ToyTrial
+from training.measuring.trial_fold import TrialFold
 
 TEXT = """
 name: mine
@@ -215,3 +216,95 @@ def test_an_experiment_that_cannot_be_read_is_told_with_its_reason(
     its = trials_of(toy, tmp_path, monkeypatch)
     [found] = its.look([Experiments(revision=1, configs={"bad.yaml": "name: bad\nnonsense: 1\n"})])
     assert found["name"] == "bad" and found["unread"]
+
+
+def several(*names: str, **stands: Stand) -> Experiments:
+    texts = {
+        f"{name}.yaml": TEXT.replace("mine", name) + f"layer: {name}\n" for name in sorted(names)
+    }
+    return Experiments(revision=1, configs=texts, stands=stands)
+
+
+def test_who_runs_comes_first_and_the_newest_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"e{n:02}" for n in range(14)]
+    stands = {name: Stand(state="running", started_ms=n) for n, name in enumerate(names)}
+    stands["e13"] = Stand(state="stopped", started_ms=99, why="harm")
+    its = trials_of(ToyTrial(), tmp_path, monkeypatch)
+    monkeypatch.setattr(control_room_trials, "CPU_S", 60.0)
+    told = its.look([several(*names, **stands)])
+    assert [row["name"] for row in told] == names[12:0:-1] and its.left_out == 2
+    told = its.look([several("e03", "e13", e03=stands["e03"], e13=stands["e13"])])
+    assert [row["name"] for row in told] == ["e03", "e13"] and its.left_out == 0
+    assert "stopped: harm" in told[1]["unread"]
+
+
+def test_one_that_is_stopped_is_told_as_it_was_and_not_read_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy, said = ToyTrial(), several("mine")
+    toy.take(said)
+    toy.serve("u1")
+    its = trials_of(toy, tmp_path, monkeypatch)
+    monkeypatch.setattr(control_room_trials, "CPU_S", 60.0)
+    its.look([said])
+    over = several("mine", mine=Stand(state="stopped", why="harm"))
+    monkeypatch.setattr(TrialFold, "read", None)
+    [row] = its.look([said, over])
+    assert row["state"] == "stopped" and sum(arm["users"] for arm in row["report"]["arms"]) == 1
+    assert not its._folds
+
+
+def test_each_has_its_turn_where_time_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy, said = ToyTrial(), several("a", "b", "c")
+    its = trials_of(toy, tmp_path, monkeypatch)
+    now_s, read = [0.0], list[str]()
+    monkeypatch.setattr(control_room_trials.time, "thread_time", lambda: now_s[0])
+
+    def takes(fold: TrialFold, **_: object) -> int:
+        now_s[0] += 0.02
+        read.append(fold.experiment.name)
+        return 1000
+
+    def report(fold: TrialFold) -> dict[str, object]:
+        now_s[0] += 0.1
+        return {"arms": []}
+
+    monkeypatch.setattr(TrialFold, "read", takes)
+    monkeypatch.setattr(control_room_trials, "_report", report)
+    for _ in range(6):
+        before_s = now_s[0]
+        its.look([said])
+        assert now_s[0] - before_s <= 0.15 + 0.02 + 0.1
+    assert set(read) == {"a", "b", "c"}
+    assert max(map(read.count, "abc")) <= 2 * min(map(read.count, "abc"))
+
+
+def test_one_that_fails_stops_no_other_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    toy, said = ToyTrial(), several("bad", "mine")
+    its, report = trials_of(toy, tmp_path, monkeypatch), control_room_trials._report
+    monkeypatch.setattr(control_room_trials, "CPU_S", 60.0)
+    its.look([said])
+
+    def fails(fold: TrialFold) -> dict[str, object]:
+        if fold.experiment.name == "bad":
+            raise ZeroDivisionError
+        return report(fold)
+
+    monkeypatch.setattr(control_room_trials, "_report", fails)
+    toy.serve("u1")
+    assert toy.log  # with what was served
+    bad, mine = its.look([said])
+    assert bad["failed"] == "can't be read now: ZeroDivisionError" and "failed" not in mine
+    assert bad["read_ms"] <= mine["read_ms"] and "experiment bad can't be read" in caplog.text
+    monkeypatch.setattr(its, "look", lambda revisions: 1 / 0)
+    its._work([said])
+    assert "experiments can't be read" in caplog.text
+    monkeypatch.undo()
+    trials = trials_of(toy, tmp_path, monkeypatch)
+    assert all("failed" not in row for row in trials.look([said]))

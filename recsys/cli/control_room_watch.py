@@ -85,6 +85,7 @@ class Watch:
             "control": control,
             "letters": self._letters.panel(),
             "experiments": self._trials.panel(list(self._control.revisions)),
+            "experiments_left_out": self._trials.left_out,
         }
 
     def inspect(self, kind: str, name: str) -> tuple[int, bytes]:

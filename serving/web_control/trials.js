@@ -1,16 +1,21 @@
 // Experiments: arms, and each effect with its interval drawn to one scale.
 
 import { el, part, redraw, svg } from "./dom.js";
-import { percent } from "./format.js";
+import { percent, s } from "./format.js";
 
 const WIDE = 240, HIGH = 26;
+const OLD_S = 60, STEP_S = 30; // of what was read: two looks; how finely it is told
 
 export function drawTrials(picture) {
-  const { experiments } = picture.panels;
-  redraw(part("trials"), experiments, () => (experiments.length ? experiments.map(one) : [el("p", { class: "none" }, "No experiment was read yet.")]));
+  const { experiments, experiments_left_out: more } = picture.panels;
+  const ages = experiments.map(its => (its.read_ms && its.state !== "stopped" ? STEP_S * Math.floor((picture.time_ms - its.read_ms) / 1000 / STEP_S) : 0));
+  redraw(part("trials"), [experiments, ages, more], () => [
+    ...(experiments.length ? experiments.map((its, at) => one(its, ages[at])) : [el("p", { class: "none" }, "No experiment was read yet.")]),
+    ...(more ? [el("p", { class: "quiet" }, `${more} more: recsys experiment list`)] : []),
+  ]);
 }
 
-function one(its) {
+function one(its, age) {
   if (its.unread) return el("article", { class: "trial" }, el("h3", {}, its.name), el("p", { class: "quiet" }, its.unread));
   const { report } = its;
   const users = report.arms.reduce((sum, arm) => sum + arm.users, 0);
@@ -19,6 +24,8 @@ function one(its) {
     el("p", { class: "quiet" }, its.hypothesis),
     el("p", { class: "arms" }, ...report.arms.map(arm => el("span", {}, `${arm.name} `, el("b", { title: "users, from stamps of impressions" }, arm.users.toLocaleString("en"))))),
     el("div", { class: "effects" }, ...report.lines.map(line => effect(line, report))),
+    its.failed ? el("p", { class: "quiet" }, its.failed) : null,
+    age >= OLD_S ? el("p", { class: "quiet" }, `Read ${s(age)} ago.`) : null,
     its.behind ? el("p", { class: "quiet" }, "Still reading what is on the log.") : null,
     !users ? el("p", { class: "quiet" }, "Nobody was exposed yet.") : null,
     ...report.notes.map(note => el("p", { class: "quiet" }, note)));
