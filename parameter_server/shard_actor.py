@@ -41,7 +41,7 @@ from recsys.log_lines import log_in_worker
 from recsys.memory import BESIDE_TABLES, keep_freed
 from recsys.open_log import open_log
 from recsys.records import DELTAS
-from recsys.tracer import Tracer, tracer_of
+from recsys.tracer import Tracer, tracer_in_actor
 
 NAMESPACE = "recsys"
 _PIECE: Final = 64 << 10  # bytes; Ray takes up to 100 KB into a call
@@ -68,7 +68,7 @@ class ShardActor:
         log_in_worker("shards", config.state, name, config.logging.format, who)
         warm()
         keep_freed(BESIDE_TABLES)
-        self._tracer = tracer_of(config, "shards", str(spec.part))
+        self._tracer = tracer_in_actor(config, "shards", str(spec.part))
         initial = np.frombuffer(b"".join(dense), np.float32) if dense else None
         self._shard = DurableShard(
             spec,

@@ -1,12 +1,14 @@
 """Spans to an OTLP/HTTP receiver, by OpenTelemetry's own exporter: it retries for some seconds, compresses,
 and reads OTEL_EXPORTER_OTLP_HEADERS and the like from the environment."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from recsys.spans import Place, Span
 
 _TIMEOUT_S: Final = 5.0
+_THEIRS: Final = "opentelemetry.exporter"
 MISSING: Final = (
     "tracing.endpoint is {endpoint!r}, and the exporter isn't installed: "
     "`pip install 'recsys-swipe[tracing]'` (in a checkout `.venv/bin/pip install -e '.[tracing]'`), or leave "
@@ -23,6 +25,8 @@ class OtlpExport:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
 
+        # It logs each try by itself; whoever exports says once a minute what was lost.
+        logging.getLogger(_THEIRS).setLevel(logging.CRITICAL)
         self._exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT_S)
         self._endpoint, self._resource = endpoint, Resource(dict(resource))
 

@@ -104,6 +104,16 @@ def tracer_of(config: Config, part: str, instance: str = "") -> Tracer | None:
     return Tracer(tracing.share, _each(exports), tracing.queue)
 
 
+def tracer_in_actor(config: Config, part: str, instance: str = "") -> Tracer | None:
+    """The same where answers and learning go before telling: whatever is missing is logged, and nothing
+    traced. `recsys up` has refused before; a node of a cluster may lack what the others have."""
+    try:
+        return tracer_of(config, part, instance)
+    except Exception as error:
+        _LOG.error("nothing is traced here", extra={"error": f"{type(error).__name__}: {error}"})
+        return None
+
+
 def _each(exports: Sequence[Export]) -> Export:
     """All of them, also where one fails; raises then."""
 

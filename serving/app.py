@@ -3,8 +3,10 @@
 User code runs on the replica's own event loop (RAY_SERVE_THROUGHPUT_OPTIMIZED), so nothing in it may block.
 """
 
+import logging
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import torch
@@ -14,8 +16,9 @@ from ray import serve
 from recsys.config import Config, ServeConfig
 from recsys.log_lines import keep_newest, log_in_worker
 from recsys.open_log import open_log
+from recsys.seldom import Seldom
 from recsys.steady import steady
-from recsys.tracer import tracer_of
+from recsys.tracer import tracer_in_actor
 from serving.http_app import build_app
 from serving.ray_metrics import RayMetrics
 from serving.ray_retrieval import actor_options, asked_by_handle, deployments
@@ -29,6 +32,8 @@ GRACE_S = 5.0
 CATCH_UP_S = (
     600.0  # a replica that hasn't caught up by then takes traffic all the same, and says so
 )
+_COMPLAIN_EVERY_S: Final = 60.0
+_LOG: Final = logging.getLogger(__name__)
 _BESIDE = 100  # health, metrics and pages, beside what the gate lets in
 
 
@@ -43,9 +48,10 @@ class Feed:
         )  # sums must not depend on the number of cores; two also cost more here
         self._name = name = serve.get_replica_context().replica_id.unique_id
         self._metrics: RayMetrics | None = None  # once there is an app
+        self._complaints = Seldom(_COMPLAIN_EVERY_S)
         self._log_as(name)
         log = open_log(self._config)
-        tracer = tracer_of(self._config, "serve", name)
+        self._tracer = tracer = tracer_in_actor(self._config, "serve", name)
         self.service = Service(
             self._config,
             log,
@@ -72,7 +78,21 @@ class Feed:
         if self.service.failure:
             raise RuntimeError(self.service.failure)
         if self._metrics is not None:
-            self._metrics.tell(*self.service.replica.version)
+            self._tell(self._metrics)
+
+    def _tell(self, metrics: RayMetrics) -> None:
+        """A replica that answers isn't replaced since Ray's metrics took nothing."""
+        try:
+            metrics.tell(*self.service.replica.version)
+        except Exception:
+            if times := self._complaints.due("metrics", time.monotonic()):
+                _LOG.exception("Ray's metrics aren't told", extra={"times": times})
+
+    def __del__(self) -> None:
+        """Called by Serve once the service has stopped: the newest spans go out. Also where the constructor
+        raised."""
+        if tracer := getattr(self, "_tracer", None):
+            tracer.close()
 
     def reconfigure(self, about: dict[str, Any]) -> None:
         """Nothing to do: ``about`` is there for Ray's dashboard."""

@@ -1,10 +1,13 @@
 """What OpenTelemetry's exporter sends, as a receiver of OTLP/HTTP reads it."""
 
+import logging
+import socket
 from collections.abc import Iterator
 
 import pytest
 
 from recsys.spans import Span, of_request, of_step
+from recsys.tracer import Tracer
 from tests.otlp_receiver import Receiver
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
@@ -45,3 +48,21 @@ def test_a_receiver_that_refuses_is_an_error() -> None:
             OtlpExport(its.url, {})([Span(of_request("r1", "feed"), "feed", 5, 9)])
     finally:
         its.close()
+
+
+def test_a_receiver_that_is_away_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    from recsys.otlp_export import OtlpExport
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    caplog.set_level(logging.INFO)
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.NOTSET)
+    export = OtlpExport(f"http://127.0.0.1:{port}/v1/traces", {})
+    export._exporter._timeout = 0.3
+    tracer = Tracer(1.0, export)
+    for n in range(600):
+        tracer.tell(Span(of_request(f"r{n}", "feed"), "feed", 5, 9))
+    tracer.close(20)
+    assert (tracer.sent, tracer.dropped) == (0, 600)
+    [said] = caplog.records
+    assert said.name == "recsys.tracer" and said.getMessage() == "spans dropped"

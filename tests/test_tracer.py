@@ -11,7 +11,7 @@ import pytest
 from recsys.config import Config
 from recsys.spans import Span, of_request
 from recsys.telemetry_config import TracingConfig
-from recsys.tracer import Tracer, _each, tracer_of
+from recsys.tracer import Tracer, _each, tracer_in_actor, tracer_of
 
 
 def span(n: int = 0) -> Span:
@@ -108,3 +108,16 @@ def test_an_endpoint_without_its_library_says_what_to_do(monkeypatch: pytest.Mon
 def test_bad_settings_are_refused(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         TracingConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_an_actor_goes_on_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    gone = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+    monkeypatch.setitem(__import__("sys").modules, gone, None)
+    assert tracer_in_actor(traced(endpoint="http://127.0.0.1:4318/v1/traces"), "serve") is None
+    [said] = caplog.records
+    assert said.getMessage() == "nothing is traced here" and "recsys-swipe[tracing]" in said.error
+    tracer = tracer_in_actor(traced(file=str(tmp_path / "spans.jsonl")), "serve")
+    assert tracer is not None
+    tracer.close()

@@ -122,6 +122,8 @@ SAID: Final = (
     Said("trainer", "auc", GAUGE, "Prequential AUC of the first label, from bins of logits", "label"),
     Said("trainer", "normalized_entropy", GAUGE, "Prequential log loss over that of the base rate", "label"),
     Said("trainer", "calibration", GAUGE, "Prequential: predicted over happened, of each label", "label"),
+    Said("trainer", "spans_sent", GAUGE, "Spans of steps that worker 0 sent, in this epoch since it began"),
+    Said("trainer", "spans_dropped", GAUGE, "Spans that weren't: no room, or no receiver"),
     Said("shards", "unanswered", COUNTER, "Times that a shard didn't answer the part"),
     Said("shards", "step", GAUGE, "The newest step that all shards have learned"),
     Said("shards", "shard_step", GAUGE, "The same of each shard", "shard"),

@@ -14,6 +14,7 @@ import shutil
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -44,13 +45,13 @@ from recsys.niceness import VARIABLE, step_back
 from recsys.open_log import open_log
 from recsys.records import STEPS
 from recsys.seldom import Seldom
-from recsys.tracer import tracer_of
+from recsys.tracer import tracer_in_actor
 from recsys.turns import patiently
 from training.continual.epoch_end import EpochEnd
 from training.continual.jagged import keyed_jagged, load
+from training.continual.learn_trace import LearnTrace
 from training.continual.learner import Learner
 from training.continual.progress import Progress
-from training.continual.step_trace import tell_learned
 from training.continual.trainer_run import Failure, TrainerRun
 from training.continual.worker import Worker
 from training.control import config_now
@@ -85,6 +86,7 @@ def run(config: Config, stop: Stop) -> None:
     name = f"{MAIN}-epoch-{epoch}-{uuid.uuid4().hex[:8]}"
     its = _run_of(config)
     its.begin(name)
+    its.keep_endpoint(config.tracing.endpoint)
     ended = _Fit(_trainer(config, name, epoch))
     progress, beat, told_of = Progress(log, MAIN, epoch), stop.heartbeat, Seldom(_TELL_EVERY_S)
     told: Failure | None = None
@@ -100,6 +102,9 @@ def run(config: Config, stop: Stop) -> None:
             metrics.tell(progress)
         progress.tell(beat)
         beat.gauge("group_starts", its.read().starts)
+        if spans := its.spans():
+            beat.gauge("spans_sent", spans.sent)
+            beat.gauge("spans_dropped", spans.dropped)
         failure = its.failure()
         if failure is not None and failure != told:
             told = failure
@@ -186,9 +191,7 @@ def _trainer(config: Config, name: str, epoch: int) -> TorchTrainer:
     shutil.rmtree(runs, ignore_errors=True)  # what was written about earlier ones
     (runs / "groups").mkdir(parents=True)
     environment = {"OMP_NUM_THREADS": "1"}
-    # Ray's dashboard shows what the loop is given, and the workers read no session.
-    sessions = replace(config.sessions, url=hide(config.sessions.url))
-    config = replace(config, sessions=sessions)
+    config = shown(config)
     if str(ray.util.get_node_ip_address()).startswith("127."):  # type: ignore[no-untyped-call]
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     return TorchTrainer(
@@ -206,6 +209,16 @@ def _trainer(config: Config, name: str, epoch: int) -> TorchTrainer:
             failure_config=ray.train.FailureConfig(max_failures=-1),
             worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
         ),
+    )
+
+
+def shown(config: Config) -> Config:
+    """As Ray's dashboard may show it, which has what the loop is given: the workers read no session, and
+    where spans go from a file."""
+    return replace(
+        config,
+        sessions=replace(config.sessions, url=hide(config.sessions.url)),
+        tracing=replace(config.tracing, endpoint=hide(config.tracing.endpoint)),
     )
 
 
@@ -243,6 +256,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     step_back(_NICE)  # where nothing of ours ran before, in a cluster of others
     config = msgspec.convert(settings["config"], Config)
     its, name = _run_of(config), settings["run"]
+    if config.tracing.endpoint:
+        config = replace(config, tracing=replace(config.tracing, endpoint=its.endpoint()))
     rank = ray.train.get_context().get_world_rank()
     log_in_worker(PART, config.state, f"worker-{rank}", config.logging.format, {"worker": rank})
     try:
@@ -298,9 +313,28 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     load()
     settle()
     keep_freed()
-    reported = 0
     _LOG.info("learning", extra={"line": MAIN, "epoch": epoch, "workers": workers})
-    tracer = tracer_of(config, PART) if rank == 0 else None  # one span for a step
+    tracer = tracer_in_actor(config, PART) if rank == 0 else None  # one span for a step
+    trace = LearnTrace(tracer, _run_of(config), MAIN, epoch) if tracer else None
+    try:
+        following = _learn(worker, epoch, ended, trace, lambda: log.wait(STEPS, 0.05))
+    finally:
+        if trace:
+            trace.close()
+    client.close()
+    log.close()
+    return following
+
+
+def _learn(
+    worker: Worker,
+    epoch: int,
+    ended: EpochEnd,
+    trace: LearnTrace | None,
+    wait: Callable[[], object],
+) -> int:
+    """Until the line goes on to another epoch, which is returned."""
+    reported = 0
     while True:
         following = None
         began_ns = time.time_ns()
@@ -311,18 +345,15 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
             learned, following = 0, ended.left_for()
             if following is None:
                 raise
-        if tracer and learned:
-            its = (MAIN, epoch, worker.step, learned)
-            tell_learned(tracer, *its, began_ns, time.time_ns())
+        if trace and learned:
+            trace.learned(worker.step, learned, began_ns, time.time_ns())
+        if trace:
+            trace.count(time.monotonic())
         if not learned:
             following = following or ended.following(worker.step)
             if following is not None:
-                if tracer:
-                    tracer.close()
-                client.close()
-                log.close()
                 return following
-            log.wait(STEPS, 0.05)
+            wait()
         elif worker.step // _REPORT_STEPS > reported:
             reported = worker.step // _REPORT_STEPS
             ray.train.report({"step": worker.step, **worker.counts})

@@ -27,11 +27,20 @@ class Failure(msgspec.Struct, frozen=True):
     time_ms: int
 
 
+class Spans(msgspec.Struct, frozen=True):
+    """What worker 0 told of its steps."""
+
+    sent: int = 0
+    dropped: int = 0
+
+
 class TrainerRun:
-    """The file ``run.json`` of a folder, written by the driver and by worker 0 of each group that starts."""
+    """The file ``run.json`` of a folder, written by the driver and by worker 0 of each group that starts; and
+    beside it what they tell each other otherwise."""
 
     def __init__(self, folder: Path) -> None:
         self._file, self._failure = folder / "run.json", folder / "failure.json"
+        self._spans, self._endpoint = folder / "spans.json", folder / "endpoint"
 
     def read(self) -> Run:
         """The newest run; an empty one where there was none."""
@@ -44,6 +53,7 @@ class TrainerRun:
         """A driver starts: from now on workers of other runs get no generation."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._failure.unlink(missing_ok=True)
+        self._spans.unlink(missing_ok=True)
         self._write(Run(run, self.read().generation))
 
     def next_generation(self, run: str, now_ms: int) -> int:
@@ -71,6 +81,25 @@ class TrainerRun:
             return msgspec.json.decode(self._failure.read_bytes(), type=Failure)
         except FileNotFoundError:
             return None
+
+    def traced(self, spans: Spans) -> None:
+        """Worker 0 says how many spans it sent, and how many it didn't."""
+        write_atomically(self._spans, msgspec.json.encode(spans))
+
+    def spans(self) -> Spans | None:
+        """What it said last, in this run."""
+        try:
+            return msgspec.json.decode(self._spans.read_bytes(), type=Spans)
+        except FileNotFoundError:
+            return None
+
+    def keep_endpoint(self, endpoint: str) -> None:
+        """The driver leaves to the workers where spans go: what Ray hands to them its dashboard shows."""
+        write_atomically(self._endpoint, endpoint.encode())
+
+    def endpoint(self) -> str:
+        """Where spans go. Empty where no driver said it."""
+        return self._endpoint.read_text() if self._endpoint.exists() else ""
 
     def _write(self, run: Run) -> None:
         write_atomically(self._file, msgspec.json.encode(run))

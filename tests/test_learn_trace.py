@@ -1,0 +1,59 @@
+"""What worker 0 tells of its steps reaches its driver, and is sent however learning ends."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from recsys.config import Config
+from recsys.spans import Span
+from recsys.telemetry_config import TracingConfig
+from recsys.tracer import Tracer
+from training.continual.learn_trace import LearnTrace
+from training.continual.trainer_run import Spans, TrainerRun
+
+
+def test_spans_are_counted_for_the_driver_and_sent_at_the_end(tmp_path: Path) -> None:
+    sent: list[Span] = []
+    run = TrainerRun(tmp_path)
+    run.begin("a")
+    assert run.spans() is None
+    trace = LearnTrace(Tracer(1.0, sent.extend), run, "main", 3)
+    trace.count(0.0)
+    assert run.spans() == Spans()
+    for step in range(5):
+        trace.learned(step, 64, 10 * step, 10 * step + 5)
+    trace.close()
+    assert [span.attributes["step"] for span in sent] == list(range(5))
+    assert run.spans() == Spans(sent=5)
+    run.begin("b")
+    assert run.spans() is None
+
+
+def test_a_folder_that_is_gone_stops_no_step(tmp_path: Path) -> None:
+    trace = LearnTrace(Tracer(1.0, lambda spans: None), TrainerRun(tmp_path / "gone"), "main", 0)
+    trace.count(0.0)
+    trace.close()
+
+
+def test_where_spans_go_is_left_to_the_owner_alone(tmp_path: Path) -> None:
+    run = TrainerRun(tmp_path / "trainer")
+    run.begin("a")
+    assert run.endpoint() == ""
+    run.keep_endpoint("http://u:pw@h:4318/v1/traces")
+    assert run.endpoint() == "http://u:pw@h:4318/v1/traces"
+    assert (tmp_path / "trainer" / "endpoint").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_ray_shows_of_a_run_has_no_password() -> None:
+    driver = pytest.importorskip("training.continual.driver")
+    endpoint = "http://u:s3cret@h:4318/v1/traces"
+    config = replace(
+        Config(),
+        tracing=TracingConfig(endpoint=endpoint),
+        sessions=replace(Config().sessions, url="redis://:s3cret@h:6379/0"),
+    )
+    its = driver.shown(config)
+    assert b"s3cret" not in msgspec.json.encode(its) and its.tracing.on
+    assert its.tracing.endpoint == "http://***@h:4318/v1/traces"
