@@ -28,14 +28,15 @@ class CanarySide:
         self.standing = standing
         self.sides.want([*arms] if standing is None else [*arms, standing.line])
 
-    def pipeline(self, user_id: Id, line: str = "") -> Pipeline | None:
+    def pipeline(self, user_id: Id, line: str = "", counts: bool = True) -> Pipeline | None:
         """That of the user's own line, or of the canary where it answers this user; None where live answers:
         also where the side isn't fit to. ``line``: that of the user's arm; such a user is never
-        answered by the canary, which would mix what the arms are."""
+        answered by the canary, which would mix what the arms are. ``counts``: whether it is a list."""
         side = self.sides.get(line) if line else self.side
         if side is None or not self.sides.fit(side):
             return None
         if not line and not answers(self.standing, user_id):
             return None
-        self.answered[side.line] += 1
+        if counts:
+            self.answered[side.line] += 1
         return side.pipeline

@@ -185,12 +185,12 @@ def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], st
 
     @app.get("/v1/inspect/users/{user_id:path}", **looks)
     async def inspect_user(user_id: str) -> Response:
-        """What is known of a user, and why the list that they would get now is what it is. Nothing is logged:
-        it counts as no impression."""
+        """What is known of a user, and why a list as the feed would draw it for them now is as it is. Nothing
+        is logged: it counts as no impression, and as no list."""
         name = _id(user_id, "user_id")
         session, policy = await service.session_of(name), service.reader.policies.resolve(name)
-        wanted = values.Request(name, n=inspection.SHOWN, explain=True, by_score=True)
-        answer = await service.recommend_unlogged(wanted, session)
+        wanted = values.Request(name, n=inspection.SHOWN, explain=True)
+        answer = await service.recommend_unlogged(wanted, session, counts=False)
         items = [_item_of(its) for its in answer.items]
         said = {"items": items, "stamp": answer.stamp, "degraded": answer.degraded}
         return _json(inspection.user(service.replica, session, policy) | {"answer": said})

@@ -179,12 +179,15 @@ class Service:
             self._say_degraded(answer)
         return answer
 
-    async def recommend_unlogged(self, request: Request, session: Session) -> Answer:
+    async def recommend_unlogged(
+        self, request: Request, session: Session, counts: bool = True
+    ) -> Answer:
         """Answers from a session that the caller made. No impression is logged: its viewer is nobody whom a
-        log knows. Raises Unavailable before it has caught up."""
+        log knows. ``counts``: whether it is one of the lists whose number and waiting are told; False where
+        somebody only looks. Raises Unavailable before it has caught up."""
         if not self.reader.ready:
             raise Unavailable(_STARTING)
-        return await self._answer(request, session, _arrived_s(), 0.0)
+        return await self._answer(request, session, _arrived_s(), 0.0, counts=counts)
 
     async def _answer(
         self,
@@ -194,6 +197,7 @@ class Service:
         waited_s: float,
         request_id: str = "",
         mark: Mark = unmarked,
+        counts: bool = True,
     ) -> Answer:
         """From the version of the moment in which it is made, in what is left of the request's time. Shards
         are asked before, and again where the version is another by then. ``waited_s``: what the request has
@@ -213,11 +217,13 @@ class Service:
                 if asked is None:  # once: the user side that is searched with is the one that ranks
                     self.canary.look(self.reader.canary, self.reader.arms)
                     policy = self.reader.policies.resolve(request.user_id)
-                    pipeline = self.canary.pipeline(request.user_id, policy.line) or self.pipeline
+                    its = self.canary.pipeline(request.user_id, policy.line, counts)
+                    pipeline = its or self.pipeline
                     asked = request, session, policy, self.now_ms()
                 plan = pipeline.plan(*asked, deadline, near) if turns_left else None
                 if plan is None or self.shards is None:
-                    self.admission.read(waited_s, time.monotonic())
+                    if counts:
+                        self.admission.read(waited_s, time.monotonic())
                     mark(WAIT)
                     return pipeline.recommend(*asked, request_id, deadline, near, mark)
             finally:

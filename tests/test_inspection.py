@@ -1,6 +1,7 @@
 """What the admin may see of an item and of a user, and that looking leaves no trace."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 
 from recsys.records import ITEMS
 from serving import inspection
+from serving.canary_side import CanarySide
+from serving.request import Request
 from tests.toy_service import ADMIN, World, run
 
 
@@ -79,3 +82,30 @@ def test_a_user_is_told_with_a_list_that_nobody_is_served(world: World) -> None:
         assert len(w.events()) == before
 
     run(world, scenario)
+
+
+def test_a_list_is_drawn_as_the_feed_draws_and_counts_as_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(w: World) -> None:
+        asked, read = list[Request](), list[float]()
+        canary, recommend, its = w.service.canary, w.service.pipeline.recommend, CanarySide.pipeline
+
+        def noted(request: Request, *rest: Any) -> Any:
+            asked.append(request)
+            return recommend(request, *rest)
+
+        side = SimpleNamespace(line="arm", pipeline=w.service.pipeline)
+        monkeypatch.setattr(canary.sides, "fit", lambda side: True)
+        monkeypatch.setattr(canary.sides, "get", lambda line: side)
+        monkeypatch.setattr(CanarySide, "pipeline", lambda of, user, _, c: its(of, user, "arm", c))
+        monkeypatch.setattr(w.service.pipeline, "recommend", noted)
+        monkeypatch.setattr(w.service.admission, "read", lambda s, now_s: read.append(s))
+        found = await seen(w, "users/u1")
+        assert len(found["answer"]["items"]) == inspection.SHOWN
+        assert not asked[0].by_score and asked[0].explain
+        assert not canary.answered and not read
+        await w.recommend(user_id="u1", n=3)
+        assert canary.answered["arm"] == len(read) == 1
+
+    run(World(tmp_path), scenario)
