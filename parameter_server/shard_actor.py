@@ -37,7 +37,7 @@ from parameter_server.transport import Address, SocketChannel, SocketServer
 from parameter_server.wire import Frame, Refusal, encode, from_bytes
 from recsys.config import Config
 from recsys.log import Append, Log
-from recsys.log_lines import log_in_worker
+from recsys.log_lines import keep_newest, log_in_worker
 from recsys.memory import BESIDE_TABLES, keep_freed
 from recsys.open_log import open_log
 from recsys.records import DELTAS
@@ -45,6 +45,7 @@ from recsys.tracer import Tracer, tracer_in_actor
 
 NAMESPACE = "recsys"
 _PIECE: Final = 64 << 10  # bytes; Ray takes up to 100 KB into a call
+_LOGS: Final = 32  # of each part: three files of ten lines that live
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -63,9 +64,7 @@ class ShardActor:
     def __init__(self, spec: ShardSpec, config: Config, host: str, *dense: bytes) -> None:
         """``dense``: the initial parameters of part 0, in pieces."""
         self._spec = spec
-        who = {"shard": spec.part, "line": spec.line, "epoch": spec.epoch}
-        name = f"shard-{spec.line}-{spec.epoch}-{spec.part}"
-        log_in_worker("shards", config.state, name, config.logging.format, who)
+        log_as(spec, config)
         warm()
         keep_freed(BESIDE_TABLES)
         self._tracer = tracer_in_actor(config, "shards", str(spec.part))
@@ -136,6 +135,14 @@ class ShardActor:
         self._shard.stop()
         if self._tracer:
             self._tracer.close()
+
+
+def log_as(spec: ShardSpec, config: Config) -> None:
+    """To a file of this shard's own. Those of lines and epochs that were left stay for a while."""
+    keep_newest(config.state, "shard-*.log*", _LOGS * spec.parts)
+    who = {"shard": spec.part, "line": spec.line, "epoch": spec.epoch}
+    name = f"shard-{spec.line}-{spec.epoch}-{spec.part}"
+    log_in_worker("shards", config.state, name, config.logging.format, who)
 
 
 def home_of(spec: ShardSpec, config: Config) -> Home:

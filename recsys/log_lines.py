@@ -1,7 +1,7 @@
 """How a process writes its logs: one JSON object a line, or text for people; secrets are left out of both.
 
 Python's own logging carries them, as it does those of Ray and uvicorn, so a formatter is all that is needed.
-What is known of the work at hand (``known``: request_id, line, epoch, step) goes into each record.
+What is known of the work at hand (``KNOWN``: request_id, line, epoch, step) goes into each record.
 """
 
 import json
@@ -10,8 +10,8 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -40,17 +40,8 @@ _ADDRESS: Final = re.compile(r"(/control/?#)[\w.~%+/=-]+")  # of the control roo
 _SECRET: Final = re.compile(r"key$|token|passwo?r?d|secret|authorization|otlp\w*headers", re.I)
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _LOG_BYTES: Final = 5_000_000
+# Of this task or thread: who sets it resets it.
 KNOWN: ContextVar[Mapping[str, Any]] = ContextVar("known", default={})  # noqa: B039  (never changed)
-
-
-@contextmanager
-def known(**fields: Any) -> Iterator[None]:
-    """What is logged meanwhile, in this task or thread, says this too."""
-    before = KNOWN.set({**KNOWN.get(), **fields})
-    try:
-        yield
-    finally:
-        KNOWN.reset(before)
 
 
 def hide(text: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,16 +14,18 @@ import msgspec
 import numpy as np
 import pytest
 
+from recsys.config import Config
 from recsys.log_lines import (
+    KNOWN,
     JsonLines,
     TextLines,
     formatter,
     hide,
     keep_newest,
-    known,
     log_in_worker,
 )
 from recsys.seldom import Seldom
+from tests.toy_line import toy_spec
 
 TOKEN = "s3cr3t-T0ken"
 
@@ -50,13 +53,13 @@ def test_text_has_the_same_for_people() -> None:
 
 def test_what_is_known_goes_into_each_record_of_its_task_alone() -> None:
     form, told = JsonLines("serve"), dict[str, Any]()
-    with known(request_id="r1", step=3):
-        with known(step=4):
-            inner = json.loads(form.format(record()))
-        outer = json.loads(form.format(record()))
-        other = threading.Thread(target=lambda: told.update(json.loads(form.format(record()))))
-        other.start()
-        other.join()
+    before = KNOWN.set({"request_id": "r1", "step": 3})
+    inner = json.loads(form.format(record(step=4)))
+    outer = json.loads(form.format(record()))
+    other = threading.Thread(target=lambda: told.update(json.loads(form.format(record()))))
+    other.start()
+    other.join()
+    KNOWN.reset(before)
     after = json.loads(form.format(record()))
     assert (inner["request_id"], inner["step"], outer["step"]) == ("r1", 4, 3)
     assert "request_id" not in after and "request_id" not in told
@@ -190,6 +193,18 @@ def test_old_logs_leave(tmp_path: Path) -> None:
     (tmp_path / "run" / "serve.log").write_text("")
     keep_newest(tmp_path, "replica-*.log*", 3)
     assert len(list((tmp_path / "run").iterdir())) == 4
+
+
+def test_logs_of_shards_that_were_left_leave(tmp_path: Path, quiet_root: None) -> None:
+    actor = pytest.importorskip("parameter_server.shard_actor")
+    (tmp_path / "run").mkdir()
+    for epoch in range(100):
+        old = tmp_path / "run" / f"shard-main-{epoch}-0.log"
+        old.write_text("")
+        os.utime(old, (epoch, epoch))
+    actor.log_as(toy_spec(parts=1), Config(state=str(tmp_path)))
+    left = {file.name for file in (tmp_path / "run").iterdir()}
+    assert len(left) == 33 and {"shard-main-99-0.log", "shard-main-68-0.log"} < left
 
 
 def test_what_is_frequent_is_told_seldom() -> None:
