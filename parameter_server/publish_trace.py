@@ -5,10 +5,7 @@ from collections.abc import Iterable
 import msgspec
 
 from recsys.records import DELTAS
-from recsys.spans import About, Span, of_step
-from recsys.tracer import Tracer
-
-PUBLISH = "publish"
+from recsys.spans import PUBLISH, About, Span, Tells, of_step
 
 
 class _Head(msgspec.Struct):
@@ -23,7 +20,7 @@ class _Head(msgspec.Struct):
 _decoder = msgspec.msgpack.Decoder(_Head)
 
 
-def tell_published(tracer: Tracer, deltas: Iterable[bytes], began_ns: int, ended_ns: int) -> None:
+def tell_published(tracer: Tells, deltas: Iterable[bytes], began_ns: int, ended_ns: int) -> None:
     for delta in deltas:
         its = _decoder.decode(delta)
         about: About = {"line": its.line, "epoch": its.epoch, "step": its.step, "part": its.part}

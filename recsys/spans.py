@@ -6,7 +6,7 @@ is a hash of its trace and of what it is about, so that whoever comes later can 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import mmh3
 
@@ -14,6 +14,10 @@ from recsys.hashing import Id
 
 Value = str | int | float | bool
 About = dict[str, Value]  # a span's attributes, while they are gathered
+# What spans are called: who names one as parent or link derives its id from the name.
+FEED, IMPRESSION, ENGAGEMENT, FOLD = "feed", "impression", "engagement", "fold"
+JOIN, SEQUENCE, SERVED = "join", "sequence", "served"
+STEP, PUBLISH, APPLY = "step", "publish", "apply"  # of a step's trace
 _LOW: Final = (1 << 64) - 1
 _SCOPE: Final = {"name": "recsys"}
 _KINDS: Final = {True: 2, False: 1}  # OTLP: a server's, and what happens inside
@@ -45,6 +49,19 @@ class Span:
         return self.parent is None
 
 
+class Tells(Protocol):
+    """Who takes spans: never waits, never raises."""
+
+    sent: int
+    dropped: int
+
+    def chosen(self, request_id: str) -> bool:
+        """Whether this request is traced: every part says the same."""
+
+    def tell(self, span: Span) -> None:
+        """Takes a span over. Any thread may call it."""
+
+
 def number_of(request_id: str) -> int:
     """The trace of a request as a number of 128 bits."""
     return mmh3.hash128(f"trace\x1f{request_id}", 0, signed=False)
@@ -65,7 +82,7 @@ def of_request(request_id: str, name: str, *about: Id) -> Place:
     return _place(f"{number_of(request_id):032x}", name, about)
 
 
-def of_step(line: str, epoch: int, step: int, name: str = "step", *about: Id) -> Place:
+def of_step(line: str, epoch: int, step: int, name: str = STEP, *about: Id) -> Place:
     """A span of a step's trace."""
     number = mmh3.hash128(f"step\x1f{line}\x1f{epoch}\x1f{step}", 0, signed=False)
     return _place(f"{number:032x}", name, about)

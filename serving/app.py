@@ -57,7 +57,7 @@ class Feed:
             log,
             sessions_at(self._config.sessions.url),
             shards=asked_by_handle(shards),
-            traces=SwipeTraces(tracer, name) if tracer else None,
+            traces=SwipeTraces(tracer, name, time.time_ns) if tracer else None,
         )
 
     def _log_as(self, name: str) -> None:

@@ -6,10 +6,9 @@ knows no spans, only the ``mark`` that it is handed.
 
 from collections.abc import Callable
 
-from recsys.spans import About, Place, Span, of_request
+from recsys.spans import FEED, IMPRESSION, About, Place, Span, of_request
 from serving.request import Answer
 
-FEED, IMPRESSION, ENGAGEMENT = "feed", "impression", "engagement"
 # In this order; "wait": for shards of retrieval, and before it what they are asked with.
 SESSION, WAIT, FILTER, RETRIEVE = "session", "wait", "filter", "retrieve"
 RANK, SELECT, ANSWER = "rank", "select", "answer"

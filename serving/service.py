@@ -160,7 +160,9 @@ class Service:
     async def _recommend(
         self, request: Request, request_id: str, asked_s: float, arrived_s: float
     ) -> Answer:
-        traced = self.traces.request(request_id, arrived_s) if self.traces else None
+        traced = None
+        if self.traces:
+            traced = self.traces.request(request_id, time.monotonic() - arrived_s)
         mark = traced.mark if traced else unmarked
         session, known = await self._session(request.user_id)
         mark(SESSION_READ)

@@ -1,7 +1,6 @@
 """What one replica tells of traced swipes: their requests, their engagements, and which step was first served
 with what they taught. Thin bookkeeping; whoever isn't traced costs a hash of the request's id."""
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -9,30 +8,38 @@ from typing import Final
 from recsys.events import Engagement, repeat_key
 from recsys.log import Append
 from recsys.records import EVENTS, Step
-from recsys.spans import About, Span, of_request, of_step
-from recsys.tracer import Tracer
+from recsys.spans import (
+    APPLY,
+    ENGAGEMENT,
+    FEED,
+    FOLD,
+    SEQUENCE,
+    SERVED,
+    About,
+    Span,
+    Tells,
+    of_request,
+    of_step,
+)
 from serving.ingest import Taken
-from serving.request_trace import ENGAGEMENT, FEED, RequestTrace
+from serving.request_trace import RequestTrace
 
-APPLY, SERVED, SEQUENCE, FOLD = "apply", "served", "sequence", "fold"
 _KEPT: Final = 5_000  # examples followed at a time, of each partition
 
 
 class SwipeTraces:
     """Used by the event loop. ``instance``: the replica's name, for there may be several."""
 
-    def __init__(
-        self, tracer: Tracer, instance: str, now_ns: Callable[[], int] = time.time_ns
-    ) -> None:
+    def __init__(self, tracer: Tells, instance: str, now_ns: Callable[[], int]) -> None:
         self.tracer, self._instance, self._now_ns = tracer, instance, now_ns
         self._unlearned: dict[int, deque[tuple[int, str, int]]] = {}  # offset, request, since
 
-    def request(self, request_id: str, arrived_s: float) -> RequestTrace | None:
-        """The trace of a request that begins now; None where it isn't traced. ``arrived_s`` is of
-        time.monotonic."""
+    def request(self, request_id: str, waited_s: float) -> RequestTrace | None:
+        """The trace of a request that begins now; None where it isn't traced. ``waited_s``:
+        since its first byte was seen."""
         if not self.tracer.chosen(request_id):
             return None
-        waited_ns = round(1e9 * (time.monotonic() - arrived_s))
+        waited_ns = round(1e9 * waited_s)
         return RequestTrace(
             request_id, self.tracer.tell, self._now_ns, self._now_ns() - max(0, waited_ns)
         )
@@ -89,7 +96,7 @@ def _engagement(
     return Span(place, ENGAGEMENT, began_ns, ended_ns, feed, (), about)
 
 
-def folded(tracer: Tracer, events: Sequence[object], began_ns: int, ended_ns: int) -> None:
+def folded(tracer: Tells, events: Sequence[object], began_ns: int, ended_ns: int) -> None:
     """Engagements are in their users' sessions."""
     for event in events:
         if isinstance(event, Engagement) and tracer.chosen(event.request_id):

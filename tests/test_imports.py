@@ -182,3 +182,11 @@ def test_the_vocabulary_is_cheap_to_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.stdout.split(), done.returncode) == ([], 0), done.stderr
+
+
+def test_what_tells_spans_knows_neither_tracer_nor_clock() -> None:
+    traces = [(path, tree) for path, tree in files() if path.endswith(("_trace.py", "_traces.py"))]
+    pure = [its for its in traces if its[0] != "training/continual/learn_trace.py"]
+    assert len(pure) == 5
+    for path, tree in pure:
+        assert not {"time", "recsys.tracer"} & imported(path, tree), path

@@ -89,9 +89,9 @@ class OneProcess:
             self.log, fold, self.features, config.sessions.seen, self._clock, tracer
         )
         self.counters = CounterLoop(self.log, self.features, None, self._clock)
-        joins = JoinTrace(tracer) if tracer else None
+        joins = JoinTrace(tracer, time.time_ns) if tracer else None
         self.joiner = JoinerLoop(self.log, config, self.features, self._clock, trace=joins)
-        cuts = SequenceTrace(tracer) if tracer else None
+        cuts = SequenceTrace(tracer, time.time_ns) if tracer else None
         self.sequencer = SequencerLoop(self.log, config, self.features, self._clock, trace=cuts)
         self._learn_in(0)
         self.director = Director(self.log, config, self._clock)
@@ -141,7 +141,7 @@ class OneProcess:
     def _service(self) -> Service:
         asked = [its.search for its in self.retrieval]
         shards = Shards(asked) if asked else None
-        traces = SwipeTraces(self.tracer, "replica") if self.tracer else None
+        traces = SwipeTraces(self.tracer, "replica", time.time_ns) if self.tracer else None
         return Service(self.config, self.log, self.sessions, self._clock, shards, traces)
 
     async def start(self) -> None:

@@ -8,6 +8,7 @@ of ``events`` (recsys/ticker.py), because it runs always and turns often.
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -223,7 +224,7 @@ def run(config: Config, stop: Stop) -> None:
     """The part: cuts steps, and ticks idle partitions of ``events``, until asked to stop."""
     log = open_log(config)
     tracer = tracer_of(config, PART)
-    trace = SequenceTrace(tracer) if tracer else None
+    trace = SequenceTrace(tracer, time.time_ns) if tracer else None
     loop = SequencerLoop(log, config, feature_set(config), wall_ms, trace=trace)
     ticker = Ticker(log, wall_ms)
     beat, before = stop.heartbeat, loop.step

@@ -1,6 +1,5 @@
 """The spans of steps: which traced examples the sequencer put into one, and how a worker learned it."""
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -8,10 +7,8 @@ from typing import Final
 import msgspec
 
 from recsys.records import Step
-from recsys.spans import About, Span, of_request, of_step
-from recsys.tracer import Tracer
+from recsys.spans import JOIN, SEQUENCE, STEP, About, Span, Tells, of_request, of_step
 
-JOIN, SEQUENCE, STEP = "join", "sequence", "step"
 _KEPT: Final = 20_000  # of a partition
 
 
@@ -26,7 +23,7 @@ class SeenExample(msgspec.Struct):
 class SequenceTrace:
     """Of the sequencer's loop: which examples arrived, and which steps were cut and appended."""
 
-    def __init__(self, tracer: Tracer, now_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, tracer: Tells, now_ns: Callable[[], int]) -> None:
         self.tracer, self._now_ns = tracer, now_ns
         self._waiting: dict[int, deque[tuple[int, str, int]]] = {}
 
@@ -57,7 +54,7 @@ class SequenceTrace:
 
 
 def tell_learned(
-    tracer: Tracer, line: str, epoch: int, step: int, examples: int, began_ns: int, ended_ns: int
+    tracer: Tells, line: str, epoch: int, step: int, examples: int, began_ns: int, ended_ns: int
 ) -> None:
     """One span for the step, whatever it learned: the examples' own traces link to it."""
     about: About = {"line": line, "epoch": epoch, "step": step, "examples": examples}

@@ -1,19 +1,15 @@
 """The spans of examples that traced requests became: the joiner's loop tells of each that it makes."""
 
-import time
 from collections.abc import Callable, Sequence
 
 from recsys.records import EXAMPLES, Example
-from recsys.spans import About, Span, of_request
-from recsys.tracer import Tracer
-
-FEED, JOIN = "feed", "join"
+from recsys.spans import FEED, JOIN, About, Span, Tells, of_request
 
 
 class JoinTrace:
     """Of one loop: ``begin`` a turn, ``made`` an example, ``appended`` all that were made."""
 
-    def __init__(self, tracer: Tracer, now_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, tracer: Tells, now_ns: Callable[[], int]) -> None:
         self.tracer, self._now_ns = tracer, now_ns
         self._began_ns, self._made = 0, list[tuple[int, Example]]()
 

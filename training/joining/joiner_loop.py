@@ -11,6 +11,7 @@ what comes after the oldest impression of the snapshot, not only after the snaps
 """
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -321,7 +322,7 @@ def run(config: Config, stop: Stop) -> None:
     log, again = open_log(config), open_log(config)
     state = PartState(config.state, PART)
     tracer = tracer_of(config, PART)
-    trace = JoinTrace(tracer) if tracer else None
+    trace = JoinTrace(tracer, time.time_ns) if tracer else None
     loop = JoinerLoop(log, config, feature_set(config), wall_ms, state, again, trace)
     beat, told = stop.heartbeat, loop.counts()
     while not stop.is_set():
