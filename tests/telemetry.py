@@ -1,6 +1,7 @@
 """What a live system tells of itself, looked at from outside: a collector, its log files, Ray's dashboard."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +114,19 @@ def check_dashboard(system: LiveSystem) -> None:
         assert secret_of(config) not in json.dumps(runs)
         [name] = [run["name"] for run in runs if run["status"] == "RUNNING"]
         assert name.startswith("main-epoch-0-")
-    text = httpx.get(f"http://127.0.0.1:{plan.ray.metrics}/metrics", timeout=30.0).text
-    for name in (
-        "shard_rows",
-        "shard_step",
-        "learned_step",
-        "examples_learned",
-        "requests",
-        "served_step",
-    ):
-        assert f"ray_recsys_{name}" in text, name
+    wanted = {
+        f"ray_recsys_{name}"
+        for name in (
+            "shard_rows", "shard_step", "learned_step", "examples_learned", "requests", "served_step",
+        )
+    }  # fmt: skip
+    for _ in range(20):  # what a process tells is exported some ten seconds later
+        text = httpx.get(f"http://127.0.0.1:{plan.ray.metrics}/metrics", timeout=30.0).text
+        missing = {name for name in wanted if name not in text}
+        if not missing:
+            return
+        time.sleep(2.0)
+    raise AssertionError(f"Ray's metrics have no {missing}")
 
 
 def secret_of(config: Any) -> str:

@@ -64,6 +64,8 @@ def test_a_collector_sees_each_swipe_as_one_connected_trace(learned, receiver):
 
 def test_the_log_tells_the_same_life(learned, receiver):
     system, traffic = learned
+    with system.client() as client:
+        client.recommend("u1", 3)  # an answer by a step after that of the swipe
     life = life_of(telemetry.whole(receiver, traffic.asked), system.state)
     whats = {moment.what for moment in life.moments}
     assert {"impression", "engagement", "example", "step", "delta", "stamp"} == whats
