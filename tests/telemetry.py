@@ -29,7 +29,11 @@ def whole(receiver: Receiver, asked: list[tuple[str, str]]) -> str:
             continue
         own = [s for (trace, _), s in of_id.items() if trace == trace_id]
         steps = {s.links[0].trace_id.hex() for s in own if s.name in ("sequence", "served")}
-        if all({"step", "publish", "apply"} <= names.get(step, set()) for step in steps):
+        told = [(trace, span.name) for (trace, _), span in of_id.items()]
+        if all(
+            {"step", "apply"} <= names.get(step, set()) and told.count((step, "publish")) == 2
+            for step in steps
+        ):  # both shards' too: each process sends in its own time
             return request_id
     return ""
 
