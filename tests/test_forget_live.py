@@ -58,8 +58,11 @@ def test_a_collector_sees_each_swipe_as_one_connected_trace(learned, receiver):
     until(lambda: telemetry.whole(receiver, traffic.asked), 30, "a trace has all its spans")
     telemetry.check_trace(receiver, telemetry.whole(receiver, traffic.asked))
     for part in ("session-fold", "joiner", "sequencer", "shards"):
-        gauges = read_beat(system.state / "run" / f"{part}.json").gauges
-        assert gauges["spans_sent"] > 0 and gauges["spans_dropped"] == 0, part
+        beat = system.state / "run" / f"{part}.json"
+        until(
+            lambda beat=beat: read_beat(beat).gauges["spans_sent"] > 0, 30, f"{part} counts spans"
+        )
+        assert read_beat(beat).gauges["spans_dropped"] == 0, part
 
 
 def test_the_log_tells_the_same_life(learned, receiver):
