@@ -9,8 +9,7 @@ by how much more often the arm would show it, if all users were in it, than it i
 
 (Bayes; the weighted training of Si 2023, "Tackling Interference Induced by Data Training Loops in A/B
 Tests"). P(arm | x) is told by ``ArmWeights``, a logistic regression over what was shown. Where arms show
-the same, it can't tell them apart, all weights are 1, and an arm of 5 % learns from everything. An arm that
-is large, and shows what the others don't, may do better with its own examples alone, weighted by 1 / P(arm).
+the same, it can't tell them apart, all weights are 1, and an arm of 5 % learns from everything.
 """
 
 # B examples, F features of each, C cells
