@@ -36,12 +36,25 @@ _MOST: Final = 20.0  # no example counts for more: weights beyond are mostly cha
 _MEMORY: Final = (
     20_000.0  # examples after which the arm's share is mostly that of newer ones: a ramp changes it
 )
+_WORTHS: Final = 20  # steps of what an item was thought to be worth
+_WORTH: Final = np.array([key_of("worth", n) for n in range(_WORTHS + 1)], np.int64)
+_LABEL: Final = key_of("label", 1)
 _OCTAVES: Final = np.array([key_of("octave", n) for n in range(24)], np.int64)
 
 
 def line_of(experiment: str, arm: str) -> str:
     """The name of the line that an arm trains. No candidate may have it: theirs have no dot."""
     return f"{experiment}.{arm}"
+
+
+def telling(
+    items_BI: NDArray[np.int64], worth_B: Floats, label_B: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """What tells arms apart, (B, F): the keys of the item that was shown, the item's own first; what it was
+    thought to be worth (the first label's probability); whether that label became true."""
+    steps_B = np.clip(worth_B * _WORTHS, 0, _WORTHS).astype(np.int64)
+    others_B2 = np.stack([_WORTH[steps_B], np.where(label_B, _LABEL, 0)], 1)
+    return np.concatenate([items_BI, others_B2], 1)
 
 
 class ArmWeights:
@@ -57,6 +70,18 @@ class ArmWeights:
         self._squares_C = np.ones(cells)
         self._shown_C = np.zeros(cells)
         self._own, self._all = 0.0, 0.0  # examples, forgotten slowly
+
+    def times(
+        self, trains: str, features_BF: NDArray[np.int64], own_B: NDArray[np.bool_], draws_B: Floats
+    ) -> Floats:
+        """How often each example is learned (B,): whole numbers whose mean over ``draws_B``, in [0, 1), is
+        its weight. Adagrad divides by the size of what came before, so a row all of whose examples weighed 0.3
+        would be learned nearly as if they weighed 1."""
+        if trains == WEIGHTED:
+            return np.floor(self.weigh(features_BF) + draws_B)
+        if trains == DIVERTED:
+            return np.floor(self.divert(own_B) + draws_B)
+        return np.ones(len(own_B))
 
     def weigh(self, features_BF: NDArray[np.int64]) -> Floats:
         """w (B,) of examples with these features (hashes; 0: none), by what was learned before them."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from recsys.config import Config
+from recsys.seldom import Seldom
 from recsys.spans import Span, bound_of, is_below, number_of
 
 _BATCH: Final = 512
@@ -32,7 +33,7 @@ class Tracer:
         self._bound, self._export, self._most = bound_of(share), export, queue
         self._waiting: deque[Span] = deque()
         self._there, self._closing = threading.Event(), False
-        self._complained_s = -_TELL_EVERY_S
+        self._complaints = Seldom(_TELL_EVERY_S)
         self.sent = self.dropped = 0
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
         self._thread.start()
@@ -77,8 +78,7 @@ class Tracer:
             self.sent += len(spans)
         except Exception as error:  # whatever it is, no part is to end of it
             self.dropped += len(spans)
-            if time.monotonic() - self._complained_s >= _TELL_EVERY_S:
-                self._complained_s = time.monotonic()
+            if self._complaints.due("spans", time.monotonic()):
                 _LOG.warning(
                     "spans dropped", extra={"dropped": self.dropped, "error": str(error)[:300]}
                 )

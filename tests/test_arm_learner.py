@@ -20,7 +20,7 @@ def example(n: int, arm: str | None = None, label: float = 1.0, **more: Any) -> 
     stamp = Stamp(line="main", arms={} if arm is None else {"e": arm})
     return ArmExample(
         partition=0, offset=n, index=0, labels=[label, 0.0], watch_ms=1_000, features=block(n),
-        stamp=stamp, user_id=f"u{n}", predicted=np.array([0.3], np.float32).tobytes(), **more,
+        stamp=stamp, predicted=np.array([0.3], np.float32).tobytes(), **more,
     )  # fmt: skip
 
 

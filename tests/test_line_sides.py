@@ -20,6 +20,16 @@ def sides(folder: Path) -> LineSides:
     return LineSides(config, log, feature_set(config), lambda: 0)
 
 
+async def wanted(its: LineSides, for_s: float) -> None:
+    """Requests that want one line, a hundred a second."""
+    its.start(asyncio.get_running_loop())
+    until = time.monotonic() + for_s
+    while time.monotonic() < until:
+        its.want(["e.a"])
+        await asyncio.sleep(0.01)
+    await its.stop()
+
+
 def test_a_line_without_a_snapshot_has_no_side(tmp_path: Path) -> None:
     its = sides(tmp_path)
     its.want(["e.a"])
@@ -33,16 +43,7 @@ def test_what_fails_is_not_made_anew_at_each_request(
     monkeypatch.setattr("serving.line_sides.snapshots.complete_steps", lambda *_: [1])
     monkeypatch.setattr("serving.line_sides.Replica", lambda *_: made.append(1) or 1 / 0)
 
-    async def scenario() -> None:
-        its = sides(tmp_path)
-        its.start(asyncio.get_running_loop())
-        until = time.monotonic() + 1.0
-        while time.monotonic() < until:
-            its.want(["e.a"])
-            await asyncio.sleep(0.01)
-        await its.stop()
-
-    asyncio.run(scenario())
+    asyncio.run(wanted(sides(tmp_path), 1.0))
     assert len(made) == 1
 
 
@@ -63,14 +64,5 @@ def test_one_whose_thread_failed_waits_before_it_is_made_again(
     monkeypatch.setattr("serving.line_sides.snapshots.complete_steps", lambda *_: [1])
     monkeypatch.setattr("serving.line_sides.Follower", Failing)
 
-    async def scenario() -> None:
-        its = sides(tmp_path)
-        its.start(asyncio.get_running_loop())
-        until = time.monotonic() + 2.0
-        while time.monotonic() < until:
-            its.want(["e.a"])
-            await asyncio.sleep(0.01)
-        await its.stop()
-
-    asyncio.run(scenario())
+    asyncio.run(wanted(sides(tmp_path), 2.0))
     assert len(made) == 1

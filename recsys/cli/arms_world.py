@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.arm_line import DIVERTED, WEIGHTED, ArmWeights
+from experiments.arm_line import DIVERTED, WEIGHTED, ArmWeights, telling
 from recsys.batch import Batch, assemble
 from recsys.blueprint import FEED_SCHEMA, build_model
 from recsys.config import Config, ModelConfig
@@ -40,8 +40,6 @@ _STEP: Final = 128  # examples
 _ROUND_MS: Final = 1_800_000
 _YOUNG: Final = 2  # rounds for which an item is fresh
 _EXPLORE: Final = 0.02
-_BINS: Final = np.array([key_of("worth", n) for n in range(21)], np.int64)
-_LABEL: Final = key_of("label", 1)
 
 
 @dataclass(frozen=True)
@@ -161,26 +159,16 @@ class ArmsWorld:
         order_B, draws_B = draw.permutation(len(own_B)), draw.random(len(own_B))
         for start in range(0, len(order_B), _STEP):
             at = order_B[start : start + _STEP]
-            telling_BF = self._telling(shown, at)
-            weights_B = {
-                WEIGHTED: weights.weigh(telling_BF),
-                DIVERTED: weights.divert(own_B[at]),
-                ALONE: own_B[at].astype(np.float64),
-            }.get(how, np.ones(len(at)))
-            weights.learn(telling_BF, own_B[at])
-            weights_B = np.floor(weights_B + draws_B[at])  # see training/candidates/arm_learner.py
-            labels_B = shown.labels_B[at]
+            labels_B, mine_B = shown.labels_B[at], own_B[at]
+            items_BI = self._item_keys[shown.items_B[at]]
+            telling_BF = telling(items_BI, shown.thought_B[at], labels_B > 0)
+            if how == ALONE:
+                weights_B = mine_B.astype(np.float64)
+            else:
+                weights_B = weights.times(how, telling_BF, mine_B, draws_B[at])
+            weights.learn(telling_BF, mine_B)
             lane = self._lane(shown.users_B[at], shown.items_B[at], labels_B, weights_B)
             line.learn(self._world.start_ms + number * _ROUND_MS, [lane])
-
-    def _telling(self, shown: Shown, at: Numbers) -> Numbers:
-        """What tells arms apart, (B, F), as a line's learner has it (training/candidates/arm_learner.py)."""
-        bins_B = np.clip(20 * shown.thought_B[at], 0, 20).astype(np.int64)
-        others = (_BINS[bins_B], np.where(shown.labels_B[at] > 0, _LABEL, 0))
-        found: Numbers = np.concatenate(
-            [self._item_keys[shown.items_B[at]], np.stack(others, 1)], 1
-        )
-        return found
 
     def _lane(self, users_B: Numbers, items_B: Numbers, first_B: Floats, weights_B: Floats) -> Lane:
         size = len(users_B)

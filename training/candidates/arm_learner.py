@@ -1,12 +1,9 @@
 """How the line of an arm learns: from everybody's examples, each weighted for the arm.
 
-What tells arms apart is the item that was shown (its keys), what it was thought to be worth, in steps of a
-twentieth, and whether the first label became true. Weights are taken when a lane is learned, by what came
-before it, so a snapshot after a step holds all that the next step's hang on.
+Weights are taken when a lane is learned, by what came before it, so a snapshot after a step holds all that
+the next step's hang on.
 
-Weights are rounded by chance, a hash of the example's id, to a whole number of times that it is learned: what
-weighs 0.3 is learned three times in ten. Adagrad divides by the size of what came before, so a row all of
-whose examples weighed 0.3 would be learned nearly as if they weighed 1.
+How often each is learned is a whole number, by chance: a hash of the example's id.
 """
 
 # B examples of a lane (of what is rehearsed, too, where told), F features that tell arms apart, L outputs
@@ -18,31 +15,29 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.arm_line import ALL, DIVERTED, WEIGHTED, ArmWeights, line_of
+from experiments.arm_line import ALL, ArmWeights, line_of, telling
 from recsys.draws import draws
 from recsys.events import Stamp
-from recsys.hashing import Id, key_of
+from recsys.hashing import key_of
 from recsys.model import Model
 from recsys.records import ArmLine, Lesson
 from training.continual.learner import Floats, Lane, Learned, Learner
 
 Keys = NDArray[np.int64]
-_BINS: Final = 20  # of what an item was thought to be worth
 _PREFIX: Final = "arm/"
 _SEEDS: Final = 2**31 - 1
 
 
 class ArmExample(Lesson, kw_only=True):
-    """What the line of an arm reads of an example: also whose it was, and what was said of it."""
+    """What the line of an arm reads of an example: also which arm was answered, and what was said of it."""
 
-    user_id: Id = ""
     predicted: bytes = b""
     stamp: Stamp | None = None
 
 
 @dataclass(frozen=True)
 class ArmLane(Lane):
-    """With what tells arms apart (F = 0: nobody asks), and which examples the arm's users gave."""
+    """With what tells arms apart, and which examples the arm's users gave."""
 
     telling_BF: Keys
     own_B: NDArray[np.bool_]
@@ -57,8 +52,6 @@ class ArmLearner(Learner):
         super().__init__(model)
         self._arm, self.weights = arm, ArmWeights()
         self._seed = key_of("line", line_of(arm.experiment, arm.arm)) & _SEEDS
-        self._bins = np.array([key_of("worth", n) for n in range(_BINS + 1)], np.int64)
-        self._label = key_of("label", 1)
 
     def prepare(
         self, examples: Sequence[Lesson], rehearsed: Sequence[Lesson] = (), weight: float = 1.0
@@ -96,11 +89,10 @@ class ArmLearner(Learner):
             self.weights.load(its)
 
     def _weights(self, lane: ArmLane) -> Floats:
-        weights_B, first = np.ones(len(lane.batch), np.float32), len(lane.own_B)
-        if self._arm.trains == WEIGHTED:
-            weights_B[:first] = np.floor(self.weights.weigh(lane.telling_BF) + lane.draws_B)
-        elif self._arm.trains == DIVERTED:
-            weights_B[:first] = np.floor(self.weights.divert(lane.own_B) + lane.draws_B)
+        weights_B, trains = np.ones(len(lane.batch), np.float32), self._arm.trains
+        weights_B[: len(lane.own_B)] = self.weights.times(
+            trains, lane.telling_BF, lane.own_B, lane.draws_B
+        )
         return weights_B
 
     def _is_own(self, example: Lesson) -> bool:
@@ -112,11 +104,9 @@ class ArmLearner(Learner):
         keys = b"".join(e.features.item_keys for e in examples if e.features is not None)
         items_BI = np.frombuffer(keys, np.int64).reshape(size, columns)
         worth_B = np.array([_worth(e) for e in examples], np.float64)
-        bins_B = np.clip(worth_B * _BINS, 0, _BINS).astype(np.int64)
         # A correction weighs what the example weighed that it corrects, but for what was learned between.
         labels = [(e.previous if e.correction else e.labels)[0] for e in examples]
-        label_B = np.array([self._label if its else 0 for its in labels], np.int64)
-        return np.concatenate([items_BI, self._bins[bins_B][:, None], label_B[:, None]], 1)
+        return telling(items_BI, worth_B, np.array(labels, np.float32) > 0)
 
 
 def _worth(example: Lesson) -> float:
