@@ -75,8 +75,8 @@ class ArmWeights:
         self, trains: str, features_BF: NDArray[np.int64], own_B: NDArray[np.bool_], draws_B: Floats
     ) -> Floats:
         """How often each example is learned (B,): whole numbers whose mean over ``draws_B``, in [0, 1), is
-        its weight. Adagrad divides by the size of what came before, so a row all of whose examples weighed 0.3
-        would be learned nearly as if they weighed 1."""
+        its weight. Adagrad divides by the size of what came before, so a row all of whose examples weighed
+        0.3 would be learned nearly as if they weighed 1."""
         if trains == WEIGHTED:
             return np.floor(self.weigh(features_BF) + draws_B)
         if trains == DIVERTED:
