@@ -6,6 +6,12 @@ an item there is credited with what the viewer does with it. Both rankers meet t
 moment, so a difference shows with far fewer lists than between two groups of users. Coins are hashes of the
 request's id: a list can be made again, and nobody keeps a generator.
 
+**Shares.** Which of the two a coin let pick says nothing of the viewer, who sees only the list. So bounds are
+of shared credits: each has of an item the chance that it was who picked it, given the list (``shares``;
+marginalization of Hofmann, Whiteson, de Rijke 2011, here in closed form). By Rao and Blackwell such a credit
+has the mean of the other and never more variance; rankers that agree share evenly, and add no noise. Which of
+the two earned more of one user is still told by picks: where a share is lopsided, so is its sign.
+
 The ratio of the two credits isn't the effect that the better ranker would have alone: each list has half of
 either. It says which is better, and how surely.
 """
@@ -13,6 +19,7 @@ either. It says which is better, and how surely.
 # U users, L lists
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -57,21 +64,43 @@ class Draft:
         return self.teams[team]
 
 
+def shares(chances_R2: Floats, sides_R: Sequence[int]) -> Floats:
+    """P(the treatment picked it | the list), (R,), of picks in the order of a draft. ``chances_R2``: how
+    likely control and treatment were each to pick it there; ``sides_R``: who did.
+
+    Picks come in pairs, of which a coin gives one to each, so the two ways to have made a pair are weighed
+    against each other; the last pick of an odd number stands for itself. Where both chances are 0 in double
+    precision, who picked has it whole.
+    """
+    out = np.asarray(sides_R, np.float64).copy()
+    control_R, treatment_R = chances_R2.T if len(out) else (out, out)
+    for at in range(0, len(out), 2):
+        first, then = treatment_R[at], control_R[at]
+        if at + 1 < len(out):
+            first, then = first * control_R[at + 1], then * treatment_R[at + 1]
+        if first + then > 0:
+            out[at] = first / (first + then)
+            out[at + 1 : at + 2] = then / (first + then)
+    return out
+
+
 @dataclass(frozen=True)
 class Credits:
-    """Of each user: ``earned_U2``, control first; and ``lists_U``. ``first_picks``: lists by who picked
-    first, which a fair coin makes as many."""
+    """Of each user: ``picked_U2``, what the items earned that each arm picked, control first; ``shared_U2``,
+    the same by shares; and ``lists_U``. ``first_picks``: lists by who picked first, which a fair coin makes
+    as many."""
 
-    earned_U2: Floats
+    picked_U2: Floats
+    shared_U2: Floats
     lists_U: NDArray[np.int64]
     first_picks: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
 class Preference:
-    """How much more the treatment earned in the same lists, relatively; bounds and ``p`` hold however often
-    one looks. ``wins``: users of whom the treatment, the control, and neither earned more; ``sign_p``: of a
-    sign test over them, for one look.
+    """How much more the treatment earned in the same lists, relatively, by shares; bounds and ``p`` hold
+    however often one looks. ``wins``: users of whom the treatment, the control, and neither earned more by
+    picks; ``sign_p``: of a sign test over them, for one look.
 
     Where fewer than 20 users gave either of them any credit there are no bounds. ``p`` is then that of a sign
     test for any look, which decides below 0.001: so that two tests are hardly more often wrong than one.
@@ -93,11 +122,13 @@ class Preference:
 
 def preference(credits: Credits, alpha: float = 0.05, find: float = 0.02) -> Preference:
     """What the credits say as of now. ``find``: the relative difference at which bounds are tightest."""
-    earned_U2 = credits.earned_U2
-    its = effect_within(Users(earned_U2[:, 1], earned_U2[:, 0]), alpha, eta_of(find, alpha))
-    won, lost = (int((earned_U2[:, a] > earned_U2[:, 1 - a]).sum()) for a in (1, 0))
+    picked_U2, its = credits.picked_U2, Effect()
+    if min(_givers(picked_U2)) >= LEAST_COUNT:  # a share of a credit is none to count
+        shared = Users(credits.shared_U2[:, 1], credits.shared_U2[:, 0])
+        its = effect_within(shared, alpha, eta_of(find, alpha))
+    won, lost = (int((picked_U2[:, a] > picked_U2[:, 1 - a]).sum()) for a in (1, 0))
     coins = sample_ratio(credits.first_picks, (0.5, 0.5))
-    enough, bounded = len(earned_U2) >= AT_LEAST, math.isfinite(its.relative)
+    enough, bounded = len(picked_U2) >= AT_LEAST, math.isfinite(its.relative)
     signs = sample_ratio((won, lost) if enough else (0, 0), (0.5, 0.5), weight=_EVEN)
     if coins.alarm:
         verdict, why = BROKEN, _broken(coins)
@@ -106,16 +137,16 @@ def preference(credits: Credits, alpha: float = 0.05, find: float = 0.02) -> Pre
     elif signs.alarm:
         verdict, why = _by_signs(signs)
     else:
-        verdict, why = OPEN, _missing(earned_U2)
+        verdict, why = OPEN, _missing(credits)
     return Preference(
-        users=len(earned_U2),
+        users=len(picked_U2),
         lists=int(credits.lists_U.sum()),
-        earned=(float(earned_U2[:, 1].sum()), float(earned_U2[:, 0].sum())),
+        earned=(float(credits.shared_U2[:, 1].sum()), float(credits.shared_U2[:, 0].sum())),
         relative=its.relative,
         low=its.low,
         high=its.high,
         p=its.p if bounded else signs.p,
-        wins=(won, lost, len(earned_U2) - won - lost),
+        wins=(won, lost, len(picked_U2) - won - lost),
         sign_p=float(binomtest(won, won + lost).pvalue) if won + lost else 1.0,
         coins=coins,
         verdict=verdict,
@@ -144,12 +175,20 @@ def _by_signs(signs: SampleRatio) -> tuple[str, str]:
     )
 
 
-def _missing(earned_U2: Floats) -> str:
+def _givers(picked_U2: Floats) -> tuple[int, int]:
+    """Users who gave control and treatment any credit."""
+    control, treatment = np.count_nonzero(picked_U2, axis=0).tolist()
+    return control, treatment
+
+
+def _missing(credits: Credits) -> str:
     """Why there are no bounds."""
-    if len(earned_U2) < AT_LEAST:
-        return f"{len(earned_U2)} users, expected {AT_LEAST} or more"
-    control, treatment = np.count_nonzero(earned_U2, axis=0).tolist()
+    users, (control, treatment) = len(credits.picked_U2), _givers(credits.picked_U2)
+    if users < AT_LEAST:
+        return f"{users} users, expected {AT_LEAST} or more"
     if min(control, treatment) >= LEAST_COUNT:
+        if (credits.shared_U2[:, 0] == credits.shared_U2[:, 1]).all():
+            return "both rank alike: every item was as likely to be picked by either"
         return "all users are alike: nothing is known of how they vary"
     return (
         f"{treatment} users gave the treatment any credit and {control} the control, expected {LEAST_COUNT} "

@@ -112,7 +112,8 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
     ``predicted``: the probabilities that its items were ranked by, little-endian float32 (N, L): each label,
     then the fraction of watch time; empty where no ranker answered. Where it gave no number for any candidate
     (``degraded`` has "rank"), what it gave: items were ranked by what is popular. ``teams``: by rank the arm
-    that picked the item, of a list that two arms drew in turns; "" where nobody is credited.
+    that picked the item, of a list that two arms drew in turns; "" where nobody is credited. ``shares``: by
+    rank P(the second arm picked it | the list), 0 where nobody is credited (experiments/interleaving.py).
     """
 
     time_ms: int
@@ -127,6 +128,7 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
     degraded: list[str] = []
     asked: Asked | None = None
     teams: list[str] = []
+    shares: list[float] = []
     event_id: str | None = None
     v: int = 1
 

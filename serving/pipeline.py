@@ -110,6 +110,7 @@ class Pipeline:
             degraded=degraded,
             asked=self._asked(request, session),
             teams=list(drawn.teams),
+            shares=list(drawn.shares),
         )
         return Answer(
             request_id,

@@ -113,8 +113,8 @@ class Drawn:
 
     ``trial_R`` says which ranks the quota took; ``offered``, in how many of those drawn there was something
     on trial. ``closed``: how many candidates each cap shut out. ``teams``: of a list that two policies drew
-    in turns, whose each rank is, "" of nobody's; ``drawers``: which of the two drew it, also for nobody, 0 of
-    what is fixed.
+    in turns, whose each rank is, "" of nobody's; ``shares``: P(the second of them picked it | the list), 0 of
+    nobody's; ``drawers``: which of the two drew it, also for nobody, 0 of what is fixed.
     """
 
     positions: Indices
@@ -123,6 +123,7 @@ class Drawn:
     offered: int
     closed: dict[str, int]
     teams: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
     drawers: tuple[int, ...] = ()
 
 

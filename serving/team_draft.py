@@ -2,20 +2,35 @@
 
 Both draw from the same candidates, each by its own scores, exploration, caps and nearness, given all that
 stands above, whoever picked it. So a policy that is drafted against itself gives the very list that it would
-have given alone. The propensity is P(item at this rank | ranks above and whose they are): where a coin
-decides the mean of both chances, else the chance of whose turn it is.
+have given alone, and shares all of it evenly. The propensity is P(item at this rank | ranks above and whose
+they are): where a coin decides the mean of both chances, else the chance of whose turn it is.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from experiments.interleaving import NOBODY, Draft
+from experiments.interleaving import NOBODY, Draft, shares
 from recsys.hashing import uniform
 from serving.list_walk import Walk, seats
 from serving.selection import Ballot, Drawn
 
 _RANK: Final = 1.0  # the propensity of an item that is fixed to its rank
+
+
+@dataclass(frozen=True)
+class _Pick:
+    """One rank. ``side``: who drew it. ``chances``: how likely control and treatment were each to pick it;
+    none of a rank that is nobody's."""
+
+    position: int
+    propensity: float
+    team: str = NOBODY
+    side: int = 0
+    by_quota: bool = False
+    on_trial: bool = False
+    chances: tuple[float, ...] = ()
 
 
 def draft(
@@ -33,53 +48,49 @@ def draft(
     walks = tuple(Walk(ballot, n) for ballot in ballots)
     pinned = ballots[0].pinned(n)
     waiting = int((pinned >= 0).sum())
-    positions, propensities, trial = list[int](), list[float](), list[bool]()
-    offered, whose, drawers = 0, list[str](), list[int]()
+    picks = list[_Pick]()
     for rank in range(min(n, len(ballots[0]))):
         seat = seats(pinned, rank, waiting, all(walk.ended for walk in walks))
         if seat >= 0:
-            position, chance, by_quota, team = int(pinned[seat]), _RANK, False, NOBODY
-            pinned[seat], waiting, met, side = -1, waiting - 1, False, 0
+            picks.append(_Pick(int(pinned[seat]), _RANK))
+            pinned[seat], waiting = -1, waiting - 1
         elif all(walk.ended for walk in walks):
             break
         else:
-            draw = uniform(seed, request_id, rank)
-            position, chance, by_quota, met, team, side = _pick(walks, turns, draw)
+            picks.append(_pick(walks, turns, uniform(seed, request_id, rank)))
             for walk in walks:
-                walk.take(position)
-        positions.append(position)
-        propensities.append(chance)
-        trial.append(by_quota)
-        whose.append(team)
-        drawers.append(side)
-        offered += met
+                walk.take(picks[-1].position)
     names = [cap.name for cap in ballots[0].caps]
-    closed = dict(zip(names, walks[0].closed.tolist(), strict=True))
     return Drawn(
-        np.array(positions, np.int64),
-        np.array(propensities),
-        np.array(trial, np.bool_),
-        offered,
-        closed,
-        tuple(whose),
-        tuple(drawers),
+        np.array([its.position for its in picks], np.int64),
+        np.array([its.propensity for its in picks], np.float64),
+        np.array([its.by_quota for its in picks], np.bool_),
+        sum(its.on_trial for its in picks),
+        dict(zip(names, walks[0].closed.tolist(), strict=True)),
+        tuple(its.team for its in picks),
+        _shares(picks),
+        tuple(its.side for its in picks),
     )
 
 
-def _pick(
-    walks: tuple[Walk, ...], turns: Draft, draw: float
-) -> tuple[int, float, bool, bool, str, int]:
-    """Position, propensity, whether it is the quota's, whether something was on trial, the team, who drew."""
+def _pick(walks: tuple[Walk, ...], turns: Draft, draw: float) -> _Pick:
+    """Who is next draws."""
     steps = [None if walk.ended else walk.step() for walk in walks]
-    whole = None not in steps
-    side = turns.turn() if whole else int(steps[0] is None)
+    able = [step for step in steps if step is not None]
+    side = turns.turn() if len(able) == len(walks) else int(steps[0] is None)
     step = steps[side]
     assert step is not None
     position, by_quota = step.pick(draw)
-    if whole and turns.tied:
-        both = [float(its.total_N[position]) for its in steps if its is not None]
-        chance = 0.5 * (both[0] + both[1])
-    else:
-        chance = float(step.total_N[position])
-    team = turns.picked(side) if whole else NOBODY
-    return position, chance, by_quota, step.on_trial, team, side
+    chances = tuple(float(its.total_N[position]) for its in able)
+    if len(able) < len(walks):
+        return _Pick(position, chances[0], NOBODY, side, by_quota, step.on_trial)
+    chance = 0.5 * sum(chances) if turns.tied else chances[side]
+    return _Pick(position, chance, turns.picked(side), side, by_quota, step.on_trial, chances)
+
+
+def _shares(picks: list[_Pick]) -> tuple[float, ...]:
+    """By rank, 0 of what is nobody's."""
+    theirs = [its for its in picks if its.chances]
+    chances_R2 = np.array([its.chances for its in theirs]).reshape(-1, 2)
+    found = iter(shares(chances_R2, [its.side for its in theirs]).tolist())
+    return tuple(next(found) if its.chances else 0.0 for its in picks)

@@ -156,6 +156,12 @@ def test_another_team_on_the_log_is_a_difference(run: Run, tmp_path: Path) -> No
     log.replace(EVENTS, partition, [Record(offset, str(its.user_id).encode(), encode(other))])
     again = Explainer(log, config, feature_set(config)).explain(its.request_id)
     assert [its.field for its in again.differences] == ["teams"]
+    told = (([], []), ([0.5] * 9, ["shares"]))  # lists of before shares were logged have none
+    for shares, fields in told:
+        other = msgspec.structs.replace(its, shares=shares)
+        log.replace(EVENTS, partition, [Record(offset, str(its.user_id).encode(), encode(other))])
+        again = Explainer(log, config, feature_set(config)).explain(its.request_id)
+        assert [its.field for its in again.differences] == fields
     log.close()
 
 
@@ -176,7 +182,9 @@ def test_training_learns_from_interleaved_lists_and_credits_are_its_examples(run
         if (partition, offset) in teams:
             earned[teams[partition, offset][index]] += its.labels[2] + 0.5 * its.labels[0]
     assert min(earned.values()) > 5
-    assert read.credits.earned_U2.sum(0).tolist() == pytest.approx(list(earned.values()))
+    assert read.credits.picked_U2.sum(0).tolist() == pytest.approx(list(earned.values()))
+    assert read.credits.shared_U2.sum() == pytest.approx(read.credits.picked_U2.sum())
+    assert 0 < abs(read.credits.shared_U2 - read.credits.picked_U2).max()
     assert sum(read.credits.first_picks) == lists
     assert interleaving_readout(experiment, read).users == toy.USERS
 

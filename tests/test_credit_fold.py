@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from experiments.definition import Experiment, read_experiment
 from experiments.interleaving import INTERLEAVED
 from recsys.cli.one_process import small_config
@@ -48,7 +50,7 @@ def test_a_list_that_was_sent_twice_is_credited_once(tmp_path: Path) -> None:
     examples = [example(n, n % 2, 1.0) for n in range(60)]
     its = read(tmp_path, [*lists, *lists[40:], listed(60)], examples)
     assert its.repeats == 20 and its.credits.lists_U.sum() == 61
-    assert its.credits.earned_U2.sum(0).tolist() == [30.0, 30.0]
+    assert its.credits.picked_U2.sum(0).tolist() == [30.0, 30.0]
     assert sum(its.credits.first_picks) == 61
 
 
@@ -56,4 +58,13 @@ def test_what_a_correction_takes_back_is_earned_by_nobody(tmp_path: Path) -> Non
     first = [example(0, 0, 1.0), example(1, 1, 0.0)]
     said = [*first, example(0, 0, 0.0, True), example(1, 1, 1.0, True)]
     its = read(tmp_path, [listed(0), listed(1)], said)
-    assert its.credits.earned_U2.tolist() == [[0.0, 0.0], [0.0, 1.0]] and its.nobodys == 0
+    assert its.credits.picked_U2.tolist() == [[0.0, 0.0], [0.0, 1.0]] and its.nobodys == 0
+
+
+def test_credits_are_shared_as_the_list_says_and_by_picks_where_it_says_nothing(
+    tmp_path: Path,
+) -> None:
+    told = [msgspec.structs.replace(listed(n), shares=[0.25, 0.75]) for n in range(40)]
+    its = read(tmp_path, [*told, listed(40)], [example(n, 1, 1.0) for n in range(41)])
+    assert its.credits.picked_U2.sum(0).tolist() == [0.0, 41.0]
+    assert its.credits.shared_U2.sum(0).tolist() == [10.0, 31.0]

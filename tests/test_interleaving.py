@@ -1,10 +1,13 @@
 """Whose turn it is, whom a list's ranks are credited to, and what credits say."""
 
+import itertools
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from experiments.definition import read_experiment, read_experiments
 from experiments.interleaving import (
@@ -16,6 +19,7 @@ from experiments.interleaving import (
     Credits,
     Draft,
     preference,
+    shares,
 )
 from experiments.policy import Policies
 from recsys.marked_yaml import YamlError
@@ -54,7 +58,60 @@ def credits(
     draw = np.random.default_rng(seed)
     busy = draw.gamma(2, 5, users)
     earned = np.column_stack([draw.poisson(a * busy), draw.poisson(b * busy)]).astype(float)
-    return Credits(earned, np.full(users, 10), coins)
+    return Credits(earned, earned, np.full(users, 10), coins)
+
+
+def of_picks(earned_U2: np.ndarray) -> Credits:
+    """Where each item is its picker's alone."""
+    return Credits(earned_U2, earned_U2, np.full(len(earned_U2), 10))
+
+
+def part(its: Credits, n: int) -> Credits:
+    return Credits(its.picked_U2[:n], its.shared_U2[:n], its.lists_U[:n])
+
+
+def weighed(chances_R2: np.ndarray, sides: list[int]) -> float:
+    """P(these picked | coins), of all ranks."""
+    return float(np.prod([chances_R2[rank, side] for rank, side in enumerate(sides)]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 6), st.integers(0, 10_000))
+def test_shares_weigh_all_ways_to_have_made_the_list(ranks: int, seed: int) -> None:
+    chances_R2 = np.random.default_rng(seed).dirichlet([0.3, 0.3], ranks)
+    coins = list(itertools.product((0, 1), repeat=(ranks + 1) // 2))
+    ways = [[side for coin in its for side in (coin, 1 - coin)][:ranks] for its in coins]
+    weights = np.array([weighed(chances_R2, way) for way in ways])
+    expected = weights @ np.array(ways, float).reshape(len(ways), ranks) / weights.sum()
+    assert shares(chances_R2.reshape(ranks, 2), ways[0]) == pytest.approx(expected)
+
+
+def test_where_no_chance_is_left_in_double_precision_who_picked_has_it() -> None:
+    assert shares(np.array([[0.0, 0.0], [1e-200, 1e-200]]), [1, 0]).tolist() == [1, 0]
+    assert shares(np.array([[0.2, 0.6]]), [0]) == pytest.approx([0.75])
+
+
+def test_shared_credits_need_fewer_users_and_are_as_right() -> None:
+    """Two rankers that mostly agree; the treatment's own are liked a little more."""
+    draw, users, called = np.random.default_rng(0), 400, []
+    share_UR = draw.choice([0.45, 0.5, 0.55], (users, 40))
+    liked_UR = draw.random((users, 40)) < 0.3 + 0.5 * (share_UR - 0.5)
+    picked_UR = draw.random((users, 40)) < share_UR
+    summed = [
+        np.column_stack([(liked_UR * (1 - its)).sum(1), (liked_UR * its).sum(1)])
+        for its in (picked_UR.astype(float), share_UR)
+    ]
+    for shared in summed:
+        called.append(preference(Credits(summed[0], shared, np.full(users, 5))))
+    assert called[0].verdict == OPEN and called[1].verdict == BETTER
+    assert called[0].low < called[1].low < called[1].high < called[0].high
+
+
+def test_a_credit_that_few_picks_earned_has_no_bounds_however_it_is_shared() -> None:
+    picked_U2 = lopsided(19, 2_000).picked_U2
+    shared_U2 = 0.5 * picked_U2 + 0.25 * picked_U2.sum(1, keepdims=True)
+    its = preference(Credits(picked_U2, shared_U2, np.full(len(picked_U2), 10)))
+    assert its.verdict == BETTER and "sign test" in its.why and its.high == np.inf
 
 
 def test_who_earns_more_in_the_same_lists_is_better_and_the_other_way_round() -> None:
@@ -70,7 +127,7 @@ def test_equals_are_seldom_called_however_often_one_looks() -> None:
     ever = 0
     for seed in range(100):
         whole = credits(1.0, 1.0, seed=seed)
-        looks = [Credits(whole.earned_U2[:n], whole.lists_U[:n]) for n in range(100, 401, 50)]
+        looks = [part(whole, n) for n in range(100, 401, 50)]
         ever += any(preference(its).verdict != OPEN for its in looks)
     assert ever <= 8
 
@@ -82,7 +139,7 @@ def test_coins_that_are_not_fair_break_it() -> None:
 
 def test_few_users_and_no_credit_say_nothing() -> None:
     assert preference(credits(1.0, 2.0, users=99)).verdict == OPEN
-    none = preference(Credits(np.zeros((0, 2)), np.zeros(0, np.int64)))
+    none = preference(of_picks(np.zeros((0, 2))))
     assert none.verdict == OPEN and none.p == 1 and none.sign_p == 1 and none.users == 0
     assert "99 users, expected 100" in preference(credits(1.0, 2.0, users=99)).why
 
@@ -92,7 +149,7 @@ def lopsided(control: int, treatment: int, users: int = 4_000) -> Credits:
     earned_U2 = np.zeros((users, 2))
     earned_U2[:control, 0] = 1.0
     earned_U2[users - treatment :, 1] = 1.0
-    return Credits(earned_U2, np.full(users, 10))
+    return of_picks(earned_U2)
 
 
 @pytest.mark.parametrize("few", [0, 19])
@@ -108,10 +165,10 @@ def test_where_one_earns_all_but_nothing_signs_decide(few: int) -> None:
 
 
 def test_users_who_are_all_alike_are_told_by_their_signs() -> None:
-    its = preference(Credits(np.tile([2.0, 3.0], (200, 1)), np.ones(200, np.int64)))
+    its = preference(of_picks(np.tile([2.0, 3.0], (200, 1))))
     assert its.verdict == BETTER and "200 users gave more to the treatment" in its.why
-    even = preference(Credits(np.tile([2.0, 2.0], (200, 1)), np.ones(200, np.int64)))
-    assert even.verdict == OPEN and "all users are alike" in even.why
+    even = preference(of_picks(np.tile([2.0, 2.0], (200, 1))))
+    assert even.verdict == OPEN and "both rank alike" in even.why
 
 
 def test_signs_of_users_who_come_again_are_seldom_wrong_however_often_one_looks() -> None:
@@ -120,7 +177,7 @@ def test_signs_of_users_who_come_again_are_seldom_wrong_however_often_one_looks(
         earned_U2 = np.zeros((300, 2))
         for _look in range(15):
             earned_U2 += draw.poisson(0.002, earned_U2.shape)
-            ever += preference(Credits(earned_U2, np.full(300, 10))).verdict != OPEN
+            ever += preference(of_picks(earned_U2)).verdict != OPEN
     assert ever <= 3
 
 

@@ -48,6 +48,7 @@ def test_against_itself_a_policy_draws_the_list_that_it_draws_alone(
         r for r, position in fixed.items() if r < len(both.teams) and both.positions[r] == position
     ]
     assert all(both.teams[rank] == "" for rank in pinned)
+    assert list(both.shares) == [0.5 if team else 0.0 for team in both.teams]
 
 
 @settings(max_examples=60, deadline=None)
@@ -94,6 +95,22 @@ def test_propensities_are_how_often_items_come_where_a_coin_decides_and_after() 
             assert abs(count / whole - p) < 4.5 * np.sqrt(p / whole) + 1e-9
 
 
+def test_a_share_is_how_often_the_second_picked_it_of_those_lists() -> None:
+    one, other = (ballot(seed, quota=0.0, temperature=1.0) for seed in (1, 2))
+    lists: dict[tuple[int, ...], list[tuple[tuple[str, ...], tuple[float, ...]]]] = {}
+    for n in range(6_000):
+        its = draft((one, other), 3, TEAMS, request_id=f"r{n}")
+        lists.setdefault(tuple(its.positions.tolist()), []).append((its.teams, its.shares))
+    often = sorted(lists.values(), key=len, reverse=True)[:8]
+    assert min(map(len, often)) > 40
+    for seen in often:
+        (told,) = {shares for _, shares in seen}  # by the list alone
+        for rank, share in enumerate(told):
+            picked = np.mean([teams[rank] == "b" for teams, _ in seen])
+            assert abs(picked - share) < 4.5 * np.sqrt(share * (1 - share) / len(seen)) + 1e-9
+    assert any(0.05 < share < 0.45 for seen in often for share in seen[0][1])
+
+
 def test_each_pick_is_by_its_own_policy_and_caps_count_what_both_picked() -> None:
     cold = {"temperature": 1e-6, "explore": 0.0, "quota": 0.0, "diversity": 0.0}
     up = Ballot(np.arange(N, dtype=float), Chance(**cold), (Cap("author", GROUPS, 2),))
@@ -134,6 +151,9 @@ def test_a_draft_is_a_list_of_both_in_which_neither_has_two_picks_more(
     assert len(items) == len(set(items)) == min(n, len({*one, *other}))
     for end in range(len(teams) + 1):
         assert abs(teams[:end].count("a") - teams[:end].count("b")) <= 1
+    assert list(its.shares) == [float(team == "b") if team else 0.0 for team in teams] or any(
+        item in one and item in other for item in items
+    )
     credited = teams.index(NOBODY) if NOBODY in teams else len(teams)
     assert all(team == NOBODY for team in teams[credited:])  # nobody's, once one has nothing new
     for rank, team in enumerate(teams):

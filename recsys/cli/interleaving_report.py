@@ -50,9 +50,9 @@ def _table(seen: Preference, control: str, treatment: str) -> Any:
     earned_by, earned = seen.earned
     won, lost, even = seen.wins
     rows = [
-        ("earned", f"{earned_by:,.1f} by {treatment}", f"{earned:,.1f} by {control}"),
+        ("earned, shared", f"{earned_by:,.1f} by {treatment}", f"{earned:,.1f} by {control}"),
         (
-            "users who gave more",
+            "users who gave more to its picks",
             f"{won:,} to {treatment}",
             f"{lost:,} to {control}, {even:,} neither",
         ),

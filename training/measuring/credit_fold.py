@@ -37,6 +37,7 @@ class _Drafted(msgspec.Struct, tag="impression", tag_field="type"):
     user_id: Id
     time_ms: int
     teams: list[str] = []
+    shares: list[float] = []
     stamp: Stamp | None = None
 
 
@@ -64,12 +65,13 @@ class CreditsRead:
 class _List:
     user: int
     teams: tuple[int, ...]  # by rank: 0 control, 1 treatment, -1 nobody's
+    shares: tuple[float, ...]  # by rank: the treatment's of what is earned there
 
 
 def read_credits(
     log: Log, config: Config, labels: Sequence[str], experiment: Experiment, started_ms: int
 ) -> CreditsRead:
-    """All that the log has since the experiment began. Holds some 400 bytes for each of its lists of 8 ranks,
+    """All that the log has since the experiment began. Holds some 700 bytes for each of its lists of 8 ranks,
     and 200 for each item that earned something."""
     names = [arm.name for arm in experiment.arms]
     lists, waiting, repeats, complete = dict[_Place, _List](), 0, 0, True
@@ -91,12 +93,19 @@ def read_credits(
                     waiting += 1
                     continue
                 teams = tuple(names.index(t) if t in names else -1 for t in its.teams)
-                lists[partition, record.offset] = _List(key_of("user", its.user_id), teams)
+                lists[partition, record.offset] = _list_of(its, teams)
             offset = records[-1].offset + 1
     worth = [(labels.index(label), weight) for label, weight in experiment.credited.items()]
     earned = _earned(log, lists, worth, started_ms)
     credits, nobodys = _summed(lists, earned)
     return CreditsRead(credits, waiting, complete, nobodys, repeats)
+
+
+def _list_of(its: _Drafted, teams: tuple[int, ...]) -> _List:
+    """A list that doesn't say its shares is shared by picks."""
+    told = len(its.shares) == len(teams)
+    shares = tuple(its.shares) if told else tuple(float(team == 1) for team in teams)
+    return _List(key_of("user", its.user_id), teams, shares)
 
 
 def interleaving_readout(experiment: Experiment, read: CreditsRead) -> Preference:
@@ -149,7 +158,8 @@ def _summed(
     rows: dict[int, int] = {}
     for its in lists.values():
         rows.setdefault(its.user, len(rows))
-    earned_U2, lists_U = np.zeros((len(rows), 2)), np.zeros(len(rows), np.int64)
+    picked_U2, shared_U2 = np.zeros((len(rows), 2)), np.zeros((len(rows), 2))
+    lists_U = np.zeros(len(rows), np.int64)
     first, nobodys = [0, 0], 0
     for its in lists.values():
         lists_U[rows[its.user]] += 1
@@ -160,10 +170,12 @@ def _summed(
         its = lists[place]
         team = its.teams[rank] if rank < len(its.teams) else -1
         if team >= 0:
-            earned_U2[rows[its.user], team] += value
+            row, share = rows[its.user], its.shares[rank]
+            picked_U2[row, team] += value
+            shared_U2[row] += value * (1 - share), value * share
         else:
             nobodys += 1
-    return Credits(earned_U2, lists_U, (first[0], first[1])), nobodys
+    return Credits(picked_U2, shared_U2, lists_U, (first[0], first[1])), nobodys
 
 
 _drafted: Any = msgspec.msgpack.Decoder(_Drafted)
