@@ -16,7 +16,7 @@ from parameter_server.parameter_client import Worker as WorkerId
 from parameter_server.shard import digest_of_shards
 from parameter_server.shard_service import ShardService
 from parameter_server.transport import SocketChannel, SocketServer
-from recsys import blueprint
+from recsys import feature_sets
 from recsys.blueprint import build_model
 from recsys.config import Config
 from recsys.events import FeatureBlock
@@ -274,7 +274,7 @@ def test_from_events_to_weights_in_lockstep() -> None:
 def test_the_parts_run_over_one_log_and_stop_when_asked(tmp_path: Path) -> None:
     config = toy_config(str(tmp_path))
     config = replace(config, log=replace(config.log, partitions=PARTITIONS))
-    blueprint.decide(config, FEATURES)
+    feature_sets.decide(config, FEATURES)
     log = open_log(config)
     create_topics(log, config)
     for topic in (EVENTS, ITEMS, STEPS):

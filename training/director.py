@@ -18,10 +18,10 @@ import msgspec
 import experiments
 from experiments.readout import BROKEN, HARM
 from parameter_server import snapshots
-from recsys.blueprint import feature_set
 from recsys.clock import wall_ms
 from recsys.config import Config
 from recsys.consumer import UNREADABLE
+from recsys.feature_sets import feature_set
 from recsys.log import Append, Log, LogLost, LogUnavailable, newest_first
 from recsys.loops import Heartbeat, Stop
 from recsys.open_log import open_log

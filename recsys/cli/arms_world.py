@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from experiments.arm_line import DIVERTED, WEIGHTED, ArmWeights, telling
 from recsys.batch import Batch, assemble
-from recsys.blueprint import FEED_SCHEMA, build_model
+from recsys.blueprint import build_model
 from recsys.config import Config, ModelConfig
 from recsys.feature_builder import FeatureBuilder
+from recsys.feature_sets import FEED_SCHEMA
 from recsys.features import FeatureSet
 from recsys.hashing import key_of
 from recsys.world import World

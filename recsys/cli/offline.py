@@ -251,9 +251,9 @@ def _config(asked: Asked) -> Config:
 
 
 def _from_archive(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, bool]:
-    from recsys.blueprint import FILE, feature_set
     from recsys.cli.replay import parse_time
     from recsys.feature_builder import FeatureBuilder
+    from recsys.feature_sets import FILE, feature_set
     from training.offline import archive as archives
     from training.offline import job as jobs
 
@@ -296,11 +296,11 @@ def _until_ms(asked: Asked) -> int:
 
 
 def _from_dataset(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, bool]:
-    from recsys.blueprint import feature_set
     from recsys.cli.offline_play import cache_dataset
     from recsys.cli.replay import ReplayOptions, config_for, parse_time
     from recsys.cli.replay_report import with_bar
     from recsys.datasets.open import open_dataset
+    from recsys.feature_sets import feature_set
     from recsys.features import FeatureSet
     from training.offline import job as jobs
 

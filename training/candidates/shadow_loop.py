@@ -26,10 +26,11 @@ from parameter_server.kernels import warm
 from parameter_server.mapped import mapped_shard
 from parameter_server.overlay import OverlayTable
 from parameter_server.shard import Shard
-from recsys.blueprint import build_model, feature_set
+from recsys.blueprint import build_model
 from recsys.clock import wall_ms
 from recsys.config import Config, ModelConfig
 from recsys.consumer import readable
+from recsys.feature_sets import feature_set
 from recsys.features import FeatureSet
 from recsys.log import Append, Log, LogLost
 from recsys.loops import Stop

@@ -18,10 +18,10 @@ from msgspec.structs import replace
 
 from experiments.epoch_model import config_at
 from parameter_server.lanes import MOST_RATE
-from recsys.blueprint import feature_set
 from recsys.clock import wall_ms
 from recsys.config import Config
 from recsys.consumer import UNREADABLE, Consumer
+from recsys.feature_sets import feature_set
 from recsys.features import FeatureSet
 from recsys.log import Append, Log, newest_first
 from recsys.loops import Stop

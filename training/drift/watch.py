@@ -19,7 +19,6 @@ from recsys.config import Config
 from recsys.consumer import UNREADABLE
 from recsys.drift_config import DriftRules
 from recsys.events import FeatureBlock
-from recsys.feature_builder import FeatureBuilder
 from recsys.features import FeatureSet
 from recsys.hashing import uniform
 from recsys.log import Log, LogLost, Record, read_range
@@ -202,7 +201,7 @@ class SampledFeatures:
 
     def __init__(self, log: Log, features: FeatureSet) -> None:
         self._log, self._digest = log, features.digest
-        names = FeatureBuilder(features).dense_names
+        names = features.dense_names
         self._width = len(names)
         self._columns = np.array([n for n, name in enumerate(names) if steady(name)], np.int64)
         self._user = {s.name: s.start for s in features.user_slots if s.name in _SLOTS}

@@ -20,11 +20,11 @@ from typing import Final
 
 import msgspec
 
-from recsys.blueprint import feature_set
 from recsys.clock import wall_ms
 from recsys.config import Config, JoinConfig
 from recsys.consumer import UNREADABLE, Consumer, DeadLetters, hold_what_is_left
 from recsys.events import Impression, Rejected, decode
+from recsys.feature_sets import feature_set
 from recsys.features import FeatureSet
 from recsys.garbage import no_collection
 from recsys.log import Append, Log, LogLost, Record, read_range
