@@ -112,15 +112,9 @@ class Pipeline:
             teams=list(drawn.teams),
         )
         return Answer(
-            request_id,
-            tuple(items),
-            impression,
-            stamp,
-            tuple(degraded),
-            removed,
-            drawn.offered,
+            request_id, tuple(items), impression, stamp, tuple(degraded), removed, drawn.offered,
             ranked,
-        )
+        )  # fmt: skip
 
     @property
     def version(self) -> Version:
