@@ -10,34 +10,36 @@ other increments, lie in its folder too, as hard links: so a snapshot needs no o
 none, and no byte is written or kept twice. After some increments a full one is written again.
 """
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from parameter_server import increments
+from parameter_server.part_files import (
+    ARRAYS,
+    MANIFEST,
+    Arrays,
+    Wanted,
+    check_files,
+    files_of,
+    full_file,
+    increment,
+    read_files,
+    sha256_of,
+)
 from parameter_server.wal import sync_folder
 
-Arrays = Mapping[str, NDArray[Any]]
-_ARRAYS: Final = "arrays.safetensors"
-_MANIFEST: Final = "manifest.json"
-FULL_EVERY: Final = 8  # of so many snapshots at least one is full
 _VERSION: Final = re.compile(r"(\d{6})-(\d{12})")
 _LINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-Wanted = Callable[[str], bool]
 
 
 class NoSnapshot(LookupError):
@@ -78,13 +80,13 @@ class Snapshot:
 
     def files(self, part: int) -> list[Path]:
         """The files of one part in the order in which they build on each other, the full one first."""
-        its = _files(_part(self.folder, part, self.parts), self.manifests[part])
+        its = files_of(_part(self.folder, part, self.parts), self.manifests[part])
         return [path for path, _ in its]
 
     def read(self, part: int, wanted: Wanted = lambda name: True) -> dict[str, NDArray[Any]]:
         """The arrays of one part whose names are ``wanted``; rows in no particular order. Whoever wants a
         column of rows must want their keys."""
-        return _read(_part(self.folder, part, self.parts), self.manifests[part], wanted)
+        return read_files(_part(self.folder, part, self.parts), self.manifests[part], wanted)
 
 
 class Found(NamedTuple):
@@ -103,21 +105,22 @@ def write_part(
     version.mkdir(parents=True, exist_ok=True)
     beside = version / f".{part}-{uuid.uuid4().hex}"
     beside.mkdir()
-    its, chain = _increment(folder, line, (epoch, step), part, parts, arrays, beside)
-    save_file(dict(its), beside / _ARRAYS)
+    base = _before(folder, line, (epoch, step), part, parts)
+    its, chain = increment(base, arrays, beside)
+    save_file(dict(its), beside / ARRAYS)
     manifest = {
         "line": line,
         "epoch": epoch,
         "step": step,
         "part": part,
         "parts": parts,
-        "sha256": _sha256(beside / _ARRAYS),
-        "bytes": (beside / _ARRAYS).stat().st_size,
+        "sha256": sha256_of(beside / ARRAYS),
+        "bytes": (beside / ARRAYS).stat().st_size,
         "chain": chain,
         "meta": dict(meta),
     }
-    (beside / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    for name in (_ARRAYS, _MANIFEST):
+    (beside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    for name in (ARRAYS, MANIFEST):
         _sync_file(beside / name)
     sync_folder(beside)
     target = _part(version, part, parts)
@@ -174,13 +177,13 @@ def adopt(folder: Path, line: str, version: tuple[int, int], epoch: int) -> None
         beside = target / f".{part}-{uuid.uuid4().hex}"
         beside.mkdir()
         source = _part(found.folder, part, found.parts)
-        for path, _ in _files(source, manifest):
+        for path, _ in files_of(source, manifest):
             try:
                 os.link(path, beside / path.name)
             except OSError:  # a disk without links
                 shutil.copyfile(path, beside / path.name)
-        (beside / _MANIFEST).write_text(json.dumps(dict(manifest) | {"epoch": epoch}, indent=1))
-        _sync_file(beside / _MANIFEST)
+        (beside / MANIFEST).write_text(json.dumps(dict(manifest) | {"epoch": epoch}, indent=1))
+        _sync_file(beside / MANIFEST)
         sync_folder(beside)
         if _part(target, part, found.parts).exists():  # a kill ended this before
             shutil.rmtree(beside)
@@ -264,105 +267,35 @@ def _bases(version: Path) -> frozenset[str]:
     found = set()
     for part in range(parts := _parts(version)):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            manifest = json.loads((_part(version, part, parts) / _MANIFEST).read_text())
-            found.add([*_chain(manifest), manifest][0]["sha256"])
+            manifest = json.loads((_part(version, part, parts) / MANIFEST).read_text())
+            found.add(full_file(manifest))
     return frozenset(found)
 
 
-def _increment(
-    folder: Path,
-    line: str,
-    number: tuple[int, int],
-    part: int,
-    parts: int,
-    arrays: Arrays,
-    beside: Path,
-) -> tuple[Arrays, list[dict[str, Any]]]:
-    """What to write of a part: its increment and the chain that it goes on, which is linked into ``beside``;
-    or all of it and no chain, where there is nothing to go on, or it wouldn't pay."""
+def _before(folder: Path, line: str, number: tuple[int, int], part: int, parts: int) -> Path | None:
+    """The folder of the same part in the snapshot before, of the same epoch and as many parts."""
     before = [
         v for v in _versions(folder, line)
         if _number(v)[0] == number[0] and _number(v) < number and _parts(v) == parts and _is_complete(v)
     ]  # fmt: skip
-    if not before:
-        return arrays, []
-    base = _part(before[-1], part, parts)
-    try:
-        manifest = json.loads((base / _MANIFEST).read_text())
-        chain = [*_chain(manifest), {k: manifest[k] for k in ("sha256", "bytes")}]
-        if len(chain) >= FULL_EVERY:
-            return arrays, []
-        _check_files(base, manifest)
-        its = increments.difference(_read(base, manifest), arrays)
-        grown = sum(link["bytes"] for link in chain[1:]) + sum(a.nbytes for a in its.values())
-        if grown > chain[0]["bytes"]:
-            return arrays, []
-        for place, link in enumerate([*map(_link, range(len(chain) - 1)), _ARRAYS]):
-            os.link(base / link, beside / _link(place))
-    except (OSError, ValueError, KeyError, SafetensorError):  # damaged, or a disk without links
-        for place in range(FULL_EVERY):  # a full part has no chain beside it
-            (beside / _link(place)).unlink(missing_ok=True)
-        return arrays, []
-    return its, chain
-
-
-def _link(place: int) -> str:
-    """The name of a file that a part builds on, the full one first."""
-    return f"chain-{place}.safetensors"
-
-
-def _chain(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a part builds on: nothing, where it was written before there were increments."""
-    chain: list[dict[str, Any]] = manifest.get("chain", [])
-    return chain
-
-
-def _files(folder: Path, manifest: Mapping[str, Any]) -> list[tuple[Path, str]]:
-    """All files of a part in the order in which they build on each other, each with its SHA-256."""
-    chain = _chain(manifest)
-    names = [*map(_link, range(len(chain))), _ARRAYS]
-    digests = [link["sha256"] for link in (*chain, manifest)]
-    return [(folder / name, sha) for name, sha in zip(names, digests, strict=True)]
-
-
-def _read(
-    folder: Path, manifest: Mapping[str, Any], wanted: Wanted = lambda name: True
-) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {}
-    for place, (path, _) in enumerate(_files(folder, manifest)):
-        with safe_open(path, framework="numpy") as file:
-            its = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
-        arrays = increments.apply(arrays, its) if place else its
-    return arrays
-
-
-def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises ValueError where a file isn't what its digest says."""
-    for path, sha256 in _files(folder, manifest):
-        if _sha256(path) != sha256:
-            raise ValueError(f"{path.name} is corrupt: its SHA-256 isn't the manifest's")
-        try:
-            with safe_open(path, framework="numpy"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{path.name} can't be read: {error}") from None
+    return _part(before[-1], part, parts) if before else None
 
 
 def _check(version: Path, line: str) -> Snapshot:
     epoch, step = _number(version)
     parts = _parts(version)
-    missing = [p for p in range(parts) if not (_part(version, p, parts) / _MANIFEST).exists()]
+    missing = [p for p in range(parts) if not (_part(version, p, parts) / MANIFEST).exists()]
     if not parts or missing:
         raise ValueError(f"incomplete, parts {missing} of {parts} are missing")
     manifests = []
     for part in range(parts):
         folder = _part(version, part, parts)
-        manifest = json.loads((folder / _MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
         expected = {"line": line, "epoch": epoch, "step": step, "part": part, "parts": parts}
         if any(manifest[name] != value for name, value in expected.items()):
             raise ValueError(f"the manifest of part {part} says {manifest}, expected {expected}")
         try:
-            _check_files(folder, manifest)
+            check_files(folder, manifest)
         except ValueError as error:
             raise ValueError(f"part {part}: {error}") from None
         manifests.append(manifest)
@@ -405,11 +338,6 @@ def _is_complete(version: Path) -> bool:
 
 def _part(version: Path, part: int, parts: int) -> Path:
     return version / f"part-{part:05d}-of-{parts:05d}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_file(path: Path) -> None:

@@ -12,16 +12,15 @@ import numpy as np
 
 from recsys.catalogue import Catalogue
 from recsys.counters import SPEEDS, Counters
+from recsys.dense_columns import MOMENT, entities
 from recsys.feature_kernels import gather, lay, ratios
 from recsys.features import GROUP_WIDTH, FeatureSet, Floats, Keys, RequestFeatures
 from recsys.hashing import key_of
 from recsys.item_counters import GLOBAL
-from recsys.schema import NUMERIC
 from recsys.session import USER, Session
 
 _SMOOTHING: Final = 4.0  # prior examples behind every running rate
-_ENTITIES: Final = 9  # beside two for each group: see _fill_dense
-_SAME_AT: Final = np.array([0, 1, 5, 6])  # of them, those that are the same for all items
+_SAME_AT: Final = np.array([0, 1, 5, 6])  # of the entities, those that are the same for all items
 _RARE: Final = np.float32(1e-4)  # how near to 0 and 1 a rate may come
 _WATCH: Final = 8.0  # log seconds: 50 minutes
 _DAY_MS: Final = 86_400_000
@@ -40,46 +39,12 @@ class FeatureBuilder:
         kinds = features.kinds
         self.rates = np.array([kinds.index(label) for label in features.main_labels], np.int64)
         self.watch = kinds.index("watch")
-        self._each_at = np.setdiff1d(np.arange(self._entities), _SAME_AT)
+        self._each_at = np.setdiff1d(np.arange(len(entities(features.schema))), _SAME_AT)
 
     @property
     def dense_width(self) -> int:
         """F: 0 unless the feature set is ``all``."""
-        if self.features.kind != "all":
-            return 0
-        return self._entities * self._per_entity + self.features.number_columns + 4
-
-    @property
-    def _entities(self) -> int:
-        return _ENTITIES + 2 * len(self._groups)
-
-    @property
-    def _per_entity(self) -> int:
-        return SPEEDS + SPEEDS * len(self.rates) + 1
-
-    @property
-    def dense_names(self) -> tuple[str, ...]:
-        """What stands in each dense column (F,): entity/number, as ``_fill_dense`` and ``lay`` order them."""
-        if not self.dense_width:
-            return ()
-        of = ("all", "context", "item", "item×context", "duration×context", "user", "user×context",
-              "user×item", "user×duration")  # fmt: skip
-        groups = [
-            f"{whose}.{name}"
-            for name in self.features.schema.groups
-            for whose in ("group", "user×group")
-        ]
-        labels = self.features.main_labels
-        numbers = ("shown.fast", "shown.slow", *(f"{label}.fast" for label in labels),
-                   *(f"{label}.slow" for label in labels), "watch.slow")  # fmt: skip
-        counters = [f"{entity}/{number}" for entity in (*of, *groups) for number in numbers]
-        numeric = [f"item.{name}" for name in self.features.schema.names("item", NUMERIC)]
-        vectors = [
-            f"item.{name}[{n}]"
-            for name, length in self.features.schema.vectors
-            for n in range(length)
-        ]
-        return (*counters, *numeric, *vectors, "hour.sin", "hour.cos", "since_last_event", "events")
+        return len(self.features.dense_names)
 
     def build(
         self,
@@ -105,10 +70,9 @@ class FeatureBuilder:
         if dense.size:
             whole = int(user[self._context])
             self._fill_dense(dense, session, whole, items_NI, counters, now_ms)
-            numbers = self.features.number_columns
-            if numbers:
-                dense[:, -4 - numbers : -4] = catalogue.numbers[candidates]
-            dense[:, -4:] = _moment(session, now_ms)
+            moment = self.dense_width - len(MOMENT)
+            dense[:, moment - self.features.number_columns : moment] = catalogue.numbers[candidates]
+            dense[:, moment:] = _moment(session, now_ms)
         return RequestFeatures(
             self.features.digest,
             user,
@@ -136,7 +100,7 @@ class FeatureBuilder:
         counters: Counters,
         now_ms: int,
     ) -> None:
-        """Rates for each entity, in this order: all viewers and the context; the item, it and its duration in
+        """Rates of ``dense_columns.entities``: all viewers and the context; the item, it and its duration in
         the context; the user as a whole and in the context; the user with the item and its duration; all
         viewers and the user with each group. What is the same for all items is computed once."""
         shared = counters.read(np.array([GLOBAL, context], np.int64), now_ms)

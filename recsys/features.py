@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.dense_columns import dense_names
 from recsys.events import FeatureBlock, Impression
 from recsys.hashing import Id, digest_of, key_of
 from recsys.schema import CATEGORICAL, NUMERIC, Schema, values_of
@@ -45,7 +46,8 @@ class Slot:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The named list of features that a model reads; two sets are the same when their digests are.
+    """The named list of features that a model reads; two sets are the same when their digests are: that is
+    made of these fields and of ``columns``.
 
     ``kind`` is ``ids`` (keys only), ``ids+history`` (with the recent history and its outcomes) or ``all``
     (with running counters).
@@ -57,7 +59,25 @@ class FeatureSet:
 
     @cached_property
     def digest(self) -> str:
-        return digest_of(msgspec.json.encode(msgspec.to_builtins(self), order="deterministic"))
+        what = [msgspec.to_builtins(self), self.columns]
+        return digest_of(msgspec.json.encode(what, order="deterministic"))
+
+    @cached_property
+    def columns(self) -> dict[str, list[str]]:
+        """The name of every column of the arrays that a model reads, in order."""
+        kept = (f"item.{name}" for name in self.schema.groups for _ in range(HISTORY_GROUP))
+        return {
+            "user": [slot.name for slot in self.user_slots for _ in range(slot.start, slot.stop)],
+            "item": [slot.name for slot in self.item_slots for _ in range(slot.start, slot.stop)],
+            "history": ["item", *kept],
+            "outcomes": [*self.schema.labels, "watch", "recency"],
+            "dense": list(self.dense_names),
+        }
+
+    @cached_property
+    def dense_names(self) -> tuple[str, ...]:
+        """What stands in each dense column (F,): nothing unless the set is ``all``."""
+        return dense_names(self.schema, self.main_labels) if self.kind == "all" else ()
 
     @cached_property
     def user_slots(self) -> tuple[Slot, ...]:
@@ -105,11 +125,11 @@ class FeatureSet:
 
     @property
     def history_keys(self) -> int:
-        return 1 + HISTORY_GROUP * len(self.schema.groups)
+        return len(self.columns["history"])
 
     @property
     def outcomes(self) -> int:
-        return len(self.schema.labels) + 2  # each label, log watch seconds, recency
+        return len(self.columns["outcomes"])
 
     @cached_property
     def main_labels(self) -> tuple[str, ...]:

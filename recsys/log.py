@@ -119,6 +119,16 @@ def check_range(topic: str, partition: int, offset: int, begin: int, end: int) -
         )
 
 
+class Reads(Protocol):
+    """What a range of a log is read by."""
+
+    def begin(self, topic: str, partition: int) -> int: ...
+
+    def end(self, topic: str, partition: int) -> int: ...
+
+    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]: ...
+
+
 class Log(Protocol):
     """An append-only log of topics. Safe for several threads and, except in memory, several processes."""
 
@@ -185,13 +195,33 @@ class Log(Protocol):
 
 
 def read_range(
-    log: Log, topic: str, partition: int, start: int, stop: int, most: int = 1000
+    log: Reads, topic: str, partition: int, start: int, stop: int, most: int = 1000
 ) -> Iterator[Record]:
     """All records with offsets in [start, stop), in order, in as many reads as that takes of up to ``most``.
     Raises LogLost as ``Log.read``."""
     while start < stop and (found := log.read(topic, partition, start, min(most, stop - start))):
         yield from (record for record in found if record.offset < stop)
         start = found[-1].offset + 1
+
+
+def newest_first(
+    log: Reads,
+    topic: str,
+    partition: int,
+    begin: int | None = None,
+    stop: int | None = None,
+    first: int = 1,
+    most: int = 1000,
+) -> Iterator[Record]:
+    """All records with offsets in [begin, stop), without: all there are, the newest first, however short
+    reads are and whatever gaps lie between offsets. Reads ``first`` offsets, then four times as many, to
+    ``most`` at a time. Raises LogLost as ``Log.read``."""
+    begin = max(begin or 0, log.begin(topic, partition))
+    stop, span = log.end(topic, partition) if stop is None else stop, first
+    while stop > begin:
+        start = max(begin, stop - span)
+        yield from reversed(list(read_range(log, topic, partition, start, stop, most)))
+        stop, span = start, min(4 * span, most)
 
 
 def find_keyed(

@@ -14,9 +14,9 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from recsys.blueprint import FEED_SCHEMA
 from recsys.datasets.source import Dataset
 from recsys.events import Engagement, Event, Impression, Item, Served
+from recsys.feature_sets import FEED_SCHEMA
 from recsys.hashing import uniforms
 from recsys.schema import CATEGORICAL, Schema
 from recsys.world import Request, World

@@ -11,10 +11,11 @@ One process of a system ticks, the part of the sequencer; two would do no harm, 
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Final
 
 from recsys.events import Rejected, Tick, decode, encode
-from recsys.log import Append, Log
+from recsys.log import Append, Log, newest_first
 from recsys.records import EVENTS
 
 EVERY_MS: Final = 1_000
@@ -79,13 +80,7 @@ class Ticker:
 
     def _newest_ms(self, partition: int, end: int) -> int | None:
         """The time of the newest record; None where there is none, or none that can be read."""
-        begin, back = self._log.begin(EVENTS, partition), 1
-        while end > begin:
-            start = max(begin, end - back)
-            for record in reversed(self._log.read(EVENTS, partition, start, back)):
-                with suppress(Rejected):
-                    return decode(record.value).time_ms
-            if start == begin or back > _BACK:
-                return None
-            back *= 4  # offsets needn't be dense
+        for record in islice(newest_first(self._log, EVENTS, partition, stop=end), _BACK):
+            with suppress(Rejected):
+                return decode(record.value).time_ms
         return None

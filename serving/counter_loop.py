@@ -12,10 +12,10 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from recsys.blueprint import feature_set
 from recsys.config import Config
 from recsys.consumer import hold_what_is_left
 from recsys.events import Engagement, Impression
+from recsys.feature_sets import feature_set
 from recsys.features import FeatureSet
 from recsys.item_counters import ItemCounters
 from recsys.log import Append, Log, LogUnavailable

@@ -113,15 +113,9 @@ class Pipeline:
             shares=list(drawn.shares),
         )
         return Answer(
-            request_id,
-            tuple(items),
-            impression,
-            stamp,
-            tuple(degraded),
-            removed,
-            drawn.offered,
+            request_id, tuple(items), impression, stamp, tuple(degraded), removed, drawn.offered,
             ranked,
-        )
+        )  # fmt: skip
 
     @property
     def version(self) -> Version:

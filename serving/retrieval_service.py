@@ -10,8 +10,8 @@ from typing import Final
 
 import msgspec
 
-from recsys.blueprint import feature_set
 from recsys.config import Config
+from recsys.feature_sets import feature_set
 from recsys.log import Log
 from serving.follower import Follower
 from serving.retrieval_shard import BEHIND, Ask, RetrievalShard, Told

@@ -16,9 +16,9 @@ from typing import Any, Final
 import msgspec
 
 from experiments.policy import Policy
-from recsys.blueprint import feature_set
 from recsys.config import Config
 from recsys.events import encode
+from recsys.feature_sets import feature_set
 from recsys.hashing import Id, partition_of
 from recsys.log import Append, Log
 from recsys.log_lines import KNOWN

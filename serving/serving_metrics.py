@@ -56,58 +56,7 @@ class ServingMetrics:
             ["route", "reason"],
             registry=self.registry,
         )
-        writer, reader, replica = service.writer, service.reader, service.replica
-        fresh, traces = reader.freshness, service.traces
-        gauges: dict[str, tuple[str, Callable[[], float | None]]] = {
-            "ready": (
-                "1 once the replica has caught up with the log",
-                lambda: float(service.ready),
-            ),
-            "epoch": ("Epoch of the weights that answer", lambda: replica.epoch),
-            "step": ("Step of the weights that answer", lambda: replica.step),
-            "items": ("Items that may be recommended", lambda: replica.catalogue.living.count),
-            "catalogue_offset": ("Next to read of items", lambda: replica.catalogue_offset),
-            "item_state_offset": ("Next to read of item_state", lambda: replica.item_state_offset),
-            "delta_gaps": ("Gaps met in the deltas, since it began", lambda: reader.line.gaps),
-            "unreadable": (
-                "Records that couldn't be read, since it began",
-                lambda: reader.unreadable,
-            ),
-            "log_failures": ("Appends that failed, since it began", lambda: writer.failures),
-            "impressions_kept_bytes": (
-                "Bytes of impressions that wait for the log, in memory",
-                lambda: writer.kept_bytes,
-            ),
-            "impressions_on_disk_bytes": (
-                "Bytes of impressions that wait for the log, on disk",
-                lambda: writer.on_disk_bytes,
-            ),
-            "retrieval_misses": (
-                "Times that a shard of retrieval gave no answer, since it began",
-                lambda: service.shards.failures if service.shards else 0,
-            ),
-            "session_misses": (
-                "Requests without their session, since it began",
-                lambda: service.session_misses,
-            ),
-            "spans_sent": (
-                "Spans of traced requests that were sent, since it began",
-                lambda: traces.tracer.sent if traces else 0,
-            ),
-            "spans_dropped": (
-                "Spans that weren't: no room, or no receiver, since it began",
-                lambda: traces.tracer.dropped if traces else 0,
-            ),
-            "click_to_session_p95_ms": (
-                "From an acknowledged view to the session that has it",
-                lambda: fresh.to_session.percentile(0.95),
-            ),
-            "click_to_served_p95_ms": (
-                "From an acknowledged view to the model that learned it",
-                lambda: fresh.to_served.percentile(0.95),
-            ),
-        }
-        for name, (about, read) in gauges.items():
+        for name, (about, read) in _gauges(service).items():
             gauge = Gauge(f"recsys_{name}", about, registry=self.registry)
             gauge.set_function(_or_nan(read))
 
@@ -116,7 +65,7 @@ class ServingMetrics:
             registry=self.registry,
         )  # fmt: skip
         for reason in (FULL, CLOSED, REFUSED, TORN):
-            dropped.labels(reason).set_function(partial(writer.drops.__getitem__, reason))
+            dropped.labels(reason).set_function(partial(service.writer.drops.__getitem__, reason))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         self.requests.labels(route, str(status)).inc()
@@ -140,6 +89,61 @@ class ServingMetrics:
 
     def text(self) -> bytes:
         return generate_latest(self._named)
+
+
+def _gauges(service: Service) -> dict[str, tuple[str, Callable[[], float | None]]]:
+    """By name, without prefix: what a gauge is about, and where it is read."""
+    writer, reader, replica = service.writer, service.reader, service.replica
+    fresh, traces = reader.freshness, service.traces
+    return {
+        "ready": (
+            "1 once the replica has caught up with the log",
+            lambda: float(service.ready),
+        ),
+        "epoch": ("Epoch of the weights that answer", lambda: replica.epoch),
+        "step": ("Step of the weights that answer", lambda: replica.step),
+        "items": ("Items that may be recommended", lambda: replica.catalogue.living.count),
+        "catalogue_offset": ("Next to read of items", lambda: replica.catalogue_offset),
+        "item_state_offset": ("Next to read of item_state", lambda: replica.item_state_offset),
+        "delta_gaps": ("Gaps met in the deltas, since it began", lambda: reader.line.gaps),
+        "unreadable": (
+            "Records that couldn't be read, since it began",
+            lambda: reader.unreadable,
+        ),
+        "log_failures": ("Appends that failed, since it began", lambda: writer.failures),
+        "impressions_kept_bytes": (
+            "Bytes of impressions that wait for the log, in memory",
+            lambda: writer.kept_bytes,
+        ),
+        "impressions_on_disk_bytes": (
+            "Bytes of impressions that wait for the log, on disk",
+            lambda: writer.on_disk_bytes,
+        ),
+        "retrieval_misses": (
+            "Times that a shard of retrieval gave no answer, since it began",
+            lambda: service.shards.failures if service.shards else 0,
+        ),
+        "session_misses": (
+            "Requests without their session, since it began",
+            lambda: service.session_misses,
+        ),
+        "spans_sent": (
+            "Spans of traced requests that were sent, since it began",
+            lambda: traces.tracer.sent if traces else 0,
+        ),
+        "spans_dropped": (
+            "Spans that weren't: no room, or no receiver, since it began",
+            lambda: traces.tracer.dropped if traces else 0,
+        ),
+        "click_to_session_p95_ms": (
+            "From an acknowledged view to the session that has it",
+            lambda: fresh.to_session.percentile(0.95),
+        ),
+        "click_to_served_p95_ms": (
+            "From an acknowledged view to the model that learned it",
+            lambda: fresh.to_served.percentile(0.95),
+        ),
+    }
 
 
 class _Named(Collector):

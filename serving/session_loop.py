@@ -12,9 +12,9 @@ from typing import Final
 
 import msgspec
 
-from recsys.blueprint import feature_set
 from recsys.config import Config
 from recsys.events import Engagement, Event, Impression, User
+from recsys.feature_sets import feature_set
 from recsys.features import FeatureSet
 from recsys.hashing import Id
 from recsys.log import Log, LogLost, LogUnavailable

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from experiments.acceptance import Accept, Evidence, Refuse, decide, misfit, what_is_read
-from recsys.blueprint import FEED_SCHEMA
 from recsys.config import ModelConfig, digest
+from recsys.feature_sets import FEED_SCHEMA
 from recsys.features import FeatureSet
 
 FEATURES = FeatureSet(FEED_SCHEMA, "all", 20)

@@ -1,9 +1,12 @@
 """What the line of an arm makes of a lane's examples."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from experiments.arm_line import ALL, DIVERTED, WEIGHTED
 from recsys.blueprint import build_model
@@ -11,7 +14,8 @@ from recsys.events import Stamp
 from recsys.records import ArmLine
 from tests.toy_feed import FEATURES, block, toy_config
 from training.candidates.arm_learner import ArmExample, ArmLearner
-from training.continual.learner import Learner
+from training.continual.learner import Learned, Learner
+from training.continual.rows_behind import examples_behind, rows_of_some
 
 MODEL = toy_config().model
 
@@ -29,13 +33,16 @@ def learner(trains: str) -> ArmLearner:
 
 
 def gradients(its: Learner, lane: Any) -> dict[str, Any]:
+    return {name: found for name, (_, found, _) in learned(its, lane).gradients.items()}
+
+
+def learned(its: Learner, lane: Any) -> Learned:
     draw = np.random.default_rng(0)
     rows = {
         t: draw.normal(size=(len(k), dim(t))).astype(np.float32)
         for t, k in lane.lookup.keys.items()
     }
-    learned = its.learn(lane, rows, its.model.read_dense())
-    return {name: found for name, (_, found) in learned.gradients.items()}
+    return its.learn(lane, rows, its.model.read_dense())
 
 
 def dim(table: str) -> int:
@@ -59,6 +66,44 @@ def test_who_is_in_no_arm_teaches_a_diverted_line_nothing() -> None:
     assert gradients(its, its.prepare([*others, example(9, "b")]))[
         "features"
     ].any()  # ... and its own
+
+
+@pytest.mark.parametrize("retrieval", [0.0, 1.0])
+def test_rows_that_are_taught_nothing_are_not_touched(retrieval: float) -> None:
+    model = build_model(FEATURES, replace(MODEL, retrieval_weight=retrieval))
+    its = ArmLearner(model, ArmLine(experiment="e", arm="b", trains=DIVERTED))
+    usual = Learner(build_model(FEATURES, replace(MODEL, retrieval_weight=retrieval)))
+    own = [example(n, "b", float(n % 2)) for n in range(3)]
+    others = [example(n, "a") for n in range(3, 12)]
+    lane, alone = its.prepare([*own, *others]), usual.prepare(own)
+    found, all_keys = learned(its, lane), lane.lookup.keys
+    counts = examples_behind(lane.lookup)
+    for table, (keys, found_UD, counts_U) in found.gradients.items():
+        left = dict(zip(keys.tolist(), found_UD, strict=True))
+        assert set(alone.lookup.keys[table].tolist()) <= left.keys()  # all that is learned is
+        taught = {key for key, row in left.items() if row.any()}
+        assert left.keys() == set(alone.lookup.keys[table].tolist()) | taught
+        at = {key: n for n, key in enumerate(all_keys[table].tolist())}
+        assert counts_U.tolist() == [counts[table][at[key]] for key in keys.tolist()]
+    assert len(found.gradients["features"].keys) < len(all_keys["features"])
+    # Predicted, and judged, is all.
+    assert found.probabilities_BL.shape[0] == 12 and found.metrics["examples"] == 12.0
+    nothing = learned(its, its.prepare(others[:1]))
+    assert all(not len(rows.keys) for rows in nothing.gradients.values())
+
+
+@given(some=st.lists(st.booleans(), min_size=6, max_size=6))
+def test_rows_of_some_examples_are_those_of_a_lane_of_them(some: list[bool]) -> None:
+    usual = Learner(build_model(FEATURES, MODEL))
+    examples = [example(n) for n in range(6)]
+    lane = usual.prepare(examples)
+    found = rows_of_some(lane.batch, lane.lookup, np.array(some))
+    chosen = [e for e, its in zip(examples, some, strict=True) if its]
+    keys = usual.prepare(chosen).lookup.keys if chosen else {}
+    for table, there_U in found.items():
+        assert set(lane.lookup.keys[table][there_U].tolist()) == set(
+            keys.get(table, np.zeros(0)).tolist()
+        )
 
 
 def test_its_own_stand_for_all_once_the_share_is_known() -> None:

@@ -1,11 +1,13 @@
 """Arms that train lines of their own, in one process: the parts' own classes, called one after the other."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
 
 from experiments.lifecycle import ARM, ENDED
+from parameter_server import snapshots
 from parameter_server.overlay import OverlayTable
 from parameter_server.shard import digest_of_shards
 from recsys.blueprint import build_model
@@ -158,6 +160,48 @@ def test_lines_end_with_their_experiment(tmp_path: Path) -> None:
             for name in run.system.log.holds(EXAMPLES, p)
         )
         await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_what_an_ended_line_kept_goes_once_no_answer_of_it_is_on_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        run = await begun(tmp_path)
+        wish(run, "stop")
+        await run.show(3)
+        folder, system = Path(run.config.state) / "snapshots", run.system
+        ended_ms = system.now_ms
+
+        def part_after(hours: float) -> None:
+            now_ms = ended_ms + round(3_600_000 * hours)
+            ShadowLoop(system.log, run.config, system.features, lambda: now_ms)
+
+        def there() -> dict[str, int]:
+            lines = (CONTROL_LINE, TREATMENT_LINE)
+            return {line: len(snapshots.complete_steps(folder, line, 0)) for line in lines}
+
+        hours, before = run.config.log.retention_hours, there()
+        part_after(hours - 1)
+        assert there() == before and min(before.values()) > 0
+        remove = shutil.rmtree
+
+        def killed_after_one_file(path: Path, **_: bool) -> None:
+            next(file for file in Path(path).rglob("*") if file.is_file()).unlink()
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as broken:
+            broken.setattr(snapshots.shutil, "rmtree", killed_after_one_file)
+            with pytest.raises(KeyboardInterrupt):
+                part_after(hours + 1)
+        assert snapshots.shutil.rmtree is remove
+        # Nothing bears a name that isn't whole; what the kill left goes with the part's next start.
+        assert there() == before | {CONTROL_LINE: 0} and list((folder / CONTROL_LINE).iterdir())
+        assert snapshots.latest(folder, TREATMENT_LINE, 0).reasons == []
+        part_after(hours + 1)
+        assert {path.name for path in folder.iterdir()} == {MAIN}
+        await system.stop()
 
     asyncio.run(scenario())
 

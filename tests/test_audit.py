@@ -69,7 +69,7 @@ def test_a_dense_column_a_little_off_in_one_of_a_hundred_is_found(
     assert block is not None
     plant(past, shown, with_dense(block, column, 0.01))
     report = audit(past)
-    name = Recomputer(past.history()).builder.dense_names[column]
+    name = Recomputer(past.history()).builder.features.dense_names[column]
     assert list(report.differing) == [name]
     its = report.differing[name]
     assert (its.impressions, its.numbers) == (1, 3)

@@ -15,7 +15,7 @@ import pytest
 
 from parameter_server.parameter_client import LocalClient
 from parameter_server.shard_actor import actor_name
-from recsys import blueprint
+from recsys import feature_sets
 from recsys.blueprint import build_model
 from recsys.cli import plan as plans
 from recsys.cli import processes
@@ -46,7 +46,7 @@ class System:
         )
         self.config, self.plan = plans.resolve(base)
         plans.write(self.config, self.plan)
-        blueprint.decide(self.config, FEATURES)
+        feature_sets.decide(self.config, FEATURES)
         self.log = open_log(self.config)
         create_topics(self.log, self.config)
         self.sequencer = SequencerLoop(self.log, self.config, FEATURES, wall_ms)

@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from recsys.blueprint import FEED_SCHEMA
 from recsys.counters import Counters
 from recsys.events import Engagement, Event, FeatureBlock, Impression, Item, Served, encode
+from recsys.feature_sets import FEED_SCHEMA
 from recsys.features import FeatureSet
 from recsys.hashing import cross, key_of, partition_of
 from recsys.log import Append, LogLost, MemoryLog

@@ -16,7 +16,6 @@ from experiments.definition import read_experiment
 from experiments.interleaving import INTERLEAVED
 from experiments.off_policy import estimates
 from experiments.target_policy import read_target
-from recsys.blueprint import feature_set
 from recsys.cli.counterfactual import measured
 from recsys.cli.explainer import EQUAL, Explainer
 from recsys.cli.logged_lists import BY_SCORE, EARLY, GONE, OTHERS, SAMPLED, read_lists
@@ -24,6 +23,7 @@ from recsys.cli.logged_lists import INTERLEAVED as DRAFTED
 from recsys.cli.main import app
 from recsys.config import Config
 from recsys.events import Impression, decode, encode
+from recsys.feature_sets import feature_set
 from recsys.log import Log, Record
 from recsys.open_log import open_log
 from recsys.records import EVENTS, EXAMPLES, Example, unpack

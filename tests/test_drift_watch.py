@@ -11,9 +11,9 @@ from msgspec import structs
 
 from experiments.lifecycle import Lifecycle
 from parameter_server.lanes import MOST_RATE
-from recsys.blueprint import feature_set
 from recsys.drift_config import DriftRules
 from recsys.events import FeatureBlock
+from recsys.feature_sets import feature_set
 from recsys.log import Append, LogUnavailable
 from recsys.loops import Heartbeat
 from recsys.records import (

@@ -14,11 +14,11 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from recsys.blueprint import FEED_SCHEMA, decide
 from recsys.cli import experiment as command
 from recsys.cli import plan as plans
 from recsys.cli.main import app
 from recsys.config import Config, LogConfig
+from recsys.feature_sets import FEED_SCHEMA, decide
 from recsys.features import FeatureSet
 from recsys.log import Append
 from recsys.open_log import create_topics, open_log

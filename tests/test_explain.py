@@ -12,7 +12,6 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from recsys.blueprint import feature_set
 from recsys.cli import plan as plans
 from recsys.cli.explain import as_values, drawn
 from recsys.cli.explainer import DIFFERENT, EQUAL, GONE, Explained, Explainer
@@ -21,6 +20,7 @@ from recsys.cli.one_process import START_MS, OneProcess, small_config
 from recsys.cli.plan import Plan, RayPorts
 from recsys.config import Config
 from recsys.events import Impression, Item, User, encode
+from recsys.feature_sets import feature_set
 from recsys.hashing import partition_of, uniform
 from recsys.log import Log, Record
 from recsys.open_log import open_log

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys import dense_columns
 from recsys.events import FeatureBlock
+from recsys.feature_builder import FeatureBuilder
 from recsys.features import (
     CONTENT_WIDTH,
     CONTEXT_WIDTH,
@@ -53,6 +55,25 @@ def same(a: RequestFeatures, b: RequestFeatures) -> bool:
 )
 def test_the_digest_changes_with_every_part(change: dict[str, Any]) -> None:
     assert replace(FEATURES, **change).digest != FEATURES.digest
+
+
+@pytest.mark.parametrize("kind", ["ids", "ids+history", "all"])
+def test_every_column_has_a_name(kind: str) -> None:
+    features = FeatureSet(WIDE, kind)
+    widths = {name: len(names) for name, names in features.columns.items()}
+    assert widths == {
+        "user": features.user_columns, "item": features.item_columns,
+        "history": features.history_keys, "outcomes": features.outcomes,
+        "dense": FeatureBuilder(features).dense_width,
+    }  # fmt: skip
+    assert len(set(features.dense_names)) == len(features.dense_names)
+
+
+def test_the_digest_changes_with_a_dense_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, without = FEATURES.digest, FeatureSet(SCHEMA, "ids+history", 4).digest
+    monkeypatch.setattr(dense_columns, "MOMENT", ("hour.cos", *dense_columns.MOMENT[1:]))
+    assert FeatureSet(SCHEMA, "all", 4).digest != before
+    assert FeatureSet(SCHEMA, "ids+history", 4).digest == without  # it reads none
 
 
 def test_the_digest_does_not_hang_on_what_was_asked_before() -> None:

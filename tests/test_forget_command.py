@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from recsys.blueprint import decide
 from recsys.cli import plan as plans
 from recsys.cli import running as runs
 from recsys.cli.forget import Refused, forget_user
@@ -18,6 +17,7 @@ from recsys.cli.main import app
 from recsys.cli.processes import identify
 from recsys.config import Config, LogConfig
 from recsys.events import Engagement, Impression, User, decode
+from recsys.feature_sets import decide
 from recsys.hashing import partition_of
 from recsys.log import Log
 from recsys.loops import write_atomically

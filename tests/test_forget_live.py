@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from recsys.blueprint import feature_set
 from recsys.cli.explainer import EQUAL, Explainer
 from recsys.cli.forget import Refused, forget_user
 from recsys.cli.plan import _free_ports
 from recsys.cli.trace import life_of
 from recsys.config import ParameterServerConfig
 from recsys.control_room_config import ControlRoomConfig
+from recsys.feature_sets import feature_set
 from recsys.hashing import partition_of
 from recsys.loops import read_beat
 from recsys.open_log import open_log

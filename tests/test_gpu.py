@@ -36,7 +36,7 @@ def test_a_gpu_learns_what_the_processor_does() -> None:
     a, b = (learned(its, its.prepare(examples)) for its in (here, there))
     np.testing.assert_allclose(a.probabilities_BL, b.probabilities_BL, atol=1e-4)
     np.testing.assert_allclose(a.dense, b.dense, rtol=1e-3, atol=1e-4)
-    for table, (keys, gradients) in a.gradients.items():
+    for table, (keys, gradients, _) in a.gradients.items():
         assert keys.tolist() == b.gradients[table][0].tolist()
         np.testing.assert_allclose(gradients, b.gradients[table][1], rtol=1e-3, atol=1e-4)
     assert a.metrics == pytest.approx(b.metrics, rel=1e-3)
@@ -48,5 +48,5 @@ def test_a_gpu_gives_the_same_bits_again() -> None:
     lane = its.prepare([example(n) for n in range(64)])
     once, again = learned(its, lane), learned(its, lane)
     assert once.dense.tobytes() == again.dense.tobytes()
-    for table, (_, gradients) in once.gradients.items():
+    for table, (_, gradients, _) in once.gradients.items():
         assert gradients.tobytes() == again.gradients[table][1].tobytes()

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from recsys.blueprint import FEED_SCHEMA
 from recsys.cli import up
 from recsys.config import Config, laptop, override
+from recsys.feature_sets import FEED_SCHEMA
 from recsys.features import FeatureSet
 from training.line import learning_digest, spec_of
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from recsys.blueprint import feature_set
 from recsys.cli.one_process import small_config
+from recsys.feature_sets import feature_set
 from recsys.log import MemoryLog
 from recsys.records import topics
 from serving.line_sides import LineSides

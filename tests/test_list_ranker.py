@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from recsys.batch import batch_of
-from recsys.blueprint import FEED_SCHEMA, build_model
+from recsys.blueprint import build_model
 from recsys.config import ModelConfig
+from recsys.feature_sets import FEED_SCHEMA
 from recsys.features import FeatureSet, RequestFeatures
 from recsys.list_ranker import lists_of, rank_lists
 from recsys.model import Model, lookup_of, padded

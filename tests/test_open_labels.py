@@ -98,7 +98,7 @@ class Trainer:
         }
         learned = self.learner.learn(lane, rows, self.dense)
         self.dense = self.dense - self.rate * learned.dense
-        for name, (keys, gradients) in learned.gradients.items():
+        for name, (keys, gradients, _) in learned.gradients.items():
             for key, row, gradient in zip(keys, rows[name], gradients, strict=True):
                 self.rows[name, int(key)] = row - self.rate * gradient
         self.sums.append((examples[-1].closed_ms / 1000, learned.metrics))

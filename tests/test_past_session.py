@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from msgspec.structs import replace as replace_fields
 
-from recsys.blueprint import FEED_SCHEMA
 from recsys.config import Config
 from recsys.events import Asked, Engagement, Impression, Item, Stamp, encode
+from recsys.feature_sets import FEED_SCHEMA
 from recsys.features import FeatureSet
 from recsys.hashing import digest_of, partition_of
 from recsys.log import Append, MemoryLog

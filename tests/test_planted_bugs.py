@@ -19,6 +19,7 @@ from parameter_server.deltas import DeltaAssembler, seal
 from parameter_server.durable import DurableShard
 from parameter_server.held_back import Held
 from parameter_server.lanes import StepSum, add_lanes
+from parameter_server.part_files import sha256_of
 from parameter_server.published import Published
 from parameter_server.rows import Table
 from parameter_server.shard import Shard
@@ -202,7 +203,7 @@ def snapshot_renamed_before_it_is_complete(patch: Patch) -> None:
         path = target / "arrays.safetensors"
         snapshots.save_file(dict(arrays), path)
         said = {"line": line, "epoch": epoch, "step": step, "part": part, "parts": parts}
-        manifest = said | {"sha256": snapshots._sha256(path), "chain": [], "meta": dict(meta)}
+        manifest = said | {"sha256": sha256_of(path), "chain": [], "meta": dict(meta)}
         (target / "manifest.json").write_text(snapshots.json.dumps(manifest))
         return target
 

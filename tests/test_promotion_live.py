@@ -14,11 +14,12 @@ from experiments.lifecycle import Lifecycle
 from parameter_server import snapshots
 from parameter_server.durable import load_shard
 from parameter_server.shard import Shard
-from recsys.blueprint import build_model, feature_set
+from recsys.blueprint import build_model
 from recsys.cli.shadow import propose, rollback
 from recsys.client import ApiError
 from recsys.config import digest
 from recsys.consumer import readable
+from recsys.feature_sets import feature_set
 from recsys.log import Append, Log
 from recsys.open_log import open_log
 from recsys.promotion_config import PromotionConfig

@@ -7,12 +7,13 @@ import pytest
 
 from parameter_server.snapshots import adopt, complete_steps, epochs, latest, prune, write_part
 from recsys.batch import batch_of
-from recsys.blueprint import FEED_SCHEMA, build_model
+from recsys.blueprint import build_model
 from recsys.catalogue import Catalogue
 from recsys.config import ModelConfig
 from recsys.counters import Counters
 from recsys.events import Item
 from recsys.feature_builder import FeatureBuilder
+from recsys.feature_sets import FEED_SCHEMA
 from recsys.features import FeatureSet
 from recsys.hashing import key_of
 from recsys.model import lookup_of

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from recsys.batch import batch_of
-from recsys.blueprint import FEED_SCHEMA
 from recsys.config import laptop
 from recsys.feature_builder import FeatureBuilder
+from recsys.feature_sets import FEED_SCHEMA
 from recsys.features import FeatureSet, RequestFeatures
 from recsys.model import lookup_of, padded
 from recsys.tile_kernels import LANES

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.blueprint import FEED_SCHEMA
 from recsys.events import Engagement, Event, Impression, Item, Served, Tick, User, encode
+from recsys.feature_sets import FEED_SCHEMA
 from recsys.features import FeatureSet
 from recsys.hashing import partition_of
 from recsys.log import Append, LogLost, MemoryLog

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from recsys.blueprint import feature_set
 from recsys.cli import shadow as command
 from recsys.cli.main import app
 from recsys.config import Config
+from recsys.feature_sets import feature_set
 from recsys.log import Append, Log, MemoryLog
 from recsys.records import CONTROL, Candidate, Control, Decision, Live, Wish, pack, topics
 from training.candidates.promoter import Promoter

@@ -8,12 +8,13 @@ import typer
 
 from experiments.epoch_model import sized
 from parameter_server.shard import Shard
-from recsys.blueprint import build_model, feature_set
+from recsys.blueprint import build_model
 from recsys.cli import plan as plans
 from recsys.cli import shadow
 from recsys.cli.shadow import propose_to
 from recsys.config import Config, ModelConfig, ParameterServerConfig, digest
 from recsys.consumer import readable
+from recsys.feature_sets import feature_set
 from recsys.open_log import create_topics, open_log
 from recsys.records import CONTROL, Candidate, Control, ModelSize
 from tests.toy_plan import FREE

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from parameter_server import snapshots
+from parameter_server import part_files, snapshots
 from parameter_server.serving_rows import load_rows
 from parameter_server.snapshots import (
     NoSnapshot,
@@ -120,7 +120,7 @@ def test_the_newest_is_of_the_highest_epoch_or_of_the_one_asked_for(tmp_path):
 
 
 def test_pruning_keeps_the_newest_complete_ones_and_what_is_being_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(snapshots, "FULL_EVERY", 1)  # no two build on one file
+    monkeypatch.setattr(part_files, "FULL_EVERY", 1)  # no two build on one file
     write_all(tmp_path, 1, 2, 4, 5)
     write(tmp_path, 3, 0)
     write(tmp_path, 6, 0)

@@ -15,9 +15,9 @@ from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import Shard
 from parameter_server.snapshots import write_part
-from recsys.blueprint import FEED_SCHEMA
 from recsys.config import Config, ServeConfig
 from recsys.events import Item, encode
+from recsys.feature_sets import FEED_SCHEMA
 from recsys.features import FeatureSet
 from recsys.hashing import key_of, uniforms
 from recsys.log import Append, LogUnavailable, MemoryLog

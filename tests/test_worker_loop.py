@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from parameter_server.durable import DurableShard, Home
-from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.lanes import LaneGradients
 from parameter_server.parameter_client import LocalClient, ShardedClient, hello, part_of
 from parameter_server.parameter_client import Worker as WorkerId
 from parameter_server.shard import digest_of_shards
 from parameter_server.shard_service import ShardService
 from parameter_server.transport import SocketChannel, SocketServer
-from recsys import blueprint
+from recsys import feature_sets
 from recsys.blueprint import build_model
 from recsys.config import Config
 from recsys.events import FeatureBlock
@@ -54,7 +54,7 @@ from training.continual import sequencer_loop
 from training.continual.learner import Learner
 from training.continual.sequencer_loop import SequencerLoop
 from training.continual.step_reader import ExampleCheck, StepReader, read_lanes, records_of
-from training.continual.worker import Worker, examples_behind
+from training.continual.worker import Worker
 from training.joining import joiner_loop
 from training.line import spec_of
 
@@ -200,9 +200,7 @@ def by_hand(log: Log, config: Config) -> str:
             lane = learner.prepare(read.examples)
             rows = client.lookup(step.step - 1, lane.lookup.keys)
             out = learner.learn(lane, rows, client.dense(step.step - 1))
-            counts = examples_behind(lane.lookup)
-            tables = {t: RowGradients(k, g, counts[t]) for t, (k, g) in out.gradients.items()}
-            sent.append(LaneGradients(number, tables, out.dense, out.metrics))
+            sent.append(LaneGradients(number, out.gradients, out.dense, out.metrics))
         client.exchange(step.step, step.time_ms, sent, None)
     return digest_of_shards(client.shards)
 
@@ -274,7 +272,7 @@ def test_from_events_to_weights_in_lockstep() -> None:
 def test_the_parts_run_over_one_log_and_stop_when_asked(tmp_path: Path) -> None:
     config = toy_config(str(tmp_path))
     config = replace(config, log=replace(config.log, partitions=PARTITIONS))
-    blueprint.decide(config, FEATURES)
+    feature_sets.decide(config, FEATURES)
     log = open_log(config)
     create_topics(log, config)
     for topic in (EVENTS, ITEMS, STEPS):

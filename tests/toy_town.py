@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments.comparison import Paired
-from recsys.blueprint import feature_set
 from recsys.cli.study_promotion import Pair, Stream
 from recsys.config import Config
+from recsys.feature_sets import feature_set
 from recsys.hashing import key_of
 from recsys.log import Append, MemoryLog
 from recsys.promotion_config import PromotionConfig

@@ -18,11 +18,11 @@ import msgspec
 import experiments
 from experiments.readout import BROKEN, HARM
 from parameter_server import snapshots
-from recsys.blueprint import feature_set
 from recsys.clock import wall_ms
 from recsys.config import Config
 from recsys.consumer import UNREADABLE
-from recsys.log import Append, Log, LogLost, LogUnavailable
+from recsys.feature_sets import feature_set
+from recsys.log import Append, Log, LogLost, LogUnavailable, newest_first
 from recsys.loops import Heartbeat, Stop
 from recsys.open_log import open_log
 from recsys.records import (
@@ -248,21 +248,18 @@ def ends_before(
 
     A partition that they don't touch keeps what was held of it before: too much is kept, never too little.
     """
-    ends, stop = dict[int, int](), among.stop
-    begin = max(among.start, log.begin(STEPS, 0))
-    while stop > begin and len(ends) < len(partitions):
-        start = max(begin, stop - _AHEAD)
-        for record in reversed(log.read(STEPS, 0, start, stop - start)):
-            try:
-                said = unpack(record.value, Step)
-            except UNREADABLE:
-                continue
-            if record.offset < stop and said.line == line and said.epoch in epochs:
-                if said.step <= step:
-                    for part in said.ranges:
-                        if part.partition in partitions:
-                            ends.setdefault(part.partition, part.stop)
-        stop = start
+    ends = dict[int, int]()
+    for record in newest_first(log, STEPS, 0, among.start, among.stop, _AHEAD):
+        if len(ends) >= len(partitions):
+            break
+        try:
+            said = unpack(record.value, Step)
+        except UNREADABLE:
+            continue
+        if said.line == line and said.epoch in epochs and said.step <= step:
+            for part in said.ranges:
+                if part.partition in partitions:
+                    ends.setdefault(part.partition, part.stop)
     return ends
 
 

@@ -6,10 +6,11 @@ after s are no part of the line's history any more.
 
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Final
 
 from recsys.consumer import UNREADABLE
-from recsys.log import Log
+from recsys.log import Log, newest_first
 from recsys.records import STEPS, Live, Step, unpack
 from training.continual.step_reader import StepReader
 
@@ -55,11 +56,11 @@ class Lineage:
 
 def last_steps(log: Log) -> list[Step]:
     """The newest step records, of any line, in order."""
-    end, found = log.end(STEPS, 0), list[Step]()
-    for record in log.read(STEPS, 0, max(log.begin(STEPS, 0), end - _AT_END)):
+    found = list[Step]()
+    for record in islice(newest_first(log, STEPS, 0, first=_AT_END), _AT_END):
         with suppress(*UNREADABLE):
             found.append(unpack(record.value, Step))
-    return found
+    return found[::-1]
 
 
 def newest_step(log: Log, line: str, epoch: int) -> int:

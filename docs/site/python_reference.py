@@ -12,7 +12,7 @@ PAGES = "docs/generated/python"
 PUBLIC = {
     "recsys": """events records log hashing schema features feature_builder session counters catalogue
         batch ranker vectors model student_model metrics world config policy_config
-        promotion_config drift_config blueprint open_log sqlite_log kafka_log client""",
+        promotion_config drift_config feature_sets blueprint open_log sqlite_log kafka_log client""",
     "parameter_server": "rows id_map lanes routing shard rules rounding published deltas wal snapshots",
     "experiments": """definition assignment policy design metric effect sample_ratio power readout ramp
         comparison gates promotion guard lifecycle""",

@@ -8,6 +8,7 @@ alone. Chance is the same in every run of a seed: runs differ by what they are a
 
 # U users, C candidates of each, K shown to each, I items, B examples, F features that tell arms apart
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -16,13 +17,15 @@ from numpy.typing import NDArray
 
 from experiments.arm_line import DIVERTED, WEIGHTED, ArmWeights, telling
 from recsys.batch import Batch, assemble
-from recsys.blueprint import FEED_SCHEMA, build_model
+from recsys.blueprint import build_model
 from recsys.config import Config, ModelConfig
 from recsys.feature_builder import FeatureBuilder
+from recsys.feature_sets import FEED_SCHEMA
 from recsys.features import FeatureSet
 from recsys.hashing import key_of
 from recsys.world import World
-from training.continual.learner import Lane, Learner
+from training.candidates.arm_learner import without_rows
+from training.continual.learner import Lane, Learned, Learner
 from training.continual.local_line import LocalLine
 from training.continual.open_labels import Told, told_once
 from training.line import whole_spec
@@ -68,6 +71,14 @@ class Shown:
     labels_B: Floats
 
 
+class _Weighing(Learner):
+    """Leaves out the rows that an arm's line leaves out."""
+
+    def learn(self, lane: Lane, rows: Mapping[str, Any], dense: Any) -> Learned:
+        learned, weigh_B = super().learn(lane, rows, dense), lane.told.weights_BL[:, 0] > 0
+        return learned if weigh_B.all() else without_rows(learned, lane, weigh_B)
+
+
 class ArmsWorld:
     """One world. ``run`` plays it from the beginning, the same each time but for who is treated how."""
 
@@ -77,7 +88,7 @@ class ArmsWorld:
         self._features = FeatureSet(FEED_SCHEMA, "ids")
         model = ModelConfig(dim=8, vector_dim=8, hidden=(16,), features="ids", retrieval_weight=0.0)
         self._config = Config(model=model)
-        self._learner = Learner(build_model(self._features, model))
+        self._learner = _Weighing(build_model(self._features, model))
         self._first_dense = self._learner.model.read_dense()
         self._dense = FeatureBuilder(self._features).dense_width
         self._labels = len(FEED_SCHEMA.labels)

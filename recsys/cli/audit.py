@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from recsys.blueprint import FILE, feature_set
 from recsys.cli import plan as plans
 from recsys.config import Config
+from recsys.feature_sets import FILE, feature_set
 from recsys.features import FeatureSet
 from training.archive.audit import TOLERANCE, AuditReport
 

@@ -52,7 +52,7 @@ def backfilled(
     until: str | None = None,
 ) -> dict[str, int]:
     """Writes the examples of some days; how many were kept, filled in, and left out by which reason."""
-    from recsys.blueprint import FILE
+    from recsys.feature_sets import FILE, as_file
     from recsys.loops import write_atomically
     from serving.session_fold import fold_event, shown_keys
     from training.archive.backfill import Backfill
@@ -79,7 +79,7 @@ def backfilled(
         counters = CountersThen(items, source.events, source.partitions("events"), folds)
         fill.compute(shown, sessions, counters)
     out.mkdir(parents=True)
-    write_atomically(out / FILE, msgspec.json.format(msgspec.json.encode(features)))
+    write_atomically(out / FILE, as_file(features))
     write_atomically(out / "log_id", source.id.encode())
     for held in files:
         _write(held.path, out / held.path.relative_to(archive), fill)

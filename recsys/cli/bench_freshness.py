@@ -140,8 +140,8 @@ def _send(
 
 def join(task: Task, told: Told, stop: Any) -> None:
     """The joiner; notes how many examples stood in each partition."""
-    from recsys.blueprint import feature_set
     from recsys.clock import wall_ms
+    from recsys.feature_sets import feature_set
     from recsys.open_log import open_log
     from recsys.part_state import PartState
     from recsys.records import EVENTS, EXAMPLES
@@ -162,8 +162,8 @@ def join(task: Task, told: Told, stop: Any) -> None:
 
 def cut(task: Task, told: Told, stop: Any) -> None:
     """The sequencer; notes the newest step."""
-    from recsys.blueprint import feature_set
     from recsys.clock import wall_ms
+    from recsys.feature_sets import feature_set
     from recsys.open_log import open_log
     from recsys.records import EXAMPLES
     from training.continual.sequencer_loop import SequencerLoop
@@ -180,8 +180,8 @@ def cut(task: Task, told: Told, stop: Any) -> None:
 
 def follow(task: Task, told: Told, stop: Any) -> None:
     """A replica that follows the log as a serving one does; notes the step of its newest answer."""
-    from recsys.blueprint import feature_set
     from recsys.clock import wall_ms
+    from recsys.feature_sets import feature_set
     from recsys.open_log import open_log
     from recsys.records import DELTAS
     from recsys.session import Session
@@ -219,7 +219,8 @@ def learn(task: Task, ports: dict[int, int], told: Told, stop: Any) -> None:
     from parameter_server.parameter_client import ShardedClient, hello
     from parameter_server.parameter_client import Worker as WorkerId
     from parameter_server.transport import Address, SocketChannel
-    from recsys.blueprint import build_model, feature_set
+    from recsys.blueprint import build_model
+    from recsys.feature_sets import feature_set
     from recsys.open_log import open_log
     from recsys.records import STEPS
     from training.continual.jagged import keyed_jagged
@@ -259,7 +260,8 @@ def serve(task: Task, part: int, told: Told, stop: Any) -> None:
     from parameter_server.parameter_client import part_of
     from parameter_server.shard_service import ShardService
     from parameter_server.transport import SocketServer
-    from recsys.blueprint import build_model, feature_set
+    from recsys.blueprint import build_model
+    from recsys.feature_sets import feature_set
     from recsys.log import Append
     from recsys.open_log import open_log
     from recsys.records import DELTAS

@@ -77,8 +77,8 @@ class Live:
     """Ours: a replica and what looks after its index, as the reading thread drives them."""
 
     def __init__(self, its: Plan, items: int) -> None:
-        from recsys.blueprint import FEED_SCHEMA
         from recsys.config import Config
+        from recsys.feature_sets import FEED_SCHEMA
         from recsys.features import FeatureSet
         from serving.faiss_centroids import lists_for, sample_of, train
         from serving.index_care import IndexCare

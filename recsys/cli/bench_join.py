@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from recsys.blueprint import FEED_SCHEMA
 from recsys.config import Config, JoinConfig
 from recsys.events import Engagement, Event, FeatureBlock, Impression, Served, Tick, decode, encode
 from recsys.feature_builder import FeatureBuilder
+from recsys.feature_sets import FEED_SCHEMA
 from recsys.features import FeatureSet
 from recsys.garbage import settle
 from recsys.hashing import partition_of

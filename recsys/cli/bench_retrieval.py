@@ -61,8 +61,8 @@ def held(name: str, items: int, shards: int, seed: int) -> dict[str, Any]:
 
 
 def _empty(name: str, shards: int) -> Any:
-    from recsys.blueprint import FEED_SCHEMA
     from recsys.config import Config
+    from recsys.feature_sets import FEED_SCHEMA
     from recsys.features import FeatureSet
     from serving.replica import Replica
     from serving.retrieval_shard import RetrievalShard

@@ -39,7 +39,7 @@ class Built:
 def build(config: Config, items: int, seed: int, now_ms: int) -> Built:
     """Writes log and snapshot into the state folder, as of ``now_ms``; the sessions are for who starts the
     store."""
-    from recsys.blueprint import feature_set
+    from recsys.feature_sets import feature_set
     from recsys.open_log import create_topics, open_log
 
     features, log = feature_set(config), open_log(config)

@@ -166,10 +166,10 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
     """Appends events while it is asked for; once used up, the same come again under other requests."""
     from msgspec.structs import replace as changed
 
-    from recsys.blueprint import feature_set
     from recsys.cli.bench_views import draw_items, draw_views
     from recsys.clock import wall_ms
     from recsys.events import Engagement, Impression, Stamp, encode
+    from recsys.feature_sets import feature_set
     from recsys.hashing import partition_of
     from recsys.log import Append
     from recsys.open_log import open_log
@@ -219,7 +219,8 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
 def _score(task: Task, its: _Sender) -> None:
     """Scores the steps that are learned, as a candidate that doesn't learn, while it is asked for."""
     from parameter_server.shard import Shard
-    from recsys.blueprint import build_model, feature_set
+    from recsys.blueprint import build_model
+    from recsys.feature_sets import feature_set
     from recsys.log import Append
     from recsys.open_log import open_log
     from recsys.records import SCORES, STEPS, Live, pack

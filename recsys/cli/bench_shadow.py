@@ -29,11 +29,12 @@ from parameter_server.mapped import mapped_shard
 from parameter_server.parameter_client import part_of
 from parameter_server.shard import Shard, ShardSpec
 from recsys.as_served import AsServed
-from recsys.blueprint import build_model, feature_set
+from recsys.blueprint import build_model
 from recsys.cli.joiners import Joiners
 from recsys.cli.one_process import DurableShards
 from recsys.config import Config, ModelConfig, StepConfig
 from recsys.events import Impression, Stamp
+from recsys.feature_sets import feature_set
 from recsys.garbage import settle
 from recsys.log import Append, Log
 from recsys.model import tables_of

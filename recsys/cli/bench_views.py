@@ -10,12 +10,12 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from recsys.blueprint import feature_set
 from recsys.catalogue import Catalogue
 from recsys.cli.bench_join import FEATURES, draw_events
 from recsys.config import Config
 from recsys.events import Event, FeatureBlock, Impression, Item
 from recsys.feature_builder import FeatureBuilder
+from recsys.feature_sets import feature_set
 from recsys.hashing import key_of
 
 ITEMS: Final = 20_000  # as the lists of the joiner's bench draw them

@@ -17,9 +17,10 @@ from experiments.epoch_model import sized
 from parameter_server.deltas import seal
 from parameter_server.rounding import round_dense
 from parameter_server.snapshots import write_part
-from recsys.blueprint import build_model, feature_set
+from recsys.blueprint import build_model
 from recsys.config import Config, LogConfig, ModelConfig, ParameterServerConfig, ServeConfig
 from recsys.events import Engagement, Item, encode
+from recsys.feature_sets import feature_set
 from recsys.features import FeatureSet
 from recsys.hashing import cross, key_of
 from recsys.item_counters import GLOBAL

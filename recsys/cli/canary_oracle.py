@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from experiments.definition import read_experiments
 from experiments.policy import Policies, Policy
-from recsys.blueprint import build_model, feature_set
+from recsys.blueprint import build_model
 from recsys.catalogue import Catalogue
 from recsys.cli.canary import (
     CYCLE,
@@ -33,6 +33,7 @@ from recsys.config import Config
 from recsys.counters import Counters
 from recsys.events import FeatureBlock, Stamp
 from recsys.feature_builder import FeatureBuilder
+from recsys.feature_sets import feature_set
 from recsys.features import RequestFeatures
 from recsys.hashing import Id, key_of
 from recsys.model import tables_of

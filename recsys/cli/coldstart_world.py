@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.policy import Policy
-from recsys.blueprint import FEED_SCHEMA
 from recsys.cli.coldstart_ceiling import Ceiling, swipes_of
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.player import Player
 from recsys.config import Config, JoinConfig, ModelConfig, ServeConfig, StepConfig
 from recsys.events import Engagement, Event, Impression, Item, Served
+from recsys.feature_sets import FEED_SCHEMA
 from recsys.features import FeatureSet
 from recsys.hashing import Id
 from recsys.pasts import SURFACE

@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Set
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -19,10 +18,9 @@ from experiments.revision import each_of
 from recsys.cli.experiment_story import began_ms, notes_of, row_of
 from recsys.clock import wall_ms
 from recsys.config import Config
-from recsys.features import FeatureSet
+from recsys.feature_sets import labels_of
 from recsys.log import Log
 from recsys.records import Experiments, Stand
-from recsys.schema import Schema
 from training.measuring.trial_fold import TrialFold
 
 EVERY_S: Final = 30.0
@@ -180,12 +178,3 @@ def _line(seen: Readout, number: int) -> dict[str, Any]:
         "low": its.low, "high": its.high, "known": its.known, "tolerated": line.tolerated,
         "higher_is_better": line.higher_is_better,
     }  # fmt: skip
-
-
-def labels_of(config: Config) -> tuple[str, ...]:
-    """Of the state folder's feature set; those of the feed where none was decided. Read here, since the
-    module that every process takes it from brings the model, and 400 MB, along."""
-    file = Path(config.state) / "feature_set.json"
-    if file.exists():
-        return msgspec.json.decode(file.read_bytes(), type=FeatureSet).schema.labels
-    return Schema().labels

@@ -53,9 +53,9 @@ def measured(file: Path, state: Path | None, most: int, alpha: float) -> dict[st
     """What is found, as plain values. Raises ValueError, naming the file's line."""
     import torch
 
-    from recsys.blueprint import feature_set
     from recsys.cli import plan as plans
     from recsys.cli.logged_lists import read_lists
+    from recsys.feature_sets import feature_set
     from recsys.open_log import open_log
 
     text = file.read_text("utf-8")

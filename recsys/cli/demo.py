@@ -111,7 +111,7 @@ def started(
 
 def _past(settings: Config, limit: int, console: Console) -> Any:
     """What is still to be played; None where the folder is warm. Decides the feature set."""
-    from recsys.blueprint import decide
+    from recsys.feature_sets import decide
     from recsys.features import FeatureSet
 
     state = Path(settings.state)
@@ -129,7 +129,7 @@ def _past(settings: Config, limit: int, console: Console) -> Any:
 
 def _warm(config: Config, past: Any, console: Console) -> None:
     """Plays the past, and waits until every part has learned it."""
-    from recsys.blueprint import feature_set
+    from recsys.feature_sets import feature_set
     from recsys.open_log import open_log
 
     log = open_log(config)

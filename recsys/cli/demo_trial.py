@@ -11,7 +11,6 @@ from typing import Final
 from rich.console import Console
 
 from recsys import check_figures as figures
-from recsys.blueprint import feature_set
 from recsys.check_figures import Figure, Verdict
 from recsys.cli import demo_check as checks
 from recsys.cli import plan as plans
@@ -25,6 +24,7 @@ from recsys.cli.table import beyond
 from recsys.cli.vitals import gather
 from recsys.client import Client
 from recsys.config import Config
+from recsys.feature_sets import feature_set
 
 RATE: Final = 200.0  # events a second of the background
 _SETTLE_S: Final = 60.0  # at most, until all have come

@@ -18,7 +18,7 @@ from recsys.cli.story_stream import Night, Stream
 from recsys.list_ranker import lists_of
 from training.continual.learner import Floats, Lane, Learner
 from training.continual.local_line import LocalLine
-from training.continual.worker import examples_behind
+from training.continual.rows_behind import examples_behind
 from training.line import spec_of
 from training.merging.distill import Distiller, student_of, taught
 from training.merging.forms import Averages, Chooser, Lead, losses

@@ -14,7 +14,6 @@ from rich.console import Console
 from experiments.definition import Experiment, read_experiments
 from experiments.readout import Readout, metrics_needed
 from experiments.revision import Told, each_of, grant
-from recsys.blueprint import FEED_SCHEMA, feature_set
 from recsys.cli.experiment_page import page
 from recsys.cli.experiment_power import Guess, answer_from_log, answer_given
 from recsys.cli.experiment_story import began_ms, notes_of, row_of
@@ -24,6 +23,7 @@ from recsys.cli.shadow import StateOption, with_system
 from recsys.clock import wall_ms
 from recsys.config import Config
 from recsys.consumer import readable
+from recsys.feature_sets import FEED_SCHEMA, labels_of
 from recsys.log import Append, Log
 from recsys.records import CONTROL, Control, Experiments, ExperimentWish, pack
 from training.director import CONFIGS
@@ -225,11 +225,6 @@ def newest(log: Log) -> Experiments:
         if isinstance(control, Experiments):
             said = control
     return said
-
-
-def labels_of(config: Config) -> tuple[str, ...]:
-    labels: tuple[str, ...] = feature_set(config).schema.labels
-    return labels
 
 
 def _meant(name: str, said: Experiments, config: Config) -> Experiment:

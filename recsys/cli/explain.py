@@ -58,7 +58,7 @@ def explained(request_id: str, state: Path, user: str | None) -> tuple[Explained
     """What was found, and as plain values."""
     import torch
 
-    from recsys.blueprint import feature_set
+    from recsys.feature_sets import feature_set
     from recsys.open_log import open_log
 
     config, _ = plans.read(state)

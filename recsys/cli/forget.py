@@ -77,7 +77,7 @@ def _ask(user: str, state: Path, config: Config) -> list[str]:
 
 
 def _on_disk(user: str, config: Config, unlearn: bool) -> list[str]:
-    from recsys.blueprint import feature_set
+    from recsys.feature_sets import feature_set
     from recsys.open_log import open_log
     from training.erasing.unlearn import unlearn as unlearn_user
     from training.standstill import finish

@@ -9,6 +9,7 @@ reason. Lists of more users than asked for are those of a share of the users, by
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -24,7 +25,7 @@ from recsys.dedupe import Recent
 from recsys.events import Impression, Rejected, decode
 from recsys.features import FeatureSet
 from recsys.hashing import Id, key_of, uniform
-from recsys.log import Log, Record
+from recsys.log import Log, Record, newest_first
 from recsys.records import EVENTS, EXAMPLES
 from serving.past_chances import Judged, judged, same_candidates
 from training.by_time import first_at, served_ms_of
@@ -93,8 +94,7 @@ def _ended_ms(log: Log, window_ms: int) -> dict[int, int]:
     """By partition, the time before which lists have had their window: by the newest example."""
     found = {}
     for partition in range(log.partitions(EXAMPLES)):
-        begin, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
-        newest = log.read(EXAMPLES, partition, end - 1, 1) if end > begin else []
+        newest = islice(newest_first(log, EXAMPLES, partition), 1)
         times = [_closed.decode(record.value).closed_ms for record in newest]
         found[partition] = max(times, default=0) - window_ms
     return found

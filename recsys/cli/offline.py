@@ -5,102 +5,65 @@ What it does is told in docs/offline.md. The same command finds what it began be
 
 import subprocess
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 import typer
 
+from recsys.cli.offline_asked import (
+    NOW,
+    AllowGapsOption,
+    Asked,
+    CheckpointEveryOption,
+    ConfigOption,
+    CpusPerWorkerOption,
+    DataOption,
+    EpochsOption,
+    FeaturesOption,
+    FromOption,
+    InitOption,
+    JsonOption,
+    ProposeOption,
+    RegistryOption,
+    StateOption,
+    StepExamplesOption,
+    StudentOption,
+    TablesOption,
+    TeacherOption,
+    TeacherShareOption,
+    UntilOption,
+    WorkersOption,
+)
 from recsys.cli.offline_told import Followed, Told, begun, print_done, summary
 from recsys.config import Config, ModelConfig
 
 _WORK: Final = ".work"  # within the registry, which all nodes reach
-NOW: Final = "now"  # all that is archived so far
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The command's options. Times are as they were typed: a data set has a zone of its own."""
-
-    data: Path
-    registry: Path
-    until: str
-    from_: str | None = None
-    epochs: int = 3
-    workers: int = 1
-    cpus: float = 1.0
-    features: str = ""
-    state: Path | None = None
-    config: str = "laptop"
-    init: str | None = None
-    step_examples: int = 64
-    checkpoint_every: int = 500
-    tables: str = "torchrec"
-    allow_gaps: bool = False
-    propose: Path | None = None
-    student: str = ""
-    teacher: str = ""
-    teacher_share: float | None = None
 
 
 def offline(
-    data: Annotated[
-        Path | None,
-        typer.Option(help="The archive of a system (that of --state without), or a data set."),
-    ] = None,
-    until: Annotated[
-        str,
-        typer.Option(
-            help="Event time to learn up to, e.g. 2026-11-25T00:00; now: all that is archived."
-        ),
-    ] = NOW,
-    registry: Annotated[
-        Path | None,
-        typer.Option(help="Where the candidate goes: STATE/registry without, or registry."),
-    ] = None,
-    from_: Annotated[
-        str | None, typer.Option("--from", help="Event time to begin at; the beginning without.")
-    ] = None,
-    epochs: Annotated[int, typer.Option(help="At most; the last day says when to stop.")] = 3,
-    workers: Annotated[
-        int, typer.Option(help="Of Ray Train; 0: in this process, without Ray.")
-    ] = 1,
-    cpus_per_worker: Annotated[float, typer.Option(help="What Ray books for each.")] = 1.0,
-    features: Annotated[
-        str, typer.Option(help="ids, ids+history or all; that of the state folder without.")
-    ] = "",
-    state: Annotated[
-        Path | None, typer.Option(help="Take configuration and feature set from this system.")
-    ] = None,
-    config: Annotated[str, typer.Option(help="laptop, cluster, or a YAML file.")] = "laptop",
-    init: Annotated[
-        str | None,
-        typer.Option(help="Start from this candidate, or from a line's folder of snapshots."),
-    ] = None,
-    step_examples: Annotated[int, typer.Option(help="Examples of a step.")] = 64,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
-    tables: Annotated[str, typer.Option(help="torchrec, or own: the shards' tables.")] = "torchrec",
-    allow_gaps: Annotated[
-        bool, typer.Option("--allow-gaps", help="Learn although examples are missing.")
-    ] = False,
-    propose: Annotated[
-        Path | None, typer.Option(help="Propose the candidate to the system of this state folder.")
-    ] = None,
-    student: Annotated[
-        str,
-        typer.Option(
-            help="A narrower model, e.g. dim=8,hidden=64x32, that a teacher helps to learn."
-        ),
-    ] = "",
-    teacher: Annotated[
-        str, typer.Option(help="A candidate that teaches; without: the live line, as it served.")
-    ] = "",
-    teacher_share: Annotated[
-        float | None, typer.Option(help="The teacher's in what the student learns: 0 to 1, or 0.5.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="The closing table as JSON.")] = False,
+    data: DataOption = None,
+    until: UntilOption = NOW,
+    registry: RegistryOption = None,
+    from_: FromOption = None,
+    epochs: EpochsOption = 3,
+    workers: WorkersOption = 1,
+    cpus_per_worker: CpusPerWorkerOption = 1.0,
+    features: FeaturesOption = "",
+    state: StateOption = None,
+    config: ConfigOption = "laptop",
+    init: InitOption = None,
+    step_examples: StepExamplesOption = 64,
+    checkpoint_every: CheckpointEveryOption = 500,
+    tables: TablesOption = "torchrec",
+    allow_gaps: AllowGapsOption = False,
+    propose: ProposeOption = None,
+    student: StudentOption = "",
+    teacher: TeacherOption = "",
+    teacher_share: TeacherShareOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Trains a candidate: several epochs where they help, as the last day says. A killed one goes on."""
     if data is None and state is None:
@@ -251,9 +214,9 @@ def _config(asked: Asked) -> Config:
 
 
 def _from_archive(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, bool]:
-    from recsys.blueprint import FILE, feature_set
     from recsys.cli.replay import parse_time
     from recsys.feature_builder import FeatureBuilder
+    from recsys.feature_sets import FILE, feature_set
     from training.offline import archive as archives
     from training.offline import job as jobs
 
@@ -296,11 +259,11 @@ def _until_ms(asked: Asked) -> int:
 
 
 def _from_dataset(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, bool]:
-    from recsys.blueprint import feature_set
     from recsys.cli.offline_play import cache_dataset
     from recsys.cli.replay import ReplayOptions, config_for, parse_time
     from recsys.cli.replay_report import with_bar
     from recsys.datasets.open import open_dataset
+    from recsys.feature_sets import feature_set
     from recsys.features import FeatureSet
     from training.offline import job as jobs
 

@@ -16,9 +16,10 @@ from parameter_server.durable import DurableShard, Home
 from parameter_server.kernels import warm
 from parameter_server.parameter_client import LocalClient, part_of, route_lanes
 from parameter_server.publish_trace import tell_published
-from recsys.blueprint import build_model, feature_set
+from recsys.blueprint import build_model
 from recsys.config import Config, ModelConfig, ServeConfig, StepConfig
 from recsys.events import Item, User, encode
+from recsys.feature_sets import feature_set
 from recsys.hashing import partition_of, uniform
 from recsys.log import Append
 from recsys.open_log import create_topics, open_log

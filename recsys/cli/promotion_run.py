@@ -14,7 +14,7 @@ import numpy as np
 from experiments.epoch_model import sized
 from experiments.lifecycle import Lifecycle
 from parameter_server.durable import load_shard
-from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.lanes import LaneGradients
 from parameter_server.shard import Shard
 from parameter_server.snapshots import Snapshot
 from recsys.blueprint import build_model
@@ -32,7 +32,6 @@ from training.candidates.registry import Provenance, Registry, plain_config
 from training.candidates.sizes import size_of
 from training.continual.learner import Learner
 from training.continual.step_reader import ExampleCheck, read_lanes
-from training.continual.worker import examples_behind
 from training.line import MAIN, whole_spec
 from training.lineage import Lineage
 
@@ -210,9 +209,7 @@ class PromotionRun:
             assert shard.dense is not None
             rows = shard.lookup(shard.applied, prepared.lookup.keys)
             learned = learner.learn(prepared, rows, shard.dense.values)
-            counts = examples_behind(prepared.lookup)
-            tables = {t: RowGradients(k, g, counts[t]) for t, (k, g) in learned.gradients.items()}
-            found.append(LaneGradients(lane, tables, learned.dense, {}))
+            found.append(LaneGradients(lane, learned.gradients, learned.dense, {}))
         return found
 
     def propose(

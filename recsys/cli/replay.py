@@ -220,32 +220,32 @@ def replay(
         dataset = open_dataset(data)
         zone = dataset.utc_offset_h
         options = ReplayOptions(
-            ModelConfig(features=features).features,
-            parse_time(frozen_after, zone),
-            int(sync_every * 1000),
-            parse_time(from_, zone),
-            parse_time(until, zone),
-            _warms_up(warm_up, through_broker),
-            step_examples,
-            step_every,
-            through_broker,
+            ModelConfig(features=features).features, parse_time(frozen_after, zone),
+            int(sync_every * 1000), parse_time(from_, zone), parse_time(until, zone),
+            _warms_up(warm_up, through_broker), step_examples, step_every, through_broker,
             _parse_version(until_version),
-        )
+        )  # fmt: skip
         check_folders(report, predictions)
         theirs = None if against is None else _theirs(against, dataset.labels[0])
         replayed = _run(dataset, options)
     except (DataError, ValueError) as error:
         typer.secho(f"recsys: {error}", fg="red", err=True)
         raise typer.Exit(2) from error
-    if predictions is not None:
-        write_predictions(predictions, replayed.predictions)
     found = report_of(data, dataset, options, replayed, theirs)
-    if report is not None:
-        write_report(report, found)
+    _write(found, replayed, report, predictions)
     if digest:
         typer.echo(replayed.digest)
     else:
         print_report(found, replayed)
+
+
+def _write(
+    found: dict[str, Any], replayed: Replayed, report: Path | None, predictions: Path | None
+) -> None:
+    if predictions is not None:
+        write_predictions(predictions, replayed.predictions)
+    if report is not None:
+        write_report(report, found)
 
 
 def _warms_up(asked: bool | None, through_broker: str) -> bool:

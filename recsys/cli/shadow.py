@@ -17,11 +17,11 @@ from rich.table import Table
 from experiments.epoch_model import sized
 from experiments.lifecycle import Lifecycle, Standing, is_guards_name
 from experiments.significance import Estimate
-from recsys.blueprint import feature_set
 from recsys.cli import plan as plans
 from recsys.cli.accepted import check_accepted
 from recsys.clock import wall_ms
 from recsys.config import Config
+from recsys.feature_sets import feature_set
 from recsys.log import Append, Log, LogLost, LogUnavailable
 from recsys.open_log import open_log
 from recsys.records import CONTROL, Candidate, Control, Decision, Live, Wish, pack

@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from experiments.epoch_model import config_at
 from parameter_server.shard import ShardSpec
-from recsys.blueprint import build_model, feature_set
+from recsys.blueprint import build_model
 from recsys.cli import plan as plans
 from recsys.config import Config
+from recsys.feature_sets import feature_set
 from recsys.loops import Heartbeat, Stop
 from recsys.open_log import open_log
 from training.control import ControlReader

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from recsys.blueprint import FEED_SCHEMA
 from recsys.events import Event, Impression, Item, Served
+from recsys.feature_sets import FEED_SCHEMA
 from recsys.hashing import Id, uniform
 from recsys.schema import Schema
 from recsys.world import World

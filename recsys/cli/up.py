@@ -23,6 +23,7 @@ from recsys.cli.running import Running
 from recsys.cli.supervisor import Change
 from recsys.cli.table import parts_table, said_beyond_loopback
 from recsys.config import Config, digest
+from recsys.feature_sets import feature_set
 from recsys.log_lines import log_to_file
 from recsys.loops import run_folder
 from recsys.otlp_export import check_installed
@@ -95,8 +96,7 @@ def start(
 def _planned(
     config: Config, viewers: float, only: list[str], control_room: bool = False
 ) -> tuple[Config, Plan]:
-    from recsys.blueprint import feature_set  # imports torch: not for --help
-    from training.line import spec_of
+    from training.line import spec_of  # imports torch: not for --help
 
     address = os.environ.get("RAY_ADDRESS", "")
     resolved, plan = plans.resolve(

@@ -14,7 +14,7 @@ from recsys.cli import plan as plans
 from recsys.cli import running as runs
 from recsys.cli.processes import alive
 from recsys.config import Config
-from recsys.log import Log, Record
+from recsys.log import Log, Reads, newest_first
 from recsys.loops import Beat, read_beat
 from recsys.records import DEAD_LETTERS, STEPS, Step, unpack
 
@@ -26,16 +26,10 @@ _EXAMPLES_FROM: Final = ("trainer", "joiner")
 _FRESHNESS: Final = ("click_to_session_p95_ms", "click_to_served_p95_ms")
 
 
-class Ends(Protocol):
+class Ends(Reads, Protocol):
     """What is asked of a log here."""
 
     def partitions(self, topic: str) -> int: ...
-
-    def begin(self, topic: str, partition: int) -> int: ...
-
-    def end(self, topic: str, partition: int) -> int: ...
-
-    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]: ...
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -192,19 +186,11 @@ def waiting(log: Ends, topic: str, offsets: list[int] | None) -> int | None:
 
 
 def last_step(log: Ends) -> Version | None:
-    """Of the newest record of ``steps``. Offsets needn't be dense, so it looks back further and further."""
+    """Of the newest record of ``steps``; None where there is none, or it can't be read."""
     with suppress(Exception):
-        begin, end = log.begin(STEPS, 0), log.end(STEPS, 0)
-        back = 1
-        while begin < end:
-            start = max(begin, end - back)
-            records = log.read(STEPS, 0, start, back)
-            if records:
-                step = unpack(records[-1].value, Step)
-                return Version(step.line, step.epoch, step.step)
-            if start == begin:
-                return None
-            back *= 4
+        for record in newest_first(log, STEPS, 0):
+            step = unpack(record.value, Step)
+            return Version(step.line, step.epoch, step.step)
     return None
 
 

@@ -5,11 +5,12 @@ stands there now, and what is older isn't told although the log may have it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from recsys.events import Engagement, Rejected, User, decode, repeat_key
-from recsys.log import Log, LogLost, Record, read_range
+from recsys.log import Log, LogLost, Record, newest_first
 from recsys.records import EVENTS
 
 MOST_RECORDS: Final = 50_000  # that are looked at: an idle partition has a tick each second
@@ -48,20 +49,14 @@ class _Partition:
                 yield event
 
     def _backwards(self) -> Iterator[Record]:
-        begin, before = (at(EVENTS, self._partition) for at in (self._log.begin, self._log.end))
-        stop = max(begin, before - self._records)
-        while before > stop:
-            start = max(stop, before - _READ)
-            try:
-                found = list(read_range(self._log, EVENTS, self._partition, start, before))
-            except LogLost:  # retention passed it meanwhile: what is older went with it
-                return
-            for record in reversed(found):
+        begin = self._log.end(EVENTS, self._partition) - self._records
+        newest = newest_first(self._log, EVENTS, self._partition, begin, first=_READ)
+        with suppress(LogLost):  # retention passed it meanwhile: what is older went with it
+            for record in newest:
                 self._bytes -= len(record.value)
                 if self._bytes < 0:
                     return
                 yield record
-            before = start
 
 
 def page_of(

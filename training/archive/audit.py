@@ -129,8 +129,8 @@ class Comparison:
 
     def __init__(self, features: FeatureSet, builder: FeatureBuilder, tolerance: float) -> None:
         self._features = features
-        self._dense = np.array(builder.dense_names)
-        counted = np.array(["/" in name for name in builder.dense_names], np.bool_)
+        self._dense = np.array(builder.features.dense_names)
+        counted = np.array(["/" in name for name in builder.features.dense_names], np.bool_)
         self._within = np.where(counted, tolerance, _EXACT)
         self._counted = counted
 

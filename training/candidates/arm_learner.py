@@ -22,6 +22,7 @@ from recsys.hashing import key_of
 from recsys.model import Model
 from recsys.records import ArmLine, Lesson
 from training.continual.learner import Floats, Lane, Learned, Learner
+from training.continual.rows_behind import rows_of_some
 
 Keys = NDArray[np.int64]
 _PREFIX: Final = "arm/"
@@ -73,6 +74,8 @@ class ArmLearner(Learner):
             told, weights_BL=told.weights_BL * weights_B[:, None], liked_B=told.liked_B * weights_B
         )
         learned = super().learn(replace(lane, told=weighted), rows, dense)
+        if not weights_B.all():
+            learned = without_rows(learned, lane, weights_B > 0)
         if self._arm.trains != ALL:
             first_B = lane.told.fresh_B[: len(lane.own_B)]  # each was shown once
             self.weights.learn(lane.telling_BF[first_B], lane.own_B[first_B])
@@ -107,6 +110,18 @@ class ArmLearner(Learner):
         # A correction weighs what the example weighed that it corrects, but for what was learned between.
         labels = [(e.previous if e.correction else e.labels)[0] for e in examples]
         return telling(items_BI, worth_B, np.array(labels, np.float32) > 0)
+
+
+def without_rows(learned: Learned, lane: Lane, weigh_B: NDArray[np.bool_]) -> Learned:
+    """Without the rows that only examples of no weight have, and that they teach nothing: a line whose rows
+    are copied once they are touched needn't hold these. As negatives of retrieval they may teach something.
+    """
+    behind = rows_of_some(lane.batch, lane.lookup, weigh_B)
+    gradients = {
+        table: its.take(np.flatnonzero(behind[table] | its.gradients.any(1)))
+        for table, its in learned.gradients.items()
+    }
+    return replace(learned, gradients=gradients)
 
 
 def _worth(example: Lesson) -> float:

@@ -9,27 +9,25 @@ and comes back from the snapshots that it takes.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from experiments.epoch_model import config_at, sized
+from experiments.epoch_model import config_at
 from experiments.lifecycle import ARM, CANARY, TAKING_OVER, Lifecycle, Standing
 from parameter_server import snapshots
 from parameter_server.kernels import warm
-from parameter_server.mapped import mapped_shard
 from parameter_server.overlay import OverlayTable
 from parameter_server.shard import Shard
-from recsys.blueprint import build_model, feature_set
+from recsys.blueprint import build_model
 from recsys.clock import wall_ms
 from recsys.config import Config, ModelConfig
 from recsys.consumer import readable
+from recsys.feature_sets import feature_set
 from recsys.features import FeatureSet
 from recsys.log import Append, Log, LogLost
 from recsys.loops import Stop
@@ -42,21 +40,21 @@ from recsys.records import (
     STEPS,
     Delta,
     Scores,
-    Step,
     pack,
 )
 from recsys.turns import Turns, patiently
-from training.candidates.registry import Refused, Registry
+from training.candidates.line_start import LineStart, write_line
 from training.candidates.retrieval_look import Items, Look, RetrievalLook, ranks_us
 from training.candidates.shadow import Shadow
 from training.control import ControlReader
-from training.line import MAIN, spec_of, whole_spec
+from training.line import MAIN, spec_of
 from training.lineage import CAUGHT_UP, Lineage, newest_step, starts_after
 
 PART: Final = "shadow"
 _LOOK_EVERY: Final = 8  # steps between two looks for a snapshot of live
 _STEPS: Final = 16  # of one candidate in a turn
 _KEPT: Final = 2  # snapshots of a candidate
+_HOUR_MS: Final = 3_600_000
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -75,6 +73,7 @@ class ShadowLoop(Turns):
     ) -> None:
         self._log, self._config, self._features, self._clock = log, config, features, clock
         self._folder = Path(config.state) / "snapshots"
+        self._starts = LineStart(log, config, features, clock)
         self._shadows: dict[str, Shadow] = {}
         self.counts = {"steps": 0, "scored": 0, "refused": 0, "waits": 0}
         self._speeds: dict[tuple[ModelConfig, ModelConfig], dict[str, float]] = {}
@@ -113,7 +112,8 @@ class ShadowLoop(Turns):
         self._items: Items | None = None
         self._written: set[tuple[str, int]] = set()
         self._publishing: set[str] = set()
-        self._over: set[str] = set()  # lines at an end, of which nothing is kept any more
+        self._over: set[str] = set()  # lines at an end
+        self._removed: set[str] = set()  # of them, those of which nothing is kept any more
         self._control.turn()
         self._clean()
         self._told = {said.line: said.step for said in readable(self._log, SCORES, _Said)}
@@ -139,11 +139,17 @@ class ShadowLoop(Turns):
         return moved
 
     def _clean(self) -> None:
-        """Ends what isn't at work any more: also what ended while nobody looked, or never began."""
-        over = {its.line for its in self._lifecycle.standings.values() if not its.at_work}
-        for line in sorted(over - self._over):
-            self._end(line)
-        self._over = over
+        """Ends what isn't at work any more: also what ended while nobody looked, or never began. Its
+        snapshots stay for as long as the log may have an answer of the line, which is explained by them."""
+        over = {its.line: its for its in self._lifecycle.standings.values() if not its.at_work}
+        for line in sorted(over.keys() - self._over):
+            self._drop(line)
+        self._over = set(over)
+        before_ms = self._clock() - self._config.log.retention_hours * _HOUR_MS
+        for line in sorted(over.keys() - self._removed):
+            if over[line].guards or over[line].since_ms < before_ms:  # a guard has answered nobody
+                snapshots.remove(self._folder, line)
+                self._removed.add(line)
 
     def _work(self, standing: Standing, newest: int) -> int:
         shadow = self._shadows.get(standing.line)
@@ -151,7 +157,9 @@ class ShadowLoop(Turns):
             if shadow is None:
                 if standing.line in self._refused or self._waits(standing):
                     return 0
-                shadow = self._shadows[standing.line] = self._begin(standing)
+                shadow = self._starts.begin(standing, self._lifecycle, self._epoch)
+                self._save(shadow)
+                self._shadows[standing.line] = shadow
             self._show(standing, shadow)
             return self._step(shadow, newest)
         except OSError as error:  # a full disk, a folder that is away: it may come back
@@ -226,108 +234,6 @@ class ShadowLoop(Turns):
             self._speeds[live, candidate] = {"live_rank_us": us[0], "rank_us": us[-1]}
         return self._speeds[live, candidate]
 
-    # --- where a candidate begins ---
-
-    def _begin(self, standing: Standing) -> Shadow:
-        """From its own newest snapshot; at first from the registry, or a guard from the newest of the epoch
-        that it is. Raises Refused, LogLost, NoSnapshot.
-
-        What it is asked about begins after what it was trained on, in all partitions.
-        """
-        line, config = standing.line, sized(self._config, standing.candidate.size)
-        dense, spec = (
-            build_model(self._features, config.model).read_dense(),
-            whole_spec(config, line),
-        )
-        own = snapshots.latest(self._folder, line, 0).snapshot
-        if own is None and _is_of_live(standing):
-            # Live may have several shards: mapped, and copied on write, is a snapshot of one.
-            self._write(line, *mapped_shard(spec, dense, *self._from_live(standing)).export())
-            own = snapshots.latest(self._folder, line, 0).snapshot
-        if own is not None:
-            shard = mapped_shard(spec, dense, own)
-        else:
-            shard = mapped_shard(spec, dense, *self._from_registry(standing, config.model))
-        its = standing.candidate
-        shadow = Shadow(
-            self._log,
-            config,
-            self._features,
-            line,
-            shard,
-            self._lifecycle.lives,
-            its.learns,
-            its.arm,
-        )
-        if shadow.arm is not None:
-            assert own is not None, "written above"
-            shadow.arm.load(own.read(0, lambda name: name.startswith(ARM)))
-        if not _is_of_live(standing):
-            with suppress(Refused):  # a registry that is away says nothing of one that is at work
-                made = Registry(its.registry).provenance(line)
-                shadow.unseen_from = 1 + self._last_known(made.offsets)[1] if made.log_id else 0
-        self._save(shadow)
-        return shadow
-
-    def _from_registry(
-        self, standing: Standing, model: ModelConfig
-    ) -> tuple[snapshots.Snapshot, int]:
-        """Its snapshot, and the step that it stands after. Raises Refused, LogLost."""
-        registry = Registry(standing.candidate.registry)
-        its, snapshot = registry.check(
-            standing.line, self._features, model,
-            holdout_from_ms=self._clock(), log_id=self._log.id, or_data=True,
-            unlearned=self._lifecycle.unlearned,
-        )  # fmt: skip
-        if not its.log_id:
-            return snapshot, self._last_step()
-        step = self._last_known(its.offsets)[0]
-        self._check_there(step + 1)
-        return snapshot, step
-
-    def _from_live(self, standing: Standing) -> tuple[snapshots.Snapshot, int]:
-        """The newest snapshot of what was live before, for a guard, or of what is live, for an arm's line. It
-        learns again what was learned after that, and then goes on. Raises NoSnapshot, LogLost."""
-        epoch = self._lifecycle.of_guard(standing).of if standing.guards else self._epoch
-        found = snapshots.latest(self._folder, MAIN, epoch)
-        if found.snapshot is None:
-            where = f"{self._folder}/{MAIN} of epoch {epoch}"
-            raise snapshots.NoSnapshot(where, found.reasons)
-        self._check_there(found.snapshot.step + 1)
-        return found.snapshot, found.snapshot.step
-
-    def _last_step(self) -> int:
-        """The newest step of the live line."""
-        return max((s.step for s in self._steps() if s.epoch == self._epoch), default=0)
-
-    def _last_known(self, offsets: dict[int, int]) -> tuple[int, int]:
-        """The last step before the first that has an example at or after these offsets, and the last that has
-        one before them: partitions end at different steps."""
-        lineage = Lineage(self._log, MAIN, self._lifecycle.lives)
-        whole, some, open_ = 0, 0, False
-        for step in self._steps():
-            if step.epoch != lineage.epoch_of(step.step):
-                continue
-            if any(r.start < offsets.get(r.partition, 0) for r in step.ranges):
-                some = step.step
-            open_ = open_ or any(r.stop > offsets.get(r.partition, 0) for r in step.ranges)
-            if not open_:
-                whole = step.step
-        return whole, max(whole, some)
-
-    def _check_there(self, number: int) -> None:
-        """Whether the log still has a step's examples. Raises LogLost."""
-        step = Lineage(self._log, MAIN, self._lifecycle.lives).record(number)
-        ranges = step.ranges if step else []
-        if any(r.start < self._log.begin(EXAMPLES, r.partition) for r in ranges):
-            raise LogLost(
-                f"the log no longer has the examples of step {number}, the first that the candidate "
-                "hasn't learned: train one until later, or keep a longer log (log.retention_hours)"
-            )
-
-    def _steps(self) -> list[Step]:
-        return [step for step in readable(self._log, STEPS, Step) if step.line == MAIN]
-
     # --- what of it others see ---
 
     def _show(self, standing: Standing, shadow: Shadow) -> None:
@@ -362,14 +268,9 @@ class ShadowLoop(Turns):
         """Keeps it as it is after the last step that it learned. One that doesn't learn is kept once."""
         step = shadow.shard.applied
         if step not in snapshots.complete_steps(self._folder, shadow.line, 0):
-            self._write(shadow.line, *shadow.export())
+            write_line(self._folder, shadow.line, *shadow.export())
             snapshots.prune(self._folder, shadow.line, _KEPT)
         self._hold(shadow)
-
-    def _write(
-        self, line: str, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
-    ) -> None:
-        snapshots.write_part(self._folder, line, 0, meta["step"], 0, 1, dict(arrays), meta)
 
     def _hold(self, shadow: Shadow) -> None:
         """The log keeps what the candidate, or the epoch that begins with it, would learn again."""
@@ -389,12 +290,6 @@ class ShadowLoop(Turns):
             start = starts.get(partition, begin if held is None else held)
             self._log.hold(name, EXAMPLES, partition, max(start, begin))
 
-    def _end(self, line: str) -> None:
-        """What it kept goes, but for what past answers are explained by: a guard has answered nobody."""
-        self._drop(line)
-        if self._lifecycle.standings[line].guards:
-            snapshots.remove(self._folder, line)
-
     def _drop(self, line: str) -> None:
         """It learns no more, so the log need keep nothing for it."""
         self._shadows.pop(line, None)
@@ -409,11 +304,6 @@ class ShadowLoop(Turns):
         self.counts["refused"] += 1
         said = Scores(line=line, against=(MAIN, 0), step=-1, time_ms=self._clock(), refused=reason)
         self._log.append(SCORES, [Append(0, line.encode(), pack(said))])
-
-
-def _is_of_live(standing: Standing) -> bool:
-    """Whether it begins from a snapshot of the live line, and stands in no registry."""
-    return bool(standing.guards) or standing.stage == ARM
 
 
 def run(config: Config, stop: Stop) -> None:

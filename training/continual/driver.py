@@ -33,9 +33,10 @@ from parameter_server.parameter_client import StaleWorker
 from parameter_server.parameter_client import Worker as WorkerId
 from parameter_server.shard import ShardSpec
 from parameter_server.shard_actor import NAMESPACE, connect, find_shards
-from recsys.blueprint import build_model, feature_set
+from recsys.blueprint import build_model
 from recsys.clock import wall_ms
 from recsys.config import Config, TrainerConfig
+from recsys.feature_sets import feature_set
 from recsys.garbage import settle
 from recsys.log import LogLost
 from recsys.log_lines import KNOWN, hide, log_in_worker

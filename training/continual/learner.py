@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from parameter_server.lanes import RowGradients
 from recsys.batch import Batch, Jagged, assemble
 from recsys.events import FeatureBlock
 from recsys.features import FeatureSet, UnknownFeatureSet
@@ -23,6 +24,7 @@ from recsys.records import Lesson
 from recsys.score_bins import bins_of, counted
 from recsys.vectors import retrieval_loss
 from training.continual.open_labels import Told, rehearsing, told
+from training.continual.rows_behind import examples_behind
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -44,7 +46,7 @@ class Learned:
     """Gradients of one lane, summed over its examples, and its predictions from before."""
 
     probabilities_BL: Floats
-    gradients: dict[str, tuple[Keys, Floats]]
+    gradients: dict[str, RowGradients]
     dense: Floats
     metrics: dict[str, float]
 
@@ -133,9 +135,13 @@ class Learner:
             total = total + self.model.config.retrieval_weight * self._retrieval(lane, leaves)
         total.backward()  # type: ignore[no-untyped-call]
         probabilities = torch.sigmoid(logits_BL.detach()).numpy()
+        counts = examples_behind(lane.lookup)
         return Learned(
             probabilities,
-            {name: (keys, _gradient(leaves[name])) for name, keys in lane.lookup.keys.items()},
+            {
+                name: RowGradients(keys, _gradient(leaves[name]), counts[name])
+                for name, keys in lane.lookup.keys.items()
+            },
             self.model.dense_gradient(),
             self._metrics(lane, self._judged(lane, losses_BL, logits_BL, wanted), probabilities),
         )

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.lanes import LaneGradients
 from parameter_server.rounding import round_dense, round_rows
 from parameter_server.rows import Arrays
 from parameter_server.shard import Shard, ShardSpec
 from recsys.list_ranker import Lists, rank_lists
 from recsys.model import padded
 from training.continual.learner import Lane, Learner
-from training.continual.worker import examples_behind
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -84,13 +83,10 @@ class LocalLine:
         for number, lane in enumerate(lanes):
             rows = self.shard.lookup(self.step, lane.lookup.keys)
             learned = self.learner.learn(lane, rows, dense)
-            counts = examples_behind(lane.lookup)
-            tables = {
-                name: RowGradients(keys, its, counts[name])
-                for name, (keys, its) in learned.gradients.items()
-            }
             gone = forget or {} if number == 0 else {}
-            gradients.append(LaneGradients(number, tables, learned.dense, learned.metrics, gone))
+            gradients.append(
+                LaneGradients(number, learned.gradients, learned.dense, learned.metrics, gone)
+            )
             before.append(learned.probabilities_BL)
         gradients += [LaneGradients(n) for n in range(len(lanes), self.spec.lanes)]
         self.shard.learn(step, time_ms, gradients)

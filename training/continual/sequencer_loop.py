@@ -18,12 +18,12 @@ from msgspec.structs import replace
 
 from experiments.epoch_model import config_at
 from parameter_server.lanes import MOST_RATE
-from recsys.blueprint import feature_set
 from recsys.clock import wall_ms
 from recsys.config import Config
 from recsys.consumer import UNREADABLE, Consumer
+from recsys.feature_sets import feature_set
 from recsys.features import FeatureSet
-from recsys.log import Append, Log
+from recsys.log import Append, Log, newest_first
 from recsys.loops import Stop
 from recsys.open_log import open_log
 from recsys.records import EXAMPLES, STEPS, Step, pack, unpack
@@ -40,7 +40,6 @@ from training.live import live_epochs
 PART = "sequencer"
 _READ = 1000
 _WAITING = 8  # steps' worth of examples held before more are read
-_BACK = 256  # step records read at once, backwards
 _LOG = logging.getLogger(__name__)
 
 
@@ -201,22 +200,18 @@ def last_place(
     if lived is None:
         lived = {epoch} | ({e for e in live_epochs(log, line) if e < epoch} if epoch else set())
     newest, offsets, unreadable = 0, dict[int, int](), 0
-    begin, stop = log.begin(STEPS, 0), log.end(STEPS, 0)
-    while stop > begin and len(offsets) < partitions:
-        start = max(begin, stop - _BACK)
-        for record in reversed(log.read(STEPS, 0, start, stop - start)):
-            if record.offset >= stop:
-                continue
-            try:
-                step = unpack(record.value, Step)
-            except UNREADABLE:
-                unreadable += 1
-                continue
-            if step.line == line and step.epoch in lived:
-                newest = max(newest, step.step if step.epoch == epoch else 0)
-                for part in step.ranges:
-                    offsets.setdefault(part.partition, part.stop)
-        stop = start
+    for record in newest_first(log, STEPS, 0):
+        if len(offsets) >= partitions:
+            break
+        try:
+            step = unpack(record.value, Step)
+        except UNREADABLE:
+            unreadable += 1
+            continue
+        if step.line == line and step.epoch in lived:
+            newest = max(newest, step.step if step.epoch == epoch else 0)
+            for part in step.ranges:
+                offsets.setdefault(part.partition, part.stop)
     return Place(newest, offsets, unreadable)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.lanes import LaneGradients
 from parameter_server.parameter_client import ParameterClient
 from parameter_server.routing import unique
 from parameter_server.shard import StepMismatch
@@ -24,7 +24,6 @@ from recsys.consumer import DeadLetters
 from recsys.garbage import no_collection
 from recsys.hashing import Id, key_of
 from recsys.log import Log
-from recsys.model import Lookup
 from recsys.records import EXAMPLES, STEPS, Lesson, Step
 from training.continual.learner import Lane, Learner
 from training.continual.step_reader import ExampleCheck, LaneExamples, StepReader, read_lanes
@@ -207,14 +206,8 @@ class Worker:
         places = prepared.places[number]
         own = {table: its[places[table]] if places else its for table, its in rows.items()}
         learned = self._learner.learn(lane, own, dense)
-        counts = examples_behind(lane.lookup)
-        tables = {
-            table: RowGradients(keys, gradients, counts[table])
-            for table, (keys, gradients) in learned.gradients.items()
-        }
-        return LaneGradients(
-            number, tables, learned.dense, learned.metrics | metrics, forget, held, rate
-        )
+        metrics |= learned.metrics
+        return LaneGradients(number, learned.gradients, learned.dense, metrics, forget, held, rate)
 
     def _report(self, read: Mapping[int, LaneExamples]) -> dict[int, int]:
         """Dead letters for what is left out, by the worker of its lane; returns how many, by lane."""
@@ -252,20 +245,3 @@ def _together(
         for lane, own in zip(lanes, np.split(at, cuts), strict=True):
             places[lane][table] = own
     return keys, places
-
-
-def examples_behind(lookup: Lookup) -> dict[str, NDArray[np.int32]]:
-    """How often each key of a lane occurs as a feature of its examples: what admission counts.
-
-    A key that occurs in histories alone counts once.
-    """
-    index = {
-        "features": lookup.slot_index,
-        "items": lookup.item_index,
-        "users": lookup.user_index,
-    }
-    counts = {}
-    for table, keys in lookup.keys.items():
-        seen = np.bincount(index[table].numpy(), minlength=len(keys) + 1)[: len(keys)]
-        counts[table] = np.maximum(seen, 1).astype(np.int32)
-    return counts

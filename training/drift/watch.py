@@ -8,6 +8,7 @@ It doesn't act: the director appends what it says, and the sequencer learns by i
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -18,10 +19,9 @@ from recsys.config import Config
 from recsys.consumer import UNREADABLE
 from recsys.drift_config import DriftRules
 from recsys.events import FeatureBlock
-from recsys.feature_builder import FeatureBuilder
 from recsys.features import FeatureSet
 from recsys.hashing import uniform
-from recsys.log import Log, LogLost, Record
+from recsys.log import Log, LogLost, Record, read_range
 from recsys.records import DELTAS, EXAMPLES, Alarm, Control, Reaction
 from training.continual.progress import Told
 from training.control import ControlReader
@@ -201,7 +201,7 @@ class SampledFeatures:
 
     def __init__(self, log: Log, features: FeatureSet) -> None:
         self._log, self._digest = log, features.digest
-        names = FeatureBuilder(features).dense_names
+        names = features.dense_names
         self._width = len(names)
         self._columns = np.array([n for n, name in enumerate(names) if steady(name)], np.int64)
         self._user = {s.name: s.start for s in features.user_slots if s.name in _SLOTS}
@@ -236,11 +236,10 @@ class SampledFeatures:
         for run in range(max(self._next[partition], end - _BEHIND), end):
             self._next[partition] = run + 1
             if uniform(_SEED, "drift", partition, run) < _SHARE:
-                try:
-                    records = self._log.read(EXAMPLES, partition, run * _RUN, _RUN)
-                except LogLost:
-                    return []
-                return [r.value for r in records if r.offset < (run + 1) * _RUN]
+                its = read_range(self._log, EXAMPLES, partition, run * _RUN, (run + 1) * _RUN)
+                with suppress(LogLost):
+                    return [record.value for record in its]
+                return []
         return []
 
     def _shown(self, values: Sequence[bytes]) -> list[tuple[int, FeatureBlock]]:

@@ -25,7 +25,7 @@ from recsys.config import Config
 from recsys.consumer import UNREADABLE
 from recsys.features import FeatureSet
 from recsys.hashing import Id, partition_of
-from recsys.log import Append, Log, LogLost, Record
+from recsys.log import Append, Log, LogLost, Record, read_range
 from recsys.records import DELTAS, EXAMPLES, STEPS, Lesson, Range, pack, unpack, without_example
 from training.continual.learner import Learner
 from training.continual.worker import Worker
@@ -199,7 +199,7 @@ def _check(log: Any, config: Config, features: FeatureSet, past: Past, since: in
 
 def _check_features(log: Any, its: Range, features: FeatureSet) -> None:
     """A replay would leave out, in silence, examples of other features."""
-    for record in log.read(EXAMPLES, its.partition, its.start, its.stop - its.start):
+    for record in read_range(log, EXAMPLES, its.partition, its.start, its.stop):
         with suppress(*UNREADABLE):
             block = unpack(record.value, Lesson).features
             if block is not None and block.feature_set != features.digest:

@@ -13,20 +13,21 @@ what comes after the oldest impression of the snapshot, not only after the snaps
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
 import msgspec
 
-from recsys.blueprint import feature_set
 from recsys.clock import wall_ms
 from recsys.config import Config, JoinConfig
 from recsys.consumer import UNREADABLE, Consumer, DeadLetters, hold_what_is_left
 from recsys.events import Impression, Rejected, decode
+from recsys.feature_sets import feature_set
 from recsys.features import FeatureSet
 from recsys.garbage import no_collection
-from recsys.log import Append, Log, LogLost, Record
+from recsys.log import Append, Log, LogLost, Record, read_range
 from recsys.loops import Stop
 from recsys.open_log import open_log
 from recsys.part_state import PartState
@@ -304,12 +305,9 @@ def sequences_after(log: Log, partition: int, sequence: int) -> set[int]:
     while stop > begin:
         start = max(begin, stop - _BACK)
         block = []
-        for record in log.read(EXAMPLES, partition, start, stop - start):
-            if record.offset < stop:
-                try:
-                    block.append(decoder.decode(record.value).sequence)
-                except UNREADABLE:
-                    continue
+        for record in read_range(log, EXAMPLES, partition, start, stop):
+            with suppress(*UNREADABLE):
+                block.append(decoder.decode(record.value).sequence)
         found.update(number for number in block if number > sequence)
         if block and max(block) <= sequence:
             break

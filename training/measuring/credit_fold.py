@@ -9,6 +9,7 @@ other experiments an item counts once its window is over, and later engagements 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -21,7 +22,7 @@ from recsys.consumer import UNREADABLE
 from recsys.dedupe import Recent
 from recsys.events import Stamp
 from recsys.hashing import Id, key_of
-from recsys.log import Log
+from recsys.log import Log, newest_first
 from recsys.records import EVENTS, EXAMPLES
 from training.by_time import first_at, served_ms_of
 from training.measuring.shown_item import closed_ms_of
@@ -123,8 +124,7 @@ def _drafted_of(value: bytes, name: str) -> _Drafted | None:
 
 
 def _newest_ms(log: Log, partition: int) -> int:
-    begin, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
-    newest = log.read(EXAMPLES, partition, end - 1, 1) if end > begin else []
+    newest = islice(newest_first(log, EXAMPLES, partition), 1)
     return max((closed_ms_of(record.value) for record in newest), default=0)
 
 

@@ -6,6 +6,7 @@ much the same ones come again, is read off what they did without it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -14,7 +15,7 @@ from experiments.metric import Metric, sums_of
 from experiments.outcomes import DAY_MS, Outcomes
 from experiments.power import Floats, covariance
 from recsys.hashing import key_of
-from recsys.log import Log
+from recsys.log import Log, newest_first
 from recsys.records import EXAMPLES
 from training.measuring.shown_item import ShownItem, closed_ms_of, read_shown, values_of
 
@@ -64,10 +65,9 @@ def _span(log: Log) -> tuple[int, int]:
     """When the oldest and the newest example that are there closed: by the ends of each partition."""
     times = []
     for partition in range(log.partitions(EXAMPLES)):
-        begin, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
-        for offset in (begin, end - 1):
-            if begin <= offset < end:
-                times += [closed_ms_of(r.value) for r in log.read(EXAMPLES, partition, offset, 1)]
+        oldest = log.read(EXAMPLES, partition, log.begin(EXAMPLES, partition), 1)
+        newest = islice(newest_first(log, EXAMPLES, partition), 1)
+        times += [closed_ms_of(record.value) for record in (*oldest, *newest)]
     return min(times, default=0), max(times, default=0)
 
 

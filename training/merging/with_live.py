@@ -38,8 +38,9 @@ from training.candidates.registry import (
     parent_of,
 )
 from training.continual.learner import Learner
+from training.continual.rows_behind import examples_behind
 from training.continual.step_reader import ExampleCheck, read_lanes
-from training.continual.worker import examples_behind, rows_of
+from training.continual.worker import rows_of
 from training.line import MAIN, whole_spec
 from training.lineage import Lineage, starts_after
 from training.merging.merge import Blends, Parent, Since, interpolate

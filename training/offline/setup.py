@@ -17,7 +17,7 @@ from recsys.features import FeatureSet
 from recsys.model import tables_of
 from training.candidates.registry import Parent, Refused, parent_of
 from training.continual.learner import Learner
-from training.continual.worker import examples_behind
+from training.continual.rows_behind import examples_behind
 from training.merging.distill import Distiller
 from training.offline.loop import Blocks
 from training.offline.tables import OwnTable, RowTable, started_from

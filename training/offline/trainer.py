@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from parameter_server.dense import DENSE_COLUMNS, Dense
-from parameter_server.lanes import LaneGradients, RowGradients, add_lanes
+from parameter_server.lanes import LaneGradients, add_lanes
 from training.continual.learner import Lane, Learner
 from training.continual.open_labels import told_once
-from training.continual.worker import examples_behind
 from training.merging.distill import Distiller, taught
 from training.offline.examples import Examples
 from training.offline.tables import COLUMNS, RowTable
@@ -143,14 +142,8 @@ class OfflineTrainer:
 
     def _learned(self, number: int, lane: Lane) -> LaneResult:
         its = self._learner.learn(lane, self._rows(lane), self._dense.values)
-        counts = examples_behind(lane.lookup)
-        tables = {
-            name: RowGradients(keys, gradients, counts[name])
-            for name, (keys, gradients) in its.gradients.items()
-        }
-        return LaneResult(
-            LaneGradients(number, tables, its.dense, its.metrics), its.probabilities_BL
-        )
+        gradients = LaneGradients(number, its.gradients, its.dense, its.metrics)
+        return LaneResult(gradients, its.probabilities_BL)
 
 
 def lane_of(learner: Learner, examples: Examples) -> Lane:

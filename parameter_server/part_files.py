@@ -1,0 +1,107 @@
+"""The files of one part of a snapshot: its arrays, and where it is an increment, those that it builds on.
+
+    {arrays.safetensors, manifest.json, chain-0.safetensors, …}
+
+The manifest carries the SHA-256 of each. What it builds on lies in its own folder, linked, the full
+file first.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from parameter_server import increments
+
+Arrays = Mapping[str, NDArray[Any]]
+Manifest = Mapping[str, Any]
+Wanted = Callable[[str], bool]
+ARRAYS: Final = "arrays.safetensors"
+MANIFEST: Final = "manifest.json"
+FULL_EVERY: Final = 8  # of so many snapshots at least one is full
+
+
+def files_of(folder: Path, manifest: Manifest) -> list[tuple[Path, str]]:
+    """All files of a part in the order in which they build on each other, each with its SHA-256."""
+    chain = _chain(manifest)
+    names = [*map(_link, range(len(chain))), ARRAYS]
+    digests = [link["sha256"] for link in (*chain, manifest)]
+    return [(folder / name, sha) for name, sha in zip(names, digests, strict=True)]
+
+
+def read_files(
+    folder: Path, manifest: Manifest, wanted: Wanted = lambda name: True
+) -> dict[str, NDArray[Any]]:
+    """The arrays whose names are ``wanted``, all increments applied."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for place, (path, _) in enumerate(files_of(folder, manifest)):
+        with safe_open(path, framework="numpy") as file:
+            its = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
+        arrays = increments.apply(arrays, its) if place else its
+    return arrays
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raises ValueError where a file isn't what its digest says."""
+    for path, sha256 in files_of(folder, manifest):
+        if sha256_of(path) != sha256:
+            raise ValueError(f"{path.name} is corrupt: its SHA-256 isn't the manifest's")
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{path.name} can't be read: {error}") from None
+
+
+def full_file(manifest: Manifest) -> str:
+    """The SHA-256 of the full file that a part builds on, its own where it is one."""
+    sha256: str = [*_chain(manifest), manifest][0]["sha256"]
+    return sha256
+
+
+def increment(
+    base: Path | None, arrays: Arrays, beside: Path
+) -> tuple[Arrays, list[dict[str, Any]]]:
+    """What to write of a part whose folder will be ``beside``, where ``base`` is that of the part before it:
+    its increment and the chain that it goes on, which is linked into ``beside``; or all of it and no chain,
+    where there is nothing to go on, or it wouldn't pay."""
+    if base is None:
+        return arrays, []
+    try:
+        manifest = json.loads((base / MANIFEST).read_text())
+        chain = [*_chain(manifest), {k: manifest[k] for k in ("sha256", "bytes")}]
+        if len(chain) >= FULL_EVERY:
+            return arrays, []
+        check_files(base, manifest)
+        its = increments.difference(read_files(base, manifest), arrays)
+        grown = sum(link["bytes"] for link in chain[1:]) + sum(a.nbytes for a in its.values())
+        if grown > chain[0]["bytes"]:
+            return arrays, []
+        for place, link in enumerate([*map(_link, range(len(chain) - 1)), ARRAYS]):
+            os.link(base / link, beside / _link(place))
+    except (OSError, ValueError, KeyError, SafetensorError):  # damaged, or a disk without links
+        for place in range(FULL_EVERY):  # a full part has no chain beside it
+            (beside / _link(place)).unlink(missing_ok=True)
+        return arrays, []
+    return its, chain
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _link(place: int) -> str:
+    """The name of a file that a part builds on, the full one first."""
+    return f"chain-{place}.safetensors"
+
+
+def _chain(manifest: Manifest) -> list[dict[str, Any]]:
+    """What a part builds on: nothing, where it was written before there were increments."""
+    chain: list[dict[str, Any]] = manifest.get("chain", [])
+    return chain
