@@ -78,9 +78,9 @@ def unlike(logged: Stamp | None, again: Stamp) -> list[Difference]:
 def differences(logged: Impression, again: Impression) -> list[Difference]:
     """Every field of the answer that isn't equal to the last bit; empty where all are."""
     again = msgspec.msgpack.decode(msgspec.msgpack.encode(again), type=Impression)
-    names = ("time_ms", "request_id", "user_id", "asked", "degraded", "teams")
+    names = ["time_ms", "request_id", "user_id", "asked", "degraded", "teams"]
     if logged.shares or not logged.teams:  # lists of before shares were logged have none
-        names = (*names, "shares")
+        names.append("shares")
     found = _fields("", logged, again, names)
     if logged.stamp is not None and again.stamp is not None:
         found += unlike(logged.stamp, again.stamp)

@@ -1,6 +1,8 @@
 """The part that makes the log's topics: a state folder belongs to one log."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,3 +40,20 @@ def test_what_learns_and_what_tells_of_it_step_back_for_what_answers() -> None:
     assert back == {*learns, "metrics", "control-room"}
     with pytest.raises(ValueError, match="'nobody', expected one of broker"):
         niceness("nobody")
+
+
+def test_parts_that_never_rank_load_no_torch() -> None:
+    """It takes two seconds of the processor and 200 MB, of each of ten processes that start at once."""
+    ranking = {"shards", "shadow", "trainer"}
+    asked = f"""
+import sys
+from recsys.cli.parts import NAMES, body
+for name in NAMES:
+    if name not in {ranking}:
+        body(name)
+print("torch" in sys.modules)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "False"

@@ -50,9 +50,9 @@ from torch.nn.functional import softplus
 
 from recsys.ranker import loss_per_output
 from recsys.records import Lesson
+from training.continual.lesson_faults import is_open
 
 Floats = NDArray[np.float32]
-_LEAST = 1e-6  # share that may have arrived
 _CLOSED = -100.0  # ln(1 − F) where F is 1: e to it is nothing in float32
 
 
@@ -95,25 +95,6 @@ class Told:
             chance_BL = torch.sigmoid(seen.logits(logits_BL) - seen.log_kept_BL)
             slope_BL = chance_BL * (1.0 - seen.undone_BL) - targets_BL
         return slope_BL * logits_BL
-
-
-def is_open(example: Lesson) -> bool:
-    """Whether its labels tell less, or more, than what they are."""
-    return bool(example.arrived) or example.sampled_out or example.kept != 1.0
-
-
-def fault_of(example: Lesson, labels: int) -> str:
-    """Why it can't be told what an example of so many labels tells; empty where it can."""
-    if example.sampled_out and len(example.previous) != labels:
-        return f"it has {len(example.previous)} previous labels, expected {labels}"
-    if not 0.0 < example.kept <= 1.0:
-        return f"kept is {example.kept}, expected above 0, at most 1"
-    least = 0.0 if example.correction or example.sampled_out else _LEAST
-    if len(example.arrived) not in (0, labels) or not all(
-        [least <= f <= 1 for f in example.arrived]
-    ):
-        return f"arrived is {example.arrived}, expected {labels} shares of {least} to 1"
-    return ""
 
 
 def told(examples: Sequence[Lesson], labels_BK: Floats) -> Told:

@@ -33,7 +33,7 @@ from recsys.records import (
     unpack_all,
     without_example,
 )  # fmt: skip
-from training.continual.open_labels import fault_of, is_open
+from training.continual.lesson_faults import fault_of, is_open
 from training.continual.sequencer import lanes_of
 
 _READ_AHEAD = 64  # step records

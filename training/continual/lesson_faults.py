@@ -1,0 +1,26 @@
+"""Whether an example tells all that it must to be learned from. Loads no model, so that anybody may ask."""
+
+from typing import Final
+
+from recsys.records import Lesson
+
+_LEAST: Final = 1e-6  # share that may have arrived
+
+
+def is_open(example: Lesson) -> bool:
+    """Whether its labels tell less, or more, than what they are."""
+    return bool(example.arrived) or example.sampled_out or example.kept != 1.0
+
+
+def fault_of(example: Lesson, labels: int) -> str:
+    """Why it can't be told what an example of so many labels tells; empty where it can."""
+    if example.sampled_out and len(example.previous) != labels:
+        return f"it has {len(example.previous)} previous labels, expected {labels}"
+    if not 0.0 < example.kept <= 1.0:
+        return f"kept is {example.kept}, expected above 0, at most 1"
+    least = 0.0 if example.correction or example.sampled_out else _LEAST
+    if len(example.arrived) not in (0, labels) or not all(
+        [least <= f <= 1 for f in example.arrived]
+    ):
+        return f"arrived is {example.arrived}, expected {labels} shares of {least} to 1"
+    return ""
