@@ -357,7 +357,9 @@ def test_what_cant_be_done_is_said_clearly_and_counted(world: World) -> None:
                 assert answer.json()["details"][0]["expected"], path
         assert w.events() == [] and w.log.end("items", 0) == 60
         text = (await w.client.get("/metrics")).text
-        assert 'recsys_requests_total{route="/api/user/{user_id}/neighbors",status="501"} 1.0' in text
+        assert (
+            'recsys_requests_total{route="/api/user/{user_id}/neighbors",status="501"} 1.0' in text
+        )
         events = next(body for _, path, body, _ in REFUSED if path == "/api/feedback")
         assert f'recsys_events_total{{status="rejected"}} {len(events)}.0' in text, "of all, those"
 
@@ -379,9 +381,9 @@ def test_only_with_the_key_are_items_and_users_written_and_deeds_read(
 ) -> None:
     async def scenario(w: World) -> None:
         for method, path, body, shape in EXAMPLES:
-            writes = (shape == ROWS) != (
-                "feedback" in path
-            ) or f"{method} {path}".startswith("GET /api/user")
+            writes = (shape == ROWS) != ("feedback" in path) or f"{method} {path}".startswith(
+                "GET /api/user"
+            )
             none = await w.client.request(method, path, json=body)
             wrong = await w.client.request(method, path, json=body, headers={"X-API-Key": "x"})
             assert (none.status_code, wrong.status_code) == (

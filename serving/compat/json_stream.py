@@ -26,7 +26,11 @@ def values_in(body: bytes, most: int) -> list[Any]:
     while at < len(text):
         where = f"[{len(found)}]"
         if len(found) == most:
-            raise Rejected("body", Words(f"more than {most} long"), f"at most {most} at a time: send it in parts")
+            raise Rejected(
+                "body",
+                Words(f"more than {most} long"),
+                f"at most {most} at a time: send it in parts",
+            )
         try:  # the standard library says where a value ends; what it is, the strict one
             _, end = _FIND.raw_decode(text, at)
             found.append(msgspec.json.decode(text[at:end]))
@@ -43,4 +47,6 @@ def _skipped(text: str, at: int) -> int:
 
 
 def _unread(where: str, error: Exception) -> Rejected:
-    return Rejected(where, Words(f"not JSON: {error}"), "JSON: a value, a list, or a value in each line")
+    return Rejected(
+        where, Words(f"not JSON: {error}"), "JSON: a value, a list, or a value in each line"
+    )
