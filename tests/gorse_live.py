@@ -90,21 +90,21 @@ def _users(gorse: Any, name: str) -> None:
 
 def _feedback(gorse: Any, name: str) -> None:
     user_id, done = f"{name}-user", _now()
-    assert gorse.insert_feedback("star", user_id, "i1", done) == {"RowAffected": 1}
-    assert gorse.insert_feedback("star", user_id, "i1", done) == {"RowAffected": 0}, "a repeat"
-    read = {"FeedbackType": "read", "UserId": user_id, "ItemId": "i2", "Timestamp": done}
-    assert gorse.insert_feedbacks([read, read | {"ItemId": "i3"}]) == {"RowAffected": 2}
+    assert gorse.insert_feedback("star", user_id, "w1", done) == {"RowAffected": 1}
+    assert gorse.insert_feedback("star", user_id, "w1", done) == {"RowAffected": 0}, "a repeat"
+    read = {"FeedbackType": "read", "UserId": user_id, "ItemId": "w2", "Timestamp": done}
+    assert gorse.insert_feedbacks([read, read | {"ItemId": "w3"}]) == {"RowAffected": 2}
     [star] = gorse.list_feedbacks("star", user_id)
-    assert (star["FeedbackType"], star["UserId"], star["ItemId"]) == ("star", user_id, "i1")
+    assert (star["FeedbackType"], star["UserId"], star["ItemId"]) == ("star", user_id, "w1")
     first, cursor = gorse.get_feedbacks(50)
     second, _ = gorse.get_feedbacks(50, cursor)
     assert len(first) == len(second) == 50 and cursor
     assert max(one["Timestamp"] for one in second) <= min(one["Timestamp"] for one in first)
-    assert _refusal(gorse.delete_feedback, user_id, "i1") == 501
+    assert _refusal(gorse.delete_feedback, user_id, "w1") == 501
 
 
 def _lists(gorse: Any, name: str) -> None:
-    user_id, category = f"{name}-user", gorse.get_item("i1")["Categories"]
+    user_id, category = f"{name}-user", gorse.get_item("w1")["Categories"]
     found = gorse.get_recommend(user_id, n=5)
     assert len({one.id for one in found}) == 5 and all(isinstance(one, Score) for one in found)
     assert len(gorse.get_recommend(user_id, n=2, offset=3)) == 2
@@ -115,11 +115,11 @@ def _lists(gorse: Any, name: str) -> None:
     assert len(gorse.list_feedbacks("read", user_id)) == before + 3
     gorse.get_recommend(user_id, n=2, write_back_type="read", write_back_delay="1s")
     _until(lambda: len(gorse.list_feedbacks("read", user_id)) == before + 5, "written back later")
-    star = {"FeedbackType": "star", "UserId": "?", "ItemId": "i1", "Timestamp": _now()}
+    star = {"FeedbackType": "star", "UserId": "?", "ItemId": "w1", "Timestamp": _now()}
     assert len(gorse.session_recommend([star], n=4)) == 4
-    near = gorse.get_neighbors("i1", n=3)
+    near = gorse.get_neighbors("w1", n=3)
     assert [one["Id"] for one in near][1:] == [
-        one["Id"] for one in gorse.get_neighbors("i1", n=2, offset=1)
+        one["Id"] for one in gorse.get_neighbors("w1", n=2, offset=1)
     ]
 
 

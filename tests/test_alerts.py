@@ -1,4 +1,4 @@
-"""Each alert fires when it must and is silent when it mustn't: by Prometheus's own tool where there is one."""
+"""Each alert fires when it must and is silent when it mustn't: by Prometheus's own tool where it is there."""
 
 import re
 from pathlib import Path
