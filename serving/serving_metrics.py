@@ -9,12 +9,18 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from serving.deadline import POPULAR, SHORT, UNRANKED
 from serving.impression_writer import CLOSED, FULL, REFUSED, TORN
+from serving.ingest import ACCEPTED, DUPLICATE, REJECTED
+from serving.request import SESSION, STALE
 from serving.service import Service
 
 _BUCKETS: Final = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 )  # fmt: skip
+# What is known beforehand is told as 0 from the start: ``rate`` can't see a series begin at 1.
+STAGES: Final = ("model", STALE, SESSION, "retrieval", "rank", POPULAR, SHORT, UNRANKED)
+STATUSES: Final = (ACCEPTED, DUPLICATE, REJECTED)
 
 
 class ServingMetrics:
@@ -56,6 +62,7 @@ class ServingMetrics:
             ["route", "reason"],
             registry=self.registry,
         )
+        self._begin_at_0()
         for name, (about, read) in _gauges(service).items():
             gauge = Gauge(f"recsys_{name}", about, registry=self.registry)
             gauge.set_function(_or_nan(read))
@@ -66,6 +73,12 @@ class ServingMetrics:
         )  # fmt: skip
         for reason in (FULL, CLOSED, REFUSED, TORN):
             dropped.labels(reason).set_function(partial(service.writer.drops.__getitem__, reason))
+
+    def _begin_at_0(self) -> None:
+        for stage in STAGES:
+            self.degraded.labels(stage)
+        for status in STATUSES:
+            self.events.labels(status)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         self.requests.labels(route, str(status)).inc()

@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from recsys.cli import plan as plans
 from recsys.cli import running as runs
@@ -14,9 +15,7 @@ from recsys.cli.processes import kill_session, members_saying
 from recsys.cli.up import start
 from recsys.client import ApiError, Client
 from recsys.config import Config, LogConfig, ServeConfig
-from recsys.control_room_config import ControlRoomConfig
 from recsys.events import Engagement
-from recsys.telemetry_config import TracingConfig
 from recsys.world import World
 
 ITEMS, USERS = 300, 20
@@ -25,22 +24,14 @@ ITEMS, USERS = 300, 20
 class LiveSystem:
     """One `recsys up` on free ports."""
 
-    def __init__(
-        self,
-        state: Path,
-        log: str = "sqlite",
-        tracing: TracingConfig | None = None,
-        control_room: ControlRoomConfig | None = None,
-    ) -> None:
+    def __init__(self, state: Path, log: str = "sqlite", **sections: Any) -> None:
         self.state = state
-        control_room = control_room or ControlRoomConfig()
         self._config = replace(
             Config(),
             state=str(state),
             serve=ServeConfig(port=0, dashboard_port=0),
             log=LogConfig(url=log),
-            tracing=tracing or TracingConfig(),
-            control_room=control_room,
+            **sections,
         )
         self.world = World(seed=5, users=USERS, items=ITEMS, topics=6)
 

@@ -1,28 +1,33 @@
-"""One real system: what it tells of itself (traces, logs, Ray's dashboard), and then forgetting in it: the
-session goes at once; unlearned, and with other shards, it goes on."""
+"""One real system: what it tells of itself (traces, logs, Ray's dashboard, Prometheus), Gorse's client at it,
+and then forgetting in it: the session goes at once; unlearned, and with other shards, it goes on."""
 
 import time
 from dataclasses import replace
 
 import pytest
 import torch
+from gorse import Gorse
 
 from recsys.cli.explainer import EQUAL, Explainer
 from recsys.cli.forget import Refused, forget_user
 from recsys.cli.plan import _free_ports
 from recsys.cli.trace import life_of
+from recsys.compat_config import CompatConfig
 from recsys.config import ParameterServerConfig
 from recsys.control_room_config import ControlRoomConfig
 from recsys.feature_sets import feature_set
 from recsys.hashing import partition_of
 from recsys.loops import read_beat
+from recsys.metrics_config import MetricsConfig
 from recsys.open_log import open_log
 from recsys.records import EXAMPLES, without_example
 from recsys.telemetry_config import TracingConfig
 from tests import telemetry
 from tests.control_live import check_control_page
+from tests.gorse_live import Waiting, check_client
 from tests.live_system import LiveSystem, Traffic
 from tests.otlp_receiver import Receiver
+from tests.prometheus_live import check_names, check_panels, prometheus_is_there
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -38,9 +43,14 @@ def receiver():
 def learned(tmp_path_factory, receiver):
     """A system that has learned some steps, and its viewers, who have left. The last test ends it."""
     tracing = TracingConfig(share=1.0, endpoint=receiver.url)
-    room = ControlRoomConfig(port=next(_free_ports(set())))
-    folder = tmp_path_factory.mktemp("live") / "state"
-    system = LiveSystem(folder, tracing=tracing, control_room=room)
+    ports = _free_ports(set())
+    system = LiveSystem(
+        tmp_path_factory.mktemp("live") / "state",
+        tracing=tracing,
+        control_room=ControlRoomConfig(port=next(ports)),
+        metrics=MetricsConfig(port=next(ports)),
+        compat=CompatConfig(gorse=True),
+    )
     try:
         system.up()
         system.publish_world()
@@ -90,6 +100,22 @@ def test_the_control_room_shows_what_is_scraped(learned):
         check_control_page(system)
     finally:
         traffic.stop()
+
+
+@pytest.mark.skipif(not prometheus_is_there(), reason="prometheus and promtool aren't installed")
+def test_prometheus_reads_both_places_and_has_a_series_for_every_panel(learned, tmp_path):
+    system, _ = learned
+    check_names(system)
+    traffic = Traffic(system)
+    try:
+        check_panels(system, tmp_path)
+    finally:
+        traffic.stop()
+
+
+@pytest.mark.parametrize("client", [Gorse, Waiting])
+def test_gorse_s_own_client_is_answered(learned, client):
+    check_client(learned[0], client)
 
 
 def test_a_user_is_forgotten_and_unlearned_and_the_system_goes_on(learned):

@@ -45,6 +45,7 @@ EXAMPLES: list[tuple[str, str, Any, Any]] = [
     ("POST", "/api/feedback", [FEEDBACK, FEEDBACK | {"ItemId": "v4", "Value": 1}], ROWS),
     ("PUT", "/api/feedback", [FEEDBACK | {"FeedbackType": "read"}], ROWS),
     ("GET", "/api/user/dog", None, {k: object for k in USER}),
+    ("GET", "/api/users?n=2", None, {"Cursor": str, "Users": [{k: object for k in USER}]}),
     ("GET", "/api/user/bob/feedback", None, [DONE]),
     ("GET", "/api/user/bob/feedback/read", None, [DONE]),
     ("GET", "/api/item/v3/feedback", None, [DONE]),
@@ -256,6 +257,55 @@ def test_a_profile_and_what_was_done_come_back_as_they_were_sent(world: World) -
     run(world, scenario)
 
 
+def test_pages_of_users_are_all_of_them_once_and_who_is_forgotten_is_gone_at_once(
+    world: World,
+) -> None:
+    async def scenario(w: World) -> None:
+        async def all_users(n: int) -> list[Any]:
+            told, cursor = list[Any](), ""
+            while True:
+                answer = await w.client.get(f"/api/users?n={n}&cursor={cursor}", headers=API)
+                told += answer.json()["Users"]
+                assert len(answer.json()["Users"]) <= n
+                if not (cursor := answer.json()["Cursor"]):
+                    return told
+
+        users = [USER | {"UserId": f"u{i}", "Labels": {"age": i}} for i in range(7)]
+        await w.client.post("/api/users", json=users, headers=API)
+        await w.client.post("/api/feedback", json=[FEEDBACK, FEEDBACK | {"UserId": "u3"}])
+        bob = {"UserId": "bob", "Labels": [], "Subscribe": [], "Comment": ""}
+        for n in (1, 3, 8, 100):
+            assert await all_users(n) == [bob, *users]
+        w.fold.turn()
+        await w.client.delete("/api/user/u3", headers=API)
+        assert (await w.client.get("/api/user/u3", headers=API)).status_code == 404, "unfolded yet"
+        assert await all_users(3) == [bob, *users[:3], *users[4:]]
+        await w.client.post("/api/feedback", json=[FEEDBACK | {"UserId": "u3", "ItemId": "v4"}])
+        assert bob | {"UserId": "u3"} in await all_users(3), "came back, without a profile"
+        assert (await w.client.get("/api/users")).status_code == 401
+
+    run(world, scenario)
+
+
+def test_a_user_whose_profile_isnt_found_any_more_isnt_told_without_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(w: World) -> None:
+        await w.client.post(
+            "/api/user", json={"UserId": "bob", "Labels": {"country": "NZ"}}, headers=API
+        )
+        await w.client.post("/api/feedback", json=[FEEDBACK])
+        w.fold.turn()
+        parts = w.config.log.partitions
+        monkeypatch.setattr("serving.compat.newest_events.MOST_RECORDS", parts)  # the deed alone
+        assert (await w.client.get("/api/users", headers=API)).json()["Users"] == []
+        assert (await w.client.get("/api/user/bob", headers=API)).status_code == 200
+        monkeypatch.setattr("serving.compat.newest_events.MOST_RECORDS", 1)
+        assert (await w.client.get("/api/user/bob", headers=API)).status_code == 404
+
+    run(world, scenario)
+
+
 REFUSED: list[tuple[str, str, Any, int]] = [
     ("POST", "/api/item", ITEM | {"Labels": 7}, 400),
     ("POST", "/api/item", ITEM | {"Labels": {"topic": "x"}}, 400),
@@ -290,7 +340,7 @@ REFUSED: list[tuple[str, str, Any, int]] = [
     ("GET", "/api/feedback?cursor=7", None, 400),
     ("GET", "/api/feedback?cursor=1.2.3.x", None, 400),
     ("GET", "/api/feedback?n=101", None, 422),
-    ("GET", "/api/users", None, 501),
+    ("GET", "/api/users?n=101", None, 422),
     ("GET", "/api/items?q=cats", None, 501),
     ("GET", "/api/user/cat/neighbors", None, 501),
     ("DELETE", "/api/feedback/bob/v1", None, 501),
@@ -307,7 +357,9 @@ def test_what_cant_be_done_is_said_clearly_and_counted(world: World) -> None:
                 assert answer.json()["details"][0]["expected"], path
         assert w.events() == [] and w.log.end("items", 0) == 60
         text = (await w.client.get("/metrics")).text
-        assert 'recsys_requests_total{route="/api/users",status="501"} 1.0' in text
+        assert (
+            'recsys_requests_total{route="/api/user/{user_id}/neighbors",status="501"} 1.0' in text
+        )
         events = next(body for _, path, body, _ in REFUSED if path == "/api/feedback")
         assert f'recsys_events_total{{status="rejected"}} {len(events)}.0' in text, "of all, those"
 
@@ -329,9 +381,9 @@ def test_only_with_the_key_are_items_and_users_written_and_deeds_read(
 ) -> None:
     async def scenario(w: World) -> None:
         for method, path, body, shape in EXAMPLES:
-            writes = (shape == ROWS) != (
-                "feedback" in path
-            ) or "GET /api/user/" in f"{method} {path}"
+            writes = (shape == ROWS) != ("feedback" in path) or f"{method} {path}".startswith(
+                "GET /api/user"
+            )
             none = await w.client.request(method, path, json=body)
             wrong = await w.client.request(method, path, json=body, headers={"X-API-Key": "x"})
             assert (none.status_code, wrong.status_code) == (

@@ -1,5 +1,6 @@
 """Metarank's documented requests over ASGI: answered in their shapes, and joined by the ranking's id."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,25 @@ def test_each_documented_request_is_answered_in_its_shape(world: World) -> None:
         trending = (await w.client.post("/recommend/trending", json={"count": 2})).json()
         assert [one["item"] for one in trending["items"]] == ["v6", "v3"]
         assert (await w.client.get("/health")).status_code == 200
+
+    run(world, scenario)
+
+
+@pytest.mark.parametrize("between", ["\n", ""], ids=["lines", "as curl -d @file sends lines"])
+def test_events_that_follow_one_another_are_a_batch(world: World, between: str) -> None:
+    async def scenario(w: World) -> None:
+        click = CLICK | {"ranking": None}
+        batch = [ITEM, click, click | {"id": "id4", "item": "v8"}]
+        body = between.join(map(json.dumps, batch)).encode()
+        taken = await w.client.post("/feedback", content=body, headers=API | FORM)
+        assert taken.status_code == 200 and taken.json()["accepted"] == 3, taken.text
+        assert [event.item_id for event in w.events()] == ["v7", "v8"]
+        assert w.service.replica.catalogue.index_of("item1") is not None
+        torn = await w.client.post("/feedback", content=body[:-2], headers=API | FORM)
+        assert torn.status_code == 400 and torn.json()["details"][0]["field"] == "[2]"
+        wrong = json.dumps(click | {"id": "id5"}) + between + json.dumps(click | {"type": "stare"})
+        refused = await w.client.post("/feedback", content=wrong.encode(), headers=API | FORM)
+        assert refused.json()["details"][0]["field"] == "[1].type" and len(w.events()) == 2
 
     run(world, scenario)
 

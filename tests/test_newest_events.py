@@ -10,7 +10,7 @@ from recsys.events import Engagement, Event, Tick, User, encode
 from recsys.log import Append, MemoryLog, Record
 from recsys.records import EVENTS, topics
 from serving.compat import newest_events
-from serving.compat.newest_events import page_of, profile_of
+from serving.compat.newest_events import Known, known_of, page_of, users_of
 
 PARTS = 2
 
@@ -83,9 +83,31 @@ def test_the_newest_profile_is_found_and_what_cant_be_read_is_passed_over() -> N
     log.append(
         EVENTS, [Append(0, b"u0", b"\xff no event"), Append(0, b"u1", encode(deed(3, "u1")))]
     )
-    found = profile_of(log, 0, b"u0")
-    assert found is not None and found.fields == {"age": 2}
-    assert profile_of(log, 0, b"u1") is None and profile_of(log, 1, b"u0") is None
+    found = known_of(log, 0, b"u0")
+    assert found is not None and found.profile is not None and found.profile.fields == {"age": 2}
+    assert known_of(log, 0, b"u1") == Known(None, False) and known_of(log, 1, b"u0") is None
+
+
+def test_users_are_those_of_their_newest_profile_wish_or_deed() -> None:
+    def profile(at: int, user: str, **fields: Any) -> User:
+        return User(time_ms=at, user_id=user, fields=fields)
+
+    def wish(at: int, user: str) -> User:
+        return User(time_ms=at, user_id=user, removed=True)
+
+    log = log_of(
+        (0, profile(1, "u0", age=1)), (0, deed(2, "u0")), (0, profile(3, "u0", age=2)), (0, deed(4, "u0")),
+        (1, deed(5, "doer")), (1, profile(6, "gone", age=3)), (1, deed(7, "gone")), (1, wish(8, "gone")),
+        (0, profile(9, "back", age=4)), (0, wish(10, "back")), (0, deed(11, "back")),
+        (1, wish(12, "anew")), (1, profile(13, "anew", age=5)), (1, Tick(time_ms=14)),
+    )  # fmt: skip
+    users = users_of(log)
+    fields = {user: its.profile and its.profile.fields for user, its in users.items()}
+    assert fields == {"u0": {"age": 2}, "doer": None, "back": None, "anew": {"age": 5}}
+    assert [user for user, its in users.items() if not its.sure] == ["doer"]
+    for part, user in ((0, "u0"), (1, "doer"), (0, "back"), (1, "anew")):
+        assert known_of(log, part, user.encode()) == users[user], "one is told as in the list"
+    assert known_of(log, 1, b"gone") == Known(None, True, gone=True)
 
 
 class ShortReads(MemoryLog):

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from recsys.cli.part_metrics import FACTS, SAID, STATES, UNLISTED, families, text_of
 from recsys.cli.parts import NAMES
 from recsys.cli.vitals import PartStatus, Status, Version
-from serving.serving_metrics import ServingMetrics
+from serving.serving_metrics import STAGES, STATUSES, ServingMetrics
 from tests.toy_service import World
 
 ROOT = Path(__file__).parents[1]
@@ -169,6 +169,29 @@ def test_facts_of_the_system_and_what_isnt_listed() -> None:
     )
     states = {s: found["recsys_part_state", (("part", "joiner"), ("state", s))] for s in STATES}
     assert [s for s, value in states.items() if value] == ["backoff"]
+
+
+def test_what_has_not_happened_is_told_as_0_once_the_part_speaks() -> None:
+    """Else the first time isn't seen: ``increase`` wants two samples of a series."""
+    found = told(status(part("joiner", counters={"events": 5.0}), part("sequencer")))
+    assert found["recsys_joiner_events_total", ()] == 5.0
+    counters = {one.name for one in SAID if one.part == "joiner" and one.kind == "counter"}
+    assert counters == {
+        name for name, _ in found if name.startswith("recsys_joiner_") and name.endswith("_total")
+    }
+    assert not any(name.startswith("recsys_sequencer_") for name, _ in found), "it said nothing yet"
+
+
+def test_stages_and_statuses_that_are_known_are_told_as_0(tmp_path: Path) -> None:
+    text = ServingMetrics(World(tmp_path, items=1).service).text().decode()
+    page = (ROOT / "docs" / "operations.md").read_text().split("| stage | left out, and why |")[1]
+    stages = re.findall(
+        r"`([a-z:]+)`", "".join(re.findall(r"^\|([^|]+)\|", page.split("\n\n")[0], re.M))
+    )
+    assert set(stages) == set(STAGES), "docs/operations.md says what each stage means"
+    for stage in STAGES:
+        assert f'recsys_degraded_total{{stage="{stage}"}} 0.0' in text
+    assert all(f'recsys_events_total{{status="{status}"}} 0.0' in text for status in STATUSES)
 
 
 def test_nothing_was_started_is_no_error() -> None:

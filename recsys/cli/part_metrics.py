@@ -172,6 +172,10 @@ FACTS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     UNLISTED: (GAUGE, ("part",), "What the part says that no metric tells"),
 }
 _BY_KEY: Final = {(said.part, said.key): said for said in SAID}
+_COUNTERS: Final = {
+    part: [said for said in SAID if said.part == part and said.kind == COUNTER and not said.label]
+    for part in {said.part for said in SAID}
+}
 Samples = list[tuple[tuple[str, ...], float]]
 
 
@@ -203,8 +207,13 @@ def families(status: Status) -> list[Metric]:
 
 
 def _said(part: PartStatus) -> Iterator[tuple[Said | None, str, float]]:
-    """(metric, its label's value, value) of a heartbeat; at last, of no metric, how many aren't listed."""
+    """(metric, its label's value, value) of a heartbeat; at last, of no metric, how many aren't listed. Parts
+    count by need: what hasn't happened is told as 0, since ``increase`` can't see a series begin at 1."""
     unlisted = 0
+    if part.counters or part.gauges:
+        for counter in _COUNTERS.get(part.name, ()):
+            if counter.key not in part.counters:
+                yield counter, "", 0.0
     for kind, values in ((COUNTER, part.counters), (GAUGE, part.gauges)):
         for key, value in values.items():
             first, dot, label = key.partition(".")

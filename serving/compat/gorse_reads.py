@@ -12,7 +12,15 @@ from recsys.log import LogUnavailable
 from recsys.records import EVENTS
 from serving.compat import gorse
 from serving.compat.desk import Desk, json
-from serving.compat.newest_events import MOST_RECORDS, Page, Wanted, page_of, profile_of
+from serving.compat.newest_events import (
+    MOST_RECORDS,
+    Known,
+    Page,
+    Wanted,
+    known_of,
+    page_of,
+    users_of,
+)
 from serving.intake import Unavailable
 
 MOST: Final = 100  # of a page
@@ -66,17 +74,37 @@ class _Looks:
 
 
 def _add_users(router: APIRouter, looks: _Looks) -> None:
+    log, service = looks.desk.service.log, looks.desk.service
+
+    async def profile(user_id: str, known: Known | None) -> User | None:
+        """An empty one for who is known by what they did alone. None where one was sent that isn't found any
+        more, or nothing is known at all."""
+        if known is not None and known.gone:
+            return None
+        if known is None or not known.sure:
+            session = await service.session_of(user_id)
+            if session.profile or (known is None and not session.offset):
+                return None
+        found = None if known is None else known.profile
+        return found or User(time_ms=0, user_id=user_id)
+
     @router.get("/api/user/{user_id}", dependencies=looks.reader)
     async def get_user(user_id: Name) -> Response:
         """The profile as it was sent last, where it is among the newest records of the log."""
-        log, place = looks.desk.service.log, looks.place_of(user_id)
-        user = await looks.look(lambda: profile_of(log, *place))
-        if user is None or user.removed:
-            session = await looks.desk.service.session_of(user_id)
-            if not session.offset or session.profile:
-                raise HTTPException(404, _no_profile(user_id, bool(session.profile)))
-            user = User(time_ms=0, user_id=user_id)  # known by what they did, without a profile
-        return json(gorse.user_out(user_id, user.fields))
+        place = looks.place_of(user_id)
+        found = await profile(user_id, await looks.look(lambda: known_of(log, *place)))
+        if found is None:
+            raise HTTPException(404, _no_profile(user_id))
+        return json(gorse.user_out(user_id, found.fields))
+
+    @router.get("/api/users", dependencies=looks.reader)
+    async def get_users(n: N = 10, cursor: str = "") -> Response:
+        """Whom the newest records of the log name, by id. ``cursor``: the last id of the page before."""
+        users = await looks.look(lambda: users_of(log))
+        after = sorted(user_id for user_id in users if user_id > cursor)
+        told = [(user_id, await profile(user_id, users[user_id])) for user_id in after[:n]]
+        page = [gorse.user_out(user_id, its.fields) for user_id, its in told if its is not None]
+        return json({"Cursor": after[n - 1] if len(after) > n else "", "Users": page})
 
 
 def _add_feedback(router: APIRouter, looks: _Looks) -> None:
@@ -124,11 +152,10 @@ def _add_pairs(router: APIRouter, looks: _Looks) -> None:
         return json(looks.told(page, kind)[0])
 
 
-def _no_profile(user_id: str, there: bool) -> str:
-    what = "the profile was sent" if there else "nothing is known of them, or it was sent"
+def _no_profile(user_id: str) -> str:
     return (
-        f"no profile of {user_id!r} is found: {what} before the newest {MOST_RECORDS:,} records of their "
-        "partition of the log; POST /api/user sets it anew"
+        f"no profile of {user_id!r} is found: nothing is known of them, or it was sent before the newest "
+        f"{MOST_RECORDS:,} records of their partition of the log; POST /api/user sets it anew"
     )
 
 

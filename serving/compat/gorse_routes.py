@@ -31,8 +31,6 @@ Reader = Annotated[str, Query(alias="user-id", max_length=256)]
 Fields = Mapping[str, Any]
 # (method, path, what has no counterpart, what to do instead)
 _ABSENT: Final = (
-    ("GET", "/api/users", "a list of users",
-     "nothing lists them; GET /api/feedback has what everybody did lately, and the archive all of it"),
     ("GET", "/api/user/{user_id}/neighbors", "a search among users",
      "GET /api/item/{item_id}/neighbors searches among items"),
     ("DELETE", "/api/feedback/{rest:path}", "taking feedback back",

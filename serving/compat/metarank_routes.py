@@ -54,9 +54,10 @@ def routes_of(desk: Desk) -> APIRouter:
 def _add_feedback(router: APIRouter, desk: Desk) -> None:
     @router.post("/feedback")
     async def feedback(request: Request) -> Response:
-        """One event or a list: all of it, or none where one can't be read. Items and users need the key."""
+        """One event, a list, or one in each line: all of it, or none where one can't be read. Items and users
+        need the key."""
         began_s, now_ms = time.perf_counter(), desk.service.now_ms()
-        body = await desk.body(request)
+        body = await desk.events(request)
         with desk.reading(len(body) if isinstance(body, list) else 1):
             batch = metarank.batch_in(body, desk.config, now_ms)
             if (batch.items or batch.users) and not desk.config.compat.keyless:

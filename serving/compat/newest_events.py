@@ -28,6 +28,16 @@ class Page:
     before: tuple[int, ...] | None
 
 
+@dataclass(frozen=True)
+class Known:
+    """A user. ``profile``: as it was sent last; ``sure``: whether it is that, and where there is none, that
+    none is older than what was looked at; ``gone``: they are forgotten, and did nothing since."""
+
+    profile: User | None
+    sure: bool
+    gone: bool = False
+
+
 class _Partition:
     """Profiles and engagements of one partition, from its end backwards; ``head`` is the next one."""
 
@@ -89,12 +99,35 @@ def page_of(
     return Page(tuple(found), None if _newest(reading) is None else tuple(ends))
 
 
-def profile_of(log: Log, partition: int, key: bytes) -> User | None:
-    """A user's newest profile, or wish to be forgotten; None where neither is found."""
-    part = _Partition(log, partition, 1, key)
-    while part.head is not None and not isinstance(part.head, User):
+def known_of(log: Log, partition: int, key: bytes) -> Known | None:
+    """What is known of one user; None where nothing is found. Raises LogUnavailable."""
+    found = _known(_Partition(log, partition, 1, key), one=True)
+    return next(iter(found.values()), None)
+
+
+def users_of(log: Log) -> dict[str, Known]:
+    """Everybody whom the newest records say something of, by id, but for those who are gone. Raises
+    LogUnavailable."""
+    parts = log.partitions(EVENTS)
+    found = dict[str, Known]()
+    for partition in range(parts):
+        found |= _known(_Partition(log, partition, parts, None))
+    return {user_id: its for user_id, its in found.items() if not its.gone}
+
+
+def _known(part: _Partition, one: bool = False) -> dict[str, Known]:
+    """Backwards, so that of a user's profiles and wishes the first one met counts; ``one``: of one user, so
+    that nothing more is read then."""
+    did, found = set[str](), dict[str, Known]()
+    while part.head is not None and not (one and found):
+        event, user_id = part.head, str(part.head.user_id)
         part.step()
-    return part.head
+        if isinstance(event, Engagement):
+            did.add(user_id)
+        elif user_id not in found:
+            profile = None if event.removed else event
+            found[user_id] = Known(profile, True, event.removed and user_id not in did)
+    return {user_id: Known(None, False) for user_id in did} | found
 
 
 def _newest(reading: Sequence[_Partition]) -> int | None:

@@ -1,0 +1,52 @@
+"""JSON values that follow one another, as Metarank reads them: a line each, or without anything between.
+
+``curl -d @file`` leaves the ends of lines out, so a file of lines comes as ``{...}{...}``. Pure.
+"""
+
+import json
+from typing import Any, Final
+
+import msgspec
+
+from recsys.events import Rejected
+from recsys.rejection import Words
+
+_SPACE: Final = " \t\r\n"
+_FIND: Final = json.JSONDecoder()
+
+
+def values_in(body: bytes, most: int) -> list[Any]:
+    """The values, of which each is read as strictly as a body of one. Raises Rejected for what isn't JSON,
+    and for more than ``most``."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise _unread("body", error) from error
+    found, at = list[Any](), _skipped(text, 0)
+    while at < len(text):
+        where = f"[{len(found)}]"
+        if len(found) == most:
+            raise Rejected(
+                "body",
+                Words(f"more than {most} long"),
+                f"at most {most} at a time: send it in parts",
+            )
+        try:  # the standard library says where a value ends; what it is, the strict one
+            _, end = _FIND.raw_decode(text, at)
+            found.append(msgspec.json.decode(text[at:end]))
+        except (ValueError, msgspec.MsgspecError, RecursionError) as error:
+            raise _unread(where, error) from error
+        at = _skipped(text, end)
+    return found
+
+
+def _skipped(text: str, at: int) -> int:
+    while at < len(text) and text[at] in _SPACE:
+        at += 1
+    return at
+
+
+def _unread(where: str, error: Exception) -> Rejected:
+    return Rejected(
+        where, Words(f"not JSON: {error}"), "JSON: a value, a list, or a value in each line"
+    )

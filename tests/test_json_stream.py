@@ -1,0 +1,46 @@
+"""Values that follow one another are read one by one, as strictly as one alone."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys.events import Rejected
+from serving.compat.json_stream import values_in
+
+LEAVES = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=5)
+OBJECTS = st.dictionaries(
+    st.text(max_size=5), LEAVES | st.lists(LEAVES, max_size=3) | st.just("}\n{"), max_size=3
+)
+
+
+@given(st.lists(OBJECTS, max_size=6), st.sampled_from(["\n", "\r\n", "", " \t"]))
+def test_objects_are_read_whatever_stands_between(values: list[Any], between: str) -> None:
+    text = between.join(json.dumps(value, ensure_ascii=False) for value in values) + between
+    assert values_in(text.encode(), 6) == values
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"a": 1}\n{"a": NaN}', "[1]"),
+        (b'{"a": 1}\n{"a": 1', "[1]"),
+        (b'{"a": 1},{"a": 2}', "[1]"),
+        (b'{"a": "\xff"}', "body"),
+        (b'{"a": ' + b"[" * 100_000, "[0]"),
+        (b'{"a": 1e999}', "[0]"),
+        (b"{}" * 4, "body"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(body: bytes, field: str) -> None:
+    with pytest.raises(Rejected) as refused:
+        values_in(body, 3)
+    assert refused.value.field == field and refused.value.expected
+
+
+def test_numbers_stay_what_they_are() -> None:
+    [found] = values_in(b'{"a": 0.5, "b": 7}', 1)
+    assert found == {"a": 0.5, "b": 7} and isinstance(found["b"], int) and math.isfinite(found["a"])
