@@ -19,8 +19,8 @@ from recsys.events import Item
 from recsys.features import FeatureSet
 from recsys.growth import grown
 from recsys.model import Model
+from recsys.model_tables import tables_of
 from recsys.records import ItemState
-from recsys.tables import tables_of
 from serving.inverted import Inverted
 from serving.item_vectors import Fresh, ItemVectors
 from serving.popularity import Popularity

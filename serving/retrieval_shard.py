@@ -26,8 +26,8 @@ from recsys.events import Item
 from recsys.features import FeatureSet
 from recsys.growth import grown
 from recsys.hashing import key_of
+from recsys.model_tables import tables_of
 from recsys.records import ItemState
-from recsys.tables import tables_of
 from serving.item_vectors import Fresh, ItemVectors
 from serving.nearest import Overlay, nearest
 

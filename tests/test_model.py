@@ -9,7 +9,7 @@ from recsys.blueprint import build_model
 from recsys.features import FeatureSet, read_block
 from recsys.hashing import uniforms
 from recsys.model import Lookup, lookup_of, padded, unique_keys
-from recsys.tables import tables_of
+from recsys.model_tables import tables_of
 from tests.toy_feed import FEATURES, SCHEMA, block, toy_config
 
 CONFIG = toy_config().model

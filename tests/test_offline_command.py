@@ -21,9 +21,9 @@ from recsys.cli import plan as plans
 from recsys.cli.main import COMMANDS, load
 from recsys.cli.offline import Asked, run
 from recsys.config import Config, ModelConfig
+from recsys.model_tables import tables_of
 from recsys.open_log import open_log
 from recsys.records import CONTROL, Candidate, topics, unpack
-from recsys.tables import tables_of
 from tests.small_log import write_log
 from tests.test_offline_archive import COUNT, MINUTE_MS, archived, at, remove_hour
 from tests.toy_feed import FEATURES, START_MS

@@ -16,8 +16,8 @@ from parameter_server.rows import initial_rows
 from recsys.blueprint import build_model
 from recsys.config import JoinConfig
 from recsys.events import Engagement, Event, Impression, Served
+from recsys.model_tables import tables_of
 from recsys.records import Example
-from recsys.tables import tables_of
 from tests.toy_feed import FEATURES, block, example, toy_config
 from training.continual.learner import Learner
 from training.continual.open_labels import told

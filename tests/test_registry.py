@@ -12,8 +12,8 @@ from parameter_server.serving_rows import load_rows
 from parameter_server.shard import Shard, ShardSpec
 from recsys.config import ModelConfig, digest
 from recsys.features import FeatureSet
+from recsys.model_tables import tables_of
 from recsys.records import Live
-from recsys.tables import tables_of
 from tests.toy_feed import FEATURES, START_MS
 from training.candidates.registry import (
     FILE,

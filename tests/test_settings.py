@@ -140,7 +140,7 @@ def test_a_name_that_is_neither_run_nor_file() -> None:
 
 def test_a_table_is_set_by_its_own_path_and_the_others_keep_the_models(tmp_path: Path) -> None:
     from recsys.config import override
-    from recsys.tables import tables_of
+    from recsys.model_tables import tables_of
 
     file = written(
         tmp_path,

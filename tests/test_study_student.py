@@ -12,7 +12,7 @@ from recsys.blueprint import build_model
 from recsys.cli import student_arms, study_student
 from recsys.cli.student_arms import Arms, as_int8, replace_last, requests_of
 from recsys.cli.study import study
-from recsys.tables import tables_of
+from recsys.model_tables import tables_of
 from serving.int8_rows import Int8Rows
 from serving.row_store import RowStore
 from serving.scoring import probabilities

@@ -12,10 +12,10 @@ from recsys.events import Engagement, Item
 from recsys.features import FeatureSet
 from recsys.hashing import uniforms
 from recsys.item_counters import ItemCounters
+from recsys.model_tables import tables_of
 from recsys.policy_config import PolicyConfig
 from recsys.records import ItemState
 from recsys.session import Session
-from recsys.tables import tables_of
 from serving.replica import Replica
 from tests.toy_feed import FEATURES, START_MS, toy_config
 

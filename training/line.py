@@ -10,7 +10,7 @@ from parameter_server.shard import ShardSpec
 from recsys.config import Config
 from recsys.features import FeatureSet
 from recsys.hashing import digest_of
-from recsys.tables import tables_of
+from recsys.model_tables import tables_of
 
 MAIN: Final = "main"
 

@@ -37,10 +37,10 @@ from recsys.events import Impression, Stamp
 from recsys.feature_sets import feature_set
 from recsys.garbage import settle
 from recsys.log import Append, Log
+from recsys.model_tables import tables_of
 from recsys.open_log import create_topics, open_log
 from recsys.pasts import of_world
 from recsys.records import DELTAS, EXAMPLES, Live, pack
-from recsys.tables import tables_of
 from training.candidates.shadow import Shadow
 from training.continual.learner import Learner
 from training.continual.sequencer_loop import SequencerLoop

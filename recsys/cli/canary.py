@@ -25,6 +25,7 @@ from recsys.features import FeatureSet
 from recsys.hashing import cross, key_of
 from recsys.item_counters import GLOBAL
 from recsys.log import Append, MemoryLog
+from recsys.model_tables import tables_of
 from recsys.policy_config import PolicyConfig
 from recsys.records import (
     CONTROL,
@@ -41,7 +42,6 @@ from recsys.records import (
     pack,
 )
 from recsys.session import Session
-from recsys.tables import tables_of
 
 Rows = NDArray[np.float32]
 Keys = NDArray[np.int64]

@@ -36,8 +36,8 @@ from recsys.feature_builder import FeatureBuilder
 from recsys.feature_sets import feature_set
 from recsys.features import RequestFeatures
 from recsys.hashing import Id, key_of
+from recsys.model_tables import tables_of
 from recsys.ranker import watch_seconds
-from recsys.tables import tables_of
 from recsys.vectors import content_vectors
 from serving.scoring import probabilities, user_vector
 

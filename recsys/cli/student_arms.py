@@ -19,7 +19,7 @@ from recsys.blueprint import build_model
 from recsys.config import ModelConfig
 from recsys.features import FeatureSet, RequestFeatures
 from recsys.model import Model
-from recsys.tables import tables_of
+from recsys.model_tables import tables_of
 from serving.int8_rows import Int8Rows
 from serving.row_store import RowStore
 from serving.scoring import probabilities

@@ -16,7 +16,7 @@ from parameter_server.rounding import round_dense, round_rows
 from recsys.cli.player import Player, Scored
 from recsys.config import Config
 from recsys.features import FeatureSet, RequestFeatures
-from recsys.tables import tables_of
+from recsys.model_tables import tables_of
 from serving.replica import published_model
 from serving.row_store import RowStore
 from serving.scoring import probabilities

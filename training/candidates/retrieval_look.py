@@ -26,8 +26,8 @@ from recsys.hashing import key_of
 from recsys.list_ranker import Lists, lists_of, rank_lists
 from recsys.log import Log
 from recsys.model import Model
+from recsys.model_tables import tables_of
 from recsys.records import ITEMS
-from recsys.tables import tables_of
 from training.candidates.recall import Search, Weights, sorted_rows
 from training.candidates.shadow import ScoredExample, Shadow
 from training.continual.learner import Learner

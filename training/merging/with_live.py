@@ -26,8 +26,8 @@ from recsys.config import Config
 from recsys.features import FeatureSet
 from recsys.hashing import Id
 from recsys.log import Log, LogLost
+from recsys.model_tables import tables_of
 from recsys.records import Step
-from recsys.tables import tables_of
 from training.candidates.registry import (
     Parent as Origin,
 )

@@ -24,7 +24,7 @@ from recsys.config import JoinConfig, ModelConfig, digest
 from recsys.features import FeatureSet
 from recsys.hashing import digest_of
 from recsys.loops import write_atomically
-from recsys.tables import tables_of
+from recsys.model_tables import tables_of
 from training.candidates.registry import STUDENT, Provenance, Refused, Registry, plain_config
 from training.continual.learner import Learner
 from training.offline.cache import FORMAT, Cache

@@ -14,7 +14,7 @@ from parameter_server.snapshots import Snapshot, latest
 from recsys.blueprint import build_model
 from recsys.config import ModelConfig, TableConfig
 from recsys.features import FeatureSet
-from recsys.tables import tables_of
+from recsys.model_tables import tables_of
 from training.candidates.registry import Parent, Refused, parent_of
 from training.continual.learner import Learner
 from training.continual.rows_behind import examples_behind

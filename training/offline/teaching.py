@@ -25,7 +25,7 @@ from parameter_server.wal import sync_folder
 from recsys.blueprint import build_model
 from recsys.config import ModelConfig
 from recsys.features import FeatureSet
-from recsys.tables import tables_of
+from recsys.model_tables import tables_of
 from training.candidates.registry import (
     ALONG,
     SERVED,
