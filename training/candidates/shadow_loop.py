@@ -49,6 +49,7 @@ from recsys.turns import Turns, patiently
 from training.candidates.registry import Refused, Registry
 from training.candidates.retrieval_look import Items, Look, RetrievalLook, ranks_us
 from training.candidates.shadow import Shadow
+from training.continual.panel_watch import PanelThread
 from training.control import ControlReader
 from training.line import MAIN, spec_of, whole_spec
 from training.lineage import CAUGHT_UP, Lineage, newest_step, starts_after
@@ -422,6 +423,7 @@ def run(config: Config, stop: Stop) -> None:
     log = open_log(config)
     loop = ShadowLoop(log, config, feature_set(config))
     beat, before = stop.heartbeat, dict(loop.counts)
+    panels = PanelThread(config, beat) if config.drift.panel_examples else None
     while not stop.is_set():
         moved = patiently(loop.turn, stop, _LOG)
         if moved is None:
@@ -435,4 +437,6 @@ def run(config: Config, stop: Stop) -> None:
         beat.gauge("cpu_s", loop.cpu_s)
         if not moved:
             log.wait(STEPS if loop.shadows else CONTROL, 0.2)
+    if panels:
+        panels.close()
     log.close()
