@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 NEWEST: Final = 500
 # A view that is older came from a log that is replayed, or its client was away: it tells of no delay here.
-RECENT_MS: Final = 600_000
+RECENT_MS: Final = 60_000
 
 
 class Delays:

@@ -15,7 +15,7 @@ from training.continual.step_reader import StepReader
 from training.control import ControlReader
 
 _LOOK_EVERY_MS: Final = 1_000
-_LOOKED: Final = 128  # examples, each time
+_LOOKED: Final = 128  # examples, each time, of the steps that were learned first
 
 
 class Told(msgspec.Struct):
@@ -48,7 +48,7 @@ class Progress:
         self._told = dict[str, float]()  # of ``sums``, in the heartbeat
         self._behind_ms: int | None = None
         self._prequential = Prequential()
-        self._looked_ms = 0
+        self._looked_ms = self._to_look = 0  # examples, until the next second
         self.delays = Delays()  # from the end of a view to its having been learned
         self.delta_bytes = 0  # of all lines
         self._told_bytes = 0
@@ -79,22 +79,25 @@ class Progress:
         if steps:
             self._behind_ms = now_ms - self.time_ms
             if now_ms - self._looked_ms >= _LOOK_EVERY_MS:
-                self._looked_ms = now_ms
-                self._look(now_ms)
+                self._looked_ms, self._to_look = now_ms, _LOOKED
+            for number in range(max(1, self.step - steps + 1), self.step + 1):
+                if self._to_look > 0:
+                    self._look(number, now_ms)
         return steps
 
-    def _look(self, now_ms: int) -> None:
-        """How long some examples of the newest step took, from the end of their views."""
-        record, ended = self._steps.record(self.step), list[int]()
+    def _look(self, number: int, now_ms: int) -> None:
+        """How long some examples of a step took, from the end of their views."""
+        record, ended = self._steps.record(number), list[int]()
         ranges = record.ranges if record else []
         for its in ranges:
-            stop = min(its.stop, its.start + -(-_LOOKED // len(ranges)))
+            stop = min(its.stop, its.start + -(-self._to_look // len(ranges)))
             with suppress(LogLost):
                 for found in self._log.read(EXAMPLES, its.partition, its.start, stop - its.start):
                     with suppress(*UNREADABLE):
                         viewed = unpack(found.value, _Viewed)
                         if viewed.view_ended_ms and not viewed.correction:
                             ended.append(viewed.view_ended_ms)
+        self._to_look -= sum(its.stop - its.start for its in ranges)
         self.delays.since(ended, now_ms)
 
     def tell(self, beat: Heartbeat) -> None:
