@@ -18,7 +18,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -82,6 +82,12 @@ class Heartbeat:
     def gauge(self, name: str, value: float) -> None:
         with self._lock:
             self._beat.gauges[name] = value
+
+    def only(self, begins: str, gauges: Mapping[str, float]) -> None:
+        """These gauges in the place of all whose names begin so: for what may have nothing more to say."""
+        with self._lock:
+            others = {n: v for n, v in self._beat.gauges.items() if not n.startswith(begins)}
+            self._beat.gauges = others | dict(gauges)
 
     def offsets(self, topic: str, offsets: Sequence[int]) -> None:
         """The next offset that the part will read, by partition: ``status`` makes its lag of it."""

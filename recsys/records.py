@@ -53,6 +53,7 @@ class Example(Lesson, kw_only=True):
     surface: str
     shown_ms: int
     closed_ms: int  # event time at which it was emitted
+    view_ended_ms: int = 0  # by its client's clock, of the view that brought it about; 0: none did
     propensity: float = 1.0
     stamp: Stamp | None = None
     predicted: bytes = b""  # of this one item, as in its impression: float32 (L,)

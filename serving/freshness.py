@@ -3,35 +3,19 @@
 The clock is that of one process: it starts when an event was acknowledged here. To the session it ends when
 the store has a session folded past the event (one event at a time is followed, by looking every few ms); to
 the model, when the first step is applied here whose range covers the click's example.
+
+A client gathers views before it sends them, so the same is told from the end of a view as well, by the
+client's clock: until it was acknowledged here, and until the model has learned it.
 """
 
 from collections import OrderedDict, deque
 from typing import Final
 
+from recsys.delays import Delays
 from recsys.hashing import Id
 from recsys.records import Range
 
 KEPT: Final = 5_000  # clicks followed at a time: older ones are let go
-
-
-class Delays:
-    """The newest delays in ms, and their percentiles."""
-
-    def __init__(self, limit: int = 500) -> None:
-        self._newest: deque[float] = deque(maxlen=limit)
-
-    def __len__(self) -> int:
-        return len(self._newest)
-
-    def add(self, delay_ms: float) -> None:
-        self._newest.append(max(0.0, delay_ms))
-
-    def percentile(self, share: float) -> float | None:
-        """The delay that ``share`` (0 to 1) of them don't exceed; None where there are none."""
-        if not self._newest:
-            return None
-        ordered = sorted(self._newest)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 class Rate:
@@ -58,24 +42,32 @@ class Freshness:
 
     def __init__(self) -> None:
         self.to_session, self.to_served = Delays(), Delays()
-        self._unjoined: OrderedDict[tuple[str, str], int] = OrderedDict()  # request, item -> ms
-        self._unlearned: dict[int, deque[tuple[int, int]]] = {}  # partition -> (example offset, ms)
+        self.view_to_acknowledged, self.view_to_served = Delays(), Delays()
+        # request, item -> when it was acknowledged, when it had ended
+        self._unjoined: OrderedDict[tuple[str, str], tuple[int, int]] = OrderedDict()
+        # partition -> (example offset, the same two)
+        self._unlearned: dict[int, deque[tuple[int, tuple[int, int]]]] = {}
 
-    def acknowledged(self, request_id: str, item_id: Id, now_ms: int) -> None:
-        """A view was committed."""
-        self._unjoined.setdefault((request_id, str(item_id)), now_ms)
+    def acknowledged(self, request_id: str, item_id: Id, now_ms: int, ended_ms: int) -> None:
+        """A view was committed, that ended at ``ended_ms`` by its client's clock."""
+        its = request_id, str(item_id)
+        if its not in self._unjoined:
+            self._unjoined[its] = now_ms, ended_ms
+            self.view_to_acknowledged.since([ended_ms], now_ms)
         if len(self._unjoined) > KEPT:
             self._unjoined.popitem(last=False)
 
     def example(self, partition: int, offset: int, request_id: str, item_id: Id) -> None:
         """An example stands at ``offset`` of a partition of ``examples``."""
-        at_ms = self._unjoined.pop((request_id, str(item_id)), None)
-        if at_ms is not None:
-            self._unlearned.setdefault(partition, deque(maxlen=KEPT)).append((offset, at_ms))
+        times = self._unjoined.pop((request_id, str(item_id)), None)
+        if times is not None:
+            self._unlearned.setdefault(partition, deque(maxlen=KEPT)).append((offset, times))
 
     def learned(self, ranges: list[Range], now_ms: int) -> None:
         """A step that learned these examples is applied here, and with it all before."""
         for there in ranges:
             waiting = self._unlearned.get(there.partition)
             while waiting and waiting[0][0] < there.stop:
-                self.to_served.add(now_ms - waiting.popleft()[1])
+                _, (at_ms, ended_ms) = waiting.popleft()
+                self.to_served.add(now_ms - at_ms)
+                self.view_to_served.since([ended_ms], now_ms)

@@ -68,7 +68,8 @@ class Intake:
         now_ms = self._now_ms()
         for event in taken.engagements:
             if event.kind == "view":
-                self._freshness.acknowledged(event.request_id, event.item_id, now_ms)
+                its = event.request_id, event.item_id
+                self._freshness.acknowledged(*its, now_ms, event.time_ms)
         if taken.engagements and self._following is None:
             follow = self._follow_to_session(taken.engagements[-1].user_id, offsets[-1])
             self._following = asyncio.create_task(follow)

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from recsys.config import Config
+from recsys.delays import Delays
 from recsys.events import Engagement, Event, Impression, User
 from recsys.feature_sets import feature_set
 from recsys.features import FeatureSet
@@ -24,7 +25,6 @@ from recsys.records import CONTROL, EVENTS, Control, Erasure
 from recsys.session import Session
 from recsys.tracer import Tracer, tracer_of
 from serving.event_reader import EventReader, Read
-from serving.freshness import Delays
 from serving.session_fold import fold_event
 from serving.session_store import FoldStore, Moved, Place, RedisFold, StoreUnavailable
 from serving.swipe_traces import folded
@@ -32,7 +32,6 @@ from serving.swipe_traces import folded
 NAME: Final = "session-fold"
 _IN_MEMORY: Final = 2_000  # sessions kept here between batches: some 50 KB each
 _HOLD_EVERY_MS: Final = 5_000
-_RECENT_MS: Final = 60_000  # views older than that come from a log that is replayed
 
 
 class SessionLoop:
@@ -168,11 +167,9 @@ class SessionLoop:
             self._sessions.popitem(last=False)
 
     def _measure(self, batch: Iterable[Read]) -> None:
-        now_ms = self._now_ms()
-        for _, _, event in batch:
-            if isinstance(event, Engagement) and event.kind == "view":
-                if 0 <= now_ms - event.time_ms < _RECENT_MS:
-                    self.delays.add(now_ms - event.time_ms)
+        events = [read.event for read in batch]
+        views = [e.time_ms for e in events if isinstance(e, Engagement) and e.kind == "view"]
+        self.delays.since(views, self._now_ms())
 
     def _hold(self) -> None:
         """Tells the log from where this fold would begin again."""

@@ -27,11 +27,24 @@ GAINS = {
     'recsys_requests_total{route="/v1/recommend",status="200"}': 7.0,
 }  # fmt: skip
 GAUGES = {
-    "recsys_session_fold_click_to_session_p95_ms": 28.0, "recsys_joiner_joined_after_s": 0.045,
-    "recsys_trainer_learned_after_s": 0.41, "recsys_click_to_served_p95_ms": 640.0,
+    "recsys_view_to_acknowledged_p95_ms": 912.0, "recsys_session_fold_click_to_session_p95_ms": 928.0,
+    "recsys_joiner_view_to_example_p95_ms": 961.0, "recsys_trainer_view_to_learned_p95_ms": 1_390.0,
+    "recsys_view_to_served_p95_ms": 1_520.0, "recsys_click_to_served_p95_ms": 640.0,
+    "recsys_click_to_session_p95_ms": 28.0, "recsys_shadow_panels": 6.0,
     "recsys_trainer_judged": 4_180.0, 'recsys_part_lag{part="trainer",topic="steps"}': 1.0,
     'recsys_part_lag{part="joiner",topic="events"}': 4.0,
 }  # fmt: skip
+# Panels by age: how old in s, examples, AUC before, learned, now, and what was lost.
+PANELS = {
+    "previous": (125.0, 1_024, 0.702, 0.731, 0.729, 0.002),
+    "1h": (3_410.0, 1_019, 0.694, 0.726, 0.714, 0.012),
+}
+OF_PANELS = ("age_s", "examples", "auc_before", "auc_learned", "auc_now", "forgotten")
+GAUGES |= {
+    f'recsys_shadow_panel_{what}{{age="{age}"}}': value
+    for age, values in PANELS.items()
+    for what, value in zip(OF_PANELS, values, strict=True)
+}
 # Where a curve begins, where it ends, how many points that takes.
 WAYS = {
     'recsys_trainer_auc{label="long_view"}': (0.53, 0.731, 90),

@@ -30,7 +30,10 @@ PARTS = (
     "serve",
     "control-room",
 )
-SAYS = {"label": ("long_view", "like"), "table": ("items", "users"), "shard": ("0", "1")}
+SAYS = {
+    "label": ("long_view", "like"), "table": ("items", "users"), "shard": ("0", "1"),
+    "age": ("previous", "1h"),
+}  # fmt: skip
 FAMILIES = {"shard_step": "step", "table_rows": "rows", "table_waiting": "waiting"}
 OF_REPLICA = {
     'recsys_events_total{status="accepted"}': 91_234.0, 'recsys_events_total{status="duplicate"}': 3.0,
@@ -38,7 +41,8 @@ OF_REPLICA = {
     'recsys_requests_total{route="/v1/recommend",status="200"}': 812.0,
     "recsys_step": 1_234.0, "recsys_epoch": 2.0, "recsys_items": 2_049.0, "recsys_catalogue_offset": 2_100.0,
     "recsys_item_state_offset": 15_812.0, "recsys_delta_gaps": 0.0, "recsys_click_to_served_p95_ms": 1_483.2,
-    "recsys_click_to_session_p95_ms": 38.4,
+    "recsys_click_to_session_p95_ms": 38.4, "recsys_view_to_acknowledged_p95_ms": 912.4,
+    "recsys_view_to_served_p95_ms": 2_380.1,
 }  # fmt: skip
 PANELS: dict[str, Any] = {
     "running": True, "feed": "", "served": {"line": "main", "epoch": 2, "step": 1_234}, "cut": None,

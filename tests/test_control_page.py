@@ -88,6 +88,9 @@ class TestPage:
             "recsys_step",
             'recsys_trainer_auc{label="long_view"}',
             'recsys_shards_table_rows{table="items"}',
+            'recsys_shadow_panel_auc_now{age="previous"}',
+            'recsys_shadow_panel_forgotten{age="1h"}',
+            "recsys_view_to_acknowledged_p95_ms",
         } <= names
         before = browser.run(SHOWN)
         time.sleep(0.6)
@@ -171,8 +174,20 @@ class TestPage:
             "Nobody has swiped yet" in text
             and "No replica answers yet" in text
             and "No shard answers yet" in text
+            and "the second says what is left of it" in text
         )
         assert not re.search(r"NaN|undefined|null|Infinity", text)
+
+    def test_a_panel_that_is_nearest_to_two_ages_is_shown_once(
+        self, browser: Browser, stub: ControlStub
+    ) -> None:
+        of = "recsys_shadow_panel_age_s"
+        stub.look.now[f'{of}{{age="1h"}}'] = stub.look.now[f'{of}{{age="previous"}}']
+        opened(browser, stub)
+        rows = "return document.querySelectorAll('.kept tbody tr').length"
+        browser.wait(f"{rows} === 1")
+        stub.look.now[f'{of}{{age="1h"}}'] += 3_000
+        browser.wait(f"{rows} === 2")
 
     @pytest.mark.parametrize("width", [390, 768])
     def test_nothing_is_cut_off_on_a_narrow_screen(self, width: int, stub: ControlStub) -> None:

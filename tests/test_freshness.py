@@ -1,18 +1,7 @@
 """How long a click takes to be known."""
 
 from recsys.records import Range
-from serving.freshness import KEPT, Delays, Freshness, Rate
-
-
-def test_percentiles_are_of_the_newest() -> None:
-    delays = Delays(limit=100)
-    assert delays.percentile(0.5) is None
-    for i in range(1_000):
-        delays.add(i)
-    assert delays.percentile(0.0) == 900
-    assert delays.percentile(0.5) == 950
-    assert delays.percentile(0.95) == 995
-    assert delays.percentile(1.0) == 999
+from serving.freshness import KEPT, Freshness, Rate
 
 
 def test_a_rate_is_over_the_window_alone() -> None:
@@ -25,8 +14,9 @@ def test_a_rate_is_over_the_window_alone() -> None:
 
 def test_a_click_is_served_once_a_step_has_learned_its_example() -> None:
     fresh = Freshness()
-    fresh.acknowledged("r1", 7, 1_000)
-    fresh.acknowledged("r1", "v8", 1_010)
+    fresh.acknowledged("r1", 7, 1_000, 200)
+    fresh.acknowledged("r1", "v8", 1_010, 1_010)
+    fresh.acknowledged("r1", 7, 1_030, 200)  # again
     fresh.example(2, 40, "r1", "7")
     fresh.example(2, 41, "r9", "v8")  # another request
     fresh.example(0, 5, "r1", "v8")
@@ -37,12 +27,16 @@ def test_a_click_is_served_once_a_step_has_learned_its_example() -> None:
     fresh.learned([Range(0, 3, 6)], 2_010)
     fresh.learned([Range(0, 3, 6)], 9_999)  # again: nothing waits
     assert len(fresh.to_served) == 2 and fresh.to_served.percentile(1.0) == 1_000
+    # The client of the first had held it for 800 ms.
+    assert fresh.view_to_acknowledged.percentile(1.0) == 800
+    assert fresh.view_to_served.percentile(1.0) == 1_400
+    assert len(fresh.view_to_acknowledged) == len(fresh.view_to_served) == 2
 
 
 def test_clicks_that_are_never_learned_are_let_go() -> None:
     fresh = Freshness()
     for i in range(KEPT + 10):
-        fresh.acknowledged(f"r{i}", "v", i)
+        fresh.acknowledged(f"r{i}", "v", i, i)
     fresh.example(0, 0, "r0", "v")
     fresh.example(0, 1, f"r{KEPT + 9}", "v")
     fresh.learned([Range(0, 0, 2)], 10_000)

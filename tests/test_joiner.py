@@ -47,6 +47,26 @@ def test_the_end_of_a_view_makes_the_example_with_the_labels_before_it() -> None
     assert (out[0].offset, out[0].sequence, out[0].closed_ms) == (0, 1, START_MS + 9_000)
 
 
+def test_an_example_says_when_its_view_ended_by_its_client_and_others_say_nothing() -> None:
+    """The partition's event time may be ahead of it: another client's clock, a view that was held back."""
+    its = joiner()
+    seen = fed(
+        its,
+        SHOWN,
+        Tick(time_ms=START_MS + 10_000),
+        engagement(SHOWN, 1, "view", 9_000, watch_ms=9_000),
+        engagement(SHOWN, 0, "click", 9_500),
+        engagement(SHOWN, 1, "like", 11_000),
+    )
+    closed = its.advance(START_MS + 61_000)
+    told = [(e.index, e.correction, e.closed_ms, e.view_ended_ms) for e in [*seen, *closed]]
+    assert told == [
+        (1, False, START_MS + 10_000, START_MS + 9_000),
+        (1, True, START_MS + 11_000, 0),
+        (0, False, START_MS + 60_000, 0),
+    ]
+
+
 def test_an_example_carries_the_features_of_its_item_as_served() -> None:
     out = fed(joiner(), SHOWN, engagement(SHOWN, 2, "view", 1_000))
     assert SHOWN.features is not None and out[0].features is not None

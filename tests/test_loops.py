@@ -51,6 +51,14 @@ def test_rates_follow_the_counters():
     assert beat.rates["events"] == pytest.approx(0, abs=0.1)
 
 
+def test_gauges_that_have_nothing_more_to_say_leave():
+    beat = Heartbeat("p")
+    for name in ("cpu_s", "panel_auc.1h", "panel_auc.1d"):
+        beat.gauge(name, 1.0)
+    beat.only("panel", {"panel_auc.1d": 0.5})
+    assert beat.now().gauges == {"cpu_s": 1.0, "panel_auc.1d": 0.5}
+
+
 def test_what_failed_is_not_ready_again():
     heartbeat = Heartbeat("joiner")
     heartbeat.state("failed", "boom")

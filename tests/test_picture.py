@@ -125,7 +125,7 @@ def test_curves_keep_a_bounded_past_a_point_each_five_seconds() -> None:
 
 def test_curves_of_those_that_ended_make_room_for_those_that_began() -> None:
     curves = Curves()
-    old, new = (f'recsys_click_to_served_p95_ms{{replica="{n}"}}' for n in ("old", "new"))
+    old, new = (f'recsys_view_to_served_p95_ms{{replica="{n}"}}' for n in ("old", "new"))
     shards = {f'recsys_trainer_auc{{label="{n}"}}': 0.5 for n in range(38)}
     curves.tell(shards | {old: 1.0}, 0)
     curves.tell(shards | {f"{old} b": 1.0}, 5_000)

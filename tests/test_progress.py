@@ -1,8 +1,11 @@
 """What the trainer says of itself is read from the deltas, and what can't be read of them is passed over."""
 
+import msgspec
+
 from recsys.log import Append, MemoryLog
 from recsys.loops import Heartbeat
-from recsys.records import DELTAS, Delta, pack, topics
+from recsys.records import DELTAS, EXAMPLES, STEPS, Delta, Erased, Range, Step, pack, topics
+from tests.toy_feed import START_MS, example
 from training.continual.progress import Progress
 
 
@@ -30,3 +33,36 @@ def test_steps_are_counted_once_and_what_cannot_be_read_is_passed_over() -> None
     assert said.gauges["unreadable_deltas"] == 2
     assert said.gauges["step"] == 2 and said.gauges["loss.click"] == 0.5
     assert said.gauges["learned_after_s"] == 3.0
+    assert "view_to_learned_p95_ms" not in said.gauges
+
+
+def test_how_long_views_took_is_told_of_some_examples_a_second() -> None:
+    log = MemoryLog()
+    for topic in topics(2):
+        log.create(topic)
+    progress, beat = Progress(log, "main"), Heartbeat("trainer")
+    ended = [example(n, view_ended_ms=START_MS + 100 * n) for n in range(10)]
+    others = [example(20), example(21, view_ended_ms=START_MS, correction=True)]
+    for partition, its in enumerate((ended, others)):
+        log.append(EXAMPLES, [Append(partition, b"", pack(one)) for one in its])
+    log.append(
+        EXAMPLES, [Append(1, b"", b"\xc1"), Append(1, b"", pack(Erased(sequence=1, closed_ms=1)))]
+    )
+    ranges = [Range(0, 0, 10), Range(1, 0, 4)]
+    step = Step(
+        line="main", epoch=0, step=1, ranges=ranges, examples=14, lanes=4, time_ms=1, config=""
+    )
+    log.append(STEPS, [Append(0, b"main", pack(step))])
+    log.append(DELTAS, [delta(1)])
+    progress.turn(START_MS + 2_000)
+    progress.tell(beat)
+    assert len(progress.delays) == 10
+    assert beat.now().gauges["view_to_learned_p95_ms"] == 2_000
+    for number in range(2, 14):
+        log.append(STEPS, [Append(0, b"main", pack(msgspec.structs.replace(step, step=number)))])
+        log.append(DELTAS, [delta(number)])
+        progress.turn(START_MS + 2_000 + 10 * number)
+    assert len(progress.delays) == 89  # of the first 128 places in a second
+    log.append(DELTAS, [delta(14)])  # whose step isn't there
+    progress.turn(START_MS + 3_000)
+    assert len(progress.delays) == 89

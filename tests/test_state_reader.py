@@ -461,7 +461,7 @@ def test_what_was_read_before_the_log_went_away_is_applied_after(
 
 def test_a_view_is_followed_to_the_step_that_learned_it(fixture: Fixture) -> None:
     fixture.turn()
-    fixture.reader.freshness.acknowledged("r1", "v0", fixture.now_ms)
+    fixture.reader.freshness.acknowledged("r1", "v0", fixture.now_ms, fixture.now_ms)
     example = Example(
         partition=2, offset=0, index=0, sequence=1, request_id="r1", user_id="u", item_id="v0",
         surface="feed", shown_ms=NOW_MS, closed_ms=NOW_MS, labels=[1.0],

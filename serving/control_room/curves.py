@@ -15,8 +15,8 @@ _MOST: Final = 40  # series: labels come from outside
 FOLLOWED: Final = frozenset(
     f"recsys_{name}"
     for name in (
-        "trainer_auc", "trainer_normalized_entropy", "trainer_calibration", "trainer_learned_after_s",
-        "session_fold_click_to_session_p95_ms", "click_to_served_p95_ms", "joiner_joined_after_s",
+        "trainer_auc", "trainer_normalized_entropy", "trainer_calibration", "trainer_view_to_learned_p95_ms",
+        "session_fold_click_to_session_p95_ms", "view_to_served_p95_ms", "joiner_view_to_example_p95_ms",
     )
 )  # fmt: skip
 Points = list[tuple[int, float]]

@@ -3,6 +3,7 @@
 import { bind, valueOf } from "./bind.js";
 import { Charts } from "./chart.js";
 import { drawLines } from "./lines.js";
+import { drawForgetting } from "./forgetting.js";
 import { Flow } from "./flow.js";
 import { watchForms } from "./inspect.js";
 import { drawPanels } from "./panels.js";
@@ -48,6 +49,7 @@ function draw(picture) {
   drawLines(picture);
   drawTrials(picture);
   charts.draw(picture);
+  drawForgetting(picture);
   drawRuler(picture);
   sayHow(picture);
   bind(picture);

@@ -46,6 +46,7 @@ from recsys.turns import Turns, patiently
 from training.candidates.line_start import LineStart, write_line
 from training.candidates.retrieval_look import Items, Look, RetrievalLook, ranks_us
 from training.candidates.shadow import Shadow
+from training.continual.panel_watch import PanelThread
 from training.control import ControlReader
 from training.line import MAIN, spec_of
 from training.lineage import CAUGHT_UP, Lineage, newest_step, starts_after
@@ -312,6 +313,7 @@ def run(config: Config, stop: Stop) -> None:
     log = open_log(config)
     loop = ShadowLoop(log, config, feature_set(config))
     beat, before = stop.heartbeat, dict(loop.counts)
+    panels = PanelThread(config, beat) if config.drift.panel_examples else None
     while not stop.is_set():
         moved = patiently(loop.turn, stop, _LOG)
         if moved is None:
@@ -325,4 +327,6 @@ def run(config: Config, stop: Stop) -> None:
         beat.gauge("cpu_s", loop.cpu_s)
         if not moved:
             log.wait(STEPS if loop.shadows else CONTROL, 0.2)
+    if panels:
+        panels.close()
     log.close()

@@ -1,13 +1,21 @@
 """How the trainer gets on, read from what the shards publish: the driver needs no word from its workers."""
 
+from contextlib import suppress
+from typing import Final
+
 import msgspec
 
-from recsys.log import Log
+from recsys.consumer import UNREADABLE
+from recsys.delays import Delays
+from recsys.log import Log, LogLost
 from recsys.loops import Heartbeat
-from recsys.records import DELTAS, STEPS
+from recsys.records import DELTAS, EXAMPLES, STEPS, unpack
 from training.continual.prequential import Prequential
 from training.continual.step_reader import StepReader
 from training.control import ControlReader
+
+_LOOK_EVERY_MS: Final = 1_000
+_LOOKED: Final = 128  # examples, each time, of the steps that were learned first
 
 
 class Told(msgspec.Struct):
@@ -19,6 +27,13 @@ class Told(msgspec.Struct):
     part: int
     time_ms: int = 0
     metrics: dict[str, float] = {}
+
+
+class _Viewed(msgspec.Struct):
+    """What is read of an example to know how long it took."""
+
+    view_ended_ms: int = 0
+    correction: bool = False
 
 
 class Progress:
@@ -33,6 +48,8 @@ class Progress:
         self._told = dict[str, float]()  # of ``sums``, in the heartbeat
         self._behind_ms: int | None = None
         self._prequential = Prequential()
+        self._looked_ms = self._to_look = 0  # examples, until the next second
+        self.delays = Delays()  # from the end of a view to its having been learned
         self.delta_bytes = 0  # of all lines
         self._told_bytes = 0
         self.step = 0
@@ -61,7 +78,27 @@ class Progress:
                 steps += self._take(told)
         if steps:
             self._behind_ms = now_ms - self.time_ms
+            if now_ms - self._looked_ms >= _LOOK_EVERY_MS:
+                self._looked_ms, self._to_look = now_ms, _LOOKED
+            for number in range(max(1, self.step - steps + 1), self.step + 1):
+                if self._to_look > 0:
+                    self._look(number, now_ms)
         return steps
+
+    def _look(self, number: int, now_ms: int) -> None:
+        """How long some examples of a step took, from the end of their views."""
+        record, ended = self._steps.record(number), list[int]()
+        ranges = record.ranges if record else []
+        for its in ranges:
+            stop = min(its.stop, its.start + -(-self._to_look // len(ranges)))
+            with suppress(LogLost):
+                for found in self._log.read(EXAMPLES, its.partition, its.start, stop - its.start):
+                    with suppress(*UNREADABLE):
+                        viewed = unpack(found.value, _Viewed)
+                        if viewed.view_ended_ms and not viewed.correction:
+                            ended.append(viewed.view_ended_ms)
+        self._to_look -= sum(its.stop - its.start for its in ranges)
+        self.delays.since(ended, now_ms)
 
     def tell(self, beat: Heartbeat) -> None:
         """Puts it into the heartbeat. ``learned_after_s``: from the event that made the newest example to
@@ -78,6 +115,9 @@ class Progress:
         beat.gauge("step", self.step)
         if self._behind_ms is not None:
             beat.gauge("learned_after_s", self._behind_ms / 1000)
+        p95 = self.delays.percentile(0.95)
+        if p95 is not None:
+            beat.gauge("view_to_learned_p95_ms", round(p95, 1))
         place = self._steps.place(self.step)
         if place is not None:
             beat.offsets(STEPS, [place + 1])

@@ -256,7 +256,8 @@ class Joiner:
             due = opened is None or engagement.kind == "view"
         if due and self._is_example(request_id, held, index, 0 if opened is not None else AFTER):
             impression = self._again(held) if opened is None else self._of_open(opened)
-            self._emit(held, index, impression, self.watermark_ms, out)
+            ended_ms = engagement.time_ms if engagement.kind == "view" else 0
+            self._emit(held, index, impression, (self.watermark_ms, ended_ms), out)
         if opened is None:
             shelf.change(request_id, held)
 
@@ -274,7 +275,7 @@ class Joiner:
                 self.counts["never_shown"] += 1
             elif held.learned[index] == NEVER:
                 if self._is_example(request_id, held, index, BY_WINDOW):
-                    self._emit(held, index, self._of_open(opened), due_ms, out)
+                    self._emit(held, index, self._of_open(opened), (due_ms, 0), out)
         self._shelf.close(request_id, due_ms + self._horizon_ms)
         of_user = self._opened.get(held.user_id, [])
         if request_id in of_user:  # not of a snapshot from before they were noted
@@ -324,10 +325,11 @@ class Joiner:
         held: Held,
         index: int,
         impression: Impression | None,
-        closed_ms: int,
+        times_ms: tuple[int, int],
         out: list[Joined],
     ) -> None:
-        """The example of one item; none where its impression is gone. Either way what follows is the same:
+        """The example of one item; none where its impression is gone. ``times_ms``: when it is emitted, and
+        when the view ended that brings it about, or 0. Either way what follows is the same:
         whoever joins the events again, before or after it went, gives the same numbers."""
         labels, learned, mark = held.labels[index], held.learned[index], held.marks[index]
         held.learned[index] = labels
@@ -351,7 +353,8 @@ class Joiner:
                 item_id=served.item_id,
                 surface=impression.surface,
                 shown_ms=impression.time_ms,
-                closed_ms=closed_ms,
+                closed_ms=times_ms[0],
+                view_ended_ms=times_ms[1],
                 labels=self._labels(labels),
                 watch_ms=held.watch_ms[index],
                 correction=correction,

@@ -23,6 +23,7 @@ import msgspec
 from recsys.clock import wall_ms
 from recsys.config import Config, JoinConfig
 from recsys.consumer import UNREADABLE, Consumer, DeadLetters, hold_what_is_left
+from recsys.delays import Delays
 from recsys.events import Impression, Rejected, decode
 from recsys.feature_sets import feature_set
 from recsys.features import FeatureSet
@@ -102,6 +103,8 @@ class JoinerLoop(Turns):
             None  # of the newest example, from the event that made it
         )
         self._newest_ms = 0
+        self._ended_ms: list[int] = []  # of views, whose examples are appended in this turn
+        self.delays = Delays()  # from the end of a view to its example on the log
         self._restore()
 
     @property
@@ -147,6 +150,7 @@ class JoinerLoop(Turns):
     def _turn(self) -> int:
         """Joins what is there. When it returns, the examples are appended."""
         examples: list[Append] = []
+        self._ended_ms.clear()
         if self._trace:
             self._trace.begin()
         read = self._consumer.poll(_READ)
@@ -155,7 +159,9 @@ class JoinerLoop(Turns):
                 self._join(partition, record, examples)
         if examples:
             offsets = self._log.append(EXAMPLES, examples)
-            self.joined_after_ms = self._clock() - self._newest_ms
+            now_ms = self._clock()
+            self.joined_after_ms = now_ms - self._newest_ms
+            self.delays.since(self._ended_ms, now_ms)
             if self._trace:
                 self._trace.appended(offsets)
         self._letters.send()
@@ -211,6 +217,8 @@ class JoinerLoop(Turns):
                 self._trace.made(len(appends), example)
             appends.append(Append(example.partition, key, pack(example)))
             self._newest_ms = example.closed_ms
+            if isinstance(example, Example) and example.view_ended_ms and not example.correction:
+                self._ended_ms.append(example.view_ended_ms)
 
     def _restore(self) -> None:
         """Goes to the snapshot, and looks up what was put out after it."""
@@ -336,6 +344,9 @@ def run(config: Config, stop: Stop) -> None:
         beat.gauge("spilled", loop.spilled())
         if loop.joined_after_ms is not None:
             beat.gauge("joined_after_s", loop.joined_after_ms / 1000)
+        p95 = loop.delays.percentile(0.95) if moved else None
+        if p95 is not None:
+            beat.gauge("view_to_example_p95_ms", round(p95, 1))
         beat.offsets(EVENTS, [offset for _, offset in sorted(loop.offsets.items())])
         if tracer:
             tracer.count(beat)

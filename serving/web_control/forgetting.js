@@ -1,0 +1,35 @@
+// What is left of what was learned: one row for each age, and in large what the oldest has lost.
+
+import { labelled, valueOf } from "./bind.js";
+import { el, metric, part, redraw } from "./dom.js";
+
+const OF = "recsys_shadow_panel_";
+const AGES = ["previous", "10min", "1h", "6h", "1d"];
+const AUCS = ["before", "learned", "now"];
+
+export function drawForgetting(picture) {
+  const known = labelled(picture, `${OF}auc_now`, "age");
+  const ages = AGES.filter(age => known.includes(age));
+  // One panel may be nearest to two ages: it is shown once.
+  const rows = ages.filter((age, n) => ages.slice(0, n).every(before => ageOf(picture, before) !== ageOf(picture, age)));
+  redraw(part("forgetting"), rows, () => (rows.length ? panels(rows) : [
+    el("p", { class: "big" }, "–"),
+    el("p", { class: "quiet" }, "The first snapshot keeps a panel of the examples that it has just learned; the second says what is left of it. Panels so far: ",
+      metric("recsys_shadow_panels", "int"))]));
+}
+
+const ageOf = (picture, age) => valueOf(picture, series("age_s", age), "s");
+const series = (what, age) => `${OF}${what}{age="${age}"}`;
+
+function panels(rows) {
+  const oldest = rows.at(-1);
+  const head = ["age", "served", "learned", "now", "lost"].map(name => el("th", { scope: "col" }, name));
+  return [
+    el("p", { class: "big" }, metric(series("forgotten", oldest), "fixed")),
+    el("p", {}, "of what was learned ", metric(series("age_s", oldest), "s"), " ago, by ", metric(series("examples", oldest), "int"), " examples"),
+    el("table", { class: "kept" }, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...rows.map(age => el("tr", {},
+      el("th", { scope: "row" }, metric(series("age_s", age), "s")),
+      ...AUCS.map(what => el("td", {}, metric(series(`auc_${what}`, age), "fixed"))),
+      el("td", {}, metric(series("forgotten", age), "fixed")))))),
+  ];
+}

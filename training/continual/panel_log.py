@@ -1,0 +1,149 @@
+"""Panels on the log: the newest examples before a step, the same ones again, and what came to correct them.
+
+A panel is places, so it has what the log has: who is erased is an empty place here too, and who has asked for
+it is left out before that.
+"""
+
+# N examples
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from recsys.consumer import UNREADABLE
+from recsys.hashing import Id
+from recsys.log import Log, LogLost, Record
+from recsys.records import EXAMPLES, Lesson, Step, unpack
+from training.continual.panels import LEAST, ROW, Panel
+from training.continual.step_reader import ExampleCheck, records_of
+from training.lineage import Lineage
+
+_STEPS: Final = 64  # step records looked at together
+_MOST_STEPS: Final = 2_048  # that a panel may reach back
+_READ: Final = 1_000
+CORRECTIONS: Final = 50_000  # newest records of a partition that are looked through for corrections
+# A field of MessagePack that is true: what has it isn't decoded for nothing.
+_CORRECTION: Final = b"\xaacorrection\xc3"
+
+
+class PanelExample(Lesson, kw_only=True):
+    """What is read of an example of a panel."""
+
+    user_id: Id = ""
+    predicted: bytes = b""
+
+
+class _Corrected(msgspec.Struct):
+    partition: int
+    offset: int
+    index: int
+    labels: list[float]
+    correction: bool = False
+
+
+class Found(NamedTuple):
+    panel: Panel
+    examples: list[PanelExample]  # in the order of the panel
+
+
+_Placed = tuple[int, int, PanelExample]  # partition, offset
+Gone = Callable[[PanelExample], bool]  # whether its user has asked to be forgotten
+
+
+def newest(
+    log: Log, lineage: Lineage, step: Step, wanted: int, check: ExampleCheck, gone: Gone
+) -> Found:
+    """The newest ``wanted`` examples that were learned up to a step, or fewer. Those of which nothing was
+    said when they were served are taken where there are hardly any others. Raises LogLost."""
+    said, unsaid = list[_Placed](), list[_Placed]()
+    for its in _back_from(lineage, step.step):
+        for partition, record in reversed(records_of(log, its)):
+            example = _read(record, check)
+            if example is None or example.served_by in its.without or gone(example):
+                continue
+            found = said if example.predicted else unsaid
+            found.append((partition, record.offset, example))
+        if len(said) >= wanted:
+            break
+    taken = said if len(said) >= min(LEAST, len(unsaid)) else unsaid
+    taken = sorted(taken[:wanted], key=lambda its: its[:2])
+    rows_N = np.array([_row(*its) for its in taken], ROW)
+    panel = Panel(lineage.epoch_of(step.step), step.step, step.time_ms, rows_N)
+    return Found(panel, [example for *_, example in taken])
+
+
+def again(log: Log, panel: Panel, check: ExampleCheck, gone: Gone) -> Found:
+    """A panel as it is on the log by now."""
+    there_N, examples = np.zeros(len(panel), np.bool_), list[PanelExample]()
+    for partition in np.unique(panel.rows_N["partition"]):
+        of_N = np.flatnonzero(panel.rows_N["partition"] == partition)
+        places = {int(panel.rows_N["offset"][n]): int(n) for n in of_N}
+        for record in _records(log, int(partition), min(places), 1 + max(places)):
+            n = places.get(record.offset)
+            example = None if n is None else _read(record, check)
+            if example is not None and not gone(example):
+                there_N[n] = True
+                examples.append(example)
+    return Found(panel.only(there_N), examples)
+
+
+def corrections(
+    log: Log, starts: dict[int, int], most: int = CORRECTIONS
+) -> tuple[dict[tuple[int, int, int], float], dict[int, int]]:
+    """The first labels of examples that were corrected from these offsets on, by their ids; and the offsets
+    to go on from. Of each partition the newest ``most`` records are looked through at most."""
+    found, ends = dict[tuple[int, int, int], float](), dict[int, int]()
+    for partition, start in starts.items():
+        ends[partition] = end = log.end(EXAMPLES, partition)
+        for record in _records(log, partition, max(start, end - most), end):
+            if _CORRECTION in record.value:
+                with suppress(*UNREADABLE):
+                    its = unpack(record.value, _Corrected)
+                    if its.correction and its.labels:
+                        found[its.partition, its.offset, its.index] = its.labels[0]
+    return found, ends
+
+
+def _back_from(lineage: Lineage, step: int) -> Iterator[Step]:
+    """Step records from a step on backwards; they are read forwards, some at a time."""
+    for stop in range(step + 1, max(1, step + 1 - _MOST_STEPS), -_STEPS):
+        found = [lineage.record(number) for number in range(max(1, stop - _STEPS), stop)]
+        yield from (its for its in reversed(found) if its is not None)
+
+
+def _records(log: Log, partition: int, start: int, stop: int) -> Iterator[Record]:
+    """What the log still has of [start, stop) of a partition of ``examples``."""
+    start = max(start, log.begin(EXAMPLES, partition))
+    while start < stop:
+        try:
+            records: Sequence[Record] = log.read(
+                EXAMPLES, partition, start, min(_READ, stop - start)
+            )
+        except LogLost:  # retention passed it meanwhile
+            if start >= log.begin(EXAMPLES, partition):
+                raise
+            start = log.begin(EXAMPLES, partition)
+            continue
+        if not records:
+            return
+        yield from (record for record in records if record.offset < stop)
+        start = records[-1].offset + 1
+
+
+def _read(record: Record, check: ExampleCheck) -> PanelExample | None:
+    """An example that can be learned from, and is no correction; None for anything else."""
+    try:
+        example = unpack(record.value, PanelExample)
+    except UNREADABLE:
+        return None
+    return None if example.correction or check.reason(example) else example
+
+
+def _row(partition: int, offset: int, its: PanelExample) -> tuple[float, ...]:
+    said = np.frombuffer(its.predicted, np.float32, 1)[0] if its.predicted else np.nan
+    # A negative stands for those that sampling left out (training/joining/sampling.py).
+    weight = 1.0 if any(its.labels) or its.sampled_out else 1.0 / its.kept
+    return (partition, offset, its.offset, its.index, its.labels[0], weight, said, np.nan)
