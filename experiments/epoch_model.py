@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from experiments.lifecycle import Lifecycle
 from recsys.config import Config, ModelConfig
-from recsys.records import ModelSize
+from recsys.control_records import ModelSize
 from recsys.student_model import MAY_DIFFER, misfits
 
 

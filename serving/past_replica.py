@@ -20,10 +20,11 @@ from parameter_server.deltas import StepDelta
 from parameter_server.serving_rows import load_rows
 from recsys.config import Config
 from recsys.consumer import readable
+from recsys.control_records import Control
 from recsys.events import Asked, Item, Rejected, Stamp, decode
 from recsys.features import FeatureSet
 from recsys.log import Log, LogLost, Record, read_range
-from recsys.records import CONTROL, DELTAS, ITEM_STATE, ITEMS, Control, ItemState, unpack
+from recsys.records import CONTROL, DELTAS, ITEM_STATE, ITEMS, ItemState, unpack
 from serving import index_files
 from serving.line_reader import LineReader, Loaded
 from serving.pipeline import Pipeline

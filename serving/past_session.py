@@ -14,11 +14,12 @@ from experiments.policy import Policies
 from experiments.revision import running
 from recsys.catalogue import Catalogue
 from recsys.config import Config
+from recsys.control_records import Control, Experiments
 from recsys.events import Event, Impression, Item, Rejected, Tick, decode, repeat_key
 from recsys.features import FeatureSet, Keys
 from recsys.hashing import Id, digest_of, partition_of
 from recsys.log import Log, Record
-from recsys.records import CONTROL, EVENTS, ITEMS, Control, Experiments, unpack
+from recsys.records import CONTROL, EVENTS, ITEMS, unpack
 from recsys.session import Session
 from serving.past_answer import fold_again
 from serving.past_replica import Gone, records

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from recsys.config import Config
+from recsys.control_records import Control, Erasure
 from recsys.delays import Delays
 from recsys.events import Engagement, Event, Impression, User
 from recsys.feature_sets import feature_set
@@ -21,7 +22,7 @@ from recsys.hashing import Id
 from recsys.log import Log, LogLost, LogUnavailable
 from recsys.loops import Stop
 from recsys.open_log import open_log
-from recsys.records import CONTROL, EVENTS, Control, Erasure
+from recsys.records import CONTROL, EVENTS
 from recsys.session import Session
 from recsys.tracer import Tracer, tracer_of
 from serving.event_reader import EventReader, Read

@@ -19,6 +19,7 @@ from experiments.policy import Policies
 from experiments.revision import running
 from parameter_server.deltas import StepDelta
 from recsys.config import Config
+from recsys.control_records import Control, Experiments, Live
 from recsys.events import Item, Rejected, decode
 from recsys.hashing import Id
 from recsys.log import Log, LogLost
@@ -32,10 +33,7 @@ from recsys.records import (
     ITEM_STATE,
     ITEMS,
     STEPS,
-    Control,
-    Experiments,
     ItemState,
-    Live,
     Range,
     Step,
 )

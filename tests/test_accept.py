@@ -15,8 +15,8 @@ from recsys.cli.accept import ByForm, measure
 from recsys.cli.accepted import check_accepted, file_of, write_accepted
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.main import app
-from recsys.cli.replay import ReplayOptions, config_for, replay_data, replay_with
-from recsys.cli.study_world import WorldLog
+from recsys.cli.replaying import ReplayOptions, config_for, replay_data, replay_with
+from recsys.cli.studies.study_world import WorldLog
 from recsys.config import Config, ModelConfig, digest
 from recsys.features import FeatureSet
 from recsys.settings import BadSettings

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from experiments.arm_line import ALL, DIVERTED, WEIGHTED
 from recsys.blueprint import build_model
+from recsys.control_records import ArmLine
 from recsys.events import Stamp
-from recsys.records import ArmLine
 from tests.toy_feed import FEATURES, block, toy_config
 from training.candidates.arm_learner import ArmExample, ArmLearner
 from training.continual.learner import Learned, Learner

@@ -11,10 +11,11 @@ from parameter_server import snapshots
 from parameter_server.overlay import OverlayTable
 from parameter_server.shard import digest_of_shards
 from recsys.blueprint import build_model
-from recsys.cli.promotion_run import PromotionRun, config_of
+from recsys.cli.studies.promotion_run import PromotionRun, config_of
 from recsys.consumer import readable
+from recsys.control_records import Decision, ExperimentWish
 from recsys.log import Append
-from recsys.records import CONTROL, DELTAS, EXAMPLES, Decision, Delta, ExperimentWish, pack
+from recsys.records import CONTROL, DELTAS, EXAMPLES, Delta, pack
 from training.candidates.shadow_loop import ShadowLoop
 from training.continual.learner import Learner
 from training.continual.step_reader import ExampleCheck, read_lanes

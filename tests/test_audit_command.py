@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.cli.audit import audited
+from recsys.cli.benches.past_run import run_system
 from recsys.cli.main import app
 from recsys.cli.one_process import OneProcess, small_config
-from recsys.cli.past_run import run_system
 from recsys.events import encode
 from recsys.feature_sets import feature_set
 from recsys.features import read_block

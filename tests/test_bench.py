@@ -52,7 +52,7 @@ def test_the_serving_bench_refuses_what_it_cannot_measure():
 
 
 def test_the_first_that_holds_is_when_it_happened():
-    from recsys.cli.bench_freshness import _when
+    from recsys.cli.benches.bench_freshness import _when
 
     notes = [(1.0, 3), (2.0, 5), (4.0, 9)]
     assert [_when(notes, lambda done, s=s: done >= s) for s in (1, 4, 9, 10)] == [
@@ -65,7 +65,7 @@ def test_the_first_that_holds_is_when_it_happened():
 
 @pytest.mark.slow
 def test_the_freshness_bench_follows_views_to_answers(tmp_path):
-    from recsys.cli.bench_freshness import STAGES, measure_freshness
+    from recsys.cli.benches.bench_freshness import STAGES, measure_freshness
 
     found = measure_freshness(2, 200, every_ms=100, shards=2, seed=0, warm_s=1.0)["figures"]
     assert found["views"] > 100 and found["unlearned"] == 0

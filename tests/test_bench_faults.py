@@ -3,10 +3,10 @@
 import pytest
 from click.testing import CliRunner
 
-from recsys.cli.bench_faults import FAULTS, chosen, judged
-from recsys.cli.bench_live import counted
-from recsys.cli.bench_replicas import Life, _told
-from recsys.cli.load_client import Sent
+from recsys.cli.benches.bench_faults import FAULTS, chosen, judged
+from recsys.cli.benches.bench_live import counted
+from recsys.cli.benches.bench_replicas import Life, _told
+from recsys.cli.benches.load_client import Sent
 from recsys.cli.main import load
 
 

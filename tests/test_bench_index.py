@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from recsys.cli import bench_index
-from recsys.cli.bench_catalogue import plan
+from recsys.cli.benches import bench_index, index_figures
+from recsys.cli.benches.bench_catalogue import plan
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_the_best_are_found_in_blocks_as_at_once(monkeypatch: pytest.MonkeyPatch
     rng = np.random.default_rng(0)
     vectors, queries = rng.normal(size=(70_000, 4)), rng.normal(size=(2, 4))
     alive = rng.random(70_000) < 0.5
-    for query, found in zip(queries, bench_index.best(vectors, queries, alive), strict=True):
+    for query, found in zip(queries, index_figures.best(vectors, queries, alive), strict=True):
         products = np.where(alive, vectors @ query, -np.inf)
         assert found.tolist() == np.argsort(-products, kind="stable")[:300].tolist()
 

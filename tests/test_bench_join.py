@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from click.testing import CliRunner
 
-from recsys.cli import bench_join
+from recsys.cli.benches import bench_join
 from recsys.cli.main import load
 from recsys.events import Engagement, Impression
 

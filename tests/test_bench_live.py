@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from recsys.cli import processes
-from recsys.cli.bench_live import Live
+from recsys.cli.benches.bench_live import Live
 from recsys.config import Config
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from recsys.cli import bench_retrieval
+from recsys.cli.benches import bench_retrieval
 
 
 @pytest.mark.slow

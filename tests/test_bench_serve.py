@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from recsys.cli import bench_parts, bench_serve
-from recsys.cli import bench_serve_doors as doors
-from recsys.cli.bench_serve import Ask, Door
-from recsys.cli.bench_serve_state import STEP, Built, build
+from recsys.cli.benches import bench_parts, bench_serve
+from recsys.cli.benches import bench_serve_doors as doors
+from recsys.cli.benches.bench_serve_state import STEP, Built, build
+from recsys.cli.benches.serve_asks import Ask, Door
 
 pytest.importorskip("fbgemm_gpu")
 
@@ -117,7 +117,7 @@ def test_the_figures_are_those_of_the_direct_port_and_the_others_stand_beside(
         monkeypatch.setattr(doors, name, value)
     monkeypatch.setattr(bench_serve, "build", lambda *_: Built({}, 25_000))
     monkeypatch.setattr(bench_serve, "_uvicorn", bare)
-    monkeypatch.setattr(bench_serve, "_send", send)
+    monkeypatch.setattr(bench_serve, "send", send)
     monkeypatch.setattr(bench_serve, "_stages", lambda *_: {"request_us": 900.0})
     found = bench_serve.measure_serve(Ask(overload=3.0))
     figures, others = found["figures"], found["comparators"]

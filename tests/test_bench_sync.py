@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from parameter_server.parameter_client import LocalClient
 from parameter_server.rows import Table
-from recsys.cli import bench_sync
+from recsys.cli.benches import bench_sync
 from recsys.cli.main import load
 from tests.toy_line import DENSE, LANES, TABLES, toy_spec, work
 

@@ -9,15 +9,15 @@ import torch
 from click.testing import CliRunner
 
 from recsys.blueprint import build_model
-from recsys.cli import bench_linear, bench_loops, bench_train
-from recsys.cli.bench_examples import (
+from recsys.cli.benches import bench_linear, bench_loops, bench_train
+from recsys.cli.benches.bench_examples import (
     FEATURES,
     FIELDS,
     append_examples,
     draw_examples,
     one_hot,
 )
-from recsys.cli.bench_loops import by_ours, by_torch
+from recsys.cli.benches.bench_loops import by_ours, by_torch
 from recsys.cli.main import load
 from recsys.config import ModelConfig
 from recsys.log import MemoryLog

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recsys.cli.broker_loop import replay_through_broker
-from recsys.cli.replay import ReplayOptions, replay_data
+from recsys.cli.replaying import ReplayOptions, replay_data
 from recsys.datasets.open import open_dataset
 from tests.small_log import write_log
 

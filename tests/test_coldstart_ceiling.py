@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from recsys.cli.coldstart_ceiling import Ceiling, Swipe, swipes_of, told
+from recsys.cli.studies.coldstart_ceiling import Ceiling, Swipe, swipes_of, told
 from recsys.hashing import uniform
 from recsys.taste_posterior import learn
 from recsys.world import AFTER, World

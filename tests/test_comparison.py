@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.comparison import Comparison, Paired, log_losses
-from recsys.cli.study_promotion import Pair, Stream
+from recsys.cli.studies.judged_pairs import Pair, Stream
 from recsys.metrics import auc, log_loss
 
 

@@ -19,11 +19,12 @@ from recsys.cli.parts import table
 from recsys.cli.processes import identify
 from recsys.cli.vitals import gather
 from recsys.config import Config
+from recsys.control_records import Experiments, Live, Stand
 from recsys.control_room_config import ControlRoomConfig
 from recsys.log import Append, Log
 from recsys.loops import Heartbeat, Stop, write_atomically
 from recsys.open_log import create_topics, open_log
-from recsys.records import CONTROL, EVENTS, Experiments, Live, Stand, pack
+from recsys.records import CONTROL, EVENTS, pack
 from serving.control_room.exposition import keyed
 from tests.toy_plan import config_in
 from tests.toy_trial import LABELS, ToyTrial

@@ -3,21 +3,9 @@
 import msgspec
 
 from recsys.cli.control_room_story import KEPT, ControlStory, LettersStory
+from recsys.control_records import Alarm, Candidate, Decision, Erasure, Experiments, Live, Reaction
 from recsys.log import Append, MemoryLog
-from recsys.records import (
-    CONTROL,
-    DEAD_LETTERS,
-    Alarm,
-    Candidate,
-    DeadLetter,
-    Decision,
-    Erasure,
-    Experiments,
-    Live,
-    Reaction,
-    pack,
-    topics,
-)
+from recsys.records import CONTROL, DEAD_LETTERS, DeadLetter, pack, topics
 
 
 def log_with(*control: msgspec.Struct) -> MemoryLog:

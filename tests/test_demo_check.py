@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from recsys import check_figures as figures
 from recsys import pasts
-from recsys.cli import demo, demo_check, demo_data
+from recsys.cli import demo_check, demo_data, demo_start
 from recsys.cli.data import NotFetched
 from recsys.cli.demo_books import Books
 from recsys.cli.demo_check import Clock, Counts, Sampled, Viewer, Watcher
@@ -304,8 +304,14 @@ def test_behind_counts_what_has_to_flow_yet() -> None:
         return Status(state="", running=True, ready=True, parts=parts, **more)
 
     cut, served = Version("main", 0, 9), Version("main", 0, 4)
-    assert demo.behind(status(cut=cut, served=served)) == {"events": 40, "examples": 12, "steps": 5}
-    assert demo.behind(status())["steps"] == 1  # nothing cut and nothing served: not there yet
+    assert demo_start.behind(status(cut=cut, served=served)) == {
+        "events": 40,
+        "examples": 12,
+        "steps": 5,
+    }
+    assert (
+        demo_start.behind(status())["steps"] == 1
+    )  # nothing cut and nothing served: not there yet
 
 
 def test_the_data_is_what_was_named_else_what_is_there_else_the_world(

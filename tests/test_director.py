@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from recsys.config import Config
+from recsys.control_records import Control, Experiments, Live, Stand
 from recsys.log import Append, MemoryLog
 from recsys.loops import Heartbeat
-from recsys.records import CONTROL, Control, Experiments, Live, Stand, pack, topics, unpack
+from recsys.records import CONTROL, pack, topics, unpack
 from training.director import Director, experiment_texts, tell_experiments
 
 

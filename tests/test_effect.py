@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.effect import Users, effect, eta_of, holm, influence, p_value, radius
-from recsys.cli.trial_world import simulate
+from recsys.cli.studies.trial_world import simulate
 
 ALPHA = 0.05
 ETA = eta_of(0.06, ALPHA)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from recsys.control_records import Erasure
 from recsys.events import Tick, User, decode, encode
 from recsys.hashing import partition_of
 from recsys.log import Append, Log, LogUnchangeable, MemoryLog, Record
@@ -15,7 +16,6 @@ from recsys.records import (
     EXAMPLES,
     DeadLetter,
     Erased,
-    Erasure,
     Example,
     pack,
     topics,

@@ -18,11 +18,12 @@ from recsys.cli import experiment as command
 from recsys.cli import plan as plans
 from recsys.cli.main import app
 from recsys.config import Config, LogConfig
+from recsys.control_records import Experiments, Stand
 from recsys.feature_sets import FEED_SCHEMA, decide
 from recsys.features import FeatureSet
 from recsys.log import Append
 from recsys.open_log import create_topics, open_log
-from recsys.records import CONTROL, Experiments, Stand, pack
+from recsys.records import CONTROL, pack
 from tests.toy_trial import ToyTrial
 from training.director import Director
 

@@ -19,13 +19,14 @@ from recsys.cli.main import app
 from recsys.cli.one_process import START_MS, OneProcess, small_config
 from recsys.cli.plan import Plan, RayPorts
 from recsys.config import Config
+from recsys.control_records import Experiments
 from recsys.events import Impression, Item, User, encode
 from recsys.feature_sets import feature_set
 from recsys.hashing import partition_of, uniform
 from recsys.log import Log, Record
 from recsys.open_log import open_log
 from recsys.policy_config import PolicyConfig
-from recsys.records import DELTAS, EVENTS, ITEM_STATE, Experiments, ItemState, unpack
+from recsys.records import DELTAS, EVENTS, ITEM_STATE, ItemState, unpack
 from serving.past_session import find_impression
 from serving.request import Request
 from serving.state_reader import Batch

@@ -16,13 +16,14 @@ from recsys.cli.forget import Refused, forget_user
 from recsys.cli.main import app
 from recsys.cli.processes import identify
 from recsys.config import Config, LogConfig
+from recsys.control_records import Erasure
 from recsys.events import Engagement, Impression, User, decode
 from recsys.feature_sets import decide
 from recsys.hashing import partition_of
 from recsys.log import Log
 from recsys.loops import write_atomically
 from recsys.open_log import create_topics, open_log
-from recsys.records import CONTROL, EVENTS, EXAMPLES, Erasure, unpack
+from recsys.records import CONTROL, EVENTS, EXAMPLES, unpack
 from tests.test_unlearn import learn
 from tests.toy_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
 from training.live import live_epoch

@@ -10,8 +10,8 @@ from experiments.guard import GuardEvidence, Missed, judge_guard
 from experiments.lifecycle import SHADOW
 from experiments.promotion import Hold, Rollback, Served
 from experiments.significance import Estimate
-from recsys.cli.study_guard import Course, run_once
-from recsys.cli.study_promotion import Pair
+from recsys.cli.studies.judged_pairs import Pair
+from recsys.cli.studies.study_guard import Course, run_once
 from recsys.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()

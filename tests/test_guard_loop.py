@@ -15,11 +15,12 @@ from parameter_server import snapshots
 from parameter_server.mapped import mapped_shard
 from parameter_server.shard import Shard
 from recsys.blueprint import build_model
-from recsys.cli.promotion_run import LIST, Change, PromotionRun, config_of
 from recsys.cli.shadow import View
+from recsys.cli.studies.promotion_run import LIST, Change, PromotionRun, config_of
 from recsys.consumer import readable
+from recsys.control_records import Decision
 from recsys.log import LogLost
-from recsys.records import EXAMPLES, SCORES, Decision, Scores
+from recsys.records import EXAMPLES, SCORES, Scores
 from training.candidates.affected import Affected, affected, file_of
 from training.candidates.shadow import Shadow
 from training.candidates.shadow_loop import ShadowLoop

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.shard import Shard, ShardSpec
 from recsys.config import TableConfig
+from recsys.control_records import Erasure, Experiments, Live
 from recsys.events import Item, Tick, encode
 from recsys.log import Append, LogLost, LogUnavailable, MemoryLog
 from recsys.part_state import PartState
@@ -21,10 +22,7 @@ from recsys.records import (
     ITEMS,
     STEPS,
     DeadLetter,
-    Erasure,
-    Experiments,
     ItemState,
-    Live,
     Range,
     Step,
     pack,

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from recsys.cli.direct_loop import DirectLoop
-from recsys.cli.kept_states import KeepingPlayer, mixed
-from recsys.cli.replay import Replayed, ReplayOptions, config_for, replay_with
-from recsys.cli.study_forgetting import LogABA, _kept, _truth
+from recsys.cli.replaying import Replayed, ReplayOptions, config_for, replay_with
+from recsys.cli.studies.kept_states import KeepingPlayer, mixed
+from recsys.cli.studies.study_forgetting import LogABA, _kept, _truth
 from recsys.config import Config
 from recsys.features import FeatureSet
 

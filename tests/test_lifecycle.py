@@ -11,7 +11,8 @@ from experiments.lifecycle import (
     Lifecycle,
     answers,
 )
-from recsys.records import Candidate, Control, Decision, Experiments, Live, Wish, pack, unpack
+from recsys.control_records import Candidate, Control, Decision, Experiments, Live, Wish
+from recsys.records import pack, unpack
 
 
 def folded(*said: object) -> Lifecycle:

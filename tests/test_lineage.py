@@ -1,5 +1,6 @@
+from recsys.control_records import Live
 from recsys.log import Append, MemoryLog
-from recsys.records import CONTROL, EXAMPLES, STEPS, Live, Range, Step, pack, topics
+from recsys.records import CONTROL, EXAMPLES, STEPS, Range, Step, pack, topics
 from training.continual.epoch_end import EpochEnd
 from training.control import ControlReader
 from training.lineage import Lineage

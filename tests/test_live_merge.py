@@ -10,11 +10,11 @@ import pytest
 from experiments.lifecycle import Lifecycle
 from parameter_server import snapshots
 from parameter_server.snapshots import Snapshot
-from recsys.cli.promotion_run import Made, PromotionRun, config_of
+from recsys.cli.studies.promotion_run import Made, PromotionRun, config_of
 from recsys.config import digest
+from recsys.control_records import Live
 from recsys.events import User
 from recsys.hashing import key_of
-from recsys.records import Live
 from training.candidates.registry import Provenance, Refused, parent_of, plain_config
 from training.line import MAIN
 from training.merging.merge import Blend, Blends

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from recsys.blueprint import build_model
-from recsys.cli.replay import ReplayOptions
-from recsys.cli.story_log import StoryLog
-from recsys.cli.story_stream import Stream, watch
+from recsys.cli.replaying import ReplayOptions
+from recsys.cli.studies.story_log import StoryLog
+from recsys.cli.studies.story_stream import Stream, watch
 from recsys.config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.list_ranker import lists_of
 from recsys.metrics import auc

@@ -21,9 +21,10 @@ from recsys.cli import plan as plans
 from recsys.cli.main import COMMANDS, load
 from recsys.cli.offline import Asked, run
 from recsys.config import Config, ModelConfig
+from recsys.control_records import Candidate
 from recsys.model_tables import tables_of
 from recsys.open_log import open_log
-from recsys.records import CONTROL, Candidate, topics, unpack
+from recsys.records import CONTROL, topics, unpack
 from tests.small_log import write_log
 from tests.test_offline_archive import COUNT, MINUTE_MS, archived, at, remove_hour
 from tests.toy_feed import FEATURES, START_MS

@@ -13,11 +13,12 @@ from parameter_server.parameter_client import LocalClient
 from parameter_server.snapshot_rows import rows_of
 from recsys.blueprint import build_model
 from recsys.config import Config
+from recsys.control_records import Erasure, Live
 from recsys.drift_config import DriftRules
 from recsys.log import Append, Record
 from recsys.loops import Heartbeat
 from recsys.model_tables import tables_of
-from recsys.records import CONTROL, EXAMPLES, Erased, Erasure, Live, pack
+from recsys.records import CONTROL, EXAMPLES, Erased, pack
 from tests.toy_feed import FEATURES, append_examples, example, toy_config, toy_log
 from training.continual.learner import Learner
 from training.continual.panel_watch import PanelWatch, tell

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.effect import effect, eta_of, radius
 from experiments.power import Looks, come_once, covariance
-from recsys.cli.trial_world import simulate
+from recsys.cli.studies.trial_world import simulate
 
 ALPHA = 0.05
 ETA = eta_of(0.1, ALPHA)

@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from recsys.cli.study_promotion import Pair, Stream
+from recsys.cli.studies.judged_pairs import Pair, Stream
+from recsys.control_records import Candidate, Control, Decision, Wish
 from recsys.log import Append
-from recsys.records import SCORES, Candidate, Control, Decision, Scores, Wish, pack
+from recsys.records import SCORES, Scores, pack
 from tests.toy_town import BETTER, EQUAL, RULES, WORSE, Town, said_of, told
 
 

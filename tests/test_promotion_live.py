@@ -19,23 +19,12 @@ from recsys.cli.shadow import propose, rollback
 from recsys.client import ApiError
 from recsys.config import digest
 from recsys.consumer import readable
+from recsys.control_records import Decision, Live, ModelSize
 from recsys.feature_sets import feature_set
 from recsys.log import Append, Log
 from recsys.open_log import open_log
 from recsys.promotion_config import PromotionConfig
-from recsys.records import (
-    CONTROL,
-    DELTAS,
-    SCORES,
-    STEPS,
-    Decision,
-    Delta,
-    Live,
-    ModelSize,
-    Scores,
-    Step,
-    pack,
-)
+from recsys.records import CONTROL, DELTAS, SCORES, STEPS, Delta, Scores, Step, pack
 from tests.live_system import LiveSystem, Traffic
 from tests.test_promotion_loop import never_back
 from training.candidates.affected import file_of

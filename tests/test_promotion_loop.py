@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from parameter_server import snapshots
-from recsys.cli.promotion_run import PromotionRun, config_of
 from recsys.cli.shadow import View
+from recsys.cli.studies.promotion_run import PromotionRun, config_of
 from recsys.consumer import readable
+from recsys.control_records import Decision
 from recsys.events import Impression, decode
-from recsys.records import EVENTS, SCORES, STEPS, Decision, Lesson, Scores, Step
+from recsys.records import EVENTS, SCORES, STEPS, Lesson, Scores, Step
 from training.candidates.affected import Affected, affected, file_of
 from training.line import MAIN
 

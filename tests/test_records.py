@@ -6,18 +6,15 @@ import msgspec
 import pytest
 
 from recsys import records
+from recsys.control_records import Control, Erasure, Experiments, Live
 from recsys.events import FeatureBlock, Stamp, Tick
 from recsys.garbage import no_collection
 from recsys.records import (
-    Control,
     DeadLetter,
     Delta,
-    Erasure,
     Example,
-    Experiments,
     ItemState,
     Lesson,
-    Live,
     Range,
     Step,
     TableRows,

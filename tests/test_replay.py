@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.cli.main import app
-from recsys.cli.replay import Replayed, ReplayOptions, replay_data
 from recsys.cli.replay_report import judged_rows
+from recsys.cli.replaying import Replayed, ReplayOptions, replay_data
 from recsys.datasets.open import open_dataset
 from recsys.hashing import uniform
 from recsys.metrics import auc

@@ -8,12 +8,13 @@ import pytest
 from experiments.epoch_model import sized
 from parameter_server.deltas import Changed, StepDelta
 from recsys.batch import batch_of
+from recsys.control_records import ModelSize
 from recsys.events import Item
 from recsys.feature_builder import FeatureBuilder
 from recsys.features import FeatureSet
 from recsys.hashing import key_of
 from recsys.model import lookup_of, padded
-from recsys.records import ItemState, ModelSize
+from recsys.records import ItemState
 from recsys.session import Session
 from serving.replica import Replica
 from tests.toy_feed import FEATURES

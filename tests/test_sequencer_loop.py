@@ -6,18 +6,9 @@ import pytest
 
 from experiments.epoch_model import sized
 from parameter_server.shard import digest_of_shards
+from recsys.control_records import Live, ModelSize
 from recsys.log import Append, Log, LogLost, LogUnavailable, MemoryLog
-from recsys.records import (
-    CONTROL,
-    EXAMPLES,
-    STEPS,
-    Delta,
-    Live,
-    ModelSize,
-    Step,
-    pack,
-    unpack,
-)
+from recsys.records import CONTROL, EXAMPLES, STEPS, Delta, Step, pack, unpack
 from tests.toy_feed import (
     FEATURES,
     PARTITIONS,

@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 from recsys.cli import shadow as command
 from recsys.cli.main import app
 from recsys.config import Config
+from recsys.control_records import Candidate, Control, Decision, Live, Wish
 from recsys.feature_sets import feature_set
 from recsys.log import Append, Log, MemoryLog
-from recsys.records import CONTROL, Candidate, Control, Decision, Live, Wish, pack, topics
+from recsys.records import CONTROL, pack, topics
 from training.candidates.promoter import Promoter
 from training.control import ControlReader
 

@@ -14,9 +14,10 @@ from recsys.cli import shadow
 from recsys.cli.shadow import propose_to
 from recsys.config import Config, ModelConfig, ParameterServerConfig, digest
 from recsys.consumer import readable
+from recsys.control_records import Candidate, Control, ModelSize
 from recsys.feature_sets import feature_set
 from recsys.open_log import create_topics, open_log
-from recsys.records import CONTROL, Candidate, Control, ModelSize
+from recsys.records import CONTROL
 from tests.toy_plan import FREE
 from training.candidates.registry import Provenance, Refused, Registry, plain_config
 from training.candidates.sizes import size_of

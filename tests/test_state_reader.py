@@ -16,6 +16,7 @@ from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import Shard
 from parameter_server.snapshots import write_part
 from recsys.config import Config, ServeConfig
+from recsys.control_records import Candidate, Experiments, Live, ModelSize, Stand
 from recsys.events import Item, encode
 from recsys.feature_sets import FEED_SCHEMA
 from recsys.features import FeatureSet
@@ -29,15 +30,10 @@ from recsys.records import (
     ITEM_STATE,
     ITEMS,
     STEPS,
-    Candidate,
     Delta,
     Example,
-    Experiments,
     ItemState,
-    Live,
-    ModelSize,
     Range,
-    Stand,
     Step,
     TableRows,
     pack,

@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.cli.main import app
-from recsys.cli.replay import ReplayOptions, replay_data
 from recsys.cli.replay_report import judged_from_ms
+from recsys.cli.replaying import ReplayOptions, replay_data
+from recsys.cli.studies.study_figures import Judged, draw_aucs, figures, plot
+from recsys.cli.studies.study_world import WorldLog
 from recsys.cli.study import judge, syncs_of
-from recsys.cli.study_figures import Judged, draw_aucs, figures, plot
-from recsys.cli.study_world import WorldLog
 from recsys.events import Engagement, Impression
 from recsys.metrics import auc
 

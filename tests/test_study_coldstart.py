@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli.coldstart_world import ARMS, Feed, Slot, newcomers, past_of, small, without
 from recsys.cli.main import app
-from recsys.cli.study_coldstart import SWIPES, Tried, _regrets, new_items, new_users
+from recsys.cli.studies.coldstart_world import ARMS, Feed, Slot, newcomers, past_of, small, without
+from recsys.cli.studies.study_coldstart import SWIPES, Tried, _regrets, new_items, new_users
 from recsys.policy_config import PolicyConfig
 from recsys.world import World
 
@@ -113,7 +113,7 @@ def test_the_oracle_s_panel_tries_new_items_on_and_counts_for_nothing_else() -> 
 
 @pytest.mark.slow
 def test_it_prints_and_writes_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recsys.cli.study_coldstart._PANEL", 3)
+    monkeypatch.setattr("recsys.cli.studies.study_coldstart._PANEL", 3)
     file = tmp_path / "f.json"
     options = ["--seeds", "1", "--users", "16", "--items", "40", "--hours", "2"]
     options += ["--requests-per-s", "0.006", "--json", str(file)]

@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments.off_policy import estimates
-from recsys.cli import study_counterfactual as study
-from recsys.cli import study_interleaving as rivals
-from recsys.cli.list_world import ListWorld, Shown
 from recsys.cli.main import app
+from recsys.cli.studies import study_counterfactual as study
+from recsys.cli.studies import study_interleaving as rivals
+from recsys.cli.studies.list_world import ListWorld, Shown
 from recsys.world import World
 
 

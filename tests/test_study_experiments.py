@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli import study_experiments as study
 from recsys.cli.main import app
-from recsys.cli.trial_world import simulate
+from recsys.cli.studies import study_experiments as study
+from recsys.cli.studies.trial_world import simulate
 
 
 @pytest.mark.slow

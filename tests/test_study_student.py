@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.blueprint import build_model
-from recsys.cli import student_arms, study_student
-from recsys.cli.student_arms import Arms, as_int8, replace_last, requests_of
+from recsys.cli.studies import student_arms, study_student
+from recsys.cli.studies.student_arms import Arms, as_int8, replace_last, requests_of
 from recsys.cli.study import study
 from recsys.model_tables import tables_of
 from serving.int8_rows import Int8Rows

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from recsys.cli.benches.past_run import _item
 from recsys.cli.one_process import OneProcess, small_config
-from recsys.cli.past_run import _item
 from recsys.spans import of_request
 from recsys.telemetry_config import TracingConfig
 from serving.request import Request

@@ -9,10 +9,11 @@ from experiments.definition import read_experiment
 from experiments.metric import metric_of
 from experiments.readout import BROKEN
 from recsys.config import JoinConfig
+from recsys.control_records import Experiments, Stand
 from recsys.events import Engagement, encode
 from recsys.log import Append
 from recsys.policy_config import PolicyConfig
-from recsys.records import EVENTS, EXAMPLES, Experiments, Stand
+from recsys.records import EVENTS, EXAMPLES
 from tests.toy_trial import BEGAN_MS, HOUR_MS, ITEMS, LABELS, ToyTrial
 from training.measuring.trial_fold import TrialFold
 

@@ -8,9 +8,9 @@ from recsys.cli import plan as plans
 from recsys.cli.one_process import START_MS, OneProcess, small_config
 from recsys.cli.plan import Plan, RayPorts
 from recsys.config import Config, JoinConfig
+from recsys.control_records import Experiments
 from recsys.events import Item
 from recsys.hashing import uniform
-from recsys.records import Experiments
 from serving.request import Request
 
 USERS, LISTS = 36, 150

@@ -6,26 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from experiments.comparison import Paired
-from recsys.cli.study_promotion import Pair, Stream
+from recsys.cli.studies.judged_pairs import Pair, Stream
 from recsys.config import Config
+from recsys.control_records import Control, Decision, Live
 from recsys.feature_sets import feature_set
 from recsys.hashing import key_of
 from recsys.log import Append, MemoryLog
 from recsys.promotion_config import PromotionConfig
-from recsys.records import (
-    CONTROL,
-    EXAMPLES,
-    SCORES,
-    STEPS,
-    Control,
-    Decision,
-    Example,
-    Live,
-    Scores,
-    Step,
-    pack,
-    topics,
-)
+from recsys.records import CONTROL, EXAMPLES, SCORES, STEPS, Example, Scores, Step, pack, topics
 from training.candidates.promoter import Promoter
 from training.control import ControlReader
 

@@ -6,10 +6,11 @@ from typing import Any
 from experiments.policy import Policies
 from experiments.revision import running
 from recsys.config import Config, JoinConfig
+from recsys.control_records import Experiments
 from recsys.events import Engagement, Impression, Served, Stamp, encode
 from recsys.hashing import partition_of, uniform
 from recsys.log import Append, Log, MemoryLog
-from recsys.records import EVENTS, EXAMPLES, Experiments, pack, topics
+from recsys.records import EVENTS, EXAMPLES, pack, topics
 from training.joining.joiner import Joiner
 
 LABELS = ("long_view", "click", "like", "follow", "comment", "share", "hide")

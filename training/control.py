@@ -4,8 +4,9 @@ from experiments.epoch_model import config_at
 from experiments.lifecycle import Lifecycle
 from recsys.config import Config
 from recsys.consumer import UNREADABLE
+from recsys.control_records import Control, Reaction
 from recsys.log import Log
-from recsys.records import CONTROL, Control, Reaction, unpack
+from recsys.records import CONTROL, unpack
 
 
 class ControlReader:

@@ -21,23 +21,12 @@ from parameter_server import snapshots
 from recsys.clock import wall_ms
 from recsys.config import Config
 from recsys.consumer import UNREADABLE
+from recsys.control_records import Control, Decision, Live, ModelSize, Reaction
 from recsys.feature_sets import feature_set
 from recsys.log import Append, Log, LogLost, LogUnavailable, newest_first
 from recsys.loops import Heartbeat, Stop
 from recsys.open_log import open_log
-from recsys.records import (
-    CONTROL,
-    EXAMPLES,
-    STEPS,
-    Control,
-    Decision,
-    Live,
-    ModelSize,
-    Reaction,
-    Step,
-    pack,
-    unpack,
-)
+from recsys.records import CONTROL, EXAMPLES, STEPS, Step, pack, unpack
 from training.candidates import affected
 from training.candidates.promoter import Promoter
 from training.continual.step_reader import StepReader

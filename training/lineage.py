@@ -10,8 +10,9 @@ from itertools import islice
 from typing import Final
 
 from recsys.consumer import UNREADABLE
+from recsys.control_records import Live
 from recsys.log import Log, newest_first
-from recsys.records import STEPS, Live, Step, unpack
+from recsys.records import STEPS, Step, unpack
 from training.continual.step_reader import StepReader
 
 CAUGHT_UP: Final = (

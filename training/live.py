@@ -1,8 +1,9 @@
 """Which epoch of a line is live, as ``control`` says: a part asks when it starts, and keeps to it."""
 
 from recsys.consumer import readable
+from recsys.control_records import Control, Live
 from recsys.log import Log
-from recsys.records import CONTROL, Control, Live
+from recsys.records import CONTROL
 from training.line import MAIN
 
 

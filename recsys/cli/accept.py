@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from experiments.acceptance import Accept, Evidence, Refuse, decide, what_is_read
 from recsys.cli.accepted import write_accepted
 from recsys.cli.direct_loop import DirectLoop
-from recsys.cli.replay import Progress, ReplayOptions, check_folders, config_for, replay_with
+from recsys.cli.outputs import check_folders
 from recsys.cli.replay_report import judged_rows, with_bar
-from recsys.cli.study_copies import Copy, SideBySide, Sync
+from recsys.cli.replaying import Progress, ReplayOptions, config_for, replay_with
+from recsys.cli.studies.study_copies import Copy, SideBySide, Sync
 from recsys.config import Config, digest
 from recsys.datasets.open import open_dataset
 from recsys.datasets.source import DataError, Dataset

@@ -48,7 +48,7 @@ def table(
     rows: Rows = 1_000_000, batches: Batches = 50, seed: Seed = 0, json_file: Json = None
 ) -> None:
     """Rows of the parameter server: lookups and updates a second."""
-    from recsys.cli.bench_table import measure_table
+    from recsys.cli.benches.bench_table import measure_table
 
     measured = measure_table(rows, batches, seed)
     _tell("table", {"rows": rows, "batches": batches, "seed": seed}, measured, json_file)
@@ -65,7 +65,7 @@ def shadow(
     json_file: Json = None,
 ) -> None:
     """What judging a candidate costs, beside training."""
-    from recsys.cli.bench_shadow import measure_shadow
+    from recsys.cli.benches.bench_shadow import measure_shadow
 
     measured = measure_shadow(lists, share, rows, seed)
     options = {"lists": lists, "share": share, "rows": rows, "seed": seed}
@@ -82,7 +82,7 @@ def control_room(
     json_file: Json = None,
 ) -> None:
     """What the control room of a running system takes of the processor."""
-    from recsys.cli.bench_control_room import measure_control_room
+    from recsys.cli.benches.bench_control_room import measure_control_room
 
     measured = measure_control_room(state, seconds, pages)
     options = {"state": state, "seconds": seconds, "pages": pages}
@@ -97,7 +97,7 @@ def tracing(
     json_file: Json = None,
 ) -> None:
     """What tracing costs a request."""
-    from recsys.cli.bench_tracing import measure_tracing
+    from recsys.cli.benches.bench_tracing import measure_tracing
 
     measured = measure_tracing(requests, items, seed)
     _tell("tracing", {"requests": requests, "items": items, "seed": seed}, measured, json_file)
@@ -116,7 +116,7 @@ def train(
     json_file: Json = None,
 ) -> None:
     """Examples through two workers and two shards."""
-    from recsys.cli.bench_train import measure_train
+    from recsys.cli.benches.bench_train import measure_train
 
     measured = measure_train(ids, batches, seed, batch, apart)
     options = {"ids": ids, "batches": batches, "batch": batch, "seed": seed}
@@ -130,7 +130,7 @@ def join(
     json_file: Json = None,
 ) -> None:
     """Events through the joiner."""
-    from recsys.cli.bench_join import measure_join
+    from recsys.cli.benches.bench_join import measure_join
 
     _tell("join", {"events": events, "seed": seed}, measure_join(events, seed), json_file)
 
@@ -145,7 +145,7 @@ def freshness(
     json_file: Json = None,
 ) -> None:
     """From the end of a view to the first answer that has learned it."""
-    from recsys.cli.bench_freshness import measure_freshness
+    from recsys.cli.benches.bench_freshness import measure_freshness
 
     measured = measure_freshness(seconds, rate, every_ms, shards, seed)
     options = {"seconds": seconds, "rate": rate, "every-ms": every_ms, "shards": shards}
@@ -161,7 +161,7 @@ def sync(
     json_file: Json = None,
 ) -> None:
     """Rows from a shard to a replica, by format and budget."""
-    from recsys.cli.bench_sync import measure_sync
+    from recsys.cli.benches.bench_sync import measure_sync
 
     measured = measure_sync(ids, batches, seed, budget_kb)
     options = {"ids": ids, "batches": batches, "budget-kb": budget_kb, "seed": seed}
@@ -177,7 +177,7 @@ def recovery(
     json_file: Json = None,
 ) -> None:
     """A killed shard, until it answers again."""
-    from recsys.cli.bench_recovery import measure_recovery
+    from recsys.cli.benches.bench_recovery import measure_recovery
 
     measured = measure_recovery(rows, steps, kills, seed)
     options = {"rows": rows, "steps": steps, "kills": kills, "seed": seed}
@@ -208,7 +208,8 @@ def serve(
     json_file: Json = None,
 ) -> None:
     """Whole answers over HTTP: requests a second, latency, where the time goes."""
-    from recsys.cli.bench_serve import Ask, measure_serve
+    from recsys.cli.benches.bench_serve import measure_serve
+    from recsys.cli.benches.serve_asks import Ask
 
     ask = Ask(
         items, candidates, seconds, rate, overload, training, shadow, seed=seed,
@@ -228,7 +229,7 @@ def index(
     items: Items = 100_000, seconds: Seconds = 20, seed: Seed = 0, json_file: Json = None
 ) -> None:
     """Searches for items while their vectors move."""
-    from recsys.cli.bench_index import measure_index
+    from recsys.cli.benches.bench_index import measure_index
 
     measured = measure_index(items, seconds, seed)
     _tell("index", {"items": items, "seconds": seconds, "seed": seed}, measured, json_file)
@@ -242,7 +243,7 @@ def retrieval(
     json_file: Json = None,
 ) -> None:
     """Retrieval in shards of its own: what leaves a replica, and what a search there takes."""
-    from recsys.cli.bench_retrieval import measure_retrieval
+    from recsys.cli.benches.bench_retrieval import measure_retrieval
 
     measured = measure_retrieval(items, shards, seed)
     _tell("retrieval", {"items": items, "shards": shards, "seed": seed}, measured, json_file)
@@ -257,7 +258,7 @@ def stamp(
     json_file: Json = None,
 ) -> None:
     """Answers while everything changes: none of two versions, and made again from the log."""
-    from recsys.cli.bench_stamp import measure_stamp
+    from recsys.cli.benches.bench_stamp import measure_stamp
 
     measured = measure_stamp(requests, http, explained, seed)
     options = {"requests": requests, "http": http, "explained": explained, "seed": seed}
@@ -272,7 +273,7 @@ def int8(
     json_file: Json = None,
 ) -> None:
     """A replica's rows as int8: bytes of a row, lookups a second."""
-    from recsys.cli.bench_int8 import measure_int8
+    from recsys.cli.benches.bench_int8 import measure_int8
 
     measured = measure_int8(rows, batches, seed)
     _tell("int8", {"rows": rows, "batches": batches, "seed": seed}, measured, json_file)
@@ -289,7 +290,7 @@ def faults(
     json_file: Json = None,
 ) -> None:
     """Requests answered while one thing after the other is killed, stopped or made unwritable."""
-    from recsys.cli.bench_faults import Ask, chosen, measure_faults
+    from recsys.cli.benches.bench_faults import Ask, chosen, measure_faults
 
     names = tuple(name for name in only.split(",") if name)
     try:
@@ -313,7 +314,7 @@ def drift(
     json_file: Json = None,
 ) -> None:
     """How soon planted shifts are found, and how often something is found where nothing is."""
-    from recsys.cli.bench_drift import measure_drift
+    from recsys.cli.benches.bench_drift import measure_drift
 
     measured = measure_drift(runs, stationary, seed, lambda text: typer.echo(text, err=True))
     options = {"runs": runs, "stationary": stationary, "seed": seed}
@@ -327,7 +328,7 @@ def gathering(
     json_file: Json = None,
 ) -> None:
     """Bytes of deltas where rows are published each step, and each second, fourth and eighth one."""
-    from recsys.cli.bench_gathering import measure_gathering
+    from recsys.cli.benches.bench_gathering import measure_gathering
 
     measured = measure_gathering(hours, seed)
     _tell("gathering", {"hours": hours, "seed": seed}, {"published": measured}, json_file)
@@ -345,7 +346,7 @@ def replicas(
     json_file: Json = None,
 ) -> None:
     """Requests answered while replicas come and go: a rolling restart, and scaling."""
-    from recsys.cli.bench_replicas import PARTS, Ask, measure_replicas
+    from recsys.cli.benches.bench_replicas import PARTS, Ask, measure_replicas
 
     if only and only not in PARTS:
         raise typer.BadParameter(f"--only is {only!r}, expected one of {', '.join(PARTS)}")

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from parameter_server.deltas import StepDelta
 from parameter_server.durable import DurableShard, Home
@@ -24,6 +24,7 @@ from parameter_server.shard_service import ShardService
 from parameter_server.transport import SocketChannel, SocketServer
 from recsys.blueprint import build_model
 from recsys.cli.player import Player
+from recsys.cli.replaying import Replayed, ReplayOptions, config_for, replay_with
 from recsys.config import Config
 from recsys.datasets.source import Dataset
 from recsys.events import Event, Item, User, encode
@@ -43,9 +44,6 @@ from training.continual.sequencer_loop import SequencerLoop
 from training.continual.worker import Worker
 from training.joining.joiner_loop import JoinerLoop
 from training.line import spec_of
-
-if TYPE_CHECKING:
-    from recsys.cli.replay import Replayed, ReplayOptions
 
 _WORKERS = 2
 _BATCH = 1000
@@ -235,9 +233,9 @@ class BrokerPlayer(Player):
 
 def replay_through_broker(
     dataset: Dataset,
-    options: "ReplayOptions",
+    options: ReplayOptions,
     progress: Callable[[Iterator[Event]], Iterator[Event]],
-) -> "Replayed":
+) -> Replayed:
     """Replays through real parts in a folder of their own, which is removed at the end.
 
     Raises ValueError for freezing, for holding updates back and for warm-up, which only one process does:
@@ -253,8 +251,6 @@ def replay_through_broker(
             "--frozen-after and --sync-every change what is served from the log; "
             "replay in one process (without --through-broker)"
         )
-    from recsys.cli.replay import config_for, replay_with
-
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-replay-")))
         config = config_for(dataset, options, Config(state=str(folder)))

@@ -7,10 +7,7 @@ import msgspec
 
 from experiments.lifecycle import Lifecycle
 from recsys.consumer import UNREADABLE
-from recsys.log import Log, LogLost
-from recsys.records import (
-    CONTROL,
-    DEAD_LETTERS,
+from recsys.control_records import (
     Alarm,
     Candidate,
     Control,
@@ -19,8 +16,9 @@ from recsys.records import (
     Live,
     Reaction,
     Wish,
-    unpack,
 )
+from recsys.log import Log, LogLost
+from recsys.records import CONTROL, DEAD_LETTERS, unpack
 
 KEPT: Final = 40  # of each kind
 _LETTERS: Final = 8

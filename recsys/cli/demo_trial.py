@@ -16,10 +16,10 @@ from recsys.cli import demo_check as checks
 from recsys.cli import plan as plans
 from recsys.cli import running as runs
 from recsys.cli import warmup
-from recsys.cli.demo import started, wait_until_caught_up
 from recsys.cli.demo_books import Books, open_books
 from recsys.cli.demo_check import Clock, Counts, Sampled, Viewer, Watcher
 from recsys.cli.demo_crowd import Background
+from recsys.cli.demo_start import started, wait_until_caught_up
 from recsys.cli.table import beyond
 from recsys.cli.vitals import gather
 from recsys.client import Client

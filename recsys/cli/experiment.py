@@ -23,9 +23,10 @@ from recsys.cli.shadow import StateOption, with_system
 from recsys.clock import wall_ms
 from recsys.config import Config
 from recsys.consumer import readable
+from recsys.control_records import Control, Experiments, ExperimentWish
 from recsys.feature_sets import FEED_SCHEMA, labels_of
 from recsys.log import Append, Log
-from recsys.records import CONTROL, Control, Experiments, ExperimentWish, pack
+from recsys.records import CONTROL, pack
 from training.director import CONFIGS
 from training.measuring.trial_fold import TrialFold
 

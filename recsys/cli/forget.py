@@ -118,10 +118,11 @@ def _on_disk(user: str, config: Config, unlearn: bool) -> list[str]:
 def ask_on_log(log: Log, user: str, time_ms: int) -> int:
     """Appends what the API would: a tombstone among the user's events, and an erasure. Returns the offset of
     the tombstone."""
+    from recsys.control_records import Erasure
     from recsys.events import User, encode
     from recsys.hashing import partition_of
     from recsys.log import Append
-    from recsys.records import CONTROL, EVENTS, Erasure, pack
+    from recsys.records import CONTROL, EVENTS, pack
 
     partition = partition_of(user, log.partitions(EVENTS))
     tombstone = User(time_ms=time_ms, user_id=user, removed=True)

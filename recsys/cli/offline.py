@@ -260,8 +260,9 @@ def _until_ms(asked: Asked) -> int:
 
 def _from_dataset(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, bool]:
     from recsys.cli.offline_play import cache_dataset
-    from recsys.cli.replay import ReplayOptions, config_for, parse_time
+    from recsys.cli.replay import parse_time
     from recsys.cli.replay_report import with_bar
+    from recsys.cli.replaying import ReplayOptions, config_for
     from recsys.datasets.open import open_dataset
     from recsys.feature_sets import feature_set
     from recsys.features import FeatureSet

@@ -7,7 +7,7 @@ from pathlib import Path
 from parameter_server.deltas import StepDelta
 from recsys.cli.joiners import Joiners
 from recsys.cli.player import Player
-from recsys.cli.replay import ReplayOptions, with_warm_up
+from recsys.cli.replaying import ReplayOptions, with_warm_up
 from recsys.config import Config
 from recsys.datasets.source import Dataset
 from recsys.events import Event

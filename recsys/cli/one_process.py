@@ -18,12 +18,13 @@ from parameter_server.parameter_client import LocalClient, part_of, route_lanes
 from parameter_server.publish_trace import tell_published
 from recsys.blueprint import build_model
 from recsys.config import Config, ModelConfig, ServeConfig, StepConfig
+from recsys.control_records import Experiments
 from recsys.events import Item, User, encode
 from recsys.feature_sets import feature_set
 from recsys.hashing import partition_of, uniform
 from recsys.log import Append
 from recsys.open_log import create_topics, open_log
-from recsys.records import CONTROL, DELTAS, EVENTS, ITEMS, Experiments, pack
+from recsys.records import CONTROL, DELTAS, EVENTS, ITEMS, pack
 from recsys.tracer import tracer_of
 from serving.counter_loop import CounterLoop
 from serving.request import Answer, Request

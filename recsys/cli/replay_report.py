@@ -7,19 +7,17 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.cli.replaying import Replayed, ReplayOptions
 from recsys.datasets.source import Dataset
 from recsys.events import Event, Impression
 from recsys.metrics import days
 from recsys.report import Predictions, build_report, compare
 from recsys.schema import CATEGORICAL
-
-if TYPE_CHECKING:
-    from recsys.cli.replay import Replayed, ReplayOptions
 
 _DAY_MS = 86_400_000
 
@@ -27,8 +25,8 @@ _DAY_MS = 86_400_000
 def report_of(
     data: Path,
     dataset: Dataset,
-    options: "ReplayOptions",
-    replayed: "Replayed",
+    options: ReplayOptions,
+    replayed: Replayed,
     theirs: Predictions | None,
 ) -> dict[str, Any]:
     """The report of a replay. ``theirs``: predictions to compare with, on the judged rows."""
@@ -74,7 +72,7 @@ def judged_from_ms(dataset: Dataset) -> int:
     return first_judged_day(shown) * _DAY_MS - round(dataset.utc_offset_h * 3_600_000)
 
 
-def slices_of(dataset: Dataset, replayed: "Replayed") -> dict[str, NDArray[np.bool_]]:
+def slices_of(dataset: Dataset, replayed: Replayed) -> dict[str, NDArray[np.bool_]]:
     """Masks by name: ``test`` and, of it, the commonest values of the first context field."""
     test = judged_rows(dataset, replayed.predictions)
     masks = {"test": test}
@@ -87,7 +85,7 @@ def slices_of(dataset: Dataset, replayed: "Replayed") -> dict[str, NDArray[np.bo
 
 
 def _about(
-    data: Path, dataset: Dataset, options: "ReplayOptions", replayed: "Replayed"
+    data: Path, dataset: Dataset, options: ReplayOptions, replayed: Replayed
 ) -> dict[str, Any]:
     return {
         "data": dataset.name,
@@ -104,7 +102,7 @@ def _about(
     }
 
 
-def print_report(found: dict[str, Any], replayed: "Replayed") -> None:
+def print_report(found: dict[str, Any], replayed: Replayed) -> None:
     """The first lines of the report, as a table."""
     from rich.console import Console
     from rich.table import Table

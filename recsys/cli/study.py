@@ -1,6 +1,6 @@
 """`recsys study freshness DATA|world`: what serving fresh weights is worth (docs/freshness.md).
 
-`recsys study quality` is in recsys/cli/study_quality.py, `coldstart` and `drift` in files named alike.
+All others are in recsys/cli/studies/, in files named alike.
 """
 
 import json
@@ -14,22 +14,23 @@ import numpy as np
 import typer
 
 from recsys.cli.direct_loop import DirectLoop
-from recsys.cli.replay import Progress, ReplayOptions, check_folders, config_for, replay_with
+from recsys.cli.outputs import check_folders
 from recsys.cli.replay_report import judged_from_ms, with_bar
-from recsys.cli.study_arms import arms
-from recsys.cli.study_broken import broken
-from recsys.cli.study_coldstart import coldstart
-from recsys.cli.study_copies import SideBySide, Sync
-from recsys.cli.study_counterfactual import counterfactual
-from recsys.cli.study_drift import drift
-from recsys.cli.study_experiments import experiments
-from recsys.cli.study_figures import Judged, draw_aucs, figures, plot
-from recsys.cli.study_forgetting import forgetting
-from recsys.cli.study_interleaving import interleaving
-from recsys.cli.study_promotion import promotion
-from recsys.cli.study_quality import quality
-from recsys.cli.study_student import student
-from recsys.cli.study_world import WorldLog
+from recsys.cli.replaying import Progress, ReplayOptions, config_for, replay_with
+from recsys.cli.studies.study_arms import arms
+from recsys.cli.studies.study_broken import broken
+from recsys.cli.studies.study_coldstart import coldstart
+from recsys.cli.studies.study_copies import SideBySide, Sync
+from recsys.cli.studies.study_counterfactual import counterfactual
+from recsys.cli.studies.study_drift import drift
+from recsys.cli.studies.study_experiments import experiments
+from recsys.cli.studies.study_figures import Judged, draw_aucs, figures, plot
+from recsys.cli.studies.study_forgetting import forgetting
+from recsys.cli.studies.study_interleaving import interleaving
+from recsys.cli.studies.study_promotion import promotion
+from recsys.cli.studies.study_quality import quality
+from recsys.cli.studies.study_student import student
+from recsys.cli.studies.study_world import WorldLog
 from recsys.config import Config, ModelConfig
 from recsys.datasets.open import open_dataset
 from recsys.datasets.source import DataError, Dataset

@@ -17,6 +17,7 @@ import msgspec
 
 from parameter_server.refusals import told_by
 from recsys.consumer import UNREADABLE, Consumer, DeadLetters
+from recsys.control_records import Control
 from recsys.events import Item, decode
 from recsys.log import Log, LogLost, Record
 from recsys.part_state import PartState
@@ -27,7 +28,6 @@ from recsys.records import (
     ITEM_STATE,
     ITEMS,
     STEPS,
-    Control,
     ItemState,
     Step,
     unpack,

@@ -10,11 +10,12 @@ from typing import Final
 import msgspec
 
 from recsys.consumer import UNREADABLE
+from recsys.control_records import Live
 from recsys.events import Stamp
 from recsys.hashing import Id
 from recsys.log import Log, Record
 from recsys.loops import write_atomically
-from recsys.records import EVENTS, EXAMPLES, STEPS, Live, Step, unpack
+from recsys.records import EVENTS, EXAMPLES, STEPS, Step, unpack
 from training.by_time import first_at, served_ms_of
 from training.line import MAIN
 from training.lineage import Lineage

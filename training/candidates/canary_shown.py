@@ -12,10 +12,11 @@ from experiments.guard import served_rates
 from experiments.lifecycle import Standing
 from experiments.served import ServedRates
 from recsys.consumer import UNREADABLE, Consumer
+from recsys.control_records import Live
 from recsys.hashing import Id, key_of
 from recsys.log import Log
 from recsys.promotion_config import PromotionConfig
-from recsys.records import EXAMPLES, Live
+from recsys.records import EXAMPLES
 from training.by_time import first_at
 
 BEFORE_MS: Final = (

@@ -18,9 +18,10 @@ from parameter_server.mapped import mapped_shard
 from recsys.blueprint import build_model
 from recsys.config import Config, ModelConfig
 from recsys.consumer import readable
+from recsys.control_records import Live
 from recsys.features import FeatureSet
 from recsys.log import Log, LogLost
-from recsys.records import EXAMPLES, STEPS, Live, Step
+from recsys.records import EXAMPLES, STEPS, Step
 from training.candidates.registry import Refused, Registry
 from training.candidates.shadow import Shadow
 from training.line import MAIN, whole_spec

@@ -19,18 +19,10 @@ from experiments.promotion import Evidence, Hold, Promote, Rollback, Verdict, ju
 from parameter_server import snapshots
 from recsys.config import Config
 from recsys.consumer import UNREADABLE
+from recsys.control_records import Control, Decision, Live, Wish
 from recsys.features import FeatureSet
 from recsys.log import Log
-from recsys.records import (
-    EXAMPLES,
-    SCORES,
-    Control,
-    Decision,
-    Live,
-    Scores,
-    Wish,
-    unpack,
-)
+from recsys.records import EXAMPLES, SCORES, Scores, unpack
 from training.candidates.canary_shown import CanaryShown, GuardShown
 from training.candidates.case import Case, begun, numbers
 from training.line import MAIN

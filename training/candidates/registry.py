@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from parameter_server.snapshots import Snapshot, latest, write_part
 from parameter_server.wal import sync_folder
 from recsys.config import ModelConfig, digest
+from recsys.control_records import Live
 from recsys.features import FeatureSet
 from recsys.loops import write_atomically
-from recsys.records import Live
 from recsys.student_model import MAY_DIFFER, shown
 
 FILE: Final = "candidate.json"

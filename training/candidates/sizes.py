@@ -10,7 +10,7 @@ import msgspec
 
 from experiments.epoch_model import size_beside
 from recsys.config import ModelConfig
-from recsys.records import ModelSize
+from recsys.control_records import ModelSize
 from training.candidates.registry import Provenance, Refused, model_config
 
 _REMEDY: Final = "train one with this configuration, or start the system with that of the candidate"

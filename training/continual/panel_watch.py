@@ -28,6 +28,7 @@ from parameter_server import snapshots
 from parameter_server.snapshot_rows import rows_of
 from recsys.blueprint import build_model
 from recsys.config import Config
+from recsys.control_records import Erasure
 from recsys.feature_sets import feature_set
 from recsys.features import FeatureSet
 from recsys.log import Log, LogLost, LogUnavailable
@@ -35,7 +36,6 @@ from recsys.loops import Heartbeat
 from recsys.model_tables import tables_of
 from recsys.open_log import open_log
 from recsys.part_state import PartState
-from recsys.records import Erasure
 from training.continual import panel_log, panels
 from training.continual.learner import Learner
 from training.continual.panel_log import Found, PanelExample

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from recsys.config import Config
 from recsys.consumer import UNREADABLE
+from recsys.control_records import Alarm, Control, Reaction
 from recsys.drift_config import DriftRules
 from recsys.events import FeatureBlock
 from recsys.features import FeatureSet
 from recsys.hashing import uniform
 from recsys.log import Log, LogLost, Record, read_range
-from recsys.records import DELTAS, EXAMPLES, Alarm, Control, Reaction
+from recsys.records import DELTAS, EXAMPLES
 from training.continual.progress import Told
 from training.control import ControlReader
 from training.drift import monitors as drift

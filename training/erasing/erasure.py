@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from recsys.consumer import UNREADABLE
+from recsys.control_records import Control, Erasure
 from recsys.events import Tick, decode, encode
 from recsys.hashing import Id, partition_of
 from recsys.log import Log, LogUnchangeable, Record
@@ -26,10 +27,8 @@ from recsys.records import (
     DEAD_LETTERS,
     EVENTS,
     EXAMPLES,
-    Control,
     DeadLetter,
     Erased,
-    Erasure,
     Example,
     Forget,
     pack,

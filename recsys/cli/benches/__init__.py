@@ -1,0 +1,1 @@
+"""What `recsys bench` measures: speed, beside what one would pick instead."""

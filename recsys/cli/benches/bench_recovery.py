@@ -1,0 +1,106 @@
+"""How long trainers wait for a shard that was killed: it has a million rows, and comes back from its newest
+snapshot and its write-ahead file.
+
+The shard is a named Ray actor, as in a running system, and a worker goes on sending it steps over its socket.
+Its process is killed with -9 in the middle of a step. Ray starts another, which reads the snapshot, applies
+the file, listens on a new port; the worker's client finds it and sends the step again.
+"""
+
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from parameter_server import snapshots
+from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.parameter_client import ParameterClient, Worker
+from parameter_server.shard import ShardSpec
+from recsys.config import Config, StepConfig, TableConfig
+
+DIM: Final = 32
+_BLOCK: Final = 20_000  # rows that a step makes, until all are there
+_STEP_ROWS: Final = 2_000  # that a step of 256 examples touches
+_DENSE: Final = 57_000  # parameters: about as many as the ranker's
+_SPEC: Final = ShardSpec((TableConfig("items", DIM, 0.05, initial=0.01),), lanes=1, line="recovery")
+
+
+def measure_recovery(rows: int, steps: int, kills: int, seed: int) -> dict[str, Any]:
+    """Seconds that the worker waited, for each of ``kills``. ``steps``: how many stand in the file behind the
+    snapshot."""
+    import ray
+
+    from parameter_server import shard_actor as actors
+    from recsys.open_log import create_topics, open_log
+
+    root = str(Path(__file__).parents[3])
+    environment = {"env_vars": {"PYTHONPATH": root}}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1",
+             runtime_env=environment)  # fmt: skip
+    try:
+        with tempfile.TemporaryDirectory(prefix="recsys-recovery-") as folder:
+            every = StepConfig().snapshot_every
+            config = Config(state=folder, step=StepConfig(lanes=1, snapshot_every=every))
+            log = open_log(config)
+            create_topics(log, config)
+            (shard,) = actors.start_shards(_SPEC, config, np.zeros(_DENSE, np.float32))
+            try:
+                client = actors.connect(_SPEC, [shard], Worker())
+                fed = _Feed(client, rows, seed)
+                fed.fill()
+                _snapshot(ray, shard, Path(folder) / "snapshots", fed.step)
+                fed.learn(steps)
+                return _kill(ray, shard, fed, kills)
+            finally:
+                actors.stop_shards([shard])
+                log.close()
+    finally:
+        ray.shutdown()
+
+
+class _Feed:
+    """A worker's steps: first ones that make rows, then ones that touch some."""
+
+    def __init__(self, client: ParameterClient, rows: int, seed: int) -> None:
+        self._client, self._rows = client, rows
+        self._random = np.random.default_rng(seed)
+        self.step = 0
+
+    def fill(self) -> None:
+        for first in range(0, self._rows, _BLOCK):
+            self._send(np.arange(first, min(self._rows, first + _BLOCK), dtype=np.int64))
+
+    def learn(self, steps: int) -> None:
+        for _ in range(steps):
+            self._send(self._random.choice(self._rows, _STEP_ROWS, replace=False))
+
+    def _send(self, keys: Any) -> None:
+        self.step += 1
+        gradients = self._random.standard_normal((len(keys), DIM), np.float32)
+        own = RowGradients(keys, gradients, np.ones(len(keys), np.int32))
+        dense = self._random.standard_normal(_DENSE).astype(np.float32)
+        lane = LaneGradients(0, {"items": own}, dense)
+        self._client.exchange(self.step, self.step, [lane], {"items": keys})
+
+
+def _snapshot(ray: Any, shard: Any, folder: Path, step: int) -> None:
+    """Has the shard take one, and waits until it is on the disk."""
+    ray.get(shard.snapshot.remote())
+    while step not in snapshots.complete_steps(folder, _SPEC.line, _SPEC.epoch):
+        time.sleep(0.05)
+
+
+def _kill(ray: Any, shard: Any, feed: _Feed, kills: int) -> dict[str, Any]:
+    waited_s, rows, sizes = [], 0, {}
+    for _ in range(kills):
+        status = ray.get(shard.status.remote())
+        rows, sizes = status["rows"]["items"], {"file_mb": round(status["wal_bytes"] / 1e6, 1)}
+        os.kill(ray.get(shard.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
+        started = time.perf_counter()
+        feed.learn(1)
+        waited_s.append(round(time.perf_counter() - started, 2))
+    median = float(np.median(waited_s))
+    return {"figures": {"rows": rows, **sizes, "waited_s": waited_s, "waited_s_median": median}}

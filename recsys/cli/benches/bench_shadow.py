@@ -1,0 +1,180 @@
+"""``recsys bench shadow``: what it costs to judge a candidate, beside what it costs to train the live line.
+
+All three go over the same steps of the same log, one after the other in this process: the trainer (worker and
+two shards with write-ahead files and published deltas), a candidate that is scored as it is on a share of the
+stream, and one that learns the stream as well. Told is the processor's time. Examples are of the simulated
+world, with all features.
+
+Then, of a candidate's snapshot with many rows: the memory of one as it is mapped and of one that is read, and
+how long both take to look up rows. A frozen candidate stays at that; one that learns takes the memory of an
+ordinary one for each row that it changes.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from msgspec.structs import replace as changed
+
+from parameter_server import snapshots
+from parameter_server.durable import DurableShard, Home, load_shard
+from parameter_server.kernels import warm
+from parameter_server.lanes import RowGradients, StepSum
+from parameter_server.mapped import mapped_shard
+from parameter_server.parameter_client import part_of
+from parameter_server.shard import Shard, ShardSpec
+from recsys.as_served import AsServed
+from recsys.blueprint import build_model
+from recsys.cli.joiners import Joiners
+from recsys.cli.one_process import DurableShards
+from recsys.config import Config, ModelConfig, StepConfig
+from recsys.control_records import Live
+from recsys.events import Impression, Stamp
+from recsys.feature_sets import feature_set
+from recsys.garbage import settle
+from recsys.log import Append, Log
+from recsys.model_tables import tables_of
+from recsys.open_log import create_topics, open_log
+from recsys.pasts import of_world
+from recsys.records import DELTAS, EXAMPLES, pack
+from training.candidates.shadow import Shadow
+from training.continual.learner import Learner
+from training.continual.sequencer_loop import SequencerLoop
+from training.continual.worker import Worker
+from training.line import MAIN, spec_of, whole_spec
+
+_START_MS: Final = 1_790_000_000_000
+_WARM: Final = 8  # steps before the clock starts
+_LOOKED_UP: Final = 4_000  # rows at once, about as a step does
+
+
+def measure_shadow(lists: int, share: float, rows: int, seed: int) -> dict[str, Any]:
+    """Microseconds of the processor an example: of the trainer, and of either candidate as a share of it."""
+    warm()
+    with tempfile.TemporaryDirectory(prefix="recsys-bench-") as folder, ExitStack() as stack:
+        config = _config(folder, share)
+        log = open_log(config)
+        stack.callback(log.close)
+        create_topics(log, config)
+        steps, examples = _write(log, config, lists, seed)
+        settle()
+        trainer = _trainer(log, config, stack)
+        trainer_us = _timed(trainer.turn, steps, examples)
+        candidates = {}
+        for name, learns in (("scored", False), ("learning", True)):
+            candidate = _candidate(log, config, learns)
+            candidates[name] = _timed(lambda its=candidate: its.turn() is not None, steps, examples)
+    return {
+        "what": f"{steps} steps of {config.step.examples} examples; {share:.0%} of the stream is scored; "
+        f"a snapshot of {rows} rows of the table features",
+        "figures": {
+            "trainer_cpu_us_per_example": round(trainer_us, 2),
+            "scored_cpu_us_per_example": round(candidates["scored"], 2),
+            "learning_cpu_us_per_example": round(candidates["learning"], 2),
+            "scored_of_trainer": round(candidates["scored"] / trainer_us, 3),
+            "learning_of_trainer": round(candidates["learning"] / trainer_us, 3),
+        }
+        | measure_mapped(rows, seed),
+        "comparators": {},
+    }
+
+
+def measure_mapped(rows: int, seed: int) -> dict[str, float]:
+    """Bytes a row of a candidate that is mapped and of one that is read, before either learns, and
+    microseconds a row that they take to look up ids that have one."""
+    (table,) = (t for t in tables_of(ModelConfig()) if t.name == "features")
+    spec, draw = ShardSpec((replace(table, ttl_s=0),), 1, line="cand"), np.random.default_rng(seed)
+    keys = np.unique(draw.integers(-(2**63), 2**63 - 1, rows, dtype=np.int64))
+    whole = RowGradients(keys, draw.normal(size=(len(keys), table.dim)).astype(np.float32),
+                         np.ones(len(keys), np.int32))  # fmt: skip
+    line = Shard(spec)
+    line.apply(StepSum(1, 1, {table.name: whole}, None, {}))
+    with tempfile.TemporaryDirectory(prefix="recsys-bench-") as folder:
+        snapshots.write_part(Path(folder), "cand", 0, 1, 0, 1, *line.export())
+        snapshot = snapshots.latest(Path(folder), "cand").snapshot
+        assert snapshot is not None, "it was written just now"
+        ordinary, mapped = Shard(spec), mapped_shard(spec, None, snapshot)
+        load_shard(ordinary, snapshot)
+        sizes = {its: its.nbytes / len(keys) for its in (ordinary, mapped)}
+        chosen = [draw.choice(keys, min(_LOOKED_UP, len(keys)), replace=False) for _ in range(64)]
+        us = {its: 1e9 for its in (ordinary, mapped)}
+        for _ in range(3):  # by turns: what disturbs one disturbs the other
+            for its in us:
+                began = time.process_time()
+                for batch in chosen:
+                    its.lookup(1, {table.name: batch})
+                spent = 1e6 * (time.process_time() - began) / sum(map(len, chosen))
+                us[its] = min(us[its], spent)
+    return {
+        "mapped_bytes_per_row": round(sizes[mapped], 1),
+        "ordinary_bytes_per_row": round(sizes[ordinary], 1),
+        "mapped_lookup_us_per_row": round(us[mapped], 4),
+        "ordinary_lookup_us_per_row": round(us[ordinary], 4),
+    }
+
+
+def _config(folder: str, share: float) -> Config:
+    config = replace(Config(), state=folder, model=ModelConfig())
+    rules = replace(config.promotion, share=share)
+    return replace(config, promotion=rules, step=StepConfig(every_ms=10**9, snapshot_every=10**6))
+
+
+def _write(log: Log, config: Config, lists: int, seed: int) -> tuple[int, int]:
+    """Examples as the joiner writes them, each with what live said of it, then the records of their steps."""
+    features = feature_set(config)
+    past = of_world(_START_MS, requests=lists, seed=seed)
+    served = AsServed(features)
+    joiners = Joiners(config.log.partitions, features.schema.labels, config.join)
+    outputs = len(features.schema.labels) + 1
+    for past_event in past.events():
+        for event in served.play(past_event):
+            if isinstance(event, Impression):
+                said = np.full((len(event.items), outputs), 0.3, np.float32)
+                event = changed(event, stamp=Stamp(), predicted=said.tobytes())
+            if made := joiners.feed(event):
+                log.append(EXAMPLES, [Append(its.partition, b"", pack(its)) for its in made])
+    sequencer = SequencerLoop(log, config, features, lambda: 0)
+    while sequencer.turn():
+        pass
+    return sequencer.step, config.step.examples
+
+
+def _trainer(log: Log, config: Config, stack: ExitStack) -> Worker:
+    model, folder = build_model(feature_set(config), config.model), Path(config.state)
+
+    def publish(deltas: Sequence[bytes]) -> None:
+        log.append(DELTAS, [Append(0, b"", delta) for delta in deltas])
+
+    shards = [
+        DurableShard(
+            part_of(spec_of(config), part),
+            Home(folder / "snapshots", folder / f"{part}.wal", config.step.snapshot_every),
+            publish,
+            model.read_dense() if part == 0 else None,
+        )
+        for part in range(config.parameter_server.shards)
+    ]
+    for shard in shards:
+        stack.callback(shard.close)
+    return Worker(0, 1, log, DurableShards(shards), Learner(model), config)
+
+
+def _candidate(log: Log, config: Config, learns: bool) -> Shadow:
+    features = feature_set(config)
+    shard = Shard(whole_spec(config, "cand"), build_model(features, config.model).read_dense())
+    return Shadow(log, config, features, "cand", shard, [Live(line=MAIN, epoch=0)], learns)
+
+
+def _timed(turn: Callable[[], Any], steps: int, examples: int) -> float:
+    """Microseconds of the processor an example, over all steps but the first few."""
+    for _ in range(_WARM):
+        turn()
+    began, timed = time.process_time(), 0
+    while timed < steps - _WARM - 1 and turn():
+        timed += 1
+    return 1e6 * (time.process_time() - began) / max(1, timed * examples)

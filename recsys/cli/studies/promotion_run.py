@@ -1,0 +1,253 @@
+"""A system in one process whose viewers have tastes, and candidates for it: some better, some broken.
+
+For studies and tests of the way from proposal to live. A candidate is trained on what the log has, again and
+again; ``change`` may then break it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+
+from experiments.epoch_model import sized
+from experiments.lifecycle import Lifecycle
+from parameter_server.durable import load_shard
+from parameter_server.lanes import LaneGradients
+from parameter_server.shard import Shard
+from parameter_server.snapshots import Snapshot
+from recsys.blueprint import build_model
+from recsys.cli.one_process import OneProcess, small_config
+from recsys.config import Config, ModelConfig, digest
+from recsys.control_records import Candidate, Control, ModelSize, Wish
+from recsys.events import Item
+from recsys.hashing import uniform
+from recsys.log import Append
+from recsys.policy_config import PolicyConfig
+from recsys.promotion_config import PromotionConfig
+from recsys.records import CONTROL, Lesson, Step, pack
+from recsys.world import World
+from serving.request import Answer, Request
+from training.candidates.registry import Provenance, Registry, plain_config
+from training.candidates.sizes import size_of
+from training.continual.learner import Learner
+from training.continual.step_reader import ExampleCheck, read_lanes
+from training.line import MAIN, whole_spec
+from training.lineage import Lineage
+
+LIST: Final = 5
+Change = Callable[[dict[str, Any]], None]
+Relabel = Callable[[Lesson], Lesson]
+
+
+class Made(NamedTuple):
+    """A candidate's arrays and meta, the offsets of ``examples`` that it has learned up to, and its model's
+    configuration."""
+
+    arrays: dict[str, Any]
+    meta: dict[str, Any]
+    offsets: dict[int, int]
+    model: ModelConfig
+
+
+class Viewers(Protocol):
+    """Who looks at lists, and at what."""
+
+    def items(self) -> list[Item]: ...
+
+    def user(self, number: int) -> str: ...
+
+    def watch(self, answer: Answer, now_ms: int) -> list[dict[str, Any]]:
+        """The engagements with a list, in order, as clients send them."""
+
+
+class EvenViewers:
+    """What is even is mostly watched to its end, what is odd mostly not: quick to learn."""
+
+    def __init__(self, items: int = 60, users: int = 40) -> None:
+        self._items, self._users = items, users
+
+    def items(self) -> list[Item]:
+        fields = [{"tags": [f"t{n % 7}"], "duration_ms": 10_000} for n in range(self._items)]
+        return [Item(time_ms=1, item_id=f"i{n}", fields=its) for n, its in enumerate(fields)]
+
+    def user(self, number: int) -> str:
+        return f"u{number % self._users}"
+
+    def watch(self, answer: Answer, now_ms: int) -> list[dict[str, Any]]:
+        found = []
+        for shown in answer.items:
+            now_ms += 100
+            even = int(str(shown.item_id)[1:]) % 2 == 0
+            liked = uniform(0, answer.request_id, shown.rank) < (0.9 if even else 0.1)
+            what = {"kind": "view", "watch_ms": 9_900 if liked else 500}
+            found.append(what | _about(answer, shown.item_id, now_ms))
+        return found
+
+
+class WorldViewers:
+    """The people of a simulated world."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def items(self) -> list[Item]:
+        return self._world.items(self._world.start_ms)
+
+    def user(self, number: int) -> str:
+        return f"u{int(uniform(7, number) * self._world.num_users)}"
+
+    def watch(self, answer: Answer, now_ms: int) -> list[dict[str, Any]]:
+        user, ids = answer.impression.user_id, [shown.item_id for shown in answer.items]
+        done = self._world.react(user, ids, answer.request_id, now_ms)
+        return [
+            {"kind": e.kind, "watch_ms": e.watch_ms} | _about(answer, e.item_id, e.time_ms)
+            for e in done
+            if e.kind in ("view", "like", "hide", "click")
+        ]
+
+
+def _about(answer: Answer, item_id: object, time_ms: int) -> dict[str, Any]:
+    return {
+        "type": "engagement",
+        "time_ms": time_ms,
+        "request_id": answer.request_id,
+        "user_id": answer.impression.user_id,
+        "item_id": item_id,
+    }
+
+
+def config_of(state: Path, **rules: Any) -> Config:
+    """A small model, a warm draw, and rules that need few examples."""
+    defaults: dict[str, Any] = {
+        "share": 1.0, "block_examples": 32, "least_examples": 200, "auc_margin": 0.02,
+        "loss_margin": 0.02, "recall_examples": 40, "recall_margin": 1.0, "canary_share": 0.5,
+        "canary_examples": 60, "canary_margin": 1.0, "settle_s": 2.0, "engagement_margin": 0.2,
+        "score_shift": 3.0, "score_spread": 20.0,
+    }  # fmt: skip
+    return replace(
+        small_config(state),
+        policy=replace(PolicyConfig(), temperature=1.0),
+        promotion=PromotionConfig(**defaults | rules),
+    )
+
+
+class PromotionRun:
+    """A system at work. ``show`` has people look at some lists, one after the other."""
+
+    def __init__(self, config: Config, viewers: Viewers | None = None) -> None:
+        self.config, self.system = config, OneProcess(config)
+        self.viewers: Viewers = viewers or EvenViewers()
+        self.answers: list[Answer] = []
+        self.registry = Registry(Path(config.state) / "registry")
+
+    async def start(self) -> None:
+        self.system.publish(self.viewers.items())
+        await self.system.start()
+
+    async def show(self, lists: int) -> None:
+        for _ in range(lists):
+            user = self.viewers.user(len(self.answers))
+            answer = await self.system.ask(Request(user_id=user, n=LIST))
+            self.answers.append(answer)
+            await self._watch(answer)
+            self.system.now_ms += 500
+            self.system.turn()
+
+    async def _watch(self, answer: Answer) -> None:
+        events = self.viewers.watch(answer, self.system.now_ms)
+        self.system.now_ms = max([self.system.now_ms, *(e["time_ms"] for e in events)])
+        taken = await self.system.service.intake.take(events)
+        assert taken.count("accepted") == len(events), taken.results
+
+    @property
+    def lifecycle(self) -> Lifecycle:
+        return self.system.director.promoter.lifecycle
+
+    # --- candidates ---
+
+    def trained(
+        self,
+        epochs: int = 8,
+        relabel: Relabel = lambda lesson: lesson,
+        began: Snapshot | None = None,
+        size: ModelSize | None = None,
+    ) -> Made:
+        """One that has gone over all steps so often, from initial values or from a snapshot. ``relabel`` may
+        change what it learns; ``size``: of its model, where it isn't to be the configured one."""
+        system, config = self.system, sized(self.config, size)
+        learner = Learner(build_model(system.features, config.model))
+        shard = Shard(whole_spec(config, "cand"), learner.model.read_dense())
+        if began is not None:
+            load_shard(shard, began)
+        steps = self.steps()
+        for _ in range(epochs):
+            for step in steps:
+                lanes = self._gradients(step, learner, shard, relabel)
+                shard.learn(shard.applied + 1, step.time_ms, lanes)
+        arrays, meta = shard.export()
+        offsets = {its.partition: its.stop for step in steps for its in step.ranges}
+        return Made(dict(arrays), dict(meta), offsets, config.model)
+
+    def steps(self) -> list[Step]:
+        """All records that led to where the live line is."""
+        lineage, steps = Lineage(self.system.log, MAIN, self.lifecycle.lives), list[Step]()
+        while (step := lineage.record(len(steps) + 1)) is not None:
+            steps.append(step)
+        return steps
+
+    def _gradients(
+        self, step: Step, learner: Learner, shard: Shard, relabel: Relabel
+    ) -> list[LaneGradients]:
+        check = ExampleCheck(learner.features, learner.model.ranker.shape.dense)
+        found = []
+        for lane, its in read_lanes(self.system.log, step, range(step.lanes), check).items():
+            if not its.examples:
+                found.append(LaneGradients(lane))
+                continue
+            prepared = learner.prepare([relabel(example) for example in its.examples])
+            assert shard.dense is not None
+            rows = shard.lookup(shard.applied, prepared.lookup.keys)
+            learned = learner.learn(prepared, rows, shard.dense.values)
+            found.append(LaneGradients(lane, learned.gradients, learned.dense, {}))
+        return found
+
+    def propose(
+        self,
+        name: str,
+        made: Made,
+        changes: Sequence[Change] = (),
+        learns: bool = True,
+        **about: Any,
+    ) -> None:
+        """Puts it into the registry, after it was changed, and asks for it to be judged."""
+        arrays = {name: np.array(values) for name, values in made.arrays.items()}
+        for change in changes:
+            change(arrays)
+        said: dict[str, Any] = {
+            "name": name, "kind": "offline", "feature_set": self.system.features.digest,
+            "model": digest(made.model), "config": plain_config(made.model),
+            "code": "", "made_ms": self.system.now_ms, "from_ms": 0,
+            "until_ms": self.system.now_ms, "log_id": self.system.log.id, "offsets": made.offsets,
+        }  # fmt: skip
+        its = Provenance(**said | about)
+        self.registry.add(its, arrays, made.meta, made.meta["step"])
+        self.ask_for(name, learns)
+
+    def ask_for(self, name: str, learns: bool = True) -> None:
+        """Asks for a candidate of the registry to be judged."""
+        its = self.registry.provenance(name)
+        self.say(
+            Candidate(
+                line=name, registry=str(self.registry.folder), kind=its.kind, learns=learns,
+                time_ms=self.system.now_ms, size=size_of(its, self.config.model),
+            )
+        )  # fmt: skip
+
+    def say(self, record: Control) -> None:
+        """Appends to ``control``."""
+        self.system.log.append(CONTROL, [Append(0, b"", pack(record))])
+
+    def wish(self, what: str, line: str = "", reason: str = "") -> None:
+        self.say(Wish(what=what, line=line, reason=reason, time_ms=self.system.now_ms))

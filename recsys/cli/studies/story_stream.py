@@ -1,0 +1,235 @@
+"""What all arms of the study see: the rows of a log with their features, built once, and the steps.
+
+On a log of the past no feature hangs on a weight. So the log is played once, with nobody learning, and what
+came of it is kept in the order in which a trainer and a replica would have met it: rows that are asked for,
+then a step that is learned, and so on. Arms then differ by their weights alone.
+
+Legend: N rows (one shown item each), L outputs.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parameter_server.deltas import StepDelta
+from recsys.cli.joiners import Joiners
+from recsys.cli.player import Player, Scored
+from recsys.cli.recorder import Recorder
+from recsys.cli.replaying import Progress, ReplayOptions, config_for
+from recsys.config import Config
+from recsys.datasets.source import Dataset
+from recsys.events import Engagement, Event, Impression, Item, User
+from recsys.features import FeatureSet, RequestFeatures
+from recsys.records import Example
+from training.continual.sequencer import Sequencer
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A step: it is learned once the first ``rows`` rows have been scored. ``places`` are its examples'."""
+
+    time_ms: int
+    rows: int
+    examples: list[Example]
+    places: Ints
+
+
+@dataclass(frozen=True)
+class Night:
+    """When a nightly job begins and when what it made is there; how many steps it has, and how many have been
+    learned when it is there; and what it asks for the lists of the day after: features as of its beginning,
+    and the row (N,) that each is for."""
+
+    cut_ms: int
+    ready_ms: int
+    steps: int
+    ready_steps: int
+    requests: list[RequestFeatures]
+    rows: Ints
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A log as its arms see it. ``requests`` in order, with their first rows; steps, and nights."""
+
+    features: FeatureSet
+    config: Config
+    requests: list[RequestFeatures]
+    starts: Ints  # of each request among the rows, and then how many rows there are
+    cuts: list[Cut]
+    nights: list[Night]
+    time_ms: Ints
+    labels: Ints  # the first label
+    users: NDArray[np.str_]
+
+
+class CutLoop:
+    """The loop behind a log in which nobody learns: examples are joined and cut into steps."""
+
+    def __init__(self, features: FeatureSet, config: Config) -> None:
+        partitions = config.log.partitions
+        self.joiners = Joiners(partitions, features.schema.labels, config.join)
+        self.cuts: list[tuple[int, list[Example]]] = []
+        self._sequencer = Sequencer(config.step, line="main", epoch=0, digest="")
+        self._examples: list[dict[int, Example]] = [{} for _ in range(partitions)]
+        self._ends = [0] * partitions
+
+    def advance(self, now_ms: int) -> list[StepDelta]:
+        while (step := self._sequencer.cut(now_ms)) is not None:
+            its = [
+                self._examples[cut.partition].pop(offset)
+                for cut in step.ranges
+                for offset in range(cut.start, cut.stop)
+            ]
+            self.cuts.append((step.time_ms, its))
+        return []
+
+    def append(self, event: Event) -> None:
+        for example in self.joiners.feed(event):
+            assert isinstance(example, Example), "nobody asks to be forgotten in a log of the past"
+            partition = example.partition
+            end = self._ends[partition]
+            self._examples[partition][end] = example
+            self._ends[partition] = end + 1
+            self._sequencer.arrived(partition, end, example.closed_ms, event.time_ms)
+
+
+@dataclass
+class Watch(Player):
+    """A player that keeps features and steps, and scores nothing."""
+
+    nights: Sequence[tuple[int, int]] = ()
+    ahead: Sequence[Impression] = ()  # all that will be shown: what lists of the night must hold
+    requests: list[RequestFeatures] = field(init=False, default_factory=list)
+    rows: int = field(init=False, default=0)
+    cuts: list[tuple[int, int, list[Example]]] = field(init=False, default_factory=list)
+    begun: list[Night] = field(init=False, default_factory=list)
+
+    def advance(self, now_ms: int) -> None:
+        while len(self.begun) < len(self.nights) and now_ms >= self.nights[len(self.begun)][0]:
+            self._advance(self.nights[len(self.begun)][0])
+            self.begun.append(self._begin())
+        self._advance(now_ms)
+
+    def _advance(self, now_ms: int) -> None:
+        self.now_ms = max(self.now_ms, now_ms)
+        self.loop.advance(now_ms)
+        loop = self.loop
+        assert isinstance(loop, CutLoop)
+        waiting = sum(len(features.items_NI) for features, _ in self._waiting)
+        for time_ms, examples in loop.cuts:
+            self.cuts.append((time_ms, self.rows + waiting, examples))
+        loop.cuts.clear()
+
+    def flush(self) -> None:
+        outputs = len(self.features.schema.labels) + 1
+        for features, impression in self._waiting:
+            nothing = np.zeros((len(features.items_NI), outputs), np.float32)
+            self.on_scored(Scored(impression, nothing, "", 0, 0))
+            self.requests.append(features)
+            self.rows += len(features.items_NI)
+        self._waiting.clear()
+
+    def _begin(self) -> Night:
+        """The night's features of all that will be asked for the day after, of what is published by now."""
+        number = len(self.begun)
+        cut_ms, ready_ms = self.nights[number]
+        until_ms = self.nights[number + 1][1] if number + 1 < len(self.nights) else None
+        requests: list[RequestFeatures] = []
+        rows: list[int] = []
+        row = 0
+        for shown in self.ahead:
+            first, row = row, row + len(shown.items)
+            if shown.time_ms < ready_ms or (until_ms is not None and shown.time_ms >= until_ms):
+                continue
+            indices = [self.replica.catalogue.index_of(served.item_id) for served in shown.items]
+            known = [n for n, index in enumerate(indices) if index is not None]
+            if known:
+                features = self.pipeline.builder.build(
+                    self.session(shown.user_id), shown.surface, shown.context,
+                    np.array([indices[n] for n in known], np.int64),
+                    self.replica.catalogue, self.replica.counters, cut_ms,
+                )  # fmt: skip
+                requests.append(features)
+                rows.extend(first + n for n in known)
+        return Night(cut_ms, ready_ms, len(self.cuts), 0, requests, np.array(rows, np.int64))
+
+
+def watch(
+    dataset: Dataset,
+    options: ReplayOptions,
+    base: Config,
+    nights: Sequence[tuple[int, int]],
+    lists: bool = True,
+    progress: Progress = iter,
+) -> Stream:
+    """Plays a data set once. ``nights``: when each job begins, and is there; ``lists``: if it makes any."""
+    config = config_for(dataset, options, base)
+    features = FeatureSet(dataset.schema, options.features, config.sessions.history)
+    recorder = Recorder(dataset.schema.labels, None)
+    ahead = [e for e in dataset.events() if isinstance(e, Impression)] if lists else []
+    player = Watch(features, config, CutLoop(features, config), nights=nights, ahead=ahead)
+    player.on_scored = recorder.scored
+    for event in progress(_with_warmup(player, dataset)):
+        if isinstance(event, Engagement):
+            recorder.happened(event)
+        player.play(event)
+    player.finish()
+    return _stream(player, recorder)
+
+
+def _with_warmup(player: Player, dataset: Dataset) -> Iterator[Event]:
+    warm = False
+    for event in dataset.events():
+        if not warm and not isinstance(event, Item | User):
+            for old in dataset.warmup():
+                player.fold(old)
+            warm = True
+        yield event
+
+
+def _stream(player: Watch, recorder: Recorder) -> Stream:
+    found = recorder.predictions()
+    place = {
+        (request, str(item)): row
+        for row, (request, item) in enumerate(zip(found.request_id, found.item_id, strict=True))
+    }
+    cuts = [
+        Cut(
+            time_ms,
+            rows,
+            examples,
+            np.array([place[e.request_id, str(e.item_id)] for e in examples]),
+        )
+        for time_ms, rows, examples in player.cuts
+    ]
+    time_ms = np.asarray(found.time_ms)
+    nights = [
+        Night(
+            n.cut_ms, n.ready_ms, n.steps, _steps_at(cuts, time_ms, n.ready_ms), n.requests, n.rows
+        )
+        for n in player.begun
+    ]
+    counts = [len(request.items_NI) for request in player.requests]
+    label = next(iter(found.labels))
+    return Stream(
+        player.features,
+        player.config,
+        player.requests,
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        cuts,
+        nights,
+        time_ms,
+        np.asarray(found.labels[label]),
+        np.array([str(user) for user in found.user_id]),
+    )
+
+
+def _steps_at(cuts: Iterable[Cut], time_ms: Ints, now_ms: int) -> int:
+    """How many steps are learned before the first row at or after a time is scored."""
+    rows = int(np.searchsorted(time_ms, now_ms))
+    return sum(cut.rows <= rows for cut in cuts)
