@@ -14,11 +14,13 @@ from unittest import mock
 import numpy as np
 import torch
 
+from parameter_server.lanes import RowGradients
 from recsys.hashing import key_of, uniforms
 from recsys.records import Example
 from tests.toy_feed import DENSE as DENSE_WIDTH
 from tests.toy_feed import FEATURES
 from training.continual import step_reader
+from training.continual.rows_behind import examples_behind
 
 
 def whole_examples() -> AbstractContextManager[Any]:
@@ -63,7 +65,7 @@ class CountingLearner:
     def learn(
         self, lane: SimpleNamespace, rows: Mapping[str, np.ndarray], dense: np.ndarray
     ) -> Any:
-        gradients = {}
+        gradients, counts = {}, examples_behind(lane.lookup)
         for table, keys in lane.lookup.keys.items():
             seen = np.bincount(lane.index[table], minlength=len(keys)).astype(np.float32)
             wanted = -np.repeat(seen[:, None], rows[table].shape[1], axis=1)
@@ -72,7 +74,7 @@ class CountingLearner:
             ):  # sums of these differ with their order, and with what the rows are
                 noise = uniforms(len(lane.batch), keys, 3).astype(np.float32) * np.float32(3)
                 wanted = wanted * noise + rows[table] * np.float32(0.3) + dense[0]
-            gradients[table] = (keys, wanted.astype(np.float32))
+            gradients[table] = RowGradients(keys, wanted.astype(np.float32), counts[table])
         mean = rows["items"].mean() if len(rows["items"]) else 0
         metrics = {"examples": float(len(lane.batch))}
         return SimpleNamespace(

@@ -22,7 +22,7 @@ def test_the_features_page_runs_as_it_stands(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code = code_in((DOCS / "own-features.md").read_text())
-    assert code.count("assert") == 4
+    assert code.count("assert") == 5
     exec(compile(code, "own-features.md", "exec"), {})  # noqa: S102
     assert (tmp_path / "mine" / "feature_set.json").exists()
 

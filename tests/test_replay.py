@@ -249,7 +249,7 @@ def test_what_can_not_be_done_is_said_before_the_work(
     data: Path, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("recsys.cli.replay.replay_with", None)  # it doesn't come so far
+    monkeypatch.setattr("recsys.cli.replaying.replay_with", None)  # it doesn't come so far
     result = run(data, *arguments)
     assert result.exit_code == 2, result.output
     assert said in " ".join(result.output.split())
