@@ -9,8 +9,11 @@ request's id: a list can be made again, and nobody keeps a generator.
 **Shares.** Which of the two a coin let pick says nothing of the viewer, who sees only the list. So bounds are
 of shared credits: each has of an item the chance that it was who picked it, given the list (``shares``;
 marginalization of Hofmann, Whiteson, de Rijke 2011, here in closed form). By Rao and Blackwell such a credit
-has the mean of the other and never more variance; rankers that agree share evenly, and add no noise. Which of
-the two earned more of one user is still told by picks: where a share is lopsided, so is its sign.
+has the mean of the other and never more variance; rankers that agree share evenly, and add no noise. Only
+pairs are shared: of one item alone, a ranker that explores less would have a little more of nearly all, and
+nothing of the few that make up for it, so until these came it would look better for certain. In a pair what
+one item leans to one side, the other leans to the other. Which of the two earned more of one user is still
+told by picks.
 
 The ratio of the two credits isn't the effect that the better ranker would have alone: each list has half of
 either. It says which is better, and how surely.
@@ -69,18 +72,17 @@ def shares(chances_R2: Floats, sides_R: Sequence[int]) -> Floats:
     likely control and treatment were each to pick it there; ``sides_R``: who did.
 
     Picks come in pairs, of which a coin gives one to each, so the two ways to have made a pair are weighed
-    against each other; the last pick of an odd number stands for itself. Where both chances are 0 in double
-    precision, who picked has it whole.
+    against each other. The last pick of an odd number is its picker's alone, and so is each of a pair whose
+    chances are 0 in double precision.
     """
     out = np.asarray(sides_R, np.float64).copy()
-    control_R, treatment_R = chances_R2.T if len(out) else (out, out)
-    for at in range(0, len(out), 2):
-        first, then = treatment_R[at], control_R[at]
-        if at + 1 < len(out):
-            first, then = first * control_R[at + 1], then * treatment_R[at + 1]
-        if first + then > 0:
-            out[at] = first / (first + then)
-            out[at + 1 : at + 2] = then / (first + then)
+    pairs = len(out) // 2 * 2
+    first_P2, then_P2 = chances_R2[0:pairs:2], chances_R2[1:pairs:2]
+    treatment_first_P, control_first_P = (first_P2[:, a] * then_P2[:, 1 - a] for a in (1, 0))
+    both_P = treatment_first_P + control_first_P
+    known = both_P > 0
+    out[0:pairs:2][known] = treatment_first_P[known] / both_P[known]
+    out[1:pairs:2][known] = control_first_P[known] / both_P[known]
     return out
 
 
@@ -102,8 +104,9 @@ class Preference:
     however often one looks. ``wins``: users of whom the treatment, the control, and neither earned more by
     picks; ``sign_p``: of a sign test over them, for one look.
 
-    Where fewer than 20 users gave either of them any credit there are no bounds. ``p`` is then that of a sign
-    test for any look, which decides below 0.001: so that two tests are hardly more often wrong than one.
+    There are no bounds where fewer than 20 users gave the picks of either any credit, or make up what either
+    has more of. ``p`` is then that of a sign test for any look, which decides below 0.001: so that two tests
+    are hardly more often wrong than one.
     """
 
     users: int
@@ -123,7 +126,8 @@ class Preference:
 def preference(credits: Credits, alpha: float = 0.05, find: float = 0.02) -> Preference:
     """What the credits say as of now. ``find``: the relative difference at which bounds are tightest."""
     picked_U2, its = credits.picked_U2, Effect()
-    if min(_givers(picked_U2)) >= LEAST_COUNT:  # a share of a credit is none to count
+    # A share of a credit is none to count, and many small ones can't tell how large a seldom one is.
+    if min(*_givers(picked_U2), *_leaning(credits.shared_U2)) >= LEAST_COUNT:
         shared = Users(credits.shared_U2[:, 1], credits.shared_U2[:, 0])
         its = effect_within(shared, alpha, eta_of(find, alpha))
     won, lost = (int((picked_U2[:, a] > picked_U2[:, 1 - a]).sum()) for a in (1, 0))
@@ -181,6 +185,15 @@ def _givers(picked_U2: Floats) -> tuple[int, int]:
     return control, treatment
 
 
+def _leaning(shared_U2: Floats) -> tuple[float, float]:
+    """Of how many users what control has more of is made up, and what the treatment has: (Σ d)² / Σ d², as
+    Kish (1965) counts unequal weights."""
+    differs_U = shared_U2[:, 1] - shared_U2[:, 0]
+    sides = (np.maximum(-differs_U, 0.0), np.maximum(differs_U, 0.0))
+    control, treatment = (float(its.sum() ** 2 / max((its**2).sum(), 1e-300)) for its in sides)
+    return control, treatment
+
+
 def _missing(credits: Credits) -> str:
     """Why there are no bounds."""
     users, (control, treatment) = len(credits.picked_U2), _givers(credits.picked_U2)
@@ -189,7 +202,11 @@ def _missing(credits: Credits) -> str:
     if min(control, treatment) >= LEAST_COUNT:
         if (credits.shared_U2[:, 0] == credits.shared_U2[:, 1]).all():
             return "both rank alike: every item was as likely to be picked by either"
-        return "all users are alike: nothing is known of how they vary"
+        fewer, more = _leaning(credits.shared_U2)
+        return (
+            f"what the control has more of comes from some {fewer:.0f} users, what the treatment has from "
+            f"{more:.0f}, expected {LEAST_COUNT} or more each"
+        )
     return (
         f"{treatment} users gave the treatment any credit and {control} the control, expected {LEAST_COUNT} "
         "or more each"

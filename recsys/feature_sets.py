@@ -11,6 +11,7 @@ import msgspec
 
 from recsys.config import Config
 from recsys.features import FeatureSet
+from recsys.loops import write_atomically
 from recsys.schema import CATEGORICAL, NUMERIC, Schema
 
 FILE: Final = "feature_set.json"
@@ -40,8 +41,14 @@ def feature_set(config: Config) -> FeatureSet:
     if not path.exists():
         return FeatureSet(FEED_SCHEMA, config.model.features, config.sessions.history)
     written = path.read_bytes()
-    features = msgspec.json.decode(written, type=FeatureSet)
-    digest = msgspec.json.decode(written, type=_Digest).digest
+    try:
+        features = msgspec.json.decode(written, type=FeatureSet)
+        digest = msgspec.json.decode(written, type=_Digest).digest
+    except msgspec.MsgspecError as error:
+        raise ValueError(
+            f"{path} isn't a feature set ({error}): begin a new state folder, or put the file of one with the "
+            "same features there"
+        ) from error
     if digest != features.digest:
         raise ValueError(
             f"{path} has digest {digest or '(none)'}, expected {features.digest}: a version wrote it whose "
@@ -54,13 +61,16 @@ def feature_set(config: Config) -> FeatureSet:
 def decide(config: Config, features: FeatureSet) -> None:
     """Writes the feature set of a state folder; raises ValueError where another was decided before."""
     path = Path(config.state) / FILE
-    if path.exists() and feature_set(config).digest != features.digest:
-        raise ValueError(
-            f"{path} holds feature set {feature_set(config).digest}, expected {features.digest}: its log was "
-            "made with other features; use another state folder (--state)"
-        )
+    if path.exists():
+        stands = feature_set(config).digest
+        if stands != features.digest:
+            raise ValueError(
+                f"{path} holds feature set {stands}, expected {features.digest}: its log was made with other "
+                "features; use another state folder (--state)"
+            )
+        return  # parts may be reading it
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(as_file(features))
+    write_atomically(path, as_file(features))
 
 
 def as_file(features: FeatureSet) -> bytes:

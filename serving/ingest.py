@@ -28,6 +28,7 @@ from recsys.log import Append
 ACCEPTED: Final = "accepted"
 DUPLICATE: Final = "duplicate"
 REJECTED: Final = "rejected"
+LOST: Final = "lost"  # of a write-back: the log was away when its time came
 LONG_SHARE: Final = 0.6  # of the item's duration ...
 LONG_MS: Final = 18_000  # ... or so long, whichever is less
 _LONG: Final = ":long_view"

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from serving.deadline import POPULAR, SHORT, UNRANKED
 from serving.impression_writer import CLOSED, FULL, REFUSED, TORN
-from serving.ingest import ACCEPTED, DUPLICATE, REJECTED
+from serving.ingest import ACCEPTED, DUPLICATE, LOST, REJECTED
 from serving.request import SESSION, STALE
 from serving.service import Service
 
@@ -20,7 +20,7 @@ _BUCKETS: Final = (
 )  # fmt: skip
 # What is known beforehand is told as 0 from the start: ``rate`` can't see a series begin at 1.
 STAGES: Final = ("model", STALE, SESSION, "retrieval", "rank", POPULAR, SHORT, UNRANKED)
-STATUSES: Final = (ACCEPTED, DUPLICATE, REJECTED)
+STATUSES: Final = (ACCEPTED, DUPLICATE, REJECTED, LOST)
 
 
 class ServingMetrics:

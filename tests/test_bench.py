@@ -67,7 +67,9 @@ def test_the_first_that_holds_is_when_it_happened():
 def test_the_freshness_bench_follows_views_to_answers(tmp_path):
     from recsys.cli.benches.bench_freshness import STAGES, measure_freshness
 
-    found = measure_freshness(2, 200, every_ms=100, shards=2, seed=0, warm_s=1.0)["figures"]
+    found = measure_freshness(2, 200, every_ms=100, shards=2, seed=0, warm_s=1.0, after_s=10.0)[
+        "figures"
+    ]
     assert found["views"] > 100 and found["unlearned"] == 0
     for stage in (*STAGES, "view_to_answer"):
         assert 0 <= found[stage]["p50"] <= found[stage]["p95"] <= found[stage]["p99"]

@@ -32,6 +32,12 @@ def test_a_folder_whose_log_has_other_features_is_refused_and_kept(tmp_path: Pat
     assert (tmp_path / FILE).read_bytes() == before
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{FILE} isn't a feature set.*new state folder"):
+        feature_set(Config(state=str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     "change", ["a column more", "another order", "written before there was a digest"]
 )

@@ -22,6 +22,7 @@ from recsys.control_records import Decision
 from recsys.log import LogLost
 from recsys.records import EXAMPLES, SCORES, Scores
 from training.candidates.affected import Affected, affected, file_of
+from training.candidates.line_start import LineStart
 from training.candidates.shadow import Shadow
 from training.candidates.shadow_loop import ShadowLoop
 from training.line import MAIN, whole_spec
@@ -253,7 +254,7 @@ def test_a_guard_that_cannot_be_loaded_ends(
         raise error
 
     async def scenario() -> None:
-        monkeypatch.setattr(ShadowLoop, "_from_live", fails)
+        monkeypatch.setattr(LineStart, "_from_live", fails)
         run = await promoted(tmp_path)
         await run.show(3)
         assert (run.lifecycle.live.epoch, guard_of(run).stage) == (1, "ended")  # type: ignore[union-attr]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ OBJECTS = st.dictionaries(
 )
 
 
-@given(st.lists(OBJECTS, max_size=6), st.sampled_from(["\n", "\r\n", "", " \t"]))
+@given(st.lists(OBJECTS, min_size=1, max_size=6), st.sampled_from(["\n", "\r\n", "", " \t"]))
 def test_objects_are_read_whatever_stands_between(values: list[Any], between: str) -> None:
     text = between.join(json.dumps(value, ensure_ascii=False) for value in values) + between
     assert values_in(text.encode(), 6) == values
@@ -33,6 +34,8 @@ def test_objects_are_read_whatever_stands_between(values: list[Any], between: st
         (b'{"a": ' + b"[" * 100_000, "[0]"),
         (b'{"a": 1e999}', "[0]"),
         (b"{}" * 4, "body"),
+        (b"", "body"),
+        (b" \n ", "body"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(body: bytes, field: str) -> None:
@@ -44,3 +47,10 @@ def test_what_is_wrong_is_said_with_its_place(body: bytes, field: str) -> None:
 def test_numbers_stay_what_they_are() -> None:
     [found] = values_in(b'{"a": 0.5, "b": 7}', 1)
     assert found == {"a": 0.5, "b": 7} and isinstance(found["b"], int) and math.isfinite(found["a"])
+
+
+def test_a_body_of_spaces_takes_no_time() -> None:
+    began_s = time.perf_counter()
+    with pytest.raises(Rejected, match="empty"):
+        values_in(b" " * 1_000_000, 3)
+    assert time.perf_counter() - began_s < 0.1

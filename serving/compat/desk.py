@@ -69,13 +69,15 @@ class Desk:
         return await request.json()
 
     async def events(self, request: Request) -> Any:
-        """As ``body``, and a list where values follow one another."""
+        """As ``body``, and a list where values follow one another. What isn't JSON counts as one event that
+        was rejected."""
         refuse_strangers(request)
         body = await request.body()
         try:
             return msgspec.json.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return values_in(body, MOST_EVENTS)
+            with self.reading(1):
+                return values_in(body, MOST_EVENTS)
 
     @contextmanager
     def reading(self, events: int) -> Iterator[None]:

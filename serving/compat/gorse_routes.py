@@ -17,11 +17,11 @@ from serving.compat.desk import Desk, instead, json, refuse_strangers
 from serving.compat.gorse_reads import add_reads
 from serving.compat.times import seconds_of
 from serving.compat.values import MOST_EVENTS, at_most, list_of
+from serving.ingest import LOST
 from serving.intake import Unavailable
 from serving.session_store import StoreUnavailable
 from serving.strict_json import StrictRoute
 
-LOST: Final = "lost"  # of a write-back: the log was away when its time came
 MOST: Final = 100  # of a list, with what is passed over
 MOST_WRITTEN: Final = 1000  # items or users of one body, as of POST /v1/items
 Name = Annotated[str, Path(min_length=1, max_length=256)]

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from typing import Any, Final
 
 import msgspec
@@ -11,13 +12,13 @@ import msgspec
 from recsys.events import Rejected
 from recsys.rejection import Words
 
-_SPACE: Final = " \t\r\n"
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
 _FIND: Final = json.JSONDecoder()
 
 
 def values_in(body: bytes, most: int) -> list[Any]:
     """The values, of which each is read as strictly as a body of one. Raises Rejected for what isn't JSON,
-    and for more than ``most``."""
+    for none, and for more than ``most``."""
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
@@ -37,13 +38,14 @@ def values_in(body: bytes, most: int) -> list[Any]:
         except (ValueError, msgspec.MsgspecError, RecursionError) as error:
             raise _unread(where, error) from error
         at = _skipped(text, end)
+    if not found:
+        raise Rejected("body", Words("empty"), "JSON: a value, a list, or a value in each line")
     return found
 
 
 def _skipped(text: str, at: int) -> int:
-    while at < len(text) and text[at] in _SPACE:
-        at += 1
-    return at
+    there = _SPACE.match(text, at)
+    return at if there is None else there.end()
 
 
 def _unread(where: str, error: Exception) -> Rejected:

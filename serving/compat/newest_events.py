@@ -15,7 +15,7 @@ from recsys.records import EVENTS
 
 MOST_RECORDS: Final = 50_000  # that are looked at: an idle partition has a tick each second
 MOST_BYTES: Final = 32 * 2**20  # as many: impressions carry their features
-_READ: Final = 500
+_FIRST, _READ = 16, 500  # records of the first block, and of one at the most
 Wanted = Callable[[Engagement], bool]
 
 
@@ -60,7 +60,7 @@ class _Partition:
 
     def _backwards(self) -> Iterator[Record]:
         begin = self._log.end(EVENTS, self._partition) - self._records
-        newest = newest_first(self._log, EVENTS, self._partition, begin, first=_READ)
+        newest = newest_first(self._log, EVENTS, self._partition, begin, first=_FIRST, most=_READ)
         with suppress(LogLost):  # retention passed it meanwhile: what is older went with it
             for record in newest:
                 self._bytes -= len(record.value)

@@ -25,7 +25,7 @@ from recsys.config import Config, ParameterServerConfig, StepConfig
 
 WARM_S: Final = 5.0  # before the clock starts
 STAGES: Final = ("joined", "cut", "published", "applied")
-_AFTER_S: Final = 3.0  # in which what was sent last may arrive
+AFTER_S: Final = 3.0  # in which what was sent last may arrive
 _BEAT_S: Final = 0.005  # between two appends
 _IDLE_S: Final = 0.05  # as the parts wait
 _SHARD: Final = 10  # the number of the first shard's notes
@@ -41,7 +41,13 @@ class Task:
 
 
 def measure_freshness(
-    seconds: float, rate: float, every_ms: int, shards: int, seed: int, warm_s: float = WARM_S
+    seconds: float,
+    rate: float,
+    every_ms: int,
+    shards: int,
+    seed: int,
+    warm_s: float = WARM_S,
+    after_s: float = AFTER_S,
 ) -> dict[str, Any]:
     """Delays in ms of the views of ``seconds``, at ``rate`` events a second."""
     with tempfile.TemporaryDirectory(prefix="recsys-bench-") as folder:
@@ -52,10 +58,10 @@ def measure_freshness(
             parameter_server=ParameterServerConfig(shards=shards),
         )
         task = Task(config, secrets.token_hex(16))
-        found = _run(task, seconds + warm_s, rate, seed)
+        found = _run(task, seconds + warm_s, rate, seed, after_s)
         begun = found.sent[0][0] + warm_s
         figures = _figures(config, [view for view in found.sent if view[0] >= begun], found.notes)
-        passed = seconds + warm_s + _AFTER_S
+        passed = seconds + warm_s + after_s
         cores = {kind: round(cpu_s / passed, 3) for kind, cpu_s in found.cpu_s.items()}
     return {
         "what": f"{rate:.0f} events/s offered for {seconds:.0f} s after {warm_s:.0f} s; step.every_ms "
@@ -74,7 +80,7 @@ class Found:
     cpu_s: dict[str, float]
 
 
-def _run(task: Task, seconds: float, rate: float, seed: int) -> Found:
+def _run(task: Task, seconds: float, rate: float, seed: int, after_s: float) -> Found:
     """Sends at a steady rate, and waits for what was sent last."""
     from recsys.cli.benches.bench_views import draw_items, draw_views
     from recsys.events import encode
@@ -99,7 +105,7 @@ def _run(task: Task, seconds: float, rate: float, seed: int) -> Found:
         parts.append(start(learn, task, ports, told, stop))
         answers(told, "ready", 4, parts)
         sent = _send(log, config, events, rate)
-        time.sleep(_AFTER_S)
+        time.sleep(after_s)
         stop.set()
         notes: dict[str, list[Notes]] = {kind: [] for kind in STAGES}
         busy: dict[str, float] = {}

@@ -34,11 +34,10 @@ from serving.team_draft import draft
 
 Floats = NDArray[np.float64]
 ALPHA, POWER = 0.05, 0.8
-EACH: Final = 20  # lists of a user, on average: of an experiment of some days
+EACH: Final = 5  # lists of a user, on average: of an experiment of a day or two
 _SEED: Final = 0
 _TEAMS: Final = ("control", "treatment")
 _RANKS: Final = 8
-_FEWEST: Final = 20  # users, of whom alone a variance may be estimated
 _WORSE: Final = 1.0  # the error of the control's model in one pair, where others have 0.7
 
 
@@ -149,9 +148,7 @@ def compare(
         "times_fewer_by_picks": apart_n / picked_n,
         "ab_power": _found(lambda: _apart(a, b, apart_n, draw), runs),
         "interleaved_power": _found(lambda: _within(both, both_n, draw), runs),
-        "interleaved_false": _found(
-            lambda: abs(_within(equals, max(AT_LEAST, both_n), draw)), runs
-        ),
+        "interleaved_false": _found(lambda: abs(_within(equals, both_n, draw)), runs),
     }
 
 
@@ -161,9 +158,10 @@ def _spread(pool: Pool) -> float:
 
 
 def _users_needed(difference: float, spread: float) -> float:
-    """Of a two-sided test, on all users; ``spread``: the variance of the difference times their number."""
+    """Of a two-sided test, on all users; ``spread``: the variance of the difference times their number. As
+    many at least as the report waits for."""
     quantiles = norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)
-    return max(_FEWEST, float((quantiles / difference) ** 2 * spread))
+    return max(AT_LEAST, float((quantiles / difference) ** 2 * spread))
 
 
 def _found(statistic: Callable[[], float], runs: int) -> float:
