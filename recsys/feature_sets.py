@@ -46,8 +46,8 @@ def feature_set(config: Config) -> FeatureSet:
         digest = msgspec.json.decode(written, type=_Digest).digest
     except msgspec.MsgspecError as error:
         raise ValueError(
-            f"{path} isn't a feature set ({error}): begin a new state folder, or put the file of one with the "
-            "same features there"
+            f"{path} isn't a feature set ({error}): begin a new state folder, or put there the file of one "
+            "with the same features"
         ) from error
     if digest != features.digest:
         raise ValueError(
