@@ -1,5 +1,6 @@
 """Panels of a live line in one process: each snapshot scores them, they outlive kills and lose the erased."""
 
+import gc
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -19,13 +20,17 @@ from recsys.log import Append, Record
 from recsys.loops import Heartbeat
 from recsys.model_tables import tables_of
 from recsys.records import CONTROL, EXAMPLES, Erased, pack
-from tests.toy_feed import FEATURES, append_examples, example, toy_config, toy_log
+from tests.toy_feed import DENSE, FEATURES, append_examples, example, toy_config, toy_log
+from training.continual import panel_log
 from training.continual.learner import Learner
+from training.continual.panel_log import PanelExample
 from training.continual.panel_watch import PanelWatch, tell
 from training.continual.panels import PREVIOUS
 from training.continual.sequencer_loop import SequencerLoop
+from training.continual.step_reader import ExampleCheck
 from training.continual.worker import Worker
 from training.line import MAIN, spec_of
+from training.lineage import Lineage
 
 SAID = np.full(3, 0.4, np.float32).tobytes()
 
@@ -48,11 +53,13 @@ class Line:
     def watching(self) -> PanelWatch:
         return PanelWatch(self.log, self.config, FEATURES, lambda: self.now_s, lambda: self.now_s)
 
-    def learn(self, examples: int | list[int], turned: bool = False) -> None:
+    def learn(
+        self, examples: int | list[int], turned: bool = False, predicted: bytes = SAID
+    ) -> None:
         """So many new ones, or those of these numbers; ``turned``: with the contrary first label."""
         new = isinstance(examples, int)
         numbers = [next(self._numbers) for _ in range(examples)] if new else examples
-        shown = [example(n, predicted=SAID) for n in numbers]
+        shown = [example(n, predicted=predicted) for n in numbers]
         if turned:
             shown = [
                 msgspec.structs.replace(e, labels=[1 - e.labels[0], e.labels[1]]) for e in shown
@@ -98,6 +105,29 @@ def test_the_first_snapshot_makes_a_panel_and_the_second_says_what_is_left(line:
     assert its.examples == 256 and its.before == 0.5  # all were told the same
     assert its.age_ms == line.watch.panels[0].time_ms - line.watch.panels[1].time_ms > 0
     assert 0.5 < its.learned <= 1 and its.now != its.learned
+
+
+def test_a_long_look_for_what_was_served_neither_reads_nor_keeps_it_all(line: Line) -> None:
+    line.learn(1_600, predicted=b"")
+    lineage = Lineage(line.log, MAIN, [])
+    step = lineage.record(line.client.shards[0].applied)
+    check = ExampleCheck(FEATURES, DENSE, PanelExample)
+    looked, most = 0, 0
+
+    def gone(_: PanelExample) -> bool:
+        nonlocal looked, most
+        looked += 1
+        if looked % 100 == 0:
+            most = max(most, sum(type(its) is PanelExample for its in gc.get_objects()))
+        return False
+
+    before = sum(type(its) is PanelExample for its in gc.get_objects())
+    found = panel_log.newest(line.log, lineage, step, 50, check, gone)
+    assert len(found.panel) == len(found.examples) == 50
+    assert looked == 8 * 50 and most - before <= 52
+    ends = {p: line.log.end(EXAMPLES, p) for p in range(3)}
+    for row in found.panel.rows_N:  # the newest
+        assert row["offset"] >= ends[int(row["partition"])] - 60
 
 
 @pytest.mark.parametrize("turns", [False, True])

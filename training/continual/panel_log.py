@@ -8,6 +8,7 @@ it is left out before that.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Final, NamedTuple
 
 import msgspec
@@ -24,6 +25,7 @@ from training.lineage import Lineage
 _STEPS: Final = 64  # step records looked at together
 _MOST_STEPS: Final = 2_048  # that a panel may reach back
 _READ: Final = 1_000
+_LOOKED: Final = 8  # examples that are looked at for each one of a panel, at most
 CORRECTIONS: Final = 50_000  # newest records of a partition that are looked through for corrections
 # A field of MessagePack that is true: what has it isn't decoded for nothing.
 _CORRECTION: Final = b"\xaacorrection\xc3"
@@ -57,19 +59,25 @@ def newest(
     log: Log, lineage: Lineage, step: Step, wanted: int, check: ExampleCheck, gone: Gone
 ) -> Found:
     """The newest ``wanted`` examples that were learned up to a step, or fewer. Those of which nothing was
-    said when they were served are taken where there are hardly any others. Raises LogLost."""
+    said when they were served are taken where there are hardly any others. Of each kind no more than these
+    are in memory. Raises LogLost."""
     said, unsaid = list[_Placed](), list[_Placed]()
-    for its in _back_from(lineage, step.step):
-        for partition, record in reversed(records_of(log, its)):
-            example = _read(record, check)
-            if example is None or example.served_by in its.without or gone(example):
-                continue
-            found = said if example.predicted else unsaid
+    back = (
+        (its, partition, record)
+        for its in _back_from(lineage, step.step)
+        for partition, record in reversed(records_of(log, its))
+    )
+    for its, partition, record in islice(back, _LOOKED * wanted):
+        example = _read(record, check)
+        if example is None or example.served_by in its.without or gone(example):
+            continue
+        found = said if example.predicted else unsaid
+        if len(found) < wanted:
             found.append((partition, record.offset, example))
-        if len(said) >= wanted:
+        if len(said) == wanted:
             break
     taken = said if len(said) >= min(LEAST, len(unsaid)) else unsaid
-    taken = sorted(taken[:wanted], key=lambda its: its[:2])
+    taken = sorted(taken, key=lambda its: its[:2])
     rows_N = np.array([_row(*its) for its in taken], ROW)
     panel = Panel(lineage.epoch_of(step.step), step.step, step.time_ms, rows_N)
     return Found(panel, [example for *_, example in taken])
