@@ -1,9 +1,13 @@
 """Panels of a live line in one process: each snapshot scores them, they outlive kills and lose the erased."""
 
 import gc
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,15 +20,15 @@ from recsys.blueprint import build_model
 from recsys.config import Config
 from recsys.control_records import Erasure, Live
 from recsys.drift_config import DriftRules
-from recsys.log import Append, Record
+from recsys.log import Append, LogUnavailable, Record
 from recsys.loops import Heartbeat
 from recsys.model_tables import tables_of
 from recsys.records import CONTROL, EXAMPLES, Erased, pack
 from tests.toy_feed import DENSE, FEATURES, append_examples, example, toy_config, toy_log
-from training.continual import panel_log
+from training.continual import panel_log, panel_watch
 from training.continual.learner import Learner
 from training.continual.panel_log import PanelExample
-from training.continual.panel_watch import PanelWatch, tell
+from training.continual.panel_watch import Ended, PanelThread, PanelWatch, tell
 from training.continual.panels import PREVIOUS
 from training.continual.sequencer_loop import SequencerLoop
 from training.continual.step_reader import ExampleCheck
@@ -175,7 +179,7 @@ def test_a_watch_that_was_killed_goes_on_with_the_same_numbers(line: Line) -> No
 
 def test_a_damaged_file_begins_anew(line: Line) -> None:
     two_snapshots(line)
-    for path in (Path(line.config.state) / "parts" / "forgetting").iterdir():
+    for path in (Path(line.config.state) / "parts" / "panels").iterdir():
         path.write_bytes(b"x" * 80)
     again = line.watching()
     assert again.panels == [] and again.turn() and len(again.panels) == 1
@@ -228,6 +232,113 @@ def test_a_correction_that_comes_later_changes_the_label(line: Line) -> None:
     after = line.watch.panels[-1].rows_N
     differs = np.flatnonzero(after["label"] != before["label"])
     assert len(differs) == 1 and after[differs[0]]["of"] == row["of"]
+
+
+def late_correction(line: Line) -> int:
+    """Of an example of the oldest panel; returns the id of that."""
+    rows = line.watch.panels[-1].rows_N
+    row = rows[np.flatnonzero(rows["label"] == 0)[0]]
+    late = example(
+        10_000, partition=int(row["partition"]), offset=int(row["of"]), index=int(row["index"]),
+        labels=[1.0, 0.0], previous=[0.0, 0.0], correction=True,
+    )  # fmt: skip
+    append_examples(line.log, [late])
+    return int(row["of"])
+
+
+def test_a_correction_outlives_a_sitting_that_breaks_off(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.learn(320)
+    line.save()
+    line.watch.turn()
+    its = late_correction(line)
+    line.learn(400)
+    line.save()
+
+    def pruned(*_: object) -> None:
+        raise FileNotFoundError("rows.safetensors")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(panel_watch, "rows_of", pruned)
+        assert not line.watch.turn() and len(line.watch.panels) == 1
+    line.learn(400)  # so that the fresh panel begins after the correction
+    line.save()
+    assert line.watch.turn()
+    rows = line.watch.panels[-1].rows_N
+    assert rows["label"][rows["of"] == its].tolist() == [1.0]
+
+
+def test_records_that_are_too_many_to_look_through_are_counted(line: Line) -> None:
+    append_examples(line.log, [example(n) for n in range(60)])
+    ends = [line.log.end(EXAMPLES, p) for p in range(3)]
+    came = panel_log.corrections(line.log, {0: 0, 1: 3}, most=5)
+    assert came.skipped == (ends[0] - 5) + (ends[1] - 5 - 3) and came.ends == dict(
+        enumerate(ends[:2])
+    )
+
+
+def test_scoring_stops_between_batches_when_it_is_to_end(line: Line) -> None:
+    two_snapshots(line)
+    line.learn(64)
+    line.save()
+    asked = count()
+    ended = PanelWatch(line.log, line.config, FEATURES, ended=lambda: next(asked) == 2)
+    with pytest.raises(Ended):
+        ended.turn()
+    assert next(asked) == 3 and ended.step < line.client.shards[0].applied
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("where", ["opens", "begins", "turns", "turns late"])
+def test_the_thread_outlives_every_error_and_tells_nothing_old(
+    line: Line, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    line.learn(320)
+    line.save()
+    if where == "turns late":
+        line.watch.turn()
+    faults = {"opens": LogUnavailable("away"), "begins": LogUnavailable("away")}
+    fault = faults.get(where, RuntimeError("a shape that nobody expected"))
+    failed, beat, mended = threading.Event(), Heartbeat("shadow"), threading.Event()
+
+    def broken(own: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*its: Any, **more: Any) -> Any:
+            if not mended.is_set():
+                failed.set()
+                raise fault
+            return own(*its, **more)
+
+        return run
+
+    monkeypatch.setattr(panel_watch, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(panel_watch, "feature_set", lambda _: FEATURES)
+    monkeypatch.setattr(panel_watch, "open_log", lambda _: line.log)
+    if where == "opens":
+        monkeypatch.setattr(panel_watch, "open_log", broken(panel_watch.open_log))
+    elif where == "begins":
+        monkeypatch.setattr(panel_watch, "ControlReader", broken(panel_watch.ControlReader))
+    else:
+        monkeypatch.setattr(PanelWatch, "turn", broken(PanelWatch.turn))
+    thread = PanelThread(line.config, beat, pause_s=0.05)
+    try:
+        assert failed.wait(20)
+        if where.startswith("turns"):
+            until(lambda: beat.now().counters["panel_failures"] > 1)
+            monkeypatch.setattr(PanelWatch, "__init__", broken(PanelWatch.__init__))
+            failures = beat.now().counters["panel_failures"]
+            until(lambda: beat.now().counters["panel_failures"] > failures + 1)
+            assert not any(name.startswith("panel") for name in beat.now().gauges)
+        mended.set()
+        until(lambda: beat.now().gauges.get("panels") == 1)
+    finally:
+        thread.close()
 
 
 def test_panels_of_history_that_was_replaced_go_and_those_before_stay(line: Line) -> None:

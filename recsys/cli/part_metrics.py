@@ -117,6 +117,8 @@ SAID: Final = (
     Said("shadow", "panel_auc_now", GAUGE, "The same by the newest snapshot", "age"),
     Said("shadow", "panel_forgotten", GAUGE, "AUC that the panel has lost since it was learned", "age"),
     Said("shadow", "panel_cpu_s", GAUGE, "Seconds of the processor that scoring panels took"),
+    Said("shadow", "panel_skipped", GAUGE, "Examples not looked through for corrections: too many came"),
+    Said("shadow", "panel_failures", COUNTER, "Times that scoring panels failed and began anew"),
     Said("trainer", "steps", COUNTER, "Steps learned"),
     Said("trainer", "examples", COUNTER, "Examples met for the first time, with those sampled out"),
     Said("trainer", "left_out", COUNTER, "Examples that their step went without: they couldn't be read"),

@@ -6,7 +6,7 @@ it is left out before that.
 
 # N examples
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import Final, NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 
 from recsys.consumer import UNREADABLE
 from recsys.hashing import Id
-from recsys.log import Log, LogLost, Record
+from recsys.log import Log, LogLost, Record, read_range
 from recsys.records import EXAMPLES, Lesson, Step, unpack
 from training.continual.panels import LEAST, ROW, Panel
 from training.continual.step_reader import ExampleCheck, records_of
@@ -24,7 +24,6 @@ from training.lineage import Lineage
 
 _STEPS: Final = 64  # step records looked at together
 _MOST_STEPS: Final = 2_048  # that a panel may reach back
-_READ: Final = 1_000
 _LOOKED: Final = 8  # examples that are looked at for each one of a panel, at most
 CORRECTIONS: Final = 50_000  # newest records of a partition that are looked through for corrections
 # A field of MessagePack that is true: what has it isn't decoded for nothing.
@@ -98,21 +97,30 @@ def again(log: Log, panel: Panel, check: ExampleCheck, gone: Gone) -> Found:
     return Found(panel.only(there_N), examples)
 
 
-def corrections(
-    log: Log, starts: dict[int, int], most: int = CORRECTIONS
-) -> tuple[dict[tuple[int, int, int], float], dict[int, int]]:
-    """The first labels of examples that were corrected from these offsets on, by their ids; and the offsets
-    to go on from. Of each partition the newest ``most`` records are looked through at most."""
-    found, ends = dict[tuple[int, int, int], float](), dict[int, int]()
+class Came(NamedTuple):
+    """Corrections. ``labels``: the first of each example, by its id. ``ends``: the offsets to go on from.
+    ``skipped``: records that weren't looked through, since there were too many."""
+
+    labels: dict[tuple[int, int, int], float]
+    ends: dict[int, int]
+    skipped: int
+
+
+def corrections(log: Log, starts: dict[int, int], most: int = CORRECTIONS) -> Came:
+    """What was corrected from these offsets on. Of each partition the newest ``most`` records are looked
+    through at most."""
+    found, ends, skipped = dict[tuple[int, int, int], float](), dict[int, int](), 0
     for partition, start in starts.items():
         ends[partition] = end = log.end(EXAMPLES, partition)
+        start = max(start, log.begin(EXAMPLES, partition))
+        skipped += max(0, end - most - start)
         for record in _records(log, partition, max(start, end - most), end):
             if _CORRECTION in record.value:
                 with suppress(*UNREADABLE):
                     its = unpack(record.value, _Corrected)
                     if its.correction and its.labels:
                         found[its.partition, its.offset, its.index] = its.labels[0]
-    return found, ends
+    return Came(found, ends, skipped)
 
 
 def _back_from(lineage: Lineage, step: int) -> Iterator[Step]:
@@ -124,21 +132,15 @@ def _back_from(lineage: Lineage, step: int) -> Iterator[Step]:
 
 def _records(log: Log, partition: int, start: int, stop: int) -> Iterator[Record]:
     """What the log still has of [start, stop) of a partition of ``examples``."""
-    start = max(start, log.begin(EXAMPLES, partition))
-    while start < stop:
+    while (start := max(start, log.begin(EXAMPLES, partition))) < stop:
         try:
-            records: Sequence[Record] = log.read(
-                EXAMPLES, partition, start, min(_READ, stop - start)
-            )
+            for record in read_range(log, EXAMPLES, partition, start, stop):
+                yield record
+                start = record.offset + 1
+            return
         except LogLost:  # retention passed it meanwhile
             if start >= log.begin(EXAMPLES, partition):
                 raise
-            start = log.begin(EXAMPLES, partition)
-            continue
-        if not records:
-            return
-        yield from (record for record in records if record.offset < stop)
-        start = records[-1].offset + 1
 
 
 def _read(record: Record, check: ExampleCheck) -> PanelExample | None:

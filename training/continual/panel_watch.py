@@ -1,4 +1,4 @@
-"""Measures forgetting in the running system: each newest snapshot of live scores the panels of those before.
+"""Panels in the running system: each newest snapshot of live scores the panels of those before.
 
 It has a thread of the part `shadow`, a client of the log of its own, and a small file in the state folder, so
 whatever dies, it goes on from there. A sitting opens the newest snapshot, takes the newest examples that it
@@ -12,7 +12,7 @@ is left of them in the model that was promoted.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,8 +36,9 @@ from recsys.loops import Heartbeat
 from recsys.model_tables import tables_of
 from recsys.open_log import open_log
 from recsys.part_state import PartState
+from recsys.records import Step
 from training.continual import panel_log, panels
-from training.continual.learner import Learner
+from training.continual.learner import Lane, Learner
 from training.continual.panel_log import Found, PanelExample
 from training.continual.panels import Floats, Kept, Panel
 from training.continual.step_reader import ExampleCheck
@@ -45,10 +46,16 @@ from training.control import ControlReader
 from training.line import MAIN
 from training.lineage import Lineage, ancestors
 
-PART: Final = "forgetting"
+PART: Final = "panels"
 _LOOK_EVERY_S: Final = 2.0
+_PAUSE_S: Final = 10.0  # after an error, at least
+_END_S: Final = 2.0
 _AT_ONCE: Final = 256  # examples of a forward pass
 _LOG: Final = logging.getLogger(__name__)
+
+
+class Ended(Exception):
+    """It was asked to end in the middle of a sitting: the next process does that again."""
 
 
 class _Saved(msgspec.Struct, kw_only=True):
@@ -71,21 +78,43 @@ class _Model:
     config: Config
     dense: Floats
 
-    def probabilities(self, examples: list[PanelExample]) -> Floats:
-        """Of the first label, (N,)."""
+    def probabilities(
+        self, groups: Sequence[list[PanelExample]], ended: Callable[[], bool]
+    ) -> list[Floats]:
+        """Of the first label, (N,) of each group. The snapshot's keys are looked through once, since that
+        takes longer than all else. Raises Ended."""
+        lanes = [self._lanes(examples, ended) for examples in groups]
+        keys = [lane.lookup.keys["features"] for its in lanes for lane in its]
+        every = np.unique(np.concatenate([np.empty(0, np.int64), *keys]))
         features = next(t for t in tables_of(self.config.model) if t.name == "features")
-        found = [np.empty(0, np.float32)]
+        rows = rows_of(self.snapshot, features, self.config.model.seed, every)
+        scored = list[Floats]()
+        for its in lanes:
+            found = [np.empty(0, np.float32)]
+            for lane in its:
+                _go_on(ended)
+                its_rows = rows[np.searchsorted(every, lane.lookup.keys["features"])]
+                found.append(self.learner.predict(lane, {"features": its_rows}, self.dense)[:, 0])
+            scored.append(np.concatenate(found))
+        return scored
+
+    def _lanes(self, examples: list[PanelExample], ended: Callable[[], bool]) -> list[Lane]:
+        lanes = list[Lane]()
         for start in range(0, len(examples), _AT_ONCE):
-            lane = self.learner.prepare(examples[start : start + _AT_ONCE])
-            keys = lane.lookup.keys["features"]
-            rows = rows_of(self.snapshot, features, self.config.model.seed, keys)
-            found.append(self.learner.predict(lane, {"features": rows}, self.dense)[:, 0])
-        return np.concatenate(found)
+            _go_on(ended)
+            lanes.append(self.learner.prepare(examples[start : start + _AT_ONCE]))
+        return lanes
+
+
+def _go_on(ended: Callable[[], bool]) -> None:
+    if ended():
+        raise Ended
 
 
 class PanelWatch:
     """The panels of the live line. ``turn`` is called now and then; ``seconds`` says what time has passed,
-    and ``spent`` what this thread took of a processor."""
+    ``spent`` what this thread took of a processor, ``ended`` whether it is to end. After an error that
+    ``turn`` doesn't expect another one goes on from the file."""
 
     def __init__(
         self,
@@ -94,9 +123,10 @@ class PanelWatch:
         features: FeatureSet,
         seconds: Callable[[], float] = time.monotonic,
         spent: Callable[[], float] = time.thread_time,
+        ended: Callable[[], bool] = lambda: False,
     ) -> None:
         self._log, self._config, self._features = log, config, features
-        self._seconds, self._spent = seconds, spent
+        self._seconds, self._spent, self._ended = seconds, spent, ended
         self._folder = Path(config.state) / "snapshots"
         self._state = PartState(config.state, PART)
         self._control = ControlReader(log)
@@ -105,7 +135,9 @@ class PanelWatch:
         self.panels: list[Panel] = []  # youngest first
         self.told: dict[str, Kept] = {}
         self.cpu_s = self.sitting_s = 0.0  # of all sittings; of the newest
+        self.skipped = 0  # records that weren't looked through for corrections
         self._at, self._scanned = (0, 0), dict[int, int]()
+        self._tried = (0, 0)  # a snapshot that couldn't score them
         self._restore()
 
     @property
@@ -114,13 +146,15 @@ class PanelWatch:
         return self._at[1]
 
     def turn(self) -> bool:
-        """Whether there was a sitting. Raises LogUnavailable."""
+        """Whether there was a sitting. Raises LogUnavailable, and Ended."""
         for said in self._control.turn():
             if isinstance(said, Erasure) and said.user_id != "":
                 self._erased[str(said.user_id)] = said.offset
         epoch = self._control.live_epoch(MAIN)
         steps = snapshots.complete_steps(self._folder, MAIN, epoch)
-        if not steps or (epoch, steps[-1]) == self._at or self._seconds() < self._due_s:
+        if not steps or (epoch, steps[-1]) in (self._at, self._tried):
+            return False
+        if self._seconds() < self._due_s:
             return False
         began_s = self._spent()
         try:
@@ -134,7 +168,7 @@ class PanelWatch:
             ValueError,
         ) as error:  # pruned, damaged
             _LOG.warning("panels aren't scored by step %d: %s", steps[-1], error)
-            self._at = (epoch, steps[-1])
+            self._tried = (epoch, steps[-1])
             return False
         finally:
             self.sitting_s = self._spent() - began_s
@@ -151,12 +185,17 @@ class PanelWatch:
         older = [read(panel) for panel in self._standing(lineage, epoch, number)]
         wanted = self._config.drift.panel_examples
         fresh = panel_log.newest(self._log, lineage, step, wanted, model.check, self._gone)
-        fresh = fresh._replace(panel=fresh.panel.learned(model.probabilities(fresh.examples)))
-        every = self._labelled([its for its in (fresh, *older) if len(its.panel)])
-        ages_ms = [max(0, step.time_ms - its.panel.time_ms) for its in every]
-        every = [every[n] for n in panels.thinned(ages_ms)]
-        self._tell(every, model, step.time_ms)
-        self.panels, self._at = [its.panel for its in every], (epoch, number)
+        found = [its for its in (fresh, *older) if len(its.panel)]
+        came = panel_log.corrections(self._log, self._starts(found))
+        found = [its._replace(panel=its.panel.corrected(came.labels)) for its in found]
+        ages_ms = [max(0, step.time_ms - its.panel.time_ms) for its in found]
+        stay = panels.thinned(ages_ms)
+        found, ages_ms = [found[n] for n in stay], [ages_ms[n] for n in stay]
+        every, told = self._scored(found, panels.told(ages_ms), model, step)
+        # All at once: a sitting that breaks off before this is as if it had never been.
+        self.panels, self.told, self._at = every, told, (epoch, number)
+        self._scanned = came.ends
+        self.skipped += came.skipped
         self._save()
 
     def _open(self, epoch: int, number: int) -> _Model:
@@ -182,8 +221,9 @@ class PanelWatch:
             and lineage.epoch_of(its.step) == its.epoch
         ]
 
-    def _labelled(self, found: list[Found]) -> list[Found]:
-        """With what came to correct their labels until now."""
+    def _starts(self, found: list[Found]) -> dict[int, int]:
+        """From where corrections are looked for: the first place of the youngest panel, and where the last
+        sitting ended."""
         starts = dict[int, int]()
         for its in found[:1]:
             rows = its.panel.rows_N
@@ -191,14 +231,20 @@ class PanelWatch:
                 starts[int(p)] = int(rows["offset"][rows["partition"] == p].min())
         for partition, offset in self._scanned.items():
             starts[partition] = min(offset, starts.get(partition, offset))
-        labels, self._scanned = panel_log.corrections(self._log, starts)
-        return [its._replace(panel=its.panel.corrected(labels)) for its in found]
+        return starts
 
-    def _tell(self, every: list[Found], model: _Model, time_ms: int) -> None:
-        places = panels.told([max(0, time_ms - its.panel.time_ms) for its in every])
-        scored = {n: model.probabilities(every[n].examples) for n in set(places.values())}
-        said = {name: panels.kept(every[n].panel, scored[n], time_ms) for name, n in places.items()}
-        self.told = {name: its for name, its in said.items() if its is not None}
+    def _scored(
+        self, found: list[Found], places: dict[str, int], model: _Model, step: Step
+    ) -> tuple[list[Panel], dict[str, Kept]]:
+        """The panels, of which a fresh one has been scored, and what is left of those that are told of."""
+        every = [its.panel for its in found]
+        fresh = [0] if every and every[0].step == step.step else []
+        which = sorted({*fresh, *places.values()})
+        scores = model.probabilities([found[n].examples for n in which], self._ended)
+        scored = dict(zip(which, scores, strict=True))
+        every[:1] = [every[0].learned(scored[0])] if fresh else every[:1]
+        said = {name: panels.kept(every[n], scored[n], step.time_ms) for name, n in places.items()}
+        return every, {name: its for name, its in said.items() if its is not None}
 
     def _gone(self, example: PanelExample) -> bool:
         return example.offset < self._erased.get(str(example.user_id), 0)
@@ -223,33 +269,55 @@ class PanelWatch:
 
 
 class PanelThread:
-    """Turns a ``PanelWatch`` beside a part's loop, and puts into the part's heartbeat what it says."""
+    """Turns a ``PanelWatch`` beside a part's loop, and puts into the part's heartbeat what it says. After an
+    error it begins anew, from the file that it keeps."""
 
-    def __init__(self, config: Config, beat: Heartbeat) -> None:
-        self._config, self._beat = config, beat
+    def __init__(self, config: Config, beat: Heartbeat, pause_s: float = _PAUSE_S) -> None:
+        self._config, self._beat, self._pause_s = config, beat, pause_s
+        self._watch: PanelWatch | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name=PART, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
+        """Waits for less than the supervisor gives a part to end in (recsys/cli/supervisor.py)."""
         self._over.set()
-        self._thread.join(10)
+        self._thread.join(_END_S)
 
     def _run(self) -> None:
         torch.set_num_threads(1)  # of this thread, too
+        self._beat.add("panel_failures", 0)
+        while not self._over.is_set():
+            try:
+                self._turns()
+            except Ended:
+                return
+            except LogUnavailable as error:
+                _LOG.warning("log unavailable, trying again: %s", error)
+            except Exception:  # what learns and is judged beside it goes on
+                _LOG.exception("panels couldn't be scored: they begin anew")
+                self._beat.only("panel", {})  # what they said last isn't what is so now
+                self._beat.add("panel_failures")
+            self._over.wait(self._pause())
+
+    def _pause(self) -> float:
+        """A sitting that failed counts into the share of the processor as any other."""
+        took_s = self._watch.sitting_s if self._watch else 0.0
+        return max(self._pause_s, took_s / self._config.drift.panel_share)
+
+    def _turns(self) -> None:
+        """Until it is to end. Raises LogUnavailable, Ended, and what nobody thought of."""
+        spent_s = self._watch.cpu_s if self._watch else 0.0
         log = open_log(self._config)
         try:
-            watch = PanelWatch(log, self._config, feature_set(self._config))
+            features = feature_set(self._config)
+            watch = PanelWatch(log, self._config, features, ended=self._over.is_set)
+            watch.cpu_s, self._watch = spent_s, watch
             tell(watch, self._beat)
             while not self._over.wait(_LOOK_EVERY_S):
-                try:
-                    if watch.turn():
-                        _LOG.info("panels scored", extra={"step": watch.step, **_ages(watch)})
-                    tell(watch, self._beat)
-                except LogUnavailable as error:
-                    _LOG.warning("log unavailable, trying again: %s", error)
-        except Exception:  # what learns and is judged beside it goes on
-            _LOG.exception("forgetting isn't measured any more")
+                if watch.turn():
+                    _LOG.info("panels scored", extra={"step": watch.step, **_ages(watch)})
+                tell(watch, self._beat)
         finally:
             log.close()
 
@@ -257,6 +325,7 @@ class PanelThread:
 def tell(watch: PanelWatch, beat: Heartbeat) -> None:
     """What is not told any more leaves the heartbeat."""
     said = {"panels": float(len(watch.panels)), "panel_cpu_s": watch.cpu_s}
+    said["panel_skipped"] = float(watch.skipped)
     if watch.told:
         said["panel_step"] = float(watch.step)
     for age, its in watch.told.items():
