@@ -68,10 +68,18 @@ def test_a_negative_that_stands_for_ten_weighs_as_ten() -> None:
 def test_a_corrected_label_counts_for_all_three() -> None:
     late = panel([0.0] + LABELS[1:], KNOWN)
     wrong = kept(late, KNOWN, 0)
-    right = kept(late.corrected({(0, 0, 0): 1.0, (0, 999, 0): 1.0}), KNOWN, 0)
+    right = kept(late.corrected({(0, 0, 0): [1.0], (0, 999, 0): [1.0]}), KNOWN, 0)
     assert wrong is not None and right is not None
     assert wrong.learned < 1.0 == right.learned == right.now
-    assert late.corrected({(1, 0, 0): 1.0}) is late
+    assert late.corrected({(1, 0, 0): [1.0]}) is late
+
+
+def test_a_negative_that_stood_for_others_weighs_1_once_a_label_of_it_is_true() -> None:
+    late = panel([0.0] * 400, KNOWN, weight=10.0)
+    now = late.corrected({(0, 0, 0): [1.0, 0.0], (0, 1, 0): [0.0, 1.0], (0, 2, 0): [0.0, 0.0]})
+    assert now.rows_N["label"][:4].tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert now.rows_N["weight"][:4].tolist() == [1.0, 1.0, 10.0, 10.0]
+    assert late.rows_N["weight"].tolist() == [10.0] * 400
 
 
 def test_places_that_are_gone_leave_and_the_others_stay_as_they_were() -> None:

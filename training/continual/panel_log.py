@@ -98,10 +98,10 @@ def again(log: Log, panel: Panel, check: ExampleCheck, gone: Gone) -> Found:
 
 
 class Came(NamedTuple):
-    """Corrections. ``labels``: the first of each example, by its id. ``ends``: the offsets to go on from.
+    """Corrections. ``labels``: those of each example, by its id. ``ends``: the offsets to go on from.
     ``skipped``: records that weren't looked through, since there were too many."""
 
-    labels: dict[tuple[int, int, int], float]
+    labels: dict[tuple[int, int, int], list[float]]
     ends: dict[int, int]
     skipped: int
 
@@ -109,7 +109,7 @@ class Came(NamedTuple):
 def corrections(log: Log, starts: dict[int, int], most: int = CORRECTIONS) -> Came:
     """What was corrected from these offsets on. Of each partition the newest ``most`` records are looked
     through at most."""
-    found, ends, skipped = dict[tuple[int, int, int], float](), dict[int, int](), 0
+    found, ends, skipped = dict[tuple[int, int, int], list[float]](), dict[int, int](), 0
     for partition, start in starts.items():
         ends[partition] = end = log.end(EXAMPLES, partition)
         start = max(start, log.begin(EXAMPLES, partition))
@@ -119,7 +119,7 @@ def corrections(log: Log, starts: dict[int, int], most: int = CORRECTIONS) -> Ca
                 with suppress(*UNREADABLE):
                     its = unpack(record.value, _Corrected)
                     if its.correction and its.labels:
-                        found[its.partition, its.offset, its.index] = its.labels[0]
+                        found[its.partition, its.offset, its.index] = its.labels
     return Came(found, ends, skipped)
 
 

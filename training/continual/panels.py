@@ -73,8 +73,9 @@ class Panel:
         rows_N["learned"] = scores_N
         return replace(self, rows_N=rows_N)
 
-    def corrected(self, labels: Mapping[tuple[int, int, int], float]) -> "Panel":
-        """With the labels as they are now, by the ids of their examples."""
+    def corrected(self, labels: Mapping[tuple[int, int, int], Sequence[float]]) -> "Panel":
+        """With the labels as they are now, by the ids of their examples. Who stood for others as a negative
+        stands for itself alone once a label of it is true."""
         if not labels:
             return self
         ids = zip(self.rows_N["partition"], self.rows_N["of"], self.rows_N["index"], strict=True)
@@ -82,7 +83,8 @@ class Panel:
         if not found:
             return self
         rows_N = self.rows_N.copy()
-        rows_N["label"][list(found)] = list(found.values())
+        rows_N["label"][list(found)] = [its[0] for its in found.values()]
+        rows_N["weight"][[n for n, its in found.items() if any(its)]] = 1.0
         return replace(self, rows_N=rows_N)
 
 
