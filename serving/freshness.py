@@ -5,7 +5,9 @@ the store has a session folded past the event (one event at a time is followed, 
 the model, when the first step is applied here whose range covers the click's example.
 
 A client gathers views before it sends them, so the same is told from the end of a view as well, by the
-client's clock: until it was acknowledged here, and until the model has learned it.
+client's clock: until it was acknowledged here, and until the model has learned it. Where a client had been
+away it says nothing of this system: that is judged once, by when the view came, so what takes long after that
+is told as it is.
 """
 
 from collections import OrderedDict, deque
@@ -16,6 +18,8 @@ from recsys.hashing import Id
 from recsys.records import Range
 
 KEPT: Final = 5_000  # clicks followed at a time: older ones are let go
+AWAY_MS: Final = 60_000  # a client that sends a view so late was away, or plays the past again
+_Times = tuple[int, int | None]
 
 
 class Rate:
@@ -43,17 +47,20 @@ class Freshness:
     def __init__(self) -> None:
         self.to_session, self.to_served = Delays(), Delays()
         self.view_to_acknowledged, self.view_to_served = Delays(), Delays()
-        # request, item -> when it was acknowledged, when it had ended
-        self._unjoined: OrderedDict[tuple[str, str], tuple[int, int]] = OrderedDict()
+        # request, item -> when it was acknowledged, when it had ended, where its client wasn't away
+        self._unjoined: OrderedDict[tuple[str, str], _Times] = OrderedDict()
         # partition -> (example offset, the same two)
-        self._unlearned: dict[int, deque[tuple[int, tuple[int, int]]]] = {}
+        self._unlearned: dict[int, deque[tuple[int, _Times]]] = {}
 
     def acknowledged(self, request_id: str, item_id: Id, now_ms: int, ended_ms: int) -> None:
         """A view was committed, that ended at ``ended_ms`` by its client's clock."""
         its = request_id, str(item_id)
         if its not in self._unjoined:
-            self._unjoined[its] = now_ms, ended_ms
-            self.view_to_acknowledged.since([ended_ms], now_ms)
+            held_ms = now_ms - ended_ms
+            known = 0 <= held_ms < AWAY_MS
+            self._unjoined[its] = now_ms, ended_ms if known else None
+            if known:
+                self.view_to_acknowledged.add(held_ms, now_ms)
         if len(self._unjoined) > KEPT:
             self._unjoined.popitem(last=False)
 
@@ -70,4 +77,5 @@ class Freshness:
             while waiting and waiting[0][0] < there.stop:
                 _, (at_ms, ended_ms) = waiting.popleft()
                 self.to_served.add(now_ms - at_ms)
-                self.view_to_served.since([ended_ms], now_ms)
+                if ended_ms is not None:
+                    self.view_to_served.add(now_ms - ended_ms, now_ms)

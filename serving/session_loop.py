@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from recsys.clock import wall_ms
 from recsys.config import Config
 from recsys.control_records import Control, Erasure
 from recsys.delays import Delays
@@ -201,9 +202,11 @@ def run(config: Config, stop: Stop) -> None:
             except (StoreUnavailable, LogUnavailable, Moved) as error:
                 stop.heartbeat.add("failed_turns")
                 logger.warning("turn failed, trying again", extra={"error": str(error)})
+                _tell_delay(loop, stop)
                 stop.wait(0.3, starting)
                 continue
             _tell(loop, stop, moved)
+            _tell_delay(loop, stop)
             if tracer:
                 tracer.count(stop.heartbeat)
             if not moved:
@@ -222,9 +225,11 @@ def _tell(loop: SessionLoop, stop: Stop, moved: int) -> None:
     if moved:
         beat.gauge("repeats", loop.events.repeats)
         beat.gauge("unreadable", loop.events.unreadable + loop.unreadable)
-        p95 = loop.delays.percentile(0.95)
-        if p95 is not None:
-            beat.gauge("click_to_session_p95_ms", round(p95, 1))
+
+
+def _tell_delay(loop: SessionLoop, stop: Stop) -> None:
+    name = "click_to_session_p95_ms"
+    stop.heartbeat.only(name, loop.delays.p95(name, wall_ms()))
 
 
 _control = msgspec.msgpack.Decoder(Control)

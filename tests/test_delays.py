@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.delays import RECENT_MS, Delays
+from recsys.delays import MOST_MS, STILL_MS, Delays
 
 
 def test_percentiles_are_of_the_newest() -> None:
@@ -17,12 +17,24 @@ def test_percentiles_are_of_the_newest() -> None:
     assert delays.percentile(1.0) == 999 and len(delays) == 100
 
 
-def test_what_is_old_and_what_is_to_come_says_nothing() -> None:
+def test_what_is_of_a_past_log_and_what_is_to_come_says_nothing() -> None:
     delays = Delays()
     delays.since([], 5)
-    now_ms = 10 * RECENT_MS
-    delays.since([now_ms - 40, now_ms - RECENT_MS, 0, now_ms + 1, now_ms], now_ms)
+    now_ms = 10 * 86_400_000
+    delays.since([now_ms - 40, now_ms - 86_400_000, 0, now_ms + 1, now_ms], now_ms)
     assert len(delays) == 2 and delays.percentile(1.0) == 40
+
+
+def test_a_stage_that_falls_behind_never_shows_how_good_it_was() -> None:
+    delays, now_ms = Delays(), 10 * 86_400_000
+    delays.since([now_ms - 900] * 500, now_ms)
+    assert delays.p95("its", now_ms) == {"its": 900.0}
+    delays.since([now_ms - 300_000] * 30, now_ms)  # minutes behind: a minute, or more
+    assert delays.p95("its", now_ms) == {"its": MOST_MS}
+    assert delays.p95("its", now_ms + STILL_MS) == {"its": MOST_MS}
+    assert delays.p95("its", now_ms + STILL_MS + 1) == {}  # nothing came
+    delays.since([now_ms + STILL_MS], now_ms + STILL_MS + 1)
+    assert "its" in delays.p95("its", now_ms + STILL_MS + 1)
 
 
 @given(st.lists(st.lists(st.integers(0, 9_000), max_size=30), max_size=20))

@@ -1,7 +1,7 @@
 """How long a click takes to be known."""
 
 from recsys.records import Range
-from serving.freshness import KEPT, Freshness, Rate
+from serving.freshness import AWAY_MS, KEPT, Freshness, Rate
 
 
 def test_a_rate_is_over_the_window_alone() -> None:
@@ -31,6 +31,23 @@ def test_a_click_is_served_once_a_step_has_learned_its_example() -> None:
     assert fresh.view_to_acknowledged.percentile(1.0) == 800
     assert fresh.view_to_served.percentile(1.0) == 1_400
     assert len(fresh.view_to_acknowledged) == len(fresh.view_to_served) == 2
+
+
+def test_a_client_that_was_away_is_judged_when_its_view_comes_and_a_slow_model_is_told() -> None:
+    fresh = Freshness()
+    for request, ended_ms in (
+        ("away", 1_000_000 - AWAY_MS),
+        ("here", 999_500),
+        ("past", 1_000_001),
+    ):
+        fresh.acknowledged(request, "v", 1_000_000, ended_ms)
+    for offset, request in enumerate(("away", "here", "past")):
+        fresh.example(0, offset, request, "v")
+    fresh.learned([Range(0, 0, 3)], 1_300_000)
+    assert len(fresh.view_to_acknowledged) == len(fresh.view_to_served) == 1
+    assert fresh.view_to_served.percentile(0.95, 1_300_000) == 300_500
+    assert fresh.view_to_served.percentile(0.95, 1_400_000) is None  # nothing was learned since
+    assert len(fresh.to_served) == 3
 
 
 def test_clicks_that_are_never_learned_are_let_go() -> None:

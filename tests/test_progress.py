@@ -66,3 +66,13 @@ def test_how_long_views_took_is_told_of_some_examples_a_second() -> None:
     log.append(DELTAS, [delta(14)])  # whose step isn't there
     progress.turn(START_MS + 3_000)
     assert len(progress.delays) == 89
+    # Minutes behind, it shows no more how good it was; and nothing at all where it stands still.
+    log.append(STEPS, [Append(0, b"main", pack(msgspec.structs.replace(step, step=14)))])
+    log.append(STEPS, [Append(0, b"main", pack(msgspec.structs.replace(step, step=15)))])
+    log.append(DELTAS, [delta(15)])
+    progress.turn(START_MS + 300_000)
+    progress.tell(beat)
+    assert beat.now().gauges["view_to_learned_p95_ms"] == 60_000
+    progress.turn(START_MS + 400_000)
+    progress.tell(beat)
+    assert "view_to_learned_p95_ms" not in beat.now().gauges

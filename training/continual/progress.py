@@ -7,7 +7,7 @@ import msgspec
 
 from recsys.consumer import UNREADABLE
 from recsys.delays import Delays
-from recsys.log import Log, LogLost
+from recsys.log import Log, LogLost, read_range
 from recsys.loops import Heartbeat
 from recsys.records import DELTAS, EXAMPLES, STEPS, unpack
 from training.continual.prequential import Prequential
@@ -15,6 +15,7 @@ from training.continual.step_reader import StepReader
 from training.control import ControlReader
 
 _LOOK_EVERY_MS: Final = 1_000
+_P95: Final = "view_to_learned_p95_ms"
 _LOOKED: Final = 128  # examples, each time, of the steps that were learned first
 
 
@@ -48,7 +49,7 @@ class Progress:
         self._told = dict[str, float]()  # of ``sums``, in the heartbeat
         self._behind_ms: int | None = None
         self._prequential = Prequential()
-        self._looked_ms = self._to_look = 0  # examples, until the next second
+        self._now_ms = self._looked_ms = self._to_look = 0  # examples, until the next second
         self.delays = Delays()  # from the end of a view to its having been learned
         self.delta_bytes = 0  # of all lines
         self._told_bytes = 0
@@ -61,7 +62,7 @@ class Progress:
     def turn(self, now_ms: int) -> int:
         """Reads what was published; returns how many steps that were. It goes on with the epoch that is live
         by then."""
-        steps = 0
+        steps, self._now_ms = 0, now_ms
         if self._control.turn() and self._control.live_epoch(self._line, self._epoch) > self._epoch:
             self._epoch, self.step = self._control.live_epoch(self._line), 0
             self._steps = StepReader(self._log, self._line, self._epoch)
@@ -92,7 +93,7 @@ class Progress:
         for its in ranges:
             stop = min(its.stop, its.start + -(-self._to_look // len(ranges)))
             with suppress(LogLost):
-                for found in self._log.read(EXAMPLES, its.partition, its.start, stop - its.start):
+                for found in read_range(self._log, EXAMPLES, its.partition, its.start, stop):
                     with suppress(*UNREADABLE):
                         viewed = unpack(found.value, _Viewed)
                         if viewed.view_ended_ms and not viewed.correction:
@@ -115,9 +116,7 @@ class Progress:
         beat.gauge("step", self.step)
         if self._behind_ms is not None:
             beat.gauge("learned_after_s", self._behind_ms / 1000)
-        p95 = self.delays.percentile(0.95)
-        if p95 is not None:
-            beat.gauge("view_to_learned_p95_ms", round(p95, 1))
+        beat.only(_P95, self.delays.p95(_P95, self._now_ms))
         place = self._steps.place(self.step)
         if place is not None:
             beat.offsets(STEPS, [place + 1])

@@ -44,6 +44,7 @@ PART: Final = "joiner"
 _READ: Final = 500  # records of each partition in a turn
 _SAVE_EVERY_MS: Final = 5_000
 _SAVE_SHARE: Final = 0.05  # of the time at most: the state tells of an hour's impressions
+_P95: Final = "view_to_example_p95_ms"
 _LOG: Final = logging.getLogger(__name__)
 _BACK: Final = 1_000  # examples read at once, backwards
 
@@ -333,6 +334,7 @@ def run(config: Config, stop: Stop) -> None:
     beat, told = stop.heartbeat, loop.counts()
     while not stop.is_set():
         moved = patiently(loop.turn, stop, _LOG)
+        beat.only(_P95, loop.delays.p95(_P95, wall_ms()))
         if moved is None:
             continue
         beat.add("events", moved)
@@ -344,9 +346,6 @@ def run(config: Config, stop: Stop) -> None:
         beat.gauge("spilled", loop.spilled())
         if loop.joined_after_ms is not None:
             beat.gauge("joined_after_s", loop.joined_after_ms / 1000)
-        p95 = loop.delays.percentile(0.95) if moved else None
-        if p95 is not None:
-            beat.gauge("view_to_example_p95_ms", round(p95, 1))
         beat.offsets(EVENTS, [offset for _, offset in sorted(loop.offsets.items())])
         if tracer:
             tracer.count(beat)
