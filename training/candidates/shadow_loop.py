@@ -67,12 +67,19 @@ class _Said(msgspec.Struct):
 
 
 class ShadowLoop(Turns):
-    """All candidates at work. ``clock`` gives milliseconds."""
+    """All candidates at work. ``clock`` gives milliseconds; ``spent``, what was taken of the processor in s:
+    with the threads of torch, and without those that do something else."""
 
     def __init__(
-        self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int] = wall_ms
+        self,
+        log: Log,
+        config: Config,
+        features: FeatureSet,
+        clock: Callable[[], int] = wall_ms,
+        spent: Callable[[], float] = time.process_time,
     ) -> None:
         self._log, self._config, self._features, self._clock = log, config, features, clock
+        self._spent = spent
         self._folder = Path(config.state) / "snapshots"
         self._starts = LineStart(log, config, features, clock)
         self._shadows: dict[str, Shadow] = {}
@@ -121,12 +128,12 @@ class ShadowLoop(Turns):
 
     def _turn(self) -> int:
         """Folds ``control``, then has each candidate take the steps that are there."""
-        moved, began_s = self._fold(), time.process_time()
+        moved, began_s = self._fold(), self._spent()
         at_work = self._lifecycle.at_work
         newest = newest_step(self._log, MAIN, self._epoch) if at_work else 0
         for standing in at_work:
             moved += self._work(standing, newest)
-        self.cpu_s += time.process_time() - began_s
+        self.cpu_s += self._spent() - began_s
         self.behind = max((newest - its.step for its in self._shadows.values()), default=0)
         return moved
 
@@ -311,7 +318,12 @@ def run(config: Config, stop: Stop) -> None:
     """The part: follows the live line with all candidates until asked to stop."""
     warm()
     log = open_log(config)
-    loop = ShadowLoop(log, config, feature_set(config))
+    panels: PanelThread | None = None
+
+    def spent_s() -> float:
+        return time.process_time() - (panels.thread_s() if panels else 0.0)
+
+    loop = ShadowLoop(log, config, feature_set(config), spent=spent_s)
     beat, before = stop.heartbeat, dict(loop.counts)
     panels = PanelThread(config, beat) if config.drift.panel_examples else None
     while not stop.is_set():

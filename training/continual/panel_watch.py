@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -275,9 +276,18 @@ class PanelThread:
     def __init__(self, config: Config, beat: Heartbeat, pause_s: float = _PAUSE_S) -> None:
         self._config, self._beat, self._pause_s = config, beat, pause_s
         self._watch: PanelWatch | None = None
+        self._clock: int | None = None  # of what this thread takes of a processor
+        self._thread_s = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name=PART, daemon=True)
         self._thread.start()
+
+    def thread_s(self) -> float:
+        """What the thread has taken of a processor by now; another thread asks."""
+        with suppress(OSError):  # it has ended
+            if self._clock is not None:
+                self._thread_s = time.clock_gettime(self._clock)
+        return self._thread_s
 
     def close(self) -> None:
         """Waits for less than the supervisor gives a part to end in (recsys/cli/supervisor.py)."""
@@ -285,6 +295,8 @@ class PanelThread:
         self._thread.join(_END_S)
 
     def _run(self) -> None:
+        if hasattr(time, "pthread_getcpuclockid"):  # not on macOS
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
         torch.set_num_threads(1)  # of this thread, too
         self._beat.add("panel_failures", 0)
         while not self._over.is_set():
