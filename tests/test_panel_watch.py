@@ -25,6 +25,7 @@ from recsys.loops import Heartbeat
 from recsys.model_tables import tables_of
 from recsys.records import CONTROL, EXAMPLES, Erased, pack
 from tests.toy_feed import DENSE, FEATURES, append_examples, example, toy_config, toy_log
+from training.candidates.shadow_loop import ShadowLoop
 from training.continual import panel_log, panel_watch
 from training.continual.learner import Learner
 from training.continual.panel_log import PanelExample
@@ -412,3 +413,21 @@ def test_what_the_thread_takes_is_known_beside_it_and_once_it_has_ended(
     thread._thread.join(20)
     ended_s = thread.thread_s()
     assert ended_s >= 0.3 and thread.thread_s() == ended_s
+
+
+def test_a_sitting_looks_through_the_keys_of_a_snapshot_once(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    own = panel_watch.rows_of
+    monkeypatch.setattr(panel_watch, "rows_of", lambda *its: looks.append(1) or own(*its))
+    monkeypatch.setattr(panel_watch, "_AT_ONCE", 50)  # several batches of each panel
+    two_snapshots(line)
+    assert len(looks) == 2 and line.watch.told[PREVIOUS].examples == 256
+
+
+def test_candidates_take_what_their_loop_is_told_that_it_spent(line: Line) -> None:
+    spent = count(0, 0.5)
+    loop = ShadowLoop(line.log, line.config, FEATURES, spent=lambda: next(spent))
+    loop.turn()
+    assert loop.cpu_s == 0.5
