@@ -79,7 +79,8 @@ def test_memory_is_that_of_the_rows_that_were_touched(tmp_path: Path) -> None:
             for name, table in its.shard.tables.items():
                 assert isinstance(table, OverlayTable)
                 assert 0 < table.changed <= len(touched[name]), (line, name)
-                assert table.changed < len(table), (line, name)
+                # Of the few items all may be shown again; who doesn't come again has rows in the others.
+                assert name == "items" or table.changed < len(table), (line, name)
         assert run.system.shadow.own_rows > 0
         await run.system.stop()
 
