@@ -1,6 +1,7 @@
 """A real system in a folder of a test: started as a user does, watched, and killed part by part."""
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -107,8 +108,10 @@ class LiveSystem:
 class Traffic:
     """Viewers that ask and watch, one after the other; what was acknowledged is remembered by event id."""
 
+    _made = itertools.count()  # no event is one of an earlier traffic's
+
     def __init__(self, system: LiveSystem) -> None:
-        self._system, self._stop = system, threading.Event()
+        self._system, self._stop, self._which = system, threading.Event(), next(self._made)
         self.acknowledged: set[str] = set()
         self.asked: list[tuple[str, str]] = []  # request and user, in order
         self.failures = 0
@@ -137,7 +140,7 @@ class Traffic:
         events = [
             Engagement(
                 time_ms=now_ms, request_id=answer.request_id, user_id=user_id, item_id=item.item_id,
-                kind="view", watch_ms=500 + 3000 * (number % 3), event_id=f"e{number}-{rank}",
+                kind="view", watch_ms=500 + 3000 * (number % 3), event_id=f"{self._which}-{number}-{rank}",
             )
             for rank, item in enumerate(answer.items)
         ]  # fmt: skip

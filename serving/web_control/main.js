@@ -7,7 +7,7 @@ import { drawForgetting } from "./forgetting.js";
 import { Flow } from "./flow.js";
 import { watchForms } from "./inspect.js";
 import { drawPanels } from "./panels.js";
-import { drawRuler } from "./ruler.js";
+import { beginRuler, drawRuler } from "./ruler.js";
 import { listen } from "./stream.js";
 import { watchTips } from "./tips.js";
 import { drawTrials } from "./trials.js";
@@ -50,9 +50,10 @@ function draw(picture) {
   drawTrials(picture);
   charts.draw(picture);
   drawForgetting(picture);
-  drawRuler(picture);
+  beginRuler();
   sayHow(picture);
   bind(picture);
+  drawRuler(picture);
   flow.tell(picture);
   room.dataset.number = picture.number;
 }

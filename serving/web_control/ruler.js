@@ -33,7 +33,10 @@ function drawTicks(box, span, width) {
 
 const said = ms => (ms >= 1000 ? `${ms / 1000} s` : `${ms} ms`);
 
-function begin(ruler) {
+/** Its elements, once; what they say is written before `drawRuler` places them by how wide they are. */
+export function beginRuler() {
+  if (marks) return;
+  const ruler = part("ruler");
   ruler.append(el("i", { class: "line" }), el("div", { class: "ticks" }));
   marks = MARKS.map(([stage, name, series]) => {
     const mark = el("div", { class: "mark-at", data: { stage } }, el("i"), el("span", {}, `${name} `, metric(series, "ms")));
@@ -44,7 +47,6 @@ function begin(ruler) {
 
 export function drawRuler(picture) {
   const ruler = part("ruler");
-  if (!marks) begin(ruler);
   const width = ruler.clientWidth;
   const known = MARKS.map(([, , series], n) => ({ n, ms: valueOf(picture, series, "ms") })).filter(({ ms }) => ms !== null);
   const span = decades(known.map(({ ms }) => Math.min(1e6, Math.max(1, ms))));
