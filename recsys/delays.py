@@ -1,6 +1,8 @@
 """The newest of some delays, and their percentiles. Pure.
 
-Bounded, and exact over what is kept: a batch is one copy into a ring; percentiles are made when asked for.
+Bounded, and exact over what is kept: a batch is one copy into a ring; percentiles are made when asked for,
+and may be of what came of late alone: what a stage did before it stood still, or while a past log was played,
+says nothing of now.
 """
 
 from typing import Final
@@ -14,7 +16,7 @@ MOST_MS: Final = 60_000
 _PAST_MS: Final = (
     86_400_000  # what is older came from a log that is replayed, and tells of no delay
 )
-STILL_MS: Final = 60_000  # after which nothing is told where nothing was added
+LATE_MS: Final = 30_000  # for so long a delay counts
 
 
 class Delays:
@@ -22,15 +24,15 @@ class Delays:
 
     def __init__(self, limit: int = NEWEST) -> None:
         self._ring: NDArray[np.float64] = np.zeros(limit)
+        self._at_ms: NDArray[np.int64] = np.zeros(limit, np.int64)  # when each was added
         self._added = 0
-        self._newest_ms: int | None = None  # when something was added last
 
     def __len__(self) -> int:
         return min(self._added, len(self._ring))
 
-    def add(self, delay_ms: float, now_ms: int | None = None) -> None:
-        self._newest_ms = now_ms
-        self._ring[self._added % len(self._ring)] = max(0.0, delay_ms)
+    def add(self, delay_ms: float, now_ms: int = 0) -> None:
+        place = self._added % len(self._ring)
+        self._ring[place], self._at_ms[place] = max(0.0, delay_ms), now_ms
         self._added += 1
 
     def since(self, ended_ms: ArrayLike, now_ms: int) -> None:
@@ -38,22 +40,19 @@ class Delays:
         past log and those to come."""
         passed = now_ms - np.asarray(ended_ms, np.float64)
         passed = passed[(passed >= 0) & (passed < _PAST_MS)][-len(self._ring) :]
-        if not len(passed):
-            return
-        self._newest_ms = now_ms
         places = (self._added + np.arange(len(passed))) % len(self._ring)
-        self._ring[places] = np.minimum(passed, MOST_MS)
+        self._ring[places], self._at_ms[places] = np.minimum(passed, MOST_MS), now_ms
         self._added += len(passed)
 
     def percentile(self, share: float, now_ms: int | None = None) -> float | None:
-        """The delay that ``share`` (0 to 1) of them don't exceed; None where there are none, or by ``now_ms``
-        none came of late: what a stage that stands still did before says nothing of now."""
-        newest_ms = self._newest_ms
-        if not self._added:
+        """The delay that ``share`` (0 to 1) of them don't exceed; None where there are none. With ``now_ms``,
+        of those alone that came within ``LATE_MS``."""
+        kept = self._ring[: len(self)]
+        if now_ms is not None:
+            kept = kept[now_ms - self._at_ms[: len(self)] <= LATE_MS]
+        if not len(kept):
             return None
-        if now_ms is not None and newest_ms is not None and now_ms - newest_ms > STILL_MS:
-            return None
-        ordered = np.sort(self._ring[: len(self)])
+        ordered = np.sort(kept)
         return float(ordered[min(len(ordered) - 1, int(share * len(ordered)))])
 
     def p95(self, name: str, now_ms: int) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.delays import MOST_MS, STILL_MS, Delays
+from recsys.delays import LATE_MS, MOST_MS, Delays
 
 
 def test_percentiles_are_of_the_newest() -> None:
@@ -31,10 +31,10 @@ def test_a_stage_that_falls_behind_never_shows_how_good_it_was() -> None:
     assert delays.p95("its", now_ms) == {"its": 900.0}
     delays.since([now_ms - 300_000] * 30, now_ms)  # minutes behind: a minute, or more
     assert delays.p95("its", now_ms) == {"its": MOST_MS}
-    assert delays.p95("its", now_ms + STILL_MS) == {"its": MOST_MS}
-    assert delays.p95("its", now_ms + STILL_MS + 1) == {}  # nothing came
-    delays.since([now_ms + STILL_MS], now_ms + STILL_MS + 1)
-    assert "its" in delays.p95("its", now_ms + STILL_MS + 1)
+    assert delays.p95("its", now_ms + LATE_MS) == {"its": MOST_MS}
+    assert delays.p95("its", now_ms + LATE_MS + 1) == {}  # nothing came
+    delays.since([now_ms + LATE_MS], now_ms + LATE_MS + 1)
+    assert "its" in delays.p95("its", now_ms + LATE_MS + 1)
 
 
 @given(st.lists(st.lists(st.integers(0, 9_000), max_size=30), max_size=20))
@@ -47,3 +47,11 @@ def test_batches_are_as_one_after_the_other(batches: list[list[int]]) -> None:
     shares = (0.0, 0.3, 0.5, 0.95, 1.0)
     assert [at_once.percentile(s) for s in shares] == [singly.percentile(s) for s in shares]
     assert len(at_once) == len(singly)
+
+
+def test_what_a_past_log_told_is_over_soon_after_it() -> None:
+    delays, now_ms = Delays(), 10 * 86_400_000
+    delays.since([now_ms - 3_600_000] * 400, now_ms)
+    delays.since([now_ms + LATE_MS - 300] * 5, now_ms + LATE_MS)
+    assert delays.p95("its", now_ms + LATE_MS) == {"its": MOST_MS}
+    assert delays.p95("its", now_ms + LATE_MS + 1) == {"its": 300.0}
