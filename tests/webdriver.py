@@ -53,9 +53,12 @@ class Browser:
             }
             options["mobileEmulation"] = {"deviceMetrics": metrics}
         capabilities = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        answer = self._http.post(
-            "/session", json={"capabilities": {"alwaysMatch": capabilities}}
-        ).json()
+        wanted = {"capabilities": {"alwaysMatch": capabilities}}
+        try:
+            answer = self._http.post("/session", json=wanted, timeout=90).json()
+        except httpx.HTTPError:  # a busy machine: nothing may stay behind
+            self._end_driver()
+            raise
         if "sessionId" not in answer["value"]:
             self._end_driver()
             raise RuntimeError(f"chromedriver started no session: {answer['value'].get('message')}")
