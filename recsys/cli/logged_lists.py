@@ -6,7 +6,7 @@ reason. Lists of more users than asked for are those of a share of the users, by
 
 # L lists, R ranks
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -29,6 +29,7 @@ from recsys.log import Log, Record, newest_first
 from recsys.records import EVENTS, EXAMPLES
 from serving.past_chances import Judged, judged, same_candidates
 from training.by_time import first_at, served_ms_of
+from training.joining.sampling import stands_for
 
 INTERLEAVED: Final = "interleaved: two policies drew them in turns"
 BY_SCORE: Final = "asked for by score: nothing was drawn"
@@ -234,10 +235,10 @@ def _as_answered(one: tuple[Place, Impression]) -> tuple[Any, ...]:
 
 def _rewards(
     log: Log, labels: Sequence[str], target: Target, weighed: dict[Place, Any]
-) -> tuple[dict[tuple[Place, int], float], Counter[int]]:
+) -> tuple[dict[tuple[Place, int], float], defaultdict[int, float]]:
     """By list and rank, what was earned; and by rank, how many lists had it shown: an example that stands for
     others that were left out counts for them."""
-    earned, shown = dict[tuple[Place, int], float](), Counter[int]()
+    earned, shown = dict[tuple[Place, int], float](), defaultdict[int, float](float)
     worth = [(labels.index(label), weight) for label, weight in target.reward.items()]
     for partition in range(log.partitions(EXAMPLES)):
         offset = first_at(
@@ -254,7 +255,7 @@ def _rewards(
                     continue
                 earned[place, its.index] = sum(w * its.labels[at] for at, w in worth)
                 if not its.correction:
-                    shown[its.index] += 1 if any(its.labels) or its.sampled_out else 1 / its.kept
+                    shown[its.index] += stands_for(its.labels, its.kept, its.sampled_out)
             offset = records[-1].offset + 1
     return earned, shown
 
@@ -262,7 +263,7 @@ def _rewards(
 def _as_lists(
     weighed: dict[Place, tuple[int, Judged]],
     earned: dict[tuple[Place, int], float],
-    shown: Counter[int],
+    shown: defaultdict[int, float],
     ranks: int,
 ) -> Lists:
     size = max((len(its.ratios_R) for _, its in weighed.values()), default=0)

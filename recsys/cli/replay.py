@@ -1,8 +1,4 @@
-"""`recsys replay DATA`: score, then learn, in event time, over a data set of the past.
-
-One process by default: the pure cores of every part called one after the other. What is scored, learned and
-reported is described in docs/replay.md.
-"""
+"""`recsys replay DATA`: score, then learn, in event time, over a data set of the past."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path

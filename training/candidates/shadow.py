@@ -31,6 +31,7 @@ from training.candidates.arm_learner import ArmExample, ArmLearner
 from training.continual.learner import Learner
 from training.continual.step_reader import ExampleCheck, read_lanes
 from training.continual.worker import Worker
+from training.joining.sampling import stands_for
 from training.line import MAIN
 from training.lineage import Lineage
 
@@ -196,6 +197,6 @@ def _first(predicted: bytes) -> float:
 
 
 def _weights(shown: Sequence[ScoredExample]) -> bytes:
-    """A negative stands for those that sampling left out (training/joining/sampling.py)."""
-    weights = [1.0 if any(e.labels) or e.sampled_out else 1.0 / e.kept for e in shown]
+    """Of how many examples each tells; empty where each tells of itself."""
+    weights = [stands_for(e.labels, e.kept, e.sampled_out) for e in shown]
     return np.array(weights, np.float32).tobytes() if any(w != 1.0 for w in weights) else b""

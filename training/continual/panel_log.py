@@ -20,6 +20,7 @@ from recsys.log import Log, LogLost, Record, read_range
 from recsys.records import EXAMPLES, Lesson, Step, unpack
 from training.continual.panels import LEAST, ROW, Panel
 from training.continual.step_reader import ExampleCheck, records_of
+from training.joining.sampling import stands_for
 from training.lineage import Lineage
 
 _STEPS: Final = 64  # step records looked at together
@@ -154,6 +155,5 @@ def _read(record: Record, check: ExampleCheck) -> PanelExample | None:
 
 def _row(partition: int, offset: int, its: PanelExample) -> tuple[float, ...]:
     said = np.frombuffer(its.predicted, np.float32, 1)[0] if its.predicted else np.nan
-    # A negative stands for those that sampling left out (training/joining/sampling.py).
-    weight = 1.0 if any(its.labels) or its.sampled_out else 1.0 / its.kept
+    weight = stands_for(its.labels, its.kept, its.sampled_out)
     return (partition, offset, its.offset, its.index, its.labels[0], weight, said, np.nan)

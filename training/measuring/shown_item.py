@@ -9,6 +9,7 @@ from experiments.metric import SHOWN, WATCH
 from recsys.consumer import UNREADABLE
 from recsys.events import Stamp
 from recsys.hashing import Id
+from training.joining.sampling import stands_for
 
 
 class ShownItem(msgspec.Struct):
@@ -44,7 +45,7 @@ def values_of(its: ShownItem, sums: Sequence[str], labels: Sequence[str]) -> lis
     previous = its.previous or [0.0] * len(its.labels)
     engaged = any(its.labels)
     if not its.correction:
-        weight = 1.0 if engaged or its.sampled_out else 1 / its.kept
+        weight = stands_for(its.labels, its.kept, its.sampled_out)
         others = {SHOWN: weight, WATCH: weight * its.watch_ms / 1000}
     else:
         first = engaged and not any(previous) and not its.sampled_out
