@@ -5,8 +5,8 @@ What was accepted holds for what was measured: the features that the model reads
 
 from dataclasses import dataclass, replace
 
-from recsys.config import ModelConfig, digest
-from recsys.features import FeatureSet
+from recsys.config.system_config import ModelConfig, digest
+from recsys.features.feature_set import FeatureSet
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.hashing import key_of
+from recsys.events.hashing import key_of
 
 Floats = NDArray[np.float64]
 WEIGHTED: Final = "weighted"

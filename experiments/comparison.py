@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from experiments.significance import Estimate, Mean
 from experiments.user_auc import UserAuc
-from recsys.metrics import auc
+from recsys.model.prediction_metrics import auc
 
 Floats = NDArray[np.float64]
 BLOCK: Final = 128  # examples whose AUCs are compared: a step may have too few of either label

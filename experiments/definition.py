@@ -13,7 +13,7 @@ A file is one experiment::
       control: {share: 0.5}
       treatment: {share: 0.5, overrides: {explore: 0.1, weights.like: 2.0}}
 
-``overrides`` are dotted paths into ``recsys.config.PolicyConfig``. The first arm is the control. Instead of
+``overrides`` are dotted paths into ``recsys.config.system_config.PolicyConfig``. The first arm is the control. Instead of
 ``metrics`` a file may name one ``metric``. Of metrics and ramp experiments/design.py says more. An arm with
 ``trains`` learns a line of its own (experiments/arm_line.py).
 
@@ -32,9 +32,9 @@ import msgspec
 from experiments.arm_line import MOST_LETTERS, MOST_TRAFFIC, TRAINS, line_of
 from experiments.design import UNIT, Metrics, Ramp, time_ms_of
 from experiments.metric import metric_of
-from recsys.config import override
-from recsys.marked_yaml import Marked, YamlError
-from recsys.policy_config import PolicyConfig, check_weights
+from recsys.config.policy_config import PolicyConfig, check_weights
+from recsys.config.system_config import override
+from recsys.config.yaml_with_lines import Marked, YamlError
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TIMES: Final = ("start", "stop")

@@ -7,9 +7,9 @@ shards, workers, sequencer and replicas agree on it by ``control`` alone, also t
 from dataclasses import replace
 
 from experiments.lifecycle import Lifecycle
-from recsys.config import Config, ModelConfig
-from recsys.control_records import ModelSize
-from recsys.student_model import MAY_DIFFER, misfits
+from recsys.config.system_config import Config, ModelConfig
+from recsys.events.control_records import ModelSize
+from recsys.model.student_model import MAY_DIFFER, misfits
 
 
 def config_at(config: Config, lifecycle: Lifecycle, line: str, epoch: int = 0) -> Config:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.promotion_config import PromotionConfig
+from recsys.config.promotion_config import PromotionConfig
 
 _SMALLEST = 1e-6
 _USUAL = 2.0  # a spread of logits that nobody need wonder at

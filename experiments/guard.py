@@ -17,7 +17,7 @@ from experiments.comparison import Compared, Comparison, Paired
 from experiments.promotion import Evidence, Hold, Rollback, Served, window
 from experiments.served import ServedRates
 from experiments.significance import Estimate, Mean
-from recsys.promotion_config import PromotionConfig
+from recsys.config.promotion_config import PromotionConfig
 
 # Nothing is decided by fewer, but for predictions that are no numbers: somebody who asks without end, or a
 # client that is broken, isn't the viewers. A variance of fewer is none, besides.

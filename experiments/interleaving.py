@@ -32,7 +32,7 @@ from scipy.stats import binomtest
 
 from experiments.effect import AT_LEAST, LEAST_COUNT, Effect, Users, effect_within, eta_of
 from experiments.sample_ratio import SampleRatio, sample_ratio
-from recsys.hashing import uniform
+from recsys.events.hashing import uniform
 
 Floats = NDArray[np.float64]
 INTERLEAVED: Final = "interleaved"  # in a stamp, in place of the arm

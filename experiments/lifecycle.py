@@ -15,8 +15,8 @@ arm ──► ended: the experiment is over, or history was replaced
 
 from dataclasses import dataclass, field, replace
 
-from recsys.control_records import Candidate, Control, Decision, Live, ModelSize
-from recsys.hashing import Id, uniform
+from recsys.events.control_records import Candidate, Control, Decision, Live, ModelSize
+from recsys.events.hashing import Id, uniform
 
 SHADOW, CANARY, TAKING_OVER, LIVE, ENDED = "shadow", "canary", "taking over", "live", "ended"
 TAKING_BACK = "taking back"

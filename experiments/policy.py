@@ -7,9 +7,9 @@ from experiments.arm_line import line_of
 from experiments.assignment import assign
 from experiments.definition import Arm, Experiment, apply_overrides
 from experiments.interleaving import INTERLEAVED
-from recsys.config import digest
-from recsys.hashing import Id, digest_of
-from recsys.policy_config import PolicyConfig
+from recsys.config.policy_config import PolicyConfig
+from recsys.config.system_config import digest
+from recsys.events.hashing import Id, digest_of
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from experiments.comparison import Compared, Comparison
 from experiments.lifecycle import CANARY, SHADOW
 from experiments.significance import Estimate
-from recsys.promotion_config import PromotionConfig
+from recsys.config.promotion_config import PromotionConfig
 
 _LATELY = 2  # times ``least_examples``
 

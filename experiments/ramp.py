@@ -9,7 +9,7 @@ import msgspec
 
 from experiments.definition import Experiment
 from experiments.readout import BROKEN, HARM, Readout
-from recsys.control_records import Stand
+from recsys.events.control_records import Stand
 
 WAITING: Final = "waiting"
 RUNNING: Final = "running"

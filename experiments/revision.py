@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from experiments.definition import Experiment, name_in, read_experiment, read_experiments
 from experiments.design import Ramp
 from experiments.ramp import STOPPED, begin, stop
-from recsys.control_records import Experiments, ExperimentWish, Stand
-from recsys.policy_config import PolicyConfig
+from recsys.config.policy_config import PolicyConfig
+from recsys.events.control_records import Experiments, ExperimentWish, Stand
 
 
 @dataclass(frozen=True)

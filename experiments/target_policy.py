@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from experiments.definition import Arm, apply_overrides
 from experiments.design import time_ms_of
-from recsys.marked_yaml import Marked
-from recsys.policy_config import RANKS, PolicyConfig, check_weights
+from recsys.config.policy_config import RANKS, PolicyConfig, check_weights
+from recsys.config.yaml_with_lines import Marked
 
 UNJUDGED: Final = {
     "sources": "other sources bring other candidates, which were never scored for these requests",

@@ -17,7 +17,7 @@ import numpy as np
 from parameter_server.dense import Vector
 from parameter_server.rounding import FORMATS, dense_bytes, read_dense, read_rows, row_bytes
 from parameter_server.routing import Keys, Rows
-from recsys.records import Delta, unpack
+from recsys.events.records import Delta, unpack
 
 
 class Changed(NamedTuple):

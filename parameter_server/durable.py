@@ -22,7 +22,7 @@ from parameter_server.rows import Arrays
 from parameter_server.rules import RulesChanged, changes, rules_of
 from parameter_server.shard import Shard, ShardSpec
 from parameter_server.wal import Wal
-from recsys.records import pack
+from recsys.events.records import pack
 
 TIDY_EVERY: Final = 16  # steps between two looks for siblings' parts of a snapshot
 Publish = Callable[[Sequence[bytes]], None]

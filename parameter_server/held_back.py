@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from parameter_server.id_map import IdMap
 from parameter_server.routing import Keys, Rows, as_keys
 from parameter_server.rows import Arrays
-from recsys.growth import grown, written_bytes
+from recsys.arrays.growable import grown, written_bytes
 
 HELD_COLUMNS: Final = ("keys", "last", "had", "traffic", "change")
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from parameter_server import kernels
 from parameter_server.routing import Keys, as_keys, new_index
-from recsys.growth import grown, written_bytes
-from recsys.key_index import LOAD, widened
+from recsys.arrays.growable import grown, written_bytes
+from recsys.arrays.key_index import LOAD, widened
 
 
 class Moves(NamedTuple):

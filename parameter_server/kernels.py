@@ -4,7 +4,7 @@ Every kernel has an explicit signature, so it is compiled (or read from numba's 
 in the middle of a step; inputs are typed read-only, which takes both read-only and writable arrays. No fast
 maths: each loop is IEEE arithmetic in the order written, whatever the machine's vector width.
 
-An id map is an index of ``recsys.key_index`` whose places are slots. A deletion shifts back what was pushed
+An id map is an index of ``recsys.arrays.key_index`` whose places are slots. A deletion shifts back what was pushed
 past it, so no tombstones are left.
 """
 
@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from recsys.compiled import GAMMA, read_only, unit
-from recsys.compiled import kernel as kernel
-from recsys.compiled import mix as mix
-from recsys.key_index import EMPTY as EMPTY
-from recsys.key_index import find as find
-from recsys.key_index import home_of, place_of
-from recsys.key_index import insert as insert
-from recsys.key_index import spread as spread
-from recsys.prefetch import LINE, soon
+from recsys.arrays.compiled import GAMMA, read_only, unit
+from recsys.arrays.compiled import kernel as kernel
+from recsys.arrays.compiled import mix as mix
+from recsys.arrays.key_index import EMPTY as EMPTY
+from recsys.arrays.key_index import find as find
+from recsys.arrays.key_index import home_of, place_of
+from recsys.arrays.key_index import insert as insert
+from recsys.arrays.key_index import spread as spread
+from recsys.arrays.prefetch import LINE, soon
 
 _int, _float, _flag = types.int64, types.float32, types.boolean
 _KEYS, _COUNTS, _ROWS = read_only(_int, 1), read_only(types.int32, 1), read_only(_float, 2)
@@ -70,7 +70,7 @@ def move(index: Any, keys: Any, slots: Any) -> None:
 def draw(seed: Any, initial: Any, keys: Any, targets: Any, out: Any) -> None:
     """Writes the initial row of ``keys[i]`` to ``out[targets[i]]``: uniform in ±initial, by hash.
 
-    The draws are those of ``recsys.hashing.uniforms``; a target below 0 is passed over.
+    The draws are those of ``recsys.events.hashing.uniforms``; a target below 0 is passed over.
     """
     scale, seed_mixed = np.float64(initial), mix(seed)
     for i in range(keys.shape[0]):

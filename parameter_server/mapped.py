@@ -22,7 +22,7 @@ from parameter_server.overlay import Base, OverlayTable
 from parameter_server.rows import ROW_COLUMNS
 from parameter_server.shard import Shard, ShardSpec
 from parameter_server.snapshots import Snapshot
-from recsys.config import TableConfig
+from recsys.config.system_config import TableConfig
 
 Arrays = Mapping[str, NDArray[Any]]
 # Of the columns of rows.

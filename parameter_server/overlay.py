@@ -29,10 +29,10 @@ from parameter_server.rows import (
     Table,
     oldest,
 )
-from recsys.compiled import kernel, read_only
-from recsys.config import TableConfig
-from recsys.key_index import EMPTY, LOAD, home_of
-from recsys.prefetch import LINE, soon
+from recsys.arrays.compiled import kernel, read_only
+from recsys.arrays.key_index import EMPTY, LOAD, home_of
+from recsys.arrays.prefetch import LINE, soon
+from recsys.config.system_config import TableConfig
 
 _LEFT: Final = -2  # a cell whose row counts no more: probing goes on behind it
 _int, _cell, _float = types.int64, types.int32, types.float32

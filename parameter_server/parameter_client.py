@@ -27,7 +27,7 @@ from parameter_server.wire import (
     Where,
 )  # fmt: skip
 from parameter_server.wire import exchange as exchange_frame
-from recsys.records import Delta
+from recsys.events.records import Delta
 
 KeysByTable = Mapping[str, Keys]
 RowsByTable = dict[str, Rows]

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from recsys.records import DELTAS
-from recsys.spans import PUBLISH, About, Span, Tells, of_step
+from recsys.events.records import DELTAS
+from recsys.observability.spans import PUBLISH, About, Span, Tells, of_step
 
 
 class _Head(msgspec.Struct):

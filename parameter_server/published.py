@@ -35,8 +35,8 @@ from parameter_server.rounding import (
 )
 from parameter_server.routing import Keys, Rows
 from parameter_server.rows import Arrays, table_seed
-from recsys.config import TableConfig
-from recsys.records import TableRows
+from recsys.config.system_config import TableConfig
+from recsys.events.records import TableRows
 
 KEY_BYTES: Final = 8
 MOST_BYTES: Final = 8 << 20  # of rows and tombstones in a step: half of Kafka's largest record

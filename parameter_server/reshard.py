@@ -21,7 +21,7 @@ from parameter_server.parameter_client import part_of
 from parameter_server.rules import learned_by
 from parameter_server.shard import Shard, ShardSpec
 from parameter_server.wal import Wal
-from recsys.records import pack
+from recsys.events.records import pack
 
 _FILE: Final = re.compile(r"(?P<line>.+)-(?P<epoch>\d+)-(?P<part>\d+)-of-(?P<parts>\d+)\.wal")
 

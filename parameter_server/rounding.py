@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from parameter_server.kernels import kernel, mix
 from parameter_server.routing import Keys, Rows, as_keys, as_rows
-from recsys.hashing import splitmix64
+from recsys.events.hashing import splitmix64
 
 FORMATS: Final = ("fp32", "fp16", "int8")
 Packed = NDArray[np.uint8]

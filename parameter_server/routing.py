@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server import kernels
-from recsys.key_index import empty_index
+from recsys.arrays.key_index import empty_index
 
 Keys = NDArray[np.int64]
 Rows = NDArray[np.float32]

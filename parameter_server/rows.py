@@ -24,10 +24,10 @@ from parameter_server import kernels
 from parameter_server.id_map import IdMap
 from parameter_server.routing import Keys, Rows, as_keys, as_rows
 from parameter_server.sketch import BLOCK_BYTES, SKETCH_COLUMNS, Sketch, blocks_of, check_parts
-from recsys.config import TableConfig
-from recsys.growth import grown, written_bytes
-from recsys.hashing import key_of
-from recsys.key_index import LOAD
+from recsys.arrays.growable import grown, written_bytes
+from recsys.arrays.key_index import LOAD
+from recsys.config.system_config import TableConfig
+from recsys.events.hashing import key_of
 
 EPSILON: Final = 1e-8
 # Of one component, summed over a step: far beyond what a sound loss gives.
@@ -48,7 +48,7 @@ def table_seed(seed: int, table: str) -> int:
 def initial_rows(config: TableConfig, seed: int, keys: Keys) -> Rows:
     """Where rows start, (N, D): uniform in ±initial, a pure function of (seed, table, key).
 
-    Equal to ``(2 · uniforms(table_seed, keys, D) - 1) · initial`` of ``recsys.hashing``.
+    Equal to ``(2 · uniforms(table_seed, keys, D) - 1) · initial`` of ``recsys.events.hashing``.
     """
     keys = as_keys(keys)
     out = np.zeros((len(keys), config.dim), np.float32)

@@ -30,8 +30,8 @@ from parameter_server.rows import (
     digest_of_exports,
 )
 from parameter_server.sketch import SKETCH_COLUMNS
-from recsys.config import TableConfig
-from recsys.records import Delta
+from recsys.config.system_config import TableConfig
+from recsys.events.records import Delta
 
 
 class StepMismatch(RuntimeError):

@@ -35,13 +35,13 @@ from parameter_server.shard import ShardSpec
 from parameter_server.shard_service import ShardService
 from parameter_server.transport import Address, SocketChannel, SocketServer
 from parameter_server.wire import Frame, Refusal, encode, from_bytes
-from recsys.config import Config
-from recsys.log import Append, Log
-from recsys.log_lines import keep_newest, log_in_worker
-from recsys.memory import BESIDE_TABLES, keep_freed
-from recsys.open_log import open_log
-from recsys.records import DELTAS
-from recsys.tracer import Tracer, tracer_in_actor
+from recsys.config.system_config import Config
+from recsys.events.records import DELTAS
+from recsys.log.protocol import Append, Log
+from recsys.observability.log_lines import keep_newest, log_in_worker
+from recsys.observability.tracer import Tracer, tracer_in_actor
+from recsys.process.malloc_tuning import BESIDE_TABLES, keep_freed
+from recsys.process.open_log import open_log
 
 NAMESPACE = "recsys"
 _PIECE: Final = 64 << 10  # bytes; Ray takes up to 100 KB into a call

@@ -13,7 +13,7 @@ from parameter_server.mapped import map_arrays
 from parameter_server.routing import Keys, Rows, as_keys, shard_of
 from parameter_server.rows import initial_rows
 from parameter_server.snapshots import Snapshot
-from recsys.config import TableConfig
+from recsys.config.system_config import TableConfig
 
 _COLUMNS: Final = ("keys", "values", increments.REMOVED)
 

@@ -7,13 +7,13 @@ each impression carries the features that a server would have had at that moment
 import msgspec
 import numpy as np
 
-from recsys.catalogue import Catalogue
-from recsys.events import Engagement, Event, Impression, Item, User
-from recsys.feature_builder import FeatureBuilder
-from recsys.features import FeatureSet, Keys
-from recsys.hashing import Id
-from recsys.item_counters import ItemCounters
-from recsys.session import Session
+from recsys.events.event_types import Engagement, Event, Impression, Item, User
+from recsys.events.hashing import Id
+from recsys.features.catalogue import Catalogue
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import FeatureSet, Keys
+from recsys.features.item_counters import ItemCounters
+from recsys.features.session import Session
 
 
 class AsServed:

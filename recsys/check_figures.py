@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from recsys.records import Range, Step
+from recsys.events.records import Range, Step
 
 _DOMINANT: Final = (
     0.15  # a topic of more than this share of everybody's lists can't be tripled fairly

@@ -1,4 +1,4 @@
-"""The Python client: one method a route, JSON over HTTP, values of ``recsys.events`` in, typed answers out.
+"""The Python client: one method a route, JSON over HTTP, values of ``recsys.events.event_types`` in, typed answers out.
 
 It knows nothing of models or logs. Events get an ``event_id`` before the first try, so that sending them
 again after a lost answer does no harm; a request for a list isn't repeated, since each one is an impression.
@@ -14,8 +14,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from recsys.events import ClientEvent, Engagement, Stamp
-from recsys.hashing import Id
+from recsys.events.event_types import ClientEvent, Engagement, Stamp
+from recsys.events.hashing import Id
 
 BATCH: Final = 500  # events, items or users of one request: the server takes no more
 ATTEMPTS: Final = 5

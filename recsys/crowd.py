@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
-from recsys.events import Engagement, Item
-from recsys.hashing import uniform
+from recsys.events.event_types import Engagement, Item
+from recsys.events.hashing import uniform
 from recsys.viewer import Answer, Viewer
 from recsys.world import World
 

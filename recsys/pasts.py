@@ -15,10 +15,10 @@ import msgspec
 import numpy as np
 
 from recsys.datasets.source import Dataset
-from recsys.events import Engagement, Event, Impression, Item, Served
-from recsys.feature_sets import FEED_SCHEMA
-from recsys.hashing import uniforms
-from recsys.schema import CATEGORICAL, Schema
+from recsys.events.event_types import Engagement, Event, Impression, Item, Served
+from recsys.events.field_schema import CATEGORICAL, Schema
+from recsys.events.hashing import uniforms
+from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.world import Request, World
 
 SURFACE: Final = "feed"

@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from recsys import metrics
-from recsys.hashing import Id
+from recsys.events.hashing import Id
+from recsys.model import prediction_metrics as metrics
 
 _COLUMNS: Final = ("request_id", "user_id", "item_id", "time_ms", "line", "version")
 

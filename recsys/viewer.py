@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from recsys.events import Engagement
-from recsys.hashing import Id, uniform
+from recsys.events.event_types import Engagement
+from recsys.events.hashing import Id, uniform
 from recsys.world import World
 
 _PAUSE_MS: Final = 400  # between the end of a list and the wish for the next

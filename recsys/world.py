@@ -14,8 +14,8 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.events import Engagement, Item, User
-from recsys.hashing import Id, uniform
+from recsys.events.event_types import Engagement, Item, User
+from recsys.events.hashing import Id, uniform
 from recsys.world_topics import ENDINGS, TOPICS
 
 Number = TypeVar("Number", float, NDArray[np.float64])

@@ -8,8 +8,8 @@ tastes stand still, so that the second A is the first one, and nothing else chan
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from recsys.events import User
-from recsys.hashing import Id
+from recsys.events.event_types import User
+from recsys.events.hashing import Id
 from recsys.world import Request, World
 
 PHASES: Final = ("A", "B", "A")

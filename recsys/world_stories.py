@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
-from recsys.hashing import Id, uniform
+from recsys.events.hashing import Id, uniform
 from recsys.world import Request, World
 
 DAY_MS: Final = 86_400_000

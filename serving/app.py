@@ -13,12 +13,12 @@ import torch
 from fastapi import FastAPI
 from ray import serve
 
-from recsys.config import Config, ServeConfig
-from recsys.log_lines import keep_newest, log_in_worker
-from recsys.open_log import open_log
-from recsys.seldom import Seldom
-from recsys.steady import steady
-from recsys.tracer import tracer_in_actor
+from recsys.config.system_config import Config, ServeConfig
+from recsys.observability.log_lines import keep_newest, log_in_worker
+from recsys.observability.log_throttle import Seldom
+from recsys.observability.tracer import tracer_in_actor
+from recsys.process.latency_tuning import steady
+from recsys.process.open_log import open_log
 from serving.http_app import build_app
 from serving.ray_metrics import RayMetrics
 from serving.ray_retrieval import actor_options, asked_by_handle, deployments
@@ -160,6 +160,6 @@ def application(config: Config, hooked: bool = False) -> Any:
 def build(arguments: dict[str, str]) -> Any:
     """The application for `serve deploy` and KubeRay's RayService: ``import_path: serving.app:build``, with
     ``args: {config: NAME_OR_FILE}``; the environment (RECSYS__...) wins, as everywhere."""
-    from recsys.settings import load
+    from recsys.config.loader import load
 
     return application(load(arguments.get("config", "cluster")))

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from experiments.lifecycle import Standing, answers
-from recsys.hashing import Id
+from recsys.events.hashing import Id
 from serving.line_sides import LineSides, Side
 from serving.pipeline import Pipeline
 

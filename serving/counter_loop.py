@@ -12,17 +12,17 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from recsys.config import Config
-from recsys.consumer import hold_what_is_left
-from recsys.events import Engagement, Impression
-from recsys.feature_sets import feature_set
-from recsys.features import FeatureSet
-from recsys.item_counters import ItemCounters
-from recsys.log import Append, Log, LogUnavailable
-from recsys.loops import Stop
-from recsys.open_log import open_log
-from recsys.part_state import PartState
-from recsys.records import EVENTS, ITEM_STATE, ItemState, pack
+from recsys.config.system_config import Config
+from recsys.events.event_types import Engagement, Impression
+from recsys.events.records import EVENTS, ITEM_STATE, ItemState, pack
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import feature_set
+from recsys.features.item_counters import ItemCounters
+from recsys.log.protocol import Append, Log, LogUnavailable
+from recsys.process.log_consumer import hold_what_is_left
+from recsys.process.open_log import open_log
+from recsys.process.part_process import Stop
+from recsys.process.part_snapshot import PartState
 from serving.event_reader import EventReader
 
 NAME: Final = "counters"

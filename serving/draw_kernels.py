@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from recsys.compiled import kernel, read_only
+from recsys.arrays.compiled import kernel, read_only
 
 _int, _bool, _double, _float = types.int64, types.boolean, types.float64, types.float32
 _INTS, _INTS_2, _NUMBERS = read_only(_int, 1), read_only(_int, 2), read_only(_double, 1)

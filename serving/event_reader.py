@@ -8,13 +8,13 @@ the place that is gone on from are read back.
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from recsys.catalogue import Catalogue
-from recsys.dedupe import Recent
-from recsys.events import Event, Impression, Item, Rejected, Tick, decode, repeat_key
-from recsys.features import FeatureSet, Keys
-from recsys.hashing import Id
-from recsys.log import Log
-from recsys.records import EVENTS, ITEMS
+from recsys.events.dedupe import Recent
+from recsys.events.event_types import Event, Impression, Item, Rejected, Tick, decode, repeat_key
+from recsys.events.hashing import Id
+from recsys.events.records import EVENTS, ITEMS
+from recsys.features.catalogue import Catalogue
+from recsys.features.feature_set import FeatureSet, Keys
+from recsys.log.protocol import Log
 from serving.session_fold import shown_keys
 
 REMEMBERED: Final = 20_000  # ids a partition

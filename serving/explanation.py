@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from recsys.catalogue import Catalogue
-from recsys.schema import values_of
-from recsys.session import Session
+from recsys.events.field_schema import values_of
+from recsys.features.catalogue import Catalogue
+from recsys.features.session import Session
 
 
 def reasons(session: Session, catalogue: Catalogue, index: int) -> tuple[dict[str, Any], ...]:

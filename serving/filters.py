@@ -4,10 +4,10 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from recsys.bitmap import Bitmap, Indices
-from recsys.catalogue import Catalogue
-from recsys.hashing import Id
-from recsys.session import Session
+from recsys.arrays.bitmap import Bitmap, Indices
+from recsys.events.hashing import Id
+from recsys.features.catalogue import Catalogue
+from recsys.features.session import Session
 
 
 def wanted_items(

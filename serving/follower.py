@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
-from recsys.log import Log, LogUnavailable
-from recsys.records import DELTAS
+from recsys.events.records import DELTAS
+from recsys.log.protocol import Log, LogUnavailable
 from serving.state_reader import Batch, StateReader
 
 _IDLE_S: Final = 0.02  # how long it waits for more

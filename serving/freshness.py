@@ -13,9 +13,9 @@ is told as it is.
 from collections import OrderedDict, deque
 from typing import Final
 
-from recsys.delays import Delays
-from recsys.hashing import Id
-from recsys.records import Range
+from recsys.events.hashing import Id
+from recsys.events.records import Range
+from recsys.observability.recent_delays import Delays
 
 KEPT: Final = 5_000  # clicks followed at a time: older ones are let go
 AWAY_MS: Final = 60_000  # a client that sends a view so late was away, or plays the past again

@@ -19,7 +19,7 @@ from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from recsys.hashing import Id
+from recsys.events.hashing import Id
 from serving import api_models as models
 from serving import fast_bodies, inspection
 from serving import request as values

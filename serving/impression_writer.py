@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
-from recsys.log import Append, Log, LogUnavailable
+from recsys.log.protocol import Append, Log, LogUnavailable
 from serving.kept_file import Kept, Waiting
 
 _BATCH: Final = 500  # entries in one append

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from recsys.hashing import uniforms
+from recsys.events.hashing import uniforms
 from serving.inverted_lists import Centroids, Indices, Vectors
 from serving.item_index import ItemIndex
 from serving.item_vectors import ItemVectors

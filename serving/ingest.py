@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
-from recsys.config import Config
-from recsys.dedupe import Recent
-from recsys.events import (
+from recsys.config.system_config import Config
+from recsys.events.dedupe import Recent
+from recsys.events.event_types import (
     MAX_EVENT_BYTES,
     Engagement,
     Event,
@@ -22,8 +22,8 @@ from recsys.events import (
     parse,
     repeat_key,
 )
-from recsys.hashing import Id, partition_of
-from recsys.log import Append
+from recsys.events.hashing import Id, partition_of
+from recsys.log.protocol import Append
 
 ACCEPTED: Final = "accepted"
 DUPLICATE: Final = "duplicate"

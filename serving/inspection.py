@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.policy import Policy
-from recsys.counters import SPEEDS
-from recsys.hashing import Id
-from recsys.schema import values_of
-from recsys.session import Session
+from recsys.events.field_schema import values_of
+from recsys.events.hashing import Id
+from recsys.features.counters import SPEEDS
+from recsys.features.session import Session
 from serving.replica import Replica
 from serving.session_view import view_of
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from parameter_server.id_map import IdMap
 from parameter_server.kernels import kernel
-from recsys.compiled import read_only
-from recsys.config import TableConfig
-from recsys.growth import grown, written_bytes
+from recsys.arrays.compiled import read_only
+from recsys.arrays.growable import grown, written_bytes
+from recsys.config.system_config import TableConfig
 from serving.row_store import Keys, Rows, RowStore
 
 Packed = NDArray[np.uint8]

@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import msgspec
 
-from recsys.config import Config
-from recsys.control_records import Erasure
-from recsys.events import Item, Rejected, User, encode, parse
-from recsys.hashing import Id, partition_of
-from recsys.log import Append, LogUnavailable
-from recsys.records import CONTROL, EVENTS, ITEMS, pack
+from recsys.config.system_config import Config
+from recsys.events.control_records import Erasure
+from recsys.events.event_types import Item, Rejected, User, encode, parse
+from recsys.events.hashing import Id, partition_of
+from recsys.events.records import CONTROL, EVENTS, ITEMS, pack
+from recsys.log.protocol import Append, LogUnavailable
 from serving.freshness import Freshness
 from serving.impression_writer import ImpressionWriter, Overloaded
 from serving.ingest import ACCEPTED, REJECTED, Ingest, Result, Taken, check_storable

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.bitmap import Bitmap
+from recsys.arrays.bitmap import Bitmap
 from serving import list_kernels
 from serving.list_kernels import LANES
 

@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.bitmap import Bitmap
+from recsys.arrays.bitmap import Bitmap
 
 Indices = NDArray[np.int64]
 Vectors = NDArray[np.float32]

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.deltas import StepDelta
-from recsys.catalogue import Catalogue
-from recsys.config import Config, ModelConfig, TableConfig
-from recsys.events import Item
-from recsys.features import FeatureSet
-from recsys.model import Model
-from recsys.records import ItemState
-from recsys.vectors import content_vectors, field_vectors
+from recsys.config.system_config import Config, ModelConfig, TableConfig
+from recsys.events.event_types import Item
+from recsys.events.records import ItemState
+from recsys.features.catalogue import Catalogue
+from recsys.features.feature_set import FeatureSet
+from recsys.model.model import Model
+from recsys.model.retrieval_vectors import content_vectors, field_vectors
 from serving.int8_rows import Int8Rows
 from serving.item_index import FlatIndex, ItemIndex, NoIndex
 from serving.row_store import RowStore

@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from recsys.bitmap import Bitmap
-from recsys.growth import grown, written_bytes
+from recsys.arrays.bitmap import Bitmap
+from recsys.arrays.growable import grown, written_bytes
 from serving.inverted_lists import Centroids, Indices, InvertedLists, Vectors
 from serving.item_index import Mask
 

@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from recsys.log import Append
+from recsys.log.protocol import Append
 
 _MAGIC: Final = b"kept-1\n\0"
 _HEAD: Final = struct.Struct("<8s16sQ")  # magic, digest of the log's id, sent up to here

@@ -15,8 +15,8 @@ from parameter_server import snapshots
 from parameter_server.deltas import DeltaAssembler, Gap, StepDelta
 from parameter_server.serving_rows import ServingRows, load_rows
 from parameter_server.snapshots import NoSnapshot
-from recsys.log import Log, LogLost
-from recsys.records import DELTAS
+from recsys.events.records import DELTAS
+from recsys.log.protocol import Log, LogLost
 
 MAIN: Final = "main"
 _MARGIN: Final = 64  # records before the first that is needed: shards are a step apart at most

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from parameter_server import snapshots
-from recsys.config import Config
-from recsys.features import FeatureSet
-from recsys.log import Log
+from recsys.config.system_config import Config
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Log
 from serving.follower import Follower
 from serving.pipeline import Pipeline
 from serving.replica import Replica

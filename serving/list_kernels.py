@@ -17,8 +17,8 @@ from typing import Any, Final
 import numpy as np
 from numba import types
 
-from recsys.compiled import kernel, read_only
-from recsys.prefetch import LINE, once
+from recsys.arrays.compiled import kernel, read_only
+from recsys.arrays.prefetch import LINE, once
 
 LANES: Final = 64
 _TOGETHER: Final = 16  # vectors that a page of centroids is read for at once

@@ -2,9 +2,9 @@
 
 from collections.abc import Container
 
-from recsys.catalogue import Catalogue
-from recsys.policy_config import PolicyConfig
-from recsys.session import Session
+from recsys.config.policy_config import PolicyConfig
+from recsys.features.catalogue import Catalogue
+from recsys.features.session import Session
 from serving.request import Request
 
 

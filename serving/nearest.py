@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.bitmap import Bitmap
+from recsys.arrays.bitmap import Bitmap
 from serving import list_kernels
 from serving.item_index import ItemIndex
 from serving.ivf_index import IvfIndex

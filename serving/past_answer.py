@@ -13,10 +13,10 @@ import msgspec
 import numpy as np
 
 from experiments.policy import Policies, Policy
-from recsys.events import Event, FeatureBlock, Impression, Served, Stamp, User
-from recsys.features import read_block
-from recsys.hashing import Id
-from recsys.session import Session
+from recsys.events.event_types import Event, FeatureBlock, Impression, Served, Stamp, User
+from recsys.events.hashing import Id
+from recsys.features.feature_set import read_block
+from recsys.features.session import Session
 from serving.deadline import AsServed
 from serving.pipeline import Pipeline
 from serving.replica import Replica

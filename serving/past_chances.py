@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.policy import Policy
-from recsys.events import Impression
-from recsys.session import Session
+from recsys.events.event_types import Impression
+from recsys.features.session import Session
 from serving.list_walk import chances_along
 from serving.named_items import fixed
 from serving.past_answer import request_of

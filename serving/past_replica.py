@@ -18,13 +18,13 @@ from experiments.lifecycle import Lifecycle
 from parameter_server import snapshots
 from parameter_server.deltas import StepDelta
 from parameter_server.serving_rows import load_rows
-from recsys.config import Config
-from recsys.consumer import readable
-from recsys.control_records import Control
-from recsys.events import Asked, Item, Rejected, Stamp, decode
-from recsys.features import FeatureSet
-from recsys.log import Log, LogLost, Record, read_range
-from recsys.records import CONTROL, DELTAS, ITEM_STATE, ITEMS, ItemState, unpack
+from recsys.config.system_config import Config
+from recsys.events.control_records import Control
+from recsys.events.event_types import Asked, Item, Rejected, Stamp, decode
+from recsys.events.records import CONTROL, DELTAS, ITEM_STATE, ITEMS, ItemState, unpack
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Log, LogLost, Record, read_range
+from recsys.process.log_consumer import readable
 from serving import index_files
 from serving.line_reader import LineReader, Loaded
 from serving.pipeline import Pipeline

@@ -12,15 +12,15 @@ import msgspec
 
 from experiments.policy import Policies
 from experiments.revision import running
-from recsys.catalogue import Catalogue
-from recsys.config import Config
-from recsys.control_records import Control, Experiments
-from recsys.events import Event, Impression, Item, Rejected, Tick, decode, repeat_key
-from recsys.features import FeatureSet, Keys
-from recsys.hashing import Id, digest_of, partition_of
-from recsys.log import Log, Record
-from recsys.records import CONTROL, EVENTS, ITEMS, unpack
-from recsys.session import Session
+from recsys.config.system_config import Config
+from recsys.events.control_records import Control, Experiments
+from recsys.events.event_types import Event, Impression, Item, Rejected, Tick, decode, repeat_key
+from recsys.events.hashing import Id, digest_of, partition_of
+from recsys.events.records import CONTROL, EVENTS, ITEMS, unpack
+from recsys.features.catalogue import Catalogue
+from recsys.features.feature_set import FeatureSet, Keys
+from recsys.features.session import Session
+from recsys.log.protocol import Log, Record
 from serving.past_answer import fold_again
 from serving.past_replica import Gone, records
 from serving.request import SESSION

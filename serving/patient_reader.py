@@ -8,7 +8,7 @@ import asyncio
 import time
 from typing import Final
 
-from recsys.hashing import Id
+from recsys.events.hashing import Id
 from serving.session_store import SessionReader, StoreUnavailable
 
 SLICE_S: Final = 0.05

@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.policy import Policy
-from recsys.events import Asked, Impression, Served, Stamp
-from recsys.feature_builder import FeatureBuilder
-from recsys.features import RequestFeatures
-from recsys.hashing import key_of
-from recsys.ranker import watch_seconds
-from recsys.session import Session
+from recsys.events.event_types import Asked, Impression, Served, Stamp
+from recsys.events.hashing import key_of
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import RequestFeatures
+from recsys.features.session import Session
+from recsys.model.ranker import watch_seconds
 from serving.deadline import POPULAR, SHORT, UNHURRIED, UNRANKED, Deadline, shortened
 from serving.explanation import reasons
 from serving.filters import wanted_items

@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.catalogue import Catalogue
-from recsys.counters import HALF_LIVES_MS, Counters
-from recsys.features import FeatureSet
+from recsys.features.catalogue import Catalogue
+from recsys.features.counters import HALF_LIVES_MS, Counters
+from recsys.features.feature_set import FeatureSet
 
 Indices = NDArray[np.int64]
 _TOP: Final = 4096

@@ -12,11 +12,11 @@ from typing import Any, Final
 import msgspec
 from ray import serve
 
-from recsys.config import Config
-from recsys.log_lines import keep_newest, log_in_worker
-from recsys.niceness import STARTING, STARTS
-from recsys.open_log import open_log
-from recsys.steady import steady
+from recsys.config.system_config import Config
+from recsys.observability.log_lines import keep_newest, log_in_worker
+from recsys.process.latency_tuning import steady
+from recsys.process.open_log import open_log
+from recsys.process.process_priority import STARTING, STARTS
 from serving.retrieval_client import Shard, Shards
 from serving.retrieval_service import RetrievalService
 

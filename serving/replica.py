@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from parameter_server.deltas import StepDelta
 from parameter_server.rounding import round_dense
-from recsys.blueprint import build_model
-from recsys.config import Config, ModelConfig, TableConfig
-from recsys.counters import Counters
-from recsys.events import Item
-from recsys.features import FeatureSet
-from recsys.growth import grown
-from recsys.model import Model
-from recsys.model_tables import tables_of
-from recsys.records import ItemState
+from recsys.arrays.growable import grown
+from recsys.config.system_config import Config, ModelConfig, TableConfig
+from recsys.events.event_types import Item
+from recsys.events.records import ItemState
+from recsys.features.counters import Counters
+from recsys.features.feature_set import FeatureSet
+from recsys.model.blueprint import build_model
+from recsys.model.model import Model
+from recsys.model.model_tables import tables_of
 from serving.inverted import Inverted
 from serving.item_vectors import Fresh, ItemVectors
 from serving.popularity import Popularity

@@ -7,9 +7,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.events import Impression, Stamp
-from recsys.features import RequestFeatures
-from recsys.hashing import Id
+from recsys.events.event_types import Impression, Stamp
+from recsys.events.hashing import Id
+from recsys.features.feature_set import RequestFeatures
 
 SESSION, STALE = "session", "stale"  # what the service, not the pipeline, says that an answer lacks
 

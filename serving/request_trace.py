@@ -6,7 +6,7 @@ knows no spans, only the ``mark`` that it is handed.
 
 from collections.abc import Callable
 
-from recsys.spans import FEED, IMPRESSION, About, Place, Span, of_request
+from recsys.observability.spans import FEED, IMPRESSION, About, Place, Span, of_request
 from serving.request import Answer
 
 # In this order; "wait": for shards of retrieval, and before it what they are asked with.

@@ -19,12 +19,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.bitmap import Bitmap
-from recsys.draws import draws
-from recsys.features import RequestFeatures
-from recsys.hashing import cross
-from recsys.item_counters import segment_of
-from recsys.session import Entry, Session
+from recsys.arrays.bitmap import Bitmap
+from recsys.events.hashed_random import draws
+from recsys.events.hashing import cross
+from recsys.features.feature_set import RequestFeatures
+from recsys.features.item_counters import segment_of
+from recsys.features.session import Entry, Session
 from serving.replica import Replica
 from serving.retrieval_plan import SIDE, SIMILAR, Near, Query
 from serving.scoring import user_vector

@@ -10,9 +10,9 @@ from typing import Final
 
 import msgspec
 
-from recsys.config import Config
-from recsys.feature_sets import feature_set
-from recsys.log import Log
+from recsys.config.system_config import Config
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Log
 from serving.follower import Follower
 from serving.retrieval_shard import BEHIND, Ask, RetrievalShard, Told
 from serving.state_reader import Batch, StateReader

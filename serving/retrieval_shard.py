@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from parameter_server.deltas import StepDelta
 from parameter_server.routing import shard_of
-from recsys.config import Config
-from recsys.events import Item
-from recsys.features import FeatureSet
-from recsys.growth import grown
-from recsys.hashing import key_of
-from recsys.model_tables import tables_of
-from recsys.records import ItemState
+from recsys.arrays.growable import grown
+from recsys.config.system_config import Config
+from recsys.events.event_types import Item
+from recsys.events.hashing import key_of
+from recsys.events.records import ItemState
+from recsys.features.feature_set import FeatureSet
+from recsys.model.model_tables import tables_of
 from serving.item_vectors import Fresh, ItemVectors
 from serving.nearest import Overlay, nearest
 

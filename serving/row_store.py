@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from parameter_server.id_map import IdMap
 from parameter_server.rounding import digest_of_rows
 from parameter_server.rows import initial_rows, table_seed
-from recsys.config import TableConfig
-from recsys.growth import grown, written_bytes
+from recsys.arrays.growable import grown, written_bytes
+from recsys.config.system_config import TableConfig
 
 Keys = NDArray[np.int64]
 Rows = NDArray[np.float32]

@@ -2,7 +2,7 @@
 
 An item's score doesn't depend on what it is scored with. A matrix product takes another kernel for the rows
 that are left over at the end, whose sums differ in the last bit, so lists are filled up to whole blocks of
-rows; all else is done by lanes that know nothing of each other (``recsys.tile_kernels``), or element by
+rows; all else is done by lanes that know nothing of each other (``recsys.model.tile_kernels``), or element by
 element by operations that treat the last of an array like the others. ``tests/test_scoring.py`` holds that a
 list of 1 and a list of 300 agree bit for bit.
 """
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recsys.features import RequestFeatures
-from recsys.list_ranker import lists_of, rank_lists
-from recsys.model import Model, padded
-from recsys.vectors import content_vectors
+from recsys.features.feature_set import RequestFeatures
+from recsys.model.list_ranker import lists_of, rank_lists
+from recsys.model.model import Model, padded
+from recsys.model.retrieval_vectors import content_vectors
 from serving.row_store import RowStore
 
 Floats = NDArray[np.float32]

@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.hashing import uniform
+from recsys.events.hashing import uniform
 from serving.draw_kernels import chances, draw_list
 
 Floats = NDArray[np.float64]

@@ -16,15 +16,15 @@ from typing import Any, Final
 import msgspec
 
 from experiments.policy import Policy
-from recsys.config import Config
-from recsys.events import encode
-from recsys.feature_sets import feature_set
-from recsys.hashing import Id, partition_of
-from recsys.log import Append, Log
-from recsys.log_lines import KNOWN
-from recsys.records import EVENTS
-from recsys.seldom import Seldom
-from recsys.session import Session
+from recsys.config.system_config import Config
+from recsys.events.event_types import encode
+from recsys.events.hashing import Id, partition_of
+from recsys.events.records import EVENTS
+from recsys.features.feature_set_file import feature_set
+from recsys.features.session import Session
+from recsys.log.protocol import Append, Log
+from recsys.observability.log_lines import KNOWN
+from recsys.observability.log_throttle import Seldom
 from serving.admission import Admission
 from serving.canary_side import CanarySide
 from serving.deadline import POPULAR, SHORT, UNRANKED, ByClock

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from recsys.events import Engagement, Event, Impression, User
-from recsys.features import FeatureSet, Keys
-from recsys.hashing import Id
-from recsys.session import Session
+from recsys.events.event_types import Engagement, Event, Impression, User
+from recsys.events.hashing import Id
+from recsys.features.feature_set import FeatureSet, Keys
+from recsys.features.session import Session
 
 KeysOf = Callable[[Id], Keys]  # the keys of an item (I,), as its fields are when an event is folded
 

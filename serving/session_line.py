@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 from urllib.parse import unquote, urlsplit
 
-from recsys.hashing import Id
+from recsys.events.hashing import Id
 from serving.session_store import (
     READ_TIMEOUT_S,
     RedisSessions,

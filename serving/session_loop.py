@@ -13,19 +13,19 @@ from typing import Final
 import msgspec
 
 from recsys.clock import wall_ms
-from recsys.config import Config
-from recsys.control_records import Control, Erasure
-from recsys.delays import Delays
-from recsys.events import Engagement, Event, Impression, User
-from recsys.feature_sets import feature_set
-from recsys.features import FeatureSet
-from recsys.hashing import Id
-from recsys.log import Log, LogLost, LogUnavailable
-from recsys.loops import Stop
-from recsys.open_log import open_log
-from recsys.records import CONTROL, EVENTS
-from recsys.session import Session
-from recsys.tracer import Tracer, tracer_of
+from recsys.config.system_config import Config
+from recsys.events.control_records import Control, Erasure
+from recsys.events.event_types import Engagement, Event, Impression, User
+from recsys.events.hashing import Id
+from recsys.events.records import CONTROL, EVENTS
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import feature_set
+from recsys.features.session import Session
+from recsys.log.protocol import Log, LogLost, LogUnavailable
+from recsys.observability.recent_delays import Delays
+from recsys.observability.tracer import Tracer, tracer_of
+from recsys.process.open_log import open_log
+from recsys.process.part_process import Stop
 from serving.event_reader import EventReader, Read
 from serving.session_fold import fold_event
 from serving.session_store import FoldStore, Moved, Place, RedisFold, StoreUnavailable

@@ -16,7 +16,7 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from recsys.hashing import Id
+from recsys.events.hashing import Id
 
 _PLACE: Final = b"sessions:place"
 _CONNECTIONS: Final = 200

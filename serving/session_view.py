@@ -6,10 +6,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from recsys.catalogue import Catalogue
-from recsys.counters import SPEEDS
-from recsys.schema import values_of
-from recsys.session import Session
+from recsys.events.field_schema import values_of
+from recsys.features.catalogue import Catalogue
+from recsys.features.counters import SPEEDS
+from recsys.features.session import Session
 
 _NOT_WATCHED: float = 0.3  # what an item that was shown and not watched long takes from its topics
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.routing import shard_of
-from recsys.bitmap import Bitmap
+from recsys.arrays.bitmap import Bitmap
 from serving.index_files import index_named
 from serving.item_index import ABSENT, FLAT, FlatIndex, Indices, ItemIndex, Mask, Vectors
 from serving.nearest import Overlay, merged, nearest

@@ -11,10 +11,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.features import FeatureSet
-from recsys.hashing import key_of
-from recsys.policy_config import PolicyConfig, Rule
-from recsys.session import Session
+from recsys.config.policy_config import PolicyConfig, Rule
+from recsys.events.hashing import key_of
+from recsys.features.feature_set import FeatureSet
+from recsys.features.session import Session
 from serving.replica import Replica
 from serving.request import Ranked
 from serving.selection import Cap

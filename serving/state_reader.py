@@ -18,14 +18,14 @@ from experiments.lifecycle import Lifecycle, Standing
 from experiments.policy import Policies
 from experiments.revision import running
 from parameter_server.deltas import StepDelta
-from recsys.config import Config
-from recsys.control_records import Control, Experiments, Live
-from recsys.events import Item, Rejected, decode
-from recsys.hashing import Id
-from recsys.log import Log, LogLost
-from recsys.marked_yaml import YamlError
-from recsys.policy_config import check_rules, check_weights
-from recsys.records import (
+from recsys.config.policy_config import check_rules, check_weights
+from recsys.config.system_config import Config
+from recsys.config.yaml_with_lines import YamlError
+from recsys.events.control_records import Control, Experiments, Live
+from recsys.events.event_types import Item, Rejected, decode
+from recsys.events.field_schema import CATEGORICAL
+from recsys.events.hashing import Id
+from recsys.events.records import (
     CONTROL,
     DELTAS,
     EVENTS,
@@ -37,7 +37,7 @@ from recsys.records import (
     Range,
     Step,
 )
-from recsys.schema import CATEGORICAL
+from recsys.log.protocol import Log, LogLost
 from serving import index_files
 from serving.faiss_centroids import lists_for, sample_of, train
 from serving.freshness import Freshness, Rate

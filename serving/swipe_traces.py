@@ -5,10 +5,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from recsys.events import Engagement, repeat_key
-from recsys.log import Append
-from recsys.records import EVENTS, Step
-from recsys.spans import (
+from recsys.events.event_types import Engagement, repeat_key
+from recsys.events.records import EVENTS, Step
+from recsys.log.protocol import Append
+from recsys.observability.spans import (
     APPLY,
     ENGAGEMENT,
     FEED,

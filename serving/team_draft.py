@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from experiments.interleaving import NOBODY, Draft, shares
-from recsys.hashing import uniform
+from recsys.events.hashing import uniform
 from serving.list_walk import Walk, seats
 from serving.selection import Ballot, Drawn
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from recsys.log import Append, MemoryLog, Record
+from recsys.log.protocol import Append, MemoryLog, Record
 
 
 class GappyLog:

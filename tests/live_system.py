@@ -15,8 +15,8 @@ from recsys.cli import running as runs
 from recsys.cli.processes import kill_session, members_saying
 from recsys.cli.up import start
 from recsys.client import ApiError, Client
-from recsys.config import Config, LogConfig, ServeConfig
-from recsys.events import Engagement
+from recsys.config.system_config import Config, LogConfig, ServeConfig
+from recsys.events.event_types import Engagement
 from recsys.world import World
 
 ITEMS, USERS = 300, 20

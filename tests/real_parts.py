@@ -23,11 +23,11 @@ from parameter_server.shard import ShardSpec
 from parameter_server.shard_service import ShardService
 from parameter_server.transport import Address, SocketChannel, SocketServer
 from parameter_server.wal import Wal
-from recsys.config import Config, LogConfig
-from recsys.log import Append, Log
-from recsys.open_log import open_log
-from recsys.part_state import PartState
-from recsys.records import DELTAS, EVENTS, EXAMPLES, STEPS, Delta, unpack
+from recsys.config.system_config import Config, LogConfig
+from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Delta, unpack
+from recsys.log.protocol import Append, Log
+from recsys.process.open_log import open_log
+from recsys.process.part_snapshot import PartState
 from tests import test_planted_bugs as planted
 from tests.simulator import CONFIG, DENSE, PUBLISHED, SHARDS, SNAPSHOT_EVERY, SPEC
 from tests.simulator_learner import CountingLearner, whole_examples

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from parameter_server.durable import DurableShard
 from parameter_server.parameter_client import part_of
-from recsys.events import Event
-from recsys.log import Append, Log, MemoryLog
-from recsys.open_log import create_topics, open_log
-from recsys.records import DELTAS, EXAMPLES, STEPS, Delta, Step, topics, unpack
+from recsys.events.event_types import Event
+from recsys.events.records import DELTAS, EXAMPLES, STEPS, Delta, Step, topics, unpack
+from recsys.log.protocol import Append, Log, MemoryLog
+from recsys.process.open_log import create_topics, open_log
 from tests import real_parts
 from tests.real_parts import BROKEN, WORKERS, Job, deltas_on
 from tests.simulator import CONFIG, DENSE, SHARDS, Broken, Clock, Copy, hold

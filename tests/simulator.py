@@ -24,11 +24,11 @@ from parameter_server.parameter_client import Worker as WorkerId
 from parameter_server.shard import ShardSpec
 from parameter_server.shard_service import ShardService
 from parameter_server.wire import Answer, Exchange, Frame, Rewind
-from recsys.config import TableConfig
-from recsys.events import Event
-from recsys.log import Append, LogUnavailable, MemoryLog
-from recsys.part_state import PartState
-from recsys.records import DELTAS, EVENTS, Delta, topics, unpack
+from recsys.config.system_config import TableConfig
+from recsys.events.event_types import Event
+from recsys.events.records import DELTAS, EVENTS, Delta, topics, unpack
+from recsys.log.protocol import Append, LogUnavailable, MemoryLog
+from recsys.process.part_snapshot import PartState
 from serving.line_reader import LineReader, Loaded
 from serving.row_store import RowStore
 from tests.simulator_faults import Chance, Crash, Disk, FaultyLog, Wire

@@ -16,8 +16,8 @@ from typing import Any, Final
 from unittest import mock
 
 from parameter_server import snapshots
-from recsys.log import Append, LogUnavailable, MemoryLog, Record, Topic
-from recsys.records import DELTAS, EVENTS
+from recsys.events.records import DELTAS, EVENTS
+from recsys.log.protocol import Append, LogUnavailable, MemoryLog, Record, Topic
 
 POWER: Final = 0.25  # of the crashes, where the line is to outlive power cuts
 

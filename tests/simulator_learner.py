@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from parameter_server.lanes import RowGradients
-from recsys.hashing import key_of, uniforms
-from recsys.records import Example
+from recsys.events.hashing import key_of, uniforms
+from recsys.events.records import Example
 from tests.toy_feed import DENSE as DENSE_WIDTH
 from tests.toy_feed import FEATURES
 from training.continual import step_reader

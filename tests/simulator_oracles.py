@@ -13,10 +13,10 @@ from parameter_server.deltas import to_arrays
 from parameter_server.lanes import LaneGradients
 from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import Shard, digest_of_shards
-from recsys.events import Engagement, Event, Impression
-from recsys.hashing import key_of
-from recsys.log import MemoryLog
-from recsys.records import DELTAS, EXAMPLES, STEPS, Delta, Example, Step, topics, unpack
+from recsys.events.event_types import Engagement, Event, Impression
+from recsys.events.hashing import key_of
+from recsys.events.records import DELTAS, EXAMPLES, STEPS, Delta, Example, Step, topics, unpack
+from recsys.log.protocol import MemoryLog
 from tests.simulator import (
     CONFIG,
     DENSE,

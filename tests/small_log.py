@@ -5,8 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from recsys.events import Event, Impression, Served
-from recsys.hashing import uniform
+from recsys.events.event_types import Event, Impression, Served
+from recsys.events.hashing import uniform
 from recsys.world import World
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from recsys.cli import plan as plans
-from recsys.spans import of_request
+from recsys.observability.spans import of_request
 from tests.live_system import LiveSystem
 from tests.otlp_receiver import Receiver
 

@@ -17,9 +17,9 @@ from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.main import app
 from recsys.cli.replaying import ReplayOptions, config_for, replay_data, replay_with
 from recsys.cli.studies.study_world import WorldLog
-from recsys.config import Config, ModelConfig, digest
-from recsys.features import FeatureSet
-from recsys.settings import BadSettings
+from recsys.config.loader import BadSettings
+from recsys.config.system_config import Config, ModelConfig, digest
+from recsys.features.feature_set import FeatureSet
 from tests.test_acceptance import EVIDENCE, FEATURES
 
 OPTIONS = ReplayOptions(features="ids", step_examples=24)

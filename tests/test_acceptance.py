@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from experiments.acceptance import Accept, Evidence, Refuse, decide, misfit, what_is_read
-from recsys.config import ModelConfig, digest
-from recsys.feature_sets import FEED_SCHEMA
-from recsys.features import FeatureSet
+from recsys.config.system_config import ModelConfig, digest
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import FEED_SCHEMA
 
 FEATURES = FeatureSet(FEED_SCHEMA, "all", 20)
 EVIDENCE = Evidence(

@@ -6,8 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from recsys.control_records import Erasure
-from recsys.records import CONTROL, ITEMS, unpack
+from recsys.events.control_records import Erasure
+from recsys.events.records import CONTROL, ITEMS, unpack
 from serving.http_app import build_app
 from tests.toy_service import ADMIN, World, run
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from recsys.config import ServeConfig
-from recsys.events import Engagement, Impression
+from recsys.config.system_config import ServeConfig
+from recsys.events.event_types import Engagement, Impression
 from serving.session_store import MemorySessions
 from tests.toy_service import NOW_MS, Broken, Slow, World, run, view
 

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.events import Item, Tick, encode
-from recsys.log import Append, LogLost, LogUnavailable, MemoryLog
-from recsys.records import EVENTS, EXAMPLES, ITEMS
+from recsys.events.event_types import Item, Tick, encode
+from recsys.events.records import EVENTS, EXAMPLES, ITEMS
+from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog
 from tests.toy_feed import (
     PARTITIONS,
     START_MS,
@@ -220,7 +220,7 @@ def test_a_log_that_is_away_for_a_while_loses_nothing(
 
     log, clock = Away(), Clock()
     for topic in (EVENTS, ITEMS, EXAMPLES):
-        from recsys.log import Topic
+        from recsys.log.protocol import Topic
 
         log.create(Topic(topic, PARTITIONS))
     its = Archive(log, tmp_path, clock)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.arm_line import ALL, DIVERTED, WEIGHTED
-from recsys.blueprint import build_model
-from recsys.control_records import ArmLine
-from recsys.events import Stamp
+from recsys.events.control_records import ArmLine
+from recsys.events.event_types import Stamp
+from recsys.model.blueprint import build_model
 from tests.toy_feed import FEATURES, block, toy_config
 from training.candidates.arm_learner import ArmExample, ArmLearner
 from training.continual.learner import Learned, Learner

@@ -10,12 +10,12 @@ from experiments.lifecycle import ARM, ENDED
 from parameter_server import snapshots
 from parameter_server.overlay import OverlayTable
 from parameter_server.shard import digest_of_shards
-from recsys.blueprint import build_model
 from recsys.cli.studies.promotion_run import PromotionRun, config_of
-from recsys.consumer import readable
-from recsys.control_records import Decision, ExperimentWish
-from recsys.log import Append
-from recsys.records import CONTROL, DELTAS, EXAMPLES, Delta, pack
+from recsys.events.control_records import Decision, ExperimentWish
+from recsys.events.records import CONTROL, DELTAS, EXAMPLES, Delta, pack
+from recsys.log.protocol import Append
+from recsys.model.blueprint import build_model
+from recsys.process.log_consumer import readable
 from training.candidates.shadow_loop import ShadowLoop
 from training.continual.learner import Learner
 from training.continual.step_reader import ExampleCheck, read_lanes

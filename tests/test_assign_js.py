@@ -10,7 +10,7 @@ import pytest
 
 from experiments.assignment import assign
 from experiments.definition import Arm, Experiment
-from recsys.hashing import uniform
+from recsys.events.hashing import uniform
 from tests.feed_stub import FeedStub
 from tests.webdriver import Browser, chromium_is_there
 

@@ -15,8 +15,8 @@ from experiments.definition import (
     read_experiment,
     read_experiments,
 )
-from recsys.marked_yaml import YamlError
-from recsys.policy_config import PolicyConfig
+from recsys.config.policy_config import PolicyConfig
+from recsys.config.yaml_with_lines import YamlError
 
 # Each p-value is that of one fixed draw per example; hypothesis draws dozens, so the bound is far out.
 UNLIKELY = 1e-6

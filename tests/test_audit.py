@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from recsys.events import FeatureBlock
-from recsys.features import read_block
+from recsys.events.event_types import FeatureBlock
+from recsys.features.feature_set import read_block
 from tests.toy_feed import DENSE, FEATURES
 from tests.toy_past import ToyPast, toy_past
 from training.archive.audit import Audit, AuditReport, is_sampled

@@ -15,12 +15,12 @@ from recsys.cli.audit import audited
 from recsys.cli.benches.past_run import run_system
 from recsys.cli.main import app
 from recsys.cli.one_process import OneProcess, small_config
-from recsys.events import encode
-from recsys.feature_sets import feature_set
-from recsys.features import read_block
-from recsys.log import Record
-from recsys.open_log import open_log
-from recsys.records import EVENTS, EXAMPLES, Example, unpack
+from recsys.events.event_types import encode
+from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
+from recsys.features.feature_set import read_block
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Record
+from recsys.process.open_log import open_log
 from serving.past_session import find_impression
 from training.archive.writer import Archive, read_archive
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from recsys.events import Engagement, Item
-from recsys.features import FeatureSet, one_item
-from recsys.records import Example
-from recsys.schema import CATEGORICAL
+from recsys.events.event_types import Engagement, Item
+from recsys.events.field_schema import CATEGORICAL
+from recsys.events.records import Example
+from recsys.features.feature_set import FeatureSet, one_item
 from tests.toy_feed import FEATURES, SCHEMA, START_MS, example
 from tests.toy_past import ToyPast, toy_past
 from training.archive.backfill import FILLED, KEPT, Backfill

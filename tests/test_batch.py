@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from recsys.batch import Batch, batch_of
-from recsys.features import RequestFeatures, read_block
+from recsys.features.feature_set import RequestFeatures, read_block
+from recsys.model.batch import Batch, batch_of
 from tests.toy_feed import FEATURES, block
 
 

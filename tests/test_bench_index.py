@@ -29,7 +29,7 @@ def test_the_best_are_found_in_blocks_as_at_once(monkeypatch: pytest.MonkeyPatch
 
 
 def test_vectors_look_as_training_leaves_them() -> None:
-    from recsys.vectors import content_vectors
+    from recsys.model.retrieval_vectors import content_vectors
 
     its, n = plan(4_000, 32, 0), np.arange(4_000)
     keys = np.stack(

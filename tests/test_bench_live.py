@@ -7,7 +7,7 @@ import pytest
 
 from recsys.cli import processes
 from recsys.cli.benches.bench_live import Live
-from recsys.config import Config
+from recsys.config.system_config import Config
 
 
 def test_a_shard_of_retrieval_is_no_replica(monkeypatch: pytest.MonkeyPatch) -> None:

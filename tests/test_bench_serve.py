@@ -56,9 +56,9 @@ def test_being_told_to_end_is_said_once_and_does_not_cut_the_ending_short() -> N
 def test_training_goes_on_from_the_benchs_state(tmp_path: Path) -> None:
     from parameter_server.durable import DurableShard, Home
     from parameter_server.parameter_client import part_of
-    from recsys.blueprint import build_model
-    from recsys.feature_sets import feature_set
-    from recsys.open_log import open_log
+    from recsys.features.feature_set_file import feature_set
+    from recsys.model.blueprint import build_model
+    from recsys.process.open_log import open_log
     from training.continual.sequencer_loop import SequencerLoop
     from training.line import spec_of
 

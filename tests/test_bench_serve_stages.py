@@ -15,10 +15,10 @@ APP = [
 @pytest.mark.parametrize(
     ("inner", "stage"),
     [
-        (["/x/recsys/session.py"], "unpack"),
-        (["/x/recsys/session.py", "/x/recsys/feature_builder.py", "/x/serving/pipeline.py"], "features"),
+        (["/x/recsys/features/session.py"], "unpack"),
+        (["/x/recsys/features/session.py", "/x/recsys/features/feature_builder.py", "/x/serving/pipeline.py"], "features"),
         (["/y/numpy/core.py", "/x/serving/retrieval.py", "/x/serving/pipeline.py"], "retrieve"),
-        (["/x/recsys/events.py"], "impression"),
+        (["/x/recsys/events/event_types.py"], "impression"),
         (["/x/serving/pipeline.py"], "answer"),
         ([], "answer"),  # the service itself
     ],

@@ -8,7 +8,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from recsys.blueprint import build_model
 from recsys.cli.benches import bench_linear, bench_loops, bench_train
 from recsys.cli.benches.bench_examples import (
     FEATURES,
@@ -19,10 +18,11 @@ from recsys.cli.benches.bench_examples import (
 )
 from recsys.cli.benches.bench_loops import by_ours, by_torch
 from recsys.cli.main import load
-from recsys.config import ModelConfig
-from recsys.log import MemoryLog
-from recsys.open_log import open_log
-from recsys.records import EXAMPLES, STEPS, Example, topics, unpack
+from recsys.config.system_config import ModelConfig
+from recsys.events.records import EXAMPLES, STEPS, Example, topics, unpack
+from recsys.log.protocol import MemoryLog
+from recsys.model.blueprint import build_model
+from recsys.process.open_log import open_log
 from training.continual.learner import Learner
 from training.continual.step_reader import ExampleCheck
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.bitmap import Bitmap
+from recsys.arrays.bitmap import Bitmap
 
 INDICES = st.integers(0, 69)
 

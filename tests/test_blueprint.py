@@ -1,4 +1,4 @@
-from recsys.blueprint import build_model
+from recsys.model.blueprint import build_model
 from tests.toy_feed import FEATURES, toy_config
 
 

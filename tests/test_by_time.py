@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from recsys.events import Engagement, Impression, Tick, encode
-from recsys.log import Append, MemoryLog, Topic
-from recsys.records import EVENTS
+from recsys.events.event_types import Engagement, Impression, Tick, encode
+from recsys.events.records import EVENTS
+from recsys.log.protocol import Append, MemoryLog, Topic
 from training import by_time
 from training.by_time import first_at, served_ms_of
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from recsys.catalogue import Catalogue
-from recsys.events import Item
-from recsys.features import FeatureSet
-from recsys.hashing import key_of
+from recsys.events.event_types import Item
+from recsys.events.hashing import key_of
+from recsys.features.catalogue import Catalogue
+from recsys.features.feature_set import FeatureSet
 from tests.test_features import WIDE, anything, names, st
 
 FEATURES = FeatureSet(WIDE)

@@ -13,9 +13,9 @@ from parameter_server.deltas import DeltaAssembler, Gap, to_arrays
 from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.rows import EPSILON, Table, initial_rows, rows_within
 from parameter_server.shard import Shard, ShardSpec
-from recsys.config import TableConfig
-from recsys.key_index import LOAD
-from recsys.records import pack
+from recsys.arrays.key_index import LOAD
+from recsys.config.system_config import TableConfig
+from recsys.events.records import pack
 from serving.row_store import RowStore
 
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from recsys.client import ATTEMPTS, BATCH, ApiError, Client
-from recsys.events import Engagement, parse
+from recsys.events.event_types import Engagement, parse
 
 NOW_MS = 1_800_000_000_000
 

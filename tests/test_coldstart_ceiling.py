@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recsys.cli.studies.coldstart_ceiling import Ceiling, Swipe, swipes_of, told
-from recsys.hashing import uniform
+from recsys.events.hashing import uniform
 from recsys.taste_posterior import learn
 from recsys.world import AFTER, World
 from tests.taste_draws import reweighed

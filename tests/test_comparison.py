@@ -5,7 +5,7 @@ import pytest
 
 from experiments.comparison import Comparison, Paired, log_losses
 from recsys.cli.studies.judged_pairs import Pair, Stream
-from recsys.metrics import auc, log_loss
+from recsys.model.prediction_metrics import auc, log_loss
 
 
 def compared(pair: Pair, steps: int, seed: int = 0, segments: bool = False) -> tuple:

@@ -2,9 +2,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from recsys.consumer import Consumer, DeadLetters
-from recsys.log import Append, LogLost, LogUnavailable, MemoryLog, Record, Topic
-from recsys.records import DEAD_LETTERS, DeadLetter, unpack
+from recsys.events.records import DEAD_LETTERS, DeadLetter, unpack
+from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog, Record, Topic
+from recsys.process.log_consumer import Consumer, DeadLetters
 
 
 @pytest.fixture

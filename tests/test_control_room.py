@@ -18,13 +18,13 @@ from recsys.cli.part_metrics import families
 from recsys.cli.parts import table
 from recsys.cli.processes import identify
 from recsys.cli.vitals import gather
-from recsys.config import Config
-from recsys.control_records import Experiments, Live, Stand
-from recsys.control_room_config import ControlRoomConfig
-from recsys.log import Append, Log
-from recsys.loops import Heartbeat, Stop, write_atomically
-from recsys.open_log import create_topics, open_log
-from recsys.records import CONTROL, EVENTS, pack
+from recsys.config.control_room_config import ControlRoomConfig
+from recsys.config.system_config import Config
+from recsys.events.control_records import Experiments, Live, Stand
+from recsys.events.records import CONTROL, EVENTS, pack
+from recsys.log.protocol import Append, Log
+from recsys.process.open_log import create_topics, open_log
+from recsys.process.part_process import Heartbeat, Stop, write_atomically
 from serving.control_room.exposition import keyed
 from tests.toy_plan import config_in
 from tests.toy_trial import LABELS, ToyTrial

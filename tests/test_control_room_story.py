@@ -3,9 +3,17 @@
 import msgspec
 
 from recsys.cli.control_room_story import KEPT, ControlStory, LettersStory
-from recsys.control_records import Alarm, Candidate, Decision, Erasure, Experiments, Live, Reaction
-from recsys.log import Append, MemoryLog
-from recsys.records import CONTROL, DEAD_LETTERS, DeadLetter, pack, topics
+from recsys.events.control_records import (
+    Alarm,
+    Candidate,
+    Decision,
+    Erasure,
+    Experiments,
+    Live,
+    Reaction,
+)
+from recsys.events.records import CONTROL, DEAD_LETTERS, DeadLetter, pack, topics
+from recsys.log.protocol import Append, MemoryLog
 
 
 def log_with(*control: msgspec.Struct) -> MemoryLog:

@@ -6,14 +6,22 @@ import msgspec
 import numpy as np
 import pytest
 
-from recsys.counters import Counters
-from recsys.events import Engagement, Event, FeatureBlock, Impression, Item, Served, encode
-from recsys.feature_sets import FEED_SCHEMA
-from recsys.features import FeatureSet
-from recsys.hashing import cross, key_of, partition_of
-from recsys.log import Append, LogLost, MemoryLog
-from recsys.part_state import PartState
-from recsys.records import EVENTS, ITEM_STATE, ITEMS, ItemState, topics, unpack
+from recsys.events.event_types import (
+    Engagement,
+    Event,
+    FeatureBlock,
+    Impression,
+    Item,
+    Served,
+    encode,
+)
+from recsys.events.hashing import cross, key_of, partition_of
+from recsys.events.records import EVENTS, ITEM_STATE, ITEMS, ItemState, topics, unpack
+from recsys.features.counters import Counters
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import FEED_SCHEMA
+from recsys.log.protocol import Append, LogLost, MemoryLog
+from recsys.process.part_snapshot import PartState
 from serving import counter_loop
 from serving.counter_loop import NAME, CounterLoop
 

@@ -21,12 +21,12 @@ from recsys.cli.explainer import EQUAL, Explainer
 from recsys.cli.logged_lists import BY_SCORE, EARLY, GONE, OTHERS, SAMPLED, read_lists
 from recsys.cli.logged_lists import INTERLEAVED as DRAFTED
 from recsys.cli.main import app
-from recsys.config import Config
-from recsys.events import Impression, decode, encode
-from recsys.feature_sets import feature_set
-from recsys.log import Log, Record
-from recsys.open_log import open_log
-from recsys.records import EVENTS, EXAMPLES, Example, unpack
+from recsys.config.system_config import Config
+from recsys.events.event_types import Impression, decode, encode
+from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Log, Record
+from recsys.process.open_log import open_log
 from serving.past_session import find_impression
 from tests import toy_policies as toy
 from training.measuring.credit_fold import interleaving_readout, read_credits

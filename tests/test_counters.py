@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.counters import HALF_LIVES_MS, SPEEDS, Counters, amounts
+from recsys.features.counters import HALF_LIVES_MS, SPEEDS, Counters, amounts
 
 KINDS = ("shown", "long_view", "watch")
 FAST, SLOW = (int(h) for h in HALF_LIVES_MS)

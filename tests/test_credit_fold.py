@@ -8,10 +8,10 @@ import msgspec
 from experiments.definition import Experiment, read_experiment
 from experiments.interleaving import INTERLEAVED
 from recsys.cli.one_process import small_config
-from recsys.events import Impression, Stamp, encode
-from recsys.log import Append, MemoryLog
-from recsys.policy_config import PolicyConfig
-from recsys.records import EVENTS, EXAMPLES, Example, pack, topics
+from recsys.config.policy_config import PolicyConfig
+from recsys.events.event_types import Impression, Stamp, encode
+from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics
+from recsys.log.protocol import Append, MemoryLog
 from training.measuring.credit_fold import CreditsRead, read_credits
 
 LABELS = ("long_view", "like")

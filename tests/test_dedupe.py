@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.dedupe import Recent
+from recsys.events.dedupe import Recent
 
 
 def test_ids_are_dropped_by_what_they_begin_with() -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.delays import LATE_MS, MOST_MS, Delays
+from recsys.observability.recent_delays import LATE_MS, MOST_MS, Delays
 
 
 def test_percentiles_are_of_the_newest() -> None:

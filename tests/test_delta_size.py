@@ -9,8 +9,8 @@ from parameter_server.lanes import LaneGradients
 from parameter_server.parameter_client import LocalClient
 from parameter_server.published import KEY_BYTES
 from parameter_server.rows import Table
-from recsys.config import TableConfig
-from recsys.log import check_appends
+from recsys.config.system_config import TableConfig
+from recsys.log.protocol import check_appends
 from tests.toy_line import DENSE, LANES, TABLES, toy_spec, work
 
 

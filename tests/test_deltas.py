@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from parameter_server.deltas import DeltaAssembler, Gap, checksum, is_sound, seal
 from parameter_server.parameter_client import LocalClient
-from recsys.records import Delta, TableRows, pack
+from recsys.events.records import Delta, TableRows, pack
 from tests.toy_line import DENSE, LANES, toy_spec, work
 
 PARTS, STEPS = 2, 12

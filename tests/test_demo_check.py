@@ -17,9 +17,8 @@ from recsys.cli.demo_books import Books
 from recsys.cli.demo_check import Clock, Counts, Sampled, Viewer, Watcher
 from recsys.cli.vitals import PartStatus, Status, Version
 from recsys.client import ApiError, Outcome, Receipt, Recommendations, Recommended
-from recsys.events import Engagement, Impression, Served, Stamp, encode
-from recsys.log import Append, MemoryLog
-from recsys.records import (
+from recsys.events.event_types import Engagement, Impression, Served, Stamp, encode
+from recsys.events.records import (
     DELTAS,
     EVENTS,
     EXAMPLES,
@@ -31,6 +30,7 @@ from recsys.records import (
     pack,
     topics,
 )
+from recsys.log.protocol import Append, MemoryLog
 
 # --- figures ---
 

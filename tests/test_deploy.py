@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from recsys.cli.main import COMMANDS, load
-from recsys.config import cluster
-from recsys.settings import load as settings
+from recsys.config.loader import load as settings
+from recsys.config.system_config import cluster
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from recsys.log import Append
-from recsys.records import ITEMS
+from recsys.events.records import ITEMS
+from recsys.log.protocol import Append
 from serving.compat import desk
 from tests.test_gorse_routes import API, EXAMPLES, FEEDBACK, ROWS
 from tests.toy_service import COMPAT, World, item, run

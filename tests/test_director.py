@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from recsys.config import Config
-from recsys.control_records import Control, Experiments, Live, Stand
-from recsys.log import Append, MemoryLog
-from recsys.loops import Heartbeat
-from recsys.records import CONTROL, pack, topics, unpack
+from recsys.config.system_config import Config
+from recsys.events.control_records import Control, Experiments, Live, Stand
+from recsys.events.records import CONTROL, pack, topics, unpack
+from recsys.log.protocol import Append, MemoryLog
+from recsys.process.part_process import Heartbeat
 from training.director import Director, experiment_texts, tell_experiments
 
 

@@ -7,9 +7,9 @@ import pytest
 from msgspec.structs import replace as replace_struct
 
 from parameter_server.snapshots import write_part
-from recsys.control_records import Live
-from recsys.log import Append, Log, LogLost
-from recsys.records import CONTROL, EXAMPLES, STEPS, Range, Step, pack
+from recsys.events.control_records import Live
+from recsys.events.records import CONTROL, EXAMPLES, STEPS, Range, Step, pack
+from recsys.log.protocol import Append, Log, LogLost
 from tests.toy_feed import (
     PARTITIONS,
     append_examples,

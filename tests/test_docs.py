@@ -10,7 +10,7 @@ import pytest
 
 from recsys.cli.main import COMMANDS, load
 from recsys.cli.parts import NAMES
-from recsys.config import Config
+from recsys.config.system_config import Config
 from recsys.datasets.log_settings import LogSettings
 
 ROOT = Path(__file__).resolve().parent.parent

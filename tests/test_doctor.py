@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from recsys.cli import doctor as command
 from recsys.cli.main import COMMANDS, app, load
-from recsys.config import laptop
+from recsys.config.system_config import laptop
 from recsys.doctor import REQUIREMENTS, GiB, Machine, MiB, Port, checks, normalised, release
 
 ROOT = Path(__file__).parent.parent

@@ -11,13 +11,13 @@ from msgspec import structs
 
 from experiments.lifecycle import Lifecycle
 from parameter_server.lanes import MOST_RATE
-from recsys.control_records import Alarm, Control, Live, Reaction
-from recsys.drift_config import DriftRules
-from recsys.events import FeatureBlock
-from recsys.feature_sets import feature_set
-from recsys.log import Append, LogUnavailable
-from recsys.loops import Heartbeat
-from recsys.records import CONTROL, DELTAS, STEPS, Delta, Step, pack, topics, unpack
+from recsys.config.drift_config import DriftRules
+from recsys.events.control_records import Alarm, Control, Live, Reaction
+from recsys.events.event_types import FeatureBlock
+from recsys.events.records import CONTROL, DELTAS, STEPS, Delta, Step, pack, topics, unpack
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Append, LogUnavailable
+from recsys.process.part_process import Heartbeat
 from tests.toy_feed import FEATURES, append_examples, example, toy_config, toy_log
 from tests.toy_loops import Clock, FlakyLog, everything, sequence
 from training.director import Director, tell_drift

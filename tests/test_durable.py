@@ -18,7 +18,7 @@ from parameter_server.parameter_client import LocalClient, Routed, part_of, rout
 from parameter_server.rules import RulesChanged
 from parameter_server.serving_rows import load_rows
 from parameter_server.shard import Shard, digest_of_shards
-from recsys.records import Delta
+from recsys.events.records import Delta
 from tests.toy_line import DENSE, LANES, toy_spec, work
 
 STEPS, PARTS, ALL = 25, 2, list(range(LANES))

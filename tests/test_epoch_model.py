@@ -7,9 +7,9 @@ import pytest
 
 from experiments.epoch_model import config_at, size_beside, sized
 from experiments.lifecycle import Lifecycle
-from recsys.config import Config, ModelConfig, RowsConfig, TablesConfig
-from recsys.control_records import Candidate, Control, Decision, Live, ModelSize
-from recsys.records import pack, unpack
+from recsys.config.system_config import Config, ModelConfig, RowsConfig, TablesConfig
+from recsys.events.control_records import Candidate, Control, Decision, Live, ModelSize
+from recsys.events.records import pack, unpack
 
 SMALL, OTHER = ModelSize(8, (64, 32)), ModelSize(4, ())
 CONFIG = Config()

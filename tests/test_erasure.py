@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from recsys.control_records import Erasure
-from recsys.events import Tick, User, decode, encode
-from recsys.hashing import partition_of
-from recsys.log import Append, Log, LogUnchangeable, MemoryLog, Record
-from recsys.part_state import PartState
-from recsys.records import (
+from recsys.events.control_records import Erasure
+from recsys.events.event_types import Tick, User, decode, encode
+from recsys.events.hashing import partition_of
+from recsys.events.records import (
     CONTROL,
     DEAD_LETTERS,
     EVENTS,
@@ -22,7 +20,9 @@ from recsys.records import (
     unpack,
     without_example,
 )
-from recsys.sqlite_log import SqliteLog
+from recsys.log.protocol import Append, Log, LogUnchangeable, MemoryLog, Record
+from recsys.log.sqlite_log import SqliteLog
+from recsys.process.part_snapshot import PartState
 from tests.toy_feed import FEATURES, PARTITIONS, START_MS, append_events, feed, toy_config, toy_log
 from training.archive.writer import Archive, read_archive
 from training.erasing import erasure

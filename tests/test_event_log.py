@@ -9,7 +9,7 @@ import zstandard
 
 from recsys.datasets.open import open_dataset
 from recsys.datasets.source import DataError
-from recsys.events import Engagement, Impression, Item
+from recsys.events.event_types import Engagement, Impression, Item
 
 YAML = "labels: [click]\nwindow_s: 60\nall_shown: true\nvectors: {embedding: 2}\n"
 ITEM = {"type": "item", "time_ms": 0, "item_id": "v12",

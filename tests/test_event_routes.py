@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from recsys.log import LogUnavailable
+from recsys.log.protocol import LogUnavailable
 from tests.toy_service import NOW_MS, World, run, view
 
 

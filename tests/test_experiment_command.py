@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 from recsys.cli import experiment as command
 from recsys.cli import plan as plans
 from recsys.cli.main import app
-from recsys.config import Config, LogConfig
-from recsys.control_records import Experiments, Stand
-from recsys.feature_sets import FEED_SCHEMA, decide
-from recsys.features import FeatureSet
-from recsys.log import Append
-from recsys.open_log import create_topics, open_log
-from recsys.records import CONTROL, pack
+from recsys.config.system_config import Config, LogConfig
+from recsys.events.control_records import Experiments, Stand
+from recsys.events.records import CONTROL, pack
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import FEED_SCHEMA, decide
+from recsys.log.protocol import Append
+from recsys.process.open_log import create_topics, open_log
 from tests.toy_trial import ToyTrial
 from training.director import Director
 

@@ -18,15 +18,15 @@ from recsys.cli.explainer import DIFFERENT, EQUAL, GONE, Explained, Explainer
 from recsys.cli.main import app
 from recsys.cli.one_process import START_MS, OneProcess, small_config
 from recsys.cli.plan import Plan, RayPorts
-from recsys.config import Config
-from recsys.control_records import Experiments
-from recsys.events import Impression, Item, User, encode
-from recsys.feature_sets import feature_set
-from recsys.hashing import partition_of, uniform
-from recsys.log import Log, Record
-from recsys.open_log import open_log
-from recsys.policy_config import PolicyConfig
-from recsys.records import DELTAS, EVENTS, ITEM_STATE, ItemState, unpack
+from recsys.config.policy_config import PolicyConfig
+from recsys.config.system_config import Config
+from recsys.events.control_records import Experiments
+from recsys.events.event_types import Impression, Item, User, encode
+from recsys.events.hashing import partition_of, uniform
+from recsys.events.records import DELTAS, EVENTS, ITEM_STATE, ItemState, unpack
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Log, Record
+from recsys.process.open_log import open_log
 from serving.past_session import find_impression
 from serving.request import Request
 from serving.state_reader import Batch

@@ -1,4 +1,4 @@
-from recsys.schema import values_of
+from recsys.events.field_schema import values_of
 from serving.explanation import reasons
 from tests.toy_replica import item, made, viewer
 

@@ -7,9 +7,9 @@ import pytest
 from recsys.cli.plan import EMBEDDED_KAFKA
 from recsys.cli.vitals import gather
 from recsys.client import ApiError
-from recsys.events import Engagement, decode
-from recsys.open_log import open_log
-from recsys.records import EVENTS, EXAMPLES, Example, unpack
+from recsys.events.event_types import Engagement, decode
+from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
+from recsys.process.open_log import open_log
 from tests.live_system import LiveSystem, Traffic
 from training.archive.writer import read_archive
 

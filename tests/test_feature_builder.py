@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.batch import batch_of
-from recsys.catalogue import Catalogue
-from recsys.counters import HALF_LIVES_MS
-from recsys.events import Item
-from recsys.feature_builder import FeatureBuilder
-from recsys.features import FeatureSet, RequestFeatures, read_block
-from recsys.hashing import key_of
-from recsys.item_counters import ItemCounters
-from recsys.schema import CATEGORICAL, NUMERIC, Schema
-from recsys.session import Session
+from recsys.events.event_types import Item
+from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
+from recsys.events.hashing import key_of
+from recsys.features.catalogue import Catalogue
+from recsys.features.counters import HALF_LIVES_MS
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import FeatureSet, RequestFeatures, read_block
+from recsys.features.item_counters import ItemCounters
+from recsys.features.session import Session
+from recsys.model.batch import batch_of
 from tests.test_session import NOW_MS, did, shown
 from tests.toy_feed import FEATURES, SCHEMA
 

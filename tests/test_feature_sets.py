@@ -6,10 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from recsys import dense_columns
-from recsys.config import Config, ModelConfig
-from recsys.feature_sets import FEED_SCHEMA, FILE, decide, feature_set, labels_of
-from recsys.features import FeatureSet
+from recsys.config.system_config import Config, ModelConfig
+from recsys.features import dense_columns
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import FEED_SCHEMA, FILE, decide, feature_set, labels_of
 from tests.toy_feed import FEATURES
 
 

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys import dense_columns
-from recsys.events import FeatureBlock
-from recsys.feature_builder import FeatureBuilder
-from recsys.features import (
+from recsys.events.event_types import FeatureBlock
+from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
+from recsys.events.hashing import key_of
+from recsys.features import dense_columns
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import (
     CONTENT_WIDTH,
     CONTEXT_WIDTH,
     GROUP_WIDTH,
@@ -20,8 +22,6 @@ from recsys.features import (
     one_item,
     read_block,
 )
-from recsys.hashing import key_of
-from recsys.schema import CATEGORICAL, NUMERIC, Schema
 from tests.toy_feed import FEATURES, SCHEMA, block
 
 WIDE = Schema(

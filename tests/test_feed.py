@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from recsys.seldom import Seldom
-from recsys.spans import Span, of_request
-from recsys.tracer import Tracer
+from recsys.observability.log_throttle import Seldom
+from recsys.observability.spans import Span, of_request
+from recsys.observability.tracer import Tracer
 
 app = pytest.importorskip("serving.app")
 

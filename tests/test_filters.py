@@ -1,6 +1,6 @@
 import numpy as np
 
-from recsys.hashing import key_of
+from recsys.events.hashing import key_of
 from serving.filters import wanted_items
 from tests.toy_replica import item, made, viewer
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from recsys.log import LogUnavailable, MemoryLog
-from recsys.records import topics
+from recsys.events.records import topics
+from recsys.log.protocol import LogUnavailable, MemoryLog
 from serving.follower import PATIENCE_S, Follower
 from serving.state_reader import Batch
 

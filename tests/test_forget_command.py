@@ -15,15 +15,15 @@ from recsys.cli import running as runs
 from recsys.cli.forget import Refused, forget_user
 from recsys.cli.main import app
 from recsys.cli.processes import identify
-from recsys.config import Config, LogConfig
-from recsys.control_records import Erasure
-from recsys.events import Engagement, Impression, User, decode
-from recsys.feature_sets import decide
-from recsys.hashing import partition_of
-from recsys.log import Log
-from recsys.loops import write_atomically
-from recsys.open_log import create_topics, open_log
-from recsys.records import CONTROL, EVENTS, EXAMPLES, unpack
+from recsys.config.system_config import Config, LogConfig
+from recsys.events.control_records import Erasure
+from recsys.events.event_types import Engagement, Impression, User, decode
+from recsys.events.hashing import partition_of
+from recsys.events.records import CONTROL, EVENTS, EXAMPLES, unpack
+from recsys.features.feature_set_file import decide
+from recsys.log.protocol import Log
+from recsys.process.open_log import create_topics, open_log
+from recsys.process.part_process import write_atomically
 from tests.test_unlearn import learn
 from tests.toy_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
 from training.live import live_epoch

@@ -12,16 +12,16 @@ from recsys.cli.explainer import EQUAL, Explainer
 from recsys.cli.forget import Refused, forget_user
 from recsys.cli.plan import _free_ports
 from recsys.cli.trace import life_of
-from recsys.compat_config import CompatConfig
-from recsys.config import ParameterServerConfig
-from recsys.control_room_config import ControlRoomConfig
-from recsys.feature_sets import feature_set
-from recsys.hashing import partition_of
-from recsys.loops import read_beat
-from recsys.metrics_config import MetricsConfig
-from recsys.open_log import open_log
-from recsys.records import EXAMPLES, without_example
-from recsys.telemetry_config import TracingConfig
+from recsys.config.compat_config import CompatConfig
+from recsys.config.control_room_config import ControlRoomConfig
+from recsys.config.metrics_config import MetricsConfig
+from recsys.config.system_config import ParameterServerConfig
+from recsys.config.telemetry_config import TracingConfig
+from recsys.events.hashing import partition_of
+from recsys.events.records import EXAMPLES, without_example
+from recsys.features.feature_set_file import feature_set
+from recsys.process.open_log import open_log
+from recsys.process.part_process import read_beat
 from tests import telemetry
 from tests.control_live import check_control_page
 from tests.gorse_live import Waiting, check_client

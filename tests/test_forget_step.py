@@ -7,10 +7,10 @@ import numpy as np
 
 from parameter_server.deltas import to_arrays
 from parameter_server.parameter_client import LocalClient
-from recsys.blueprint import build_model
-from recsys.hashing import key_of
-from recsys.log import Append, MemoryLog
-from recsys.records import DEAD_LETTERS, EXAMPLES, Delta, Erased, Example, Forget, pack
+from recsys.events.hashing import key_of
+from recsys.events.records import DEAD_LETTERS, EXAMPLES, Delta, Erased, Example, Forget, pack
+from recsys.log.protocol import Append, MemoryLog
+from recsys.model.blueprint import build_model
 from tests.toy_feed import DENSE, FEATURES, append_examples, block, example, toy_config, toy_log
 from training.continual.learner import Learner
 from training.continual.sequencer_loop import SequencerLoop

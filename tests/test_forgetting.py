@@ -8,10 +8,10 @@ from msgspec.structs import replace
 
 from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import digest_of_shards
-from recsys.blueprint import build_model
-from recsys.config import StepConfig
-from recsys.log import Append
-from recsys.records import EXAMPLES, STEPS, Erased, Range, pack
+from recsys.config.system_config import StepConfig
+from recsys.events.records import EXAMPLES, STEPS, Erased, Range, pack
+from recsys.log.protocol import Append
+from recsys.model.blueprint import build_model
 from recsys.world_aba import WorldABA
 from tests.toy_feed import FEATURES, append_examples, example, toy_config, toy_log
 from training.continual.forgetting import Cohorts, ForgettingConfig, ForgettingControl, Rehearsal

@@ -1,6 +1,6 @@
 """How long a click takes to be known."""
 
-from recsys.records import Range
+from recsys.events.records import Range
 from serving.freshness import AWAY_MS, KEPT, Freshness, Rate
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from recsys.config import ServeConfig
+from recsys.config.system_config import ServeConfig
 from serving.admission import Buckets, Limit
 from serving.gate import ARRIVED_S, Gate
 from tests.toy_service import Slow, World, run, view

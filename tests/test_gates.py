@@ -1,7 +1,7 @@
 import numpy as np
 
 from experiments.gates import Picks, ScoreMoments, Size, failures, logits_of
-from recsys.promotion_config import PromotionConfig
+from recsys.config.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()
 DRAW = np.random.default_rng(1)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.config import Config
-from recsys.events import Engagement, Item, Rejected, User, parse
+from recsys.config.system_config import Config
+from recsys.events.event_types import Engagement, Item, Rejected, User, parse
 from serving.compat import gorse
 
 CONFIG, NOW_MS = Config(), 1_790_000_000_000

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from recsys.compat_config import CompatConfig
-from recsys.events import Engagement, Impression
-from recsys.records import CONTROL
+from recsys.config.compat_config import CompatConfig
+from recsys.events.event_types import Engagement, Impression
+from recsys.events.records import CONTROL
 from tests.toy_replica import popular
 from tests.toy_service import COMPAT, KEY, NOW_MS, World, run
 

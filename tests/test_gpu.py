@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.blueprint import build_model
-from recsys.config import TrainerConfig
+from recsys.config.system_config import TrainerConfig
+from recsys.model.blueprint import build_model
 from tests.test_learner import CONFIG, learned, learner
 from tests.toy_feed import FEATURES, example
 from training.continual.learner import Learner

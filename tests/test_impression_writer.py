@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from recsys.log import Append, LogUnavailable, MemoryLog, Topic
+from recsys.log.protocol import Append, LogUnavailable, MemoryLog, Topic
 from serving.impression_writer import CLOSED, FULL, REFUSED, ImpressionWriter, Overloaded
 from serving.kept_file import Kept, Waiting
 

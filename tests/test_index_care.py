@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recsys.config import Config, ServeConfig
-from recsys.hashing import key_of
+from recsys.config.system_config import Config, ServeConfig
+from recsys.events.hashing import key_of
 from serving import index_files
 from serving.faiss_centroids import lists_for, neighbours, sample_of, train
 from serving.index_care import IndexCare, Probe, Swap

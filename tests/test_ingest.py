@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.config import Config
-from recsys.events import Engagement, decode
-from recsys.hashing import partition_of
+from recsys.config.system_config import Config
+from recsys.events.event_types import Engagement, decode
+from recsys.events.hashing import partition_of
 from serving.ingest import ACCEPTED, DUPLICATE, REJECTED, Ingest, Taken
 
 NOW_MS = 1_790_000_000_000

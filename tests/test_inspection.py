@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recsys.records import ITEMS
+from recsys.events.records import ITEMS
 from serving import inspection
 from serving.canary_side import CanarySide
 from serving.request import Request

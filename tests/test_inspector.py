@@ -9,12 +9,10 @@ from msgspec.structs import replace
 
 from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.shard import Shard, ShardSpec
-from recsys.config import TableConfig
-from recsys.control_records import Erasure, Experiments, Live
-from recsys.events import Item, Tick, encode
-from recsys.log import Append, LogLost, LogUnavailable, MemoryLog
-from recsys.part_state import PartState
-from recsys.records import (
+from recsys.config.system_config import TableConfig
+from recsys.events.control_records import Erasure, Experiments, Live
+from recsys.events.event_types import Item, Tick, encode
+from recsys.events.records import (
     CONTROL,
     DEAD_LETTERS,
     DELTAS,
@@ -29,6 +27,8 @@ from recsys.records import (
     topics,
     unpack,
 )
+from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog
+from recsys.process.part_snapshot import PartState
 from tests.toy_feed import toy_log
 from training.archive.inspector import Inspector
 

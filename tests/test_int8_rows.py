@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from parameter_server.deltas import Changed, StepDelta
 from parameter_server.rounding import round_rows
-from recsys.config import TableConfig
-from recsys.hashing import uniforms
+from recsys.config.system_config import TableConfig
+from recsys.events.hashing import uniforms
 from serving.int8_rows import Int8Rows
 from serving.replica import Replica
 from serving.row_store import RowStore

@@ -22,8 +22,8 @@ from experiments.interleaving import (
     shares,
 )
 from experiments.policy import Policies
-from recsys.marked_yaml import YamlError
-from recsys.policy_config import PolicyConfig
+from recsys.config.policy_config import PolicyConfig
+from recsys.config.yaml_with_lines import YamlError
 
 LABELS = ("long_view", "click", "like", "hide")
 TEAMS = ("a", "b")

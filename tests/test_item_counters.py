@@ -4,11 +4,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from recsys import item_counters
-from recsys.counters import SPEEDS
-from recsys.features import FeatureSet, read_block
-from recsys.hashing import cross, key_of
-from recsys.item_counters import GLOBAL, ItemCounters, segment_of
+from recsys.events.hashing import cross, key_of
+from recsys.features import item_counters
+from recsys.features.counters import SPEEDS
+from recsys.features.feature_set import FeatureSet, read_block
+from recsys.features.item_counters import GLOBAL, ItemCounters, segment_of
 from tests.test_session import ALL_SHOWN, NOW_MS, did, keys_of, shown
 from tests.toy_feed import FEATURES, block
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.bitmap import Bitmap
+from recsys.arrays.bitmap import Bitmap
 from serving.inverted_lists import Centroids
 from serving.item_index import FlatIndex, ItemIndex
 from serving.ivf_index import IvfIndex

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from recsys.config import JoinConfig
-from recsys.events import Engagement, Impression, Tick, User
-from recsys.features import read_block
-from recsys.records import Example, Forget
+from recsys.config.system_config import JoinConfig
+from recsys.events.event_types import Engagement, Impression, Tick, User
+from recsys.events.records import Example, Forget
+from recsys.features.feature_set import read_block
 from tests.toy_feed import FEATURES, START_MS, engagement, feed, impression
 from training.joining.joiner import Joiner
 from training.joining.spill import MemorySpill

@@ -7,19 +7,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from recsys.events import Engagement, Tick, User, decode, encode
-from recsys.hashing import partition_of
-from recsys.log import Append, LogLost, LogUnavailable, MemoryLog
-from recsys.part_state import PartState
-from recsys.records import (
-    DEAD_LETTERS,
-    EVENTS,
-    EXAMPLES,
-    DeadLetter,
-    Example,
-    topics,
-)
-from recsys.ticker import Idle, Ticker
+from recsys.events.event_types import Engagement, Tick, User, decode, encode
+from recsys.events.hashing import partition_of
+from recsys.events.records import DEAD_LETTERS, EVENTS, EXAMPLES, DeadLetter, Example, topics
+from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog
+from recsys.process.part_snapshot import PartState
+from recsys.process.ticker import Idle, Ticker
 from tests.toy_feed import (
     FEATURES,
     PARTITIONS,
@@ -78,7 +71,7 @@ def test_a_joiner_killed_anywhere_neither_loses_nor_repeats(tmp_path: Path, save
 def test_an_append_that_fails_halfway_is_finished(through: int) -> None:
     log = FlakyLog()
     for topic, partitions in ((EVENTS, PARTITIONS), (EXAMPLES, PARTITIONS), (DEAD_LETTERS, 1)):
-        from recsys.log import Topic
+        from recsys.log.protocol import Topic
 
         log.create(Topic(topic, partitions))
     append_events(log, feed(60))

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from recsys import kafka_log, kafka_reader, kafka_tail
-from recsys.broker import EmbeddedBroker
-from recsys.consumer import Consumer
-from recsys.kafka_log import KafkaLog
-from recsys.log import Append, LogLost, LogUnavailable, Topic
+from recsys.log import kafka_log, kafka_reader, kafka_tail
+from recsys.log.embedded_broker import EmbeddedBroker
+from recsys.log.kafka_log import KafkaLog
+from recsys.log.protocol import Append, LogLost, LogUnavailable, Topic
+from recsys.process.log_consumer import Consumer
 
 pytestmark = pytest.mark.services
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.log import Append
+from recsys.log.protocol import Append
 from serving.kept_file import _HEAD, Kept, KeptFile, Waiting
 
 LARGE = 1 << 20

@@ -2,9 +2,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.feature_kernels import crossed
-from recsys.hashing import cross
-from recsys.key_index import LOAD, cells_for, empty_index, find, insert, place_of, spread
+from recsys.arrays.key_index import LOAD, cells_for, empty_index, find, insert, place_of, spread
+from recsys.events.hashing import cross
+from recsys.features.feature_kernels import crossed
 
 ids = st.integers(-(2**63), 2**63 - 1)
 

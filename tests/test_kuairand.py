@@ -10,7 +10,7 @@ import pytest
 from recsys.datasets.kuairand import HISTORY_FROM_MS, chosen
 from recsys.datasets.open import open_dataset
 from recsys.datasets.source import DataError
-from recsys.events import Engagement, Impression, Item, User
+from recsys.events.event_types import Engagement, Impression, Item, User
 
 REAL = Path(os.environ.get("RECSYS_DATA", Path(__file__).parents[2] / "shared/data/kuairand"))
 T = 1_650_812_741_436

@@ -6,10 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from recsys.config import Config
-from recsys.spans import Span
-from recsys.telemetry_config import TracingConfig
-from recsys.tracer import Tracer
+from recsys.config.system_config import Config
+from recsys.config.telemetry_config import TracingConfig
+from recsys.observability.spans import Span
+from recsys.observability.tracer import Tracer
 from training.continual.learn_trace import LearnTrace
 from training.continual.trainer_run import Spans, TrainerRun
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from parameter_server.rows import initial_rows
-from recsys.blueprint import build_model
-from recsys.events import FeatureBlock
-from recsys.features import UnknownFeatureSet
-from recsys.model_tables import tables_of
+from recsys.events.event_types import FeatureBlock
+from recsys.features.feature_set import UnknownFeatureSet
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
 from tests.toy_feed import FEATURES, example, toy_config
 from training.continual.jagged import keyed_jagged
 from training.continual.learner import Lane, Learned, Learner

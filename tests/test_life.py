@@ -13,12 +13,12 @@ from recsys.cli.life import Finder
 from recsys.cli.main import app
 from recsys.cli.one_process import OneProcess, small_config
 from recsys.cli.plan import Plan, RayPorts
-from recsys.config import JoinConfig
-from recsys.events import Impression, decode
-from recsys.log import Append, MemoryLog, Record
-from recsys.open_log import create_topics
-from recsys.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step, unpack
-from recsys.sqlite_log import SqliteLog
+from recsys.config.system_config import JoinConfig
+from recsys.events.event_types import Impression, decode
+from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step, unpack
+from recsys.log.protocol import Append, MemoryLog, Record
+from recsys.log.sqlite_log import SqliteLog
+from recsys.process.open_log import create_topics
 from tests.test_swipe_traces import swipe_and_learn
 
 PARTS = ["impression", "engagement", "example", "step", "delta", "stamp"]

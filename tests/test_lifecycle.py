@@ -11,8 +11,8 @@ from experiments.lifecycle import (
     Lifecycle,
     answers,
 )
-from recsys.control_records import Candidate, Control, Decision, Experiments, Live, Wish
-from recsys.records import pack, unpack
+from recsys.events.control_records import Candidate, Control, Decision, Experiments, Live, Wish
+from recsys.events.records import pack, unpack
 
 
 def folded(*said: object) -> Lifecycle:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from recsys.cli.one_process import small_config
-from recsys.feature_sets import feature_set
-from recsys.log import MemoryLog
-from recsys.records import topics
+from recsys.events.records import topics
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import MemoryLog
 from serving.line_sides import LineSides
 
 

@@ -1,6 +1,6 @@
-from recsys.control_records import Live
-from recsys.log import Append, MemoryLog
-from recsys.records import CONTROL, EXAMPLES, STEPS, Range, Step, pack, topics
+from recsys.events.control_records import Live
+from recsys.events.records import CONTROL, EXAMPLES, STEPS, Range, Step, pack, topics
+from recsys.log.protocol import Append, MemoryLog
 from training.continual.epoch_end import EpochEnd
 from training.control import ControlReader
 from training.lineage import Lineage

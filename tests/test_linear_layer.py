@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recsys.linear_layer import linear
+from recsys.model.linear_layer import linear
 
 DRAW = torch.Generator().manual_seed(0)
 

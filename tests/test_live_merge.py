@@ -11,10 +11,10 @@ from experiments.lifecycle import Lifecycle
 from parameter_server import snapshots
 from parameter_server.snapshots import Snapshot
 from recsys.cli.studies.promotion_run import Made, PromotionRun, config_of
-from recsys.config import digest
-from recsys.control_records import Live
-from recsys.events import User
-from recsys.hashing import key_of
+from recsys.config.system_config import digest
+from recsys.events.control_records import Live
+from recsys.events.event_types import User
+from recsys.events.hashing import key_of
 from training.candidates.registry import Provenance, Refused, parent_of, plain_config
 from training.line import MAIN
 from training.merging.merge import Blend, Blends

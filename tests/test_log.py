@@ -9,15 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recsys.log import Append, Log, LogLost, LogUnchangeable, MemoryLog, Record, Topic
-from recsys.sqlite_log import SqliteLog
+from recsys.log.protocol import Append, Log, LogLost, LogUnchangeable, MemoryLog, Record, Topic
+from recsys.log.sqlite_log import SqliteLog
 
 KINDS = ["memory", "sqlite", pytest.param("kafka", marks=pytest.mark.services)]
 
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[str]:
-    from recsys.broker import EmbeddedBroker
+    from recsys.log.embedded_broker import EmbeddedBroker
 
     server = EmbeddedBroker()
     server.start()
@@ -37,7 +37,7 @@ def open_(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[
         elif request.param == "sqlite":
             log = SqliteLog(tmp_path / "log")
         else:
-            from recsys.kafka_log import KafkaLog
+            from recsys.log.kafka_log import KafkaLog
 
             log = KafkaLog(request.getfixturevalue("broker"))
         opened.append(log)

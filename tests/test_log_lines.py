@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from recsys.config import Config
-from recsys.log_lines import (
+from recsys.config.system_config import Config
+from recsys.observability.log_lines import (
     KNOWN,
     JsonLines,
     TextLines,
@@ -24,7 +24,7 @@ from recsys.log_lines import (
     keep_newest,
     log_in_worker,
 )
-from recsys.seldom import Seldom
+from recsys.observability.log_throttle import Seldom
 from tests.toy_line import toy_spec
 
 TOKEN = "s3cr3t-T0ken"

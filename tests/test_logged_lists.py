@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from experiments.target_policy import Target
 from recsys.cli.logged_lists import EARLY, REPEATED, SAMPLED, chosen
-from recsys.events import Asked, Impression, Stamp, encode
-from recsys.log import Append, MemoryLog
-from recsys.policy_config import PolicyConfig
-from recsys.records import EVENTS, EXAMPLES, Example, pack, topics
+from recsys.config.policy_config import PolicyConfig
+from recsys.events.event_types import Asked, Impression, Stamp, encode
+from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics
+from recsys.log.protocol import Append, MemoryLog
 
 WINDOW_MS = 1_000
 TARGET = Target("t", PolicyConfig(), {"like": 1.0})

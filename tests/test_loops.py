@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.loops import Heartbeat, Stop, read_beat, run_part
+from recsys.process.part_process import Heartbeat, Stop, read_beat, run_part
 
 
 @pytest.fixture

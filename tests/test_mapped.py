@@ -16,7 +16,7 @@ from parameter_server.mapped import map_arrays, mapped_shard
 from parameter_server.overlay import OverlayTable
 from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import Shard
-from recsys.records import pack
+from recsys.events.records import pack
 from tests.toy_line import (
     DENSE,
     LANES,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.shard import Shard, ShardSpec
-from recsys.config import TableConfig
+from recsys.config.system_config import TableConfig
 from training.merging.merge import (
     Blend,
     Blends,

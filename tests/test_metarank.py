@@ -5,8 +5,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.config import Config
-from recsys.events import Engagement, parse
+from recsys.config.system_config import Config
+from recsys.events.event_types import Engagement, parse
 from serving.compat import metarank
 from serving.compat.metarank_routes import laid_over
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from recsys.config import JoinConfig
-from recsys.events import Engagement, Impression
-from recsys.policy_config import PolicyConfig, Rule
+from recsys.config.policy_config import PolicyConfig, Rule
+from recsys.config.system_config import JoinConfig
+from recsys.events.event_types import Engagement, Impression
 from serving.compat.metarank import request_id_of
 from serving.intake import Unavailable
 from tests.test_gorse_routes import fits

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.metrics import (
+from recsys.model.prediction_metrics import (
     auc,
     by_day,
     calibration,

@@ -10,9 +10,9 @@ import pytest
 from recsys.cli import plan as plans
 from recsys.cli.metrics import CONTENT_TYPE, Server, run, text
 from recsys.cli.parts import table
-from recsys.config import Config
-from recsys.loops import Stop
-from recsys.metrics_config import MetricsConfig
+from recsys.config.metrics_config import MetricsConfig
+from recsys.config.system_config import Config
+from recsys.process.part_process import Stop
 
 
 def fetched(url: str) -> tuple[int, str, bytes]:

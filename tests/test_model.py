@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.batch import Batch, batch_of
-from recsys.blueprint import build_model
-from recsys.features import FeatureSet, read_block
-from recsys.hashing import uniforms
-from recsys.model import Lookup, lookup_of, padded, unique_keys
-from recsys.model_tables import tables_of
+from recsys.events.hashing import uniforms
+from recsys.features.feature_set import FeatureSet, read_block
+from recsys.model.batch import Batch, batch_of
+from recsys.model.blueprint import build_model
+from recsys.model.model import Lookup, lookup_of, padded, unique_keys
+from recsys.model.model_tables import tables_of
 from tests.toy_feed import FEATURES, SCHEMA, block, toy_config
 
 CONFIG = toy_config().model

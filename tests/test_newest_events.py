@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.events import Engagement, Event, Tick, User, encode
-from recsys.log import Append, MemoryLog, Record
-from recsys.records import EVENTS, topics
+from recsys.events.event_types import Engagement, Event, Tick, User, encode
+from recsys.events.records import EVENTS, topics
+from recsys.log.protocol import Append, MemoryLog, Record
 from serving.compat import newest_events
 from serving.compat.newest_events import Known, known_of, page_of, users_of
 

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.cli.vitals import Version, last_step
-from recsys.events import Tick, decode, encode
-from recsys.log import Append, MemoryLog, Topic, newest_first
-from recsys.records import CONTROL, EVENTS, EXAMPLES, STEPS, Range, Step, pack
-from recsys.ticker import Ticker
+from recsys.events.event_types import Tick, decode, encode
+from recsys.events.records import CONTROL, EVENTS, EXAMPLES, STEPS, Range, Step, pack
+from recsys.log.protocol import Append, MemoryLog, Topic, newest_first
+from recsys.process.ticker import Ticker
 from tests.gappy_log import GappyLog
 from tests.toy_feed import example
 from training.continual.sequencer_loop import last_place

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from recsys import niceness
+from recsys.process import process_priority as niceness
 
-ALONE = "import os; from recsys.niceness import {0}; {1}; print(os.nice(0))"
+ALONE = "import os; from recsys.process.process_priority import {0}; {1}; print(os.nice(0))"
 
 
 def nice_after(call: str, name: str, **more: bool) -> int:

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.events import Tick, encode
-from recsys.features import FeatureSet
-from recsys.hashing import key_of
-from recsys.log import Append
-from recsys.records import EVENTS, EXAMPLES, Erased, Example, Forget, pack
+from recsys.events.event_types import Tick, encode
+from recsys.events.hashing import key_of
+from recsys.events.records import EVENTS, EXAMPLES, Erased, Example, Forget, pack
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Append
 from tests.toy_feed import DENSE, FEATURES, PARTITIONS, START_MS, append_examples, example, toy_log
 from training.archive.files import Held, files_of
 from training.archive.writer import Archive

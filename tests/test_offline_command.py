@@ -16,15 +16,15 @@ from click.testing import CliRunner
 
 from parameter_server.durable import load_shard
 from parameter_server.shard import Shard, ShardSpec
-from recsys import feature_sets
 from recsys.cli import plan as plans
 from recsys.cli.main import COMMANDS, load
 from recsys.cli.offline import Asked, run
-from recsys.config import Config, ModelConfig
-from recsys.control_records import Candidate
-from recsys.model_tables import tables_of
-from recsys.open_log import open_log
-from recsys.records import CONTROL, topics, unpack
+from recsys.config.system_config import Config, ModelConfig
+from recsys.events.control_records import Candidate
+from recsys.events.records import CONTROL, topics, unpack
+from recsys.features import feature_set_file as feature_sets
+from recsys.model.model_tables import tables_of
+from recsys.process.open_log import open_log
 from tests.small_log import write_log
 from tests.test_offline_archive import COUNT, MINUTE_MS, archived, at, remove_hour
 from tests.toy_feed import FEATURES, START_MS

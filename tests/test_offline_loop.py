@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from parameter_server.shard import Shard, ShardSpec
-from recsys.model_tables import tables_of
+from recsys.model.model_tables import tables_of
 from tests.toy_offline import MODEL, MemoryCheckpoints, toy_blocks, toy_trainer
 from training.offline.loop import DONE, OfflineLoop, Plan, scores
 from training.offline.setup import meta_of

@@ -5,7 +5,7 @@ import pytest
 
 from parameter_server.lanes import RowGradients
 from parameter_server.rows import initial_rows
-from recsys.config import TableConfig
+from recsys.config.system_config import TableConfig
 from training.offline.tables import OwnTable, RowTable, started_from
 from training.offline.vocabulary import Counter, Sightings, Vocabulary, merged, vocabulary_of
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from parameter_server.rows import initial_rows
-from recsys.blueprint import build_model
-from recsys.config import JoinConfig
-from recsys.events import Engagement, Event, Impression, Served
-from recsys.model_tables import tables_of
-from recsys.records import Example
+from recsys.config.system_config import JoinConfig
+from recsys.events.event_types import Engagement, Event, Impression, Served
+from recsys.events.records import Example
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
 from tests.toy_feed import FEATURES, block, example, toy_config
 from training.continual.learner import Learner
 from training.continual.open_labels import told

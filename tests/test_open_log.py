@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from recsys.config import LogConfig, laptop
-from recsys.log import LogUnavailable
-from recsys.open_log import create_topics, open_log
-from recsys.records import EVENTS
+from recsys.config.system_config import LogConfig, laptop
+from recsys.events.records import EVENTS
+from recsys.log.protocol import LogUnavailable
+from recsys.process.open_log import create_topics, open_log
 
 
 def test_a_laptop_has_its_log_in_the_state_folder(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_another_number_of_partitions_is_refused_with_the_remedy(tmp_path: Path)
 
 def test_only_the_library_of_the_log_in_use_is_imported(tmp_path: Path) -> None:
     code = (
-        "import sys; from recsys.open_log import open_log; from recsys.config import *\n"
+        "import sys; from recsys.process.open_log import open_log; from recsys.config.system_config import *\n"
         "open_log(Config(state=sys.argv[1])); print('kafka' in sys.modules)"
     )
     said = subprocess.run(
@@ -42,7 +42,7 @@ def test_only_the_library_of_the_log_in_use_is_imported(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_kafka_that_is_not_there_is_said() -> None:
-    from recsys.kafka_log import KafkaLog
+    from recsys.log.kafka_log import KafkaLog
 
     with pytest.raises(LogUnavailable, match="See that the broker of log.url runs"):
         KafkaLog("kafka://127.0.0.1:1", patience_s=1)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from recsys.spans import Span, of_request, of_step
-from recsys.tracer import Tracer
+from recsys.observability.spans import Span, of_request, of_step
+from recsys.observability.tracer import Tracer
 from tests.otlp_receiver import Receiver
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
@@ -21,7 +21,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def test_a_receiver_gets_what_was_told(receiver: Receiver) -> None:
-    from recsys.otlp_export import OtlpExport
+    from recsys.observability.otlp_export import OtlpExport
 
     feed, step = of_request("r1", "feed"), of_step("main", 0, 3)
     child = Span(of_request("r1", "x"), "x", 6, 7, feed, (step,), {"n": 3, "ok": True})
@@ -40,7 +40,7 @@ def test_a_receiver_gets_what_was_told(receiver: Receiver) -> None:
 
 
 def test_a_receiver_that_refuses_is_an_error() -> None:
-    from recsys.otlp_export import OtlpExport
+    from recsys.observability.otlp_export import OtlpExport
 
     its = Receiver(status=400)
     try:
@@ -51,7 +51,7 @@ def test_a_receiver_that_refuses_is_an_error() -> None:
 
 
 def test_a_receiver_that_is_away_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    from recsys.otlp_export import OtlpExport
+    from recsys.observability.otlp_export import OtlpExport
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -65,4 +65,4 @@ def test_a_receiver_that_is_away_is_told_once(caplog: pytest.LogCaptureFixture) 
     tracer.close(20)
     assert (tracer.sent, tracer.dropped) == (0, 600)
     [said] = caplog.records
-    assert said.name == "recsys.tracer" and said.getMessage() == "spans dropped"
+    assert said.name == "recsys.observability.tracer" and said.getMessage() == "spans dropped"

@@ -10,8 +10,8 @@ from parameter_server import overlay
 from parameter_server import rows as rows_module
 from parameter_server.overlay import Base, OverlayTable
 from parameter_server.rows import Table, rows_within
-from recsys.config import TableConfig
-from recsys.key_index import LOAD
+from recsys.arrays.key_index import LOAD
+from recsys.config.system_config import TableConfig
 
 POOL = [*range(-8, 16), 2**63 - 1, -(2**63), 1 << 40]
 KEYS = st.lists(st.sampled_from(POOL), unique=True, max_size=9)

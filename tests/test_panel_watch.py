@@ -16,14 +16,14 @@ import pytest
 from parameter_server import snapshots
 from parameter_server.parameter_client import LocalClient
 from parameter_server.snapshot_rows import rows_of
-from recsys.blueprint import build_model
-from recsys.config import Config
-from recsys.control_records import Erasure, Live
-from recsys.drift_config import DriftRules
-from recsys.log import Append, LogUnavailable, Record
-from recsys.loops import Heartbeat
-from recsys.model_tables import tables_of
-from recsys.records import CONTROL, EXAMPLES, Erased, pack
+from recsys.config.drift_config import DriftRules
+from recsys.config.system_config import Config
+from recsys.events.control_records import Erasure, Live
+from recsys.events.records import CONTROL, EXAMPLES, Erased, pack
+from recsys.log.protocol import Append, LogUnavailable, Record
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
+from recsys.process.part_process import Heartbeat
 from tests.toy_feed import DENSE, FEATURES, append_examples, example, toy_config, toy_log
 from training.candidates.shadow_loop import ShadowLoop
 from training.continual import panel_log, panel_watch

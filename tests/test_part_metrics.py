@@ -120,8 +120,8 @@ def told(its: Status) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 def test_what_the_shards_the_joiner_and_the_trainer_say_is_listed() -> None:
     from recsys.cli.shards import tell
-    from recsys.config import JoinConfig
-    from recsys.loops import Heartbeat
+    from recsys.config.system_config import JoinConfig
+    from recsys.process.part_process import Heartbeat
     from training.joining.joiner import Joiner
 
     beat = Heartbeat("shards")

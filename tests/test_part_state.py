@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from recsys.log import LogLost
-from recsys.part_state import PartState
+from recsys.log.protocol import LogLost
+from recsys.process.part_snapshot import PartState
 
 OFFSETS = {"events": {0: 5, 3: 9}}
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from recsys.cli.parts import NAMES, create_log, niceness
-from recsys.config import Config
-from recsys.log import LogLost
-from recsys.loops import Stop
-from recsys.open_log import open_log
-from recsys.records import EVENTS
+from recsys.config.system_config import Config
+from recsys.events.records import EVENTS
+from recsys.log.protocol import LogLost
+from recsys.process.open_log import open_log
+from recsys.process.part_process import Stop
 
 
 def test_topics_are_made_and_another_log_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Which steps are a line's history: those of epochs that were live, each up to where the next one begins."""
 
-from recsys.log import Append, MemoryLog
-from recsys.records import STEPS, Range, Step, pack
+from recsys.events.records import STEPS, Range, Step, pack
+from recsys.log.protocol import Append, MemoryLog
 from tests.toy_feed import toy_log
 from training.continual.sequencer_loop import last_place
 from training.director import point

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from recsys.log import Append, MemoryLog
-from recsys.records import ITEM_STATE, ItemState, topics
+from recsys.events.records import ITEM_STATE, ItemState, topics
+from recsys.log.protocol import Append, MemoryLog
 from serving.past_replica import Gone, Telling, records
 
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 from msgspec.structs import replace as replace_fields
 
-from recsys.config import Config
-from recsys.events import Asked, Engagement, Impression, Item, Stamp, encode
-from recsys.feature_sets import FEED_SCHEMA
-from recsys.features import FeatureSet
-from recsys.hashing import digest_of, partition_of
-from recsys.log import Append, MemoryLog
-from recsys.records import EVENTS, ITEMS, topics
-from recsys.session import Session
+from recsys.config.system_config import Config
+from recsys.events.event_types import Asked, Engagement, Impression, Item, Stamp, encode
+from recsys.events.hashing import digest_of, partition_of
+from recsys.events.records import EVENTS, ITEMS, topics
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import FEED_SCHEMA
+from recsys.features.session import Session
+from recsys.log.protocol import Append, MemoryLog
 from serving.past_replica import Gone
 from serving.past_session import ItemVersions, PastSessions, find_impression
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from experiments.policy import Policy
-from recsys.events import Item, encode
-from recsys.features import read_block
-from recsys.hashing import digest_of, key_of
-from recsys.session import Session
+from recsys.events.event_types import Item, encode
+from recsys.events.hashing import digest_of, key_of
+from recsys.features.feature_set import read_block
+from recsys.features.session import Session
 from serving import pipeline as module
 from serving.pipeline import Pipeline
 from serving.replica import Replica

@@ -18,7 +18,7 @@ from recsys.cli.plan import PortTaken, resolve
 from recsys.cli.ray_head import client_environment
 from recsys.cli.supervisor import Supervisor
 from recsys.cli.table import addresses
-from recsys.config import LogConfig, SessionConfig
+from recsys.config.system_config import LogConfig, SessionConfig
 from tests.toy_plan import FREE, config_in
 
 

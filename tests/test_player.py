@@ -7,8 +7,8 @@ import pytest
 
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.player import Player, Scored
-from recsys.config import Config
-from recsys.events import Engagement, Impression, Item, Served, User
+from recsys.config.system_config import Config
+from recsys.events.event_types import Engagement, Impression, Item, Served, User
 from serving.request import Request
 from tests.toy_crowd import FEATURES, START_MS, TOPICS, Crowd, crowd_config, items, share, topic_of
 

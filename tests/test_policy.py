@@ -7,8 +7,8 @@ import pytest
 from experiments.assignment import assign
 from experiments.definition import Arm, Experiment, apply_overrides
 from experiments.policy import Policies
-from recsys.config import digest
-from recsys.policy_config import PolicyConfig, Rule, check_rules
+from recsys.config.policy_config import PolicyConfig, Rule, check_rules
+from recsys.config.system_config import digest
 
 BASE = PolicyConfig()
 LIKES = Experiment(

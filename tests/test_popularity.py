@@ -1,8 +1,8 @@
 import numpy as np
 
-from recsys.counters import HALF_LIVES_MS, Counters
-from recsys.events import Item
-from recsys.hashing import key_of
+from recsys.events.event_types import Item
+from recsys.events.hashing import key_of
+from recsys.features.counters import HALF_LIVES_MS, Counters
 from serving.popularity import Popularity
 from tests.toy_feed import FEATURES, START_MS
 
@@ -11,7 +11,7 @@ FAST_MS = int(HALF_LIVES_MS[0])
 
 
 def fixture(items: int = 6) -> tuple[Popularity, Counters]:
-    from recsys.catalogue import Catalogue
+    from recsys.features.catalogue import Catalogue
 
     catalogue = Catalogue(FEATURES)
     for n in range(items):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from experiments.metric import metric_of
-from recsys.log import Append
-from recsys.records import EXAMPLES
+from recsys.events.records import EXAMPLES
+from recsys.log.protocol import Append
 from tests.toy_trial import ITEMS, LABELS, ToyTrial
 from training.measuring.population import read_population
 

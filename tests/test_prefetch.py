@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numba import njit, types
 
-from recsys.compiled import read_only
-from recsys.prefetch import LINE, once, soon
+from recsys.arrays.compiled import read_only
+from recsys.arrays.prefetch import LINE, once, soon
 
 _NUMBERS = read_only(types.float32, 1)
 

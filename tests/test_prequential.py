@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from recsys import metrics as exact
-from recsys.score_bins import bins_of, counted
+from recsys.model import prediction_metrics as exact
+from recsys.model.score_bins import bins_of, counted
 from training.continual.prequential import Prequential
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from recsys.config import ServeConfig
-from recsys.events import Engagement, Impression
-from recsys.log import Append, LogUnavailable
-from recsys.records import EVENTS
+from recsys.config.system_config import ServeConfig
+from recsys.events.event_types import Engagement, Impression
+from recsys.events.records import EVENTS
+from recsys.log.protocol import Append, LogUnavailable
 from tests.toy_replica import step_delta
 from tests.toy_service import Broken, Slow, World, run, view
 

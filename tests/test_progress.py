@@ -2,9 +2,9 @@
 
 import msgspec
 
-from recsys.log import Append, MemoryLog
-from recsys.loops import Heartbeat
-from recsys.records import DELTAS, EXAMPLES, STEPS, Delta, Erased, Range, Step, pack, topics
+from recsys.events.records import DELTAS, EXAMPLES, STEPS, Delta, Erased, Range, Step, pack, topics
+from recsys.log.protocol import Append, MemoryLog
+from recsys.process.part_process import Heartbeat
 from tests.toy_feed import START_MS, example
 from training.continual.progress import Progress
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from recsys.cli.studies.judged_pairs import Pair, Stream
-from recsys.control_records import Candidate, Control, Decision, Wish
-from recsys.log import Append
-from recsys.records import SCORES, Scores, pack
+from recsys.events.control_records import Candidate, Control, Decision, Wish
+from recsys.events.records import SCORES, Scores, pack
+from recsys.log.protocol import Append
 from tests.toy_town import BETTER, EQUAL, RULES, WORSE, Town, said_of, told
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from parameter_server import snapshots
 from recsys.cli.studies.judged_pairs import Pair
-from recsys.control_records import Candidate, Control, Decision, Live, Wish
-from recsys.promotion_config import PromotionConfig
+from recsys.config.promotion_config import PromotionConfig
+from recsys.events.control_records import Candidate, Control, Decision, Live, Wish
 from tests.toy_town import EQUAL, RULES, Town, told
 from training.candidates.case import Case
 

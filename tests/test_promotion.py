@@ -5,7 +5,7 @@ import pytest
 from experiments.comparison import Compared
 from experiments.promotion import CANARY, SHADOW, Evidence, Hold, Promote, Rollback, Served, judge
 from experiments.significance import Estimate
-from recsys.promotion_config import PromotionConfig
+from recsys.config.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()
 BETTER = Compared(

@@ -14,17 +14,17 @@ from experiments.lifecycle import Lifecycle
 from parameter_server import snapshots
 from parameter_server.durable import load_shard
 from parameter_server.shard import Shard
-from recsys.blueprint import build_model
 from recsys.cli.shadow import propose, rollback
 from recsys.client import ApiError
-from recsys.config import digest
-from recsys.consumer import readable
-from recsys.control_records import Decision, Live, ModelSize
-from recsys.feature_sets import feature_set
-from recsys.log import Append, Log
-from recsys.open_log import open_log
-from recsys.promotion_config import PromotionConfig
-from recsys.records import CONTROL, DELTAS, SCORES, STEPS, Delta, Scores, Step, pack
+from recsys.config.promotion_config import PromotionConfig
+from recsys.config.system_config import digest
+from recsys.events.control_records import Decision, Live, ModelSize
+from recsys.events.records import CONTROL, DELTAS, SCORES, STEPS, Delta, Scores, Step, pack
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Append, Log
+from recsys.model.blueprint import build_model
+from recsys.process.log_consumer import readable
+from recsys.process.open_log import open_log
 from tests.live_system import LiveSystem, Traffic
 from tests.test_promotion_loop import never_back
 from training.candidates.affected import file_of

@@ -12,10 +12,10 @@ import pytest
 from parameter_server import snapshots
 from recsys.cli.shadow import View
 from recsys.cli.studies.promotion_run import PromotionRun, config_of
-from recsys.consumer import readable
-from recsys.control_records import Decision
-from recsys.events import Impression, decode
-from recsys.records import EVENTS, SCORES, STEPS, Lesson, Scores, Step
+from recsys.events.control_records import Decision
+from recsys.events.event_types import Impression, decode
+from recsys.events.records import EVENTS, SCORES, STEPS, Lesson, Scores, Step
+from recsys.process.log_consumer import readable
 from training.candidates.affected import Affected, affected, file_of
 from training.line import MAIN
 

@@ -13,9 +13,9 @@ from experiments.design import Metrics, Ramp, time_ms_of
 from experiments.ramp import begin, move, stop
 from experiments.readout import BETTER, BROKEN, HARM, OPEN, WORSE
 from experiments.revision import Told, all_of, each_of, grant, running, with_files
-from recsys.control_records import Experiments, ExperimentWish, Stand
-from recsys.marked_yaml import YamlError
-from recsys.policy_config import PolicyConfig
+from recsys.config.policy_config import PolicyConfig
+from recsys.config.yaml_with_lines import YamlError
+from recsys.events.control_records import Experiments, ExperimentWish, Stand
 
 HOUR_MS = 3_600_000
 GROWS = Experiment(

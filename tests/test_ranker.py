@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.ranker import (
+from recsys.model.ranker import (
     WATCH_SCALE,
     Ranker,
     RankerShape,

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from recsys.niceness import STARTING, VARIABLE
+from recsys.process.process_priority import STARTING, VARIABLE
 
 SCRIPT = """
 import os

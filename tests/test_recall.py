@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from parameter_server.snapshots import adopt, complete_steps, epochs, latest, prune, write_part
-from recsys.batch import batch_of
-from recsys.blueprint import build_model
-from recsys.catalogue import Catalogue
-from recsys.config import ModelConfig
-from recsys.counters import Counters
-from recsys.events import Item
-from recsys.feature_builder import FeatureBuilder
-from recsys.feature_sets import FEED_SCHEMA
-from recsys.features import FeatureSet
-from recsys.hashing import key_of
-from recsys.model import lookup_of
-from recsys.session import Session
+from recsys.config.system_config import ModelConfig
+from recsys.events.event_types import Item
+from recsys.events.hashing import key_of
+from recsys.features.catalogue import Catalogue
+from recsys.features.counters import Counters
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import FEED_SCHEMA
+from recsys.features.session import Session
+from recsys.model.batch import batch_of
+from recsys.model.blueprint import build_model
+from recsys.model.model import lookup_of
 from training.candidates import recall
 from training.candidates.recall import Search, Weights, sorted_rows
 

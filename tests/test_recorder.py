@@ -2,7 +2,7 @@ import numpy as np
 
 from recsys.cli.player import Scored
 from recsys.cli.recorder import Recorder
-from recsys.events import Engagement, Impression, Served
+from recsys.events.event_types import Engagement, Impression, Served
 
 
 def scored(request: str, *items: str | int, step: int = 1, **context: str) -> Scored:

@@ -5,11 +5,10 @@ import gc
 import msgspec
 import pytest
 
-from recsys import records
-from recsys.control_records import Control, Erasure, Experiments, Live
-from recsys.events import FeatureBlock, Stamp, Tick
-from recsys.garbage import no_collection
-from recsys.records import (
+from recsys.events import records
+from recsys.events.control_records import Control, Erasure, Experiments, Live
+from recsys.events.event_types import FeatureBlock, Stamp, Tick
+from recsys.events.records import (
     DeadLetter,
     Delta,
     Example,
@@ -23,6 +22,7 @@ from recsys.records import (
     unpack,
     unpack_all,
 )
+from recsys.process.gc_control import no_collection
 
 EXAMPLE = Example(
     partition=1,

@@ -10,10 +10,10 @@ from parameter_server.durable import load_shard
 from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.serving_rows import load_rows
 from parameter_server.shard import Shard, ShardSpec
-from recsys.config import ModelConfig, digest
-from recsys.control_records import Live
-from recsys.features import FeatureSet
-from recsys.model_tables import tables_of
+from recsys.config.system_config import ModelConfig, digest
+from recsys.events.control_records import Live
+from recsys.features.feature_set import FeatureSet
+from recsys.model.model_tables import tables_of
 from tests.toy_feed import FEATURES, START_MS
 from training.candidates.registry import (
     FILE,

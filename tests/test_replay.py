@@ -12,8 +12,8 @@ from recsys.cli.main import app
 from recsys.cli.replay_report import judged_rows
 from recsys.cli.replaying import Replayed, ReplayOptions, replay_data
 from recsys.datasets.open import open_dataset
-from recsys.hashing import uniform
-from recsys.metrics import auc
+from recsys.events.hashing import uniform
+from recsys.model.prediction_metrics import auc
 from recsys.report import Predictions, read_predictions
 from tests.toy_crowd import START_MS
 

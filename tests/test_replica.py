@@ -7,15 +7,15 @@ import pytest
 
 from experiments.epoch_model import sized
 from parameter_server.deltas import Changed, StepDelta
-from recsys.batch import batch_of
-from recsys.control_records import ModelSize
-from recsys.events import Item
-from recsys.feature_builder import FeatureBuilder
-from recsys.features import FeatureSet
-from recsys.hashing import key_of
-from recsys.model import lookup_of, padded
-from recsys.records import ItemState
-from recsys.session import Session
+from recsys.events.control_records import ModelSize
+from recsys.events.event_types import Item
+from recsys.events.hashing import key_of
+from recsys.events.records import ItemState
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import FeatureSet
+from recsys.features.session import Session
+from recsys.model.batch import batch_of
+from recsys.model.model import lookup_of, padded
 from serving.replica import Replica
 from tests.toy_feed import FEATURES
 from tests.toy_replica import config, item, made, popular, step_delta

@@ -18,7 +18,7 @@ from parameter_server.reshard import Files, Recut, recut
 from parameter_server.rows import ROW_COLUMNS, digest_of_exports
 from parameter_server.rules import changes, learned_by, rules_of
 from parameter_server.shard import ShardSpec, digest_of_shards
-from recsys.config import laptop
+from recsys.config.system_config import laptop
 from serving.row_store import RowStore
 from tests.durable_client import DurableClient
 from tests.toy_line import DENSE, LANES, TABLES, keys_of, toy_spec, work

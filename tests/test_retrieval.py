@@ -4,13 +4,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from recsys.bitmap import Bitmap
-from recsys.events import Engagement, Impression
-from recsys.feature_builder import FeatureBuilder
-from recsys.hashing import key_of
-from recsys.item_counters import ItemCounters
-from recsys.policy_config import SOURCES, PolicyConfig
-from recsys.records import ItemState
+from recsys.arrays.bitmap import Bitmap
+from recsys.config.policy_config import SOURCES, PolicyConfig
+from recsys.events.event_types import Engagement, Impression
+from recsys.events.hashing import key_of
+from recsys.events.records import ItemState
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.item_counters import ItemCounters
 from serving.replica import Replica
 from serving.retrieval import Found, Retrieval, liked_groups
 from serving.scoring import user_vector

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from recsys.config import Config, ServeConfig
-from recsys.log import MemoryLog
-from recsys.records import ITEMS
+from recsys.config.system_config import Config, ServeConfig
+from recsys.events.records import ITEMS
+from recsys.log.protocol import MemoryLog
 from serving.retrieval_client import APART_S, FAILURES, FULL_S, LONGEST_S, SHUN_S, Shards
 from serving.retrieval_plan import Plan, Query, asks_of, near_of
 from serving.retrieval_service import RetrievalService

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from parameter_server.deltas import Changed, StepDelta
 from parameter_server.routing import shard_of
-from recsys.bitmap import Bitmap
-from recsys.events import Item
-from recsys.hashing import key_of, uniforms
+from recsys.arrays.bitmap import Bitmap
+from recsys.events.event_types import Item
+from recsys.events.hashing import key_of, uniforms
 from serving import list_kernels
 from serving.inverted_lists import Centroids
 from serving.ivf_index import IvfIndex

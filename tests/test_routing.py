@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parameter_server.routing import shard_of, split, unique
-from recsys.hashing import splitmix64
+from recsys.events.hashing import splitmix64
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 KEYS = st.lists(INT64, max_size=60).map(lambda ids: np.array(ids, np.int64))

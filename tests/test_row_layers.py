@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
-from recsys.row_kernels import distinct, jag
-from recsys.row_layers import interacted, interacted_by_torch, pooled, pooled_by_torch
+from recsys.model.row_kernels import distinct, jag
+from recsys.model.row_layers import interacted, interacted_by_torch, pooled, pooled_by_torch
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from parameter_server.rounding import digest_of_rows, round_rows
 from parameter_server.rows import initial_rows, table_seed
-from recsys.config import TableConfig
+from recsys.config.system_config import TableConfig
 from serving import row_store
 from serving.int8_rows import Int8Rows
 from serving.row_store import RowStore

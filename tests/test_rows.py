@@ -6,8 +6,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from parameter_server.id_map import IdMap
 from parameter_server.rows import EPSILON, Table, digest_of_exports, initial_rows, table_seed
-from recsys.config import TableConfig
-from recsys.hashing import splitmix64, uniforms
+from recsys.config.system_config import TableConfig
+from recsys.events.hashing import splitmix64, uniforms
 
 PLAIN = TableConfig("t", 3, 0.1, initial=0.5)
 

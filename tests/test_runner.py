@@ -43,7 +43,7 @@ def stubborn(stop):
     time.sleep(600)
 
 if __name__ == "__main__":
-    from recsys.loops import run_part
+    from recsys.process.part_process import run_part
     name, state = sys.argv[1:]
     sys.exit(run_part(name, state, globals()[name]))
 """
@@ -141,7 +141,7 @@ def test_a_process_is_not_taken_for_another_of_its_id():
 
 AWAY = """
 import subprocess, sys, time, socket
-from recsys.niceness import begin_session
+from recsys.process.process_priority import begin_session
 begin_session()
 listener = socket.create_server(("127.0.0.1", 0))
 if len(sys.argv) > 1:

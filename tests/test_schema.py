@@ -1,6 +1,14 @@
 import pytest
 
-from recsys.schema import CATEGORICAL, NUMERIC, VECTOR, Schema, default_groups, kind_of, values_of
+from recsys.events.field_schema import (
+    CATEGORICAL,
+    NUMERIC,
+    VECTOR,
+    Schema,
+    default_groups,
+    kind_of,
+    values_of,
+)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.metrics import auc
-from recsys.score_bins import BINS, auc_of, bins_of, counted
+from recsys.model.prediction_metrics import auc
+from recsys.model.score_bins import BINS, auc_of, bins_of, counted
 
 Floats = np.ndarray
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.batch import batch_of
-from recsys.config import laptop
-from recsys.feature_builder import FeatureBuilder
-from recsys.feature_sets import FEED_SCHEMA
-from recsys.features import FeatureSet, RequestFeatures
-from recsys.model import lookup_of, padded
-from recsys.tile_kernels import LANES
+from recsys.config.system_config import laptop
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.feature_set_file import FEED_SCHEMA
+from recsys.model.batch import batch_of
+from recsys.model.model import lookup_of, padded
+from recsys.model.tile_kernels import LANES
 from serving.replica import Replica
 from serving.scoring import probabilities, user_vector
 from tests.toy_replica import NOW_MS, made, viewer

@@ -6,9 +6,9 @@ import pytest
 
 from experiments.epoch_model import sized
 from parameter_server.shard import digest_of_shards
-from recsys.control_records import Live, ModelSize
-from recsys.log import Append, Log, LogLost, LogUnavailable, MemoryLog
-from recsys.records import CONTROL, EXAMPLES, STEPS, Delta, Step, pack, unpack
+from recsys.events.control_records import Live, ModelSize
+from recsys.events.records import CONTROL, EXAMPLES, STEPS, Delta, Step, pack, unpack
+from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, MemoryLog
 from tests.toy_feed import (
     FEATURES,
     PARTITIONS,
@@ -60,7 +60,7 @@ def test_steps_cover_all_examples_once_whenever_the_sequencer_is_killed() -> Non
 @pytest.mark.parametrize("through", [0, 1, 100])
 def test_steps_whose_append_failed_are_cut_again(through: int) -> None:
     log, clock = FlakyLog(), Clock()
-    from recsys.log import Topic
+    from recsys.log.protocol import Topic
 
     log.create(Topic(EXAMPLES, PARTITIONS))
     log.create(Topic(STEPS))

@@ -13,9 +13,9 @@ from recsys.cli.plan import feed_url
 from recsys.cli.processes import identify
 from recsys.cli.running import Running
 from recsys.cli.serve import Restarts, take_down
-from recsys.config import Config, ServeConfig
-from recsys.loops import Heartbeat, Stop, run_folder, write_atomically
-from recsys.niceness import STARTING, STARTS
+from recsys.config.system_config import Config, ServeConfig
+from recsys.process.part_process import Heartbeat, Stop, run_folder, write_atomically
+from recsys.process.process_priority import STARTING, STARTS
 
 
 class FakeServe:

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.counters import SPEEDS
-from recsys.events import Engagement, Impression, Served, User
-from recsys.features import FeatureSet
-from recsys.hashing import key_of
-from recsys.session import COUNTER_ROWS, REQUESTS, USER, Session
+from recsys.events.event_types import Engagement, Impression, Served, User
+from recsys.events.hashing import key_of
+from recsys.features.counters import SPEEDS
+from recsys.features.feature_set import FeatureSet
+from recsys.features.session import COUNTER_ROWS, REQUESTS, USER, Session
 from tests.toy_feed import FEATURES, SCHEMA
 
 ALL_SHOWN = FeatureSet(replace(SCHEMA, shown_by="impression"), "all", history=4)

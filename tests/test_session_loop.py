@@ -7,14 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.control_records import Erasure
-from recsys.events import Engagement, Event, Impression, Item, Served, Tick, User, encode
-from recsys.feature_sets import FEED_SCHEMA
-from recsys.features import FeatureSet
-from recsys.hashing import partition_of
-from recsys.log import Append, LogLost, MemoryLog
-from recsys.records import CONTROL, EVENTS, ITEMS, pack, topics
-from recsys.session import Session
+from recsys.events.control_records import Erasure
+from recsys.events.event_types import (
+    Engagement,
+    Event,
+    Impression,
+    Item,
+    Served,
+    Tick,
+    User,
+    encode,
+)
+from recsys.events.hashing import partition_of
+from recsys.events.records import CONTROL, EVENTS, ITEMS, pack, topics
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import FEED_SCHEMA
+from recsys.features.session import Session
+from recsys.log.protocol import Append, LogLost, MemoryLog
 from serving.session_loop import SessionLoop
 from serving.session_store import MemoryFold, MemorySessions, Moved, Place, StoreUnavailable
 

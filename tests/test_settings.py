@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from recsys.config import RUNS, Config, LogConfig, cluster, digest, laptop
-from recsys.settings import PREFIX, BadSettings, load
+from recsys.config.loader import PREFIX, BadSettings, load
+from recsys.config.system_config import RUNS, Config, LogConfig, cluster, digest, laptop
 
 
 @pytest.fixture(autouse=True)
@@ -139,8 +139,8 @@ def test_a_name_that_is_neither_run_nor_file() -> None:
 
 
 def test_a_table_is_set_by_its_own_path_and_the_others_keep_the_models(tmp_path: Path) -> None:
-    from recsys.config import override
-    from recsys.model_tables import tables_of
+    from recsys.config.system_config import override
+    from recsys.model.model_tables import tables_of
 
     file = written(
         tmp_path,

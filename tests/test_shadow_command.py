@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 from recsys.cli import shadow as command
 from recsys.cli.main import app
-from recsys.config import Config
-from recsys.control_records import Candidate, Control, Decision, Live, Wish
-from recsys.feature_sets import feature_set
-from recsys.log import Append, Log, MemoryLog
-from recsys.records import CONTROL, pack, topics
+from recsys.config.system_config import Config
+from recsys.events.control_records import Candidate, Control, Decision, Live, Wish
+from recsys.events.records import CONTROL, pack, topics
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Append, Log, MemoryLog
 from training.candidates.promoter import Promoter
 from training.control import ControlReader
 

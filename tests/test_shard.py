@@ -9,7 +9,7 @@ from parameter_server.parameter_client import LocalClient, fresh_shards
 from parameter_server.refusals import told_by
 from parameter_server.rows import initial_rows
 from parameter_server.shard import Shard, StepMismatch, digest_of_shards
-from recsys.records import pack
+from recsys.events.records import pack
 from tests.toy_line import DENSE, LANES, TABLES, toy_spec, union, work
 
 

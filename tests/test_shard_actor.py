@@ -10,10 +10,10 @@ import pytest
 from parameter_server.deltas import DeltaAssembler
 from parameter_server.parameter_client import LocalClient, ShardedClient, Worker, hello
 from parameter_server.transport import SocketChannel
-from recsys.config import Config, StepConfig
-from recsys.log import LogUnavailable
-from recsys.open_log import create_topics, open_log
-from recsys.records import DELTAS
+from recsys.config.system_config import Config, StepConfig
+from recsys.events.records import DELTAS
+from recsys.log.protocol import LogUnavailable
+from recsys.process.open_log import create_topics, open_log
 from tests.toy_line import DENSE, LANES, toy_spec, work
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]

@@ -8,9 +8,9 @@ import pytest
 
 from recsys.cli import plan as plans
 from recsys.cli import shards
-from recsys.config import Config
-from recsys.loops import Stop
-from recsys.open_log import create_topics, open_log
+from recsys.config.system_config import Config
+from recsys.process.open_log import create_topics, open_log
+from recsys.process.part_process import Stop
 from tests.toy_plan import FREE
 
 
@@ -93,8 +93,8 @@ def test_the_heartbeat_says_what_each_table_holds_and_let_go(tmp_path):
     from parameter_server.lanes import LaneGradients, RowGradients
     from parameter_server.parameter_client import part_of
     from parameter_server.shard import ShardSpec
-    from recsys.config import TableConfig
-    from recsys.loops import Heartbeat
+    from recsys.config.system_config import TableConfig
+    from recsys.process.part_process import Heartbeat
 
     tables = (TableConfig("a", 8, 0.1, budget_mb=0.005), TableConfig("b", 8, 0.1, admit_after=2))
     statuses = []

@@ -37,7 +37,7 @@ def test_every_command_has_its_options_and_what_they_default_to() -> None:
 @pytest.mark.parametrize(
     ("link", "leads_to"),
     [
-        ("../recsys/events.py", "generated/python/recsys.md#events"),
+        ("../recsys/events/event_types.py", "generated/python/recsys.md#events"),
         ("../training/joining/joiner.py", "generated/python/training.md#joiningjoiner"),
         ("../recsys/cli/up.py", "generated/source/recsys.cli.up.md"),
         ("../deploy/kuberay/", "generated/source/deploy-kuberay.md"),

@@ -8,16 +8,16 @@ import typer
 
 from experiments.epoch_model import sized
 from parameter_server.shard import Shard
-from recsys.blueprint import build_model
 from recsys.cli import plan as plans
 from recsys.cli import shadow
 from recsys.cli.shadow import propose_to
-from recsys.config import Config, ModelConfig, ParameterServerConfig, digest
-from recsys.consumer import readable
-from recsys.control_records import Candidate, Control, ModelSize
-from recsys.feature_sets import feature_set
-from recsys.open_log import create_topics, open_log
-from recsys.records import CONTROL
+from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, digest
+from recsys.events.control_records import Candidate, Control, ModelSize
+from recsys.events.records import CONTROL
+from recsys.features.feature_set_file import feature_set
+from recsys.model.blueprint import build_model
+from recsys.process.log_consumer import readable
+from recsys.process.open_log import create_topics, open_log
 from tests.toy_plan import FREE
 from training.candidates.registry import Provenance, Refused, Registry, plain_config
 from training.candidates.sizes import size_of

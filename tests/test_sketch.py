@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from parameter_server.routing import shard_of
 from parameter_server.rows import Table
 from parameter_server.sketch import UNIT, Sketch, blocks_of
-from recsys.config import TableConfig
+from recsys.config.system_config import TableConfig
 
 
 def ones(count):

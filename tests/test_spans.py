@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.spans import Span, bound_of, is_below, number_of, of_request, of_step, otlp
+from recsys.observability.spans import (
+    Span,
+    bound_of,
+    is_below,
+    number_of,
+    of_request,
+    of_step,
+    otlp,
+)
 
 requests = st.text(min_size=1, max_size=40)
 

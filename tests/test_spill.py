@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.config import JoinConfig
-from recsys.events import Event, User
-from recsys.log import MemoryLog
-from recsys.part_state import PartState
-from recsys.records import EXAMPLES
+from recsys.config.system_config import JoinConfig
+from recsys.events.event_types import Event, User
+from recsys.events.records import EXAMPLES
+from recsys.log.protocol import MemoryLog
+from recsys.process.part_snapshot import PartState
 from tests.toy_feed import (
     FEATURES,
     PARTITIONS,

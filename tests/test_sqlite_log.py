@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from recsys import sqlite_files, sqlite_log
-from recsys.log import Append, LogLost, LogUnavailable, Record, Topic
-from recsys.sqlite_log import SqliteLog
+from recsys.log import sqlite_files, sqlite_log
+from recsys.log.protocol import Append, LogLost, LogUnavailable, Record, Topic
+from recsys.log.sqlite_log import SqliteLog
 
 HOUR_MS = 3_600_000
 
@@ -35,7 +35,7 @@ def some(count: int, partition: int = 0, size: int = 10) -> list[Append]:
 
 def in_process(code: str, *arguments: object) -> subprocess.Popen[str]:
     """Runs Python code in a process of its own; ``sys.argv[1:]`` are the arguments."""
-    head = "import sys, time\nfrom recsys.log import *\nfrom recsys.sqlite_log import SqliteLog\n"
+    head = "import sys, time\nfrom recsys.log.protocol import *\nfrom recsys.log.sqlite_log import SqliteLog\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + textwrap.dedent(code), *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -3,9 +3,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recsys.events import Engagement
-from recsys.hashing import key_of
-from recsys.session import Session
+from recsys.events.event_types import Engagement
+from recsys.events.hashing import key_of
+from recsys.features.session import Session
 from serving import stages
 from serving.pipeline import Pipeline
 from serving.replica import Replica

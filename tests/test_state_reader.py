@@ -15,15 +15,12 @@ from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import Shard
 from parameter_server.snapshots import write_part
-from recsys.config import Config, ServeConfig
-from recsys.control_records import Candidate, Experiments, Live, ModelSize, Stand
-from recsys.events import Item, encode
-from recsys.feature_sets import FEED_SCHEMA
-from recsys.features import FeatureSet
-from recsys.hashing import key_of, uniforms
-from recsys.log import Append, LogUnavailable, MemoryLog
-from recsys.policy_config import PolicyConfig
-from recsys.records import (
+from recsys.config.policy_config import PolicyConfig
+from recsys.config.system_config import Config, ServeConfig
+from recsys.events.control_records import Candidate, Experiments, Live, ModelSize, Stand
+from recsys.events.event_types import Item, encode
+from recsys.events.hashing import key_of, uniforms
+from recsys.events.records import (
     CONTROL,
     DELTAS,
     EXAMPLES,
@@ -39,6 +36,9 @@ from recsys.records import (
     pack,
     topics,
 )
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import FEED_SCHEMA
+from recsys.log.protocol import Append, LogUnavailable, MemoryLog
 from serving.replica import Replica
 from serving.state_reader import StateReader
 from training.line import spec_of

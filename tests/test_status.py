@@ -9,7 +9,7 @@ from recsys.cli.running import Running
 from recsys.cli.serve import AWAY
 from recsys.cli.status import _drawn
 from recsys.cli.vitals import PartStatus, Status
-from recsys.config import Config
+from recsys.config.system_config import Config
 
 
 def drawn(**gauges: float) -> str:

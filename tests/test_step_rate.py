@@ -13,8 +13,8 @@ from parameter_server.parameter_client import LocalClient, route_lanes
 from parameter_server.rows import Table
 from parameter_server.shard import digest_of_shards
 from parameter_server.wire import LaneHead, exchange, read_exchange
-from recsys.config import TableConfig
-from recsys.records import Step, pack, unpack
+from recsys.config.system_config import TableConfig
+from recsys.events.records import Step, pack, unpack
 from tests.test_durable import ALL, PARTS, SPEC, STEPS, Line
 from tests.toy_line import DENSE, work
 from tests.toy_loops import drain, fresh_client, step_of, trained_log, worker

@@ -7,8 +7,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from recsys.log import LogLost, Record
-from recsys.records import Range, Step, pack
+from recsys.events.records import Range, Step, pack
+from recsys.log.protocol import LogLost, Record
 from tests.toy_feed import DENSE, FEATURES, block, example
 from training.continual.step_reader import ExampleCheck, read_lanes
 

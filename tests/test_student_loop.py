@@ -13,9 +13,9 @@ from parameter_server import snapshots
 from parameter_server.shard import digest_of_shards
 from recsys.cli.explainer import EQUAL, Explainer
 from recsys.cli.studies.promotion_run import PromotionRun, config_of
-from recsys.consumer import readable
-from recsys.control_records import Decision, ModelSize
-from recsys.records import SCORES, STEPS, Scores, Step
+from recsys.events.control_records import Decision, ModelSize
+from recsys.events.records import SCORES, STEPS, Scores, Step
+from recsys.process.log_consumer import readable
 from serving import retrieval_client
 from tests.test_promotion_loop import never_back, stamps, until
 from training.line import MAIN, learning_digest

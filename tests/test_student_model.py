@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from recsys.config import ModelConfig
-from recsys.student_model import is_smaller, misfits, shown, student_model
+from recsys.config.system_config import ModelConfig
+from recsys.model.student_model import is_smaller, misfits, shown, student_model
 
 SYSTEM = ModelConfig(dim=16, hidden=(128, 64), vector_dim=32, seed=4)
 

@@ -14,8 +14,8 @@ from recsys.cli.replaying import ReplayOptions, replay_data
 from recsys.cli.studies.study_figures import Judged, draw_aucs, figures, plot
 from recsys.cli.studies.study_world import WorldLog
 from recsys.cli.study import judge, syncs_of
-from recsys.events import Engagement, Impression
-from recsys.metrics import auc
+from recsys.events.event_types import Engagement, Impression
+from recsys.model.prediction_metrics import auc
 
 OPTIONS = ReplayOptions(features="ids", step_examples=24)
 HOUR_MS = 3_600_000

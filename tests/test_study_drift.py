@@ -17,8 +17,8 @@ from recsys.cli.studies.drift_figures import figures_of, plot, run_of, shown
 from recsys.cli.studies.story_log import StoryLog
 from recsys.cli.studies.story_stream import Stream, watch
 from recsys.cli.studies.study_drift import _base
-from recsys.config import Config, ModelConfig, ParameterServerConfig, StepConfig
-from recsys.events import Impression
+from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
+from recsys.events.event_types import Impression
 from training.merging.refit import Refit
 
 OPTIONS = ReplayOptions(step_examples=64)

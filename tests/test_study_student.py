@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.blueprint import build_model
 from recsys.cli.studies import student_arms, study_student
 from recsys.cli.studies.student_arms import Arms, as_int8, replace_last, requests_of
 from recsys.cli.study import study
-from recsys.model_tables import tables_of
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
 from serving.int8_rows import Int8Rows
 from serving.row_store import RowStore
 from serving.scoring import probabilities

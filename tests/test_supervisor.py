@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.cli.supervisor import HEALTHY_S, Part, State, Supervisor, delay_s
-from recsys.loops import EXIT_LOG_LOST
+from recsys.process.part_process import EXIT_LOG_LOST
 
 
 class FakeProcess:

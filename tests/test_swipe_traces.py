@@ -11,8 +11,8 @@ import pytest
 
 from recsys.cli.benches.past_run import _item
 from recsys.cli.one_process import OneProcess, small_config
-from recsys.spans import of_request
-from recsys.telemetry_config import TracingConfig
+from recsys.config.telemetry_config import TracingConfig
+from recsys.observability.spans import of_request
 from serving.request import Request
 
 STAGES = ["session", "wait", "filter", "retrieve", "rank", "select", "answer"]

@@ -7,7 +7,7 @@ import pytest
 from recsys.cli.processes import Socket, is_loopback
 from recsys.cli.running import PartRecord
 from recsys.cli.table import addresses, duration, note, ports, said_beyond_loopback
-from recsys.config import Config, ServeConfig, SessionConfig
+from recsys.config.system_config import Config, ServeConfig, SessionConfig
 
 
 @pytest.mark.parametrize(

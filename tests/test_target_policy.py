@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from experiments.target_policy import UNJUDGED, read_target
-from recsys.marked_yaml import YamlError
-from recsys.policy_config import PolicyConfig
+from recsys.config.policy_config import PolicyConfig
+from recsys.config.yaml_with_lines import YamlError
 
 LABELS = ("long_view", "click", "like", "hide", "follow", "comment", "share")
 ROOT = Path(__file__).parent.parent

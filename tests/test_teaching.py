@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recsys.blueprint import build_model
-from recsys.model_tables import tables_of
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
 from tests.toy_feed import FEATURES
 from tests.toy_offline import MODEL, MemoryBlocks, MemoryCheckpoints, toy_blocks, toy_trainer
 from training.candidates.registry import Parent

@@ -17,7 +17,7 @@ from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.parameter_client import LocalClient
 from parameter_server.rows import EPSILON, initial_rows
 from parameter_server.shard import ShardSpec
-from recsys.config import TableConfig
+from recsys.config.system_config import TableConfig
 
 pytestmark = pytest.mark.slow
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from recsys.config import Config
-from recsys.spans import Span, of_request
-from recsys.telemetry_config import TracingConfig
-from recsys.tracer import Tracer, _each, tracer_in_actor, tracer_of
+from recsys.config.system_config import Config
+from recsys.config.telemetry_config import TracingConfig
+from recsys.observability.spans import Span, of_request
+from recsys.observability.tracer import Tracer, _each, tracer_in_actor, tracer_of
 
 
 def span(n: int = 0) -> Span:

@@ -18,7 +18,7 @@ from parameter_server.parameter_client import (
 from parameter_server.shard import StepMismatch, digest_of_shards
 from parameter_server.transport import SocketChannel, receive, send
 from parameter_server.wire import Exchange, Frame, Refusal, Where
-from recsys.records import Delta, unpack
+from recsys.events.records import Delta, unpack
 from tests.toy_line import DENSE, LANES, cut, lane_of, time_of, toy_spec, union, work
 from tests.toy_servers import TOKEN, Servers
 

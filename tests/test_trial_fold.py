@@ -8,12 +8,12 @@ import pytest
 from experiments.definition import read_experiment
 from experiments.metric import metric_of
 from experiments.readout import BROKEN
-from recsys.config import JoinConfig
-from recsys.control_records import Experiments, Stand
-from recsys.events import Engagement, encode
-from recsys.log import Append
-from recsys.policy_config import PolicyConfig
-from recsys.records import EVENTS, EXAMPLES
+from recsys.config.policy_config import PolicyConfig
+from recsys.config.system_config import JoinConfig
+from recsys.events.control_records import Experiments, Stand
+from recsys.events.event_types import Engagement, encode
+from recsys.events.records import EVENTS, EXAMPLES
+from recsys.log.protocol import Append
 from tests.toy_trial import BEGAN_MS, HOUR_MS, ITEMS, LABELS, ToyTrial
 from training.measuring.trial_fold import TrialFold
 

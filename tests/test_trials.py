@@ -7,9 +7,9 @@ import pytest
 
 from experiments.policy import Policies
 from experiments.revision import running
-from recsys.control_records import Control, Experiments, ExperimentWish, Stand
-from recsys.log import Append
-from recsys.records import CONTROL, pack, unpack
+from recsys.events.control_records import Control, Experiments, ExperimentWish, Stand
+from recsys.events.records import CONTROL, pack, unpack
+from recsys.log.protocol import Append
 from tests.toy_trial import HOUR_MS, LABELS, ToyTrial
 from training.measuring.trial_fold import TrialFold
 from training.measuring.trials import LOOK_EVERY_MS, Trials

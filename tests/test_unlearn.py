@@ -13,15 +13,15 @@ from parameter_server import snapshots
 from parameter_server.durable import DurableShard, Home
 from parameter_server.parameter_client import fresh_shards, part_of
 from parameter_server.shard import digest_of_shards
-from recsys.blueprint import build_model
-from recsys.config import Config
-from recsys.control_records import Erasure, Live, ModelSize
-from recsys.events import Event, User, encode
-from recsys.features import FeatureSet
-from recsys.hashing import partition_of
-from recsys.log import Append, Log, MemoryLog
-from recsys.part_state import PartState
-from recsys.records import CONTROL, DELTAS, EVENTS, EXAMPLES, STEPS, Step, pack, unpack
+from recsys.config.system_config import Config
+from recsys.events.control_records import Erasure, Live, ModelSize
+from recsys.events.event_types import Event, User, encode
+from recsys.events.hashing import partition_of
+from recsys.events.records import CONTROL, DELTAS, EVENTS, EXAMPLES, STEPS, Step, pack, unpack
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Append, Log, MemoryLog
+from recsys.model.blueprint import build_model
+from recsys.process.part_snapshot import PartState
 from tests.durable_client import DurableClient
 from tests.toy_feed import FEATURES, PARTITIONS, START_MS, append_events, feed, toy_config, toy_log
 from training.archive.files import erase_rows

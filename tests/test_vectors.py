@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.hashing import key_of
-from recsys.vectors import UserSide, content_vectors, field_vectors, retrieval_loss
+from recsys.events.hashing import key_of
+from recsys.model.retrieval_vectors import UserSide, content_vectors, field_vectors, retrieval_loss
 
 DIM = 16
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from recsys.cli.viewers import EVENTS_PER_LIST, Lines, Sender, drive
 from recsys.client import Recommendations, Recommended
 from recsys.crowd import Crowd, Pacer
-from recsys.hashing import uniform
+from recsys.events.hashing import uniform
 from recsys.world import World
 
 T = 1_650_812_400_000

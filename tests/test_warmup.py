@@ -10,14 +10,23 @@ from recsys import pasts
 from recsys.as_served import AsServed
 from recsys.cli import warmup
 from recsys.cli.warmup import Warmup
-from recsys.config import Config
-from recsys.events import Engagement, Event, Impression, Item, Served, User, decode, event_id_of
-from recsys.features import FeatureSet
-from recsys.hashing import partition_of
-from recsys.log import Append, LogUnavailable, MemoryLog
+from recsys.config.system_config import Config
+from recsys.events.event_types import (
+    Engagement,
+    Event,
+    Impression,
+    Item,
+    Served,
+    User,
+    decode,
+    event_id_of,
+)
+from recsys.events.field_schema import Schema
+from recsys.events.hashing import partition_of
+from recsys.events.records import EVENTS, ITEMS, topics
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Append, LogUnavailable, MemoryLog
 from recsys.pasts import Past
-from recsys.records import EVENTS, ITEMS, topics
-from recsys.schema import Schema
 from training.joining.joiner import Joiner
 
 NOW_MS = 1_790_000_000_000

@@ -16,15 +16,9 @@ from parameter_server.parameter_client import Worker as WorkerId
 from parameter_server.shard import digest_of_shards
 from parameter_server.shard_service import ShardService
 from parameter_server.transport import SocketChannel, SocketServer
-from recsys import feature_sets
-from recsys.blueprint import build_model
-from recsys.config import Config
-from recsys.events import FeatureBlock
-from recsys.log import Append, Log, LogLost
-from recsys.loops import Heartbeat, Stop
-from recsys.open_log import create_topics, open_log
-from recsys.part_state import PartState
-from recsys.records import (
+from recsys.config.system_config import Config
+from recsys.events.event_types import FeatureBlock
+from recsys.events.records import (
     CONTROL,
     DEAD_LETTERS,
     EVENTS,
@@ -36,6 +30,12 @@ from recsys.records import (
     Example,
     Step,
 )
+from recsys.features import feature_set_file as feature_sets
+from recsys.log.protocol import Append, Log, LogLost
+from recsys.model.blueprint import build_model
+from recsys.process.open_log import create_topics, open_log
+from recsys.process.part_process import Heartbeat, Stop
+from recsys.process.part_snapshot import PartState
 from tests.toy_feed import (
     DENSE,
     FEATURES,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from recsys.client import Recommendations, Recommended
-from recsys.events import Engagement, parse
-from recsys.hashing import uniform
+from recsys.events.event_types import Engagement, parse
+from recsys.events.hashing import uniform
 from recsys.viewer import Viewer, browse, run
 from recsys.world import World
 

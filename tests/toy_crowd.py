@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.player import Player
-from recsys.config import (
+from recsys.config.system_config import (
     Config,
     JoinConfig,
     ModelConfig,
@@ -17,10 +17,10 @@ from recsys.config import (
     ServeConfig,
     StepConfig,
 )
-from recsys.events import Engagement, Item
-from recsys.features import FeatureSet
-from recsys.hashing import uniform
-from recsys.schema import CATEGORICAL, NUMERIC, Schema
+from recsys.events.event_types import Engagement, Item
+from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
+from recsys.events.hashing import uniform
+from recsys.features.feature_set import FeatureSet
 from serving.request import Answer, Request
 
 START_MS = 1_700_000_000_000

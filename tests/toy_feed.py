@@ -5,14 +5,22 @@ Everything is a hash of numbers, so any process makes the same.
 
 import numpy as np
 
-from recsys.config import Config, ModelConfig, ParameterServerConfig, StepConfig
-from recsys.events import Engagement, Event, FeatureBlock, Impression, Served, Tick, encode
-from recsys.feature_builder import FeatureBuilder
-from recsys.features import FeatureSet, RequestFeatures
-from recsys.hashing import cross, key_of, partition_of, uniforms
-from recsys.log import Append, Log, MemoryLog
-from recsys.records import EVENTS, EXAMPLES, Example, pack, topics
-from recsys.schema import CATEGORICAL, NUMERIC, Schema
+from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
+from recsys.events.event_types import (
+    Engagement,
+    Event,
+    FeatureBlock,
+    Impression,
+    Served,
+    Tick,
+    encode,
+)
+from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
+from recsys.events.hashing import cross, key_of, partition_of, uniforms
+from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.log.protocol import Append, Log, MemoryLog
 
 SCHEMA = Schema(
     item=(("author", CATEGORICAL), ("duration_ms", NUMERIC), ("tags", CATEGORICAL)),

@@ -8,8 +8,8 @@ import numpy as np
 from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.parameter_client import ParameterClient
 from parameter_server.shard import ShardSpec
-from recsys.config import TableConfig
-from recsys.hashing import uniforms
+from recsys.config.system_config import TableConfig
+from recsys.events.hashing import uniforms
 
 LANES = 4
 TABLES = (

@@ -4,16 +4,11 @@ from collections.abc import Sequence
 
 from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import ShardSpec
-from recsys.blueprint import build_model
-from recsys.config import Config
-from recsys.log import Append, Log, LogUnavailable, MemoryLog, Record
-from recsys.part_state import PartState
-from recsys.records import (
-    EXAMPLES,
-    Delta,
-    Step,
-    unpack,
-)
+from recsys.config.system_config import Config
+from recsys.events.records import EXAMPLES, Delta, Step, unpack
+from recsys.log.protocol import Append, Log, LogUnavailable, MemoryLog, Record
+from recsys.model.blueprint import build_model
+from recsys.process.part_snapshot import PartState
 from tests.toy_feed import (
     FEATURES,
     append_examples,

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from parameter_server.dense import Dense
-from recsys.blueprint import build_model
-from recsys.config import ModelConfig
-from recsys.model_tables import tables_of
-from recsys.records import Example
+from recsys.config.system_config import ModelConfig
+from recsys.events.records import Example
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
 from tests.toy_feed import FEATURES, example
 from training.continual.learner import Learner
 from training.offline.examples import Examples, examples_of

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from recsys.cli.running import PartRecord, Running
-from recsys.config import Config, ServeConfig
+from recsys.config.system_config import Config, ServeConfig
 
 FREE = ServeConfig(port=0, dashboard_port=0)
 

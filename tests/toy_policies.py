@@ -7,10 +7,10 @@ from pathlib import Path
 from recsys.cli import plan as plans
 from recsys.cli.one_process import START_MS, OneProcess, small_config
 from recsys.cli.plan import Plan, RayPorts
-from recsys.config import Config, JoinConfig
-from recsys.control_records import Experiments
-from recsys.events import Item
-from recsys.hashing import uniform
+from recsys.config.system_config import Config, JoinConfig
+from recsys.events.control_records import Experiments
+from recsys.events.event_types import Item
+from recsys.events.hashing import uniform
 from serving.request import Request
 
 USERS, LISTS = 36, 150

@@ -7,15 +7,15 @@ import numpy as np
 
 from experiments.policy import Policies, Policy
 from parameter_server.deltas import Changed, StepDelta
-from recsys.config import Config, ServeConfig
-from recsys.events import Engagement, Item
-from recsys.features import FeatureSet
-from recsys.hashing import uniforms
-from recsys.item_counters import ItemCounters
-from recsys.model_tables import tables_of
-from recsys.policy_config import PolicyConfig
-from recsys.records import ItemState
-from recsys.session import Session
+from recsys.config.policy_config import PolicyConfig
+from recsys.config.system_config import Config, ServeConfig
+from recsys.events.event_types import Engagement, Item
+from recsys.events.hashing import uniforms
+from recsys.events.records import ItemState
+from recsys.features.feature_set import FeatureSet
+from recsys.features.item_counters import ItemCounters
+from recsys.features.session import Session
+from recsys.model.model_tables import tables_of
 from serving.replica import Replica
 from tests.toy_feed import FEATURES, START_MS, toy_config
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import httpx
 
-from recsys.compat_config import CompatConfig
-from recsys.config import Config, ServeConfig
-from recsys.events import Item, decode, encode
-from recsys.log import Append, MemoryLog
-from recsys.open_log import create_topics
-from recsys.records import EVENTS, ITEMS
+from recsys.config.compat_config import CompatConfig
+from recsys.config.system_config import Config, ServeConfig
+from recsys.events.event_types import Item, decode, encode
+from recsys.events.records import EVENTS, ITEMS
+from recsys.log.protocol import Append, MemoryLog
+from recsys.process.open_log import create_topics
 from serving.http_app import build_app
 from serving.service import Service
 from serving.session_loop import SessionLoop

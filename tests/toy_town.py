@@ -7,13 +7,23 @@ import numpy as np
 
 from experiments.comparison import Paired
 from recsys.cli.studies.judged_pairs import Pair, Stream
-from recsys.config import Config
-from recsys.control_records import Control, Decision, Live
-from recsys.feature_sets import feature_set
-from recsys.hashing import key_of
-from recsys.log import Append, MemoryLog
-from recsys.promotion_config import PromotionConfig
-from recsys.records import CONTROL, EXAMPLES, SCORES, STEPS, Example, Scores, Step, pack, topics
+from recsys.config.promotion_config import PromotionConfig
+from recsys.config.system_config import Config
+from recsys.events.control_records import Control, Decision, Live
+from recsys.events.hashing import key_of
+from recsys.events.records import (
+    CONTROL,
+    EXAMPLES,
+    SCORES,
+    STEPS,
+    Example,
+    Scores,
+    Step,
+    pack,
+    topics,
+)
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Append, MemoryLog
 from training.candidates.promoter import Promoter
 from training.control import ControlReader
 

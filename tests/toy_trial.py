@@ -5,12 +5,12 @@ from typing import Any
 
 from experiments.policy import Policies
 from experiments.revision import running
-from recsys.config import Config, JoinConfig
-from recsys.control_records import Experiments
-from recsys.events import Engagement, Impression, Served, Stamp, encode
-from recsys.hashing import partition_of, uniform
-from recsys.log import Append, Log, MemoryLog
-from recsys.records import EVENTS, EXAMPLES, pack, topics
+from recsys.config.system_config import Config, JoinConfig
+from recsys.events.control_records import Experiments
+from recsys.events.event_types import Engagement, Impression, Served, Stamp, encode
+from recsys.events.hashing import partition_of, uniform
+from recsys.events.records import EVENTS, EXAMPLES, pack, topics
+from recsys.log.protocol import Append, Log, MemoryLog
 from training.joining.joiner import Joiner
 
 LABELS = ("long_view", "click", "like", "follow", "comment", "share", "hide")

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
-from recsys.consumer import UNREADABLE
-from recsys.log import Log
+from recsys.log.protocol import Log
+from recsys.process.log_consumer import UNREADABLE
 
 _READ: Final = 1_000
 _MOST_PASSED: Final = 10_000  # records without a time that are passed over at one place

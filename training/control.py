@@ -2,11 +2,11 @@
 
 from experiments.epoch_model import config_at
 from experiments.lifecycle import Lifecycle
-from recsys.config import Config
-from recsys.consumer import UNREADABLE
-from recsys.control_records import Control, Reaction
-from recsys.log import Log
-from recsys.records import CONTROL, unpack
+from recsys.config.system_config import Config
+from recsys.events.control_records import Control, Reaction
+from recsys.events.records import CONTROL, unpack
+from recsys.log.protocol import Log
+from recsys.process.log_consumer import UNREADABLE
 
 
 class ControlReader:

@@ -19,14 +19,14 @@ import experiments
 from experiments.readout import BROKEN, HARM
 from parameter_server import snapshots
 from recsys.clock import wall_ms
-from recsys.config import Config
-from recsys.consumer import UNREADABLE
-from recsys.control_records import Control, Decision, Live, ModelSize, Reaction
-from recsys.feature_sets import feature_set
-from recsys.log import Append, Log, LogLost, LogUnavailable, newest_first
-from recsys.loops import Heartbeat, Stop
-from recsys.open_log import open_log
-from recsys.records import CONTROL, EXAMPLES, STEPS, Step, pack, unpack
+from recsys.config.system_config import Config
+from recsys.events.control_records import Control, Decision, Live, ModelSize, Reaction
+from recsys.events.records import CONTROL, EXAMPLES, STEPS, Step, pack, unpack
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, newest_first
+from recsys.process.log_consumer import UNREADABLE
+from recsys.process.open_log import open_log
+from recsys.process.part_process import Heartbeat, Stop
 from training.candidates import affected
 from training.candidates.promoter import Promoter
 from training.continual.step_reader import StepReader

@@ -7,10 +7,10 @@ import msgspec
 
 from parameter_server.rows import check_table
 from parameter_server.shard import ShardSpec
-from recsys.config import Config
-from recsys.features import FeatureSet
-from recsys.hashing import digest_of
-from recsys.model_tables import tables_of
+from recsys.config.system_config import Config
+from recsys.events.hashing import digest_of
+from recsys.features.feature_set import FeatureSet
+from recsys.model.model_tables import tables_of
 
 MAIN: Final = "main"
 

@@ -9,10 +9,10 @@ from contextlib import suppress
 from itertools import islice
 from typing import Final
 
-from recsys.consumer import UNREADABLE
-from recsys.control_records import Live
-from recsys.log import Log, newest_first
-from recsys.records import STEPS, Step, unpack
+from recsys.events.control_records import Live
+from recsys.events.records import STEPS, Step, unpack
+from recsys.log.protocol import Log, newest_first
+from recsys.process.log_consumer import UNREADABLE
 from training.continual.step_reader import StepReader
 
 CAUGHT_UP: Final = (

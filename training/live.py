@@ -1,9 +1,9 @@
 """Which epoch of a line is live, as ``control`` says: a part asks when it starts, and keeps to it."""
 
-from recsys.consumer import readable
-from recsys.control_records import Control, Live
-from recsys.log import Log
-from recsys.records import CONTROL
+from recsys.events.control_records import Control, Live
+from recsys.events.records import CONTROL
+from recsys.log.protocol import Log
+from recsys.process.log_consumer import readable
 from training.line import MAIN
 
 

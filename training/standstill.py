@@ -5,10 +5,10 @@ The same classes as the running parts, with their own state; the shards learn th
 
 from itertools import count
 
-from recsys.config import Config
-from recsys.features import FeatureSet
-from recsys.log import Log
-from recsys.part_state import PartState
+from recsys.config.system_config import Config
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Log
+from recsys.process.part_snapshot import PartState
 from training.continual.sequencer_loop import SequencerLoop
 from training.joining import joiner_loop
 from training.joining.joiner_loop import JoinerLoop

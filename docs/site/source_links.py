@@ -1,6 +1,6 @@
 """Links from pages to code: to a module's place in the reference where it has one, else to a page with it.
 
-In the repository a link like ``../recsys/events.py`` leads to the file. The site has no such file, so it is
+In the repository a link like ``../recsys/events/event_types.py`` leads to the file. The site has no such file, so it is
 turned here, on the text of a page, before that is parsed.
 """
 

@@ -21,13 +21,13 @@ from recsys.cli.outputs import check_folders
 from recsys.cli.replay_report import judged_rows, with_bar
 from recsys.cli.replaying import Progress, ReplayOptions, config_for, replay_with
 from recsys.cli.studies.study_copies import Copy, SideBySide, Sync
-from recsys.config import Config, digest
+from recsys.config.loader import load
+from recsys.config.system_config import Config, digest
 from recsys.datasets.open import open_dataset
 from recsys.datasets.source import DataError, Dataset
-from recsys.features import FeatureSet
-from recsys.metrics import auc, paired_auc_interval
+from recsys.features.feature_set import FeatureSet
+from recsys.model.prediction_metrics import auc, paired_auc_interval
 from recsys.report import Predictions, write_report
-from recsys.settings import load
 from serving.int8_rows import Int8Rows
 from serving.row_store import RowStore
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 
 from experiments.acceptance import Accept, misfit
-from recsys.config import Config, digest
-from recsys.features import FeatureSet
-from recsys.loops import write_atomically
-from recsys.settings import BadSettings
+from recsys.config.loader import BadSettings
+from recsys.config.system_config import Config, digest
+from recsys.features.feature_set import FeatureSet
+from recsys.process.part_process import write_atomically
 
 
 def file_of(state: str | Path, form: str, model: str = "") -> Path:

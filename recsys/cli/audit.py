@@ -11,9 +11,9 @@ import msgspec
 import typer
 
 from recsys.cli import plan as plans
-from recsys.config import Config
-from recsys.feature_sets import FILE, feature_set
-from recsys.features import FeatureSet
+from recsys.config.system_config import Config
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import FILE, feature_set
 from training.archive.audit import TOLERANCE, AuditReport
 
 audit = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -100,7 +100,7 @@ def audited(
 
 def least_hashed(sample: list[Any], most: int) -> list[Any]:
     """At most so many of a sample, by the hashes of their requests."""
-    from recsys.hashing import uniform
+    from recsys.events.hashing import uniform
 
     if len(sample) <= most:
         return sample

@@ -52,8 +52,8 @@ def backfilled(
     until: str | None = None,
 ) -> dict[str, int]:
     """Writes the examples of some days; how many were kept, filled in, and left out by which reason."""
-    from recsys.feature_sets import FILE, as_file
-    from recsys.loops import write_atomically
+    from recsys.features.feature_set_file import FILE, as_file
+    from recsys.process.part_process import write_atomically
     from serving.session_fold import fold_event, shown_keys
     from training.archive.backfill import Backfill
     from training.archive.files import files_of
@@ -95,7 +95,7 @@ def _examples(path: Path) -> Iterator[Any]:
     """The examples of a file, None for a record that is none."""
     import polars as pl
 
-    from recsys.records import Example, unpack
+    from recsys.events.records import Example, unpack
 
     for kind, value in pl.read_parquet(path, columns=["type", "value"]).iter_rows():
         yield unpack(value, Example) if kind == "example" else None
@@ -105,7 +105,7 @@ def _write(path: Path, to: Path, fill: Any) -> None:
     """A file anew: places that aren't examples stay, examples that can't be filled in go."""
     import polars as pl
 
-    from recsys.records import pack
+    from recsys.events.records import pack
     from training.archive.files import beside
 
     frame = pl.read_parquet(path, hive_partitioning=False)

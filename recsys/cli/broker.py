@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from recsys.cli.plan import port_of
-from recsys.config import Config
-from recsys.log import LogLost
-from recsys.loops import Stop
+from recsys.config.system_config import Config
+from recsys.log.protocol import LogLost
+from recsys.process.part_process import Stop
 
 
 def run(config: Config, stop: Stop) -> None:
     """Runs the broker on the port of ``log.url`` and ends with it, either way round."""
-    from recsys.broker import EmbeddedBroker
+    from recsys.log.embedded_broker import EmbeddedBroker
 
     broker = EmbeddedBroker(port_of(config.log.url), Path(config.state) / "run" / "broker.out")
     broker.start()

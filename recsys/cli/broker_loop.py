@@ -22,18 +22,18 @@ from parameter_server.parameter_client import Worker as WorkerId
 from parameter_server.shard import ShardSpec, digest_of_shards
 from parameter_server.shard_service import ShardService
 from parameter_server.transport import SocketChannel, SocketServer
-from recsys.blueprint import build_model
 from recsys.cli.player import Player
 from recsys.cli.replaying import Replayed, ReplayOptions, config_for, replay_with
-from recsys.config import Config
+from recsys.config.system_config import Config
 from recsys.datasets.source import Dataset
-from recsys.events import Event, Item, User, encode
-from recsys.features import FeatureSet
-from recsys.hashing import Id, partition_of
-from recsys.log import Append, Log
-from recsys.open_log import create_topics, open_log
-from recsys.records import DELTAS, EVENTS, ITEMS
-from recsys.session import Session
+from recsys.events.event_types import Event, Item, User, encode
+from recsys.events.hashing import Id, partition_of
+from recsys.events.records import DELTAS, EVENTS, ITEMS
+from recsys.features.feature_set import FeatureSet
+from recsys.features.session import Session
+from recsys.log.protocol import Append, Log
+from recsys.model.blueprint import build_model
+from recsys.process.open_log import create_topics, open_log
 from serving.counter_loop import CounterLoop
 from serving.replica import Replica
 from serving.session_loop import SessionLoop
@@ -276,7 +276,7 @@ def _log_url(kind: str, folder: Path) -> Iterator[str]:
     if kind == "sqlite":
         yield "sqlite"
     elif kind == "kafka":
-        from recsys.broker import EmbeddedBroker
+        from recsys.log.embedded_broker import EmbeddedBroker
 
         broker = EmbeddedBroker(output=folder / "broker.out")
         broker.start()

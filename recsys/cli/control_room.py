@@ -11,9 +11,9 @@ import uvicorn
 from recsys.cli import plan as plans
 from recsys.cli.control_room_watch import Watch
 from recsys.clock import wall_ms
-from recsys.config import Config
-from recsys.loops import Stop, run_folder
-from recsys.open_log import open_log
+from recsys.config.system_config import Config
+from recsys.process.open_log import open_log
+from recsys.process.part_process import Stop, run_folder
 from serving.control_room.curves import EVERY_MS, Curves
 from serving.control_room.hub import Hub
 from serving.control_room.picture import Painter

@@ -6,8 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from experiments.lifecycle import Lifecycle
-from recsys.consumer import UNREADABLE
-from recsys.control_records import (
+from recsys.events.control_records import (
     Alarm,
     Candidate,
     Control,
@@ -17,8 +16,9 @@ from recsys.control_records import (
     Reaction,
     Wish,
 )
-from recsys.log import Log, LogLost
-from recsys.records import CONTROL, DEAD_LETTERS, unpack
+from recsys.events.records import CONTROL, DEAD_LETTERS, unpack
+from recsys.log.protocol import Log, LogLost
+from recsys.process.log_consumer import UNREADABLE
 
 KEPT: Final = 40  # of each kind
 _LETTERS: Final = 8

@@ -17,10 +17,10 @@ from experiments.readout import Readout
 from experiments.revision import each_of
 from recsys.cli.experiment_story import began_ms, notes_of, row_of
 from recsys.clock import wall_ms
-from recsys.config import Config
-from recsys.control_records import Experiments, Stand
-from recsys.feature_sets import labels_of
-from recsys.log import Log
+from recsys.config.system_config import Config
+from recsys.events.control_records import Experiments, Stand
+from recsys.features.feature_set_file import labels_of
+from recsys.log.protocol import Log
 from training.measuring.trial_fold import TrialFold
 
 EVERY_S: Final = 30.0

@@ -20,10 +20,10 @@ from recsys.cli.control_room_trials import Trials
 from recsys.cli.part_metrics import families
 from recsys.cli.processes import Identity, alive
 from recsys.cli.vitals import Status, judged
-from recsys.config import Config
-from recsys.log import Log, Record
-from recsys.loops import Beat, read_beat
-from recsys.open_log import open_log
+from recsys.config.system_config import Config
+from recsys.log.protocol import Log, Record
+from recsys.process.open_log import open_log
+from recsys.process.part_process import Beat, read_beat
 from serving.control_room import exposition
 from serving.control_room.exposition import Samples
 

@@ -12,7 +12,7 @@ import typer
 
 from experiments.off_policy import Lists, by_rank, estimates, support
 from experiments.target_policy import Target, read_target
-from recsys.marked_yaml import Marked
+from recsys.config.yaml_with_lines import Marked
 
 REFUSED = 1
 
@@ -30,7 +30,7 @@ def counterfactual(
 ) -> None:
     """Estimates what another policy would have earned. Exit status 0: it is told; 1: the log can't answer,
     and why; 2: something is wrong with what was asked."""
-    from recsys.log import LogLost, LogUnavailable
+    from recsys.log.protocol import LogLost, LogUnavailable
 
     try:
         if lists < 1:
@@ -55,8 +55,8 @@ def measured(file: Path, state: Path | None, most: int, alpha: float) -> dict[st
 
     from recsys.cli import plan as plans
     from recsys.cli.logged_lists import read_lists
-    from recsys.feature_sets import feature_set
-    from recsys.open_log import open_log
+    from recsys.features.feature_set_file import feature_set
+    from recsys.process.open_log import open_log
 
     text = file.read_text("utf-8")
     folder = state or Path(str(_state_in(text, file) or "state"))

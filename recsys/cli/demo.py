@@ -22,7 +22,7 @@ from recsys.cli import running as runs
 from recsys.cli.demo_start import NotReady, _check_lost, started
 from recsys.cli.processes import alive
 from recsys.cli.vitals import server_status
-from recsys.config import Config
+from recsys.config.system_config import Config
 
 VIEWERS: Final = 1.0  # lists a second
 _LINE_S: Final = 10.0
@@ -70,7 +70,7 @@ def _interrupt(*_: object) -> None:
 
 def _settings(state: Path, log: str) -> Config:
     from recsys.cli.up import log_url
-    from recsys.settings import load
+    from recsys.config.loader import load
 
     settings = load("laptop")
     return replace(

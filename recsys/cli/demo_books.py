@@ -7,10 +7,10 @@ from typing import Final
 
 import msgspec
 
-from recsys.config import Config
-from recsys.hashing import Id
-from recsys.log import Log
-from recsys.records import DEAD_LETTERS, DELTAS, EVENTS, EXAMPLES, STEPS, Step, unpack
+from recsys.config.system_config import Config
+from recsys.events.hashing import Id
+from recsys.events.records import DEAD_LETTERS, DELTAS, EVENTS, EXAMPLES, STEPS, Step, unpack
+from recsys.log.protocol import Log
 
 _READ: Final = 2_000
 _DERIVED: Final = ":long_view"  # the server's own, beside the view that it follows from
@@ -138,7 +138,7 @@ class Books:
 
 def open_books(config: Config) -> tuple[Log, Books]:
     """Books of the log that a configuration names, from now on."""
-    from recsys.open_log import open_log
+    from recsys.process.open_log import open_log
 
     log = open_log(config)
     return log, Books(log)

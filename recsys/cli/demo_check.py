@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol
 from recsys import check_figures as figures
 from recsys.check_figures import Figure
 from recsys.client import ApiError, Receipt, Recommendations
-from recsys.events import Engagement
-from recsys.hashing import Id
+from recsys.events.event_types import Engagement
+from recsys.events.hashing import Id
 
 LIST: Final = 10
 LOOK: Final = 20  # items of which the share of a topic is taken

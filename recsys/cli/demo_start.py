@@ -13,7 +13,7 @@ from recsys.cli import plan as plans
 from recsys.cli import running as runs
 from recsys.cli.processes import alive
 from recsys.cli.vitals import Status, gather
-from recsys.config import Config
+from recsys.config.system_config import Config
 
 _CAUGHT_UP_S: Final = 420.0
 _FEW: Final = 20  # records: ticks and viewers keep the tails moving
@@ -48,8 +48,8 @@ def started(
 
 def _past(settings: Config, limit: int, console: Console) -> Any:
     """What is still to be played; None where the folder is warm. Decides the feature set."""
-    from recsys.feature_sets import decide
-    from recsys.features import FeatureSet
+    from recsys.features.feature_set import FeatureSet
+    from recsys.features.feature_set_file import decide
 
     state = Path(settings.state)
     begun = warmup.read_progress(state)
@@ -66,8 +66,8 @@ def _past(settings: Config, limit: int, console: Console) -> Any:
 
 def _warm(config: Config, past: Any, console: Console) -> None:
     """Plays the past, and waits until every part has learned it."""
-    from recsys.feature_sets import feature_set
-    from recsys.open_log import open_log
+    from recsys.features.feature_set_file import feature_set
+    from recsys.process.open_log import open_log
 
     log = open_log(config)
     began = time.monotonic()

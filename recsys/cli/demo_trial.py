@@ -23,8 +23,8 @@ from recsys.cli.demo_start import started, wait_until_caught_up
 from recsys.cli.table import beyond
 from recsys.cli.vitals import gather
 from recsys.client import Client
-from recsys.config import Config
-from recsys.feature_sets import feature_set
+from recsys.config.system_config import Config
+from recsys.features.feature_set_file import feature_set
 
 RATE: Final = 200.0  # events a second of the background
 _SETTLE_S: Final = 60.0  # at most, until all have come

@@ -10,13 +10,13 @@ from typing import Any
 from parameter_server.deltas import DeltaAssembler, Gap, StepDelta
 from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import digest_of_shards
-from recsys.blueprint import build_model
 from recsys.cli.joiners import Joiners
-from recsys.config import Config
-from recsys.events import Event
-from recsys.features import FeatureSet
-from recsys.log import Append, MemoryLog
-from recsys.records import EXAMPLES, STEPS, Delta, Step, pack, topics
+from recsys.config.system_config import Config
+from recsys.events.event_types import Event
+from recsys.events.records import EXAMPLES, STEPS, Delta, Step, pack, topics
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Append, MemoryLog
+from recsys.model.blueprint import build_model
 from training.continual.learner import Learner
 from training.continual.sequencer import Sequencer
 from training.continual.worker import Worker

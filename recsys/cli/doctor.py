@@ -17,7 +17,7 @@ import typer
 from recsys.cli import running
 from recsys.cli.plan import CONTROL_KEY
 from recsys.cli.processes import alive, holders
-from recsys.config import Config
+from recsys.config.system_config import Config
 from recsys.doctor import REQUIREMENTS, Check, Machine, Port, checks, normalised
 
 IMPORT_S = 120  # a cold disk takes long over torch
@@ -41,7 +41,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Prints the checks as JSON.")] = False,
 ) -> None:
     """Says what is wrong with this machine, and what to do. Exits with 1 where the system can't run."""
-    from recsys.settings import load
+    from recsys.config.loader import load
 
     found = checks(observe(load(config)))
     if as_json:

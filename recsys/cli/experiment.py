@@ -21,12 +21,12 @@ from recsys.cli.experiment_table import list_table, power_table, report_tables
 from recsys.cli.interleaving_report import read_interleaving
 from recsys.cli.shadow import StateOption, with_system
 from recsys.clock import wall_ms
-from recsys.config import Config
-from recsys.consumer import readable
-from recsys.control_records import Control, Experiments, ExperimentWish
-from recsys.feature_sets import FEED_SCHEMA, labels_of
-from recsys.log import Append, Log
-from recsys.records import CONTROL, pack
+from recsys.config.system_config import Config
+from recsys.events.control_records import Control, Experiments, ExperimentWish
+from recsys.events.records import CONTROL, pack
+from recsys.features.feature_set_file import FEED_SCHEMA, labels_of
+from recsys.log.protocol import Append, Log
+from recsys.process.log_consumer import readable
 from training.director import CONFIGS
 from training.measuring.trial_fold import TrialFold
 

@@ -11,7 +11,7 @@ from experiments.design import Metrics
 from experiments.effect import eta_of
 from experiments.metric import Metric, metric_of
 from experiments.power import Looks, come_once
-from recsys.log import Log
+from recsys.log.protocol import Log
 from training.measuring.population import read_population
 
 _HALVES: Final = (0.5, 0.5)

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.definition import Experiment
 from experiments.readout import Readout
-from recsys.control_records import Control, Experiments
+from recsys.events.control_records import Control, Experiments
 from training.measuring.trial_fold import TrialFold
 
 

@@ -13,11 +13,11 @@ import msgspec
 import typer
 
 from experiments.policy import Policy
-from recsys.catalogue import Catalogue
 from recsys.cli import plan as plans
 from recsys.cli.explainer import DIFFERENT, EQUAL, GONE, Explained, Explainer
-from recsys.events import Served
-from recsys.session import Session
+from recsys.events.event_types import Served
+from recsys.features.catalogue import Catalogue
+from recsys.features.session import Session
 from serving.request import AnswerItem
 
 _STATUS: Final = {EQUAL: 0, DIFFERENT: 1}
@@ -39,7 +39,7 @@ def explain(
 ) -> None:
     """Makes an answer again from log and snapshots. Exit status 0: equal to the last bit; 1: something
     differs; 2: it can't be made again, and why."""
-    from recsys.log import LogLost, LogUnavailable
+    from recsys.log.protocol import LogLost, LogUnavailable
 
     try:
         found, shown = explained(request_id, state, user)
@@ -58,8 +58,8 @@ def explained(request_id: str, state: Path, user: str | None) -> tuple[Explained
     """What was found, and as plain values."""
     import torch
 
-    from recsys.feature_sets import feature_set
-    from recsys.open_log import open_log
+    from recsys.features.feature_set_file import feature_set
+    from recsys.process.open_log import open_log
 
     config, _ = plans.read(state)
     config = replace(config, state=str(state.resolve()))  # the folder may have been moved

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from experiments.policy import Policies, Policy
-from recsys.catalogue import Catalogue
-from recsys.config import Config
-from recsys.events import Impression
-from recsys.features import FeatureSet
-from recsys.hashing import Id
-from recsys.log import Log, Record
-from recsys.records import EVENTS
-from recsys.session import Session
+from recsys.config.system_config import Config
+from recsys.events.event_types import Impression
+from recsys.events.hashing import Id
+from recsys.events.records import EVENTS
+from recsys.features.catalogue import Catalogue
+from recsys.features.feature_set import FeatureSet
+from recsys.features.session import Session
+from recsys.log.protocol import Log, Record
 from serving.past_answer import (
     Difference,
     answer_again,

@@ -13,8 +13,8 @@ from recsys.cli import plan as plans
 from recsys.cli import running as runs
 from recsys.cli.processes import alive
 from recsys.clock import wall_ms
-from recsys.config import Config
-from recsys.log import Log, LogLost, LogUnavailable
+from recsys.config.system_config import Config
+from recsys.log.protocol import Log, LogLost, LogUnavailable
 
 
 class Refused(ValueError):
@@ -77,8 +77,8 @@ def _ask(user: str, state: Path, config: Config) -> list[str]:
 
 
 def _on_disk(user: str, config: Config, unlearn: bool) -> list[str]:
-    from recsys.feature_sets import feature_set
-    from recsys.open_log import open_log
+    from recsys.features.feature_set_file import feature_set
+    from recsys.process.open_log import open_log
     from training.erasing.unlearn import unlearn as unlearn_user
     from training.standstill import finish
 
@@ -118,11 +118,11 @@ def _on_disk(user: str, config: Config, unlearn: bool) -> list[str]:
 def ask_on_log(log: Log, user: str, time_ms: int) -> int:
     """Appends what the API would: a tombstone among the user's events, and an erasure. Returns the offset of
     the tombstone."""
-    from recsys.control_records import Erasure
-    from recsys.events import User, encode
-    from recsys.hashing import partition_of
-    from recsys.log import Append
-    from recsys.records import CONTROL, EVENTS, pack
+    from recsys.events.control_records import Erasure
+    from recsys.events.event_types import User, encode
+    from recsys.events.hashing import partition_of
+    from recsys.events.records import CONTROL, EVENTS, pack
+    from recsys.log.protocol import Append
 
     partition = partition_of(user, log.partitions(EVENTS))
     tombstone = User(time_ms=time_ms, user_id=user, removed=True)

@@ -6,8 +6,8 @@ from typing import Any
 from experiments.definition import Experiment
 from experiments.interleaving import Preference
 from recsys.cli.experiment_table import number_table
-from recsys.config import Config
-from recsys.log import Log
+from recsys.config.system_config import Config
+from recsys.log.protocol import Log
 from training.measuring.credit_fold import interleaving_readout, read_credits
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from recsys.config import JoinConfig
-from recsys.events import Engagement, Event, Impression
-from recsys.hashing import partition_of
+from recsys.config.system_config import JoinConfig
+from recsys.events.event_types import Engagement, Event, Impression
+from recsys.events.hashing import partition_of
 from training.joining.joiner import Joined, Joiner
 
 

@@ -10,12 +10,12 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
 
-from recsys.config import JoinConfig
-from recsys.consumer import UNREADABLE
-from recsys.events import Engagement, Impression, Rejected, Stamp, decode
-from recsys.hashing import Id
-from recsys.log import Log, Record, read_range
-from recsys.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step, unpack
+from recsys.config.system_config import JoinConfig
+from recsys.events.event_types import Engagement, Impression, Rejected, Stamp, decode
+from recsys.events.hashing import Id
+from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step, unpack
+from recsys.log.protocol import Log, Record, read_range
+from recsys.process.log_consumer import UNREADABLE
 from serving.past_session import find_impression
 from training.by_time import first_at, served_ms_of
 

@@ -19,14 +19,14 @@ from experiments.off_policy import Lists
 from experiments.policy import Policy
 from experiments.target_policy import Target
 from recsys.cli.explainer import EQUAL, Explainer
-from recsys.config import Config, digest
-from recsys.consumer import UNREADABLE
-from recsys.dedupe import Recent
-from recsys.events import Impression, Rejected, decode
-from recsys.features import FeatureSet
-from recsys.hashing import Id, key_of, uniform
-from recsys.log import Log, Record, newest_first
-from recsys.records import EVENTS, EXAMPLES
+from recsys.config.system_config import Config, digest
+from recsys.events.dedupe import Recent
+from recsys.events.event_types import Impression, Rejected, decode
+from recsys.events.hashing import Id, key_of, uniform
+from recsys.events.records import EVENTS, EXAMPLES
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Log, Record, newest_first
+from recsys.process.log_consumer import UNREADABLE
 from serving.past_chances import Judged, judged, same_candidates
 from training.by_time import first_at, served_ms_of
 from training.joining.sampling import stands_for

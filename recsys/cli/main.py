@@ -85,7 +85,7 @@ class _Lazy(TyperGroup):
         try:
             return super().invoke(ctx)
         except ValueError as error:
-            from recsys.settings import BadSettings
+            from recsys.config.loader import BadSettings
 
             if not isinstance(error, BadSettings):
                 raise

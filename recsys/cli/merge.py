@@ -7,7 +7,7 @@ import typer
 
 from recsys.cli.shadow import StateOption, propose_to, with_system
 from recsys.clock import wall_ms
-from recsys.feature_sets import feature_set
+from recsys.features.feature_set_file import feature_set
 from training.candidates.registry import Registry, new_name
 from training.control import ControlReader
 from training.merging.merge import Blend, Blends

@@ -13,8 +13,8 @@ from typing import Annotated, Final
 
 import typer
 
-from recsys.config import Config
-from recsys.loops import Stop
+from recsys.config.system_config import Config
+from recsys.process.part_process import Stop
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _REQUEST_S: Final = 10.0

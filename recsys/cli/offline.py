@@ -38,7 +38,7 @@ from recsys.cli.offline_asked import (
     WorkersOption,
 )
 from recsys.cli.offline_told import Followed, Told, begun, print_done, summary
-from recsys.config import Config, ModelConfig
+from recsys.config.system_config import Config, ModelConfig
 
 _WORK: Final = ".work"  # within the registry, which all nodes reach
 
@@ -187,7 +187,7 @@ def _begun(asked: Asked, work: Path) -> Path:
 def _student(asked: Asked, system: ModelConfig) -> tuple[ModelConfig, float]:
     """The model that learns, a student's or the system's, and the teacher's share: found out before hours of
     examples are read. Raises ValueError for what can't be."""
-    from recsys.student_model import student_model
+    from recsys.model.student_model import student_model
     from training.candidates.registry import Registry
     from training.merging.distill import SHARE, checked_share
 
@@ -202,7 +202,7 @@ def _student(asked: Asked, system: ModelConfig) -> tuple[ModelConfig, float]:
 def _config(asked: Asked) -> Config:
     """The configuration of a system's state folder, or the one that was named."""
     from recsys.cli import plan as plans
-    from recsys.settings import load
+    from recsys.config.loader import load
 
     if asked.state is not None:
         try:
@@ -215,8 +215,8 @@ def _config(asked: Asked) -> Config:
 
 def _from_archive(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, bool]:
     from recsys.cli.replay import parse_time
-    from recsys.feature_builder import FeatureBuilder
-    from recsys.feature_sets import FILE, feature_set
+    from recsys.features.feature_builder import FeatureBuilder
+    from recsys.features.feature_set_file import FILE, feature_set
     from training.offline import archive as archives
     from training.offline import job as jobs
 
@@ -264,8 +264,8 @@ def _from_dataset(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, b
     from recsys.cli.replay_report import with_bar
     from recsys.cli.replaying import ReplayOptions, config_for
     from recsys.datasets.open import open_dataset
-    from recsys.feature_sets import feature_set
-    from recsys.features import FeatureSet
+    from recsys.features.feature_set import FeatureSet
+    from recsys.features.feature_set_file import feature_set
     from training.offline import job as jobs
 
     if asked.until == NOW:

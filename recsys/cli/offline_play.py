@@ -8,11 +8,11 @@ from parameter_server.deltas import StepDelta
 from recsys.cli.joiners import Joiners
 from recsys.cli.player import Player
 from recsys.cli.replaying import ReplayOptions, with_warm_up
-from recsys.config import Config
+from recsys.config.system_config import Config
 from recsys.datasets.source import Dataset
-from recsys.events import Event
-from recsys.features import FeatureSet
-from recsys.records import Example
+from recsys.events.event_types import Event
+from recsys.events.records import Example
+from recsys.features.feature_set import FeatureSet
 from training.offline.cache import Cache, CacheWriter
 
 Progress = Callable[[Iterator[Event]], Iterator[Event]]
@@ -75,7 +75,7 @@ def cache_dataset(
     Examples of impressions before ``from_ms`` aren't made, but what is known from before the log warms
     sessions and counters up.
     """
-    from recsys.feature_builder import FeatureBuilder
+    from recsys.features.feature_builder import FeatureBuilder
 
     dense = FeatureBuilder(features).dense_width
     horizon_ms = int(config.join.horizon_s * 1000)

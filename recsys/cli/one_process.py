@@ -16,16 +16,16 @@ from parameter_server.durable import DurableShard, Home
 from parameter_server.kernels import warm
 from parameter_server.parameter_client import LocalClient, part_of, route_lanes
 from parameter_server.publish_trace import tell_published
-from recsys.blueprint import build_model
-from recsys.config import Config, ModelConfig, ServeConfig, StepConfig
-from recsys.control_records import Experiments
-from recsys.events import Item, User, encode
-from recsys.feature_sets import feature_set
-from recsys.hashing import partition_of, uniform
-from recsys.log import Append
-from recsys.open_log import create_topics, open_log
-from recsys.records import CONTROL, DELTAS, EVENTS, ITEMS, pack
-from recsys.tracer import tracer_of
+from recsys.config.system_config import Config, ModelConfig, ServeConfig, StepConfig
+from recsys.events.control_records import Experiments
+from recsys.events.event_types import Item, User, encode
+from recsys.events.hashing import partition_of, uniform
+from recsys.events.records import CONTROL, DELTAS, EVENTS, ITEMS, pack
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Append
+from recsys.model.blueprint import build_model
+from recsys.observability.tracer import tracer_of
+from recsys.process.open_log import create_topics, open_log
 from serving.counter_loop import CounterLoop
 from serving.request import Answer, Request
 from serving.retrieval_client import Shards

@@ -13,9 +13,9 @@ def run(name: str, state: str) -> int:
     from recsys.cli import plan as plans
     from recsys.cli.parts import body, niceness
     from recsys.cli.processes import mark
-    from recsys.garbage import settle
-    from recsys.loops import Stop, run_part
-    from recsys.niceness import session_steps_back
+    from recsys.process.gc_control import settle
+    from recsys.process.part_process import Stop, run_part
+    from recsys.process.process_priority import session_steps_back
 
     mark()
     config, _ = plans.read(state)

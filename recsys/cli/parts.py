@@ -8,9 +8,9 @@ from typing import Final
 
 from recsys.cli.plan import Plan
 from recsys.cli.supervisor import Part
-from recsys.config import Config
-from recsys.log import LogLost
-from recsys.loops import Stop, write_atomically
+from recsys.config.system_config import Config
+from recsys.log.protocol import LogLost
+from recsys.process.part_process import Stop, write_atomically
 
 # The parts' bodies are imported by name in their own process, so that this table costs nothing to read.
 # What holds a connection to a Ray cluster ends with that cluster: it is bound to it.
@@ -99,7 +99,7 @@ def _named(name: str) -> Part:
 def create_log(config: Config, stop: Stop) -> None:
     """The part that runs once: creates the topics, where they aren't there. Raises LogLost where the state
     folder was used with another log: sessions, counters and the model came from that one."""
-    from recsys.open_log import create_topics, open_log
+    from recsys.process.open_log import create_topics, open_log
 
     log = open_log(config)
     try:

@@ -15,8 +15,8 @@ from typing import Final
 import msgspec
 
 from recsys.cli.processes import holders
-from recsys.config import Config, digest
-from recsys.loops import run_folder, write_atomically
+from recsys.config.system_config import Config, digest
+from recsys.process.part_process import run_folder, write_atomically
 
 _LOOPBACK: Final = "127.0.0.1"
 CONTROL_KEY: Final = "control.key"  # of the control room, in ``state/run``

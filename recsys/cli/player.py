@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from experiments.policy import Policies
 from parameter_server.deltas import StepDelta
-from recsys.config import Config
-from recsys.events import Engagement, Event, Impression, Item, Served, Stamp, User
-from recsys.features import FeatureSet, RequestFeatures
-from recsys.hashing import Id
-from recsys.item_counters import ItemCounters
-from recsys.session import Session
+from recsys.config.system_config import Config
+from recsys.events.event_types import Engagement, Event, Impression, Item, Served, Stamp, User
+from recsys.events.hashing import Id
+from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.features.item_counters import ItemCounters
+from recsys.features.session import Session
 from serving.pipeline import Pipeline
 from serving.replica import Replica
 from serving.request import Answer, Request

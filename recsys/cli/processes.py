@@ -18,8 +18,8 @@ from typing import Final
 import msgspec
 import psutil
 
-from recsys.loops import read_beat
-from recsys.niceness import PART
+from recsys.process.part_process import read_beat
+from recsys.process.process_priority import PART
 
 # Start times are read against the clock, which may have been set meanwhile.
 _SAME_START_S: Final = 2.0

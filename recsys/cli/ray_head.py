@@ -23,8 +23,8 @@ from typing import Final
 from recsys.cli import plan as plans
 from recsys.cli.plan import Plan, RayPorts
 from recsys.cli.ray_loopback import write_haproxy
-from recsys.config import Config
-from recsys.loops import Stop
+from recsys.config.system_config import Config
+from recsys.process.part_process import Stop
 
 _LOOPBACK: Final = "127.0.0.1"
 _OBJECT_STORE_BYTES: Final = 300_000_000  # rows travel beside Ray, so its store holds little

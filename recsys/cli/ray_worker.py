@@ -3,7 +3,13 @@
 import os
 
 from recsys.cli.ray_loopback import keep_on_loopback
-from recsys.niceness import STARTING, VARIABLE, begin_session, session_steps_back, set_session
+from recsys.process.process_priority import (
+    STARTING,
+    VARIABLE,
+    begin_session,
+    session_steps_back,
+    set_session,
+)
 
 
 def begin() -> None:

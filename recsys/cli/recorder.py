@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.cli.player import Scored
-from recsys.events import Engagement
-from recsys.hashing import Id
+from recsys.events.event_types import Engagement
+from recsys.events.hashing import Id
 from recsys.report import Predictions
 
 

@@ -9,7 +9,7 @@ import typer
 from recsys.cli.outputs import check_folders
 from recsys.cli.replay_report import print_report, report_of, with_bar
 from recsys.cli.replaying import Replayed, ReplayOptions, replay_data
-from recsys.config import ModelConfig
+from recsys.config.system_config import ModelConfig
 from recsys.datasets.open import open_dataset
 from recsys.datasets.source import DataError, Dataset
 from recsys.report import Predictions, read_predictions, write_predictions, write_report

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from recsys.cli.replaying import Replayed, ReplayOptions
 from recsys.datasets.source import Dataset
-from recsys.events import Event, Impression
-from recsys.metrics import days
+from recsys.events.event_types import Event, Impression
+from recsys.events.field_schema import CATEGORICAL
+from recsys.model.prediction_metrics import days
 from recsys.report import Predictions, build_report, compare
-from recsys.schema import CATEGORICAL
 
 _DAY_MS = 86_400_000
 

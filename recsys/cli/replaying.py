@@ -12,12 +12,12 @@ from typing import Any
 from recsys.cli.direct_loop import DirectLoop, StepsUntil
 from recsys.cli.player import Player
 from recsys.cli.recorder import Recorder
-from recsys.config import Config, JoinConfig, StepConfig
+from recsys.config.system_config import Config, JoinConfig, StepConfig
 from recsys.datasets.source import Dataset
-from recsys.events import Engagement, Event, Item, User
-from recsys.features import FeatureSet
+from recsys.events.event_types import Engagement, Event, Item, User
+from recsys.events.field_schema import CATEGORICAL
+from recsys.features.feature_set import FeatureSet
 from recsys.report import Predictions
-from recsys.schema import CATEGORICAL
 
 Progress = Callable[[Iterator[Event]], Iterator[Event]]
 

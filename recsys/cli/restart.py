@@ -13,7 +13,7 @@ import typer
 
 from recsys.cli import running as runs
 from recsys.cli.processes import alive
-from recsys.loops import Beat, read_beat, run_folder, write_atomically
+from recsys.process.part_process import Beat, read_beat, run_folder, write_atomically
 
 RESTARTABLE: Final = "serve"
 GAUGE: Final = "restarts"  # of the heartbeat: the last request that was fulfilled

@@ -18,8 +18,8 @@ from recsys.cli.processes import Child, Identity, Socket, identify, listening
 from recsys.cli.ray_head import client_environment
 from recsys.cli.running import PartRecord, Running
 from recsys.cli.supervisor import Change, Part, State, Supervisor, Watched
-from recsys.config import Config
-from recsys.loops import run_folder, write_atomically
+from recsys.config.system_config import Config
+from recsys.process.part_process import run_folder, write_atomically
 
 _TICK_S: Final = 0.05
 _QUIET_TICK_S: Final = 0.2  # once everything is ready

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from recsys.cli.processes import Identity, Socket, alive, end_sessions, members
-from recsys.loops import run_folder
+from recsys.process.part_process import run_folder
 
 
 class PartRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,8 +10,8 @@ from typing import Any, Final
 from recsys.cli import plan as plans
 from recsys.cli.ray_head import client_environment, serve_host
 from recsys.cli.restart import GAUGE, requested
-from recsys.config import Config
-from recsys.loops import Stop
+from recsys.config.system_config import Config
+from recsys.process.part_process import Stop
 
 AWAY: Final = "retrieval_shards_away"  # of the heartbeat: how many don't run
 _REQUEST_TIMEOUT_S: Final = 30.0

@@ -20,12 +20,12 @@ from experiments.significance import Estimate
 from recsys.cli import plan as plans
 from recsys.cli.accepted import check_accepted
 from recsys.clock import wall_ms
-from recsys.config import Config
-from recsys.control_records import Candidate, Control, Decision, Live, Wish
-from recsys.feature_sets import feature_set
-from recsys.log import Append, Log, LogLost, LogUnavailable
-from recsys.open_log import open_log
-from recsys.records import CONTROL, pack
+from recsys.config.system_config import Config
+from recsys.events.control_records import Candidate, Control, Decision, Live, Wish
+from recsys.events.records import CONTROL, pack
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Append, Log, LogLost, LogUnavailable
+from recsys.process.open_log import open_log
 from training.candidates import affected
 from training.candidates.case import numbers
 from training.candidates.promoter import Promoter, answers_wish

@@ -14,12 +14,12 @@ from typing import Any, Final
 
 from experiments.epoch_model import config_at
 from parameter_server.shard import ShardSpec
-from recsys.blueprint import build_model
 from recsys.cli import plan as plans
-from recsys.config import Config
-from recsys.feature_sets import feature_set
-from recsys.loops import Heartbeat, Stop
-from recsys.open_log import open_log
+from recsys.config.system_config import Config
+from recsys.features.feature_set_file import feature_set
+from recsys.model.blueprint import build_model
+from recsys.process.open_log import open_log
+from recsys.process.part_process import Heartbeat, Stop
 from training.control import ControlReader
 from training.line import MAIN, spec_of
 

@@ -15,7 +15,7 @@ from recsys.cli import running as runs
 from recsys.cli.serve import AWAY
 from recsys.cli.table import duration, parts_table
 from recsys.cli.vitals import Status, gather
-from recsys.config import Config
+from recsys.config.system_config import Config
 
 
 def status(

@@ -31,10 +31,10 @@ from recsys.cli.studies.study_promotion import promotion
 from recsys.cli.studies.study_quality import quality
 from recsys.cli.studies.study_student import student
 from recsys.cli.studies.study_world import WorldLog
-from recsys.config import Config, ModelConfig
+from recsys.config.system_config import Config, ModelConfig
 from recsys.datasets.open import open_dataset
 from recsys.datasets.source import DataError, Dataset
-from recsys.features import FeatureSet
+from recsys.features.feature_set import FeatureSet
 
 _SAMPLES = 500  # draws of users
 _MINUTE_MS = 60_000

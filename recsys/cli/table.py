@@ -13,8 +13,8 @@ from rich.text import Text
 from recsys.cli.plan import CONTROL_KEY, control_room_url, feed_url
 from recsys.cli.processes import Socket, is_loopback
 from recsys.cli.running import PartRecord, Running
-from recsys.config import Config
-from recsys.loops import read_beat
+from recsys.config.system_config import Config
+from recsys.process.part_process import read_beat
 
 _COLOURS: Final = {
     "ready": "green", "done": "green", "starting": "yellow", "waiting": "dim", "backoff": "red",

@@ -28,7 +28,7 @@ def trace(
 ) -> None:
     """Tells what became of a list: engagements, examples, steps, deltas, and the first answer that
     knew them. Exit status 2: it isn't on the log."""
-    from recsys.log import LogLost, LogUnavailable
+    from recsys.log.protocol import LogLost, LogUnavailable
 
     if bool(request_id) == latest:
         raise typer.BadParameter("give a request's id or --latest, and not both")
@@ -47,7 +47,7 @@ def trace(
 
 def life_of(request_id: str, state: Path, user: str | None = None) -> Life:
     """``request_id`` empty: of the newest that was learned from."""
-    from recsys.open_log import open_log
+    from recsys.process.open_log import open_log
 
     config, _ = plans.read(state)
     config = replace(config, state=str(state.resolve()))  # the folder may have been moved
@@ -67,7 +67,7 @@ def as_values(life: Life) -> dict[str, Any]:
         | {"after_ms": moment.at_ms - _began_ms(life)}
         for moment in life.moments
     ]
-    from recsys.spans import number_of
+    from recsys.observability.spans import number_of
 
     trace_id = f"{number_of(life.request_id):032x}"
     return {

@@ -22,14 +22,14 @@ from recsys.cli.runner import Runner
 from recsys.cli.running import Running
 from recsys.cli.supervisor import Change
 from recsys.cli.table import parts_table, said_beyond_loopback
-from recsys.config import Config, digest
-from recsys.feature_sets import feature_set
-from recsys.log_lines import log_to_file
-from recsys.loops import run_folder
-from recsys.otlp_export import check_installed
-from recsys.policy_config import check_rules, check_weights
-from recsys.schema import CATEGORICAL
-from recsys.settings import BadSettings
+from recsys.config.loader import BadSettings
+from recsys.config.policy_config import check_rules, check_weights
+from recsys.config.system_config import Config, digest
+from recsys.events.field_schema import CATEGORICAL
+from recsys.features.feature_set_file import feature_set
+from recsys.observability.log_lines import log_to_file
+from recsys.observability.otlp_export import check_installed
+from recsys.process.part_process import run_folder
 
 _READY_S: Final = 240.0  # how long --detach waits for all parts
 _DRAW_EVERY_S: Final = 0.25
@@ -48,7 +48,7 @@ def up(
     only: Annotated[str, typer.Option(help="Only these parts (a,b) and what they need.")] = "",
 ) -> None:
     """Starts every part and watches it. Ctrl-C, or `recsys down`, ends what it started."""
-    from recsys.settings import load
+    from recsys.config.loader import load
 
     settings = load(config)
     if state is not None:

@@ -10,8 +10,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from recsys.cli.plan import port_of
-from recsys.config import Config
-from recsys.loops import Stop, run_folder, write_atomically
+from recsys.config.system_config import Config
+from recsys.process.part_process import Stop, run_folder, write_atomically
 
 _SILENT = 6  # unanswered asks, half a second apart: a server busy with one long command isn't gone
 _USERS: Final = "valkey.acl"  # in state/run

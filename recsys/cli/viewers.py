@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 if TYPE_CHECKING:
-    from recsys.config import Config
+    from recsys.config.system_config import Config
     from recsys.crowd import Crowd
-    from recsys.events import ClientEvent
-    from recsys.loops import Stop
+    from recsys.events.event_types import ClientEvent
+    from recsys.process.part_process import Stop
 
 _TICK_S: Final = 0.02
 _REPORT_S: Final = 10.0

@@ -13,10 +13,10 @@ import msgspec
 from recsys.cli import plan as plans
 from recsys.cli import running as runs
 from recsys.cli.processes import alive
-from recsys.config import Config
-from recsys.log import Log, Reads, newest_first
-from recsys.loops import Beat, read_beat
-from recsys.records import DEAD_LETTERS, STEPS, Step, unpack
+from recsys.config.system_config import Config
+from recsys.events.records import DEAD_LETTERS, STEPS, Step, unpack
+from recsys.log.protocol import Log, Reads, newest_first
+from recsys.process.part_process import Beat, read_beat
 
 _STALLED_MS: Final = 15_000  # a part that beats but whose loop hasn't turned for so long
 _HTTP_S: Final = 2.0
@@ -95,7 +95,7 @@ def gather(state: Path) -> Status:
 
 
 def _opened(config: Config) -> Log | None:
-    from recsys.open_log import open_log
+    from recsys.process.open_log import open_log
 
     if config.log.url == "sqlite" and not (Path(config.state) / "log").is_dir():
         return None  # asking must not create one

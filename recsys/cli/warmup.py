@@ -15,14 +15,14 @@ from typing import Final
 import msgspec
 
 from recsys.as_served import AsServed
-from recsys.config import Config
-from recsys.events import Event, Impression, Item, encode
-from recsys.features import FeatureSet
-from recsys.hashing import partition_of
-from recsys.log import Append, Log
-from recsys.loops import write_atomically
+from recsys.config.system_config import Config
+from recsys.events.event_types import Event, Impression, Item, encode
+from recsys.events.hashing import partition_of
+from recsys.events.records import EVENTS, ITEMS
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Append, Log
 from recsys.pasts import Past
-from recsys.records import EVENTS, ITEMS
+from recsys.process.part_process import write_atomically
 
 FILE: Final = "warmup.json"
 BATCH: Final = 1_000  # records in one append

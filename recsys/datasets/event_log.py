@@ -16,7 +16,7 @@ import msgspec
 from recsys.datasets.log_settings import read_settings
 from recsys.datasets.parts import find_parts, lines_of
 from recsys.datasets.source import DataError
-from recsys.events import (
+from recsys.events.event_types import (
     ENGAGEMENT_KINDS,
     Event,
     Impression,
@@ -25,7 +25,7 @@ from recsys.events import (
     User,
     parse,
 )
-from recsys.schema import CATEGORICAL, NUMERIC, VECTOR, Schema, default_groups, kind_of
+from recsys.events.field_schema import CATEGORICAL, NUMERIC, VECTOR, Schema, default_groups, kind_of
 
 _TYPES = {"item", "user", "impression", "engagement", "tick"}
 _STATE = (Item, User)

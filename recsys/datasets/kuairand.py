@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from recsys.events import Engagement, Event, Impression, Item, Served, User
-from recsys.schema import CATEGORICAL, NUMERIC, Schema
+from recsys.events.event_types import Engagement, Event, Impression, Item, Served, User
+from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 
 LABELS: Final = ("long_view", "click", "like", "follow", "comment", "share", "hide")
 # Engagement kind and the column that says it, in the order in which they are emitted.

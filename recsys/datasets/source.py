@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from recsys.events import Event
-from recsys.schema import Schema
+from recsys.events.event_types import Event
+from recsys.events.field_schema import Schema
 
 
 class DataError(ValueError):

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 import msgspec
 from fastapi import HTTPException, Request, Response
 
-from recsys.dedupe import Recent
-from recsys.events import Rejected
-from recsys.hashing import Id
-from recsys.log import LogUnavailable
-from recsys.records import ITEMS
+from recsys.events.dedupe import Recent
+from recsys.events.event_types import Rejected
+from recsys.events.hashing import Id
+from recsys.events.records import ITEMS
+from recsys.log.protocol import LogUnavailable
 from serving import request as asked
 from serving.compat.json_stream import values_in
 from serving.compat.values import MOST_EVENTS

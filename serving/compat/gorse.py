@@ -16,10 +16,10 @@ counterpart. All functions that read raise Rejected.
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from recsys.config import Config
-from recsys.events import Engagement, Rejected
-from recsys.hashing import Id, digest_of
-from recsys.schema import values_of
+from recsys.config.system_config import Config
+from recsys.events.event_types import Engagement, Rejected
+from recsys.events.field_schema import values_of
+from recsys.events.hashing import Id, digest_of
 from serving.compat.times import text_of, time_ms_of
 from serving.compat.values import (
     Raw,

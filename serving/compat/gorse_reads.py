@@ -6,10 +6,10 @@ from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Response
 
-from recsys.events import Rejected, User
-from recsys.hashing import partition_of
-from recsys.log import LogUnavailable
-from recsys.records import EVENTS
+from recsys.events.event_types import Rejected, User
+from recsys.events.hashing import partition_of
+from recsys.events.records import EVENTS
+from recsys.log.protocol import LogUnavailable
 from serving.compat import gorse
 from serving.compat.desk import Desk, json
 from serving.compat.newest_events import (

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request, Response
 
-from recsys.config import Config
-from recsys.events import Engagement, Rejected, parse
-from recsys.hashing import Id
-from recsys.session import Session
+from recsys.config.system_config import Config
+from recsys.events.event_types import Engagement, Rejected, parse
+from recsys.events.hashing import Id
+from recsys.features.session import Session
 from serving import request as asked
 from serving.compat import gorse, lists
 from serving.compat.desk import Desk, instead, json, refuse_strangers

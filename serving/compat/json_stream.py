@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
-from recsys.events import Rejected
-from recsys.rejection import Words
+from recsys.events.event_types import Rejected
+from recsys.events.rejection import Words
 
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _FIND: Final = json.JSONDecoder()

@@ -10,11 +10,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.bitmap import Bitmap
-from recsys.events import Rejected
-from recsys.features import FeatureSet
-from recsys.hashing import Id, key_of
-from recsys.schema import CATEGORICAL
+from recsys.arrays.bitmap import Bitmap
+from recsys.events.event_types import Rejected
+from recsys.events.field_schema import CATEGORICAL
+from recsys.events.hashing import Id, key_of
+from recsys.features.feature_set import FeatureSet
 from serving.compat.times import time_ms_of
 from serving.replica import Replica
 

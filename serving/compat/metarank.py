@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from recsys.config import Config
-from recsys.events import Rejected
-from recsys.hashing import Id, digest_of
-from recsys.rejection import Words, check_values
+from recsys.config.system_config import Config
+from recsys.events.event_types import Rejected
+from recsys.events.hashing import Id, digest_of
+from recsys.events.rejection import Words, check_values
 from serving.compat.times import time_ms_of
 from serving.compat.values import (
     MOST_EVENTS,

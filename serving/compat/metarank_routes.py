@@ -11,8 +11,8 @@ from typing import Annotated, Any, Final
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from recsys.events import Rejected
-from recsys.hashing import Id
+from recsys.events.event_types import Rejected
+from recsys.events.hashing import Id
 from serving import request as asked
 from serving.compat import lists, metarank
 from serving.compat.desk import Desk, instead, json

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from fastapi import FastAPI, Request, Response
 
-from recsys.events import Rejected
+from recsys.events.event_types import Rejected
 from serving.compat import gorse_routes, metarank_routes
 from serving.compat.desk import Desk, Refused, Tally, json, refusal
 from serving.compat.lists import NoCounterpart

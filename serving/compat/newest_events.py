@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from recsys.events import Engagement, Rejected, User, decode, repeat_key
-from recsys.log import Log, LogLost, Record, newest_first
-from recsys.records import EVENTS
+from recsys.events.event_types import Engagement, Rejected, User, decode, repeat_key
+from recsys.events.records import EVENTS
+from recsys.log.protocol import Log, LogLost, Record, newest_first
 
 MOST_RECORDS: Final = 50_000  # that are looked at: an idle partition has a tick each second
 MOST_BYTES: Final = 32 * 2**20  # as many: impressions carry their features

@@ -5,7 +5,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from recsys.events import MAX_FUTURE_MS, MAX_TIME_MS, Rejected
+from recsys.events.event_types import MAX_FUTURE_MS, MAX_TIME_MS, Rejected
 
 _EXPECTED: Final = (
     "a time in ISO 8601, as 2026-02-02T20:20:02Z, or milliseconds since 1970 (text or number)"

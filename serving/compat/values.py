@@ -6,9 +6,9 @@ All raise Rejected with the value's path, as ``[2].ItemId``.
 from collections.abc import Mapping
 from typing import Any, Final
 
-from recsys.config import Config
-from recsys.events import MAX_ID_LENGTH, Rejected, parse
-from recsys.rejection import MISSING, Words
+from recsys.config.system_config import Config
+from recsys.events.event_types import MAX_ID_LENGTH, Rejected, parse
+from recsys.events.rejection import MISSING, Words
 from serving.ingest import check_storable
 
 Raw = Mapping[str, Any]

@@ -17,11 +17,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.events import FeatureBlock
-from recsys.feature_builder import FeatureBuilder
-from recsys.features import FeatureSet, RequestFeatures, UnknownFeatureSet, read_block
-from recsys.hashing import uniform
-from recsys.session import Session
+from recsys.events.event_types import FeatureBlock
+from recsys.events.hashing import uniform
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import FeatureSet, RequestFeatures, UnknownFeatureSet, read_block
+from recsys.features.session import Session
 from training.archive.recompute import CantRecompute, CountersThen, Recomputer, Shown
 
 TOLERANCE: Final = 1e-4  # of a dense column that counters gave

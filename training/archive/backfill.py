@@ -12,9 +12,9 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from recsys.events import FeatureBlock
-from recsys.features import FeatureSet, one_item
-from recsys.records import Example
+from recsys.events.event_types import FeatureBlock
+from recsys.events.records import Example
+from recsys.features.feature_set import FeatureSet, one_item
 from training.archive.recompute import CantRecompute, CountersThen, Recomputer, SessionsThen, Shown
 
 KEPT: Final = "had the wanted features"

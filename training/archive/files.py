@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.log import Record
+from recsys.log.protocol import Record
 
 FLUSH_BYTES: Final = 32_000_000
 _MERGE_ROWS: Final = 1_000  # read at once

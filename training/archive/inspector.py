@@ -16,12 +16,9 @@ from typing import Any, Final
 import msgspec
 
 from parameter_server.refusals import told_by
-from recsys.consumer import UNREADABLE, Consumer, DeadLetters
-from recsys.control_records import Control
-from recsys.events import Item, decode
-from recsys.log import Log, LogLost, Record
-from recsys.part_state import PartState
-from recsys.records import (
+from recsys.events.control_records import Control
+from recsys.events.event_types import Item, decode
+from recsys.events.records import (
     CONTROL,
     DELTAS,
     EXAMPLES,
@@ -32,7 +29,10 @@ from recsys.records import (
     Step,
     unpack,
 )
-from recsys.turns import Turns
+from recsys.log.protocol import Log, LogLost, Record
+from recsys.process.log_consumer import UNREADABLE, Consumer, DeadLetters
+from recsys.process.part_snapshot import PartState
+from recsys.process.retry_loop import Turns
 from training.continual.step_reader import StepReader
 
 _READ: Final = 100  # records of each topic in a turn: item states are large

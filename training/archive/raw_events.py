@@ -10,10 +10,10 @@ from typing import Final
 import polars as pl
 import pyarrow.parquet as pq
 
-from recsys.events import Event, Impression, Item, Rejected, decode
-from recsys.features import FeatureSet
-from recsys.log import LogLost, Record
-from recsys.records import EVENTS, ITEMS
+from recsys.events.event_types import Event, Impression, Item, Rejected, decode
+from recsys.events.records import EVENTS, ITEMS
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import LogLost, Record
 from training.archive.files import Held, files_of
 from training.archive.recompute import ItemHistory, Read, Shown
 from training.archive.writer import read_archive

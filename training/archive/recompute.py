@@ -2,7 +2,7 @@
 
 What a server knew is put together from what it folded: the user's session, the item counters and the fields
 of the items, each up to the offset that the impression names; then the one builder of features is called as
-it was called then (recsys/feature_builder.py). Where an impression names no offsets, what stood on the log
+it was called then (recsys/features/feature_builder.py). Where an impression names no offsets, what stood on the log
 before it counts: its own partition up to it, the others up to its time. Nothing looks ahead.
 
 Pure: events are handed in by offset; how an event changes a session (serving's fold) is handed in, too.
@@ -17,15 +17,24 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from recsys.catalogue import Catalogue
-from recsys.counters import Counters
-from recsys.dedupe import Recent
-from recsys.events import Engagement, Event, FeatureBlock, Impression, Item, Tick, User, repeat_key
-from recsys.feature_builder import FeatureBuilder
-from recsys.features import FeatureSet, Keys
-from recsys.hashing import Id
-from recsys.item_counters import ItemCounters
-from recsys.session import Session
+from recsys.events.dedupe import Recent
+from recsys.events.event_types import (
+    Engagement,
+    Event,
+    FeatureBlock,
+    Impression,
+    Item,
+    Tick,
+    User,
+    repeat_key,
+)
+from recsys.events.hashing import Id
+from recsys.features.catalogue import Catalogue
+from recsys.features.counters import Counters
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import FeatureSet, Keys
+from recsys.features.item_counters import ItemCounters
+from recsys.features.session import Session
 
 KeysOf = Callable[[Id], Keys]
 Placed = tuple[int, Event]  # an event with its offset

@@ -19,15 +19,15 @@ from typing import Any, Final
 import polars as pl
 
 from recsys.clock import wall_ms
-from recsys.config import Config
-from recsys.consumer import UNREADABLE, Consumer, check_same
-from recsys.events import decode
-from recsys.log import Log, Record
-from recsys.loops import Stop, write_atomically
-from recsys.open_log import open_log
-from recsys.part_state import PartState
-from recsys.records import EVENTS, EXAMPLES, ITEMS, Example, unpack, without_example
-from recsys.turns import Turns, patiently
+from recsys.config.system_config import Config
+from recsys.events.event_types import decode
+from recsys.events.records import EVENTS, EXAMPLES, ITEMS, Example, unpack, without_example
+from recsys.log.protocol import Log, Record
+from recsys.process.log_consumer import UNREADABLE, Consumer, check_same
+from recsys.process.open_log import open_log
+from recsys.process.part_process import Stop, write_atomically
+from recsys.process.part_snapshot import PartState
+from recsys.process.retry_loop import Turns, patiently
 from training.archive.files import (
     FLUSH_BYTES,
     beside,

@@ -9,13 +9,13 @@ from typing import Final
 
 import msgspec
 
-from recsys.consumer import UNREADABLE
-from recsys.control_records import Live
-from recsys.events import Stamp
-from recsys.hashing import Id
-from recsys.log import Log, Record
-from recsys.loops import write_atomically
-from recsys.records import EVENTS, EXAMPLES, STEPS, Step, unpack
+from recsys.events.control_records import Live
+from recsys.events.event_types import Stamp
+from recsys.events.hashing import Id
+from recsys.events.records import EVENTS, EXAMPLES, STEPS, Step, unpack
+from recsys.log.protocol import Log, Record
+from recsys.process.log_consumer import UNREADABLE
+from recsys.process.part_process import write_atomically
 from training.by_time import first_at, served_ms_of
 from training.line import MAIN
 from training.lineage import Lineage

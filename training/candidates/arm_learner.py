@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.arm_line import ALL, ArmWeights, line_of, telling
-from recsys.control_records import ArmLine
-from recsys.draws import draws
-from recsys.events import Stamp
-from recsys.hashing import key_of
-from recsys.model import Model
-from recsys.records import Lesson
+from recsys.events.control_records import ArmLine
+from recsys.events.event_types import Stamp
+from recsys.events.hashed_random import draws
+from recsys.events.hashing import key_of
+from recsys.events.records import Lesson
+from recsys.model.model import Model
 from training.continual.learner import Floats, Lane, Learned, Learner
 from training.continual.rows_behind import rows_of_some
 

@@ -11,12 +11,12 @@ import numpy as np
 from experiments.guard import served_rates
 from experiments.lifecycle import Standing
 from experiments.served import ServedRates
-from recsys.consumer import UNREADABLE, Consumer
-from recsys.control_records import Live
-from recsys.hashing import Id, key_of
-from recsys.log import Log
-from recsys.promotion_config import PromotionConfig
-from recsys.records import EXAMPLES
+from recsys.config.promotion_config import PromotionConfig
+from recsys.events.control_records import Live
+from recsys.events.hashing import Id, key_of
+from recsys.events.records import EXAMPLES
+from recsys.log.protocol import Log
+from recsys.process.log_consumer import UNREADABLE, Consumer
 from training.by_time import first_at
 
 BEFORE_MS: Final = (

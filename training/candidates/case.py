@@ -13,8 +13,8 @@ from experiments.comparison import Compared, Comparison, Paired
 from experiments.guard import GuardEvidence
 from experiments.promotion import Evidence, Served, comparison, window
 from experiments.served import ServedRates
-from recsys.promotion_config import PromotionConfig
-from recsys.records import Scores
+from recsys.config.promotion_config import PromotionConfig
+from recsys.events.records import Scores
 
 
 class Heard(NamedTuple):

@@ -15,13 +15,13 @@ from experiments.epoch_model import sized
 from experiments.lifecycle import ARM, Lifecycle, Standing
 from parameter_server import snapshots
 from parameter_server.mapped import mapped_shard
-from recsys.blueprint import build_model
-from recsys.config import Config, ModelConfig
-from recsys.consumer import readable
-from recsys.control_records import Live
-from recsys.features import FeatureSet
-from recsys.log import Log, LogLost
-from recsys.records import EXAMPLES, STEPS, Step
+from recsys.config.system_config import Config, ModelConfig
+from recsys.events.control_records import Live
+from recsys.events.records import EXAMPLES, STEPS, Step
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Log, LogLost
+from recsys.model.blueprint import build_model
+from recsys.process.log_consumer import readable
 from training.candidates.registry import Refused, Registry
 from training.candidates.shadow import Shadow
 from training.line import MAIN, whole_spec

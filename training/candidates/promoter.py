@@ -17,12 +17,12 @@ from experiments.guard import GuardEvidence, judge_guard
 from experiments.lifecycle import ARM, CANARY, SHADOW, TAKING_BACK, TAKING_OVER, Lifecycle, Standing
 from experiments.promotion import Evidence, Hold, Promote, Rollback, Verdict, judge
 from parameter_server import snapshots
-from recsys.config import Config
-from recsys.consumer import UNREADABLE
-from recsys.control_records import Control, Decision, Live, Wish
-from recsys.features import FeatureSet
-from recsys.log import Log
-from recsys.records import EXAMPLES, SCORES, Scores, unpack
+from recsys.config.system_config import Config
+from recsys.events.control_records import Control, Decision, Live, Wish
+from recsys.events.records import EXAMPLES, SCORES, Scores, unpack
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Log
+from recsys.process.log_consumer import UNREADABLE
 from training.candidates.canary_shown import CanaryShown, GuardShown
 from training.candidates.case import Case, begun, numbers
 from training.line import MAIN

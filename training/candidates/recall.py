@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recsys.batch import Batch
-from recsys.catalogue import Catalogue
-from recsys.features import FeatureSet
-from recsys.model import Lookup, Model, padded
-from recsys.vectors import content_vectors, field_vectors
+from recsys.features.catalogue import Catalogue
+from recsys.features.feature_set import FeatureSet
+from recsys.model.batch import Batch
+from recsys.model.model import Lookup, Model, padded
+from recsys.model.retrieval_vectors import content_vectors, field_vectors
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]

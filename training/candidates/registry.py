@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from parameter_server.snapshots import Snapshot, latest, write_part
 from parameter_server.wal import sync_folder
-from recsys.config import ModelConfig, digest
-from recsys.control_records import Live
-from recsys.features import FeatureSet
-from recsys.loops import write_atomically
-from recsys.student_model import MAY_DIFFER, shown
+from recsys.config.system_config import ModelConfig, digest
+from recsys.events.control_records import Live
+from recsys.features.feature_set import FeatureSet
+from recsys.model.student_model import MAY_DIFFER, shown
+from recsys.process.part_process import write_atomically
 
 FILE: Final = "candidate.json"
 _ANCESTOR: Final = ".ancestor"

@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from parameter_server.rows import initial_rows
 from parameter_server.serving_rows import load_rows
 from parameter_server.snapshots import NoSnapshot, complete_steps
-from recsys.blueprint import build_model
-from recsys.catalogue import Catalogue
-from recsys.config import Config, ModelConfig
-from recsys.consumer import UNREADABLE
-from recsys.events import Item, decode
-from recsys.features import FeatureSet, RequestFeatures
-from recsys.hashing import key_of
-from recsys.list_ranker import Lists, lists_of, rank_lists
-from recsys.log import Log
-from recsys.model import Model
-from recsys.model_tables import tables_of
-from recsys.records import ITEMS
+from recsys.config.system_config import Config, ModelConfig
+from recsys.events.event_types import Item, decode
+from recsys.events.hashing import key_of
+from recsys.events.records import ITEMS
+from recsys.features.catalogue import Catalogue
+from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.log.protocol import Log
+from recsys.model.blueprint import build_model
+from recsys.model.list_ranker import Lists, lists_of, rank_lists
+from recsys.model.model import Model
+from recsys.model.model_tables import tables_of
+from recsys.process.log_consumer import UNREADABLE
 from training.candidates.recall import Search, Weights, sorted_rows
 from training.candidates.shadow import ScoredExample, Shadow
 from training.continual.learner import Learner

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from parameter_server.parameter_client import LocalClient
 from parameter_server.shard import Shard
-from recsys.blueprint import build_model
-from recsys.config import Config, ModelConfig
-from recsys.control_records import ArmLine, Live
-from recsys.events import Stamp
-from recsys.features import FeatureSet
-from recsys.hashing import Id, key_of, uniform
-from recsys.log import Log
-from recsys.model import padded
-from recsys.records import Delta, Lesson, Scores, Step
+from recsys.config.system_config import Config, ModelConfig
+from recsys.events.control_records import ArmLine, Live
+from recsys.events.event_types import Stamp
+from recsys.events.hashing import Id, key_of, uniform
+from recsys.events.records import Delta, Lesson, Scores, Step
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Log
+from recsys.model.blueprint import build_model
+from recsys.model.model import padded
 from training.candidates.arm_learner import ArmExample, ArmLearner
 from training.continual.learner import Learner
 from training.continual.step_reader import ExampleCheck, read_lanes

@@ -23,26 +23,17 @@ from parameter_server import snapshots
 from parameter_server.kernels import warm
 from parameter_server.overlay import OverlayTable
 from parameter_server.shard import Shard
-from recsys.blueprint import build_model
 from recsys.clock import wall_ms
-from recsys.config import Config, ModelConfig
-from recsys.consumer import readable
-from recsys.feature_sets import feature_set
-from recsys.features import FeatureSet
-from recsys.log import Append, Log, LogLost
-from recsys.loops import Stop
-from recsys.open_log import open_log
-from recsys.records import (
-    CONTROL,
-    DELTAS,
-    EXAMPLES,
-    SCORES,
-    STEPS,
-    Delta,
-    Scores,
-    pack,
-)
-from recsys.turns import Turns, patiently
+from recsys.config.system_config import Config, ModelConfig
+from recsys.events.records import CONTROL, DELTAS, EXAMPLES, SCORES, STEPS, Delta, Scores, pack
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Append, Log, LogLost
+from recsys.model.blueprint import build_model
+from recsys.process.log_consumer import readable
+from recsys.process.open_log import open_log
+from recsys.process.part_process import Stop
+from recsys.process.retry_loop import Turns, patiently
 from training.candidates.line_start import LineStart, write_line
 from training.candidates.retrieval_look import Items, Look, RetrievalLook, ranks_us
 from training.candidates.shadow import Shadow

@@ -9,8 +9,8 @@ from typing import Final
 import msgspec
 
 from experiments.epoch_model import size_beside
-from recsys.config import ModelConfig
-from recsys.control_records import ModelSize
+from recsys.config.system_config import ModelConfig
+from recsys.events.control_records import ModelSize
 from training.candidates.registry import Provenance, Refused, model_config
 
 _REMEDY: Final = "train one with this configuration, or start the system with that of the candidate"

@@ -33,21 +33,21 @@ from parameter_server.parameter_client import StaleWorker
 from parameter_server.parameter_client import Worker as WorkerId
 from parameter_server.shard import ShardSpec
 from parameter_server.shard_actor import NAMESPACE, connect, find_shards
-from recsys.blueprint import build_model
 from recsys.clock import wall_ms
-from recsys.config import Config, TrainerConfig
-from recsys.feature_sets import feature_set
-from recsys.garbage import settle
-from recsys.log import LogLost
-from recsys.log_lines import KNOWN, hide, log_in_worker
-from recsys.loops import Stop
-from recsys.memory import keep_freed
-from recsys.niceness import VARIABLE, step_back
-from recsys.open_log import open_log
-from recsys.records import STEPS
-from recsys.seldom import Seldom
-from recsys.tracer import tracer_in_actor
-from recsys.turns import patiently
+from recsys.config.system_config import Config, TrainerConfig
+from recsys.events.records import STEPS
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import LogLost
+from recsys.model.blueprint import build_model
+from recsys.observability.log_lines import KNOWN, hide, log_in_worker
+from recsys.observability.log_throttle import Seldom
+from recsys.observability.tracer import tracer_in_actor
+from recsys.process.gc_control import settle
+from recsys.process.malloc_tuning import keep_freed
+from recsys.process.open_log import open_log
+from recsys.process.part_process import Stop
+from recsys.process.process_priority import VARIABLE, step_back
+from recsys.process.retry_loop import patiently
 from training.continual.epoch_end import EpochEnd
 from training.continual.jagged import keyed_jagged, load
 from training.continual.learn_trace import LearnTrace

@@ -4,8 +4,8 @@ The sequencer writes no record of an epoch after the first of the next. So all w
 whenever each of them looks, and none leaves the others waiting for its lanes.
 """
 
-from recsys.log import Log
-from recsys.records import EXAMPLES
+from recsys.events.records import EXAMPLES
+from recsys.log.protocol import Log
 from training.continual.sequencer_loop import last_place
 from training.control import ControlReader
 from training.lineage import last_steps

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from recsys.hashing import uniform
-from recsys.records import Range
+from recsys.events.hashing import uniform
+from recsys.events.records import Range
 
 _LEAST_SHARE: Final = 0.02  # below it nothing is rehearsed
 

@@ -7,7 +7,7 @@ goes into torchrec's modules as it is, and a laptop without torchrec still train
 import importlib
 import importlib.util
 
-from recsys.batch import Jagged
+from recsys.model.batch import Jagged
 
 
 def installed() -> bool:

@@ -3,8 +3,8 @@
 from contextlib import suppress
 from typing import Final
 
-from recsys.seldom import Seldom
-from recsys.tracer import Tracer
+from recsys.observability.log_throttle import Seldom
+from recsys.observability.tracer import Tracer
 from training.continual.step_trace import tell_learned
 from training.continual.trainer_run import Spans, TrainerRun
 

@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from parameter_server.lanes import RowGradients
-from recsys.batch import Batch, Jagged, assemble
-from recsys.events import FeatureBlock
-from recsys.features import FeatureSet, UnknownFeatureSet
-from recsys.model import Lookup, Model, lookup_of, padded
-from recsys.ranker import loss_per_output, targets
-from recsys.records import Lesson
-from recsys.score_bins import bins_of, counted
-from recsys.vectors import retrieval_loss
+from recsys.events.event_types import FeatureBlock
+from recsys.events.records import Lesson
+from recsys.features.feature_set import FeatureSet, UnknownFeatureSet
+from recsys.model.batch import Batch, Jagged, assemble
+from recsys.model.model import Lookup, Model, lookup_of, padded
+from recsys.model.ranker import loss_per_output, targets
+from recsys.model.retrieval_vectors import retrieval_loss
+from recsys.model.score_bins import bins_of, counted
 from training.continual.open_labels import Told, rehearsing, told
 from training.continual.rows_behind import examples_behind
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from recsys.records import Lesson
+from recsys.events.records import Lesson
 
 _LEAST: Final = 1e-6  # share that may have arrived
 

@@ -17,8 +17,8 @@ from parameter_server.lanes import LaneGradients
 from parameter_server.rounding import round_dense, round_rows
 from parameter_server.rows import Arrays
 from parameter_server.shard import Shard, ShardSpec
-from recsys.list_ranker import Lists, rank_lists
-from recsys.model import padded
+from recsys.model.list_ranker import Lists, rank_lists
+from recsys.model.model import padded
 from training.continual.learner import Lane, Learner
 
 Keys = NDArray[np.int64]

@@ -48,8 +48,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from recsys.ranker import loss_per_output
-from recsys.records import Lesson
+from recsys.events.records import Lesson
+from recsys.model.ranker import loss_per_output
 from training.continual.lesson_faults import is_open
 
 Floats = NDArray[np.float32]

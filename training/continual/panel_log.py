@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from recsys.consumer import UNREADABLE
-from recsys.hashing import Id
-from recsys.log import Log, LogLost, Record, read_range
-from recsys.records import EXAMPLES, Lesson, Step, unpack
+from recsys.events.hashing import Id
+from recsys.events.records import EXAMPLES, Lesson, Step, unpack
+from recsys.log.protocol import Log, LogLost, Record, read_range
+from recsys.process.log_consumer import UNREADABLE
 from training.continual.panels import LEAST, ROW, Panel
 from training.continual.step_reader import ExampleCheck, records_of
 from training.joining.sampling import stands_for

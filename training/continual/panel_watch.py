@@ -27,17 +27,17 @@ from safetensors import SafetensorError
 from experiments.epoch_model import config_at
 from parameter_server import snapshots
 from parameter_server.snapshot_rows import rows_of
-from recsys.blueprint import build_model
-from recsys.config import Config
-from recsys.control_records import Erasure
-from recsys.feature_sets import feature_set
-from recsys.features import FeatureSet
-from recsys.log import Log, LogLost, LogUnavailable
-from recsys.loops import Heartbeat
-from recsys.model_tables import tables_of
-from recsys.open_log import open_log
-from recsys.part_state import PartState
-from recsys.records import Step
+from recsys.config.system_config import Config
+from recsys.events.control_records import Erasure
+from recsys.events.records import Step
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Log, LogLost, LogUnavailable
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
+from recsys.process.open_log import open_log
+from recsys.process.part_process import Heartbeat
+from recsys.process.part_snapshot import PartState
 from training.continual import panel_log, panels
 from training.continual.learner import Lane, Learner
 from training.continual.panel_log import Found, PanelExample

@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.metrics import auc
+from recsys.model.prediction_metrics import auc
 
 ROW: Final = np.dtype(
     [

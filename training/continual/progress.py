@@ -5,11 +5,11 @@ from typing import Final
 
 import msgspec
 
-from recsys.consumer import UNREADABLE
-from recsys.delays import Delays
-from recsys.log import Log, LogLost, read_range
-from recsys.loops import Heartbeat
-from recsys.records import DELTAS, EXAMPLES, STEPS, unpack
+from recsys.events.records import DELTAS, EXAMPLES, STEPS, unpack
+from recsys.log.protocol import Log, LogLost, read_range
+from recsys.observability.recent_delays import Delays
+from recsys.process.log_consumer import UNREADABLE
+from recsys.process.part_process import Heartbeat
 from training.continual.prequential import Prequential
 from training.continual.step_reader import StepReader
 from training.control import ControlReader

@@ -5,8 +5,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.batch import Batch
-from recsys.model import Lookup
+from recsys.model.batch import Batch
+from recsys.model.model import Lookup
 
 Flags = NDArray[np.bool_]
 

@@ -7,8 +7,8 @@ own output: the last record's ranges say which examples are next.
 from collections import deque
 from collections.abc import Iterable
 
-from recsys.config import StepConfig
-from recsys.records import Range, Step
+from recsys.config.system_config import StepConfig
+from recsys.events.records import Range, Step
 from training.continual.forgetting import Rehearsal
 
 

@@ -4,7 +4,7 @@ It keeps no state of its own: where the next step begins stands in its last reco
 that another epoch is live, it writes down what that one learns again, and goes on in it: after the first
 record of an epoch none of an earlier one comes. How ``control`` says that drift is reacted to becomes part of
 the next step's record, so that whoever learns the step again does the same. The same process writes the ticks
-of ``events`` (recsys/ticker.py), because it runs always and turns often.
+of ``events`` (recsys/process/ticker.py), because it runs always and turns often.
 """
 
 import logging
@@ -19,17 +19,17 @@ from msgspec.structs import replace
 from experiments.epoch_model import config_at
 from parameter_server.lanes import MOST_RATE
 from recsys.clock import wall_ms
-from recsys.config import Config
-from recsys.consumer import UNREADABLE, Consumer
-from recsys.feature_sets import feature_set
-from recsys.features import FeatureSet
-from recsys.log import Append, Log, newest_first
-from recsys.loops import Stop
-from recsys.open_log import open_log
-from recsys.records import EXAMPLES, STEPS, Step, pack, unpack
-from recsys.ticker import Ticker
-from recsys.tracer import tracer_of
-from recsys.turns import Turns, patiently
+from recsys.config.system_config import Config
+from recsys.events.records import EXAMPLES, STEPS, Step, pack, unpack
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Append, Log, newest_first
+from recsys.observability.tracer import tracer_of
+from recsys.process.log_consumer import UNREADABLE, Consumer
+from recsys.process.open_log import open_log
+from recsys.process.part_process import Stop
+from recsys.process.retry_loop import Turns, patiently
+from recsys.process.ticker import Ticker
 from training.continual.sequencer import Sequencer
 from training.continual.step_trace import SeenExample, SequenceTrace
 from training.control import ControlReader

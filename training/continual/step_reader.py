@@ -17,12 +17,9 @@ from itertools import repeat
 import numpy as np
 from msgspec.structs import replace
 
-from recsys.consumer import UNREADABLE
-from recsys.events import FeatureBlock
-from recsys.features import FeatureSet
-from recsys.hashing import Id
-from recsys.log import Log, LogLost, Record
-from recsys.records import (
+from recsys.events.event_types import FeatureBlock
+from recsys.events.hashing import Id
+from recsys.events.records import (  # fmt: skip
     EXAMPLES,
     STEPS,
     Forget,
@@ -32,7 +29,10 @@ from recsys.records import (
     unpack,
     unpack_all,
     without_example,
-)  # fmt: skip
+)
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Log, LogLost, Record
+from recsys.process.log_consumer import UNREADABLE
 from training.continual.lesson_faults import fault_of, is_open
 from training.continual.sequencer import lanes_of
 

@@ -6,8 +6,8 @@ from typing import Final
 
 import msgspec
 
-from recsys.records import Step
-from recsys.spans import JOIN, SEQUENCE, STEP, About, Span, Tells, of_request, of_step
+from recsys.events.records import Step
+from recsys.observability.spans import JOIN, SEQUENCE, STEP, About, Span, Tells, of_request, of_step
 
 _KEPT: Final = 20_000  # of a partition
 

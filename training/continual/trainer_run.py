@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from recsys.loops import write_atomically
+from recsys.process.part_process import write_atomically
 
 
 class Run(msgspec.Struct, frozen=True):

@@ -19,12 +19,12 @@ from parameter_server.lanes import LaneGradients
 from parameter_server.parameter_client import ParameterClient
 from parameter_server.routing import unique
 from parameter_server.shard import StepMismatch
-from recsys.config import Config
-from recsys.consumer import DeadLetters
-from recsys.garbage import no_collection
-from recsys.hashing import Id, key_of
-from recsys.log import Log
-from recsys.records import EXAMPLES, STEPS, Lesson, Step
+from recsys.config.system_config import Config
+from recsys.events.hashing import Id, key_of
+from recsys.events.records import EXAMPLES, STEPS, Lesson, Step
+from recsys.log.protocol import Log
+from recsys.process.gc_control import no_collection
+from recsys.process.log_consumer import DeadLetters
 from training.continual.learner import Lane, Learner
 from training.continual.step_reader import ExampleCheck, LaneExamples, StepReader, read_lanes
 from training.line import MAIN, learning_digest

@@ -15,15 +15,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.config import Config
-from recsys.consumer import UNREADABLE
-from recsys.control_records import Alarm, Control, Reaction
-from recsys.drift_config import DriftRules
-from recsys.events import FeatureBlock
-from recsys.features import FeatureSet
-from recsys.hashing import uniform
-from recsys.log import Log, LogLost, Record, read_range
-from recsys.records import DELTAS, EXAMPLES
+from recsys.config.drift_config import DriftRules
+from recsys.config.system_config import Config
+from recsys.events.control_records import Alarm, Control, Reaction
+from recsys.events.event_types import FeatureBlock
+from recsys.events.hashing import uniform
+from recsys.events.records import DELTAS, EXAMPLES
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Log, LogLost, Record, read_range
+from recsys.process.log_consumer import UNREADABLE
 from training.continual.progress import Told
 from training.control import ControlReader
 from training.drift import monitors as drift

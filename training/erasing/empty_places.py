@@ -14,9 +14,9 @@ from typing import Final
 import msgspec
 import pyarrow.parquet as pq
 
-from recsys.log import Log
-from recsys.part_state import PartState
-from recsys.records import EXAMPLES
+from recsys.events.records import EXAMPLES
+from recsys.log.protocol import Log
+from recsys.process.part_snapshot import PartState
 from training.archive.files import files_of
 
 PART: Final = "unlearning"

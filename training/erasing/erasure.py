@@ -16,13 +16,10 @@ from typing import Any, Final
 
 import msgspec
 
-from recsys.consumer import UNREADABLE
-from recsys.control_records import Control, Erasure
-from recsys.events import Tick, decode, encode
-from recsys.hashing import Id, partition_of
-from recsys.log import Log, LogUnchangeable, Record
-from recsys.part_state import PartState
-from recsys.records import (
+from recsys.events.control_records import Control, Erasure
+from recsys.events.event_types import Tick, decode, encode
+from recsys.events.hashing import Id, partition_of
+from recsys.events.records import (
     CONTROL,
     DEAD_LETTERS,
     EVENTS,
@@ -35,7 +32,10 @@ from recsys.records import (
     unpack,
     without_example,
 )
-from recsys.turns import Turns
+from recsys.log.protocol import Log, LogUnchangeable, Record
+from recsys.process.log_consumer import UNREADABLE
+from recsys.process.part_snapshot import PartState
+from recsys.process.retry_loop import Turns
 from training.archive.files import erase_rows, files_of
 
 PART: Final = "erasures"

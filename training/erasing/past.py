@@ -7,9 +7,9 @@ no part of it.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from recsys.consumer import readable
-from recsys.log import Log
-from recsys.records import STEPS, Step
+from recsys.events.records import STEPS, Step
+from recsys.log.protocol import Log
+from recsys.process.log_consumer import readable
 from training.continual.step_reader import StepReader
 from training.live import live_epochs
 

@@ -20,13 +20,22 @@ from parameter_server import snapshots
 from parameter_server.durable import load_shard
 from parameter_server.parameter_client import LocalClient, fresh_shards
 from parameter_server.shard import Shard, digest_of_shards
-from recsys.blueprint import build_model
-from recsys.config import Config
-from recsys.consumer import UNREADABLE
-from recsys.features import FeatureSet
-from recsys.hashing import Id, partition_of
-from recsys.log import Append, Log, LogLost, Record, read_range
-from recsys.records import DELTAS, EXAMPLES, STEPS, Lesson, Range, pack, unpack, without_example
+from recsys.config.system_config import Config
+from recsys.events.hashing import Id, partition_of
+from recsys.events.records import (
+    DELTAS,
+    EXAMPLES,
+    STEPS,
+    Lesson,
+    Range,
+    pack,
+    unpack,
+    without_example,
+)
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Append, Log, LogLost, Record, read_range
+from recsys.model.blueprint import build_model
+from recsys.process.log_consumer import UNREADABLE
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.control import ControlReader

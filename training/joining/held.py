@@ -2,7 +2,7 @@
 
 import msgspec
 
-from recsys.events import Engagement, Impression
+from recsys.events.event_types import Engagement, Impression
 
 NEVER = -1  # in ``learned``: no example was made yet
 SHOWN, SAMPLED_OUT, BY_WINDOW, AFTER = 1, 2, 4, 8  # marks; above them the labels that were foreseen

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from recsys.records import EXAMPLES, Example
-from recsys.spans import FEED, JOIN, About, Span, Tells, of_request
+from recsys.events.records import EXAMPLES, Example
+from recsys.observability.spans import FEED, JOIN, About, Span, Tells, of_request
 
 
 class JoinTrace:

@@ -32,9 +32,9 @@ from typing import Final
 
 import msgspec
 
-from recsys.config import JoinConfig
-from recsys.dedupe import Recent
-from recsys.events import (
+from recsys.config.system_config import JoinConfig
+from recsys.events.dedupe import Recent
+from recsys.events.event_types import (
     MAX_FUTURE_MS,
     Engagement,
     Event,
@@ -43,9 +43,9 @@ from recsys.events import (
     repeat_key,
     repeat_prefix,
 )
-from recsys.features import one_item, predicted_of
-from recsys.hashing import Id
-from recsys.records import Example, Forget, served_by
+from recsys.events.hashing import Id
+from recsys.events.records import Example, Forget, served_by
+from recsys.features.feature_set import one_item, predicted_of
 from training.joining.delay import Delays, DelayState
 from training.joining.held import (
     AFTER,

@@ -21,20 +21,20 @@ from typing import Final
 import msgspec
 
 from recsys.clock import wall_ms
-from recsys.config import Config, JoinConfig
-from recsys.consumer import UNREADABLE, Consumer, DeadLetters, hold_what_is_left
-from recsys.delays import Delays
-from recsys.events import Impression, Rejected, decode
-from recsys.feature_sets import feature_set
-from recsys.features import FeatureSet
-from recsys.garbage import no_collection
-from recsys.log import Append, Log, LogLost, Record, read_range
-from recsys.loops import Stop
-from recsys.open_log import open_log
-from recsys.part_state import PartState
-from recsys.records import EVENTS, EXAMPLES, Erased, Example, pack, without_example
-from recsys.tracer import tracer_of
-from recsys.turns import Turns, patiently
+from recsys.config.system_config import Config, JoinConfig
+from recsys.events.event_types import Impression, Rejected, decode
+from recsys.events.records import EVENTS, EXAMPLES, Erased, Example, pack, without_example
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Append, Log, LogLost, Record, read_range
+from recsys.observability.recent_delays import Delays
+from recsys.observability.tracer import tracer_of
+from recsys.process.gc_control import no_collection
+from recsys.process.log_consumer import UNREADABLE, Consumer, DeadLetters, hold_what_is_left
+from recsys.process.open_log import open_log
+from recsys.process.part_process import Stop
+from recsys.process.part_snapshot import PartState
+from recsys.process.retry_loop import Turns, patiently
 from training.joining.join_trace import JoinTrace
 from training.joining.joiner import Joined, Joiner
 from training.joining.spill import Spill, SpillLost

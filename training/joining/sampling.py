@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
-from recsys.hashing import uniform
+from recsys.events.hashing import uniform
 
 _SEED: Final = 0x5A3D
 

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from recsys.events import Impression, decode, encode
+from recsys.events.event_types import Impression, decode, encode
 from training.joining.held import Held, HeldAt, Open, size_of
 from training.joining.spill import Row, Spill
 

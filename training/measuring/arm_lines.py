@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from experiments.arm_line import line_of
 from experiments.definition import Experiment
 from experiments.lifecycle import Lifecycle
-from recsys.control_records import ArmLine, Candidate, Control, Decision
+from recsys.events.control_records import ArmLine, Candidate, Control, Decision
 
 KIND = "arm"  # of their candidate records
 

@@ -17,13 +17,13 @@ import numpy as np
 
 from experiments.definition import Experiment
 from experiments.interleaving import INTERLEAVED, Credits, Preference, preference
-from recsys.config import Config
-from recsys.consumer import UNREADABLE
-from recsys.dedupe import Recent
-from recsys.events import Stamp
-from recsys.hashing import Id, key_of
-from recsys.log import Log, newest_first
-from recsys.records import EVENTS, EXAMPLES
+from recsys.config.system_config import Config
+from recsys.events.dedupe import Recent
+from recsys.events.event_types import Stamp
+from recsys.events.hashing import Id, key_of
+from recsys.events.records import EVENTS, EXAMPLES
+from recsys.log.protocol import Log, newest_first
+from recsys.process.log_consumer import UNREADABLE
 from training.by_time import first_at, served_ms_of
 from training.measuring.shown_item import closed_ms_of
 

@@ -14,9 +14,9 @@ import numpy as np
 from experiments.metric import Metric, sums_of
 from experiments.outcomes import DAY_MS, Outcomes
 from experiments.power import Floats, covariance
-from recsys.hashing import key_of
-from recsys.log import Log, newest_first
-from recsys.records import EXAMPLES
+from recsys.events.hashing import key_of
+from recsys.events.records import EXAMPLES
+from recsys.log.protocol import Log, newest_first
 from training.measuring.shown_item import ShownItem, closed_ms_of, read_shown, values_of
 
 LOOKS: Final = 14

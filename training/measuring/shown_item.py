@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 
 from experiments.metric import SHOWN, WATCH
-from recsys.consumer import UNREADABLE
-from recsys.events import Stamp
-from recsys.hashing import Id
+from recsys.events.event_types import Stamp
+from recsys.events.hashing import Id
+from recsys.process.log_consumer import UNREADABLE
 from training.joining.sampling import stands_for
 
 

@@ -20,12 +20,12 @@ from experiments.definition import Experiment
 from experiments.design import Ramp
 from experiments.outcomes import NOBODY
 from experiments.readout import Readout, outcomes_for, ratio_of, readout
-from recsys.config import Config
-from recsys.consumer import UNREADABLE, Consumer
-from recsys.events import Stamp
-from recsys.hashing import Id, key_of
-from recsys.log import Log, LogLost
-from recsys.records import EVENTS, EXAMPLES
+from recsys.config.system_config import Config
+from recsys.events.event_types import Stamp
+from recsys.events.hashing import Id, key_of
+from recsys.events.records import EVENTS, EXAMPLES
+from recsys.log.protocol import Log, LogLost
+from recsys.process.log_consumer import UNREADABLE, Consumer
 from training.by_time import first_at, served_ms_of
 from training.measuring.shown_item import closed_ms_of, read_shown, values_of
 

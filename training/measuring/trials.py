@@ -12,9 +12,9 @@ from experiments.definition import Experiment
 from experiments.ramp import RUNNING, STOPPED, move, stop
 from experiments.readout import BROKEN, HARM, Readout
 from experiments.revision import Told, all_of, each_of, grant, with_files
-from recsys.config import Config
-from recsys.control_records import Control, Experiments, ExperimentWish, Stand
-from recsys.log import Log
+from recsys.config.system_config import Config
+from recsys.events.control_records import Control, Experiments, ExperimentWish, Stand
+from recsys.log.protocol import Log
 from training.measuring.trial_fold import TrialFold
 
 LOOK_EVERY_MS: Final = 10_000

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.batch import Jagged
-from recsys.config import Config
-from recsys.model import Model
-from recsys.ranker import loss_per_output
+from recsys.config.system_config import Config
+from recsys.model.batch import Jagged
+from recsys.model.model import Model
+from recsys.model.ranker import loss_per_output
 from training.continual.learner import Floats, Lane, Learner
 
 SHARE: Final = 0.5  # of the teacher in the target

@@ -21,13 +21,13 @@ from parameter_server.durable import load_shard
 from parameter_server.rows import Arrays
 from parameter_server.shard import Shard
 from parameter_server.snapshots import Snapshot
-from recsys.blueprint import build_model
-from recsys.config import Config
-from recsys.features import FeatureSet
-from recsys.hashing import Id
-from recsys.log import Log, LogLost
-from recsys.model_tables import tables_of
-from recsys.records import Step
+from recsys.config.system_config import Config
+from recsys.events.hashing import Id
+from recsys.events.records import Step
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Log, LogLost
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
 from training.candidates.registry import (
     Parent as Origin,
 )

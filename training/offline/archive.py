@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from recsys.consumer import UNREADABLE
-from recsys.features import FeatureSet
-from recsys.hashing import digest_of, key_of
-from recsys.records import EVENTS, EXAMPLES, unpack, unpack_all
+from recsys.events.hashing import digest_of, key_of
+from recsys.events.records import EVENTS, EXAMPLES, unpack, unpack_all
+from recsys.features.feature_set import FeatureSet
+from recsys.process.log_consumer import UNREADABLE
 from training.archive.files import Held, files_of, hour_of
 from training.candidates.registry import iso
 from training.offline.cache import Cache, CacheWriter

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from recsys.features import FeatureSet
-from recsys.records import Lesson
+from recsys.events.records import Lesson
+from recsys.features.feature_set import FeatureSet
 from training.continual.step_reader import ExampleCheck
 from training.offline.examples import BLOCKS, Examples, examples_of, id_hash, joined, widths
 

@@ -14,11 +14,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.batch import Batch, assemble
-from recsys.events import FeatureBlock
-from recsys.features import FeatureSet
-from recsys.hashing import splitmix64
-from recsys.records import Lesson
+from recsys.events.event_types import FeatureBlock
+from recsys.events.hashing import splitmix64
+from recsys.events.records import Lesson
+from recsys.features.feature_set import FeatureSet
+from recsys.model.batch import Batch, assemble
 from training.line import MAIN
 
 BLOCKS: Final = ("user_keys", "item_keys", "history", "outcomes", "dense")
@@ -37,7 +37,7 @@ class Examples:
     """N examples in order. The five columns of features are bytes (N, width), as in a ``FeatureBlock``.
 
     ``time_ms``: event time, which doesn't go back within a partition; ``ids``: a hash of the example's id;
-    ``kept``: the rate at which examples like it were kept; ``arrived``: see ``recsys.records.Lesson``, 1
+    ``kept``: the rate at which examples like it were kept; ``arrived``: see ``recsys.events.records.Lesson``, 1
     where a label is final; ``taught``: the probabilities that a teacher gives (N, L), NaN where it says
     nothing.
     """

@@ -19,12 +19,12 @@ import msgspec
 from numpy.typing import NDArray
 
 from parameter_server.snapshots import latest, write_part
-from recsys.blueprint import build_model
-from recsys.config import JoinConfig, ModelConfig, digest
-from recsys.features import FeatureSet
-from recsys.hashing import digest_of
-from recsys.loops import write_atomically
-from recsys.model_tables import tables_of
+from recsys.config.system_config import JoinConfig, ModelConfig, digest
+from recsys.events.hashing import digest_of
+from recsys.features.feature_set import FeatureSet
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
+from recsys.process.part_process import write_atomically
 from training.candidates.registry import STUDENT, Provenance, Refused, Registry, plain_config
 from training.continual.learner import Learner
 from training.offline.cache import FORMAT, Cache

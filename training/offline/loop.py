@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.metrics import auc
+from recsys.model.prediction_metrics import auc
 from training.offline.examples import Examples, shuffled
 from training.offline.trainer import OfflineTrainer, Refusals
 

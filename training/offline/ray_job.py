@@ -24,7 +24,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.metrics import Gauge
 
 from parameter_server.lanes import LaneGradients, StepSum
-from recsys.loops import write_atomically
+from recsys.process.part_process import write_atomically
 from training.continual.driver import GlooByFile
 from training.offline.job import learn, read_job
 from training.offline.loop import Place

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from parameter_server.dense import DENSE_COLUMNS, Dense
 from parameter_server.shard import Counters
 from parameter_server.snapshots import Snapshot, latest
-from recsys.blueprint import build_model
-from recsys.config import ModelConfig, TableConfig
-from recsys.features import FeatureSet
-from recsys.model_tables import tables_of
+from recsys.config.system_config import ModelConfig, TableConfig
+from recsys.features.feature_set import FeatureSet
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
 from training.candidates.registry import Parent, Refused, parent_of
 from training.continual.learner import Learner
 from training.continual.rows_behind import examples_behind

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from parameter_server.lanes import RowGradients
 from parameter_server.routing import Keys, Rows
 from parameter_server.rows import Table, initial_rows
-from recsys.config import TableConfig
+from recsys.config.system_config import TableConfig
 from training.offline.vocabulary import Vocabulary
 
 COLUMNS = ("values", "accumulator")

@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.wal import sync_folder
-from recsys.blueprint import build_model
-from recsys.config import ModelConfig
-from recsys.features import FeatureSet
-from recsys.model_tables import tables_of
+from recsys.config.system_config import ModelConfig
+from recsys.features.feature_set import FeatureSet
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
 from training.candidates.registry import (
     ALONG,
     SERVED,

@@ -29,7 +29,7 @@ from parameter_server import kernels
 from parameter_server.lanes import RowGradients
 from parameter_server.routing import Keys, Rows
 from parameter_server.rows import EPSILON, MAX_GRADIENT, initial_rows
-from recsys.config import TableConfig
+from recsys.config.system_config import TableConfig
 from training.offline.tables import Columns, initial_columns
 from training.offline.vocabulary import Vocabulary
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from parameter_server.routing import Keys
 from parameter_server.rows import rows_within
-from recsys.config import TableConfig
+from recsys.config.system_config import TableConfig
 
 Counts = NDArray[np.int64]
 

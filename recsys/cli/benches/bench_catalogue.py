@@ -1,6 +1,6 @@
 """A catalogue whose vectors look like those that training leaves, and user sides that look for them.
 
-Each item has an author and tags, which give its vector its content (recsys/vectors.py), and a learned row: a
+Each item has an author and tags, which give its vector its content (recsys/model/retrieval_vectors.py), and a learned row: a
 pull towards its topic and something of its own, by lognormal sizes; topics vary more in some directions than
 in others. Measured against what a replay of KuaiRand leaves (7,583 items): norms of 0.64, 0.91 and 1.34 (1st,
 50th and 99th percentile) there, 0.65, 0.92 and 1.93 here; share of the variance in the first 4, 8 and 16 of
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from recsys.events import Item
+from recsys.events.event_types import Item
 
 TOPICS: Final = 300
 _DECAY: Final = 0.93  # of the size of each direction to that of the one before

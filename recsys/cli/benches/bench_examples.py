@@ -13,12 +13,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.events import FeatureBlock
-from recsys.features import FeatureSet
-from recsys.hashing import splitmix64
-from recsys.log import Append, Log
-from recsys.records import EXAMPLES, Example, Lesson, pack
-from recsys.schema import CATEGORICAL, Schema
+from recsys.events.event_types import FeatureBlock
+from recsys.events.field_schema import CATEGORICAL, Schema
+from recsys.events.hashing import splitmix64
+from recsys.events.records import EXAMPLES, Example, Lesson, pack
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Append, Log
 
 START_MS: Final = 1_700_000_000_000
 EXPONENT: Final = 1.05  # of Zipf's law: few ids are frequent, most are rare

@@ -23,7 +23,7 @@ from recsys.cli.benches.bench_live import Figures, Live, Say, counted, live, off
 from recsys.cli.benches.bench_serve_doors import REPLICA
 from recsys.cli.plan import EMBEDDED_KAFKA
 from recsys.cli.processes import kill_session
-from recsys.config import Config, LogConfig
+from recsys.config.system_config import Config, LogConfig
 
 BAR: Final = 0.999
 _LEAD_S: Final = 3.0  # of load before the fault

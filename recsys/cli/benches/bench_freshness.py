@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.cli.benches.bench_parts import Told, answers, end, telling, ways
-from recsys.config import Config, ParameterServerConfig, StepConfig
+from recsys.config.system_config import Config, ParameterServerConfig, StepConfig
 
 WARM_S: Final = 5.0  # before the clock starts
 STAGES: Final = ("joined", "cut", "published", "applied")
@@ -83,10 +83,10 @@ class Found:
 def _run(task: Task, seconds: float, rate: float, seed: int, after_s: float) -> Found:
     """Sends at a steady rate, and waits for what was sent last."""
     from recsys.cli.benches.bench_views import draw_items, draw_views
-    from recsys.events import encode
-    from recsys.log import Append
-    from recsys.open_log import create_topics, open_log
-    from recsys.records import ITEMS
+    from recsys.events.event_types import encode
+    from recsys.events.records import ITEMS
+    from recsys.log.protocol import Append
+    from recsys.process.open_log import create_topics, open_log
 
     config, shards = task.config, task.config.parameter_server.shards
     log = open_log(config)
@@ -123,10 +123,10 @@ def _send(
     log: Any, config: Config, events: Sequence[Any], rate: float
 ) -> list[tuple[float, str, str]]:
     """Appends events when they are due; returns the views with the time just before their append."""
-    from recsys.events import Engagement, encode
-    from recsys.hashing import partition_of
-    from recsys.log import Append
-    from recsys.records import EVENTS
+    from recsys.events.event_types import Engagement, encode
+    from recsys.events.hashing import partition_of
+    from recsys.events.records import EVENTS
+    from recsys.log.protocol import Append
 
     due = [Append(partition_of(e.user_id, config.log.partitions), b"", encode(e)) for e in events]
     views = [isinstance(e, Engagement) and e.kind == "view" for e in events]
@@ -147,10 +147,10 @@ def _send(
 def join(task: Task, told: Told, stop: Any) -> None:
     """The joiner; notes how many examples stood in each partition."""
     from recsys.clock import wall_ms
-    from recsys.feature_sets import feature_set
-    from recsys.open_log import open_log
-    from recsys.part_state import PartState
-    from recsys.records import EVENTS, EXAMPLES
+    from recsys.events.records import EVENTS, EXAMPLES
+    from recsys.features.feature_set_file import feature_set
+    from recsys.process.open_log import open_log
+    from recsys.process.part_snapshot import PartState
     from training.joining.joiner_loop import JoinerLoop
 
     with telling(told, 0):
@@ -169,9 +169,9 @@ def join(task: Task, told: Told, stop: Any) -> None:
 def cut(task: Task, told: Told, stop: Any) -> None:
     """The sequencer; notes the newest step."""
     from recsys.clock import wall_ms
-    from recsys.feature_sets import feature_set
-    from recsys.open_log import open_log
-    from recsys.records import EXAMPLES
+    from recsys.events.records import EXAMPLES
+    from recsys.features.feature_set_file import feature_set
+    from recsys.process.open_log import open_log
     from training.continual.sequencer_loop import SequencerLoop
 
     with telling(told, 1):
@@ -187,10 +187,10 @@ def cut(task: Task, told: Told, stop: Any) -> None:
 def follow(task: Task, told: Told, stop: Any) -> None:
     """A replica that follows the log as a serving one does; notes the step of its newest answer."""
     from recsys.clock import wall_ms
-    from recsys.feature_sets import feature_set
-    from recsys.open_log import open_log
-    from recsys.records import DELTAS
-    from recsys.session import Session
+    from recsys.events.records import DELTAS
+    from recsys.features.feature_set_file import feature_set
+    from recsys.features.session import Session
+    from recsys.process.open_log import open_log
     from serving.pipeline import Pipeline
     from serving.replica import Replica
     from serving.request import Request
@@ -225,10 +225,10 @@ def learn(task: Task, ports: dict[int, int], told: Told, stop: Any) -> None:
     from parameter_server.parameter_client import ShardedClient, hello
     from parameter_server.parameter_client import Worker as WorkerId
     from parameter_server.transport import Address, SocketChannel
-    from recsys.blueprint import build_model
-    from recsys.feature_sets import feature_set
-    from recsys.open_log import open_log
-    from recsys.records import STEPS
+    from recsys.events.records import STEPS
+    from recsys.features.feature_set_file import feature_set
+    from recsys.model.blueprint import build_model
+    from recsys.process.open_log import open_log
     from training.continual.jagged import keyed_jagged
     from training.continual.learner import Learner
     from training.continual.worker import Worker
@@ -266,11 +266,11 @@ def serve(task: Task, part: int, told: Told, stop: Any) -> None:
     from parameter_server.parameter_client import part_of
     from parameter_server.shard_service import ShardService
     from parameter_server.transport import SocketServer
-    from recsys.blueprint import build_model
-    from recsys.feature_sets import feature_set
-    from recsys.log import Append
-    from recsys.open_log import open_log
-    from recsys.records import DELTAS
+    from recsys.events.records import DELTAS
+    from recsys.features.feature_set_file import feature_set
+    from recsys.log.protocol import Append
+    from recsys.model.blueprint import build_model
+    from recsys.process.open_log import open_log
     from training.line import spec_of
 
     with telling(told, part):
@@ -355,8 +355,8 @@ def _when(notes: Notes, holds: Callable[[Any], bool]) -> float | None:
 
 def _examples(config: Config) -> dict[tuple[str, str], tuple[int, int]]:
     """Where each view's first example stands, by request and item."""
-    from recsys.open_log import open_log
-    from recsys.records import EXAMPLES, Example, unpack
+    from recsys.events.records import EXAMPLES, Example, unpack
+    from recsys.process.open_log import open_log
 
     log, found = open_log(config), dict[tuple[str, str], tuple[int, int]]()
     for partition in range(config.log.partitions):
@@ -373,8 +373,8 @@ def _examples(config: Config) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 def _steps(config: Config) -> list[Any]:
-    from recsys.open_log import open_log
-    from recsys.records import STEPS, Step, unpack
+    from recsys.events.records import STEPS, Step, unpack
+    from recsys.process.open_log import open_log
 
     log = open_log(config)
     found, at = list[Any](), 0

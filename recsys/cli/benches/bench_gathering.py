@@ -7,10 +7,10 @@ from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.player import Player
 from recsys.cli.replaying import ReplayOptions, config_for, replay_with
 from recsys.cli.studies.study_world import WorldLog
-from recsys.config import Config
-from recsys.features import FeatureSet
-from recsys.metrics import auc, log_loss
-from recsys.records import pack
+from recsys.config.system_config import Config
+from recsys.events.records import pack
+from recsys.features.feature_set import FeatureSet
+from recsys.model.prediction_metrics import auc, log_loss
 
 _GATHERED = (1, 2, 4, 8)
 

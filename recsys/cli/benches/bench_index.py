@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from recsys.bitmap import Bitmap
+from recsys.arrays.bitmap import Bitmap
 from recsys.cli.benches.bench_catalogue import Plan, plan
 from recsys.cli.benches.index_figures import FOUND, MOVED, _ms, best, percentiles, recall, recalls
 
@@ -76,9 +76,9 @@ class Live:
     """Ours: a replica and what looks after its index, as the reading thread drives them."""
 
     def __init__(self, its: Plan, items: int) -> None:
-        from recsys.config import Config
-        from recsys.feature_sets import FEED_SCHEMA
-        from recsys.features import FeatureSet
+        from recsys.config.system_config import Config
+        from recsys.features.feature_set import FeatureSet
+        from recsys.features.feature_set_file import FEED_SCHEMA
         from serving.faiss_centroids import lists_for, sample_of, train
         from serving.index_care import IndexCare
         from serving.replica import Replica

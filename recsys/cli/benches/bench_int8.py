@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from parameter_server.rounding import round_rows
-from recsys.config import TableConfig
+from recsys.config.system_config import TableConfig
 from serving.int8_rows import Int8Rows
 from serving.row_store import RowStore
 

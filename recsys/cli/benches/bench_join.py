@@ -13,15 +13,24 @@ from typing import Any, Final
 
 import numpy as np
 
-from recsys.config import Config, JoinConfig
-from recsys.events import Engagement, Event, FeatureBlock, Impression, Served, Tick, decode, encode
-from recsys.feature_builder import FeatureBuilder
-from recsys.feature_sets import FEED_SCHEMA
-from recsys.features import FeatureSet
-from recsys.garbage import settle
-from recsys.hashing import partition_of
-from recsys.log import Append, MemoryLog
-from recsys.records import EVENTS, EXAMPLES, Example, topics, unpack
+from recsys.config.system_config import Config, JoinConfig
+from recsys.events.event_types import (
+    Engagement,
+    Event,
+    FeatureBlock,
+    Impression,
+    Served,
+    Tick,
+    decode,
+    encode,
+)
+from recsys.events.hashing import partition_of
+from recsys.events.records import EVENTS, EXAMPLES, Example, topics, unpack
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import FEED_SCHEMA
+from recsys.log.protocol import Append, MemoryLog
+from recsys.process.gc_control import settle
 
 ITEMS: Final = 10  # of an impression
 START_MS: Final = 1_700_000_000_000

@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any, Final
 
 from recsys.cli.benches.bench_examples import FIELDS, Drawn
-from recsys.config import Config
+from recsys.config.system_config import Config
 
 ABSENT: Final = "not installed: pip install 'recsys-swipe[bench]'"
 _BATCH: Final = 1024

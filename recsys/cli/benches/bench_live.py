@@ -26,8 +26,8 @@ from recsys.cli.benches.bench_parts import answers, end, ways
 from recsys.cli.benches.load_client import Load, Sent, offer_until, post
 from recsys.cli.processes import Identity, kill_session, members_saying
 from recsys.client import ApiError, Client
-from recsys.config import Config
-from recsys.loops import read_beat
+from recsys.config.system_config import Config
+from recsys.process.part_process import read_beat
 
 HOST: Final = "127.0.0.1"
 USERS: Final = 1_000
@@ -156,8 +156,8 @@ class Live:
 
     def ends(self) -> list[int]:
         """Where the next event of each partition will stand."""
-        from recsys.open_log import open_log
-        from recsys.records import EVENTS
+        from recsys.events.records import EVENTS
+        from recsys.process.open_log import open_log
 
         log = open_log(self.config)
         try:
@@ -170,9 +170,9 @@ class Live:
     ) -> Counter[str]:
         """How often the impression of each of the requests stands on the log from ``since`` on: waits until
         all are there, or for ``patience_s``."""
-        from recsys.events import Impression, decode
-        from recsys.open_log import open_log
-        from recsys.records import EVENTS
+        from recsys.events.event_types import Impression, decode
+        from recsys.events.records import EVENTS
+        from recsys.process.open_log import open_log
 
         log, found, at = open_log(self.config), Counter[str](), list(since)
         until_s = time.monotonic() + patience_s

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from recsys.blueprint import build_model
 from recsys.cli.benches.bench_examples import FEATURES, FIELDS, Drawn, one_hot
-from recsys.config import Config
-from recsys.garbage import no_collection, settle
-from recsys.memory import keep_freed
-from recsys.open_log import open_log
-from recsys.ranker import Ranker, loss_per_output, targets
-from recsys.records import EXAMPLES, Lesson, unpack_all
-from recsys.row_layers import interacted_by_torch
+from recsys.config.system_config import Config
+from recsys.events.records import EXAMPLES, Lesson, unpack_all
+from recsys.model.blueprint import build_model
+from recsys.model.ranker import Ranker, loss_per_output, targets
+from recsys.model.row_layers import interacted_by_torch
+from recsys.process.gc_control import no_collection, settle
+from recsys.process.malloc_tuning import keep_freed
+from recsys.process.open_log import open_log
 
 _WARM: Final = 8  # batches before the clock starts
 _THREADS: Final = (1, 2)

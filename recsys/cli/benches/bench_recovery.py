@@ -19,7 +19,7 @@ from parameter_server import snapshots
 from parameter_server.lanes import LaneGradients, RowGradients
 from parameter_server.parameter_client import ParameterClient, Worker
 from parameter_server.shard import ShardSpec
-from recsys.config import Config, StepConfig, TableConfig
+from recsys.config.system_config import Config, StepConfig, TableConfig
 
 DIM: Final = 32
 _BLOCK: Final = 20_000  # rows that a step makes, until all are there
@@ -34,7 +34,7 @@ def measure_recovery(rows: int, steps: int, kills: int, seed: int) -> dict[str, 
     import ray
 
     from parameter_server import shard_actor as actors
-    from recsys.open_log import create_topics, open_log
+    from recsys.process.open_log import create_topics, open_log
 
     root = str(Path(__file__).parents[3])
     environment = {"env_vars": {"PYTHONPATH": root}}

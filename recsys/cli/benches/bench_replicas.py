@@ -16,7 +16,7 @@ import httpx
 from recsys.cli import restart as restarts
 from recsys.cli.benches import bench_serve_doors as doors
 from recsys.cli.benches.bench_live import HOST, Figures, Live, Say, counted, live, offered
-from recsys.config import Config
+from recsys.config.system_config import Config
 
 PARTS: Final = ("restart", "scaling")
 _LEAD_S: Final = 5.0  # of load before anything is asked for

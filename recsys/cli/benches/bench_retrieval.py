@@ -61,9 +61,9 @@ def held(name: str, items: int, shards: int, seed: int) -> dict[str, Any]:
 
 
 def _empty(name: str, shards: int) -> Any:
-    from recsys.config import Config
-    from recsys.feature_sets import FEED_SCHEMA
-    from recsys.features import FeatureSet
+    from recsys.config.system_config import Config
+    from recsys.features.feature_set import FeatureSet
+    from recsys.features.feature_set_file import FEED_SCHEMA
     from serving.replica import Replica
     from serving.retrieval_shard import RetrievalShard
 
@@ -76,7 +76,7 @@ def _empty(name: str, shards: int) -> Any:
 
 def _fill(made: Any, its: Plan, items: int) -> None:
     """Items, rows, and the index that so many ask for."""
-    from recsys.hashing import key_of
+    from recsys.events.hashing import key_of
     from serving.faiss_centroids import lists_for, sample_of, train
     from serving.index_care import IndexCare, Swap
 

@@ -20,7 +20,7 @@ from recsys.cli.benches.bench_parts import answers, end, ways
 from recsys.cli.benches.bench_serve_stages import stages
 from recsys.cli.benches.bench_serve_state import USERS, Built, build
 from recsys.cli.benches.serve_asks import Ask, Door, Figures, bodies, send
-from recsys.config import Config
+from recsys.config.system_config import Config
 
 CLIENTS: Final = (4, 16)  # of the closed loop: the better of the two is the peak
 ROUNDS: Final = 3

@@ -23,8 +23,8 @@ from recsys.cli.benches.bench_parts import Told, telling
 from recsys.cli.plan import Plan
 from recsys.cli.processes import Child, end_sessions, members_saying
 from recsys.cli.runner import ONE_THREAD
-from recsys.config import Config
-from recsys.loops import run_folder
+from recsys.config.system_config import Config
+from recsys.process.part_process import run_folder
 
 REPLICA: Final = "ServeReplica Feed"  # in its command line; shards of retrieval are no Feed
 _READY_S: Final = 300.0
@@ -120,7 +120,7 @@ def plainly(config: Config, plan: Plan) -> None:
 
 def fill_sessions(config: Config, sessions: dict[str, bytes]) -> None:
     """Puts the sessions into the store that runs, as the fold would."""
-    from recsys.open_log import open_log
+    from recsys.process.open_log import open_log
     from serving.session_store import Place, RedisFold
 
     log, fold = open_log(config), RedisFold(config.sessions.url, config.sessions.ttl_s)
@@ -177,8 +177,8 @@ def uvicorn(config: Config, port: int, told: Told, stop: Any) -> None:
     from uvicorn import Config as ServerConfig
     from uvicorn import Server
 
-    from recsys.open_log import open_log
-    from recsys.steady import steady
+    from recsys.process.latency_tuning import steady
+    from recsys.process.open_log import open_log
     from serving.http_app import build_app
     from serving.service import Service
     from serving.session_line import sessions_at
@@ -218,7 +218,7 @@ def free_port() -> int:
 
 def bench_config(state: str, candidates: int, retrieval_shards: int = 0) -> Config:
     """One replica, one shard of the parameter server, any free ports."""
-    from recsys.config import ParameterServerConfig
+    from recsys.config.system_config import ParameterServerConfig
 
     base = Config()
     return replace(

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, Final
 
 from recsys.cli.benches.bench_parts import Told, telling
-from recsys.config import Config
+from recsys.config.system_config import Config
 
 _EVERY_S: Final = 0.002  # a look takes some 15 µs
 _WARM: Final = 100  # requests
@@ -112,8 +112,8 @@ def looking() -> Iterator["Counter[str]"]:
 
 def stages(config: Config, bodies: Sequence[bytes], seconds: float, told: Told) -> None:
     """For a process of its own: tells microseconds of a request, in all and by stage."""
-    from recsys.open_log import open_log
-    from recsys.steady import steady
+    from recsys.process.latency_tuning import steady
+    from recsys.process.open_log import open_log
     from serving.http_app import build_app
     from serving.service import Service
     from serving.session_line import sessions_at

@@ -12,11 +12,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.config import Config
-from recsys.events import Engagement, Impression, Item, encode
-from recsys.features import FeatureSet
-from recsys.hashing import key_of
-from recsys.log import Append, Log
+from recsys.config.system_config import Config
+from recsys.events.event_types import Engagement, Impression, Item, encode
+from recsys.events.hashing import key_of
+from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Append, Log
 
 USERS: Final = 1_000
 STEP: Final = 1  # of the snapshot
@@ -39,8 +39,8 @@ class Built:
 def build(config: Config, items: int, seed: int, now_ms: int) -> Built:
     """Writes log and snapshot into the state folder, as of ``now_ms``; the sessions are for who starts the
     store."""
-    from recsys.feature_sets import feature_set
-    from recsys.open_log import create_topics, open_log
+    from recsys.features.feature_set_file import feature_set
+    from recsys.process.open_log import create_topics, open_log
 
     features, log = feature_set(config), open_log(config)
     create_topics(log, config)
@@ -82,7 +82,7 @@ def draw_items(count: int, seed: int, now_ms: int) -> Iterator[list[Item]]:
 
 def _catalogue(log: Log, features: FeatureSet, count: int, seed: int, now_ms: int) -> Keys:
     """Appends the items; returns their keys (N, I)."""
-    from recsys.records import ITEMS
+    from recsys.events.records import ITEMS
 
     found = []
     for block in draw_items(count, seed, now_ms):
@@ -93,9 +93,9 @@ def _catalogue(log: Log, features: FeatureSet, count: int, seed: int, now_ms: in
 
 def _item_state(log: Log, features: FeatureSet, keys_NI: Keys, seed: int, now_ms: int) -> None:
     """What viewers did with items, authors, tags and durations, as the counters' part tells it."""
-    from recsys.counters import SPEEDS
-    from recsys.item_counters import GLOBAL, context_entities
-    from recsys.records import ITEM_STATE, ItemState, pack
+    from recsys.events.records import ITEM_STATE, ItemState, pack
+    from recsys.features.counters import SPEEDS
+    from recsys.features.item_counters import GLOBAL, context_entities
 
     draw = np.random.default_rng(seed + 1)
     duration = features.slot("duration").start
@@ -123,7 +123,7 @@ def _snapshot(config: Config, features: FeatureSet, keys_NI: Keys, seed: int, no
     """A row for whatever the items and users have one for, in a snapshot of a shard that learned one step."""
     from parameter_server.shard import Shard
     from parameter_server.snapshots import write_part
-    from recsys.blueprint import build_model
+    from recsys.model.blueprint import build_model
     from training.line import spec_of
 
     spec, draw = spec_of(config), np.random.default_rng(seed + 2)
@@ -147,7 +147,7 @@ def _snapshot(config: Config, features: FeatureSet, keys_NI: Keys, seed: int, no
 
 def _step_record(log: Log, config: Config, now_ms: int) -> None:
     """The record of the snapshot's step: a sequencer goes on behind it."""
-    from recsys.records import STEPS, Step, pack
+    from recsys.events.records import STEPS, Step, pack
 
     step = Step(
         line="main", epoch=0, step=STEP, ranges=[], examples=0, lanes=config.step.lanes,
@@ -174,7 +174,7 @@ def _session(
     features: FeatureSet, keys_NI: Keys, seen: int, draw: np.random.Generator, now_ms: int
 ) -> Any:
     """What is known of somebody after some 60 items."""
-    from recsys.session import Session
+    from recsys.features.session import Session
 
     session = Session("", features, seen)
     viewed = draw.choice(len(keys_NI), min(_VIEWED, len(keys_NI)), replace=False)

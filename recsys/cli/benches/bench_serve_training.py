@@ -20,8 +20,8 @@ from recsys.cli.benches import bench_serve_doors as doors
 from recsys.cli.benches.bench_freshness import Task, cut, join, learn, serve
 from recsys.cli.benches.bench_parts import Told, answers, end, telling, ways
 from recsys.cli.benches.serve_asks import Ask, Door, send
-from recsys.config import Config
-from recsys.niceness import session_steps_back
+from recsys.config.system_config import Config
+from recsys.process.process_priority import session_steps_back
 
 NICE: Final = 10
 EVENTS_PER_S: Final = 1_000
@@ -160,12 +160,12 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
 
     from recsys.cli.benches.bench_views import draw_items, draw_views
     from recsys.clock import wall_ms
-    from recsys.events import Engagement, Impression, Stamp, encode
-    from recsys.feature_sets import feature_set
-    from recsys.hashing import partition_of
-    from recsys.log import Append
-    from recsys.open_log import open_log
-    from recsys.records import EVENTS
+    from recsys.events.event_types import Engagement, Impression, Stamp, encode
+    from recsys.events.hashing import partition_of
+    from recsys.events.records import EVENTS
+    from recsys.features.feature_set_file import feature_set
+    from recsys.log.protocol import Append
+    from recsys.process.open_log import open_log
 
     with telling(sender.told, 4):
         config, log = task.config, open_log(task.config)
@@ -211,12 +211,12 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
 def _score(task: Task, its: _Sender) -> None:
     """Scores the steps that are learned, as a candidate that doesn't learn, while it is asked for."""
     from parameter_server.shard import Shard
-    from recsys.blueprint import build_model
-    from recsys.control_records import Live
-    from recsys.feature_sets import feature_set
-    from recsys.log import Append
-    from recsys.open_log import open_log
-    from recsys.records import SCORES, STEPS, pack
+    from recsys.events.control_records import Live
+    from recsys.events.records import SCORES, STEPS, pack
+    from recsys.features.feature_set_file import feature_set
+    from recsys.log.protocol import Append
+    from recsys.model.blueprint import build_model
+    from recsys.process.open_log import open_log
     from training.candidates.shadow import Shadow
     from training.continual.sequencer_loop import last_place
     from training.line import MAIN, whole_spec

@@ -29,19 +29,19 @@ from parameter_server.mapped import mapped_shard
 from parameter_server.parameter_client import part_of
 from parameter_server.shard import Shard, ShardSpec
 from recsys.as_served import AsServed
-from recsys.blueprint import build_model
 from recsys.cli.joiners import Joiners
 from recsys.cli.one_process import DurableShards
-from recsys.config import Config, ModelConfig, StepConfig
-from recsys.control_records import Live
-from recsys.events import Impression, Stamp
-from recsys.feature_sets import feature_set
-from recsys.garbage import settle
-from recsys.log import Append, Log
-from recsys.model_tables import tables_of
-from recsys.open_log import create_topics, open_log
+from recsys.config.system_config import Config, ModelConfig, StepConfig
+from recsys.events.control_records import Live
+from recsys.events.event_types import Impression, Stamp
+from recsys.events.records import DELTAS, EXAMPLES, pack
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Append, Log
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
 from recsys.pasts import of_world
-from recsys.records import DELTAS, EXAMPLES, pack
+from recsys.process.gc_control import settle
+from recsys.process.open_log import create_topics, open_log
 from training.candidates.shadow import Shadow
 from training.continual.learner import Learner
 from training.continual.sequencer_loop import SequencerLoop

@@ -20,9 +20,9 @@ import torch
 from recsys.cli.benches.canary import NOW_MS, Canary, CanaryLog, canary_config
 from recsys.cli.benches.canary_oracle import Oracle, Watch
 from recsys.cli.benches.past_run import explain_run
-from recsys.events import Stamp
-from recsys.hashing import Id, uniform
-from recsys.open_log import create_topics
+from recsys.events.event_types import Stamp
+from recsys.events.hashing import Id, uniform
+from recsys.process.open_log import create_topics
 from serving.request import Answer, Request
 from serving.retrieval_client import Shards
 from serving.retrieval_service import RetrievalService

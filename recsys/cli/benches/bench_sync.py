@@ -25,13 +25,13 @@ from parameter_server.lanes import StepSum
 from parameter_server.parameter_client import LocalClient
 from parameter_server.rows import Table
 from parameter_server.shard import Shard, ShardSpec
-from recsys.blueprint import build_model
 from recsys.cli.benches.bench_examples import FEATURES, append_examples, draw_examples
-from recsys.config import Config, ModelConfig, ParameterServerConfig, StepConfig
-from recsys.log import MemoryLog
-from recsys.metrics import auc
-from recsys.model import padded
-from recsys.records import EXAMPLES, Lesson, pack, topics, unpack_all
+from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
+from recsys.events.records import EXAMPLES, Lesson, pack, topics, unpack_all
+from recsys.log.protocol import MemoryLog
+from recsys.model.blueprint import build_model
+from recsys.model.model import padded
+from recsys.model.prediction_metrics import auc
 from serving.row_store import RowStore
 from training.continual.learner import Learner
 from training.continual.sequencer_loop import SequencerLoop

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.cli.benches.table_load import BATCH, DIM, NEW, RATE, rate
-from recsys.config import TableConfig
+from recsys.config.system_config import TableConfig
 
 _CONFIG: Final = TableConfig("bench", DIM, RATE, initial=0.01, admit_after=2)
 _BATCHES: Final = 32  # different ones: together they touch far more rows than caches hold

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from recsys.cli.one_process import START_MS, OneProcess, small_config
-from recsys.events import Item
-from recsys.hashing import uniform
-from recsys.log_lines import KNOWN
-from recsys.spans import Span
-from recsys.tracer import Tracer
+from recsys.events.event_types import Item
+from recsys.events.hashing import uniform
+from recsys.observability.log_lines import KNOWN
+from recsys.observability.spans import Span
+from recsys.observability.tracer import Tracer
 from serving.request import Request
 from serving.request_trace import unmarked
 from serving.swipe_traces import SwipeTraces

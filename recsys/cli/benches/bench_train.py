@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from recsys.cli.benches.bench_examples import FEATURES, FIELDS, append_examples, draw_examples
 from recsys.cli.benches.bench_parts import Told, answers, end, telling, ways
-from recsys.config import Config, ModelConfig, ParameterServerConfig, StepConfig
-from recsys.garbage import settle
-from recsys.memory import BESIDE_TABLES, keep_freed
+from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
+from recsys.process.gc_control import settle
+from recsys.process.malloc_tuning import BESIDE_TABLES, keep_freed
 
 WORKERS: Final = 2
 SHARDS: Final = 2
@@ -95,10 +95,10 @@ def serve(job: Job, part: int, told: Told, stop: Any) -> None:
         from parameter_server.parameter_client import part_of
         from parameter_server.shard_service import ShardService
         from parameter_server.transport import SocketServer
-        from recsys.blueprint import build_model
-        from recsys.log import Append
-        from recsys.open_log import open_log
-        from recsys.records import DELTAS
+        from recsys.events.records import DELTAS
+        from recsys.log.protocol import Append
+        from recsys.model.blueprint import build_model
+        from recsys.process.open_log import open_log
         from training.line import spec_of
 
         torch.set_num_threads(1)
@@ -138,8 +138,8 @@ def work(job: Job, rank: int, ports: dict[int, int], told: Told) -> None:
         from parameter_server.parameter_client import ShardedClient, hello
         from parameter_server.parameter_client import Worker as WorkerId
         from parameter_server.transport import Address, SocketChannel
-        from recsys.blueprint import build_model
-        from recsys.open_log import open_log
+        from recsys.model.blueprint import build_model
+        from recsys.process.open_log import open_log
         from training.continual.jagged import keyed_jagged, load
         from training.continual.learner import Learner
         from training.continual.worker import Worker
@@ -183,7 +183,7 @@ def _config(folder: str, batch: int) -> Config:
 
 def _write(config: Config, drawn: Any) -> None:
     """Examples, then the records of their steps, as the sequencer cuts them."""
-    from recsys.open_log import create_topics, open_log
+    from recsys.process.open_log import create_topics, open_log
     from training.continual.sequencer_loop import SequencerLoop
 
     log = open_log(config)

@@ -10,13 +10,13 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from recsys.catalogue import Catalogue
 from recsys.cli.benches.bench_join import FEATURES, draw_events
-from recsys.config import Config
-from recsys.events import Event, FeatureBlock, Impression, Item
-from recsys.feature_builder import FeatureBuilder
-from recsys.feature_sets import feature_set
-from recsys.hashing import key_of
+from recsys.config.system_config import Config
+from recsys.events.event_types import Event, FeatureBlock, Impression, Item
+from recsys.events.hashing import key_of
+from recsys.features.catalogue import Catalogue
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set_file import feature_set
 
 ITEMS: Final = 20_000  # as the lists of the joiner's bench draw them
 START_MS: Final = 1_700_000_000_000

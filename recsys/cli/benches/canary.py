@@ -17,18 +17,18 @@ from experiments.epoch_model import sized
 from parameter_server.deltas import seal
 from parameter_server.rounding import round_dense
 from parameter_server.snapshots import write_part
-from recsys.blueprint import build_model
-from recsys.config import Config, LogConfig, ModelConfig, ParameterServerConfig, ServeConfig
-from recsys.control_records import Experiments, Live, ModelSize
-from recsys.events import Engagement, Item, encode
-from recsys.feature_sets import feature_set
-from recsys.features import FeatureSet
-from recsys.hashing import cross, key_of
-from recsys.item_counters import GLOBAL
-from recsys.log import Append, MemoryLog
-from recsys.model_tables import tables_of
-from recsys.policy_config import PolicyConfig
-from recsys.records import (
+from recsys.config.policy_config import PolicyConfig
+from recsys.config.system_config import (
+    Config,
+    LogConfig,
+    ModelConfig,
+    ParameterServerConfig,
+    ServeConfig,
+)
+from recsys.events.control_records import Experiments, Live, ModelSize
+from recsys.events.event_types import Engagement, Item, encode
+from recsys.events.hashing import cross, key_of
+from recsys.events.records import (
     CONTROL,
     DELTAS,
     EVENTS,
@@ -39,7 +39,13 @@ from recsys.records import (
     TableRows,
     pack,
 )
-from recsys.session import Session
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import feature_set
+from recsys.features.item_counters import GLOBAL
+from recsys.features.session import Session
+from recsys.log.protocol import Append, MemoryLog
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
 
 Rows = NDArray[np.float32]
 Keys = NDArray[np.int64]

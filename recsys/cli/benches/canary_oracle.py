@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from experiments.definition import read_experiments
 from experiments.policy import Policies, Policy
-from recsys.blueprint import build_model
-from recsys.catalogue import Catalogue
 from recsys.cli.benches.canary import (
     CYCLE,
     ITEMS_N,
@@ -29,16 +27,18 @@ from recsys.cli.benches.canary import (
     small,
     version_of_item,
 )
-from recsys.config import Config
-from recsys.counters import Counters
-from recsys.events import FeatureBlock, Stamp
-from recsys.feature_builder import FeatureBuilder
-from recsys.feature_sets import feature_set
-from recsys.features import RequestFeatures
-from recsys.hashing import Id, key_of
-from recsys.model_tables import tables_of
-from recsys.ranker import watch_seconds
-from recsys.vectors import content_vectors
+from recsys.config.system_config import Config
+from recsys.events.event_types import FeatureBlock, Stamp
+from recsys.events.hashing import Id, key_of
+from recsys.features.catalogue import Catalogue
+from recsys.features.counters import Counters
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import RequestFeatures
+from recsys.features.feature_set_file import feature_set
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
+from recsys.model.ranker import watch_seconds
+from recsys.model.retrieval_vectors import content_vectors
 from serving.scoring import probabilities, user_vector
 
 _ANSWERS: Final = 4_000  # expected answers that are remembered

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from recsys.cli.explainer import EQUAL, Explainer
 from recsys.cli.one_process import START_MS, OneProcess, small_config
-from recsys.control_records import Experiments
-from recsys.events import Item, User
-from recsys.hashing import uniform
+from recsys.events.control_records import Experiments
+from recsys.events.event_types import Item, User
+from recsys.events.hashing import uniform
 from serving.request import Request
 
 ITEMS: Final = 400

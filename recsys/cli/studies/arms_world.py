@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.arm_line import DIVERTED, WEIGHTED, ArmWeights, telling
-from recsys.batch import Batch, assemble
-from recsys.blueprint import build_model
-from recsys.config import Config, ModelConfig
-from recsys.feature_builder import FeatureBuilder
-from recsys.feature_sets import FEED_SCHEMA
-from recsys.features import FeatureSet
-from recsys.hashing import key_of
+from recsys.config.system_config import Config, ModelConfig
+from recsys.events.hashing import key_of
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import FEED_SCHEMA
+from recsys.model.batch import Batch, assemble
+from recsys.model.blueprint import build_model
 from recsys.world import World
 from training.candidates.arm_learner import without_rows
 from training.continual.learner import Lane, Learned, Learner

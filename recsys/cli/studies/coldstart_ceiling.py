@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.events import Engagement
-from recsys.hashing import Id
+from recsys.events.event_types import Engagement
+from recsys.events.hashing import Id
 from recsys.taste_posterior import Floats, LogLikelihood, Taste, isotropic, learn
 from recsys.world import AFTER, IMPATIENCE, OWN_VARIANCE, World, after_chance, hide_chance
 

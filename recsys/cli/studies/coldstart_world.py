@@ -17,14 +17,14 @@ from experiments.policy import Policy
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.player import Player
 from recsys.cli.studies.coldstart_ceiling import Ceiling, swipes_of
-from recsys.config import Config, JoinConfig, ModelConfig, ServeConfig, StepConfig
-from recsys.events import Engagement, Event, Impression, Item, Served
-from recsys.feature_sets import FEED_SCHEMA
-from recsys.features import FeatureSet
-from recsys.hashing import Id
+from recsys.config.policy_config import PolicyConfig
+from recsys.config.system_config import Config, JoinConfig, ModelConfig, ServeConfig, StepConfig
+from recsys.events.event_types import Engagement, Event, Impression, Item, Served
+from recsys.events.hashing import Id
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import FEED_SCHEMA
+from recsys.features.session import Session
 from recsys.pasts import SURFACE
-from recsys.policy_config import PolicyConfig
-from recsys.session import Session
 from recsys.world import World
 from serving.request import Request
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.blueprint import build_model
 from recsys.cli.studies.story_stream import Night, Stream
-from recsys.list_ranker import lists_of
+from recsys.model.blueprint import build_model
+from recsys.model.list_ranker import lists_of
 from training.continual.learner import Floats, Lane, Learner
 from training.continual.local_line import LocalLine
 from training.continual.rows_behind import examples_behind

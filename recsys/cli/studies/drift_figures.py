@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.cli.studies.study_figures import Floats, Judged, draw_aucs, pair_of
-from recsys.metrics import auc, log_loss
+from recsys.model.prediction_metrics import auc, log_loss
 
 MARGIN: Final = 0.0005  # of AUC, that merged may lie below the better of its parents
 STUDENT: Final = "student"  # of the online line

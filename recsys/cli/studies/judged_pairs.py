@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.comparison import Paired
-from recsys.metrics import auc
+from recsys.model.prediction_metrics import auc
 
 Floats = NDArray[np.float64]
 STEP: Final = 128  # examples of a step that are scored

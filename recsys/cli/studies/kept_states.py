@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from experiments.tracking import FixedShare
 from recsys.cli.player import Player
-from recsys.events import Event, Impression
-from recsys.features import RequestFeatures
-from recsys.session import Session
+from recsys.events.event_types import Event, Impression
+from recsys.features.feature_set import RequestFeatures
+from recsys.features.session import Session
 from serving.scoring import probabilities
 
 Floats = NDArray[np.float64]

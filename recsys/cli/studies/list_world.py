@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.policy_config import PolicyConfig
+from recsys.config.policy_config import PolicyConfig
 from recsys.world import IMPATIENCE, World
 from serving.selection import Ballot, Cap, Chance
 

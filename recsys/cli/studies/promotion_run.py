@@ -17,16 +17,16 @@ from parameter_server.durable import load_shard
 from parameter_server.lanes import LaneGradients
 from parameter_server.shard import Shard
 from parameter_server.snapshots import Snapshot
-from recsys.blueprint import build_model
 from recsys.cli.one_process import OneProcess, small_config
-from recsys.config import Config, ModelConfig, digest
-from recsys.control_records import Candidate, Control, ModelSize, Wish
-from recsys.events import Item
-from recsys.hashing import uniform
-from recsys.log import Append
-from recsys.policy_config import PolicyConfig
-from recsys.promotion_config import PromotionConfig
-from recsys.records import CONTROL, Lesson, Step, pack
+from recsys.config.policy_config import PolicyConfig
+from recsys.config.promotion_config import PromotionConfig
+from recsys.config.system_config import Config, ModelConfig, digest
+from recsys.events.control_records import Candidate, Control, ModelSize, Wish
+from recsys.events.event_types import Item
+from recsys.events.hashing import uniform
+from recsys.events.records import CONTROL, Lesson, Step, pack
+from recsys.log.protocol import Append
+from recsys.model.blueprint import build_model
 from recsys.world import World
 from serving.request import Answer, Request
 from training.candidates.registry import Provenance, Registry, plain_config

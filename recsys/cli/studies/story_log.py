@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from recsys.cli.studies.study_world import WorldLog
-from recsys.events import Item
-from recsys.hashing import Id, uniform
+from recsys.events.event_types import Item
+from recsys.events.hashing import Id, uniform
 from recsys.world import World
 from recsys.world_stories import STORIES, StoryWorld
 

@@ -18,11 +18,11 @@ from recsys.cli.joiners import Joiners
 from recsys.cli.player import Player, Scored
 from recsys.cli.recorder import Recorder
 from recsys.cli.replaying import Progress, ReplayOptions, config_for
-from recsys.config import Config
+from recsys.config.system_config import Config
 from recsys.datasets.source import Dataset
-from recsys.events import Engagement, Event, Impression, Item, User
-from recsys.features import FeatureSet, RequestFeatures
-from recsys.records import Example
+from recsys.events.event_types import Engagement, Event, Impression, Item, User
+from recsys.events.records import Example
+from recsys.features.feature_set import FeatureSet, RequestFeatures
 from training.continual.sequencer import Sequencer
 
 Ints = NDArray[np.int64]

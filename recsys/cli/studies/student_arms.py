@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.rounding import round_dense, round_rows
-from recsys.blueprint import build_model
-from recsys.config import ModelConfig
-from recsys.features import FeatureSet, RequestFeatures
-from recsys.model import Model
-from recsys.model_tables import tables_of
+from recsys.config.system_config import ModelConfig
+from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.model.blueprint import build_model
+from recsys.model.model import Model
+from recsys.model.model_tables import tables_of
 from serving.int8_rows import Int8Rows
 from serving.row_store import RowStore
 from serving.scoring import probabilities

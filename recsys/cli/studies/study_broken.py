@@ -21,11 +21,11 @@ from msgspec.structs import replace as changed
 
 from recsys.cli.one_process import START_MS
 from recsys.cli.studies.promotion_run import Change, Made, PromotionRun, WorldViewers, config_of
-from recsys.config import Config, ModelConfig
-from recsys.hashing import uniform
-from recsys.model import Model
-from recsys.promotion_config import PromotionConfig
-from recsys.records import Lesson
+from recsys.config.promotion_config import PromotionConfig
+from recsys.config.system_config import Config, ModelConfig
+from recsys.events.hashing import uniform
+from recsys.events.records import Lesson
+from recsys.model.model import Model
 from recsys.world import World
 from training.candidates.affected import affected
 from training.line import MAIN

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from recsys.cli.outputs import check_folders
 from recsys.cli.studies.coldstart_world import ARMS, Feed, newcomers, past_of, small, without
-from recsys.hashing import Id
-from recsys.metrics import Interval, paired_ratio_interval
-from recsys.policy_config import PolicyConfig
+from recsys.config.policy_config import PolicyConfig
+from recsys.events.hashing import Id
+from recsys.model.prediction_metrics import Interval, paired_ratio_interval
 from recsys.world import World
 
 SWIPES: Final = (0, 1, 5, 20)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from parameter_server.deltas import StepDelta
 from parameter_server.rounding import round_dense, round_rows
 from recsys.cli.player import Player, Scored
-from recsys.config import Config
-from recsys.features import FeatureSet, RequestFeatures
-from recsys.model_tables import tables_of
+from recsys.config.system_config import Config
+from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.model.model_tables import tables_of
 from serving.replica import published_model
 from serving.row_store import RowStore
 from serving.scoring import probabilities

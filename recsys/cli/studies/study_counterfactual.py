@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from experiments.definition import Arm, apply_overrides
 from experiments.off_policy import Estimate, Lists, Support, estimates, support
 from recsys.cli.studies.list_world import STAYS, ListWorld, Shown
-from recsys.policy_config import PolicyConfig
+from recsys.config.policy_config import PolicyConfig
 from serving.list_walk import chances_along
 from serving.past_chances import NO_CHANCE
 from serving.selection import draw_from

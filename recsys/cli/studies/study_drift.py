@@ -21,7 +21,7 @@ from recsys.cli.studies.drift_arms import Arms, Played, Track
 from recsys.cli.studies.drift_figures import Run, figures_of, plot, run_of, shown
 from recsys.cli.studies.story_log import DAYS, StoryLog
 from recsys.cli.studies.story_stream import Stream, watch
-from recsys.config import Config, ModelConfig, ParameterServerConfig, StepConfig
+from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.datasets.open import open_dataset
 from recsys.datasets.source import DataError
 from recsys.world_stories import STORIES

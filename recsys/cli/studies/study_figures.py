@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.metrics import auc
+from recsys.model.prediction_metrics import auc
 
 Floats = NDArray[np.float64]
 

@@ -21,16 +21,16 @@ import typer
 from numpy.typing import NDArray
 
 from parameter_server.deltas import StepDelta
-from recsys.blueprint import build_model
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.outputs import check_folders
 from recsys.cli.replaying import ReplayOptions, config_for, replay_with
 from recsys.cli.studies.kept_states import MOST_STATES, KeepingPlayer, mixed
 from recsys.cli.studies.study_world import WorldLog
-from recsys.config import Config, ModelConfig
-from recsys.features import FeatureSet
-from recsys.metrics import auc, log_loss
-from recsys.records import EXAMPLES, Lesson, unpack
+from recsys.config.system_config import Config, ModelConfig
+from recsys.events.records import EXAMPLES, Lesson, unpack
+from recsys.features.feature_set import FeatureSet
+from recsys.model.blueprint import build_model
+from recsys.model.prediction_metrics import auc, log_loss
 from recsys.report import Predictions
 from recsys.world import World
 from recsys.world_aba import WorldABA

@@ -19,7 +19,7 @@ from experiments.lifecycle import SHADOW
 from experiments.promotion import Hold, Rollback, window
 from experiments.served import ServedRates
 from recsys.cli.studies.judged_pairs import STEP, Ended, Pair, Stream, noise_for
-from recsys.promotion_config import PromotionConfig
+from recsys.config.promotion_config import PromotionConfig
 
 BEFORE: Final = 8_000  # examples that are shown before the switch
 _NEW: Final = 0.1  # of users are new viewers: a segment of its own

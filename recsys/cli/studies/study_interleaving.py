@@ -28,7 +28,7 @@ from experiments.definition import Arm, apply_overrides
 from experiments.effect import AT_LEAST, Users, influence
 from recsys.cli.studies.list_world import STAYS, ListWorld, Shown
 from recsys.cli.studies.study_counterfactual import logging_policy
-from recsys.policy_config import PolicyConfig
+from recsys.config.policy_config import PolicyConfig
 from serving.selection import draw_from
 from serving.team_draft import draft
 

@@ -10,8 +10,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.events import FeatureBlock
-from recsys.features import FeatureSet, RequestFeatures
+from recsys.events.event_types import FeatureBlock
+from recsys.features.feature_set import FeatureSet, RequestFeatures
 
 _LETTERS: Final = (
     "abcdefgijklmnoqrstuvwxyz"  # of namespaces; h and p are the hour's and the profile's

@@ -17,7 +17,7 @@ import typer
 from experiments.comparison import log_losses
 from experiments.promotion import SHADOW, Evidence, Hold, Promote, comparison, judge
 from recsys.cli.studies.judged_pairs import _LARGE, LIST, STEP, Ended, Pair, Stream, noise_for
-from recsys.promotion_config import PromotionConfig
+from recsys.config.promotion_config import PromotionConfig
 
 
 def run_once(

@@ -21,13 +21,13 @@ from recsys.cli.player import Player
 from recsys.cli.replay_report import judged_from_ms, judged_rows, slices_of, with_bar
 from recsys.cli.replaying import Progress, Replayed, ReplayOptions, config_for, replay_with
 from recsys.cli.studies.study_linear import Linear, linear_learners
-from recsys.config import Config
+from recsys.config.system_config import Config
 from recsys.datasets.open import open_dataset
 from recsys.datasets.source import DataError, Dataset
-from recsys.events import Impression
-from recsys.features import FeatureSet, RequestFeatures
-from recsys.metrics import auc
-from recsys.records import Example, Forget
+from recsys.events.event_types import Impression
+from recsys.events.records import Example, Forget
+from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.model.prediction_metrics import auc
 from recsys.report import Predictions, compare
 
 WHOLE: Final = "all"

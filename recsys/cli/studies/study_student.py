@@ -20,11 +20,11 @@ from recsys.cli.replaying import Progress, ReplayOptions, config_for
 from recsys.cli.studies.student_arms import Arms, ArmScores
 from recsys.cli.studies.study_figures import Judged, draw_aucs, pair_of
 from recsys.cli.studies.study_world import WorldLog
-from recsys.config import Config, ModelConfig
+from recsys.config.system_config import Config, ModelConfig
 from recsys.datasets.open import open_dataset
 from recsys.datasets.source import DataError, Dataset
-from recsys.features import FeatureSet
-from recsys.student_model import shown, student_model
+from recsys.features.feature_set import FeatureSet
+from recsys.model.student_model import shown, student_model
 from serving.int8_rows import Int8Rows
 from serving.row_store import RowStore
 from training.merging.distill import SHARE, checked_share

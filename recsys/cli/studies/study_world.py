@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from recsys.events import Event, Impression, Item, Served
-from recsys.feature_sets import FEED_SCHEMA
-from recsys.hashing import Id, uniform
-from recsys.schema import Schema
+from recsys.events.event_types import Event, Impression, Item, Served
+from recsys.events.field_schema import Schema
+from recsys.events.hashing import Id, uniform
+from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.world import World
 
 _HOUR_MS = 3_600_000

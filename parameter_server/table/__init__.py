@@ -1,0 +1,1 @@
+"""Rows with their optimizer state: id map, tables, admission sketch, dense parameters."""

@@ -1,0 +1,1 @@
+"""Configuration: frozen dataclasses, their checks, and loading from YAML and environment."""

@@ -1,0 +1,141 @@
+"""Loads the configuration: a named run, over it a YAML file, over both the environment.
+
+``load("laptop")`` is the run of that name; ``load("mine.yaml")`` reads a file like
+
+    extends: cluster          # a run's name; laptop where it isn't said
+    log: {url: "kafka://broker:9092"}
+
+and ``RECSYS__LOG__URL=kafka://broker:9092`` in the environment wins over either. The types are the
+dataclasses of ``recsys.config.system_config``; a key that they don't have is an error that says where it stands and what
+is known.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from recsys.config.system_config import RUNS, Config
+from recsys.config.yaml_with_lines import Marked, YamlError
+
+PREFIX = "RECSYS__"
+KeyPath = tuple[str, ...]  # of a value: ("log", "url")
+
+
+class BadSettings(ValueError):
+    """What is wrong with the settings, where it stands, and what was expected."""
+
+
+def load(name_or_yaml: str) -> Config:
+    """The configuration of a run's name or of a YAML file, with the environment laid over it.
+
+    Raises BadSettings for a name, key or value that doesn't fit.
+    """
+    base, changes, said_in = _named(name_or_yaml)
+    values: dict[str, Any] = msgspec.to_builtins(base)
+    values = _lay(values, changes, Config, said_in)
+    values = _lay(values, _environment(), Config, _variable)
+    try:
+        return msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        # Each value fits its type by now: this is a check of the dataclass itself, which names the key.
+        raise BadSettings(f"{name_or_yaml}, with the environment: {error}") from None
+
+
+def _named(name_or_yaml: str) -> tuple[Config, Mapping[str, Any], Callable[[KeyPath], str]]:
+    """The run to start from, what a file changes, and how to say where in the file."""
+    if name_or_yaml in RUNS:
+        return RUNS[name_or_yaml](), {}, str
+    file = Path(name_or_yaml)
+    if not file.is_file():
+        raise BadSettings(
+            f"the configuration is {name_or_yaml!r}, expected one of {', '.join(sorted(RUNS))} "
+            "or an existing YAML file"
+        )
+    try:
+        marked = Marked(file.read_text(), file)
+    except YamlError as error:
+        raise BadSettings(str(error)) from error
+    if not isinstance(marked.value, dict | None):
+        raise BadSettings(f"{file}:1: expected a mapping, found {marked.value!r}")
+    changes = {"name": file.stem, **(marked.value or {})}
+    extends = changes.pop("extends", "laptop")
+    if extends not in list(RUNS):  # a list, since YAML may give what has no hash
+        there = ", ".join(sorted(RUNS))
+        raise BadSettings(
+            f"{file}:{marked.line('extends')}: extends is {extends!r}, expected {there}"
+        )
+    return RUNS[extends](), changes, lambda path: f"{file}:{marked.line(*path)}"
+
+
+def _environment() -> dict[str, Any]:
+    """The nested values of ``RECSYS__...`` variables, as strings where they aren't JSON objects."""
+    from pydantic import create_model
+    from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsError
+
+    known = {field.name: (field.type, None) for field in fields(Config)}
+    for variable in os.environ:  # pydantic-settings passes over the sections that it doesn't know
+        section = variable.upper().removeprefix(PREFIX).partition("__")[0].lower()
+        if variable.upper().startswith(PREFIX) and section not in known:
+            raise _unknown(f"environment variable {variable}", (section,), known)
+    shape: Any = create_model("Environment", __base__=BaseSettings, **known)  # type: ignore[call-overload]
+    try:
+        return EnvSettingsSource(shape, env_prefix=PREFIX, env_nested_delimiter="__")()
+    except SettingsError as error:
+        raise BadSettings(f"environment, {PREFIX}...: {error}: {error.__cause__}") from error
+
+
+def _variable(path: KeyPath) -> str:
+    return "environment variable " + PREFIX + "__".join(path).upper()
+
+
+def _lay(
+    values: dict[str, Any],
+    changes: Mapping[str, Any],
+    kind: Any,
+    said_in: Callable[[KeyPath], str],
+    above: KeyPath = (),
+) -> dict[str, Any]:
+    """``values`` with ``changes`` over them, each checked against ``kind``: a dataclass or dict type."""
+    laid = dict(values)
+    types = get_type_hints(kind) if is_dataclass(kind) else {}
+    for key, value in changes.items():
+        path = (*above, str(key))
+        if types and key not in types:
+            raise _unknown(said_in(path), path, types)
+        inner = types[key] if types else get_args(kind)[1]
+        if is_dataclass(inner) or get_origin(inner) is dict:
+            changed = _decoded(value) if isinstance(value, str) else value
+            if not isinstance(changed, dict):
+                raise BadSettings(
+                    f"{said_in(path)}: {'.'.join(path)} is {value!r}, expected a mapping"
+                )
+            laid[key] = _lay(laid[key], changed, inner, said_in, path)
+        else:
+            laid[key] = _converted(value, inner, said_in(path), path)
+    return laid
+
+
+def _converted(value: Any, kind: Any, where: str, path: KeyPath) -> Any:
+    """The value as ``kind``; a string from the environment may be a number, a boolean or JSON."""
+    if isinstance(value, str) and get_origin(kind) is tuple:
+        value = _decoded(value)
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise BadSettings(f"{where}: {'.'.join(path)} is {value!r}: {error}") from None
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text  # its type is what is wrong with it, and the caller says so
+
+
+def _unknown(where: str, path: KeyPath, known: Mapping[str, Any]) -> BadSettings:
+    there = ", ".join(sorted(known))
+    return BadSettings(f"{where}: there is no {'.'.join(path)}; there are {there}")

@@ -1,0 +1,1 @@
+"""Events and the records derived from them: types, field schema, keys, and hash-based random numbers."""

@@ -1,0 +1,271 @@
+"""The records of the log: item, user, impression, engagement, tick. Everything else is a fold over them.
+
+One definition serves the API (JSON), data sets (JSON Lines) and the log (MessagePack). Unknown fields are
+ignored, so that the schema can grow; an unknown ``type`` is an error of that one event. This module knows
+nothing of features or models: an impression carries its features as opaque arrays (``recsys.features.feature_set``).
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from recsys.events.hashing import Id, digest_of
+from recsys.events.rejection import MISSING, Words, check_values, explain
+from recsys.events.rejection import Rejected as Rejected
+
+ENGAGEMENT_KINDS: Final = (
+    "view", "long_view", "click", "like", "follow", "comment", "share", "skip", "hide", "profile",
+)  # fmt: skip
+MAX_EVENT_BYTES: Final = 64 * 1024
+MAX_FUTURE_MS: Final = 5_000
+MAX_WATCH_MS: Final = 365 * 86_400_000
+MAX_ID_LENGTH: Final = 256
+MAX_TIME_MS: Final = 253_402_300_799_999  # the last of the year 9999: dates end there
+
+
+class Stamp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What an answer was made from. ``step`` never goes back within one replica and epoch."""
+
+    line: str = "main"
+    epoch: int = 0
+    step: int = 0
+    catalogue_offset: int = 0
+    item_state_offset: int = 0
+    session_offset: int = 0
+    policy: str = ""
+    arms: dict[str, str] = {}
+    index: str = ""  # the centroids and how many lists were looked through; empty: exact
+
+
+class Served(msgspec.Struct, kw_only=True, gc=False):
+    """One item of an impression, at its rank in the list."""
+
+    item_id: Id
+    propensity: float = 1.0  # P(item at this rank | ranks above, policy)
+    score: float | None = None  # the weighted sum of predicted engagements
+    sources: list[str] = []
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """What was asked, and what an answer rests on beside its stamp: with both it can be made again.
+
+    ``candidates`` is ``serve.candidates`` as it was. ``session`` is the digest of the packed session: the
+    offset alone doesn't say of which fields of its items it was folded; empty where nothing was known.
+    ``item_state_from``: the first offset of ``item_state`` that the replica had read; -1 where some after it
+    had been trimmed before they were read. ``counted``: the next offsets of ``events``, by partition, up to
+    which the item counters had been counted: with them the archive alone can count them again.
+    ``by_score``: nothing was drawn, the list is in the order of its scores.
+    """
+
+    n: int = 0
+    exclude_ids: list[Id] = []
+    candidate_ids: list[Id] | None = None
+    candidates: int = 0
+    session: str = ""
+    item_state_from: int = 0
+    counted: list[int] = []
+    by_score: bool = False
+
+
+class FeatureBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Features as served of one request with N items, as raw little-endian arrays.
+
+    ``user_keys`` int64 (U,) and ``item_keys`` int64 (N, I), 0 where a slot has fewer values; ``history``
+    int64 (T, H) with ``outcomes`` float32 (T, O), newest first; ``dense`` float32 (N, F). The feature set
+    says what U, I, H, O and F are (recsys/features/feature_set.py).
+    """
+
+    feature_set: str
+    user_keys: bytes = b""
+    item_keys: bytes = b""
+    history: bytes = b""
+    outcomes: bytes = b""
+    dense: bytes = b""
+    backfilled: bool = False
+
+
+class Item(msgspec.Struct, tag="item", kw_only=True):
+    """An item was published, changed, or (``removed``) taken away."""
+
+    time_ms: int
+    item_id: Id
+    fields: dict[str, Any] = {}
+    removed: bool = False
+    event_id: str | None = None
+    v: int = 1
+
+
+class User(msgspec.Struct, tag="user", kw_only=True):
+    """A user's profile, or (``removed``) the wish to be forgotten."""
+
+    time_ms: int
+    user_id: Id
+    fields: dict[str, Any] = {}
+    removed: bool = False
+    event_id: str | None = None
+    v: int = 1
+
+
+class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
+    """One request's list as served, with the features, stamp and propensities that it was made with.
+
+    ``predicted``: the probabilities that its items were ranked by, little-endian float32 (N, L): each label,
+    then the fraction of watch time; empty where no ranker answered. Where it gave no number for any candidate
+    (``degraded`` has "rank"), what it gave: items were ranked by what is popular. ``teams``: by rank the arm
+    that picked the item, of a list that two arms drew in turns; "" where nobody is credited. ``shares``: by
+    rank P(the second arm picked it | the list), 0 where nobody is credited (experiments/interleaving.py).
+    """
+
+    time_ms: int
+    request_id: str
+    user_id: Id
+    items: list[Served]
+    context: dict[str, Any] = {}
+    surface: str = "feed"
+    stamp: Stamp | None = None
+    features: FeatureBlock | None = None
+    predicted: bytes = b""
+    degraded: list[str] = []
+    asked: Asked | None = None
+    teams: list[str] = []
+    shares: list[float] = []
+    event_id: str | None = None
+    v: int = 1
+
+
+class Engagement(msgspec.Struct, tag="engagement", kw_only=True, gc=False):
+    """What the viewer did with one served item. A ``view`` says that it left the screen, and ends it.
+
+    ``request_id`` is empty where the client of another recommender didn't tell it: the joiner then looks for
+    the impression (training/joining/joiner.py).
+    """
+
+    time_ms: int
+    request_id: str
+    user_id: Id
+    item_id: Id
+    kind: str
+    watch_ms: int | None = None
+    surface: str = "feed"
+    event_id: str | None = None
+    v: int = 1
+
+
+class Tick(msgspec.Struct, tag="tick", kw_only=True, gc=False):
+    """Moves event time on an idle partition, so that windows close."""
+
+    time_ms: int
+
+
+Event = Item | User | Impression | Engagement | Tick
+# What may come from outside: impressions are written by the server.
+ClientEvent = Item | User | Engagement
+
+TYPES: Final = ("item", "user", "impression", "engagement", "tick")
+_IDS: Final = ("item_id", "user_id", "request_id", "event_id")
+_to_wire = msgspec.msgpack.Encoder()
+_from_wire: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+
+
+def encode(event: Event) -> bytes:
+    """The event as it stands on the log (MessagePack)."""
+    return _to_wire.encode(event)
+
+
+def decode(value: bytes) -> Event:
+    """Reads a record of the log; raises Rejected for what isn't an event (it goes to ``dead_letters``)."""
+    try:
+        return _from_wire.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Rejected("record", value[:40], f"an event in MessagePack ({error})") from error
+
+
+def event_id_of(event: Event) -> str:
+    """The id by which repeats are recognised: the client's own, else a digest of the event."""
+    given = getattr(event, "event_id", None)
+    return given if given else digest_of(_to_wire.encode(event))
+
+
+def repeat_key(event: Event) -> str:
+    """What a repeat is known by: the user's own event id. Two users may count their events alike."""
+    user_id = getattr(event, "user_id", None)
+    return event_id_of(event) if user_id is None else repeat_prefix(user_id) + event_id_of(event)
+
+
+def repeat_prefix(user_id: Id) -> str:
+    """What the keys of all of a user's own events begin with."""
+    return f"{user_id}\x1f"
+
+
+def parse(
+    raw: object,
+    *,
+    now_ms: int | None = None,
+    oldest_ms: int | None = None,
+    unattributed: bool = False,
+) -> Event:
+    """Reads one event from outside: a decoded JSON object.
+
+    ``now_ms`` refuses events of more than five seconds in the future, ``oldest_ms`` those before it; a data
+    set of the past passes neither. ``unattributed`` lets an engagement's ``request_id`` be empty. Raises
+    Rejected, naming the field, the value and what was expected.
+    """
+    if not isinstance(raw, dict):
+        raise Rejected("event", raw, "a JSON object with a 'type'")
+    check_values(raw)
+    kind = raw.get("type", MISSING)
+    if kind not in TYPES:
+        raise Rejected("type", kind, f"one of {', '.join(TYPES)}")
+    try:
+        event: Event = msgspec.convert(raw, Event, strict=True)
+    except msgspec.ValidationError as error:
+        raise explain(raw, error) from error
+    _check_meaning(event, unattributed)
+    if now_ms is not None and event.time_ms > now_ms + MAX_FUTURE_MS:
+        latest = (
+            f"at most {now_ms + MAX_FUTURE_MS}, {MAX_FUTURE_MS // 1000} s after now: set the clock"
+        )
+        raise Rejected("time_ms", event.time_ms, latest)
+    if oldest_ms is not None and event.time_ms < oldest_ms:
+        raise Rejected(
+            "time_ms", event.time_ms, f"at least {oldest_ms}: older events are not taken"
+        )
+    return event
+
+
+def parse_json(raw: bytes, *, now_ms: int | None = None, oldest_ms: int | None = None) -> Event:
+    """``parse`` for one JSON text, which may be at most 64 KB."""
+    if len(raw) > MAX_EVENT_BYTES:
+        raise Rejected("event", Words(f"{len(raw)} bytes"), f"at most {MAX_EVENT_BYTES} bytes")
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Rejected("event", raw[:60], f"one JSON object ({error})") from error
+    return parse(value, now_ms=now_ms, oldest_ms=oldest_ms)
+
+
+def _check_meaning(event: Event, unattributed: bool) -> None:
+    if not 0 <= event.time_ms <= MAX_TIME_MS:
+        raise Rejected("time_ms", event.time_ms, "milliseconds since 1970, up to the year 9999")
+    for name in _IDS:
+        if not (unattributed and name == "request_id" and isinstance(event, Engagement)
+                and event.request_id == ""):  # fmt: skip
+            _check_id(name, getattr(event, name, None))
+    if isinstance(event, Engagement):
+        if event.kind not in ENGAGEMENT_KINDS:
+            raise Rejected("kind", event.kind, f"one of {', '.join(ENGAGEMENT_KINDS)}")
+        if event.watch_ms is not None and event.watch_ms < 0:
+            raise Rejected("watch_ms", event.watch_ms, "milliseconds, not negative")
+        if event.watch_ms is not None and event.watch_ms > MAX_WATCH_MS:
+            raise Rejected("watch_ms", event.watch_ms, f"at most {MAX_WATCH_MS}, a year")
+    elif isinstance(event, Impression):
+        for i, served in enumerate(event.items):
+            _check_id(f"items[{i}].item_id", served.item_id)
+            if not 0 < served.propensity <= 1:
+                name = f"items[{i}].propensity"
+                raise Rejected(name, served.propensity, "a probability above 0, at most 1")
+
+
+def _check_id(name: str, value: Id | None) -> None:
+    if isinstance(value, str) and not 0 < len(value) <= MAX_ID_LENGTH:
+        raise Rejected(name, value, f"an id of 1 to {MAX_ID_LENGTH} characters")

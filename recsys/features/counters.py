@@ -1,0 +1,120 @@
+"""Running counters that forget: how often an entity was shown and what viewers did, lately and for long.
+
+A counter is a sum of what happened, each weighted by 2^(-age / half-life). Two half-lives stand side by side:
+the fast one follows the hour, the slow one the week. Decay is by event time and additions commute, so the
+order in which partitions are read changes no more than the last bits.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.arrays.growable import grown
+from recsys.arrays.key_index import cells_for, empty_index, find, insert, place_of, with_room
+from recsys.features import counter_kernels as kernels
+
+# C columns of a row = speeds × kinds; kinds = shown, each label, watch (sum of log1p seconds)
+HALF_LIVES_MS: Final = (kernels.FAST_MS, kernels.SLOW_MS)
+SPEEDS: Final = len(HALF_LIVES_MS)
+
+Keys = NDArray[np.int64]
+Values = NDArray[np.float32]
+
+
+class Counters:
+    """Counter rows by 64-bit key: values float32 (n, C), as of their own last time. 0 is no key."""
+
+    _count: int
+    _index: Keys
+    _keys: Keys
+    _values: Values
+    _last_ms: NDArray[np.int64]
+
+    def __init__(self, kinds: int, capacity: int = 16) -> None:
+        self.kinds = kinds
+        self.columns = SPEEDS * kinds
+        self._begin(max(1, capacity))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def arrays(self) -> tuple[Keys, Values, NDArray[np.int64]]:
+        """Index, values and times as ``counter_kernels`` read them: views, valid until the next change."""
+        return self._index, self._values, self._last_ms
+
+    def __contains__(self, key: int) -> bool:
+        return bool(place_of(self._index, key) >= 0)
+
+    def add(self, keys: Iterable[int], amounts: NDArray[np.float32], now_ms: int) -> None:
+        """Adds ``amounts`` (kinds,) to every key's counters. Keys must not repeat."""
+        rows = self._rows_of(np.array(tuple(keys), np.int64))
+        kernels.add(self._values, self._last_ms, rows, np.asarray(amounts, np.float32), now_ms)
+
+    def read(self, keys: Keys, now_ms: int) -> Values:
+        """Counters as of ``now_ms``, shape keys.shape + (C,); zeros for 0 and for keys never added."""
+        out = np.zeros((keys.size, self.columns), np.float32)
+        kernels.read(*self.arrays, np.ascontiguousarray(keys).ravel(), now_ms, out)
+        return out.reshape(*keys.shape, self.columns)
+
+    def reserve(self, more: int) -> None:
+        """Makes room for so many more keys. Another thread may read meanwhile, and none may write."""
+        rows = self._count + more
+        self._keys, self._values = grown(self._keys, rows), grown(self._values, rows)
+        self._last_ms = grown(self._last_ms, rows)
+        self._index = with_room(self._index, rows)
+
+    def export(self, keys: Sequence[int] | None = None) -> tuple[Keys, Values, NDArray[np.int64]]:
+        """Keys, values and times of the given keys (all, without), as they are."""
+        if keys is None:
+            all_ = slice(self._count)
+            return self._keys[all_].copy(), self._values[all_].copy(), self._last_ms[all_].copy()
+        rows = np.empty(len(keys), np.int64)
+        find(self._index, np.array(keys, np.int64), rows)
+        rows = rows[rows >= 0]
+        return self._keys[rows], self._values[rows], self._last_ms[rows]
+
+    def set(self, keys: Keys, values: Values, last_ms: NDArray[np.int64]) -> None:
+        """Overwrites rows with absolute values: doing it twice does no harm."""
+        rows = self._rows_of(np.ascontiguousarray(keys, np.int64))
+        self._values[rows] = values
+        self._last_ms[rows] = last_ms
+
+    def keep_newest(self, limit: int) -> int:
+        """Drops the rows longest untouched so that ``limit`` remain; returns how many went."""
+        surplus = self._count - limit
+        if surplus <= 0:
+            return 0
+        keys, values, last_ms = self.export()
+        kept = np.sort(np.argsort(last_ms, kind="stable")[surplus:])
+        self._begin(max(16, limit))
+        self.set(keys[kept], values[kept], last_ms[kept])
+        return surplus
+
+    def _begin(self, capacity: int) -> None:
+        self._count = 0
+        self._index = empty_index(cells_for(capacity))
+        self._keys = np.zeros(capacity, np.int64)
+        self._values = np.zeros((capacity, self.columns), np.float32)
+        self._last_ms = np.zeros(capacity, np.int64)
+
+    def _rows_of(self, keys: Keys) -> Keys:
+        """The rows of keys; new ones get a row of zeros."""
+        self.reserve(len(keys))
+        rows = np.empty(len(keys), np.int64)
+        self._count = int(insert(self._index, self._keys, self._count, keys, rows))
+        return rows
+
+
+def amounts(
+    kinds: Sequence[str], happened: str, watch_ms: int | None = None
+) -> NDArray[np.float32]:
+    """What one event adds: 1 in the column of its kind, the logarithm of its seconds under ``watch``."""
+    added = np.zeros(len(kinds), np.float32)
+    if happened in kinds:
+        added[list(kinds).index(happened)] = 1.0
+    if watch_ms is not None and happened == "view":
+        added[kinds.index("watch")] = np.log1p(watch_ms / 1000.0)
+    return added

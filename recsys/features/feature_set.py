@@ -1,0 +1,314 @@
+"""The feature set: which numbers the ranker reads, defined once for stream, batch and backfill.
+
+A request's features are built when it is answered, written into the impression, and read from there when it
+is learned from. Categorical values are 64-bit keys in named slots; the ranker sees the slots' rows, never the
+ids. Everything here is computed from what had happened before the request: nothing looks ahead.
+
+Legend: N items of a request, U user columns, I item columns, T history, H keys and O outcomes of one entry,
+F dense.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.events.event_types import FeatureBlock, Impression
+from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema, values_of
+from recsys.events.hashing import Id, digest_of, key_of
+from recsys.features.dense_columns import dense_names
+
+Keys = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+GROUP_WIDTH: Final = 4  # values kept of a group field (an author has one, tags a few)
+CONTENT_WIDTH: Final = 12  # other categorical item fields, all in one slot
+PROFILE_WIDTH: Final = 40
+CONTEXT_WIDTH: Final = 4
+HISTORY_GROUP: Final = 2  # values of each group that a history entry keeps
+ENTITIES_KEPT: Final = 200_000
+MAIN_LABELS: Final = 3  # labels whose running rates are features
+_LONGEST_MS: Final = 2.0**53  # whatever stands in a duration, its logarithm can be taken
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A named range of columns whose keys are pooled into one row by their mean."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The named list of features that a model reads; two sets are the same when their digests are: that is
+    made of these fields and of ``columns``.
+
+    ``kind`` is ``ids`` (keys only), ``ids+history`` (with the recent history and its outcomes) or ``all``
+    (with running counters).
+    """
+
+    schema: Schema
+    kind: str = "all"
+    history: int = 20
+
+    @cached_property
+    def digest(self) -> str:
+        what = [msgspec.to_builtins(self), self.columns]
+        return digest_of(msgspec.json.encode(what, order="deterministic"))
+
+    @cached_property
+    def columns(self) -> dict[str, list[str]]:
+        """The name of every column of the arrays that a model reads, in order."""
+        kept = (f"item.{name}" for name in self.schema.groups for _ in range(HISTORY_GROUP))
+        return {
+            "user": [slot.name for slot in self.user_slots for _ in range(slot.start, slot.stop)],
+            "item": [slot.name for slot in self.item_slots for _ in range(slot.start, slot.stop)],
+            "history": ["item", *kept],
+            "outcomes": [*self.schema.labels, "watch", "recency"],
+            "dense": list(self.dense_names),
+        }
+
+    @cached_property
+    def dense_names(self) -> tuple[str, ...]:
+        """What stands in each dense column (F,): nothing unless the set is ``all``."""
+        return dense_names(self.schema, self.main_labels) if self.kind == "all" else ()
+
+    @cached_property
+    def user_slots(self) -> tuple[Slot, ...]:
+        return _slots(
+            ("user", 1), ("profile", PROFILE_WIDTH), ("context", CONTEXT_WIDTH), ("hour", 1)
+        )
+
+    @cached_property
+    def item_slots(self) -> tuple[Slot, ...]:
+        groups = ((f"item.{name}", GROUP_WIDTH) for name in self.schema.groups)
+        return _slots(("item", 1), *groups, ("content", CONTENT_WIDTH), ("duration", 1))
+
+    @property
+    def user_columns(self) -> int:
+        return self.user_slots[-1].stop
+
+    @property
+    def item_columns(self) -> int:
+        return self.item_slots[-1].stop
+
+    @cached_property
+    def number_columns(self) -> int:
+        numeric = len(self.schema.names("item", NUMERIC))
+        return numeric + sum(length for _, length in self.schema.vectors)
+
+    @cached_property
+    def vector_fields(self) -> tuple[tuple[str, int], ...]:
+        """The vectors that an item brings along and that its own vector starts from, with their lengths: none
+        where examples don't carry them, as what is served must be what is learned from."""
+        return self.schema.vectors if self.kind == "all" else ()
+
+    @property
+    def vector_columns(self) -> int:
+        """How many numbers these are together: the last of a catalogue's numbers."""
+        return sum(length for _, length in self.vector_fields)
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """What counters count: shown, each label, watch."""
+        return ("shown", *self.schema.labels, "watch")
+
+    @property
+    def history_length(self) -> int:
+        return 0 if self.kind == "ids" else self.history
+
+    @property
+    def history_keys(self) -> int:
+        return len(self.columns["history"])
+
+    @property
+    def outcomes(self) -> int:
+        return len(self.columns["outcomes"])
+
+    @cached_property
+    def main_labels(self) -> tuple[str, ...]:
+        return self.schema.labels[:MAIN_LABELS]
+
+    def slot(self, name: str) -> Slot:
+        """The slot of this name; KeyError where there is none."""
+        try:
+            return self._slots_by_name[name]
+        except KeyError:
+            raise KeyError(f"no slot {name!r} in feature set {self.digest}") from None
+
+    def group_columns(self) -> list[int]:
+        """The item columns that an item vector's content starts from: those that a history entry keeps."""
+        starts = [self.slot(f"item.{name}").start for name in self.schema.groups]
+        return [column for start in starts for column in range(start, start + HISTORY_GROUP)]
+
+    def entities(self, keys_I: Keys) -> tuple[int, ...]:
+        """What counters know an item by, each once: itself, its groups' values, its duration.
+
+        Asked for every event, so it is kept by the keys (which change when an item's fields do).
+        """
+        packed = keys_I.tobytes()
+        found = self._entities.get(packed)
+        if found is None:
+            if len(self._entities) >= ENTITIES_KEPT:
+                self._entities.clear()
+            columns = [0, self.slot("duration").start]
+            for name in self.schema.groups:
+                slot = self.slot(f"item.{name}")
+                columns.extend(range(slot.start, slot.stop))
+            found = tuple(dict.fromkeys(int(key) for key in keys_I[columns] if key))
+            self._entities[packed] = found
+        return found
+
+    @cached_property
+    def _entities(self) -> dict[bytes, tuple[int, ...]]:
+        return {}
+
+    @cached_property
+    def _slots_by_name(self) -> dict[str, Slot]:
+        return {slot.name: slot for slot in (*self.user_slots, *self.item_slots)}
+
+    def item_keys(self, item_id: Id, fields: dict[str, Any]) -> Keys:
+        """The keys of one item, (I,)."""
+        keys = np.zeros(self.item_columns, np.int64)
+        keys[0] = key_of("item", item_id)
+        for name in self.schema.groups:
+            _fill(keys, self.slot(f"item.{name}"), f"item.{name}", values_of(fields.get(name)))
+        others = [n for n in self.schema.names("item", CATEGORICAL) if n not in self.schema.groups]
+        _fill_many(keys, self.slot("content"), "item.", others, fields)
+        duration = fields.get("duration_ms")
+        if isinstance(duration, int | float) and duration > 0:
+            # Half-octaves: 8 s and 9 s differ little, 8 s and 12 s do.
+            bucket = round(2 * math.log2(min(max(duration, 250), _LONGEST_MS) / 1000))
+            keys[self.slot("duration").start] = key_of("duration", bucket)
+        return keys
+
+    def profile_keys(self, fields: dict[str, Any]) -> list[int]:
+        """The keys of a user's profile fields, at most PROFILE_WIDTH."""
+        keys = np.zeros(PROFILE_WIDTH, np.int64)
+        names = self.schema.names("user", CATEGORICAL)
+        _fill_many(keys, Slot("profile", 0, PROFILE_WIDTH), "user.", names, fields)
+        return [int(key) for key in keys if key]
+
+    def context_keys(self, surface: str, context: dict[str, Any]) -> list[int]:
+        """The keys of a request's context, at most CONTEXT_WIDTH: the first stands for all in crosses."""
+        keys = np.zeros(CONTEXT_WIDTH, np.int64)
+        names = self.schema.names("context", CATEGORICAL)
+        _fill_many(keys, Slot("context", 0, CONTEXT_WIDTH), "context.", names, context)
+        found = [int(key) for key in keys if key]
+        return found or [key_of("context.surface", surface)]
+
+    def history_entry(self, item_keys: Keys) -> list[int]:
+        """The keys (H,) by which a history entry remembers an item: itself and its first group values."""
+        return [int(key) for key in item_keys[[0, *self.group_columns()]]]
+
+
+@dataclass(frozen=True)
+class RequestFeatures:
+    """Features of one request: user_U, items_NI, history_TH, outcomes_TO, dense_NF."""
+
+    feature_set: str
+    user_U: Keys
+    items_NI: Keys
+    history_TH: Keys
+    outcomes_TO: Floats
+    dense_NF: Floats
+
+    def rows(self, chosen: list[int] | Keys) -> "RequestFeatures":
+        """The features of some of the items, in that order."""
+        return RequestFeatures(
+            self.feature_set,
+            self.user_U,
+            self.items_NI[chosen],
+            self.history_TH,
+            self.outcomes_TO,
+            self.dense_NF[chosen],
+        )
+
+    def block(self) -> FeatureBlock:
+        """As written into the impression."""
+        return FeatureBlock(
+            feature_set=self.feature_set,
+            user_keys=self.user_U.tobytes(),
+            item_keys=self.items_NI.tobytes(),
+            history=self.history_TH.tobytes(),
+            outcomes=self.outcomes_TO.tobytes(),
+            dense=self.dense_NF.tobytes(),
+        )
+
+
+class UnknownFeatureSet(ValueError):
+    """A model was given features that it does not know."""
+
+
+def read_block(block: FeatureBlock, features: FeatureSet) -> RequestFeatures:
+    """The arrays of an impression's features; raises UnknownFeatureSet where they are of another set."""
+    if block.feature_set != features.digest:
+        raise UnknownFeatureSet(
+            f"feature set is {block.feature_set!r}, expected {features.digest!r}: "
+            "the model must be trained on, and serve, the set that was logged"
+        )
+    items = _array(block.item_keys, np.int64).reshape(-1, features.item_columns)
+    dense = _array(block.dense, np.float32)
+    return RequestFeatures(
+        block.feature_set,
+        _array(block.user_keys, np.int64),
+        items,
+        _array(block.history, np.int64).reshape(-1, features.history_keys),
+        _array(block.outcomes, np.float32).reshape(-1, features.outcomes),
+        dense.reshape(len(items), dense.size // max(1, len(items))),
+    )
+
+
+def one_item(block: FeatureBlock, index: int, items: int) -> FeatureBlock:
+    """The features of one of a block's ``items`` items, without reading the rest."""
+    keys, dense = len(block.item_keys) // items, len(block.dense) // items
+    return FeatureBlock(
+        feature_set=block.feature_set,
+        user_keys=block.user_keys,
+        item_keys=block.item_keys[index * keys : (index + 1) * keys],
+        history=block.history,
+        outcomes=block.outcomes,
+        dense=block.dense[index * dense : (index + 1) * dense],
+        backfilled=block.backfilled,
+    )
+
+
+def predicted_of(impression: Impression, index: int) -> bytes:
+    """What the ranker said of one item when it was served, float32 (L,); empty where none did."""
+    width = len(impression.predicted) // max(1, len(impression.items))
+    return impression.predicted[index * width : (index + 1) * width]
+
+
+def _array(data: bytes, kind: type[Any]) -> NDArray[Any]:
+    """A copy, as tensors want to be able to write."""
+    return np.frombuffer(bytearray(data), kind)
+
+
+def _slots(*widths: tuple[str, int]) -> tuple[Slot, ...]:
+    slots, start = [], 0
+    for name, width in widths:
+        slots.append(Slot(name, start, start + width))
+        start += width
+    return tuple(slots)
+
+
+def _fill(keys: Keys, slot: Slot, prefix: str, values: list[str]) -> None:
+    for i, value in enumerate(values[: slot.stop - slot.start]):
+        keys[slot.start + i] = key_of(prefix, value)
+
+
+def _fill_many(
+    keys: Keys, slot: Slot, prefix: str, names: list[str] | tuple[str, ...], fields: dict[str, Any]
+) -> None:
+    """All values of several fields in one slot, each salted by its field's name; the surplus is left out."""
+    found = [
+        key_of(prefix + name, value) for name in names for value in values_of(fields.get(name))
+    ]
+    found = found[: slot.stop - slot.start]
+    keys[slot.start : slot.start + len(found)] = found

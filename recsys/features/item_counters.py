@@ -1,0 +1,131 @@
+"""Item-side counters: what all viewers did with an item, its author, its tags, and with each per context.
+
+The fold of impressions and engagements behind the `item_state` topic. An engagement finds the context of its
+request among the requests remembered, and the segment of its viewer; one that doesn't still counts for the
+item itself.
+"""
+
+from collections import OrderedDict
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.events.event_types import Engagement, Impression
+from recsys.events.hashing import cross, key_of
+from recsys.features.counters import Counters, amounts
+from recsys.features.feature_set import FeatureSet, Keys
+
+GLOBAL: Final = key_of("entity", "global")
+REQUESTS: Final = 200_000
+
+
+class ItemCounters:
+    """Folds events into counters of items, groups and their crosses with the context."""
+
+    def __init__(self, features: FeatureSet) -> None:
+        self.features = features
+        self.counters = Counters(len(features.kinds), 1024)
+        self._requests: OrderedDict[str, int] = OrderedDict()
+        self._segments: OrderedDict[str, int] = (
+            OrderedDict()
+        )  # of requests by viewers with a profile
+        self._changed: set[int] = set()
+        self._kinds = set(features.kinds) | {"view"}
+        self._duration = features.slot("duration").start
+        self._profile_slot = features.slot("profile")
+        self._crosses: dict[tuple[int, int, int], tuple[int, ...]] = {}
+
+    def impression(self, impression: Impression, items_NI: Keys) -> None:
+        """Remembers the context; counts all items as shown where that is what an impression means."""
+        context = self.features.context_keys(impression.surface, impression.context)[0]
+        self._requests[impression.request_id] = context
+        if len(self._requests) > REQUESTS:
+            self._segments.pop(self._requests.popitem(last=False)[0], None)
+        segment = self._profile(impression)
+        if segment:
+            self._segments[impression.request_id] = segment
+        if self.features.schema.shown_by == "impression":
+            shown = amounts(self.features.kinds, "shown")
+            for keys_I in items_NI:
+                self._add(keys_I, context, segment, shown, impression.time_ms)
+
+    def engagement(self, engagement: Engagement, keys_I: Keys) -> None:
+        """Counts what a viewer did with an item, whose keys (I,) come from the catalogue."""
+        kind = engagement.kind
+        if kind not in self._kinds:
+            return
+        added = amounts(self.features.kinds, kind, engagement.watch_ms)
+        if kind == "view" and self.features.schema.shown_by == "view":
+            added[0] += 1.0
+        context = self._requests.get(engagement.request_id, 0)
+        segment = self._segments.get(engagement.request_id, 0)
+        self._add(keys_I, context, segment, added, engagement.time_ms)
+
+    def take_changed(self) -> list[int]:
+        """The keys changed since the last call: what `item_state` has to be told."""
+        changed = sorted(self._changed)
+        self._changed.clear()
+        return changed
+
+    def requests(self) -> list[tuple[str, int]]:
+        """The requests remembered, oldest first, for the fold's own snapshot."""
+        return list(self._requests.items())
+
+    def segments(self) -> list[tuple[str, int]]:
+        """The segments of these requests, where their viewers have one."""
+        return list(self._segments.items())
+
+    def remember(
+        self, requests: list[tuple[str, int]], segments: list[tuple[str, int]] | None = None
+    ) -> None:
+        self._requests.update(requests)
+        self._segments.update(segments or [])
+
+    def _profile(self, impression: Impression) -> int:
+        """The first key of the viewer's profile, as it was served; 0 where there is none."""
+        block, slot = impression.features, self._profile_slot
+        if block is None or len(block.user_keys) < 8 * slot.stop:
+            return 0
+        return int(np.frombuffer(block.user_keys, np.int64, 1, 8 * slot.start)[0])
+
+    def _add(
+        self,
+        keys_I: Keys,
+        context: int,
+        segment: int,
+        added: NDArray[np.float32],
+        now_ms: int,
+    ) -> None:
+        if not added.any():
+            return
+        entities = (GLOBAL, *self.features.entities(keys_I))
+        if context:
+            entities += (context, *self._crossed(context, keys_I))
+        if segment and segment != context:
+            entities += (int(cross(segment, keys_I[:1])[0]),)
+        self.counters.add(entities, added, now_ms)
+        self._changed.update(entities)
+
+    def _crossed(self, context: int, keys_I: Keys) -> tuple[int, ...]:
+        """The context's crosses with one item, kept: the same few are asked for again and again."""
+        pair = (context, int(keys_I[0]), int(keys_I[self._duration]))
+        found = self._crosses.get(pair)
+        if found is None:
+            if len(self._crosses) >= REQUESTS:
+                self._crosses.clear()
+            keys = context_entities(self.features, context, keys_I[None, :])[0].tolist()
+            found = self._crosses[pair] = tuple(key for key in keys if key)
+        return found
+
+
+def context_entities(features: FeatureSet, context: int, items_NI: Keys) -> Keys:
+    """(N, 2): the item and its duration, each crossed with the context."""
+    return cross(context, items_NI[:, [0, features.slot("duration").start]])
+
+
+def segment_of(features: FeatureSet, user_U: Keys) -> int:
+    """Whom a viewer is taken to be like before they have done anything: those of the same profile (its first
+    field), or where there is none, those in the same context."""
+    profile = int(user_U[features.slot("profile").start])
+    return profile or int(user_U[features.slot("context").start])

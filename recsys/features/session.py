@@ -1,0 +1,187 @@
+"""A session: what is known of one user right now, as a fold of that user's events.
+
+It holds the profile, the recent history with outcomes, running counters of what the user did with authors,
+tags and durations, what was seen and what was hidden. It packs into one blob, so that a request reads it with
+one round trip, and it carries the log offset last folded: events up to there are skipped.
+"""
+
+from collections import deque
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from recsys.events.event_types import Engagement, Impression, User
+from recsys.events.hashing import Id, digest_of, key_of
+from recsys.features.counters import Counters, amounts
+from recsys.features.feature_set import FeatureSet, Floats, Keys
+
+USER: Final = key_of("entity", "user")  # the counter row of the user as a whole
+COUNTER_ROWS: Final = 400
+REQUESTS: Final = 24  # requests whose context is remembered for their engagements
+_RECENCY_MS: Final = 3_600_000.0
+
+
+class Entry(msgspec.Struct):
+    """One item in the history: its keys (H,), outcomes by label, watch time, and when."""
+
+    request_id: str
+    keys: list[int]
+    outcomes: list[float]
+    watch_ms: int
+    time_ms: int
+
+
+class _Packed(msgspec.Struct):
+    user_id: Id
+    offset: int
+    last_ms: int
+    events: int
+    profile: list[int]
+    history: list[Entry]
+    requests: list[tuple[str, int]]
+    seen: list[int]
+    hidden: list[int]
+    keys: bytes
+    values: bytes
+    times: bytes
+
+
+class Session:
+    """The fold of one user's events. ``offset`` is the next log offset to fold."""
+
+    def __init__(self, user_id: Id, features: FeatureSet, seen: int = 500) -> None:
+        self.user_id = user_id
+        self.features = features
+        self.offset = 0
+        self.digest = ""  # of what it was unpacked from; empty for one that was folded here
+        self.last_ms = 0
+        self.events = 0  # engagements folded
+        self.profile: list[int] = []
+        self.history: deque[Entry] = deque(maxlen=max(1, features.history))
+        self.requests: deque[tuple[str, int]] = deque(maxlen=REQUESTS)
+        self.seen: deque[int] = deque(maxlen=seen)
+        self.hidden: deque[int] = deque(maxlen=seen)
+        self.counters = Counters(len(features.kinds))
+
+    def fold_user(self, user: User) -> None:
+        self.profile = self.features.profile_keys(user.fields)
+
+    def fold_impression(self, impression: Impression, items_NI: Keys) -> None:
+        """Remembers the request's context; counts what was shown, where all that is served is shown."""
+        context = self.features.context_keys(impression.surface, impression.context)[0]
+        self.requests.append((impression.request_id, context))
+        self.last_ms = max(self.last_ms, impression.time_ms)
+        if self.features.schema.shown_by == "impression":
+            for keys_I in items_NI:
+                self._count(keys_I, context, "shown", None, impression.time_ms)
+                self._enter(impression.request_id, keys_I, impression.time_ms)
+
+    def fold_engagement(self, engagement: Engagement, keys_I: Keys) -> None:
+        """What the viewer did with one item, whose keys (I,) come from the catalogue."""
+        now_ms, kind = engagement.time_ms, engagement.kind
+        context = next((c for r, c in reversed(self.requests) if r == engagement.request_id), 0)
+        if kind == "view" and self.features.schema.shown_by == "view":
+            self._count(keys_I, context, "shown", None, now_ms)
+        self._count(keys_I, context, kind, engagement.watch_ms, now_ms)
+        entry = self._enter(engagement.request_id, keys_I, now_ms)
+        if kind in self.features.schema.labels:
+            entry.outcomes[self.features.schema.labels.index(kind)] = 1.0
+        if engagement.watch_ms is not None:
+            entry.watch_ms = max(entry.watch_ms, engagement.watch_ms)
+        if kind == "hide":
+            self.hidden.append(int(keys_I[0]))
+        self.last_ms = max(self.last_ms, now_ms)
+        self.events += 1
+
+    def read_history(self, now_ms: int) -> tuple[Keys, Floats]:
+        """Keys int64 (T, H) and outcomes float32 (T, O), newest first, zeros where there is no more."""
+        length, labels = self.features.history_length, len(self.features.schema.labels)
+        keys = np.zeros((length, self.features.history_keys), np.int64)
+        outcomes = np.zeros((length, self.features.outcomes), np.float32)
+        newest = list(self.history)[::-1][:length]
+        if newest:
+            n = len(newest)
+            keys[:n] = [entry.keys for entry in newest]
+            outcomes[:n, :labels] = [entry.outcomes for entry in newest]
+            watch = np.array([entry.watch_ms for entry in newest], np.float32)
+            age = np.array([max(0, now_ms - entry.time_ms) for entry in newest], np.float32)
+            outcomes[:n, labels] = np.log1p(watch / 1000.0) / 4.0
+            # Never 0 for a real entry: that is how the ranker tells it from an empty one.
+            outcomes[:n, labels + 1] = 1.0 / (1.0 + age / _RECENCY_MS)
+        return keys, outcomes
+
+    def pack(self) -> bytes:
+        """The session as one blob."""
+        keys, values, times = self.counters.export()
+        return _encoder.encode(
+            _Packed(
+                self.user_id,
+                self.offset,
+                self.last_ms,
+                self.events,
+                self.profile,
+                list(self.history),
+                list(self.requests),
+                list(self.seen),
+                list(self.hidden),
+                keys.tobytes(),
+                values.tobytes(),
+                times.tobytes(),
+            )  # fmt: skip
+        )
+
+    @classmethod
+    def unpack(cls, blob: bytes, features: FeatureSet, seen: int = 500) -> "Session":
+        """Reads a packed session; raises msgspec.MsgspecError where it isn't one, ValueError where it was
+        made with another feature set."""
+        packed = _decoder.decode(blob)
+        for entry in packed.history:
+            widths = len(entry.keys), len(entry.outcomes)
+            if widths != (features.history_keys, len(features.schema.labels)):
+                raise ValueError(
+                    f"a history entry has {widths[0]} keys and {widths[1]} labels, expected "
+                    f"{features.history_keys} and {len(features.schema.labels)}: the session was folded "
+                    "with another feature set; empty the session store"
+                )
+        session = cls(packed.user_id, features, seen)
+        session.digest = digest_of(blob)
+        session.offset, session.last_ms = packed.offset, packed.last_ms
+        session.events, session.profile = packed.events, packed.profile
+        session.history.extend(packed.history)
+        session.requests.extend(packed.requests)
+        session.seen.extend(packed.seen)
+        session.hidden.extend(packed.hidden)
+        values = np.frombuffer(packed.values, np.float32).reshape(-1, session.counters.columns)
+        keys = np.frombuffer(packed.keys, np.int64)
+        session.counters.set(keys, values, np.frombuffer(packed.times, np.int64))
+        return session
+
+    def _count(
+        self, keys_I: Keys, context: int, kind: str, watch_ms: int | None, now_ms: int
+    ) -> None:
+        if kind not in self.features.kinds and kind != "view":
+            return
+        entities = (USER, context) if context else (USER,)
+        self.counters.add(
+            (*entities, *self.features.entities(keys_I)),
+            amounts(self.features.kinds, kind, watch_ms),
+            now_ms,
+        )
+        if len(self.counters) > 2 * COUNTER_ROWS:
+            self.counters.keep_newest(COUNTER_ROWS)
+
+    def _enter(self, request_id: str, keys_I: Keys, now_ms: int) -> Entry:
+        item = int(keys_I[0])
+        for entry in reversed(self.history):
+            if entry.request_id == request_id and entry.keys[0] == item:
+                return entry
+        labels = len(self.features.schema.labels)
+        entry = Entry(request_id, self.features.history_entry(keys_I), [0.0] * labels, 0, now_ms)
+        self.history.append(entry)
+        self.seen.append(item)
+        return entry
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Packed)

@@ -1,0 +1,1 @@
+"""The log protocol and its implementations: in memory, SQLite and Kafka."""

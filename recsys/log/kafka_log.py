@@ -1,0 +1,343 @@
+"""The log on Kafka (or what speaks its protocol), through kafka-python.
+
+The log's id is the first record of the topic ``__recsys_log_id``: a broker that lost its memory has another,
+and whoever continues from the old one gets LogLost. The broker's retention drops records, by time and bytes;
+nothing can be held there. Transactions and groups aren't used: state carries its offsets.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final, TypeVar
+
+from kafka import KafkaAdminClient, TopicPartition
+from kafka.admin import OffsetSpec
+from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
+
+from recsys.log.kafka_client import Producer, unavailable
+from recsys.log.kafka_reader import KafkaReader
+from recsys.log.kafka_tail import KafkaTail
+from recsys.log.protocol import (
+    Append,
+    LogLost,
+    LogUnavailable,
+    LogUnchangeable,
+    Record,
+    Topic,
+    check_appends,
+    check_partition,
+    check_partitions,
+    check_range,
+    find_keyed,
+    no_topic,
+)
+
+C = TypeVar("C", KafkaReader, KafkaTail)
+ID_TOPIC: Final = "__recsys_log_id"
+MAX_RECORD_BYTES: Final = 16 << 20  # a delta of a big step; Kafka's own default is 1 MB
+_FRAME_BYTES: Final = 1 << 10  # at most, of the batch around a record
+CHECK_S: Final = 1.0  # a broker that came back empty is noticed so soon
+OWN_S: Final = 0.1  # what this client appended comes to its tail within it, or is sought
+
+
+class KafkaLog:
+    """The log on the brokers of ``url`` (``kafka://host:port[,host:port]``).
+
+    A partition that a thread has read to its end is followed from then on: a read of it takes what has come
+    (``recsys.log.kafka_tail``), so it may miss what *another* client appended in the last few hundredths of a
+    second. What this client appended is always found.
+
+    An append waits for all acknowledgements. Retries within one producer make no repeats (idempotence);
+    once it gives up, after ``patience_s``, the records may be there or not, and a caller that appends
+    them again may repeat them: consumers drop repeats by event id or source.
+    """
+
+    def __init__(self, url: str, *, patience_s: float = 15.0) -> None:
+        self._url, self._patience_s = url, patience_s
+        self._servers = url.removeprefix("kafka://").split(",")
+        self._lock = threading.RLock()
+        self._local = threading.local()
+        self._clients: list[tuple[threading.Thread, KafkaReader | KafkaTail]] = []
+        # What this client appended is there up to here.
+        self._appended: dict[tuple[str, int], int] = {}
+        self._producer: Producer | None = None
+        self._partitions: dict[str, int] = {}
+        self._appends = 0
+        self._id, self._checked = "", 0.0  # no checks until the id is known
+        self._absent_since = 0.0  # since when the broker doesn't know the id's topic
+        patience_ms = int(patience_s * 1000)
+        try:
+            self._admin = KafkaAdminClient(
+                bootstrap_servers=self._servers,
+                request_timeout_ms=patience_ms,
+                bootstrap_timeout_ms=patience_ms,
+                reconnect_backoff_max_ms=1_000,
+            )
+        except KafkaError as error:
+            raise unavailable(url, error) from error
+        self._make(Topic(ID_TOPIC))
+        if (found := self._first_id()) is None:
+            # Two clients may both come here: the record that came first counts, for both.
+            self.append(ID_TOPIC, [Append(0, b"", uuid.uuid4().hex.encode())])
+            found = self._first_id()
+        if found is None:
+            raise LogUnavailable(f"{url}: the log's id was written and can't be read back")
+        self._id = found
+        self._incarnation = self._topic_id()
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    def create(self, topic: Topic) -> None:
+        self._make(topic)
+        self._partitions.pop(topic.name, None)
+        check_partitions(topic, self.partitions(topic.name))
+
+    def partitions(self, topic: str) -> int:
+        if topic not in self._partitions:
+            found = len(self._described(topic)["partitions"])
+            if not found:
+                self._check_id(now=True)
+                raise no_topic(topic, self._topics())
+            self._partitions[topic] = found
+        return self._partitions[topic]
+
+    def append(self, topic: str, records: Sequence[Append]) -> list[int]:
+        check_appends(topic, self.partitions(topic), records, MAX_RECORD_BYTES - _FRAME_BYTES)
+        self._check_id()
+        producer = self._producing()
+        futures: list[Any] = []
+        try:
+            for partition, key, value in records:
+                futures.append(producer.send(topic, partition, key, value))
+            offsets = [future.get(self._patience_s * 2).offset for future in futures]
+        except KafkaError as error:
+            self._give_up(producer)
+            self._check_id(now=True)
+            done = sum(future.succeeded() for future in futures)
+            raise LogUnavailable(
+                f"{topic}: {done} of {len(records)} records were acknowledged, of the others any may be "
+                f"there: {type(error).__name__}: {error}. See that the broker at {self._url} runs; "
+                "appending again may repeat records, which consumers drop"
+            ) from error
+        with self._lock:
+            for record, offset in zip(records, offsets, strict=True):
+                at = (topic, record[0])
+                self._appended[at] = max(offset + 1, self._appended.get(at, 0))
+            self._appends += 1
+        self._check_id()
+        return offsets
+
+    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
+        self._check(topic, partition)
+        tail = self._tail()
+        records = tail.read(topic, partition, offset, limit)
+        if records == [] and offset < self._appended.get((topic, partition), 0):
+            tail.wait(topic, OWN_S)
+            records = tail.read(topic, partition, offset, limit) or None
+        if records is None:
+            tail.leave(topic, partition)
+            records = self._reader(topic).read(partition, offset, limit)
+            if not records:
+                self._reader(topic).leave(partition)
+                tail.follow(topic, partition, offset)
+        return records
+
+    def begin(self, topic: str, partition: int) -> int:
+        self._check(topic, partition)
+        return self._reader(topic).begin(partition)
+
+    def end(self, topic: str, partition: int) -> int:
+        self._check(topic, partition)
+        if self._tail().end(topic, partition) is None:
+            return self._reader(topic).end(partition)
+        return self._known_end(topic, partition)
+
+    def wait(self, topic: str, timeout_s: float) -> None:
+        self.partitions(topic)
+        if not self._tail().wait(topic, timeout_s):
+            self._reader(topic).wait(timeout_s)
+
+    def trim(self, topic: str, partition: int, before: int) -> None:
+        """The broker's retention drops; some can't do it on request."""
+
+    def retain(self, topic: str, now_ms: int) -> int:
+        return 0
+
+    def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
+        self._check(topic, partition)
+        reader = self._reader(topic)
+        there = self._known_end(topic, partition)
+        end = there if offset <= there else reader.end(partition)
+        check_range(topic, partition, offset, reader.begin(partition), end)
+
+    def release(self, name: str, topic: str) -> None:
+        """Nothing is held."""
+
+    def holds(self, topic: str, partition: int) -> dict[str, int]:
+        return {}
+
+    def keyed(self, topic: str, partition: int, keys: Collection[bytes], before: int) -> list[int]:
+        return find_keyed(self, topic, partition, keys, before)
+
+    def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
+        raise LogUnchangeable(
+            f"{topic}: Kafka keeps records as they were appended, until retention drops them "
+            "(log.retention_hours); what can't wait for it must be deleted in Kafka, with the topic"
+        )
+
+    def scrub(self, topic: str) -> bool:
+        return True  # nothing is ever replaced
+
+    def close(self) -> None:
+        with self._lock:
+            for _, client in self._clients:
+                client.close()
+            self._clients.clear()
+            self._local = threading.local()
+            if self._producer is not None:
+                self._producer.close(1)
+                self._producer = None
+            self._admin.close()
+
+    def _known_end(self, topic: str, partition: int) -> int:
+        """An end that needs no asking: what was followed or appended; there may be more."""
+        followed = self._tail().end(topic, partition) or 0
+        return max(followed, self._appended.get((topic, partition), 0))
+
+    # --- clients ---
+
+    def _producing(self) -> Producer:
+        with self._lock:
+            if self._producer is None:
+                self._producer = Producer(self._servers, self._patience_s, MAX_RECORD_BYTES)
+            return self._producer
+
+    def _give_up(self, producer: Producer) -> None:
+        """After a failure the next append starts with a new producer: the old one's order is broken."""
+        with self._lock:
+            if self._producer is producer:
+                self._producer = None
+        producer.close(0)
+
+    def _check(self, topic: str, partition: int) -> None:
+        check_partition(topic, partition, self.partitions(topic))
+        self._check_id()
+
+    def _tail(self) -> KafkaTail:
+        """This thread's."""
+        tail: KafkaTail | None = self._local.__dict__.get("tail")
+        if tail is None:
+            tail = self._local.tail = self._kept(lambda: KafkaTail(self._servers, self._patience_s))
+        return tail
+
+    def _reader(self, topic: str) -> KafkaReader:
+        """This thread's of the topic."""
+        readers: dict[str, tuple[KafkaReader, int]] = self._local.__dict__.setdefault("readers", {})
+        if topic not in readers:
+            reader = self._kept(
+                lambda: KafkaReader(self._servers, topic, self._patience_s, self._listed)
+            )
+            readers[topic] = (reader, self._appends)
+        reader, appends = readers[topic]
+        if appends != self._appends:
+            reader.forget_ends()
+            readers[topic] = (reader, self._appends)
+        return reader
+
+    def _kept(self, make: Callable[[], C]) -> C:
+        """Makes a consumer for this thread, and closes those of threads that ended."""
+        try:
+            made = make()
+        except KafkaError as error:
+            raise unavailable(self._url, error) from error
+        with self._lock:
+            ended = [kept for kept in self._clients if not kept[0].is_alive()]
+            for kept in ended:
+                kept[1].close()
+                self._clients.remove(kept)
+            self._clients.append((threading.current_thread(), made))
+        return made
+
+    # --- topics and the id ---
+
+    def _make(self, topic: Topic) -> None:
+        configs = {
+            "cleanup.policy": "delete",
+            "retention.ms": str(topic.retention_ms or -1),
+            "retention.bytes": str(topic.retention_bytes or -1),
+            "max.message.bytes": str(MAX_RECORD_BYTES),
+        }
+        wanted = {"num_partitions": topic.partitions, "replication_factor": -1, "configs": configs}
+        try:
+            self._admin.create_topics({topic.name: wanted}, wait_for_metadata=True)
+        except TopicAlreadyExistsError:
+            return
+        except KafkaError as error:
+            raise unavailable(f"creating topic {topic.name}", error) from error
+
+    def _described(self, topic: str) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = self._admin.describe_topics([topic])[0]
+        except UnknownTopicOrPartitionError:
+            return {"partitions": [], "topic_id": None}
+        except KafkaError as error:
+            raise unavailable(self._url, error) from error
+        return found
+
+    def _listed(self, topic: str, partitions: list[int], begins: bool) -> dict[int, int]:
+        spec = OffsetSpec.EARLIEST if begins else OffsetSpec.LATEST
+        try:
+            found = self._admin.list_partition_offsets(
+                {TopicPartition(topic, partition): spec for partition in partitions}
+            )
+        except UnknownTopicOrPartitionError:
+            self._check_id(now=True)
+            raise no_topic(topic, self._topics()) from None
+        except KafkaError as error:
+            raise unavailable(topic, error) from error
+        return {at.partition: answer.offset for at, answer in found.items()}
+
+    def _topics(self) -> list[str]:
+        try:
+            return [name for name in self._admin.list_topics() if name != ID_TOPIC]
+        except KafkaError as error:
+            raise unavailable(self._url, error) from error
+
+    def _topic_id(self) -> object:
+        return self._described(ID_TOPIC)["topic_id"]
+
+    def _first_id(self) -> str | None:
+        reader = self._reader(ID_TOPIC)
+        reader.forget_ends()
+        records = reader.read(0, reader.begin(0), 1)
+        return records[0].value.decode() if records else None
+
+    def _check_id(self, now: bool = False) -> None:
+        """Raises LogLost where the broker isn't the one that this client opened. A made-again topic has
+        another topic id, which is cheap to ask for; the record decides."""
+        moment = time.monotonic()
+        if not self._id or (not now and moment - self._checked < CHECK_S):
+            return
+        topic_id = self._topic_id()
+        if topic_id is None:
+            self._absent_since = self._absent_since or moment
+            if moment - self._absent_since < self._patience_s:
+                # A broker that was just started, or that elects a leader, may not know its topics yet.
+                raise LogUnavailable(
+                    f"{self._url} doesn't know topic {ID_TOPIC} now; see that it is up"
+                )
+        else:
+            self._absent_since = 0.0
+        if topic_id is None or topic_id != self._incarnation:
+            found = self._first_id() if topic_id is not None else None
+            if found != self._id:
+                raise LogLost(
+                    f"the log at {self._url} was {self._id} and is {found or 'empty'}: the broker lost what "
+                    "it held. Restart the parts: each starts again from the new log's beginning, and the "
+                    "model from its last snapshot"
+                )
+            self._incarnation = topic_id
+        self._checked = moment

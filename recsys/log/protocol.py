@@ -1,0 +1,339 @@
+"""The log protocol: append, read from an offset, retention. Three implementations, one contract suite.
+
+``MemoryLog`` (here) is for tests and for replay in one process, ``recsys.log.sqlite_log`` for a laptop,
+``recsys.log.kafka_log`` for a cluster. A log knows bytes only: what they mean is ``recsys.events.event_types``' business.
+Offsets grow within a partition and needn't be dense. A log has an id, made at its creation: state that was
+folded from a log of another id must not be continued. A fold *holds* the offset that it would start again
+from, and nothing at or after a held offset is dropped.
+"""
+
+import re
+import threading
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class Record(NamedTuple):
+    """One record as read."""
+
+    offset: int
+    key: bytes
+    value: bytes
+
+
+class Append(NamedTuple):
+    """One record to append."""
+
+    partition: int
+    key: bytes
+    value: bytes
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A named sequence of records in partitions.
+
+    ``retention_ms`` / ``retention_bytes``: what is older, or beyond so many bytes in a partition, may be
+    dropped, oldest first; 0 keeps everything.
+    """
+
+    name: str
+    partitions: int = 1
+    retention_ms: int = 0
+    retention_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", self.name):
+            raise ValueError(f"topic name is {self.name!r}, expected 1 to 100 of A-Z a-z 0-9 . _ -")
+        if self.partitions < 1:
+            raise ValueError(
+                f"topic {self.name!r} has {self.partitions} partitions, expected at least 1"
+            )
+
+
+class LogLost(RuntimeError):
+    """The log is not the one that a state was folded from (its id differs, or offsets are beyond its end)."""
+
+
+class LogUnavailable(RuntimeError):
+    """The log can't take or give records now (broker away, disk full). What it acknowledged is still there;
+    of the records of a failed append, any may have been committed: consumers drop repeats by their ids."""
+
+
+class LogUnchangeable(RuntimeError):
+    """The log's records can't be changed (Kafka): they go with its retention alone."""
+
+
+def no_topic(topic: str, there: Iterable[str]) -> KeyError:
+    """The error for a topic that wasn't created."""
+    return KeyError(f"no topic {topic!r}; there are: {', '.join(sorted(there)) or 'none'}")
+
+
+def check_partitions(topic: Topic, there: int) -> None:
+    """Raises ValueError where a topic exists with another number of partitions than is asked for."""
+    if there != topic.partitions:
+        raise ValueError(
+            f"topic {topic.name!r} has {there} partitions, expected {topic.partitions}: they are fixed when "
+            f"a log is made. Set log.partitions to {there}, or start with a new log (another state folder)"
+        )
+
+
+def check_partition(topic: str, partition: int, partitions: int) -> None:
+    """Raises ValueError for a partition that the topic doesn't have."""
+    if not 0 <= partition < partitions:
+        raise ValueError(
+            f"topic {topic!r} has no partition {partition}, it has 0 to {partitions - 1}; "
+            "partition_of(user_id, partitions) gives the right one"
+        )
+
+
+def check_appends(
+    topic: str, partitions: int, records: Sequence[Append], most_bytes: int | None = None
+) -> None:
+    """Raises ValueError for a partition that the topic doesn't have, or a record of more than ``most_bytes``,
+    before anything is appended."""
+    for partition in {record[0] for record in records}:
+        check_partition(topic, partition, partitions)
+    largest = max((len(key) + len(value) for _, key, value in records), default=0)
+    if most_bytes is not None and largest > most_bytes:
+        raise ValueError(
+            f"{topic}: a record has {largest} bytes, expected at most {most_bytes}, and appending it again "
+            "doesn't help: make it smaller (lower step.examples, raise parameter_server.shards), or use a "
+            "log without this limit (log.url: sqlite)"
+        )
+
+
+def check_range(topic: str, partition: int, offset: int, begin: int, end: int) -> None:
+    """Raises LogLost, saying what to do, for an offset that can't be read."""
+    if offset < begin:
+        raise LogLost(
+            f"{topic}/{partition}: offset {offset} is gone, the log begins at {begin}: retention passed it. "
+            "Start again from a snapshot at or after it, or from the archive"
+        )
+    if offset > end:
+        raise LogLost(
+            f"{topic}/{partition}: offset {offset} is beyond the end, {end}: the log lost records or is "
+            "another one. Start again from a snapshot of this log, or from its beginning without one"
+        )
+
+
+class Reads(Protocol):
+    """What a range of a log is read by."""
+
+    def begin(self, topic: str, partition: int) -> int: ...
+
+    def end(self, topic: str, partition: int) -> int: ...
+
+    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]: ...
+
+
+class Log(Protocol):
+    """An append-only log of topics. Safe for several threads and, except in memory, several processes."""
+
+    @property
+    def id(self) -> str:
+        """Made when the log was created; the same for every client of it, for ever."""
+
+    def create(self, topic: Topic) -> None:
+        """Creates a topic; does nothing where it exists with as many partitions, else raises ValueError."""
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions a topic has. Raises KeyError naming the topic where there is none."""
+
+    def append(self, topic: str, records: Sequence[Append]) -> list[int]:
+        """Appends and returns the offsets, in order. When it returns, the records are committed, and all
+        records of one call are committed together (Kafka: all acknowledged)."""
+
+    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
+        """Up to ``limit`` records with offsets ≥ ``offset``, in order; empty at the end. It may be fewer
+        than there are (Kafka: what one poll brought): ``read_range`` reads on. Never waits.
+        Raises LogLost where ``offset`` lies before the beginning (retention) or beyond the end."""
+
+    def begin(self, topic: str, partition: int) -> int:
+        """The first offset that can still be read (the end, where there is none)."""
+
+    def end(self, topic: str, partition: int) -> int:
+        """The offset after the last record: read(end) is empty, and the next record has an offset ≥ end."""
+
+    def wait(self, topic: str, timeout_s: float) -> None:
+        """Returns when something may have been appended to the topic, or after the timeout."""
+
+    def trim(self, topic: str, partition: int, before: int) -> None:
+        """Drops the records with offsets < ``before``, where the implementation can (Kafka: only the broker
+        drops, by time and bytes). Stops at the lowest held offset."""
+
+    def retain(self, topic: str, now_ms: int) -> int:
+        """Drops one slice of what the topic's retention allows and returns how many records that were; call
+        it again while it drops. Stops at the lowest held offset. Kafka does this by itself."""
+
+    def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
+        """Keeps what is at or after ``offset``, until ``name`` (a fold, a snapshot) holds another offset or
+        releases it. Raises LogLost where it can't be read any more. Kafka can't be held: there it only
+        checks, so set the retention longer than the oldest snapshot that is to be of use."""
+
+    def release(self, name: str, topic: str) -> None:
+        """Ends what ``name`` holds of the topic; does nothing where it holds nothing."""
+
+    def holds(self, topic: str, partition: int) -> dict[str, int]:
+        """The held offsets by name: the lowest is what keeps the log from being dropped."""
+
+    def keyed(self, topic: str, partition: int, keys: Collection[bytes], before: int) -> list[int]:
+        """The offsets < ``before`` of the records that have one of some keys, ascending. It looks at all."""
+
+    def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
+        """Puts other keys and values in the place of records; returns how many of them were still there.
+        What stood there can't be read any more, by nobody. Raises LogUnchangeable (Kafka). Who reads the
+        records a second time finds others than before: see that nobody has to (``holds``)."""
+
+    def scrub(self, topic: str) -> bool:
+        """Leaves nothing of what was replaced or dropped where the log keeps its records; appends to the
+        topic wait for it. False where that can't be done now: call again."""
+
+    def close(self) -> None: ...
+
+
+def read_range(
+    log: Reads, topic: str, partition: int, start: int, stop: int, most: int = 1000
+) -> Iterator[Record]:
+    """All records with offsets in [start, stop), in order, in as many reads as that takes of up to ``most``.
+    Raises LogLost as ``Log.read``."""
+    while start < stop and (found := log.read(topic, partition, start, min(most, stop - start))):
+        yield from (record for record in found if record.offset < stop)
+        start = found[-1].offset + 1
+
+
+def newest_first(
+    log: Reads,
+    topic: str,
+    partition: int,
+    begin: int | None = None,
+    stop: int | None = None,
+    first: int = 1,
+    most: int = 1000,
+) -> Iterator[Record]:
+    """All records with offsets in [begin, stop), without: all there are, the newest first, however short
+    reads are and whatever gaps lie between offsets. Reads ``first`` offsets, then four times as many, to
+    ``most`` at a time. Raises LogLost as ``Log.read``."""
+    begin = max(begin or 0, log.begin(topic, partition))
+    stop, span = log.end(topic, partition) if stop is None else stop, first
+    while stop > begin:
+        start = max(begin, stop - span)
+        yield from reversed(list(read_range(log, topic, partition, start, stop, most)))
+        stop, span = start, min(4 * span, most)
+
+
+def find_keyed(
+    log: Log, topic: str, partition: int, keys: Collection[bytes], before: int
+) -> list[int]:
+    """``Log.keyed`` for a log that can do no better than read everything."""
+    found, offset = list[int](), log.begin(topic, partition)
+    stop = min(before, log.end(topic, partition))
+    while offset < stop and (records := log.read(topic, partition, offset)):
+        found += [r.offset for r in records if r.key in keys and r.offset < stop]
+        offset = records[-1].offset + 1
+    return found
+
+
+class MemoryLog:
+    """The log as lists, for tests and for replay in one process. Kept by nobody after the process.
+
+    It has no clock, so retention drops nothing by itself; ``trim`` does.
+    """
+
+    def __init__(self) -> None:
+        self.id = uuid.uuid4().hex
+        self._lock = threading.RLock()
+        self._topics: dict[str, list[list[Record]]] = {}
+        self._begin: dict[tuple[str, int], int] = {}
+        self._holds: dict[tuple[str, int], dict[str, int]] = {}
+
+    def create(self, topic: Topic) -> None:
+        with self._lock:
+            there = self._topics.setdefault(topic.name, [[] for _ in range(topic.partitions)])
+        check_partitions(topic, len(there))
+
+    def partitions(self, topic: str) -> int:
+        return len(self._partitions(topic))
+
+    def append(self, topic: str, records: Sequence[Append]) -> list[int]:
+        check_appends(topic, self.partitions(topic), records)
+        offsets = []
+        with self._lock:
+            there = self._partitions(topic)
+            begins = [self.begin(topic, partition) for partition in range(len(there))]
+            for partition, key, value in records:
+                offset = begins[partition] + len(there[partition])
+                there[partition].append(Record(offset, key, value))
+                offsets.append(offset)
+        return offsets
+
+    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
+        with self._lock:
+            begin = self.begin(topic, partition)
+            check_range(topic, partition, offset, begin, self.end(topic, partition))
+            return self._records(topic, partition)[offset - begin : offset - begin + limit]
+
+    def begin(self, topic: str, partition: int) -> int:
+        self._records(topic, partition)
+        return self._begin.get((topic, partition), 0)
+
+    def end(self, topic: str, partition: int) -> int:
+        with self._lock:
+            return self.begin(topic, partition) + len(self._records(topic, partition))
+
+    def wait(self, topic: str, timeout_s: float) -> None:
+        """Returns at once: in one thread, nothing can be appended while it waits."""
+
+    def trim(self, topic: str, partition: int, before: int) -> None:
+        with self._lock:
+            floor = min(self.holds(topic, partition).values(), default=before)
+            begin = self.begin(topic, partition)
+            drop = max(0, min(before, floor, self.end(topic, partition)) - begin)
+            del self._records(topic, partition)[:drop]
+            self._begin[topic, partition] = begin + drop
+
+    def retain(self, topic: str, now_ms: int) -> int:
+        return 0
+
+    def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
+        with self._lock:
+            begin, end = self.begin(topic, partition), self.end(topic, partition)
+            check_range(topic, partition, offset, begin, end)
+            self._holds.setdefault((topic, partition), {})[name] = offset
+
+    def release(self, name: str, topic: str) -> None:
+        with self._lock:
+            for partition in range(self.partitions(topic)):
+                self._holds.get((topic, partition), {}).pop(name, None)
+
+    def holds(self, topic: str, partition: int) -> dict[str, int]:
+        self._records(topic, partition)
+        return dict(self._holds.get((topic, partition), {}))
+
+    def keyed(self, topic: str, partition: int, keys: Collection[bytes], before: int) -> list[int]:
+        return find_keyed(self, topic, partition, keys, before)
+
+    def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
+        with self._lock:
+            begin, end = self.begin(topic, partition), self.end(topic, partition)
+            there = [record for record in records if begin <= record.offset < end]
+            for record in there:
+                self._records(topic, partition)[record.offset - begin] = record
+        return len(there)
+
+    def scrub(self, topic: str) -> bool:
+        return True
+
+    def close(self) -> None: ...
+
+    def _partitions(self, topic: str) -> list[list[Record]]:
+        try:
+            return self._topics[topic]
+        except KeyError:
+            raise no_topic(topic, self._topics) from None
+
+    def _records(self, topic: str, partition: int) -> list[Record]:
+        check_partition(topic, partition, self.partitions(topic))
+        return self._topics[topic][partition]

@@ -1,0 +1,166 @@
+"""The model: ranker and user side over the rows of three tables, all dense parameters in one flat vector.
+
+Tables: ``features`` (a row for every categorical value, D + 1 wide), ``items`` (item vectors) and ``users``
+(user vectors). The model takes rows and the flat vector; where they come from is not its business.
+
+Legend: B batch, S slots, D embedding, T history, V vector, U unique keys of a table.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from recsys.config.system_config import ModelConfig
+from recsys.features.feature_set import FeatureSet
+from recsys.model.batch import Batch
+from recsys.model.ranker import Ranker, RankerShape
+from recsys.model.retrieval_vectors import UserSide, content_vectors, field_vectors
+from recsys.model.row_kernels import distinct
+from recsys.model.row_layers import pooled
+
+Keys = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Which rows a batch needs: unique keys by table, and where each place of the batch finds its row.
+
+    A place without a key (0) finds the row of zeros after the last.
+    """
+
+    keys: dict[str, Keys]
+    slot_index: Tensor  # of sparse.values() into the unique feature keys
+    history_index: Tensor  # (B or 1, T, H) into the unique feature keys
+    item_index: Tensor  # (B,) into the unique item keys
+    past_index: Tensor  # (B or 1, T) into the unique item keys
+    user_index: Tensor  # (B,) into the unique user keys
+
+
+def lookup_of(batch: Batch) -> Lookup:
+    """De-duplicates the keys of a batch."""
+    slots = batch.sparse.values().numpy()
+    past = batch.history_BTH[..., 0]
+    features, at = unique_keys(slots, batch.history_BTH.reshape(-1))
+    items, at_items = unique_keys(batch.item_B, past.reshape(-1))
+    users, at_users = unique_keys(batch.user_B)
+    return Lookup(
+        {"features": features, "items": items, "users": users},
+        torch.from_numpy(at[: len(slots)]),
+        torch.from_numpy(at[len(slots) :].reshape(batch.history_BTH.shape)),
+        torch.from_numpy(at_items[: len(batch)]),
+        torch.from_numpy(at_items[len(batch) :].reshape(past.shape)),
+        torch.from_numpy(at_users),
+    )
+
+
+def unique_keys(*parts: Keys) -> tuple[Keys, Keys]:
+    """Unique non-zero keys in the order first seen, and each key's place among them: the place after the
+    last for 0."""
+    keys = np.concatenate(parts)
+    cells = np.full(1 << (2 * len(keys)).bit_length(), -1, np.int32)
+    found, at = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
+    count = distinct(keys, cells, found, at)
+    return found[:count], at
+
+
+class Model(nn.Module):
+    """Ranker and user side. ``forward`` needs a batch, its lookup, and the rows by table, each with one row
+    of zeros after the last."""
+
+    def __init__(self, features: FeatureSet, config: ModelConfig, dense_width: int) -> None:
+        super().__init__()
+        self.features = features
+        self.config = config
+        slots = [*features.user_slots, *features.item_slots]
+        shape = RankerShape(
+            slots=len(slots),
+            dim=config.dim,
+            item_slot=[slot.name for slot in slots].index("item"),
+            history=features.history_length,
+            outcomes=features.outcomes,
+            dense=dense_width,
+            labels=len(features.schema.labels),
+            hidden=config.hidden,
+        )
+        self.ranker = Ranker(shape, config.seed)
+        self.user_side = UserSide(config.vector_dim)
+
+    def rank(self, batch: Batch, lookup: Lookup, rows_UR: Tensor) -> Tensor:
+        """The ranker's logits (B, L), where the rows are."""
+        size, device = len(batch), rows_UR.device
+        pooled_BSR = pooled(rows_UR, lookup.slot_index, batch.sparse.lengths(), size)
+        history_BTR = self._history(lookup, rows_UR)
+        outcomes = torch.from_numpy(batch.outcomes_BTO).to(device)
+        dense = torch.from_numpy(batch.dense_BF).to(device)
+        logits: Tensor = self.ranker(pooled_BSR, history_BTR, outcomes, dense)
+        return logits
+
+    def _history(self, lookup: Lookup, rows_UR: Tensor) -> Tensor:
+        """The mean row of each history entry's keys, (B or 1, T, R)."""
+        b, t, h = lookup.history_index.shape
+        if t == 0:
+            return rows_UR.new_zeros((b, 0, rows_UR.shape[1]))
+        lengths = torch.full((b * t,), h)
+        return pooled(rows_UR, lookup.history_index.reshape(-1), lengths, b * t).view(b, t, -1)
+
+    def user_vectors(
+        self, batch: Batch, lookup: Lookup, users_UV: Tensor, items_UV: Tensor
+    ) -> Tensor:
+        """The user side (B, V)."""
+        content = content_vectors(batch.history_BTH[..., 1:], self.config.vector_dim)
+        device = items_UV.device
+        past_BTV = items_UV[lookup.past_index.to(device)] + torch.from_numpy(content).to(device)
+        outcomes = torch.from_numpy(batch.outcomes_BTO).to(device)
+        users_BV = users_UV[lookup.user_index.to(device)]
+        size = len(users_BV)
+        vectors: Tensor = self.user_side(
+            users_BV, past_BTV.expand(size, -1, -1), outcomes.expand(size, -1, -1)
+        )
+        return vectors
+
+    def item_vectors(self, batch: Batch, lookup: Lookup, items_UV: Tensor) -> Tensor:
+        """The batch's items as vectors (B, V)."""
+        content = content_vectors(batch.item_groups_BG, self.config.vector_dim)
+        if self.features.vector_fields:
+            columns = self.features.vector_columns
+            # The features' last four say where the user is; the item's numbers stand before them.
+            own = batch.dense_BF[:, -4 - columns : -4]
+            content += field_vectors(own, self.features.vector_fields, self.config.vector_dim)
+        device = items_UV.device
+        return items_UV[lookup.item_index.to(device)] + torch.from_numpy(content).to(device)
+
+    def dense_size(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def read_dense(self) -> NDArray[np.float32]:
+        """All dense parameters as one flat vector, in the order of ``parameters()``."""
+        flat = torch.cat([p.detach().reshape(-1) for p in self.parameters()])
+        out: NDArray[np.float32] = flat.cpu().numpy().copy()
+        return out
+
+    def write_dense(self, flat: NDArray[np.float32]) -> None:
+        """Sets the dense parameters; raises ValueError where the length is another model's."""
+        if len(flat) != self.dense_size():
+            raise ValueError(
+                f"dense has {len(flat)} numbers, this model {self.dense_size()}: it was trained with "
+                "another feature set or another model configuration"
+            )
+        at = 0
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.from_numpy(flat[at : at + p.numel()].copy()).view_as(p))
+                at += p.numel()
+
+    def dense_gradient(self) -> NDArray[np.float32]:
+        """The gradients of all dense parameters, flat; zeros where there is none."""
+        parts = [(p.grad if p.grad is not None else torch.zeros_like(p)) for p in self.parameters()]
+        out: NDArray[np.float32] = torch.cat([g.reshape(-1) for g in parts]).cpu().numpy()
+        return out
+
+
+def padded(rows: NDArray[np.float32]) -> Tensor:
+    """Rows (U, R) with the row of zeros after the last that stands for "none"."""
+    return torch.from_numpy(np.concatenate([rows, np.zeros((1, rows.shape[1]), np.float32)]))

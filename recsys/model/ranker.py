@@ -1,0 +1,130 @@
+"""The ranker: from rows, history and counters to the probability of each engagement.
+
+It never sees ids, only rows: the same module runs on parameter-server rows online and on torchrec tables
+offline. Its parts: a linear term per row, dot products between slots (a factorisation machine, Rendle 2010),
+attention of the candidate over the recent history with outcomes (dot products, no network per pair), and a
+network over all of it with running counters.
+
+Legend: B batch, S slots, D embedding, T history, O outcomes, F dense, L outputs (labels, then watch time).
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from recsys.model.linear_layer import linear
+from recsys.model.row_layers import interacted
+
+WATCH_SCALE: Final = 6.4  # log1p(600 s): the watch output is a fraction of it
+_PRIOR_LOGIT: Final = -1.5  # where every output starts: engagements are rarer than not
+
+
+@dataclass(frozen=True)
+class RankerShape:
+    """The sizes that the ranker is made for, all from the feature set and the configuration."""
+
+    slots: int
+    dim: int
+    item_slot: int  # which slot is the item: it attends over the history
+    history: int  # T; 0 for no history
+    outcomes: int
+    dense: int
+    labels: int
+    hidden: tuple[int, ...] = (128, 64)
+
+    @property
+    def outputs(self) -> int:
+        return self.labels + 1
+
+
+class Ranker(nn.Module):
+    """Predicts L logits per example; ``forward`` gives logits, not probabilities."""
+
+    def __init__(self, shape: RankerShape, seed: int = 0) -> None:
+        super().__init__()
+        self.shape = shape
+        pairs = shape.slots * (shape.slots - 1) // 2
+        width = shape.slots * shape.dim + pairs + shape.dense
+        if shape.history:
+            width += 2 * shape.dim + 3 * shape.outcomes
+        sizes = [width, *shape.hidden, shape.outputs]
+        layers = [nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+        self.layers = nn.ModuleList(layers)
+        self.sharpness = nn.Parameter(torch.tensor(1.0))
+        _reset(layers, seed)
+
+    def forward(
+        self, pooled_BSR: Tensor, history_BTR: Tensor, outcomes_BTO: Tensor, dense_BF: Tensor
+    ) -> Tensor:
+        """Logits (B, L). R = D + 1: a row's last number is its linear term.
+
+        ``history_BTR``: the pooled row of each entry, zeros where there is none. It and ``outcomes_BTO`` may
+        have one row for all. An example's logits don't hang on its place in the batch (serving/scoring.py).
+        """
+        dim = self.shape.dim
+        wide, main_B = interacted(pooled_BSR)
+        parts = [wide, dense_BF] if self.shape.dense else [wide]
+        if self.shape.history:
+            item_BD = pooled_BSR[:, self.shape.item_slot, :dim]
+            parts += self._attend(item_BD, history_BTR[..., :dim], outcomes_BTO)
+        x = torch.cat(parts, 1) if len(parts) > 1 else wide
+        for layer in self.layers[:-1]:
+            assert isinstance(layer, nn.Linear)
+            x = F.relu(linear(x, layer.weight, layer.bias))
+        logits_BL: Tensor = self.layers[-1](x)
+        return torch.cat([logits_BL[:, :1] + main_B[:, None], logits_BL[:, 1:]], 1)
+
+    def _attend(self, item_BD: Tensor, history_BTD: Tensor, outcomes_BTO: Tensor) -> list[Tensor]:
+        """What the viewer did with items like this one, and with all of the recent ones.
+
+        Sums of products instead of matrix products: faster for so little, and nothing hangs on alignment.
+        Softmax instead of exp: that takes other instructions for the last elements of an array.
+        """
+        there_BT = (outcomes_BTO[..., -1] > 0).float()  # recency is positive for a real entry
+        count_B1 = there_BT.sum(1, keepdim=True).clamp(min=1.0)
+        similar_BT = (item_BD[:, None] * history_BTD).sum(2) * self.sharpness
+        similar_BT = similar_BT.clamp(-8.0, 8.0).masked_fill(there_BT == 0, -1e9)
+        weight_BT1 = (torch.softmax(similar_BT, 1) * there_BT)[..., None]  # 0 without any entry
+        liked_BT1 = (there_BT * outcomes_BTO[..., 0])[..., None]
+        liked_BD = (liked_BT1 * history_BTD).sum(1) / count_B1
+        mean_BO = outcomes_BTO.sum(1) / count_B1
+        newest_BO = outcomes_BTO[:, 0]
+        attended_BD = (weight_BT1 * history_BTD).sum(1)
+        outcome_BO = (weight_BT1 * outcomes_BTO).sum(1)
+        parts = (attended_BD, liked_BD, outcome_BO, mean_BO, newest_BO)
+        return [part.expand(len(item_BD), -1) for part in parts]
+
+
+@torch.no_grad()
+def _reset(layers: list[nn.Linear], seed: int) -> None:
+    """Where the layers start: uniform (Glorot and Bengio 2010), the last one near the prior."""
+    draw = torch.Generator().manual_seed(seed)
+    for layer in layers:
+        bound = (6.0 / (layer.in_features + layer.out_features)) ** 0.5
+        layer.weight.uniform_(-bound, bound, generator=draw)
+        layer.bias.zero_()
+    layers[-1].weight.mul_(0.1)
+    layers[-1].bias.fill_(_PRIOR_LOGIT)
+
+
+def targets(labels_BK: Tensor, watch_ms_B: Tensor) -> Tensor:
+    """What the outputs are held against (B, L): the labels, and watch time as a fraction of ten minutes'
+    logarithm."""
+    watch = (torch.log1p(watch_ms_B / 1000.0) / WATCH_SCALE).clamp(0.0, 1.0)
+    return torch.cat([labels_BK, watch[:, None]], 1)
+
+
+def watch_seconds(output: ArrayLike) -> NDArray[np.float64]:
+    """Predicted watch time in seconds from the last output's probability: what ``targets`` took it from."""
+    seconds: NDArray[np.float64] = np.expm1(np.asarray(output, np.float64) * WATCH_SCALE)
+    return seconds
+
+
+def loss_per_output(logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
+    """Log loss (B, L); for watch time the target is a fraction, and the minimum its mean."""
+    return F.binary_cross_entropy_with_logits(logits_BL, targets_BL, reduction="none")

@@ -1,0 +1,1 @@
+"""Log formatting, spans and their export, and recent delays with percentiles."""

@@ -1,0 +1,24 @@
+"""Opens the log that a configuration names; imports the library of that one only."""
+
+from pathlib import Path
+
+from recsys.config.system_config import Config
+from recsys.events.records import topics
+from recsys.log.protocol import Log
+
+
+def open_log(config: Config) -> Log:
+    """``sqlite``: files under the state folder; ``kafka://…``: the brokers there. Creates no topic."""
+    if config.log.url == "sqlite":
+        from recsys.log.sqlite_log import SqliteLog
+
+        return SqliteLog(Path(config.state) / "log", durability=config.log.durability)
+    from recsys.log.kafka_log import KafkaLog
+
+    return KafkaLog(config.log.url)
+
+
+def create_topics(log: Log, config: Config) -> None:
+    """Creates a system's topics; raises ValueError where one has another number of partitions."""
+    for topic in topics(config.log.partitions, config.log.retention_hours):
+        log.create(topic)

@@ -1,0 +1,217 @@
+"""The run loop of a part process: a stop flag, a heartbeat file, its log.
+
+A part is ``run(config, stop)``. Its loop turns until it is asked to stop::
+
+    while not stop.is_set():
+        moved = fold.turn()
+        stop.heartbeat.add("events", moved)
+        if not moved:
+            stop.wait(0.002)
+
+The part counts as ready at its first turn. The heartbeat is ``state/run/<part>.json``, replaced whole about
+each second by a thread, so a reader never sees half of one; ``turned_ms`` tells a part that beats but no
+longer turns. This module knows nothing of what a part does.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from recsys.log.protocol import LogLost
+from recsys.observability.log_lines import hide, log_to_file
+
+EXIT_LOG_LOST: Final = 4  # of a part whose log is lost: starting it again can't help
+
+
+def run_folder(state: str | Path) -> Path:
+    """``state/run``: who runs, where it listens, what it says. Readable by its owner only."""
+    folder = Path(state) / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replaces a file whole: a reader sees the old or the new one. Not synced to the disk."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    os.replace(partial, path)
+
+
+class Beat(msgspec.Struct, kw_only=True):
+    """What a heartbeat file says."""
+
+    part: str
+    pid: int
+    started_ms: int
+    time_ms: int = 0  # when it was written
+    turned_ms: int = 0  # when the part's loop last turned
+    state: str = "starting"  # starting | ready | stopping | failed
+    counters: dict[str, float] = {}  # since the process started
+    rates: dict[str, float] = {}  # of the counters, per second, over the last seconds
+    gauges: dict[str, float] = {}
+    offsets: dict[str, list[int]] = {}  # topic -> the next offset to read, by partition
+    addresses: dict[str, str] = {}
+    failure: str = ""
+
+
+class Heartbeat:
+    """Counters, gauges and offsets of one part, for ``recsys status`` and the supervisor.
+
+    Safe for several threads. Rates are smoothed over about five seconds.
+    """
+
+    def __init__(self, part: str, path: Path | None = None, clock: Callable[[], float] = time.time):
+        self._clock, self._path, self._lock = clock, path, threading.Lock()
+        self._beat = Beat(part=part, pid=os.getpid(), started_ms=int(clock() * 1000))
+        self._rated_at, self._rated = clock(), dict[str, float]()
+
+    def add(self, name: str, count: float = 1) -> None:
+        with self._lock:
+            self._beat.counters[name] = self._beat.counters.get(name, 0) + count
+
+    def gauge(self, name: str, value: float) -> None:
+        with self._lock:
+            self._beat.gauges[name] = value
+
+    def only(self, begins: str, gauges: Mapping[str, float]) -> None:
+        """These gauges in the place of all whose names begin so: for what may have nothing more to say."""
+        with self._lock:
+            others = {n: v for n, v in self._beat.gauges.items() if not n.startswith(begins)}
+            self._beat.gauges = others | dict(gauges)
+
+    def offsets(self, topic: str, offsets: Sequence[int]) -> None:
+        """The next offset that the part will read, by partition: ``status`` makes its lag of it."""
+        with self._lock:
+            self._beat.offsets[topic] = [int(offset) for offset in offsets]
+
+    def address(self, name: str, address: str) -> None:
+        with self._lock:
+            self._beat.addresses[name] = address
+
+    def turned(self) -> None:
+        self._beat.turned_ms = int(self._clock() * 1000)
+
+    def state(self, state: str, failure: str = "") -> None:
+        """Moves to another state and writes it at once. What stops or failed is not ready again."""
+        with self._lock:
+            if state == "ready" and self._beat.state != "starting":
+                return
+            self._beat.state, self._beat.failure = state, failure
+        self.write()
+
+    def ready(self) -> None:
+        if self._beat.state == "starting":
+            self.state("ready")
+
+    def now(self) -> Beat:
+        """A copy, with the rates as of now."""
+        with self._lock:
+            self._rate(self._clock())
+            self._beat.time_ms = int(self._clock() * 1000)
+            return msgspec.convert(msgspec.to_builtins(self._beat), Beat)
+
+    def write(self) -> None:
+        if self._path is not None:
+            write_atomically(self._path, msgspec.json.encode(self.now()))
+
+    def _rate(self, now: float) -> None:
+        passed = now - self._rated_at
+        if passed < 0.5:
+            return
+        weight = min(1.0, passed / 5.0)
+        for name, value in self._beat.counters.items():
+            rate = (value - self._rated.get(name, 0.0)) / passed
+            before = self._beat.rates.get(name, rate)
+            self._beat.rates[name] = round(before + weight * (rate - before), 3)
+        self._rated_at, self._rated = now, dict(self._beat.counters)
+
+
+def read_beat(path: Path) -> Beat | None:
+    """A part's heartbeat, or None where there is none that can be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Beat)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+class Stop:
+    """Whether a part was asked to stop (SIGTERM, SIGINT, or ``set``), and its heartbeat.
+
+    Asking is turning: the first ``is_set`` or ``wait`` marks the part ready. While still setting up, ask
+    with ``starting=True``.
+    """
+
+    def __init__(self, heartbeat: Heartbeat | None = None) -> None:
+        self.heartbeat = heartbeat or Heartbeat("")
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def is_set(self, starting: bool = False) -> bool:
+        if not starting:
+            self._turn()
+        return self._event.is_set()
+
+    def wait(self, timeout_s: float, starting: bool = False) -> bool:
+        """Sleeps until the timeout or until asked to stop; True where asked."""
+        if not starting:
+            self._turn()
+        return self._event.wait(timeout_s)
+
+    def _turn(self) -> None:
+        self.heartbeat.turned()
+        self.heartbeat.ready()
+
+
+def run_part(
+    part: str, state: str | Path, body: Callable[[Stop], None], format: str = "json"
+) -> int:
+    """Runs a part's body in this process, to its end; returns the exit status. ``format``: of its log.
+
+    Called in the main thread: it takes SIGTERM and SIGINT. An exception of the body is logged and told in
+    the heartbeat's ``failure``, and is status 1; ``EXIT_LOG_LOST`` where the log is lost.
+    """
+    folder = run_folder(state)
+    heartbeat = Heartbeat(part, folder / f"{part}.json")
+    stop = Stop(heartbeat)
+    log_to_file(part, folder / f"{part}.log", format)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    heartbeat.write()
+    done = threading.Event()
+    beating = threading.Thread(target=_beat_until, args=(heartbeat, done), daemon=True)
+    beating.start()
+    logger = logging.getLogger(__name__)
+    try:
+        body(stop)
+    except Exception as error:
+        logger.exception("part failed")
+        failure = hide(f"{type(error).__name__}: {error}")
+        done.set()
+        beating.join()
+        heartbeat.state("failed", failure[:500])
+        return EXIT_LOG_LOST if isinstance(error, LogLost) else 1
+    done.set()
+    beating.join()
+    heartbeat.state("stopping")
+    logger.info("part ended", extra={"asked": stop._event.is_set()})
+    return 0
+
+
+def _beat_until(heartbeat: Heartbeat, done: threading.Event, every_s: float = 1.0) -> None:
+    while not done.wait(every_s):
+        try:
+            heartbeat.write()
+        except OSError:  # a full disk or a removed folder must not end the part
+            logging.getLogger(__name__).exception("heartbeat not written")

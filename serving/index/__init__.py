@@ -1,0 +1,1 @@
+"""Nearest-neighbour indexes over item vectors that change in place."""

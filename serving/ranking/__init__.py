@@ -1,0 +1,1 @@
+"""Scoring candidates and drawing a list from the scores, with exact propensities."""

@@ -1,0 +1,1 @@
+"""The state that one replica answers from, and the log readers that keep it current."""
