@@ -27,7 +27,7 @@ DIVERTED: Final = "diverted"
 ALL: Final = "all"
 # All examples weighted as above; the arm's own alone, weighted by 1 / P(arm); all alike.
 TRAINS: Final = (WEIGHTED, DIVERTED, ALL)
-MOST_LETTERS: Final = 64  # of a line's name (parameter_server/snapshots.py)
+MOST_LETTERS: Final = 64  # of a line's name (parameter_server/storage/snapshots.py)
 # Of an experiment all of whose arms train: candidates and guards are judged on what live answers.
 MOST_TRAFFIC: Final = 0.9
 _CELLS: Final = 2**14  # features share some 16,000 cells by their hash

@@ -1,6 +1,6 @@
 """Rows kept as they are published in the format int8: a scale and D bytes instead of D floats.
 
-A published row (``parameter_server.rounding``) is a float32 scale times whole numbers within ±127, so it can
+A published row (``parameter_server.publish.rounding``) is a float32 scale times whole numbers within ±127, so it can
 be kept as those and given back bit for bit: lookups and digests are those of ``RowStore``. The scale is found
 again from the row, which needs no other form of a delta or a snapshot. A row that isn't such a product
 (published in another format, before that was changed) is kept whole beside them until it changes.
@@ -17,8 +17,8 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from parameter_server.id_map import IdMap
-from parameter_server.kernels import kernel
+from parameter_server.table.id_map import IdMap
+from parameter_server.table.kernels import kernel
 from recsys.arrays.compiled import read_only
 from recsys.arrays.growable import grown, written_bytes
 from recsys.config.system_config import TableConfig

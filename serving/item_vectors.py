@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.deltas import StepDelta
+from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config, ModelConfig, TableConfig
 from recsys.events.event_types import Item
 from recsys.events.records import ItemState

@@ -11,10 +11,10 @@ from typing import Final
 
 import msgspec
 
-from parameter_server import snapshots
-from parameter_server.deltas import DeltaAssembler, Gap, StepDelta
-from parameter_server.serving_rows import ServingRows, load_rows
-from parameter_server.snapshots import NoSnapshot
+from parameter_server.publish.deltas import DeltaAssembler, Gap, StepDelta
+from parameter_server.storage import snapshots
+from parameter_server.storage.serving_rows import ServingRows, load_rows
+from parameter_server.storage.snapshots import NoSnapshot
 from recsys.events.records import DELTAS
 from recsys.log.protocol import Log, LogLost
 

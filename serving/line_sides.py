@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from parameter_server import snapshots
+from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log

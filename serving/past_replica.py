@@ -15,9 +15,9 @@ import numpy as np
 
 from experiments.epoch_model import config_at
 from experiments.lifecycle import Lifecycle
-from parameter_server import snapshots
-from parameter_server.deltas import StepDelta
-from parameter_server.serving_rows import load_rows
+from parameter_server.publish.deltas import StepDelta
+from parameter_server.storage import snapshots
+from parameter_server.storage.serving_rows import load_rows
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control
 from recsys.events.event_types import Asked, Item, Rejected, Stamp, decode

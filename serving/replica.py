@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.deltas import StepDelta
-from parameter_server.rounding import round_dense
+from parameter_server.publish.deltas import StepDelta
+from parameter_server.publish.rounding import round_dense
 from recsys.arrays.growable import grown
 from recsys.config.system_config import Config, ModelConfig, TableConfig
 from recsys.events.event_types import Item

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.routing import split
+from parameter_server.table.routing import split
 from serving.item_index import sharded_name
 from serving.nearest import Found, merged
 from serving.retrieval_shard import Ask, Told, Version

@@ -19,8 +19,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.deltas import StepDelta
-from parameter_server.routing import shard_of
+from parameter_server.publish.deltas import StepDelta
+from parameter_server.table.routing import shard_of
 from recsys.arrays.growable import grown
 from recsys.config.system_config import Config
 from recsys.events.event_types import Item

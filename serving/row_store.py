@@ -8,9 +8,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.id_map import IdMap
-from parameter_server.rounding import digest_of_rows
-from parameter_server.rows import initial_rows, table_seed
+from parameter_server.publish.rounding import digest_of_rows
+from parameter_server.table.id_map import IdMap
+from parameter_server.table.table import initial_rows, table_seed
 from recsys.arrays.growable import grown, written_bytes
 from recsys.config.system_config import TableConfig
 
@@ -50,7 +50,7 @@ class RowStore:
 
     @property
     def digest(self) -> int:
-        """Of all rows, modulo 2⁶⁴: what ``parameter_server.published`` says of the same rows. It is kept by
+        """Of all rows, modulo 2⁶⁴: what ``parameter_server.publish.published`` says of the same rows. It is kept by
         what each change replaces, so a row that isn't what was set shows once it changes again."""
         return self._digest
 

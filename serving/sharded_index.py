@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.routing import shard_of
+from parameter_server.table.routing import shard_of
 from recsys.arrays.bitmap import Bitmap
 from serving.index_files import index_named
 from serving.item_index import ABSENT, FLAT, FlatIndex, Indices, ItemIndex, Mask, Vectors

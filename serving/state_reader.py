@@ -17,7 +17,7 @@ from experiments.epoch_model import config_at
 from experiments.lifecycle import Lifecycle, Standing
 from experiments.policy import Policies
 from experiments.revision import running
-from parameter_server.deltas import StepDelta
+from parameter_server.publish.deltas import StepDelta
 from recsys.config.policy_config import check_rules, check_weights
 from recsys.config.system_config import Config
 from recsys.config.yaml_with_lines import YamlError

@@ -1,7 +1,7 @@
 """Durable shards in this process behind a client: all lanes at once, nobody to wait for."""
 
-from parameter_server.durable import DurableShard
-from parameter_server.parameter_client import LocalClient, route_lanes
+from parameter_server.rpc.parameter_client import LocalClient, route_lanes
+from parameter_server.storage.durable_shard import DurableShard
 
 
 class DurableClient(LocalClient):

@@ -16,13 +16,13 @@ from typing import Final
 import pytest
 import torch
 
-from parameter_server.durable import DurableShard, Home
-from parameter_server.parameter_client import ShardedClient, hello, part_of
-from parameter_server.parameter_client import Worker as WorkerId
-from parameter_server.shard import ShardSpec
-from parameter_server.shard_service import ShardService
-from parameter_server.transport import Address, SocketChannel, SocketServer
-from parameter_server.wal import Wal
+from parameter_server.rpc.parameter_client import ShardedClient, hello, part_of
+from parameter_server.rpc.parameter_client import Worker as WorkerId
+from parameter_server.rpc.shard_service import ShardService
+from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
+from parameter_server.shard.shard import ShardSpec
+from parameter_server.storage.durable_shard import DurableShard, Home
+from parameter_server.storage.wal import Wal
 from recsys.config.system_config import Config, LogConfig
 from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Delta, unpack
 from recsys.log.protocol import Append, Log

@@ -11,8 +11,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
 
-from parameter_server.durable import DurableShard
-from parameter_server.parameter_client import part_of
+from parameter_server.rpc.parameter_client import part_of
+from parameter_server.storage.durable_shard import DurableShard
 from recsys.events.event_types import Event
 from recsys.events.records import DELTAS, EXAMPLES, STEPS, Delta, Step, topics, unpack
 from recsys.log.protocol import Append, Log, MemoryLog

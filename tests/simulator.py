@@ -16,14 +16,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from parameter_server.deltas import StepDelta, to_arrays
-from parameter_server.durable import DurableShard, Home
-from parameter_server.lanes import LaneGradients
-from parameter_server.parameter_client import Channel, ShardedClient, part_of
-from parameter_server.parameter_client import Worker as WorkerId
-from parameter_server.shard import ShardSpec
-from parameter_server.shard_service import ShardService
-from parameter_server.wire import Answer, Exchange, Frame, Rewind
+from parameter_server.publish.deltas import StepDelta, to_arrays
+from parameter_server.rpc.parameter_client import Channel, ShardedClient, part_of
+from parameter_server.rpc.parameter_client import Worker as WorkerId
+from parameter_server.rpc.protocol import Answer, Exchange, Frame, Rewind
+from parameter_server.rpc.shard_service import ShardService
+from parameter_server.shard.lanes import LaneGradients
+from parameter_server.shard.shard import ShardSpec
+from parameter_server.storage.durable_shard import DurableShard, Home
 from recsys.config.system_config import TableConfig
 from recsys.events.event_types import Event
 from recsys.events.records import DELTAS, EVENTS, Delta, topics, unpack

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
-from parameter_server import snapshots
+from parameter_server.storage import snapshots
 from recsys.events.records import DELTAS, EVENTS
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog, Record, Topic
 

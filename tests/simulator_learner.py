@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from parameter_server.lanes import RowGradients
+from parameter_server.shard.lanes import RowGradients
 from recsys.events.hashing import key_of, uniforms
 from recsys.events.records import Example
 from tests.toy_feed import DENSE as DENSE_WIDTH

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from parameter_server.deltas import to_arrays
-from parameter_server.lanes import LaneGradients
-from parameter_server.parameter_client import LocalClient
-from parameter_server.shard import Shard, digest_of_shards
+from parameter_server.publish.deltas import to_arrays
+from parameter_server.rpc.parameter_client import LocalClient
+from parameter_server.shard.lanes import LaneGradients
+from parameter_server.shard.shard import Shard, digest_of_shards
 from recsys.events.event_types import Engagement, Event, Impression
 from recsys.events.hashing import key_of
 from recsys.events.records import DELTAS, EXAMPLES, STEPS, Delta, Example, Step, topics, unpack

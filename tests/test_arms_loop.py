@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from experiments.lifecycle import ARM, ENDED
-from parameter_server import snapshots
-from parameter_server.overlay import OverlayTable
-from parameter_server.shard import digest_of_shards
+from parameter_server.shard.shard import digest_of_shards
+from parameter_server.storage import snapshots
+from parameter_server.table.overlay_table import OverlayTable
 from recsys.cli.studies.promotion_run import PromotionRun, config_of
 from recsys.events.control_records import Decision, ExperimentWish
 from recsys.events.records import CONTROL, DELTAS, EXAMPLES, Delta, pack

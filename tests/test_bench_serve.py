@@ -54,8 +54,8 @@ def test_being_told_to_end_is_said_once_and_does_not_cut_the_ending_short() -> N
 
 @pytest.mark.slow
 def test_training_goes_on_from_the_benchs_state(tmp_path: Path) -> None:
-    from parameter_server.durable import DurableShard, Home
-    from parameter_server.parameter_client import part_of
+    from parameter_server.rpc.parameter_client import part_of
+    from parameter_server.storage.durable_shard import DurableShard, Home
     from recsys.features.feature_set_file import feature_set
     from recsys.model.blueprint import build_model
     from recsys.process.open_log import open_log

@@ -13,8 +13,8 @@ import numpy as np
 import psutil
 import pytest
 
-from parameter_server.parameter_client import LocalClient
-from parameter_server.shard_actor import actor_name
+from parameter_server.rpc.parameter_client import LocalClient
+from parameter_server.rpc.shard_actor import actor_name
 from recsys.cli import plan as plans
 from recsys.cli import processes
 from recsys.cli.runner import part_command, part_environment
@@ -208,7 +208,7 @@ def test_killed_in_the_middle_it_goes_on_exactly(system: System, which: str) -> 
 
 
 def test_deltas_are_complete_and_in_order(system: System) -> None:
-    from parameter_server.deltas import DeltaAssembler, StepDelta
+    from parameter_server.publish.deltas import DeltaAssembler, StepDelta
 
     assembler, steps = DeltaAssembler(MAIN, 0, 0), list[int]()
     offset = 0

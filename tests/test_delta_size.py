@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from parameter_server import published, rows
-from parameter_server.deltas import to_arrays
-from parameter_server.lanes import LaneGradients
-from parameter_server.parameter_client import LocalClient
-from parameter_server.published import KEY_BYTES
-from parameter_server.rows import Table
+from parameter_server.publish import published
+from parameter_server.publish.deltas import to_arrays
+from parameter_server.publish.published import KEY_BYTES
+from parameter_server.rpc.parameter_client import LocalClient
+from parameter_server.shard.lanes import LaneGradients
+from parameter_server.table import table as rows
+from parameter_server.table.table import Table
 from recsys.config.system_config import TableConfig
 from recsys.log.protocol import check_appends
 from tests.toy_line import DENSE, LANES, TABLES, toy_spec, work

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.deltas import DeltaAssembler, Gap, checksum, is_sound, seal
-from parameter_server.parameter_client import LocalClient
+from parameter_server.publish.deltas import DeltaAssembler, Gap, checksum, is_sound, seal
+from parameter_server.rpc.parameter_client import LocalClient
 from recsys.events.records import Delta, TableRows, pack
 from tests.toy_line import DENSE, LANES, toy_spec, work
 

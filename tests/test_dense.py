@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from parameter_server.dense import Dense
+from parameter_server.table.dense import Dense
 
 
 def test_updates_are_torch_s_adam():

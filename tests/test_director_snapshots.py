@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace as replace_struct
 
-from parameter_server.snapshots import write_part
+from parameter_server.storage.snapshots import write_part
 from recsys.events.control_records import Live
 from recsys.events.records import CONTROL, EXAMPLES, STEPS, Range, Step, pack
 from recsys.log.protocol import Append, Log, LogLost

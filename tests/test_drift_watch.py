@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from experiments.lifecycle import Lifecycle
-from parameter_server.lanes import MOST_RATE
+from parameter_server.shard.lanes import MOST_RATE
 from recsys.config.drift_config import DriftRules
 from recsys.events.control_records import Alarm, Control, Live, Reaction
 from recsys.events.event_types import FeatureBlock

@@ -10,14 +10,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from parameter_server import durable, snapshots
-from parameter_server.deltas import DeltaAssembler, to_arrays
-from parameter_server.durable import DurableShard, Home
-from parameter_server.lanes import LaneGradients
-from parameter_server.parameter_client import LocalClient, Routed, part_of, route_lanes
-from parameter_server.rules import RulesChanged
-from parameter_server.serving_rows import load_rows
-from parameter_server.shard import Shard, digest_of_shards
+from parameter_server.publish.deltas import DeltaAssembler, to_arrays
+from parameter_server.rpc.parameter_client import LocalClient, Routed, part_of, route_lanes
+from parameter_server.shard.lanes import LaneGradients
+from parameter_server.shard.shard import Shard, digest_of_shards
+from parameter_server.shard.wal_settings import RulesChanged
+from parameter_server.storage import durable_shard as durable
+from parameter_server.storage import snapshots
+from parameter_server.storage.durable_shard import DurableShard, Home
+from parameter_server.storage.serving_rows import load_rows
 from recsys.events.records import Delta
 from tests.toy_line import DENSE, LANES, toy_spec, work
 

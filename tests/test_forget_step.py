@@ -5,8 +5,8 @@ from itertools import count
 import msgspec
 import numpy as np
 
-from parameter_server.deltas import to_arrays
-from parameter_server.parameter_client import LocalClient
+from parameter_server.publish.deltas import to_arrays
+from parameter_server.rpc.parameter_client import LocalClient
 from recsys.events.hashing import key_of
 from recsys.events.records import DEAD_LETTERS, EXAMPLES, Delta, Erased, Example, Forget, pack
 from recsys.log.protocol import Append, MemoryLog

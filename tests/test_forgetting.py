@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from parameter_server.parameter_client import LocalClient
-from parameter_server.shard import digest_of_shards
+from parameter_server.rpc.parameter_client import LocalClient
+from parameter_server.shard.shard import digest_of_shards
 from recsys.config.system_config import StepConfig
 from recsys.events.records import EXAMPLES, STEPS, Erased, Range, pack
 from recsys.log.protocol import Append

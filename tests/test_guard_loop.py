@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from experiments.lifecycle import Standing
-from parameter_server import snapshots
-from parameter_server.mapped import mapped_shard
-from parameter_server.shard import Shard
+from parameter_server.shard.shard import Shard
+from parameter_server.storage import snapshots
+from parameter_server.storage.mmap_shard import mapped_shard
 from recsys.cli.shadow import View
 from recsys.cli.studies.promotion_run import LIST, Change, PromotionRun, config_of
 from recsys.events.control_records import Decision

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from parameter_server.deltas import DeltaAssembler, StepDelta
-from parameter_server.lanes import LaneGradients, StepSum
-from parameter_server.parameter_client import LocalClient, fresh_shards
-from parameter_server.rounding import digest_of_rows
-from parameter_server.rows import table_seed
-from parameter_server.shard import Shard
-from parameter_server.wire import exchange, read_exchange
+from parameter_server.publish.deltas import DeltaAssembler, StepDelta
+from parameter_server.publish.rounding import digest_of_rows
+from parameter_server.rpc.parameter_client import LocalClient, fresh_shards
+from parameter_server.rpc.protocol import exchange, read_exchange
+from parameter_server.shard.lanes import LaneGradients, StepSum
+from parameter_server.shard.shard import Shard
+from parameter_server.table.table import table_seed
 from recsys.config.system_config import StepConfig
 from recsys.events.records import Delta, pack
 from tests.toy_line import DENSE, LANES, TABLES, keys_of, lane_of, time_of, toy_spec

@@ -29,7 +29,7 @@ COMPOSITION_ROOT = "recsys/cli/*"  # may import anything
 ADAPTERS = {
     "ray": (
         "parameter_server/ray_*.py",
-        "parameter_server/shard_actor.py",
+        "parameter_server/rpc/shard_actor.py",
         "training/offline/ray_job.py",
         "training/continual/driver.py",
         "serving/ray_*.py",
@@ -113,7 +113,7 @@ def test_imports_point_down_and_infrastructure_stays_in_its_adapters() -> None:
         ("serving/pipeline.py", "from training.joining.joiner import Joiner"),
         ("training/joining/joiner.py", "def f():\n    import serving.app"),
         ("experiments/policy.py", "import parameter_server"),
-        ("parameter_server/shard.py", "import experiments"),
+        ("parameter_server/shard/shard.py", "import experiments"),
         ("recsys/features/session.py", "from parameter_server import table"),
         ("recsys/datasets/kuairand.py", "import training"),
         ("serving/app.py", "import recsys.cli.main"),
@@ -124,7 +124,7 @@ def test_imports_point_down_and_infrastructure_stays_in_its_adapters() -> None:
         ("recsys/log/protocol.py", "import kafka"),
         ("serving/pipeline.py", "if True:\n    import faiss"),
         ("training/continual/driver.py", "import ray.train\nimport torchrec"),
-        ("parameter_server/shard.py", "from ray import remote"),
+        ("parameter_server/shard/shard.py", "from ray import remote"),
         ("serving/app.py", "import typer"),
         ("recsys/log/protocol.py", "import polars"),
     ],

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.increments import REMOVED, apply, difference
-from parameter_server.parameter_client import LocalClient
-from parameter_server.shard import Shard, digest_of_shards
+from parameter_server.rpc.parameter_client import LocalClient
+from parameter_server.shard.shard import Shard, digest_of_shards
+from parameter_server.storage.increments import REMOVED, apply, difference
 from tests.toy_line import DENSE, LANES, toy_spec, work
 
 TABLE = st.dictionaries(st.integers(-3, 8), st.integers(0, 2), max_size=8)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from parameter_server.lanes import LaneGradients, RowGradients
-from parameter_server.shard import Shard, ShardSpec
+from parameter_server.shard.lanes import LaneGradients, RowGradients
+from parameter_server.shard.shard import Shard, ShardSpec
 from recsys.config.system_config import TableConfig
 from recsys.events.control_records import Erasure, Experiments, Live
 from recsys.events.event_types import Item, Tick, encode

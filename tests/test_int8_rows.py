@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.deltas import Changed, StepDelta
-from parameter_server.rounding import round_rows
+from parameter_server.publish.deltas import Changed, StepDelta
+from parameter_server.publish.rounding import round_rows
 from recsys.config.system_config import TableConfig
 from recsys.events.hashing import uniforms
 from serving.int8_rows import Int8Rows

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parameter_server.rows import initial_rows
+from parameter_server.table.table import initial_rows
 from recsys.events.event_types import FeatureBlock
 from recsys.features.feature_set import UnknownFeatureSet
 from recsys.model.blueprint import build_model

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.lifecycle import Lifecycle
-from parameter_server import snapshots
-from parameter_server.snapshots import Snapshot
+from parameter_server.storage import snapshots
+from parameter_server.storage.snapshots import Snapshot
 from recsys.cli.studies.promotion_run import Made, PromotionRun, config_of
 from recsys.config.system_config import digest
 from recsys.events.control_records import Live

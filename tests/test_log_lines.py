@@ -196,7 +196,7 @@ def test_old_logs_leave(tmp_path: Path) -> None:
 
 
 def test_logs_of_shards_that_were_left_leave(tmp_path: Path, quiet_root: None) -> None:
-    actor = pytest.importorskip("parameter_server.shard_actor")
+    actor = pytest.importorskip("parameter_server.rpc.shard_actor")
     (tmp_path / "run").mkdir()
     for epoch in range(100):
         old = tmp_path / "run" / f"shard-main-{epoch}-0.log"

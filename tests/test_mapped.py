@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from parameter_server import snapshots
-from parameter_server.durable import load_shard
-from parameter_server.mapped import map_arrays, mapped_shard
-from parameter_server.overlay import OverlayTable
-from parameter_server.parameter_client import LocalClient
-from parameter_server.shard import Shard
+from parameter_server.rpc.parameter_client import LocalClient
+from parameter_server.shard.shard import Shard
+from parameter_server.storage import snapshots
+from parameter_server.storage.durable_shard import load_shard
+from parameter_server.storage.mmap_shard import map_arrays, mapped_shard
+from parameter_server.table.overlay_table import OverlayTable
 from recsys.events.records import pack
 from tests.toy_line import (
     DENSE,

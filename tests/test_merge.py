@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.lanes import LaneGradients, RowGradients
-from parameter_server.shard import Shard, ShardSpec
+from parameter_server.shard.lanes import LaneGradients, RowGradients
+from parameter_server.shard.shard import Shard, ShardSpec
 from recsys.config.system_config import TableConfig
 from training.merging.merge import (
     Blend,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.shard.lanes import LaneGradients, RowGradients
 from recsys.cli.models import models
 from tests.test_registry import START_MS, provenance, shard
 from training.candidates.registry import Registry, Teacher

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from parameter_server.durable import load_shard
-from parameter_server.shard import Shard, ShardSpec
+from parameter_server.shard.shard import Shard, ShardSpec
+from parameter_server.storage.durable_shard import load_shard
 from recsys.cli import plan as plans
 from recsys.cli.main import COMMANDS, load
 from recsys.cli.offline import Asked, run

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parameter_server.shard import Shard, ShardSpec
+from parameter_server.shard.shard import Shard, ShardSpec
 from recsys.model.model_tables import tables_of
 from tests.toy_offline import MODEL, MemoryCheckpoints, toy_blocks, toy_trainer
 from training.offline.loop import DONE, OfflineLoop, Plan, scores

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from parameter_server.lanes import RowGradients
-from parameter_server.rows import initial_rows
+from parameter_server.shard.lanes import RowGradients
+from parameter_server.table.table import initial_rows
 from recsys.config.system_config import TableConfig
 from training.offline.tables import OwnTable, RowTable, started_from
 from training.offline.vocabulary import Counter, Sightings, Vocabulary, merged, vocabulary_of

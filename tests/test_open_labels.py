@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from parameter_server.rows import initial_rows
+from parameter_server.table.table import initial_rows
 from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Engagement, Event, Impression, Served
 from recsys.events.records import Example

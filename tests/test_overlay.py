@@ -6,10 +6,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from parameter_server import overlay
-from parameter_server import rows as rows_module
-from parameter_server.overlay import Base, OverlayTable
-from parameter_server.rows import Table, rows_within
+from parameter_server.table import overlay_table as overlay
+from parameter_server.table import table as rows_module
+from parameter_server.table.overlay_table import Base, OverlayTable
+from parameter_server.table.table import Table, rows_within
 from recsys.arrays.key_index import LOAD
 from recsys.config.system_config import TableConfig
 

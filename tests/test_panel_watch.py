@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from parameter_server import snapshots
-from parameter_server.parameter_client import LocalClient
-from parameter_server.snapshot_rows import rows_of
+from parameter_server.rpc.parameter_client import LocalClient
+from parameter_server.storage import snapshots
+from parameter_server.storage.snapshot_rows import rows_of
 from recsys.config.drift_config import DriftRules
 from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure, Live

@@ -14,16 +14,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from parameter_server import deltas, increments, shard, snapshots
-from parameter_server.deltas import DeltaAssembler, seal
-from parameter_server.durable import DurableShard
-from parameter_server.held_back import Held
-from parameter_server.lanes import StepSum, add_lanes
-from parameter_server.part_files import sha256_of
-from parameter_server.published import Published
-from parameter_server.rows import Table
-from parameter_server.shard import Shard
-from parameter_server.wal import Wal
+from parameter_server.publish import deltas
+from parameter_server.publish.deltas import DeltaAssembler, seal
+from parameter_server.publish.published import Published
+from parameter_server.publish.withheld_rows import Held
+from parameter_server.shard import shard
+from parameter_server.shard.lanes import StepSum, add_lanes
+from parameter_server.shard.shard import Shard
+from parameter_server.storage import increments, snapshots
+from parameter_server.storage.durable_shard import DurableShard
+from parameter_server.storage.part_files import sha256_of
+from parameter_server.storage.wal import Wal
+from parameter_server.table.table import Table
 from tests.simulator import Broken, Simulation
 from tests.simulator_oracles import check
 from training.continual import sequencer_loop

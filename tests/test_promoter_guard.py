@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parameter_server import snapshots
+from parameter_server.storage import snapshots
 from recsys.cli.studies.judged_pairs import Pair
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.control_records import Candidate, Control, Decision, Live, Wish

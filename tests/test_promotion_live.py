@@ -11,9 +11,9 @@ import pytest
 
 from experiments.epoch_model import sized
 from experiments.lifecycle import Lifecycle
-from parameter_server import snapshots
-from parameter_server.durable import load_shard
-from parameter_server.shard import Shard
+from parameter_server.shard.shard import Shard
+from parameter_server.storage import snapshots
+from parameter_server.storage.durable_shard import load_shard
 from recsys.cli.shadow import propose, rollback
 from recsys.client import ApiError
 from recsys.config.promotion_config import PromotionConfig

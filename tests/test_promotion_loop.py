@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from parameter_server import snapshots
+from parameter_server.storage import snapshots
 from recsys.cli.shadow import View
 from recsys.cli.studies.promotion_run import PromotionRun, config_of
 from recsys.events.control_records import Decision

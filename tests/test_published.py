@@ -7,10 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.held_back import HELD_COLUMNS
-from parameter_server.published import KEY_BYTES, Change, Published, Removed, published_rows
-from parameter_server.rounding import FORMATS, digest_of_rows, read_rows, round_rows, row_bytes
-from parameter_server.rows import initial_rows, table_seed
+from parameter_server.publish.published import KEY_BYTES, Change, Published, Removed, published_rows
+from parameter_server.publish.rounding import (
+    FORMATS,
+    digest_of_rows,
+    read_rows,
+    round_rows,
+    row_bytes,
+)
+from parameter_server.publish.withheld_rows import HELD_COLUMNS
+from parameter_server.table.table import initial_rows, table_seed
 from recsys.config.system_config import TableConfig
 
 TABLES = (TableConfig("a", 3, 0.1, initial=0.1), TableConfig("b", 2, 0.1))

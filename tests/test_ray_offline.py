@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.shard.lanes import LaneGradients, RowGradients
 from recsys.cli.offline import run
 from tests.test_offline_command import arrays_of, asked, system
 from training.candidates.registry import Registry

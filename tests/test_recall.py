@@ -5,7 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parameter_server.snapshots import adopt, complete_steps, epochs, latest, prune, write_part
+from parameter_server.storage.snapshots import (
+    adopt,
+    complete_steps,
+    epochs,
+    latest,
+    prune,
+    write_part,
+)
 from recsys.config.system_config import ModelConfig
 from recsys.events.event_types import Item
 from recsys.events.hashing import key_of

@@ -6,10 +6,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from parameter_server.durable import load_shard
-from parameter_server.lanes import LaneGradients, RowGradients
-from parameter_server.serving_rows import load_rows
-from parameter_server.shard import Shard, ShardSpec
+from parameter_server.shard.lanes import LaneGradients, RowGradients
+from parameter_server.shard.shard import Shard, ShardSpec
+from parameter_server.storage.durable_shard import load_shard
+from parameter_server.storage.serving_rows import load_rows
 from recsys.config.system_config import ModelConfig, digest
 from recsys.events.control_records import Live
 from recsys.features.feature_set import FeatureSet

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.epoch_model import sized
-from parameter_server.deltas import Changed, StepDelta
+from parameter_server.publish.deltas import Changed, StepDelta
 from recsys.events.control_records import ModelSize
 from recsys.events.event_types import Item
 from recsys.events.hashing import key_of

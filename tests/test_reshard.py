@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parameter_server import reshard, snapshots
-from parameter_server.deltas import DeltaAssembler, Gap
-from parameter_server.durable import DurableShard, Home
-from parameter_server.lanes import LaneGradients
-from parameter_server.parameter_client import LocalClient, part_of
-from parameter_server.reshard import Files, Recut, recut
-from parameter_server.rows import ROW_COLUMNS, digest_of_exports
-from parameter_server.rules import changes, learned_by, rules_of
-from parameter_server.shard import ShardSpec, digest_of_shards
+from parameter_server.publish.deltas import DeltaAssembler, Gap
+from parameter_server.rpc.parameter_client import LocalClient, part_of
+from parameter_server.shard.lanes import LaneGradients
+from parameter_server.shard.shard import ShardSpec, digest_of_shards
+from parameter_server.shard.wal_settings import changes, learned_by, rules_of
+from parameter_server.storage import reshard, snapshots
+from parameter_server.storage.durable_shard import DurableShard, Home
+from parameter_server.storage.reshard import Files, Recut, recut
+from parameter_server.table.table import ROW_COLUMNS, digest_of_exports
 from recsys.config.system_config import laptop
 from serving.row_store import RowStore
 from tests.durable_client import DurableClient
@@ -234,7 +234,7 @@ def test_settings_that_changed_after_the_snapshot_may_not_fit_the_old_number(
 def test_before_shards_start_those_of_a_number_that_no_longer_fits_are_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from parameter_server import shard_actor
+    from parameter_server.rpc import shard_actor
 
     old = replace(SPEC, parts=11, tables=tuple(replace(t, admit_after=1) for t in TABLES))
     config, stopped = replace(laptop(), state=str(tmp_path)), []

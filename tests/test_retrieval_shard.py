@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.deltas import Changed, StepDelta
-from parameter_server.routing import shard_of
+from parameter_server.publish.deltas import Changed, StepDelta
+from parameter_server.table.routing import shard_of
 from recsys.arrays.bitmap import Bitmap
 from recsys.events.event_types import Item
 from recsys.events.hashing import key_of, uniforms

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from parameter_server.rounding import (
+from parameter_server.publish.rounding import (
     FORMATS,
     check_format,
     digest_of_rows,

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parameter_server.routing import shard_of, split, unique
+from parameter_server.table.routing import shard_of, split, unique
 from recsys.events.hashing import splitmix64
 
 INT64 = st.integers(-(2**63), 2**63 - 1)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.rounding import digest_of_rows, round_rows
-from parameter_server.rows import initial_rows, table_seed
+from parameter_server.publish.rounding import digest_of_rows, round_rows
+from parameter_server.table.table import initial_rows, table_seed
 from recsys.config.system_config import TableConfig
 from serving import row_store
 from serving.int8_rows import Int8Rows

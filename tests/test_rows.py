@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from parameter_server.id_map import IdMap
-from parameter_server.rows import EPSILON, Table, digest_of_exports, initial_rows, table_seed
+from parameter_server.table.id_map import IdMap
+from parameter_server.table.table import EPSILON, Table, digest_of_exports, initial_rows, table_seed
 from recsys.config.system_config import TableConfig
 from recsys.events.hashing import splitmix64, uniforms
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from experiments.epoch_model import sized
-from parameter_server.shard import digest_of_shards
+from parameter_server.shard.shard import digest_of_shards
 from recsys.events.control_records import Live, ModelSize
 from recsys.events.records import CONTROL, EXAMPLES, STEPS, Delta, Step, pack, unpack
 from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, MemoryLog

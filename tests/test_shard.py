@@ -3,12 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parameter_server.deltas import DeltaAssembler, Gap, to_arrays
-from parameter_server.lanes import LaneGradients, RowGradients, StepSum
-from parameter_server.parameter_client import LocalClient, fresh_shards
-from parameter_server.refusals import told_by
-from parameter_server.rows import initial_rows
-from parameter_server.shard import Shard, StepMismatch, digest_of_shards
+from parameter_server.publish.deltas import DeltaAssembler, Gap, to_arrays
+from parameter_server.rpc.parameter_client import LocalClient, fresh_shards
+from parameter_server.shard.gradient_rejections import told_by
+from parameter_server.shard.lanes import LaneGradients, RowGradients, StepSum
+from parameter_server.shard.shard import Shard, StepMismatch, digest_of_shards
+from parameter_server.table.table import initial_rows
 from recsys.events.records import pack
 from tests.toy_line import DENSE, LANES, TABLES, toy_spec, union, work
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from parameter_server.deltas import DeltaAssembler
-from parameter_server.parameter_client import LocalClient, ShardedClient, Worker, hello
-from parameter_server.transport import SocketChannel
+from parameter_server.publish.deltas import DeltaAssembler
+from parameter_server.rpc.parameter_client import LocalClient, ShardedClient, Worker, hello
+from parameter_server.rpc.transport import SocketChannel
 from recsys.config.system_config import Config, StepConfig
 from recsys.events.records import DELTAS
 from recsys.log.protocol import LogUnavailable
@@ -82,7 +82,7 @@ def deltas(log, least):
 def test_a_delta_that_could_not_be_published_goes_out_when_the_shard_is_looked_at(
     tmp_path, monkeypatch
 ):
-    from parameter_server import shard_actor as actors
+    from parameter_server.rpc import shard_actor as actors
 
     config, log = config_in(tmp_path)
     spec, away, real = toy_spec(1), [True], actors.publisher
@@ -111,7 +111,7 @@ def test_a_delta_that_could_not_be_published_goes_out_when_the_shard_is_looked_a
 
 @pytest.mark.parametrize("transport", ["socket", "ray"])
 def test_a_killed_shard_comes_back_and_changes_no_bit(ray, tmp_path, transport):
-    from parameter_server import shard_actor as actors
+    from parameter_server.rpc import shard_actor as actors
 
     config, log = config_in(tmp_path)
     spec = toy_spec(2, line=f"line-{transport}")
@@ -132,7 +132,7 @@ def test_a_killed_shard_comes_back_and_changes_no_bit(ray, tmp_path, transport):
 
 
 def test_a_second_start_finds_the_running_shards(ray, tmp_path):
-    from parameter_server import shard_actor as actors
+    from parameter_server.rpc import shard_actor as actors
 
     config, log = config_in(tmp_path)
     spec = toy_spec(1, line="twice")
@@ -146,7 +146,7 @@ def test_a_second_start_finds_the_running_shards(ray, tmp_path):
 
 
 def test_stopped_shards_free_their_names_and_come_back_as_they_were(ray, tmp_path):
-    from parameter_server import shard_actor as actors
+    from parameter_server.rpc import shard_actor as actors
 
     config, log = config_in(tmp_path)
     spec = toy_spec(2, line="stopped")
@@ -166,7 +166,7 @@ def test_stopped_shards_free_their_names_and_come_back_as_they_were(ray, tmp_pat
 
 
 def test_one_that_does_not_close_is_killed_all_the_same(ray):
-    from parameter_server import shard_actor as actors
+    from parameter_server.rpc import shard_actor as actors
 
     @ray.remote
     class Busy:

@@ -89,10 +89,10 @@ def test_what_is_wrong_with_a_shard_is_logged_once(caplog):
 
 
 def test_the_heartbeat_says_what_each_table_holds_and_let_go(tmp_path):
-    from parameter_server.durable import DurableShard, Home
-    from parameter_server.lanes import LaneGradients, RowGradients
-    from parameter_server.parameter_client import part_of
-    from parameter_server.shard import ShardSpec
+    from parameter_server.rpc.parameter_client import part_of
+    from parameter_server.shard.lanes import LaneGradients, RowGradients
+    from parameter_server.shard.shard import ShardSpec
+    from parameter_server.storage.durable_shard import DurableShard, Home
     from recsys.config.system_config import TableConfig
     from recsys.process.part_process import Heartbeat
 

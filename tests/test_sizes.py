@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from experiments.epoch_model import sized
-from parameter_server.shard import Shard
+from parameter_server.shard.shard import Shard
 from recsys.cli import plan as plans
 from recsys.cli import shadow
 from recsys.cli.shadow import propose_to

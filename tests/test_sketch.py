@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.routing import shard_of
-from parameter_server.rows import Table
-from parameter_server.sketch import UNIT, Sketch, blocks_of
+from parameter_server.table.routing import shard_of
+from parameter_server.table.sketch import UNIT, Sketch, blocks_of
+from parameter_server.table.table import Table
 from recsys.config.system_config import TableConfig
 
 

@@ -4,15 +4,15 @@ import shutil
 import numpy as np
 import pytest
 
-from parameter_server import part_files, snapshots
-from parameter_server.serving_rows import load_rows
-from parameter_server.snapshots import (
+from parameter_server.storage import part_files, snapshots
+from parameter_server.storage.serving_rows import load_rows
+from parameter_server.storage.snapshots import (  # fmt: skip
     NoSnapshot,
     complete_steps,
     latest,
     prune,
     write_part,
-)  # fmt: skip
+)
 from tests.simulator import check_snapshots
 
 

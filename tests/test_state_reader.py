@@ -10,11 +10,11 @@ import pytest
 
 from experiments.epoch_model import sized
 from experiments.policy import Policies
-from parameter_server.deltas import seal
-from parameter_server.lanes import LaneGradients, RowGradients
-from parameter_server.parameter_client import LocalClient
-from parameter_server.shard import Shard
-from parameter_server.snapshots import write_part
+from parameter_server.publish.deltas import seal
+from parameter_server.rpc.parameter_client import LocalClient
+from parameter_server.shard.lanes import LaneGradients, RowGradients
+from parameter_server.shard.shard import Shard
+from parameter_server.storage.snapshots import write_part
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config, ServeConfig
 from recsys.events.control_records import Candidate, Experiments, Live, ModelSize, Stand

@@ -7,12 +7,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from parameter_server.dense import Dense
-from parameter_server.lanes import LaneGradients, StepSum, add_lanes
-from parameter_server.parameter_client import LocalClient, route_lanes
-from parameter_server.rows import Table
-from parameter_server.shard import digest_of_shards
-from parameter_server.wire import LaneHead, exchange, read_exchange
+from parameter_server.rpc.parameter_client import LocalClient, route_lanes
+from parameter_server.rpc.protocol import LaneHead, exchange, read_exchange
+from parameter_server.shard.lanes import LaneGradients, StepSum, add_lanes
+from parameter_server.shard.shard import digest_of_shards
+from parameter_server.table.dense import Dense
+from parameter_server.table.table import Table
 from recsys.config.system_config import TableConfig
 from recsys.events.records import Step, pack, unpack
 from tests.test_durable import ALL, PARTS, SPEC, STEPS, Line

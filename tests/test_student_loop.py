@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from experiments.epoch_model import sized
-from parameter_server import snapshots
-from parameter_server.shard import digest_of_shards
+from parameter_server.shard.shard import digest_of_shards
+from parameter_server.storage import snapshots
 from recsys.cli.explainer import EQUAL, Explainer
 from recsys.cli.studies.promotion_run import PromotionRun, config_of
 from recsys.events.control_records import Decision, ModelSize

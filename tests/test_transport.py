@@ -6,18 +6,18 @@ import time
 import numpy as np
 import pytest
 
-from parameter_server import transport
-from parameter_server.lanes import LaneGradients
-from parameter_server.parameter_client import (
+from parameter_server.rpc import transport
+from parameter_server.rpc.parameter_client import (
     LocalClient,
     ShardUnreachable,
     StaleWorker,
     Worker,
     hello,
 )
-from parameter_server.shard import StepMismatch, digest_of_shards
-from parameter_server.transport import SocketChannel, receive, send
-from parameter_server.wire import Exchange, Frame, Refusal, Where
+from parameter_server.rpc.protocol import Exchange, Frame, Refusal, Where
+from parameter_server.rpc.transport import SocketChannel, receive, send
+from parameter_server.shard.lanes import LaneGradients
+from parameter_server.shard.shard import StepMismatch, digest_of_shards
 from recsys.events.records import Delta, unpack
 from tests.toy_line import DENSE, LANES, cut, lane_of, time_of, toy_spec, union, work
 from tests.toy_servers import TOKEN, Servers

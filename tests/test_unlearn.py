@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from experiments.epoch_model import config_at, sized
-from parameter_server import snapshots
-from parameter_server.durable import DurableShard, Home
-from parameter_server.parameter_client import fresh_shards, part_of
-from parameter_server.shard import digest_of_shards
+from parameter_server.rpc.parameter_client import fresh_shards, part_of
+from parameter_server.shard.shard import digest_of_shards
+from parameter_server.storage import snapshots
+from parameter_server.storage.durable_shard import DurableShard, Home
 from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure, Live, ModelSize
 from recsys.events.event_types import Event, User, encode

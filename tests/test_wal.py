@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server import wal as wals
-from parameter_server.wal import Wal, WalMismatch
+from parameter_server.storage import wal as wals
+from parameter_server.storage.wal import Wal, WalMismatch
 
 
 def filled(path, steps=5):

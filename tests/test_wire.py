@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.lanes import LaneGradients
-from parameter_server.wire import (
+from parameter_server.rpc.protocol import (  # fmt: skip
     HEAD,
     Answer,
     Exchange,
@@ -18,7 +17,8 @@ from parameter_server.wire import (
     from_bytes,
     read_exchange,
     sizes,
-)  # fmt: skip
+)
+from parameter_server.shard.lanes import LaneGradients
 from tests.toy_line import DENSE, TABLES, keys_of, lane_of
 
 DIMS = {t.name: t.dim for t in TABLES}

@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from parameter_server.durable import DurableShard, Home
-from parameter_server.lanes import LaneGradients
-from parameter_server.parameter_client import LocalClient, ShardedClient, hello, part_of
-from parameter_server.parameter_client import Worker as WorkerId
-from parameter_server.shard import digest_of_shards
-from parameter_server.shard_service import ShardService
-from parameter_server.transport import SocketChannel, SocketServer
+from parameter_server.rpc.parameter_client import LocalClient, ShardedClient, hello, part_of
+from parameter_server.rpc.parameter_client import Worker as WorkerId
+from parameter_server.rpc.shard_service import ShardService
+from parameter_server.rpc.transport import SocketChannel, SocketServer
+from parameter_server.shard.lanes import LaneGradients
+from parameter_server.shard.shard import digest_of_shards
+from parameter_server.storage.durable_shard import DurableShard, Home
 from recsys.config.system_config import Config
 from recsys.events.event_types import FeatureBlock
 from recsys.events.records import (

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from parameter_server.lanes import LaneGradients, RowGradients
-from parameter_server.parameter_client import ParameterClient
-from parameter_server.shard import ShardSpec
+from parameter_server.rpc.parameter_client import ParameterClient
+from parameter_server.shard.lanes import LaneGradients, RowGradients
+from parameter_server.shard.shard import ShardSpec
 from recsys.config.system_config import TableConfig
 from recsys.events.hashing import uniforms
 

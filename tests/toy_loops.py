@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from parameter_server.parameter_client import LocalClient
-from parameter_server.shard import ShardSpec
+from parameter_server.rpc.parameter_client import LocalClient
+from parameter_server.shard.shard import ShardSpec
 from recsys.config.system_config import Config
 from recsys.events.records import EXAMPLES, Delta, Step, unpack
 from recsys.log.protocol import Append, Log, LogUnavailable, MemoryLog, Record

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from parameter_server.dense import Dense
+from parameter_server.table.dense import Dense
 from recsys.config.system_config import ModelConfig
 from recsys.events.records import Example
 from recsys.model.blueprint import build_model

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from experiments.policy import Policies, Policy
-from parameter_server.deltas import Changed, StepDelta
+from parameter_server.publish.deltas import Changed, StepDelta
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config, ServeConfig
 from recsys.events.event_types import Engagement, Item

@@ -4,11 +4,11 @@ import shutil
 import time
 from pathlib import Path
 
-from parameter_server.durable import DurableShard, Home
-from parameter_server.parameter_client import ShardedClient, Worker, hello, part_of
-from parameter_server.shard import digest_of_shards
-from parameter_server.shard_service import ShardService
-from parameter_server.transport import Address, SocketChannel, SocketServer
+from parameter_server.rpc.parameter_client import ShardedClient, Worker, hello, part_of
+from parameter_server.rpc.shard_service import ShardService
+from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
+from parameter_server.shard.shard import digest_of_shards
+from parameter_server.storage.durable_shard import DurableShard, Home
 from tests.toy_line import DENSE, toy_spec
 
 TOKEN = "correct horse"

@@ -17,7 +17,7 @@ import msgspec
 
 import experiments
 from experiments.readout import BROKEN, HARM
-from parameter_server import snapshots
+from parameter_server.storage import snapshots
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Decision, Live, ModelSize, Reaction

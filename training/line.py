@@ -5,8 +5,8 @@ from typing import Final
 
 import msgspec
 
-from parameter_server.rows import check_table
-from parameter_server.shard import ShardSpec
+from parameter_server.shard.shard import ShardSpec
+from parameter_server.table.table import check_table
 from recsys.config.system_config import Config
 from recsys.events.hashing import digest_of
 from recsys.features.feature_set import FeatureSet
@@ -16,7 +16,7 @@ MAIN: Final = "main"
 
 
 def spec_of(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
-    """The spec of a line's part 0; ``parameter_server.parameter_client.part_of`` gives the others.
+    """The spec of a line's part 0; ``parameter_server.rpc.parameter_client.part_of`` gives the others.
 
     Raises ValueError for a table that so many shards can't hold.
     """

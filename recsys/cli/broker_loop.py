@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from parameter_server.deltas import StepDelta
-from parameter_server.durable import DurableShard, Home
-from parameter_server.parameter_client import ShardedClient, hello, part_of
-from parameter_server.parameter_client import Worker as WorkerId
-from parameter_server.shard import ShardSpec, digest_of_shards
-from parameter_server.shard_service import ShardService
-from parameter_server.transport import SocketChannel, SocketServer
+from parameter_server.publish.deltas import StepDelta
+from parameter_server.rpc.parameter_client import ShardedClient, hello, part_of
+from parameter_server.rpc.parameter_client import Worker as WorkerId
+from parameter_server.rpc.shard_service import ShardService
+from parameter_server.rpc.transport import SocketChannel, SocketServer
+from parameter_server.shard.shard import ShardSpec, digest_of_shards
+from parameter_server.storage.durable_shard import DurableShard, Home
 from recsys.cli.player import Player
 from recsys.cli.replaying import Replayed, ReplayOptions, config_for, replay_with
 from recsys.config.system_config import Config

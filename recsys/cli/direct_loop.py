@@ -7,9 +7,9 @@ by waiting, this does by ``advance``: steps that are due by event time are learn
 from collections.abc import Iterable
 from typing import Any
 
-from parameter_server.deltas import DeltaAssembler, Gap, StepDelta
-from parameter_server.parameter_client import LocalClient
-from parameter_server.shard import digest_of_shards
+from parameter_server.publish.deltas import DeltaAssembler, Gap, StepDelta
+from parameter_server.rpc.parameter_client import LocalClient
+from parameter_server.shard.shard import digest_of_shards
 from recsys.cli.joiners import Joiners
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event

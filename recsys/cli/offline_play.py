@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from parameter_server.deltas import StepDelta
+from parameter_server.publish.deltas import StepDelta
 from recsys.cli.joiners import Joiners
 from recsys.cli.player import Player
 from recsys.cli.replaying import ReplayOptions, with_warm_up

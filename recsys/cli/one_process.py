@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from parameter_server.dense import Vector
-from parameter_server.durable import DurableShard, Home
-from parameter_server.kernels import warm
-from parameter_server.parameter_client import LocalClient, part_of, route_lanes
-from parameter_server.publish_trace import tell_published
+from parameter_server.publish.publish_trace import tell_published
+from parameter_server.rpc.parameter_client import LocalClient, part_of, route_lanes
+from parameter_server.storage.durable_shard import DurableShard, Home
+from parameter_server.table.dense import Vector
+from parameter_server.table.kernels import warm
 from recsys.config.system_config import Config, ModelConfig, ServeConfig, StepConfig
 from recsys.events.control_records import Experiments
 from recsys.events.event_types import Item, User, encode

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.policy import Policies
-from parameter_server.deltas import StepDelta
+from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Event, Impression, Item, Served, Stamp, User
 from recsys.events.hashing import Id

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from experiments.epoch_model import config_at
-from parameter_server.shard import ShardSpec
+from parameter_server.shard.shard import ShardSpec
 from recsys.cli import plan as plans
 from recsys.config.system_config import Config
 from recsys.features.feature_set_file import feature_set
@@ -31,7 +31,7 @@ def run(config: Config, stop: Stop) -> None:
     """Starts what is missing, asks every shard each second, and tells what they say."""
     import ray
 
-    from parameter_server.shard_actor import NAMESPACE
+    from parameter_server.rpc.shard_actor import NAMESPACE
 
     config = replace(config, state=str(Path(config.state).resolve()))
     if not ray.is_initialized():
@@ -106,7 +106,7 @@ class Keeper:
         """Finds the actors, or makes those that are missing; False where they don't come up now."""
         import ray
 
-        from parameter_server.shard_actor import find_shards, start_shards
+        from parameter_server.rpc.shard_actor import find_shards, start_shards
 
         try:
             try:
@@ -127,7 +127,7 @@ class Keeper:
 
     def find(self) -> bool:
         """Whether any actors of it run."""
-        from parameter_server.shard_actor import running_shards
+        from parameter_server.rpc.shard_actor import running_shards
 
         self._handles = running_shards(self._spec)
         return bool(self._handles)
@@ -143,7 +143,7 @@ class Keeper:
 
     def prepare(self) -> None:
         """Where there were more or fewer shards before, their state is cut anew: once, before any starts."""
-        from parameter_server.shard_actor import prepare
+        from parameter_server.rpc.shard_actor import prepare
 
         done = prepare(self._spec, self._config, self._dense)
         if done is not None:
@@ -151,7 +151,7 @@ class Keeper:
 
     def end(self) -> None:
         """Stops every actor that has one of the line's names, and so frees the names."""
-        from parameter_server.shard_actor import running_shards, stop_shards
+        from parameter_server.rpc.shard_actor import running_shards, stop_shards
 
         stop_shards(running_shards(self._spec))
         self._handles = []

@@ -134,7 +134,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     part: int
     parts: int
     tables: list[TableRows] = []
-    format: str = "fp32"  # of rows and dense parameters: parameter_server/rounding.py
+    format: str = "fp32"  # of rows and dense parameters: parameter_server/publish/rounding.py
     dense: bytes = b""  # the flat dense parameters; from part 0 only
     # Prequential sums of the step, from part 0 only; from every part what it refused ("refused_…").
     metrics: dict[str, float] = {}

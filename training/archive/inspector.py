@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from parameter_server.refusals import told_by
+from parameter_server.shard.gradient_rejections import told_by
 from recsys.events.control_records import Control
 from recsys.events.event_types import Item, decode
 from recsys.events.records import (

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from experiments.epoch_model import sized
 from experiments.lifecycle import ARM, Lifecycle, Standing
-from parameter_server import snapshots
-from parameter_server.mapped import mapped_shard
+from parameter_server.storage import snapshots
+from parameter_server.storage.mmap_shard import mapped_shard
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import Live
 from recsys.events.records import EXAMPLES, STEPS, Step

@@ -16,7 +16,7 @@ import msgspec
 from experiments.guard import GuardEvidence, judge_guard
 from experiments.lifecycle import ARM, CANARY, SHADOW, TAKING_BACK, TAKING_OVER, Lifecycle, Standing
 from experiments.promotion import Evidence, Hold, Promote, Rollback, Verdict, judge
-from parameter_server import snapshots
+from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Decision, Live, Wish
 from recsys.events.records import EXAMPLES, SCORES, Scores, unpack

@@ -23,8 +23,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.snapshots import Snapshot, latest, write_part
-from parameter_server.wal import sync_folder
+from parameter_server.storage.snapshots import Snapshot, latest, write_part
+from parameter_server.storage.wal import sync_folder
 from recsys.config.system_config import ModelConfig, digest
 from recsys.events.control_records import Live
 from recsys.features.feature_set import FeatureSet

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.snapshots import Snapshot
+from parameter_server.storage.snapshots import Snapshot
 from training.candidates.registry import Provenance
 
 Arrays = Mapping[str, NDArray[Any]]

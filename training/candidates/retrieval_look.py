@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parameter_server.rows import initial_rows
-from parameter_server.serving_rows import load_rows
-from parameter_server.snapshots import NoSnapshot, complete_steps
+from parameter_server.storage.serving_rows import load_rows
+from parameter_server.storage.snapshots import NoSnapshot, complete_steps
+from parameter_server.table.table import initial_rows
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.event_types import Item, decode
 from recsys.events.hashing import key_of

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parameter_server.parameter_client import LocalClient
-from parameter_server.shard import Shard
+from parameter_server.rpc.parameter_client import LocalClient
+from parameter_server.shard.shard import Shard
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import ArmLine, Live
 from recsys.events.event_types import Stamp

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 
 from experiments.epoch_model import config_at
 from experiments.lifecycle import ARM, CANARY, TAKING_OVER, Lifecycle, Standing
-from parameter_server import snapshots
-from parameter_server.kernels import warm
-from parameter_server.overlay import OverlayTable
-from parameter_server.shard import Shard
+from parameter_server.shard.shard import Shard
+from parameter_server.storage import snapshots
+from parameter_server.table.kernels import warm
+from parameter_server.table.overlay_table import OverlayTable
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.records import CONTROL, DELTAS, EXAMPLES, SCORES, STEPS, Delta, Scores, pack

@@ -29,10 +29,10 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Counter, Gauge
 
-from parameter_server.parameter_client import StaleWorker
-from parameter_server.parameter_client import Worker as WorkerId
-from parameter_server.shard import ShardSpec
-from parameter_server.shard_actor import NAMESPACE, connect, find_shards
+from parameter_server.rpc.parameter_client import StaleWorker
+from parameter_server.rpc.parameter_client import Worker as WorkerId
+from parameter_server.rpc.shard_actor import NAMESPACE, connect, find_shards
+from parameter_server.shard.shard import ShardSpec
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config, TrainerConfig
 from recsys.events.records import STEPS

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parameter_server.lanes import RowGradients
+from parameter_server.shard.lanes import RowGradients
 from recsys.events.event_types import FeatureBlock
 from recsys.events.records import Lesson
 from recsys.features.feature_set import FeatureSet, UnknownFeatureSet

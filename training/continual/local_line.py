@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parameter_server.lanes import LaneGradients
-from parameter_server.rounding import round_dense, round_rows
-from parameter_server.rows import Arrays
-from parameter_server.shard import Shard, ShardSpec
+from parameter_server.publish.rounding import round_dense, round_rows
+from parameter_server.shard.lanes import LaneGradients
+from parameter_server.shard.shard import Shard, ShardSpec
+from parameter_server.table.table import Arrays
 from recsys.model.list_ranker import Lists, rank_lists
 from recsys.model.model import padded
 from training.continual.learner import Lane, Learner

@@ -25,8 +25,8 @@ import torch
 from safetensors import SafetensorError
 
 from experiments.epoch_model import config_at
-from parameter_server import snapshots
-from parameter_server.snapshot_rows import rows_of
+from parameter_server.storage import snapshots
+from parameter_server.storage.snapshot_rows import rows_of
 from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure
 from recsys.events.records import Step

@@ -17,7 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from experiments.epoch_model import config_at
-from parameter_server.lanes import MOST_RATE
+from parameter_server.shard.lanes import MOST_RATE
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.records import EXAMPLES, STEPS, Step, pack, unpack

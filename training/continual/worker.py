@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parameter_server.lanes import LaneGradients
-from parameter_server.parameter_client import ParameterClient
-from parameter_server.routing import unique
-from parameter_server.shard import StepMismatch
+from parameter_server.rpc.parameter_client import ParameterClient
+from parameter_server.shard.lanes import LaneGradients
+from parameter_server.shard.shard import StepMismatch
+from parameter_server.table.routing import unique
 from recsys.config.system_config import Config
 from recsys.events.hashing import Id, key_of
 from recsys.events.records import EXAMPLES, STEPS, Lesson, Step

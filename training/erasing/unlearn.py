@@ -16,10 +16,10 @@ from typing import Any, Final, NamedTuple
 from msgspec.structs import replace
 
 from experiments.epoch_model import config_at
-from parameter_server import snapshots
-from parameter_server.durable import load_shard
-from parameter_server.parameter_client import LocalClient, fresh_shards
-from parameter_server.shard import Shard, digest_of_shards
+from parameter_server.rpc.parameter_client import LocalClient, fresh_shards
+from parameter_server.shard.shard import Shard, digest_of_shards
+from parameter_server.storage import snapshots
+from parameter_server.storage.durable_shard import load_shard
 from recsys.config.system_config import Config
 from recsys.events.hashing import Id, partition_of
 from recsys.events.records import (

@@ -22,8 +22,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.rows import ROW_COLUMNS, Arrays, digest_of_exports
-from parameter_server.sketch import SKETCH_COLUMNS
+from parameter_server.table.sketch import SKETCH_COLUMNS
+from parameter_server.table.table import ROW_COLUMNS, Arrays, digest_of_exports
 from training.continual.learner import Lane
 from training.continual.local_line import Floats, Keys, LocalLine
 

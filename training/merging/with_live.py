@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from experiments.epoch_model import config_at
 from experiments.lifecycle import Lifecycle
-from parameter_server import snapshots
-from parameter_server.durable import load_shard
-from parameter_server.rows import Arrays
-from parameter_server.shard import Shard
-from parameter_server.snapshots import Snapshot
+from parameter_server.shard.shard import Shard
+from parameter_server.storage import snapshots
+from parameter_server.storage.durable_shard import load_shard
+from parameter_server.storage.snapshots import Snapshot
+from parameter_server.table.table import Arrays
 from recsys.config.system_config import Config
 from recsys.events.hashing import Id
 from recsys.events.records import Step

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from parameter_server.snapshots import latest, prune, write_part
+from parameter_server.storage.snapshots import latest, prune, write_part
 
 _KEPT: Final = 2
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 from numpy.typing import NDArray
 
-from parameter_server.snapshots import latest, write_part
+from parameter_server.storage.snapshots import latest, write_part
 from recsys.config.system_config import JoinConfig, ModelConfig, digest
 from recsys.events.hashing import digest_of
 from recsys.features.feature_set import FeatureSet

@@ -23,7 +23,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 from ray.util.metrics import Gauge
 
-from parameter_server.lanes import LaneGradients, StepSum
+from parameter_server.shard.lanes import LaneGradients, StepSum
 from recsys.process.part_process import write_atomically
 from training.continual.driver import GlooByFile
 from training.offline.job import learn, read_job

@@ -8,9 +8,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.dense import DENSE_COLUMNS, Dense
-from parameter_server.shard import Counters
-from parameter_server.snapshots import Snapshot, latest
+from parameter_server.shard.shard import Counters
+from parameter_server.storage.snapshots import Snapshot, latest
+from parameter_server.table.dense import DENSE_COLUMNS, Dense
 from recsys.config.system_config import ModelConfig, TableConfig
 from recsys.features.feature_set import FeatureSet
 from recsys.model.blueprint import build_model

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.lanes import RowGradients
-from parameter_server.routing import Keys, Rows
-from parameter_server.rows import Table, initial_rows
+from parameter_server.shard.lanes import RowGradients
+from parameter_server.table.routing import Keys, Rows
+from parameter_server.table.table import Table, initial_rows
 from recsys.config.system_config import TableConfig
 from training.offline.vocabulary import Vocabulary
 

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.wal import sync_folder
+from parameter_server.storage.wal import sync_folder
 from recsys.config.system_config import ModelConfig
 from recsys.features.feature_set import FeatureSet
 from recsys.model.blueprint import build_model

@@ -25,10 +25,10 @@ from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 
-from parameter_server import kernels
-from parameter_server.lanes import RowGradients
-from parameter_server.routing import Keys, Rows
-from parameter_server.rows import EPSILON, MAX_GRADIENT, initial_rows
+from parameter_server.shard.lanes import RowGradients
+from parameter_server.table import kernels
+from parameter_server.table.routing import Keys, Rows
+from parameter_server.table.table import EPSILON, MAX_GRADIENT, initial_rows
 from recsys.config.system_config import TableConfig
 from training.offline.tables import Columns, initial_columns
 from training.offline.vocabulary import Vocabulary

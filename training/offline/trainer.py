@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parameter_server.dense import DENSE_COLUMNS, Dense
-from parameter_server.lanes import LaneGradients, add_lanes
+from parameter_server.shard.lanes import LaneGradients, add_lanes
+from parameter_server.table.dense import DENSE_COLUMNS, Dense
 from training.continual.learner import Lane, Learner
 from training.continual.open_labels import told_once
 from training.merging.distill import Distiller, taught

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.routing import Keys
-from parameter_server.rows import rows_within
+from parameter_server.table.routing import Keys
+from parameter_server.table.table import rows_within
 from recsys.config.system_config import TableConfig
 
 Counts = NDArray[np.int64]

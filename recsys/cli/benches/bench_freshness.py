@@ -222,9 +222,9 @@ def follow(task: Task, told: Told, stop: Any) -> None:
 
 def learn(task: Task, ports: dict[int, int], told: Told, stop: Any) -> None:
     """The one worker; the shards note what it has done."""
-    from parameter_server.parameter_client import ShardedClient, hello
-    from parameter_server.parameter_client import Worker as WorkerId
-    from parameter_server.transport import Address, SocketChannel
+    from parameter_server.rpc.parameter_client import ShardedClient, hello
+    from parameter_server.rpc.parameter_client import Worker as WorkerId
+    from parameter_server.rpc.transport import Address, SocketChannel
     from recsys.events.records import STEPS
     from recsys.features.feature_set_file import feature_set
     from recsys.model.blueprint import build_model
@@ -261,11 +261,11 @@ def learn(task: Task, ports: dict[int, int], told: Told, stop: Any) -> None:
 
 def serve(task: Task, part: int, told: Told, stop: Any) -> None:
     """One shard with its write-ahead file; notes how many steps it has published."""
-    from parameter_server.durable import DurableShard, Home
-    from parameter_server.kernels import warm
-    from parameter_server.parameter_client import part_of
-    from parameter_server.shard_service import ShardService
-    from parameter_server.transport import SocketServer
+    from parameter_server.rpc.parameter_client import part_of
+    from parameter_server.rpc.shard_service import ShardService
+    from parameter_server.rpc.transport import SocketServer
+    from parameter_server.storage.durable_shard import DurableShard, Home
+    from parameter_server.table.kernels import warm
     from recsys.events.records import DELTAS
     from recsys.features.feature_set_file import feature_set
     from recsys.log.protocol import Append

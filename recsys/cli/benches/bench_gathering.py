@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from parameter_server.deltas import StepDelta
+from parameter_server.publish.deltas import StepDelta
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.player import Player
 from recsys.cli.replaying import ReplayOptions, config_for, replay_with

@@ -103,7 +103,7 @@ class Live:
             self.replica.swap(index)
 
     def _step(self, its: Any, rows: Any) -> None:
-        from parameter_server.deltas import Changed, StepDelta
+        from parameter_server.publish.deltas import Changed, StepDelta
 
         changed = Changed(self.keys[its], rows, np.empty(0, np.int64))
         self.replica.apply_step(StepDelta(self.replica.step + 1, 0, {"items": changed}, None, {}))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parameter_server.rounding import round_rows
+from parameter_server.publish.rounding import round_rows
 from recsys.config.system_config import TableConfig
 from serving.int8_rows import Int8Rows
 from serving.row_store import RowStore

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from parameter_server import snapshots
-from parameter_server.lanes import LaneGradients, RowGradients
-from parameter_server.parameter_client import ParameterClient, Worker
-from parameter_server.shard import ShardSpec
+from parameter_server.rpc.parameter_client import ParameterClient, Worker
+from parameter_server.shard.lanes import LaneGradients, RowGradients
+from parameter_server.shard.shard import ShardSpec
+from parameter_server.storage import snapshots
 from recsys.config.system_config import Config, StepConfig, TableConfig
 
 DIM: Final = 32
@@ -33,7 +33,7 @@ def measure_recovery(rows: int, steps: int, kills: int, seed: int) -> dict[str, 
     snapshot."""
     import ray
 
-    from parameter_server import shard_actor as actors
+    from parameter_server.rpc import shard_actor as actors
     from recsys.process.open_log import create_topics, open_log
 
     root = str(Path(__file__).parents[3])

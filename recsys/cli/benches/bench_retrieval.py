@@ -93,7 +93,7 @@ def _fill(made: Any, its: Plan, items: int) -> None:
 
 
 def _step(made: Any, tables: dict[str, tuple[Any, Any]]) -> None:
-    from parameter_server.deltas import Changed, StepDelta
+    from parameter_server.publish.deltas import Changed, StepDelta
 
     none = np.empty(0, np.int64)
     changed = {table: Changed(keys, rows, none) for table, (keys, rows) in tables.items()}

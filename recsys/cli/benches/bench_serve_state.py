@@ -121,8 +121,8 @@ def _item_state(log: Log, features: FeatureSet, keys_NI: Keys, seed: int, now_ms
 
 def _snapshot(config: Config, features: FeatureSet, keys_NI: Keys, seed: int, now_ms: int) -> None:
     """A row for whatever the items and users have one for, in a snapshot of a shard that learned one step."""
-    from parameter_server.shard import Shard
-    from parameter_server.snapshots import write_part
+    from parameter_server.shard.shard import Shard
+    from parameter_server.storage.snapshots import write_part
     from recsys.model.blueprint import build_model
     from training.line import spec_of
 

@@ -210,7 +210,7 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
 
 def _score(task: Task, its: _Sender) -> None:
     """Scores the steps that are learned, as a candidate that doesn't learn, while it is asked for."""
-    from parameter_server.shard import Shard
+    from parameter_server.shard.shard import Shard
     from recsys.events.control_records import Live
     from recsys.events.records import SCORES, STEPS, pack
     from recsys.features.feature_set_file import feature_set

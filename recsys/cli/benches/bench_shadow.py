@@ -21,13 +21,13 @@ from typing import Any, Final
 import numpy as np
 from msgspec.structs import replace as changed
 
-from parameter_server import snapshots
-from parameter_server.durable import DurableShard, Home, load_shard
-from parameter_server.kernels import warm
-from parameter_server.lanes import RowGradients, StepSum
-from parameter_server.mapped import mapped_shard
-from parameter_server.parameter_client import part_of
-from parameter_server.shard import Shard, ShardSpec
+from parameter_server.rpc.parameter_client import part_of
+from parameter_server.shard.lanes import RowGradients, StepSum
+from parameter_server.shard.shard import Shard, ShardSpec
+from parameter_server.storage import snapshots
+from parameter_server.storage.durable_shard import DurableShard, Home, load_shard
+from parameter_server.storage.mmap_shard import mapped_shard
+from parameter_server.table.kernels import warm
 from recsys.as_served import AsServed
 from recsys.cli.joiners import Joiners
 from recsys.cli.one_process import DurableShards

@@ -20,11 +20,11 @@ import zstandard
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from parameter_server.deltas import DeltaAssembler, Gap, StepDelta
-from parameter_server.lanes import StepSum
-from parameter_server.parameter_client import LocalClient
-from parameter_server.rows import Table
-from parameter_server.shard import Shard, ShardSpec
+from parameter_server.publish.deltas import DeltaAssembler, Gap, StepDelta
+from parameter_server.rpc.parameter_client import LocalClient
+from parameter_server.shard.lanes import StepSum
+from parameter_server.shard.shard import Shard, ShardSpec
+from parameter_server.table.table import Table
 from recsys.cli.benches.bench_examples import FEATURES, append_examples, draw_examples
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.events.records import EXAMPLES, Lesson, pack, topics, unpack_all

@@ -43,9 +43,9 @@ def ours(keys: Any, chosen: list[Any], gradients: Any, new: Any, batches: int) -
     those seen twice get a row, and the rows that changed are told. ``published``: a whole step of a shard,
     which also keeps what it needs to go back by one step and makes the delta, with the changed rows' values
     and its checksum."""
-    from parameter_server.kernels import warm
-    from parameter_server.lanes import RowGradients, StepSum
-    from parameter_server.shard import Shard, ShardSpec
+    from parameter_server.shard.lanes import RowGradients, StepSum
+    from parameter_server.shard.shard import Shard, ShardSpec
+    from parameter_server.table.kernels import warm
 
     warm()
     shard = Shard(ShardSpec((_CONFIG,), lanes=1))

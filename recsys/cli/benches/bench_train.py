@@ -90,11 +90,11 @@ def serve(job: Job, part: int, told: Told, stop: Any) -> None:
     with telling(told, part):
         import torch
 
-        from parameter_server.durable import DurableShard, Home
-        from parameter_server.kernels import warm
-        from parameter_server.parameter_client import part_of
-        from parameter_server.shard_service import ShardService
-        from parameter_server.transport import SocketServer
+        from parameter_server.rpc.parameter_client import part_of
+        from parameter_server.rpc.shard_service import ShardService
+        from parameter_server.rpc.transport import SocketServer
+        from parameter_server.storage.durable_shard import DurableShard, Home
+        from parameter_server.table.kernels import warm
         from recsys.events.records import DELTAS
         from recsys.log.protocol import Append
         from recsys.model.blueprint import build_model
@@ -135,9 +135,9 @@ def serve(job: Job, part: int, told: Told, stop: Any) -> None:
 def work(job: Job, rank: int, ports: dict[int, int], told: Told) -> None:
     """One worker: learns to the last step, and tells when the warm steps and the last one ended."""
     with telling(told, rank):
-        from parameter_server.parameter_client import ShardedClient, hello
-        from parameter_server.parameter_client import Worker as WorkerId
-        from parameter_server.transport import Address, SocketChannel
+        from parameter_server.rpc.parameter_client import ShardedClient, hello
+        from parameter_server.rpc.parameter_client import Worker as WorkerId
+        from parameter_server.rpc.transport import Address, SocketChannel
         from recsys.model.blueprint import build_model
         from recsys.process.open_log import open_log
         from training.continual.jagged import keyed_jagged, load

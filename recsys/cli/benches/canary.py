@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.epoch_model import sized
-from parameter_server.deltas import seal
-from parameter_server.rounding import round_dense
-from parameter_server.snapshots import write_part
+from parameter_server.publish.deltas import seal
+from parameter_server.publish.rounding import round_dense
+from parameter_server.storage.snapshots import write_part
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import (
     Config,

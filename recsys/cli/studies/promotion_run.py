@@ -13,10 +13,10 @@ import numpy as np
 
 from experiments.epoch_model import sized
 from experiments.lifecycle import Lifecycle
-from parameter_server.durable import load_shard
-from parameter_server.lanes import LaneGradients
-from parameter_server.shard import Shard
-from parameter_server.snapshots import Snapshot
+from parameter_server.shard.lanes import LaneGradients
+from parameter_server.shard.shard import Shard
+from parameter_server.storage.durable_shard import load_shard
+from parameter_server.storage.snapshots import Snapshot
 from recsys.cli.one_process import OneProcess, small_config
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.promotion_config import PromotionConfig

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.deltas import StepDelta
+from parameter_server.publish.deltas import StepDelta
 from recsys.cli.joiners import Joiners
 from recsys.cli.player import Player, Scored
 from recsys.cli.recorder import Recorder

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.rounding import round_dense, round_rows
+from parameter_server.publish.rounding import round_dense, round_rows
 from recsys.config.system_config import ModelConfig
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.model.blueprint import build_model

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.deltas import StepDelta
-from parameter_server.rounding import round_dense, round_rows
+from parameter_server.publish.deltas import StepDelta
+from parameter_server.publish.rounding import round_dense, round_rows
 from recsys.cli.player import Player, Scored
 from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet, RequestFeatures

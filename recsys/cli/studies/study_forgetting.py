@@ -20,7 +20,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from parameter_server.deltas import StepDelta
+from parameter_server.publish.deltas import StepDelta
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.outputs import check_folders
 from recsys.cli.replaying import ReplayOptions, config_for, replay_with

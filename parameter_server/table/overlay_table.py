@@ -18,9 +18,9 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from parameter_server import kernels
-from parameter_server.routing import Keys, Rows, as_keys
-from parameter_server.rows import (
+from parameter_server.table import kernels
+from parameter_server.table.routing import Keys, Rows, as_keys
+from parameter_server.table.table import (
     EVICTED,
     MAX_GRADIENT,
     MOST_LEAVING,

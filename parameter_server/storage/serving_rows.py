@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server import increments
-from parameter_server.held_back import HELD_COLUMNS
-from parameter_server.published import published_rows
-from parameter_server.rounding import round_dense
-from parameter_server.snapshots import NoSnapshot, Snapshot, latest
+from parameter_server.publish.published import published_rows
+from parameter_server.publish.rounding import round_dense
+from parameter_server.publish.withheld_rows import HELD_COLUMNS
+from parameter_server.storage import increments
+from parameter_server.storage.snapshots import NoSnapshot, Snapshot, latest
 
 
 class ServingRows(NamedTuple):

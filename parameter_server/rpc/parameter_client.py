@@ -11,11 +11,7 @@ from typing import NoReturn, Protocol
 
 import numpy as np
 
-from parameter_server.dense import Vector
-from parameter_server.lanes import LaneGradients
-from parameter_server.routing import Keys, Rows, Split, as_keys, split
-from parameter_server.shard import Shard, ShardSpec, StepMismatch
-from parameter_server.wire import (
+from parameter_server.rpc.protocol import (  # fmt: skip
     Answer,
     Array,
     Common,
@@ -25,8 +21,12 @@ from parameter_server.wire import (
     Refusal,
     Rewind,
     Where,
-)  # fmt: skip
-from parameter_server.wire import exchange as exchange_frame
+)
+from parameter_server.rpc.protocol import exchange as exchange_frame
+from parameter_server.shard.lanes import LaneGradients
+from parameter_server.shard.shard import Shard, ShardSpec, StepMismatch
+from parameter_server.table.dense import Vector
+from parameter_server.table.routing import Keys, Rows, Split, as_keys, split
 from recsys.events.records import Delta
 
 KeysByTable = Mapping[str, Keys]

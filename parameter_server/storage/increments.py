@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.held_back import HELD_COLUMNS
-from parameter_server.rows import ROW_COLUMNS
+from parameter_server.publish.withheld_rows import HELD_COLUMNS
+from parameter_server.table.table import ROW_COLUMNS
 
 Arrays = Mapping[str, NDArray[Any]]
 REMOVED: Final = "removed"

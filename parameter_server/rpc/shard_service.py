@@ -13,11 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from parameter_server.durable import DurableShard
-from parameter_server.lanes import LaneGradients
-from parameter_server.routing import Keys
-from parameter_server.shard import StepMismatch
-from parameter_server.wire import (
+from parameter_server.rpc.protocol import (  # fmt: skip
     Answer,
     Any_,
     Common,
@@ -30,7 +26,11 @@ from parameter_server.wire import (
     Where,
     WireError,
     read_exchange,
-)  # fmt: skip
+)
+from parameter_server.shard.lanes import LaneGradients
+from parameter_server.shard.shard import StepMismatch
+from parameter_server.storage.durable_shard import DurableShard
+from parameter_server.table.routing import Keys
 
 _NOBODYS: Final = 1 << 62  # a generation that no workers have
 _LOG: Final = logging.getLogger(__name__)

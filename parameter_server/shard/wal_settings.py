@@ -9,7 +9,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from parameter_server.shard import ShardSpec
+from parameter_server.shard.shard import ShardSpec
 
 _ABOUT: Final = (
     "lanes", "seed", "dense_rate", "dense_first", "dense_average", "expire_every", "bound",

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from parameter_server import snapshots
-from parameter_server.dense import Vector
-from parameter_server.durable import Publish, load_cut, load_shard, owner_of
-from parameter_server.lanes import StepSum
-from parameter_server.parameter_client import part_of
-from parameter_server.rules import learned_by
-from parameter_server.shard import Shard, ShardSpec
-from parameter_server.wal import Wal
+from parameter_server.rpc.parameter_client import part_of
+from parameter_server.shard.lanes import StepSum
+from parameter_server.shard.shard import Shard, ShardSpec
+from parameter_server.shard.wal_settings import learned_by
+from parameter_server.storage import snapshots
+from parameter_server.storage.durable_shard import Publish, load_cut, load_shard, owner_of
+from parameter_server.storage.wal import Wal
+from parameter_server.table.dense import Vector
 from recsys.events.records import pack
 
 _FILE: Final = re.compile(r"(?P<line>.+)-(?P<epoch>\d+)-(?P<part>\d+)-of-(?P<parts>\d+)\.wal")

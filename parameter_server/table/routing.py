@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server import kernels
+from parameter_server.table import kernels
 from recsys.arrays.key_index import empty_index
 
 Keys = NDArray[np.int64]

@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from parameter_server.part_files import (
+from parameter_server.storage.part_files import (
     ARRAYS,
     MANIFEST,
     Arrays,
@@ -36,7 +36,7 @@ from parameter_server.part_files import (
     read_files,
     sha256_of,
 )
-from parameter_server.wal import sync_folder
+from parameter_server.storage.wal import sync_folder
 
 _VERSION: Final = re.compile(r"(\d{6})-(\d{12})")
 _LINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -20,10 +20,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server import kernels
-from parameter_server.id_map import IdMap
-from parameter_server.routing import Keys, Rows, as_keys, as_rows
-from parameter_server.sketch import BLOCK_BYTES, SKETCH_COLUMNS, Sketch, blocks_of, check_parts
+from parameter_server.table import kernels
+from parameter_server.table.id_map import IdMap
+from parameter_server.table.routing import Keys, Rows, as_keys, as_rows
+from parameter_server.table.sketch import (
+    BLOCK_BYTES,
+    SKETCH_COLUMNS,
+    Sketch,
+    blocks_of,
+    check_parts,
+)
 from recsys.arrays.growable import grown, written_bytes
 from recsys.arrays.key_index import LOAD
 from recsys.config.system_config import TableConfig

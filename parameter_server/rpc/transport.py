@@ -15,9 +15,18 @@ from typing import Final
 
 import numpy as np
 
-from parameter_server.parameter_client import Channel, ShardUnreachable
-from parameter_server.shard_service import ShardService
-from parameter_server.wire import HEAD, Frame, Hello, Refusal, WireError, decode, encode, sizes
+from parameter_server.rpc.parameter_client import Channel, ShardUnreachable
+from parameter_server.rpc.protocol import (
+    HEAD,
+    Frame,
+    Hello,
+    Refusal,
+    WireError,
+    decode,
+    encode,
+    sizes,
+)
+from parameter_server.rpc.shard_service import ShardService
 
 HELLO_TIMEOUT_S = 5.0
 MAX_UNWELCOME = 8

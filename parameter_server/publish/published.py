@@ -23,8 +23,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.held_back import HELD_COLUMNS, Held
-from parameter_server.rounding import (
+from parameter_server.publish.rounding import (
     Packed,
     check_format,
     differ,
@@ -33,8 +32,9 @@ from parameter_server.rounding import (
     round_rows,
     row_bytes,
 )
-from parameter_server.routing import Keys, Rows
-from parameter_server.rows import Arrays, table_seed
+from parameter_server.publish.withheld_rows import HELD_COLUMNS, Held
+from parameter_server.table.routing import Keys, Rows
+from parameter_server.table.table import Arrays, table_seed
 from recsys.config.system_config import TableConfig
 from recsys.events.records import TableRows
 

@@ -14,14 +14,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server import increments
-from parameter_server.dense import Vector
-from parameter_server.durable import load_shard
-from parameter_server.held_back import HELD_COLUMNS
-from parameter_server.overlay import Base, OverlayTable
-from parameter_server.rows import ROW_COLUMNS
-from parameter_server.shard import Shard, ShardSpec
-from parameter_server.snapshots import Snapshot
+from parameter_server.publish.withheld_rows import HELD_COLUMNS
+from parameter_server.shard.shard import Shard, ShardSpec
+from parameter_server.storage import increments
+from parameter_server.storage.durable_shard import load_shard
+from parameter_server.storage.snapshots import Snapshot
+from parameter_server.table.dense import Vector
+from parameter_server.table.overlay_table import Base, OverlayTable
+from parameter_server.table.table import ROW_COLUMNS
 from recsys.config.system_config import TableConfig
 
 Arrays = Mapping[str, NDArray[Any]]

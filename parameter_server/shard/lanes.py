@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server import kernels
-from parameter_server.dense import Vector
-from parameter_server.routing import Keys, Rows, as_keys, as_rows, new_index
+from parameter_server.table import kernels
+from parameter_server.table.dense import Vector
+from parameter_server.table.routing import Keys, Rows, as_keys, as_rows, new_index
 
 Counts = NDArray[np.int32]
 # Of a step, times the usual: beyond that Adagrad unlearns more than any drift does.

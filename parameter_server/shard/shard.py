@@ -3,7 +3,7 @@
 Step *s* moves the state from "after s-1" to "after s", once: a step that has been applied is ignored, one
 that leaves a hole is refused. One step of undo is kept, so that a shard which is a step ahead of its sibling
 (which died before it wrote the step down) still answers for "after s-1" while workers compute *s* again.
-Nothing here reads a clock, a file or a socket; ``parameter_server.durable`` makes it last.
+Nothing here reads a clock, a file or a socket; ``parameter_server.storage.durable_shard`` makes it last.
 """
 
 import hashlib
@@ -14,22 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server import refusals
-from parameter_server.deltas import seal
-from parameter_server.dense import DENSE_COLUMNS, Dense, Vector
-from parameter_server.held_back import HELD_COLUMNS
-from parameter_server.lanes import LaneGradients, StepSum, add_lanes
-from parameter_server.published import Change, Published, Removed
-from parameter_server.rounding import check_format, round_dense
-from parameter_server.routing import Keys, Rows, as_keys, shard_of
-from parameter_server.rows import (
-    MAX_GRADIENT,
-    ROW_COLUMNS,
-    Arrays,
-    Table,
-    digest_of_exports,
-)
-from parameter_server.sketch import SKETCH_COLUMNS
+from parameter_server.publish.deltas import seal
+from parameter_server.publish.published import Change, Published, Removed
+from parameter_server.publish.rounding import check_format, round_dense
+from parameter_server.publish.withheld_rows import HELD_COLUMNS
+from parameter_server.shard import gradient_rejections as refusals
+from parameter_server.shard.lanes import LaneGradients, StepSum, add_lanes
+from parameter_server.table.dense import DENSE_COLUMNS, Dense, Vector
+from parameter_server.table.routing import Keys, Rows, as_keys, shard_of
+from parameter_server.table.sketch import SKETCH_COLUMNS
+from parameter_server.table.table import MAX_GRADIENT, ROW_COLUMNS, Arrays, Table, digest_of_exports
 from recsys.config.system_config import TableConfig
 from recsys.events.records import Delta
 
@@ -58,12 +52,14 @@ class ShardSpec:
     epoch: int = 0
     seed: int = 0
     dense_rate: float = 0.001
-    dense_average: float = 0.0  # see parameter_server.dense
+    dense_average: float = 0.0  # see parameter_server.table.dense
     dense_first: float = 1.0
     expire_every: int = 64  # steps between two looks for rows past their time-to-live
     bound: float = MAX_GRADIENT
-    delta_format: str = "fp32"  # see parameter_server.rounding
-    delta_bytes: int = 0  # of rows that a step sends; 0 sends all. See parameter_server.published
+    delta_format: str = "fp32"  # see parameter_server.publish.rounding
+    delta_bytes: int = (
+        0  # of rows that a step sends; 0 sends all. See parameter_server.publish.published
+    )
     settle_every: int = 500  # steps between two that send whatever is held back
     digest_every: int = 64  # steps between two that say the digest of what was published
 

@@ -19,8 +19,8 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from parameter_server.kernels import kernel, mix
-from parameter_server.routing import Keys, Rows, as_keys, as_rows
+from parameter_server.table.kernels import kernel, mix
+from parameter_server.table.routing import Keys, Rows, as_keys, as_rows
 from recsys.events.hashing import splitmix64
 
 FORMATS: Final = ("fp32", "fp16", "int8")

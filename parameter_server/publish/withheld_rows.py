@@ -7,9 +7,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.id_map import IdMap
-from parameter_server.routing import Keys, Rows, as_keys
-from parameter_server.rows import Arrays
+from parameter_server.table.id_map import IdMap
+from parameter_server.table.routing import Keys, Rows, as_keys
+from parameter_server.table.table import Arrays
 from recsys.arrays.growable import grown, written_bytes
 
 HELD_COLUMNS: Final = ("keys", "last", "had", "traffic", "change")

@@ -18,8 +18,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server import kernels
-from parameter_server.routing import Keys
+from parameter_server.table import kernels
+from parameter_server.table.routing import Keys
 
 CELLS: Final = 64  # of a block, one byte each: one cache line
 BLOCK_BYTES: Final = CELLS + 4  # with the number of sightings in it

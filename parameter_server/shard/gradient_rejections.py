@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server import kernels
-from parameter_server.dense import fits
-from parameter_server.lanes import LaneGradients, StepSum
-from parameter_server.routing import as_rows
+from parameter_server.shard.lanes import LaneGradients, StepSum
+from parameter_server.table import kernels
+from parameter_server.table.dense import fits
+from parameter_server.table.routing import as_rows
 
 PREFIX: Final = "refused_"  # of the metrics that tell it; then what, and the shard's part
 

@@ -18,10 +18,8 @@ import numpy as np
 import ray
 from ray.util.metrics import Gauge
 
-from parameter_server.dense import Vector
-from parameter_server.durable import DurableShard, Home, Publish
-from parameter_server.kernels import warm
-from parameter_server.parameter_client import (
+from parameter_server.publish.publish_trace import tell_published
+from parameter_server.rpc.parameter_client import (
     Channel,
     ShardedClient,
     ShardUnreachable,
@@ -29,12 +27,14 @@ from parameter_server.parameter_client import (
     hello,
     part_of,
 )
-from parameter_server.publish_trace import tell_published
-from parameter_server.reshard import Files, Recut, recut
-from parameter_server.shard import ShardSpec
-from parameter_server.shard_service import ShardService
-from parameter_server.transport import Address, SocketChannel, SocketServer
-from parameter_server.wire import Frame, Refusal, encode, from_bytes
+from parameter_server.rpc.protocol import Frame, Refusal, encode, from_bytes
+from parameter_server.rpc.shard_service import ShardService
+from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
+from parameter_server.shard.shard import ShardSpec
+from parameter_server.storage.durable_shard import DurableShard, Home, Publish
+from parameter_server.storage.reshard import Files, Recut, recut
+from parameter_server.table.dense import Vector
+from parameter_server.table.kernels import warm
 from recsys.config.system_config import Config
 from recsys.events.records import DELTAS
 from recsys.log.protocol import Append, Log

@@ -16,7 +16,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from parameter_server import increments
+from parameter_server.storage import increments
 
 Arrays = Mapping[str, NDArray[Any]]
 Manifest = Mapping[str, Any]

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from parameter_server import snapshots
-from parameter_server.dense import Vector
-from parameter_server.lanes import LaneGradients, StepSum
-from parameter_server.routing import Keys, Rows
-from parameter_server.rows import Arrays
-from parameter_server.rules import RulesChanged, changes, rules_of
-from parameter_server.shard import Shard, ShardSpec
-from parameter_server.wal import Wal
+from parameter_server.shard.lanes import LaneGradients, StepSum
+from parameter_server.shard.shard import Shard, ShardSpec
+from parameter_server.shard.wal_settings import RulesChanged, changes, rules_of
+from parameter_server.storage import snapshots
+from parameter_server.storage.wal import Wal
+from parameter_server.table.dense import Vector
+from parameter_server.table.routing import Keys, Rows
+from parameter_server.table.table import Arrays
 from recsys.events.records import pack
 
 TIDY_EVERY: Final = 16  # steps between two looks for siblings' parts of a snapshot

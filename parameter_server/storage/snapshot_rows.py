@@ -1,18 +1,18 @@
 """A few rows of a snapshot, out of its mapped files: no shard is made, and only what is asked for is read.
 
 Keys are looked through whole, eight bytes a row. The files of a part build on each other, the full one first
-(parameter_server/snapshots.py): what a later one has, or has removed, counts.
+(parameter_server/storage/snapshots.py): what a later one has, or has removed, counts.
 """
 
 from typing import Final
 
 import numpy as np
 
-from parameter_server import increments
-from parameter_server.mapped import map_arrays
-from parameter_server.routing import Keys, Rows, as_keys, shard_of
-from parameter_server.rows import initial_rows
-from parameter_server.snapshots import Snapshot
+from parameter_server.storage import increments
+from parameter_server.storage.mmap_shard import map_arrays
+from parameter_server.storage.snapshots import Snapshot
+from parameter_server.table.routing import Keys, Rows, as_keys, shard_of
+from parameter_server.table.table import initial_rows
 from recsys.config.system_config import TableConfig
 
 _COLUMNS: Final = ("keys", "values", increments.REMOVED)

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.lanes import LaneGradients, RowGradients
+from parameter_server.shard.lanes import LaneGradients, RowGradients
 
 HEAD: Final = struct.Struct("<IQ")
 MAX_HEADER: Final = 1 << 20

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server import kernels
-from parameter_server.routing import Keys, as_keys, new_index
+from parameter_server.table import kernels
+from parameter_server.table.routing import Keys, as_keys, new_index
 from recsys.arrays.growable import grown, written_bytes
 from recsys.arrays.key_index import LOAD, widened
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from parameter_server.dense import Vector
-from parameter_server.rounding import FORMATS, dense_bytes, read_dense, read_rows, row_bytes
-from parameter_server.routing import Keys, Rows
+from parameter_server.publish.rounding import FORMATS, dense_bytes, read_dense, read_rows, row_bytes
+from parameter_server.table.dense import Vector
+from parameter_server.table.routing import Keys, Rows
 from recsys.events.records import Delta, unpack
 
 

@@ -1,0 +1,1 @@
+"""Durability of a shard: write-ahead log, snapshots, increments, and changing the number of shards."""
