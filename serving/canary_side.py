@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection
 
-from experiments.lifecycle import Standing, answers
+from experiments.promotion.lifecycle import Standing, answers
 from recsys.events.hashing import Id
 from serving.line_sides import LineSides, Side
 from serving.pipeline import Pipeline

@@ -5,7 +5,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.policy import Policy
+from experiments.assignment.policy import Policy
 from recsys.events.field_schema import values_of
 from recsys.events.hashing import Id
 from recsys.features.counters import SPEEDS

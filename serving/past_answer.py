@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from experiments.policy import Policies, Policy
+from experiments.assignment.policy import Policies, Policy
 from recsys.events.event_types import Event, FeatureBlock, Impression, Served, Stamp, User
 from recsys.events.hashing import Id
 from recsys.features.feature_set import read_block

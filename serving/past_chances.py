@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.policy import Policy
+from experiments.assignment.policy import Policy
 from recsys.events.event_types import Impression
 from recsys.features.session import Session
 from serving.list_walk import chances_along
@@ -29,7 +29,7 @@ NO_CHANCE: Final = 1e-9  # a chance below is none: no log is long enough to have
 
 @dataclass(frozen=True)
 class Judged:
-    """One served list as the target would weigh it (experiments/off_policy.py says what each part is).
+    """One served list as the target would weigh it (experiments/statistics/off_policy.py says what each part is).
 
     ``said_R`` and ``expected_R`` are of an item that is shown. ``off``: the largest difference between a
     propensity on the log and the one that was found again, which is 0.

@@ -13,8 +13,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from experiments.epoch_model import config_at
-from experiments.lifecycle import Lifecycle
+from experiments.promotion.epoch_model import config_at
+from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.publish.deltas import StepDelta
 from parameter_server.storage import snapshots
 from parameter_server.storage.serving_rows import load_rows

@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from experiments.policy import Policies
-from experiments.revision import running
+from experiments.assignment.policy import Policies
+from experiments.assignment.revision import running
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Experiments
 from recsys.events.event_types import Event, Impression, Item, Rejected, Tick, decode, repeat_key

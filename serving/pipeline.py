@@ -22,7 +22,7 @@ from typing import Final, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.policy import Policy
+from experiments.assignment.policy import Policy
 from recsys.events.event_types import Asked, Impression, Served, Stamp
 from recsys.events.hashing import key_of
 from recsys.features.feature_builder import FeatureBuilder

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from experiments.policy import Policy
+from experiments.assignment.policy import Policy
 from recsys.config.system_config import Config
 from recsys.events.event_types import encode
 from recsys.events.hashing import Id, partition_of

@@ -13,10 +13,10 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from experiments.epoch_model import config_at
-from experiments.lifecycle import Lifecycle, Standing
-from experiments.policy import Policies
-from experiments.revision import running
+from experiments.assignment.policy import Policies
+from experiments.assignment.revision import running
+from experiments.promotion.epoch_model import config_at
+from experiments.promotion.lifecycle import Lifecycle, Standing
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.policy_config import check_rules, check_weights
 from recsys.config.system_config import Config

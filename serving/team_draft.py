@@ -1,4 +1,4 @@
-"""One list that two policies draw in turns (experiments/interleaving.py says whose turn it is, and why).
+"""One list that two policies draw in turns (experiments/statistics/interleaving.py says whose turn it is, and why).
 
 Both draw from the same candidates, each by its own scores, exploration, caps and nearness, given all that
 stands above, whoever picked it. So a policy that is drafted against itself gives the very list that it would
@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from experiments.interleaving import NOBODY, Draft, shares
+from experiments.statistics.interleaving import NOBODY, Draft, shares
 from recsys.events.hashing import uniform
 from serving.list_walk import Walk, seats
 from serving.selection import Ballot, Drawn

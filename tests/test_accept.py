@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from experiments.acceptance import Accept, what_is_read
+from experiments.promotion.acceptance import Accept, what_is_read
 from recsys.cli import accept as accepting
 from recsys.cli.accept import ByForm, measure
 from recsys.cli.accepted import check_accepted, file_of, write_accepted

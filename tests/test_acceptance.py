@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.acceptance import Accept, Evidence, Refuse, decide, misfit, what_is_read
+from experiments.promotion.acceptance import Accept, Evidence, Refuse, decide, misfit, what_is_read
 from recsys.config.system_config import ModelConfig, digest
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.arm_line import ALL, DIVERTED, WEIGHTED
+from experiments.assignment.arm_line import ALL, DIVERTED, WEIGHTED
 from recsys.events.control_records import ArmLine
 from recsys.events.event_types import Stamp
 from recsys.model.blueprint import build_model

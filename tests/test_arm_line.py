@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from experiments.arm_line import ArmWeights, line_of
+from experiments.assignment.arm_line import ArmWeights, line_of
 
 
 def shown(draw, size, share, of_arm, of_others):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.lifecycle import ARM, ENDED
+from experiments.promotion.lifecycle import ARM, ENDED
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
 from parameter_server.table.overlay_table import OverlayTable

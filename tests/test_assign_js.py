@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.assignment import assign
-from experiments.definition import Arm, Experiment
+from experiments.assignment.assignment import assign
+from experiments.assignment.definition import Arm, Experiment
 from recsys.events.hashing import uniform
 from tests.feed_stub import FeedStub
 from tests.webdriver import Browser, chromium_is_there

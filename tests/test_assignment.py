@@ -8,13 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
-from experiments.assignment import assign
-from experiments.definition import (
-    Arm,
-    Experiment,
-    read_experiment,
-    read_experiments,
-)
+from experiments.assignment.assignment import assign
+from experiments.assignment.definition import Arm, Experiment, read_experiment, read_experiments
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
 

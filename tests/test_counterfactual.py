@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from experiments.definition import read_experiment
-from experiments.interleaving import INTERLEAVED
-from experiments.off_policy import estimates
-from experiments.target_policy import read_target
+from experiments.assignment.definition import read_experiment
+from experiments.assignment.target_policy import read_target
+from experiments.statistics.interleaving import INTERLEAVED
+from experiments.statistics.off_policy import estimates
 from recsys.cli.counterfactual import measured
 from recsys.cli.explainer import EQUAL, Explainer
 from recsys.cli.logged_lists import BY_SCORE, EARLY, GONE, OTHERS, SAMPLED, read_lists

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.definition import Experiment, read_experiment
-from experiments.interleaving import INTERLEAVED
+from experiments.assignment.definition import Experiment, read_experiment
+from experiments.statistics.interleaving import INTERLEAVED
 from recsys.cli.one_process import small_config
 from recsys.config.policy_config import PolicyConfig
 from recsys.events.event_types import Impression, Stamp, encode

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from experiments.lifecycle import Lifecycle
+from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.lanes import MOST_RATE
 from recsys.config.drift_config import DriftRules
 from recsys.events.control_records import Alarm, Control, Live, Reaction

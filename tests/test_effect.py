@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.effect import Users, effect, eta_of, holm, influence, p_value, radius
+from experiments.statistics.effect import Users, effect, eta_of, holm, influence, p_value, radius
 from recsys.cli.studies.trial_world import simulate
 
 ALPHA = 0.05

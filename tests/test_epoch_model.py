@@ -5,8 +5,8 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from experiments.epoch_model import config_at, size_beside, sized
-from experiments.lifecycle import Lifecycle
+from experiments.promotion.epoch_model import config_at, size_beside, sized
+from experiments.promotion.lifecycle import Lifecycle
 from recsys.config.system_config import Config, ModelConfig, RowsConfig, TablesConfig
 from recsys.events.control_records import Candidate, Control, Decision, Live, ModelSize
 from recsys.events.records import pack, unpack

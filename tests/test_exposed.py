@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from experiments import exposed
-from experiments.exposed import Exposed, kept
-from experiments.outcomes import NOBODY, Outcomes
-from experiments.sample_ratio import sample_ratio
+from experiments.statistics import exposure_counts as exposed
+from experiments.statistics.exposure_counts import Exposed, kept
+from experiments.statistics.outcomes import NOBODY, Outcomes
+from experiments.statistics.sample_ratio import sample_ratio
 
 
 def keys_of(count: int, seed: int = 0) -> np.ndarray:

@@ -1,6 +1,6 @@
 import numpy as np
 
-from experiments.gates import Picks, ScoreMoments, Size, failures, logits_of
+from experiments.promotion.gates import Picks, ScoreMoments, Size, failures, logits_of
 from recsys.config.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()

@@ -4,12 +4,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import guard
-from experiments.comparison import Compared, Paired
-from experiments.guard import GuardEvidence, Missed, judge_guard
-from experiments.lifecycle import SHADOW
-from experiments.promotion import Hold, Rollback, Served
-from experiments.significance import Estimate
+from experiments.promotion import guard
+from experiments.promotion.guard import GuardEvidence, Missed, judge_guard
+from experiments.promotion.lifecycle import SHADOW
+from experiments.promotion.promotion import Hold, Rollback, Served
+from experiments.statistics.comparison import Compared, Paired
+from experiments.statistics.significance import Estimate
 from recsys.cli.studies.judged_pairs import Pair
 from recsys.cli.studies.study_guard import Course, run_once
 from recsys.config.promotion_config import PromotionConfig

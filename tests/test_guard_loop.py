@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from experiments.lifecycle import Standing
+from experiments.promotion.lifecycle import Standing
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.storage.mmap_shard import mapped_shard

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.definition import read_experiment, read_experiments
-from experiments.interleaving import (
+from experiments.assignment.definition import read_experiment, read_experiments
+from experiments.assignment.policy import Policies
+from experiments.statistics.interleaving import (
     BETTER,
     BROKEN,
     INTERLEAVED,
@@ -21,7 +22,6 @@ from experiments.interleaving import (
     preference,
     shares,
 )
-from experiments.policy import Policies
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
 

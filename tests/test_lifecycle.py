@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from experiments.lifecycle import (
+from experiments.promotion.lifecycle import (
     CANARY,
     ENDED,
     LIVE,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.lifecycle import Lifecycle
+from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.storage import snapshots
 from parameter_server.storage.snapshots import Snapshot
 from recsys.cli.studies.promotion_run import Made, PromotionRun, config_of

@@ -4,7 +4,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 
-from experiments.target_policy import Target
+from experiments.assignment.target_policy import Target
 from recsys.cli.logged_lists import EARLY, REPEATED, SAMPLED, chosen
 from recsys.config.policy_config import PolicyConfig
 from recsys.events.event_types import Asked, Impression, Stamp, encode

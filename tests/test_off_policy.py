@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.off_policy import (
+from experiments.statistics.off_policy import (
     DR,
     IPS,
     LEAST_ESS,

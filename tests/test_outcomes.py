@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.metric import metric_of, sums_of
-from experiments.outcomes import DAY_MS, NOBODY, Outcomes
+from experiments.assignment.metric import metric_of, sums_of
+from experiments.statistics.outcomes import DAY_MS, NOBODY, Outcomes
 
 LABELS = ("long_view", "hide")
 LONG, PER_USER = metric_of("long_view", LABELS), metric_of("shown_per_user", LABELS)

@@ -5,7 +5,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from experiments.policy import Policy
+from experiments.assignment.policy import Policy
 from recsys.events.event_types import Item, encode
 from recsys.events.hashing import digest_of, key_of
 from recsys.features.feature_set import read_block

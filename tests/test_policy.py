@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.assignment import assign
-from experiments.definition import Arm, Experiment, apply_overrides
-from experiments.policy import Policies
+from experiments.assignment.assignment import assign
+from experiments.assignment.definition import Arm, Experiment, apply_overrides
+from experiments.assignment.policy import Policies
 from recsys.config.policy_config import PolicyConfig, Rule, check_rules
 from recsys.config.system_config import digest
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.metric import metric_of
+from experiments.assignment.metric import metric_of
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Append
 from tests.toy_trial import ITEMS, LABELS, ToyTrial

@@ -5,8 +5,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from experiments.effect import effect, eta_of, radius
-from experiments.power import Looks, come_once, covariance
+from experiments.statistics.effect import effect, eta_of, radius
+from experiments.statistics.power import Looks, come_once, covariance
 from recsys.cli.studies.trial_world import simulate
 
 ALPHA = 0.05

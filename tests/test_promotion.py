@@ -2,9 +2,18 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.comparison import Compared
-from experiments.promotion import CANARY, SHADOW, Evidence, Hold, Promote, Rollback, Served, judge
-from experiments.significance import Estimate
+from experiments.promotion.promotion import (
+    CANARY,
+    SHADOW,
+    Evidence,
+    Hold,
+    Promote,
+    Rollback,
+    Served,
+    judge,
+)
+from experiments.statistics.comparison import Compared
+from experiments.statistics.significance import Estimate
 from recsys.config.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()

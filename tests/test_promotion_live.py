@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.epoch_model import sized
-from experiments.lifecycle import Lifecycle
+from experiments.promotion.epoch_model import sized
+from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.storage.durable_shard import load_shard

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from experiments.definition import Arm, Experiment, read_experiment
-from experiments.design import Metrics, Ramp, time_ms_of
-from experiments.ramp import begin, move, stop
-from experiments.readout import BETTER, BROKEN, HARM, OPEN, WORSE
-from experiments.revision import Told, all_of, each_of, grant, running, with_files
+from experiments.assignment.definition import Arm, Experiment, read_experiment
+from experiments.assignment.design import Metrics, Ramp, time_ms_of
+from experiments.assignment.revision import Told, all_of, each_of, grant, running, with_files
+from experiments.statistics.ramp import begin, move, stop
+from experiments.statistics.readout import BETTER, BROKEN, HARM, OPEN, WORSE
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
 from recsys.events.control_records import Experiments, ExperimentWish, Stand
@@ -94,7 +94,7 @@ def test_at_once_leaves_the_ramp_out() -> None:
 
 
 def test_whoever_was_in_stays_in_as_it_grows() -> None:
-    from experiments.assignment import assign
+    from experiments.assignment.assignment import assign
 
     users = [f"u{n}" for n in range(3_000)]
     told = Told({"m.yaml": TEXT}, {"mine": Stand(traffic=0.1)})

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.definition import Arm, Experiment
-from experiments.design import Metrics
-from experiments.outcomes import DAY_MS, NOBODY, Outcomes
-from experiments.readout import (
+from experiments.assignment.definition import Arm, Experiment
+from experiments.assignment.design import Metrics
+from experiments.statistics.outcomes import DAY_MS, NOBODY, Outcomes
+from experiments.statistics.readout import (
     BETTER,
     BROKEN,
     HARM,

@@ -5,7 +5,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from experiments.epoch_model import sized
+from experiments.promotion.epoch_model import sized
 from parameter_server.publish.deltas import Changed, StepDelta
 from recsys.events.control_records import ModelSize
 from recsys.events.event_types import Item

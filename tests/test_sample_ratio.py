@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import betaln
 
-from experiments.sample_ratio import ALPHA, log_bayes_factor, sample_ratio
+from experiments.statistics.sample_ratio import ALPHA, log_bayes_factor, sample_ratio
 
 SHARES = (0.5, 0.3, 0.2)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from experiments.epoch_model import sized
+from experiments.promotion.epoch_model import sized
 from parameter_server.shard.shard import digest_of_shards
 from recsys.events.control_records import Live, ModelSize
 from recsys.events.records import CONTROL, EXAMPLES, STEPS, Delta, Step, pack, unpack

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.significance import Estimate, Mean, crossing, tightest_at
+from experiments.statistics.significance import Estimate, Mean, crossing, tightest_at
 
 
 def looked(

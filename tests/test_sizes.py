@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from experiments.epoch_model import sized
+from experiments.promotion.epoch_model import sized
 from parameter_server.shard.shard import Shard
 from recsys.cli import plan as plans
 from recsys.cli import shadow

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.epoch_model import sized
-from experiments.policy import Policies
+from experiments.assignment.policy import Policies
+from experiments.promotion.epoch_model import sized
 from parameter_server.publish.deltas import seal
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.lanes import LaneGradients, RowGradients

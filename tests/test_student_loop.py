@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from experiments.epoch_model import sized
+from experiments.promotion.epoch_model import sized
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
 from recsys.cli.explainer import EQUAL, Explainer

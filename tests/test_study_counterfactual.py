@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from experiments.off_policy import estimates
+from experiments.statistics.off_policy import estimates
 from recsys.cli.main import app
 from recsys.cli.studies import study_counterfactual as study
 from recsys.cli.studies import study_interleaving as rivals

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.target_policy import UNJUDGED, read_target
+from experiments.assignment.target_policy import UNJUDGED, read_target
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.interleaving import NOBODY, Draft
+from experiments.statistics.interleaving import NOBODY, Draft
 from serving.list_walk import chances_along
 from serving.selection import BY_SCORE, Ballot, Cap, Chance, draw_from
 from serving.team_draft import draft

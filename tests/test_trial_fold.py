@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from experiments.definition import read_experiment
-from experiments.metric import metric_of
-from experiments.readout import BROKEN
+from experiments.assignment.definition import read_experiment
+from experiments.assignment.metric import metric_of
+from experiments.statistics.readout import BROKEN
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import JoinConfig
 from recsys.events.control_records import Experiments, Stand

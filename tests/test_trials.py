@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from experiments.policy import Policies
-from experiments.revision import running
+from experiments.assignment.policy import Policies
+from experiments.assignment.revision import running
 from recsys.events.control_records import Control, Experiments, ExperimentWish, Stand
 from recsys.events.records import CONTROL, pack, unpack
 from recsys.log.protocol import Append

@@ -8,7 +8,7 @@ import msgspec
 import polars as pl
 import pytest
 
-from experiments.epoch_model import config_at, sized
+from experiments.promotion.epoch_model import config_at, sized
 from parameter_server.rpc.parameter_client import fresh_shards, part_of
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.user_auc import UserAuc
+from experiments.statistics.user_auc import UserAuc
 
 KEPT = 3
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from experiments.policy import Policies, Policy
+from experiments.assignment.policy import Policies, Policy
 from parameter_server.publish.deltas import Changed, StepDelta
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config, ServeConfig

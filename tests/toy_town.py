@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.comparison import Paired
+from experiments.statistics.comparison import Paired
 from recsys.cli.studies.judged_pairs import Pair, Stream
 from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import Config

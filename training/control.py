@@ -1,7 +1,7 @@
 """What ``control`` says of lines: every part of training that keeps to the live line follows it so."""
 
-from experiments.epoch_model import config_at
-from experiments.lifecycle import Lifecycle
+from experiments.promotion.epoch_model import config_at
+from experiments.promotion.lifecycle import Lifecycle
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Reaction
 from recsys.events.records import CONTROL, unpack

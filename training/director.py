@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 import msgspec
 
 import experiments
-from experiments.readout import BROKEN, HARM
+from experiments.statistics.readout import BROKEN, HARM
 from parameter_server.storage import snapshots
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config

@@ -14,7 +14,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from experiments.acceptance import Accept, Evidence, Refuse, decide, what_is_read
+from experiments.promotion.acceptance import Accept, Evidence, Refuse, decide, what_is_read
 from recsys.cli.accepted import write_accepted
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.outputs import check_folders

@@ -1,6 +1,6 @@
 """What was accepted for a state folder, and that nothing else is served: ``accepted/int8.json`` there.
 
-A system may have a model of another size beside its own (experiments/epoch_model.py): what was accepted for
+A system may have a model of another size beside its own (experiments/promotion/epoch_model.py): what was accepted for
 that stands in a second file, ``int8-MODEL.json``, by the digest of the model's configuration.
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.acceptance import Accept, misfit
+from experiments.promotion.acceptance import Accept, misfit
 from recsys.config.loader import BadSettings
 from recsys.config.system_config import Config, digest
 from recsys.features.feature_set import FeatureSet

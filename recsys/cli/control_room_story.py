@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
-from experiments.lifecycle import Lifecycle
+from experiments.promotion.lifecycle import Lifecycle
 from recsys.events.control_records import (
     Alarm,
     Candidate,

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import msgspec
 
-from experiments.definition import Experiment
-from experiments.ramp import STOPPED
-from experiments.readout import Readout
-from experiments.revision import each_of
+from experiments.assignment.definition import Experiment
+from experiments.assignment.revision import each_of
+from experiments.statistics.ramp import STOPPED
+from experiments.statistics.readout import Readout
 from recsys.cli.experiment_story import began_ms, notes_of, row_of
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config

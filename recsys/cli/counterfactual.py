@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from experiments.off_policy import Lists, by_rank, estimates, support
-from experiments.target_policy import Target, read_target
+from experiments.assignment.target_policy import Target, read_target
+from experiments.statistics.off_policy import Lists, by_rank, estimates, support
 from recsys.config.yaml_with_lines import Marked
 
 REFUSED = 1

@@ -11,9 +11,9 @@ import msgspec
 import typer
 from rich.console import Console
 
-from experiments.definition import Experiment, read_experiments
-from experiments.readout import Readout, metrics_needed
-from experiments.revision import Told, each_of, grant
+from experiments.assignment.definition import Experiment, read_experiments
+from experiments.assignment.revision import Told, each_of, grant
+from experiments.statistics.readout import Readout, metrics_needed
 from recsys.cli.experiment_page import page
 from recsys.cli.experiment_power import Guess, answer_from_log, answer_given
 from recsys.cli.experiment_story import began_ms, notes_of, row_of

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Final
 
-from experiments.effect import Effect
-from experiments.readout import BETTER, BROKEN, HARM, MIXED, SAFE, WORSE, Readout
+from experiments.statistics.effect import Effect
+from experiments.statistics.readout import BETTER, BROKEN, HARM, MIXED, SAFE, WORSE, Readout
 from recsys.cli.experiment_table import bounds, percent, value
 
 _TONES: Final = {

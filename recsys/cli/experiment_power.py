@@ -6,11 +6,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from experiments.definition import Experiment
-from experiments.design import Metrics
-from experiments.effect import eta_of
-from experiments.metric import Metric, metric_of
-from experiments.power import Looks, come_once
+from experiments.assignment.definition import Experiment
+from experiments.assignment.design import Metrics
+from experiments.assignment.metric import Metric, metric_of
+from experiments.statistics.effect import eta_of
+from experiments.statistics.power import Looks, come_once
 from recsys.log.protocol import Log
 from training.measuring.population import read_population
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from experiments.definition import Experiment
-from experiments.readout import Readout
+from experiments.assignment.definition import Experiment
+from experiments.statistics.readout import Readout
 from recsys.events.control_records import Control, Experiments
 from training.measuring.trial_fold import TrialFold
 

@@ -7,8 +7,18 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from experiments.effect import Effect
-from experiments.readout import BETTER, BROKEN, HARM, MIXED, SAFE, WORSE, Cell, Line, Readout
+from experiments.statistics.effect import Effect
+from experiments.statistics.readout import (
+    BETTER,
+    BROKEN,
+    HARM,
+    MIXED,
+    SAFE,
+    WORSE,
+    Cell,
+    Line,
+    Readout,
+)
 
 _COLOURS = {BETTER: "green", SAFE: "green", WORSE: "red", MIXED: "red", HARM: "red", BROKEN: "red"}
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
-from experiments.policy import Policy
+from experiments.assignment.policy import Policy
 from recsys.cli import plan as plans
 from recsys.cli.explainer import DIFFERENT, EQUAL, GONE, Explained, Explainer
 from recsys.events.event_types import Served

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from experiments.policy import Policies, Policy
+from experiments.assignment.policy import Policies, Policy
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression
 from recsys.events.hashing import Id

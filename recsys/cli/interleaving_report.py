@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from experiments.definition import Experiment
-from experiments.interleaving import Preference
+from experiments.assignment.definition import Experiment
+from experiments.statistics.interleaving import Preference
 from recsys.cli.experiment_table import number_table
 from recsys.config.system_config import Config
 from recsys.log.protocol import Log

@@ -15,9 +15,9 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from experiments.off_policy import Lists
-from experiments.policy import Policy
-from experiments.target_policy import Target
+from experiments.assignment.policy import Policy
+from experiments.assignment.target_policy import Target
+from experiments.statistics.off_policy import Lists
 from recsys.cli.explainer import EQUAL, Explainer
 from recsys.config.system_config import Config, digest
 from recsys.events.dedupe import Recent

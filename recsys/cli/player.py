@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.policy import Policies
+from experiments.assignment.policy import Policies
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Event, Impression, Item, Served, Stamp, User

@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments.epoch_model import sized
-from experiments.lifecycle import Lifecycle, Standing, is_guards_name
-from experiments.significance import Estimate
+from experiments.promotion.epoch_model import sized
+from experiments.promotion.lifecycle import Lifecycle, Standing, is_guards_name
+from experiments.statistics.significance import Estimate
 from recsys.cli import plan as plans
 from recsys.cli.accepted import check_accepted
 from recsys.clock import wall_ms

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from experiments.epoch_model import config_at
+from experiments.promotion.epoch_model import config_at
 from parameter_server.shard.shard import ShardSpec
 from recsys.cli import plan as plans
 from recsys.config.system_config import Config

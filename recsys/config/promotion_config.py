@@ -42,7 +42,7 @@ class PromotionConfig:
     # Of shown items with an engagement: how many fewer than before it was live. Wide, for times differ.
     guard_engagement_margin: float = 0.1
     guard_calibration: float = 0.5  # how far its predicted over happened may be from 1
-    # Sanity gates (experiments/gates.py).
+    # Sanity gates (experiments/promotion/gates.py).
     score_shift: float = 1.0  # how far the mean logit of what live served may be from live's
     score_spread: float = (
         3.0  # how many times live's the spread of the logits may be, or its inverse

@@ -37,7 +37,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):
 
 
 class ArmLine(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose line it is that answers the users of an arm alone. ``trains``: experiments/arm_line.py."""
+    """Whose line it is that answers the users of an arm alone. ``trains``: experiments/assignment/arm_line.py."""
 
     experiment: str
     arm: str
@@ -59,7 +59,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate"):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
-    """What was decided of a candidate (experiments/promotion.py), or by a guard (experiments/guard.py): its
+    """What was decided of a candidate (experiments/promotion/promotion.py), or by a guard (experiments/promotion/guard.py): its
     ``rollback`` is that of the live line which it guards. Appended by the director alone.
 
     ``said``: promote, hold or rollback. ``to``: the stage that it is promoted to, canary or all; ``epoch`` is

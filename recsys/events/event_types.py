@@ -113,7 +113,7 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
     then the fraction of watch time; empty where no ranker answered. Where it gave no number for any candidate
     (``degraded`` has "rank"), what it gave: items were ranked by what is popular. ``teams``: by rank the arm
     that picked the item, of a list that two arms drew in turns; "" where nobody is credited. ``shares``: by
-    rank P(the second arm picked it | the list), 0 where nobody is credited (experiments/interleaving.py).
+    rank P(the second arm picked it | the list), 0 where nobody is credited (experiments/statistics/interleaving.py).
     """
 
     time_ms: int

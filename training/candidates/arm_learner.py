@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.arm_line import ALL, ArmWeights, line_of, telling
+from experiments.assignment.arm_line import ALL, ArmWeights, line_of, telling
 from recsys.events.control_records import ArmLine
 from recsys.events.event_types import Stamp
 from recsys.events.hashed_random import draws

@@ -8,9 +8,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from experiments.guard import served_rates
-from experiments.lifecycle import Standing
-from experiments.served import ServedRates
+from experiments.promotion.canary_engagement import ServedRates
+from experiments.promotion.guard import served_rates
+from experiments.promotion.lifecycle import Standing
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.control_records import Live
 from recsys.events.hashing import Id, key_of

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments import gates, guard
-from experiments.comparison import Compared, Comparison, Paired
-from experiments.guard import GuardEvidence
-from experiments.promotion import Evidence, Served, comparison, window
-from experiments.served import ServedRates
+from experiments.promotion import gates, guard
+from experiments.promotion.canary_engagement import ServedRates
+from experiments.promotion.guard import GuardEvidence
+from experiments.promotion.promotion import Evidence, Served, comparison, window
+from experiments.statistics.comparison import Compared, Comparison, Paired
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.records import Scores
 

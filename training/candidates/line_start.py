@@ -11,8 +11,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from experiments.epoch_model import sized
-from experiments.lifecycle import ARM, Lifecycle, Standing
+from experiments.promotion.epoch_model import sized
+from experiments.promotion.lifecycle import ARM, Lifecycle, Standing
 from parameter_server.storage import snapshots
 from parameter_server.storage.mmap_shard import mapped_shard
 from recsys.config.system_config import Config, ModelConfig

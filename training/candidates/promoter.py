@@ -13,9 +13,17 @@ from typing import Final
 
 import msgspec
 
-from experiments.guard import GuardEvidence, judge_guard
-from experiments.lifecycle import ARM, CANARY, SHADOW, TAKING_BACK, TAKING_OVER, Lifecycle, Standing
-from experiments.promotion import Evidence, Hold, Promote, Rollback, Verdict, judge
+from experiments.promotion.guard import GuardEvidence, judge_guard
+from experiments.promotion.lifecycle import (
+    ARM,
+    CANARY,
+    SHADOW,
+    TAKING_BACK,
+    TAKING_OVER,
+    Lifecycle,
+    Standing,
+)
+from experiments.promotion.promotion import Evidence, Hold, Promote, Rollback, Verdict, judge
 from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Decision, Live, Wish

@@ -17,8 +17,8 @@ from typing import Final
 import msgspec
 from safetensors import SafetensorError
 
-from experiments.epoch_model import config_at
-from experiments.lifecycle import ARM, CANARY, TAKING_OVER, Lifecycle, Standing
+from experiments.promotion.epoch_model import config_at
+from experiments.promotion.lifecycle import ARM, CANARY, TAKING_OVER, Lifecycle, Standing
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.table.kernels import warm

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from experiments.epoch_model import size_beside
+from experiments.promotion.epoch_model import size_beside
 from recsys.config.system_config import ModelConfig
 from recsys.events.control_records import ModelSize
 from training.candidates.registry import Provenance, Refused, model_config

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from experiments.epoch_model import config_at
+from experiments.promotion.epoch_model import config_at
 from parameter_server.storage import snapshots
 from parameter_server.storage.snapshot_rows import rows_of
 from recsys.config.system_config import Config

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from experiments.epoch_model import config_at
+from experiments.promotion.epoch_model import config_at
 from parameter_server.shard.lanes import MOST_RATE
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config

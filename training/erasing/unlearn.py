@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from experiments.epoch_model import config_at
+from experiments.promotion.epoch_model import config_at
 from parameter_server.rpc.parameter_client import LocalClient, fresh_shards
 from parameter_server.shard.shard import Shard, digest_of_shards
 from parameter_server.storage import snapshots

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
-from experiments.arm_line import line_of
-from experiments.definition import Experiment
-from experiments.lifecycle import Lifecycle
+from experiments.assignment.arm_line import line_of
+from experiments.assignment.definition import Experiment
+from experiments.promotion.lifecycle import Lifecycle
 from recsys.events.control_records import ArmLine, Candidate, Control, Decision
 
 KIND = "arm"  # of their candidate records

@@ -1,6 +1,6 @@
 """Who would be in an experiment: all users of the examples on a log, with running sums at equally many looks.
 
-For the power of an experiment that isn't there yet (experiments/power.py): how much users differ, and how
+For the power of an experiment that isn't there yet (experiments/statistics/power.py): how much users differ, and how
 much the same ones come again, is read off what they did without it.
 """
 
@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from experiments.metric import Metric, sums_of
-from experiments.outcomes import DAY_MS, Outcomes
-from experiments.power import Floats, covariance
+from experiments.assignment.metric import Metric, sums_of
+from experiments.statistics.outcomes import DAY_MS, Outcomes
+from experiments.statistics.power import Floats, covariance
 from recsys.events.hashing import key_of
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Log, newest_first
@@ -33,7 +33,7 @@ class Population:
     days: float
 
     def covariance(self, metric: Metric) -> Floats:
-        """K (T, T) of a metric: experiments/power.py. Raises ValueError where too little was counted."""
+        """K (T, T) of a metric: experiments/statistics/power.py. Raises ValueError where too little was counted."""
         return covariance(*self.outcomes.daily(metric, 0))
 
     def mean(self, metric: Metric) -> float:

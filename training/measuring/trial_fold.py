@@ -15,11 +15,11 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from experiments.assignment import assign
-from experiments.definition import Experiment
-from experiments.design import Ramp
-from experiments.outcomes import NOBODY
-from experiments.readout import Readout, outcomes_for, ratio_of, readout
+from experiments.assignment.assignment import assign
+from experiments.assignment.definition import Experiment
+from experiments.assignment.design import Ramp
+from experiments.statistics.outcomes import NOBODY
+from experiments.statistics.readout import Readout, outcomes_for, ratio_of, readout
 from recsys.config.system_config import Config
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id, key_of

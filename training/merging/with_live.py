@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.epoch_model import config_at
-from experiments.lifecycle import Lifecycle
+from experiments.promotion.epoch_model import config_at
+from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.storage.durable_shard import load_shard

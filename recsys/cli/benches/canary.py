@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.epoch_model import sized
+from experiments.promotion.epoch_model import sized
 from parameter_server.publish.deltas import seal
 from parameter_server.publish.rounding import round_dense
 from parameter_server.storage.snapshots import write_part

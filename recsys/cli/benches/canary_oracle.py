@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.definition import read_experiments
-from experiments.policy import Policies, Policy
+from experiments.assignment.definition import read_experiments
+from experiments.assignment.policy import Policies, Policy
 from recsys.cli.benches.canary import (
     CYCLE,
     ITEMS_N,

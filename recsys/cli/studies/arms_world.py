@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.arm_line import DIVERTED, WEIGHTED, ArmWeights, telling
+from experiments.assignment.arm_line import DIVERTED, WEIGHTED, ArmWeights, telling
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.hashing import key_of
 from recsys.features.feature_builder import FeatureBuilder

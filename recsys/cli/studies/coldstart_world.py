@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.policy import Policy
+from experiments.assignment.policy import Policy
 from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.player import Player
 from recsys.cli.studies.coldstart_ceiling import Ceiling, swipes_of

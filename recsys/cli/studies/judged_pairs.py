@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.comparison import Paired
+from experiments.statistics.comparison import Paired
 from recsys.model.prediction_metrics import auc
 
 Floats = NDArray[np.float64]

@@ -2,7 +2,7 @@
 
 A kept state is the weights and the viewers' sessions as they were; items and their counters go on. Nothing of
 it learns or folds any more. What all say of an example is mixed by how right each has been lately
-(experiments/tracking.py). Nothing hangs on what they say, so live learns as if they weren't there.
+(experiments/statistics/online_ensemble.py). Nothing hangs on what they say, so live learns as if they weren't there.
 """
 
 # N examples, E models (live, then the kept ones, oldest first)
@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.tracking import FixedShare
+from experiments.statistics.online_ensemble import FixedShare
 from recsys.cli.player import Player
 from recsys.events.event_types import Event, Impression
 from recsys.features.feature_set import RequestFeatures

@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from experiments.epoch_model import sized
-from experiments.lifecycle import Lifecycle
+from experiments.promotion.epoch_model import sized
+from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.lanes import LaneGradients
 from parameter_server.shard.shard import Shard
 from parameter_server.storage.durable_shard import load_shard

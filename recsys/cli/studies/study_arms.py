@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 import numpy as np
 import typer
 
-from experiments.arm_line import DIVERTED, WEIGHTED
+from experiments.assignment.arm_line import DIVERTED, WEIGHTED
 from recsys.cli.outputs import check_folders
 from recsys.cli.studies.arms_world import ALONE, ESTIMATES, SHARED, ArmsWorld, Setting, biases
 

@@ -15,8 +15,8 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from experiments.definition import Arm, apply_overrides
-from experiments.off_policy import Estimate, Lists, Support, estimates, support
+from experiments.assignment.definition import Arm, apply_overrides
+from experiments.statistics.off_policy import Estimate, Lists, Support, estimates, support
 from recsys.cli.studies.list_world import STAYS, ListWorld, Shown
 from recsys.config.policy_config import PolicyConfig
 from serving.list_walk import chances_along

@@ -15,13 +15,13 @@ import numpy as np
 import typer
 from scipy.stats import chi2_contingency, chisquare
 
-from experiments.assignment import assign
-from experiments.definition import Arm, Experiment
-from experiments.effect import Effect, effect, eta_of
-from experiments.metric import SHOWN
-from experiments.outcomes import Outcomes
-from experiments.power import Looks, covariance
-from experiments.sample_ratio import sample_ratio
+from experiments.assignment.assignment import assign
+from experiments.assignment.definition import Arm, Experiment
+from experiments.assignment.metric import SHOWN
+from experiments.statistics.effect import Effect, effect, eta_of
+from experiments.statistics.outcomes import Outcomes
+from experiments.statistics.power import Looks, covariance
+from experiments.statistics.sample_ratio import sample_ratio
 from recsys.cli.studies.trial_world import Trial, simulate
 
 ALPHA: Final = 0.05

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from experiments import guard
-from experiments.comparison import Paired
-from experiments.guard import GuardEvidence, judge_guard
-from experiments.lifecycle import SHADOW
-from experiments.promotion import Hold, Rollback, window
-from experiments.served import ServedRates
+from experiments.promotion import guard
+from experiments.promotion.canary_engagement import ServedRates
+from experiments.promotion.guard import GuardEvidence, judge_guard
+from experiments.promotion.lifecycle import SHADOW
+from experiments.promotion.promotion import Hold, Rollback, window
+from experiments.statistics.comparison import Paired
 from recsys.cli.studies.judged_pairs import STEP, Ended, Pair, Stream, noise_for
 from recsys.config.promotion_config import PromotionConfig
 

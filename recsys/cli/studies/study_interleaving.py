@@ -7,7 +7,7 @@ looked at by experiments of so many users, drawn from the pool (about whose own 
 
 Users who come again make the difference: apart, each user adds what is their own to one arm, however many
 lists of theirs there are; in one list it is taken out. So it is measured by lists of a user. Credits are
-shared as the report shares them (``experiments.interleaving.shares``); what it would take if each item were
+shared as the report shares them (``experiments.statistics.interleaving.shares``); what it would take if each item were
 its picker's alone is told beside it.
 """
 
@@ -24,8 +24,8 @@ import typer
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from experiments.definition import Arm, apply_overrides
-from experiments.effect import AT_LEAST, Users, influence
+from experiments.assignment.definition import Arm, apply_overrides
+from experiments.statistics.effect import AT_LEAST, Users, influence
 from recsys.cli.studies.list_world import STAYS, ListWorld, Shown
 from recsys.cli.studies.study_counterfactual import logging_policy
 from recsys.config.policy_config import PolicyConfig

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from experiments.comparison import log_losses
-from experiments.promotion import SHADOW, Evidence, Hold, Promote, comparison, judge
+from experiments.promotion.promotion import SHADOW, Evidence, Hold, Promote, comparison, judge
+from experiments.statistics.comparison import log_losses
 from recsys.cli.studies.judged_pairs import _LARGE, LIST, STEP, Ended, Pair, Stream, noise_for
 from recsys.config.promotion_config import PromotionConfig
 

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.effect import Users
+from experiments.statistics.effect import Users
 
 Floats = NDArray[np.float64]
 _SHARE: Final = 0.4  # of shown items that are viewed long

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from experiments.definition import Arm, apply_overrides
-from experiments.design import time_ms_of
+from experiments.assignment.definition import Arm, apply_overrides
+from experiments.assignment.design import time_ms_of
 from recsys.config.policy_config import RANKS, PolicyConfig, check_weights
 from recsys.config.yaml_with_lines import Marked
 

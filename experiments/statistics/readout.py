@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from experiments.definition import Experiment
-from experiments.effect import Effect, effect, eta_of, holm
-from experiments.metric import Metric, metric_of, sums_of
-from experiments.outcomes import Outcomes
-from experiments.sample_ratio import SampleRatio, sample_ratio
+from experiments.assignment.definition import Experiment
+from experiments.assignment.metric import Metric, metric_of, sums_of
+from experiments.statistics.effect import Effect, effect, eta_of, holm
+from experiments.statistics.outcomes import Outcomes
+from experiments.statistics.sample_ratio import SampleRatio, sample_ratio
 
 BROKEN: Final = "broken"  # nothing that it says can be trusted
 HARM: Final = "harm"  # a guardrail is known to be worse than tolerated

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.promotion import Served
-from experiments.significance import Estimate, Mean
+from experiments.promotion.promotion import Served
+from experiments.statistics.significance import Estimate, Mean
 
 _KINDS = 8  # labels that are looked at, at the most: each takes its share of alpha
 _USERS = 4_096  # of either group that are counted: nobody asks for more

@@ -7,8 +7,8 @@ from typing import Final
 
 import msgspec
 
-from experiments.definition import Experiment
-from experiments.readout import BROKEN, HARM, Readout
+from experiments.assignment.definition import Experiment
+from experiments.statistics.readout import BROKEN, HARM, Readout
 from recsys.events.control_records import Stand
 
 WAITING: Final = "waiting"

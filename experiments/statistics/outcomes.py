@@ -4,7 +4,7 @@ A user counts from the first list that was answered under an arm (the exposure),
 was shown. What was shown before is a covariate, what is shown since counts for the arm, by days since.
 A user takes 8 · sums · (days + 1) bytes and about 150 more. Beyond ``most_users`` half of them leave, by a
 hash of the user that knows nothing of arms, and half of those to come; what is left is as good a sample. How
-many users each arm has is counted apart, of all of them (experiments/exposed.py).
+many users each arm has is counted apart, of all of them (experiments/statistics/exposure_counts.py).
 """
 
 # U users, N rows of a call, S sums, D days since exposure
@@ -15,9 +15,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.effect import Users
-from experiments.exposed import Exposed, kept
-from experiments.metric import SHOWN, USER, Metric
+from experiments.assignment.metric import SHOWN, USER, Metric
+from experiments.statistics.effect import Users
+from experiments.statistics.exposure_counts import Exposed, kept
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -28,7 +28,7 @@ _FIRST: Final = 1024  # users that there is room for at once
 
 
 class Outcomes:
-    """Of one experiment. ``arms``: by name, the control first. ``sums``: their names (experiments/metric.py).
+    """Of one experiment. ``arms``: by name, the control first. ``sums``: their names (experiments/assignment/metric.py).
 
     ``since_ms``: days are counted from there, for all alike, instead of from each user's exposure; a day may
     be as long as one likes.

@@ -8,9 +8,9 @@ one likes. Somebody else acts on what it says (training/director.py).
 import math
 from dataclasses import dataclass, field
 
-from experiments.comparison import Compared, Comparison
-from experiments.lifecycle import CANARY, SHADOW
-from experiments.significance import Estimate
+from experiments.promotion.lifecycle import CANARY, SHADOW
+from experiments.statistics.comparison import Compared, Comparison
+from experiments.statistics.significance import Estimate
 from recsys.config.promotion_config import PromotionConfig
 
 _LATELY = 2  # times ``least_examples``

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.significance import Estimate, Mean
-from experiments.user_auc import UserAuc
+from experiments.statistics.significance import Estimate, Mean
+from experiments.statistics.user_auc import UserAuc
 from recsys.model.prediction_metrics import auc
 
 Floats = NDArray[np.float64]
@@ -30,7 +30,7 @@ class Paired:
     """Examples that both models have scored. ``users`` int64, all (N,); ``segments``: masks (N,) by name.
 
     Probabilities must be finite: those of a candidate that gives others never come so far (see
-    ``experiments.gates``).
+    ``experiments.promotion.gates``).
     """
 
     users_N: NDArray[np.int64]

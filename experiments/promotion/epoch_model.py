@@ -6,7 +6,7 @@ shards, workers, sequencer and replicas agree on it by ``control`` alone, also t
 
 from dataclasses import replace
 
-from experiments.lifecycle import Lifecycle
+from experiments.promotion.lifecycle import Lifecycle
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import ModelSize
 from recsys.model.student_model import MAY_DIFFER, misfits

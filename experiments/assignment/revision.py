@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from experiments.definition import Experiment, name_in, read_experiment, read_experiments
-from experiments.design import Ramp
-from experiments.ramp import STOPPED, begin, stop
+from experiments.assignment.definition import Experiment, name_in, read_experiment, read_experiments
+from experiments.assignment.design import Ramp
+from experiments.statistics.ramp import STOPPED, begin, stop
 from recsys.config.policy_config import PolicyConfig
 from recsys.events.control_records import Experiments, ExperimentWish, Stand
 

@@ -14,11 +14,11 @@ A file is one experiment::
       treatment: {share: 0.5, overrides: {explore: 0.1, weights.like: 2.0}}
 
 ``overrides`` are dotted paths into ``recsys.config.system_config.PolicyConfig``. The first arm is the control. Instead of
-``metrics`` a file may name one ``metric``. Of metrics and ramp experiments/design.py says more. An arm with
-``trains`` learns a line of its own (experiments/arm_line.py).
+``metrics`` a file may name one ``metric``. Of metrics and ramp experiments/assignment/design.py says more. An arm with
+``trains`` learns a line of its own (experiments/assignment/arm_line.py).
 
 With ``kind: interleaving`` every user who is in gets lists that both arms draw in turns, and what is done
-with an item is credited to the arm that picked it (experiments/interleaving.py): by ``credit``, weights of
+with an item is credited to the arm that picked it (experiments/statistics/interleaving.py): by ``credit``, weights of
 labels, else by its metric.
 """
 
@@ -29,9 +29,9 @@ from typing import Any, Final
 
 import msgspec
 
-from experiments.arm_line import MOST_LETTERS, MOST_TRAFFIC, TRAINS, line_of
-from experiments.design import UNIT, Metrics, Ramp, time_ms_of
-from experiments.metric import metric_of
+from experiments.assignment.arm_line import MOST_LETTERS, MOST_TRAFFIC, TRAINS, line_of
+from experiments.assignment.design import UNIT, Metrics, Ramp, time_ms_of
+from experiments.assignment.metric import metric_of
 from recsys.config.policy_config import PolicyConfig, check_weights
 from recsys.config.system_config import override
 from recsys.config.yaml_with_lines import Marked, YamlError
@@ -58,7 +58,7 @@ def _check(holds: bool, name: str, value: object, expected: str) -> None:
 @dataclass(frozen=True)
 class Arm:
     """One variant. ``trains``: from what it learns a line of its own, that answers its users
-    (experiments/arm_line.py); empty: the live line answers them."""
+    (experiments/assignment/arm_line.py); empty: the live line answers them."""
 
     name: str
     share: float

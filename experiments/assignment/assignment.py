@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from experiments.definition import Arm, Experiment
+from experiments.assignment.definition import Arm, Experiment
 from recsys.events.hashing import Id, uniform
 
 _SEED: Final = 0  # changing it draws every user of every experiment anew

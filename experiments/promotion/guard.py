@@ -13,10 +13,10 @@ from typing import Final
 
 import numpy as np
 
-from experiments.comparison import Compared, Comparison, Paired
-from experiments.promotion import Evidence, Hold, Rollback, Served, window
-from experiments.served import ServedRates
-from experiments.significance import Estimate, Mean
+from experiments.promotion.canary_engagement import ServedRates
+from experiments.promotion.promotion import Evidence, Hold, Rollback, Served, window
+from experiments.statistics.comparison import Compared, Comparison, Paired
+from experiments.statistics.significance import Estimate, Mean
 from recsys.config.promotion_config import PromotionConfig
 
 # Nothing is decided by fewer, but for predictions that are no numbers: somebody who asks without end, or a

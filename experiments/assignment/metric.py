@@ -3,7 +3,7 @@
 Names are made of what an example knows. ``long_view`` (any label of the schema) is long views for each shown
 item, ``watch_s`` seconds for each shown item; ``long_view_per_user``, ``watch_s_per_user`` and
 ``shown_per_user`` are for each user who was given an arm. A rate of a list of items is a ratio, not a mean:
-its users have unequally many items, so its variance is found by the delta method (experiments/effect.py).
+its users have unequally many items, so its variance is found by the delta method (experiments/statistics/effect.py).
 """
 
 from collections.abc import Iterable, Sequence

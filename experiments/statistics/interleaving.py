@@ -30,8 +30,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from experiments.effect import AT_LEAST, LEAST_COUNT, Effect, Users, effect_within, eta_of
-from experiments.sample_ratio import SampleRatio, sample_ratio
+from experiments.statistics.effect import (
+    AT_LEAST,
+    LEAST_COUNT,
+    Effect,
+    Users,
+    effect_within,
+    eta_of,
+)
+from experiments.statistics.sample_ratio import SampleRatio, sample_ratio
 from recsys.events.hashing import uniform
 
 Floats = NDArray[np.float64]

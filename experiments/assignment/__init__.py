@@ -1,0 +1,1 @@
+"""Experiment definitions, user assignment, and the policy that answers a user. Pure."""

@@ -1,0 +1,1 @@
+"""Statistics of experiments: sequential tests, effects, power, interleaving, off-policy estimates. Pure."""
