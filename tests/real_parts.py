@@ -32,9 +32,9 @@ from tests import test_planted_bugs as planted
 from tests.simulator import CONFIG, DENSE, PUBLISHED, SHARDS, SNAPSHOT_EVERY, SPEC
 from tests.simulator_learner import CountingLearner, whole_examples
 from tests.toy_feed import FEATURES, PARTITIONS
-from training.continual.sequencer_loop import SequencerLoop
 from training.continual.worker import Worker
 from training.joining.joiner_loop import JoinerLoop
+from training.steps.sequencer_loop import SequencerLoop
 
 WORKERS: Final = 2
 BROKEN: Final = "broken.txt"  # in the folder: what a shard found missing when it came back

@@ -34,9 +34,9 @@ from serving.row_store import RowStore
 from tests.simulator_faults import Chance, Crash, Disk, FaultyLog, Wire
 from tests.simulator_learner import CountingLearner, whole_examples
 from tests.toy_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
-from training.continual.sequencer_loop import SequencerLoop
 from training.continual.worker import Worker
 from training.joining.joiner_loop import JoinerLoop
+from training.steps.sequencer_loop import SequencerLoop
 
 SHARDS: Final = 2
 TTL_S: Final = 5

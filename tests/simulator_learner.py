@@ -19,8 +19,8 @@ from recsys.events.hashing import key_of, uniforms
 from recsys.events.records import Example
 from tests.toy_feed import DENSE as DENSE_WIDTH
 from tests.toy_feed import FEATURES
-from training.continual import step_reader
 from training.continual.rows_behind import examples_behind
+from training.steps import step_reader
 
 
 def whole_examples() -> AbstractContextManager[Any]:

@@ -18,8 +18,8 @@ from recsys.model.blueprint import build_model
 from recsys.process.log_consumer import readable
 from training.candidates.shadow_loop import ShadowLoop
 from training.continual.learner import Learner
-from training.continual.step_reader import ExampleCheck, read_lanes
-from training.line import MAIN
+from training.lines.line import MAIN
+from training.steps.step_reader import ExampleCheck, read_lanes
 
 pytestmark = pytest.mark.slow
 

@@ -59,8 +59,8 @@ def test_training_goes_on_from_the_benchs_state(tmp_path: Path) -> None:
     from recsys.features.feature_set_file import feature_set
     from recsys.model.blueprint import build_model
     from recsys.process.open_log import open_log
-    from training.continual.sequencer_loop import SequencerLoop
-    from training.line import spec_of
+    from training.lines.line import spec_of
+    from training.steps.sequencer_loop import SequencerLoop
 
     config = doors.bench_config(str(tmp_path), candidates=50)
     build(config, 100, 0, now_ms=1_790_000_000_000)

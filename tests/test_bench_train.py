@@ -24,7 +24,7 @@ from recsys.log.protocol import MemoryLog
 from recsys.model.blueprint import build_model
 from recsys.process.open_log import open_log
 from training.continual.learner import Learner
-from training.continual.step_reader import ExampleCheck
+from training.steps.step_reader import ExampleCheck
 
 
 def test_the_same_seed_draws_the_same_examples_and_few_ids_are_frequent():

@@ -7,8 +7,8 @@ import pytest
 from recsys.events.event_types import Engagement, Impression, Tick, encode
 from recsys.events.records import EVENTS
 from recsys.log.protocol import Append, MemoryLog, Topic
-from training import by_time
-from training.by_time import first_at, served_ms_of
+from training.lines import offset_lookup as by_time
+from training.lines.offset_lookup import first_at, served_ms_of
 
 DAY_MS = 86_400_000
 NOW_MS = 100 * DAY_MS

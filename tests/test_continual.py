@@ -26,9 +26,9 @@ from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Beat, read_beat
 from tests.toy_feed import FEATURES, append_examples, example, toy_config
 from training.continual.learner import Learner
-from training.continual.sequencer_loop import SequencerLoop, wall_ms
 from training.continual.worker import Worker
-from training.line import MAIN, spec_of
+from training.lines.line import MAIN, spec_of
+from training.steps.sequencer_loop import SequencerLoop, wall_ms
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 

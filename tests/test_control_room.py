@@ -28,7 +28,7 @@ from recsys.process.part_process import Heartbeat, Stop, write_atomically
 from serving.control_room.exposition import keyed
 from tests.toy_plan import config_in
 from tests.toy_trial import LABELS, ToyTrial
-from training.measuring.trial_fold import TrialFold
+from training.outcomes.trial_fold import TrialFold
 
 TEXT = """
 name: mine

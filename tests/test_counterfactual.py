@@ -29,7 +29,7 @@ from recsys.log.protocol import Log, Record
 from recsys.process.open_log import open_log
 from serving.past_session import find_impression
 from tests import toy_policies as toy
-from training.measuring.credit_fold import interleaving_readout, read_credits
+from training.outcomes.credit_fold import interleaving_readout, read_credits
 
 
 @dataclass

@@ -12,7 +12,7 @@ from recsys.config.policy_config import PolicyConfig
 from recsys.events.event_types import Impression, Stamp, encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics
 from recsys.log.protocol import Append, MemoryLog
-from training.measuring.credit_fold import CreditsRead, read_credits
+from training.outcomes.credit_fold import CreditsRead, read_credits
 
 LABELS = ("long_view", "like")
 DUEL = "name: duel\nkind: interleaving\ncredit: {like: 1.0}\narms:\n  control:\n  treatment: {overrides: {weights.like: 3.0}}\n"  # fmt: skip  # noqa: E501

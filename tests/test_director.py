@@ -9,7 +9,7 @@ from recsys.events.control_records import Control, Experiments, Live, Stand
 from recsys.events.records import CONTROL, pack, topics, unpack
 from recsys.log.protocol import Append, MemoryLog
 from recsys.process.part_process import Heartbeat
-from training.director import Director, experiment_texts, tell_experiments
+from training.candidates.director import Director, experiment_texts, tell_experiments
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from tests.toy_feed import (
     toy_log,
 )
 from tests.toy_loops import Clock, everything, step_of, trained_log
-from training import director
-from training.continual.step_reader import records_of
-from training.director import Director
+from training.candidates import director
+from training.candidates.director import Director
+from training.steps.step_reader import records_of
 
 
 def direct(log: Log, folder: Path, clock: Clock) -> Director:

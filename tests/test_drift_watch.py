@@ -20,7 +20,7 @@ from recsys.log.protocol import Append, LogUnavailable
 from recsys.process.part_process import Heartbeat
 from tests.toy_feed import FEATURES, append_examples, example, toy_config, toy_log
 from tests.toy_loops import Clock, FlakyLog, everything, sequence
-from training.director import Director, tell_drift
+from training.candidates.director import Director, tell_drift
 from training.drift import watch as drift_watch
 from training.drift.offline_command import OfflineCommand
 from training.drift.watch import DriftWatch, SampledFeatures, steady

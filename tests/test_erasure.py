@@ -25,8 +25,8 @@ from recsys.log.sqlite_log import SqliteLog
 from recsys.process.part_snapshot import PartState
 from tests.toy_feed import FEATURES, PARTITIONS, START_MS, append_events, feed, toy_config, toy_log
 from training.archive.writer import Archive, read_archive
-from training.erasing import erasure
-from training.erasing.erasure import EVERY_MS, Eraser
+from training.deletion import erasure
+from training.deletion.erasure import EVERY_MS, Eraser
 from training.joining.joiner_loop import JoinerLoop
 
 USER = "u3"

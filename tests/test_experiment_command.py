@@ -25,7 +25,7 @@ from recsys.features.feature_set_file import FEED_SCHEMA, decide
 from recsys.log.protocol import Append
 from recsys.process.open_log import create_topics, open_log
 from tests.toy_trial import ToyTrial
-from training.director import Director
+from training.candidates.director import Director
 
 TEXT = """
 name: mine

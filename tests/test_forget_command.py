@@ -26,8 +26,8 @@ from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import write_atomically
 from tests.test_unlearn import learn
 from tests.toy_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
-from training.live import live_epoch
-from training.standstill import finish
+from training.lines.live_epoch import live_epoch
+from training.steps.drain import finish
 
 USER = "u3"
 WHERE = partition_of(USER, PARTITIONS)

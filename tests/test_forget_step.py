@@ -13,10 +13,10 @@ from recsys.log.protocol import Append, MemoryLog
 from recsys.model.blueprint import build_model
 from tests.toy_feed import DENSE, FEATURES, append_examples, block, example, toy_config, toy_log
 from training.continual.learner import Learner
-from training.continual.sequencer_loop import SequencerLoop
-from training.continual.step_reader import ExampleCheck, StepReader, read_lanes
 from training.continual.worker import Worker
-from training.line import spec_of
+from training.lines.line import spec_of
+from training.steps.sequencer_loop import SequencerLoop
+from training.steps.step_reader import ExampleCheck, StepReader, read_lanes
 
 CONFIG = toy_config(examples=8, shards=2)
 CHECK = ExampleCheck(FEATURES, DENSE)

@@ -14,12 +14,12 @@ from recsys.log.protocol import Append
 from recsys.model.blueprint import build_model
 from recsys.world_aba import WorldABA
 from tests.toy_feed import FEATURES, append_examples, example, toy_config, toy_log
-from training.continual.forgetting import Cohorts, ForgettingConfig, ForgettingControl, Rehearsal
 from training.continual.learner import Learner
-from training.continual.sequencer import Sequencer
-from training.continual.step_reader import ExampleCheck, read_lanes
 from training.continual.worker import Worker
-from training.line import learning_digest, spec_of
+from training.forgetting.forgetting import Cohorts, ForgettingConfig, ForgettingControl, Rehearsal
+from training.lines.line import learning_digest, spec_of
+from training.steps.sequencer import Sequencer
+from training.steps.step_reader import ExampleCheck, read_lanes
 
 HOUR_MS = 3_600_000
 SMALL = ForgettingConfig(window_ms=HOUR_MS, kept=16, cohorts=3)

@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from training.merging.forms import Averages, Chooser, LatencyGate, Lead, average_logits, losses
+from training.merging.merge_variants import (
+    Averages,
+    Chooser,
+    LatencyGate,
+    Lead,
+    average_logits,
+    losses,
+)
 
 
 def stream(

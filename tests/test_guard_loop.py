@@ -21,11 +21,11 @@ from recsys.events.records import EXAMPLES, SCORES, Scores
 from recsys.log.protocol import LogLost
 from recsys.model.blueprint import build_model
 from recsys.process.log_consumer import readable
-from training.candidates.affected import Affected, affected, file_of
 from training.candidates.line_start import LineStart
+from training.candidates.rollback_impact import Affected, affected, file_of
 from training.candidates.shadow import Shadow
 from training.candidates.shadow_loop import ShadowLoop
-from training.line import MAIN, whole_spec
+from training.lines.line import MAIN, whole_spec
 
 pytestmark = pytest.mark.slow
 GUARD = "guard-1"

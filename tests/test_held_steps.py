@@ -13,7 +13,7 @@ from parameter_server.table.table import table_seed
 from recsys.config.system_config import StepConfig
 from recsys.events.records import Delta, pack
 from tests.toy_line import DENSE, LANES, TABLES, keys_of, lane_of, time_of, toy_spec
-from training.continual.sequencer import Sequencer
+from training.steps.sequencer import Sequencer
 
 STEPS = 41
 

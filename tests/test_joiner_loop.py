@@ -31,7 +31,7 @@ from tests.toy_loops import (
     everything,
     join,
 )
-from training.erasing.erasure import erase_records
+from training.deletion.erasure import erase_records
 from training.joining.joiner_loop import JoinerLoop, sequences_after
 
 # --- the joiner ---

@@ -2,8 +2,8 @@ from recsys.events.control_records import Live
 from recsys.events.records import CONTROL, EXAMPLES, STEPS, Range, Step, pack, topics
 from recsys.log.protocol import Append, MemoryLog
 from training.continual.epoch_end import EpochEnd
-from training.control import ControlReader
-from training.lineage import Lineage
+from training.lines.control import ControlReader
+from training.steps.lineage import Lineage
 
 FIRST = Live(line="main", epoch=0)
 PROMOTED = Live(line="main", epoch=1, since=3, of=0, candidate="c1")

@@ -16,9 +16,9 @@ from recsys.events.control_records import Live
 from recsys.events.event_types import User
 from recsys.events.hashing import key_of
 from training.candidates.registry import Provenance, Refused, parent_of, plain_config
-from training.line import MAIN
+from training.lines.line import MAIN
 from training.merging.merge import Blend, Blends
-from training.merging.with_live import LiveMerge, Merged
+from training.merging.merge_live import LiveMerge, Merged
 
 pytestmark = pytest.mark.slow
 HALF = Blends(Blend(0.5, 0.5), 0.5)

@@ -15,11 +15,11 @@ from recsys.model.list_ranker import lists_of
 from recsys.model.prediction_metrics import auc
 from training.continual.learner import Lane, Learner
 from training.continual.local_line import LocalLine
-from training.line import spec_of
-from training.merging.distill import Distiller, student_of, taught
-from training.merging.forms import losses
+from training.lines.line import spec_of
 from training.merging.merge import Replayed, catch_up, standing_at
+from training.merging.merge_variants import losses
 from training.merging.refit import Batch, Refit, refit
+from training.offline.distill import Distiller, student_of, taught
 
 CONFIG = Config(
     step=StepConfig(lanes=1),

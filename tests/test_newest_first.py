@@ -12,11 +12,11 @@ from recsys.log.protocol import Append, MemoryLog, Topic, newest_first
 from recsys.process.ticker import Ticker
 from tests.gappy_log import GappyLog
 from tests.toy_feed import example
-from training.continual.sequencer_loop import last_place
-from training.director import ends_before
+from training.candidates.director import ends_before
 from training.joining.joiner_loop import sequences_after
-from training.lineage import last_steps, newest_step
-from training.measuring.population import _span
+from training.outcomes.population import _span
+from training.steps.lineage import last_steps, newest_step
+from training.steps.sequencer_loop import last_place
 
 STEPS_CUT = 300
 

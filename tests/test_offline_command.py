@@ -31,7 +31,7 @@ from tests.toy_feed import FEATURES, START_MS
 from tests.toy_plan import config_in
 from training.candidates.registry import Registry, model_config
 from training.offline import job as offline_job
-from training.offline import teaching
+from training.offline import teacher_labels as teaching
 from training.offline.checkpoints import FileCheckpoints
 
 MODEL = ModelConfig(dim=4, vector_dim=4, hidden=(8,))

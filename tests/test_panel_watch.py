@@ -26,16 +26,16 @@ from recsys.model.model_tables import tables_of
 from recsys.process.part_process import Heartbeat
 from tests.toy_feed import DENSE, FEATURES, append_examples, example, toy_config, toy_log
 from training.candidates.shadow_loop import ShadowLoop
-from training.continual import panel_log, panel_watch
 from training.continual.learner import Learner
-from training.continual.panel_log import PanelExample
-from training.continual.panel_watch import Ended, PanelThread, PanelWatch, tell
-from training.continual.panels import PREVIOUS
-from training.continual.sequencer_loop import SequencerLoop
-from training.continual.step_reader import ExampleCheck
 from training.continual.worker import Worker
-from training.line import MAIN, spec_of
-from training.lineage import Lineage
+from training.forgetting import panel_log, panel_watch
+from training.forgetting.panel_log import PanelExample
+from training.forgetting.panel_watch import Ended, PanelThread, PanelWatch, tell
+from training.forgetting.panels import PREVIOUS
+from training.lines.line import MAIN, spec_of
+from training.steps.lineage import Lineage
+from training.steps.sequencer_loop import SequencerLoop
+from training.steps.step_reader import ExampleCheck
 
 SAID = np.full(3, 0.4, np.float32).tobytes()
 

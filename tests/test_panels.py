@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.continual.panels import (
+from training.forgetting.panels import (
     AGES,
     MOST,
     PREVIOUS,

@@ -3,10 +3,10 @@
 from recsys.events.records import STEPS, Range, Step, pack
 from recsys.log.protocol import Append, MemoryLog
 from tests.toy_feed import toy_log
-from training.continual.sequencer_loop import last_place
-from training.director import point
-from training.erasing.past import Past
-from training.live import live_epoch, live_epochs
+from training.candidates.director import point
+from training.deletion.user_history import Past
+from training.lines.live_epoch import live_epoch, live_epochs
+from training.steps.sequencer_loop import last_place
 
 
 def cut(log: MemoryLog, epoch: int, step: int, partition: int, start: int, stop: int) -> None:

@@ -28,10 +28,10 @@ from parameter_server.storage.wal import Wal
 from parameter_server.table.table import Table
 from tests.simulator import Broken, Simulation
 from tests.simulator_oracles import check
-from training.continual import sequencer_loop
 from training.joining import joiner_loop
 from training.joining.joiner import Joiner
 from training.joining.joiner_loop import JoinerLoop
+from training.steps import sequencer_loop
 
 pytestmark = pytest.mark.slow
 

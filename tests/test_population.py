@@ -7,7 +7,7 @@ from experiments.assignment.metric import metric_of
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Append
 from tests.toy_trial import ITEMS, LABELS, ToyTrial
-from training.measuring.population import read_population
+from training.outcomes.population import read_population
 
 LONG, PER_USER = metric_of("long_view", LABELS), metric_of("shown_per_user", LABELS)
 

@@ -13,7 +13,7 @@ from recsys.cli.studies.judged_pairs import Pair
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.control_records import Candidate, Control, Decision, Live, Wish
 from tests.toy_town import EQUAL, RULES, Town, told
-from training.candidates.case import Case
+from training.candidates.candidate_evidence import Case
 
 GUARD = "guard-1"
 LIVE_IS_WORSE, LIVE_IS_BETTER = Pair(1.6, 0.3), Pair(0.3, 1.6)

@@ -27,12 +27,12 @@ from recsys.process.log_consumer import readable
 from recsys.process.open_log import open_log
 from tests.live_system import LiveSystem, Traffic
 from tests.test_promotion_loop import never_back
-from training.candidates.affected import file_of
 from training.candidates.registry import Provenance, Registry, plain_config
+from training.candidates.rollback_impact import file_of
 from training.candidates.shadow import Shadow
-from training.control import ControlReader
-from training.line import MAIN, whole_spec
-from training.lineage import Lineage
+from training.lines.control import ControlReader
+from training.lines.line import MAIN, whole_spec
+from training.steps.lineage import Lineage
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 

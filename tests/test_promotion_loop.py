@@ -16,8 +16,8 @@ from recsys.events.control_records import Decision
 from recsys.events.event_types import Impression, decode
 from recsys.events.records import EVENTS, SCORES, STEPS, Lesson, Scores, Step
 from recsys.process.log_consumer import readable
-from training.candidates.affected import Affected, affected, file_of
-from training.line import MAIN
+from training.candidates.rollback_impact import Affected, affected, file_of
+from training.lines.line import MAIN
 
 pytestmark = pytest.mark.slow
 

@@ -25,8 +25,8 @@ from recsys.features.session import Session
 from recsys.model.batch import batch_of
 from recsys.model.blueprint import build_model
 from recsys.model.model import lookup_of
-from training.candidates import recall
-from training.candidates.recall import Search, Weights, sorted_rows
+from training.candidates import retrieval_recall as recall
+from training.candidates.retrieval_recall import Search, Weights, sorted_rows
 
 FEATURES = FeatureSet(FEED_SCHEMA)
 CONFIG = ModelConfig(dim=4, vector_dim=8, hidden=(8,))

@@ -15,6 +15,7 @@ from recsys.events.control_records import Live
 from recsys.features.feature_set import FeatureSet
 from recsys.model.model_tables import tables_of
 from tests.toy_feed import FEATURES, START_MS
+from training.candidates.model_size_check import size_of
 from training.candidates.registry import (
     FILE,
     Parent,
@@ -29,7 +30,6 @@ from training.candidates.registry import (
     plain_config,
     teacher_words,
 )
-from training.candidates.sizes import size_of
 
 MODEL = ModelConfig(dim=4, vector_dim=4, hidden=(8,))
 SPEC = ShardSpec(tables_of(MODEL), lanes=1)

@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 
 from recsys.config.system_config import StepConfig
 from recsys.events.records import Range
-from training.continual.sequencer import Sequencer, lanes_of
+from training.steps.sequencer import Sequencer, lanes_of
 
 CONFIG = StepConfig(examples=4, every_ms=100, lanes=2)
 

@@ -28,9 +28,9 @@ from tests.toy_loops import (
     trained_log,
     worker,
 )
-from training.continual.sequencer_loop import SequencerLoop
-from training.continual.step_reader import StepReader
-from training.line import learning_digest
+from training.lines.line import learning_digest
+from training.steps.sequencer_loop import SequencerLoop
+from training.steps.step_reader import StepReader
 
 # --- the sequencer ---
 

@@ -15,7 +15,7 @@ from recsys.events.records import CONTROL, pack, topics
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, MemoryLog
 from training.candidates.promoter import Promoter
-from training.control import ControlReader
+from training.lines.control import ControlReader
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from recsys.model.blueprint import build_model
 from recsys.process.log_consumer import readable
 from recsys.process.open_log import create_topics, open_log
 from tests.toy_plan import FREE
+from training.candidates.model_size_check import size_of
 from training.candidates.registry import Provenance, Refused, Registry, plain_config
-from training.candidates.sizes import size_of
-from training.line import spec_of
+from training.lines.line import spec_of
 
 MODEL = ModelConfig(dim=4, vector_dim=8, hidden=(16,))
 SMALL = ModelSize(2, (4,))

@@ -25,8 +25,8 @@ from tests.toy_feed import (
     toy_config,
     toy_log,
 )
-from training.joining import shelf
-from training.joining.held import Open, held_of
+from training.joining import pending_impressions as shelf
+from training.joining.impression_state import Open, held_of
 from training.joining.joiner import Joiner
 from training.joining.joiner_loop import JoinerLoop
 from training.joining.spill import MemorySpill, Row, Spill, SpillLost

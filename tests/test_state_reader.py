@@ -41,7 +41,7 @@ from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog
 from serving.replica import Replica
 from serving.state_reader import StateReader
-from training.line import spec_of
+from training.lines.line import spec_of
 
 FEATURES = FeatureSet(FEED_SCHEMA)
 NOW_MS = 1_790_000_000_000

@@ -10,7 +10,7 @@ import pytest
 from recsys.events.records import Range, Step, pack
 from recsys.log.protocol import LogLost, Record
 from tests.toy_feed import DENSE, FEATURES, block, example
-from training.continual.step_reader import ExampleCheck, read_lanes
+from training.steps.step_reader import ExampleCheck, read_lanes
 
 CHECK = ExampleCheck(FEATURES, DENSE)
 STEP = Step(line="main", epoch=0, step=1, ranges=[Range(0, 4, 14), Range(1, 0, 6)], examples=16, lanes=4,

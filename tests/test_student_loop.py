@@ -18,7 +18,7 @@ from recsys.events.records import SCORES, STEPS, Scores, Step
 from recsys.process.log_consumer import readable
 from serving import retrieval_client
 from tests.test_promotion_loop import never_back, stamps, until
-from training.line import MAIN, learning_digest
+from training.lines.line import MAIN, learning_digest
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from training.continual.learner import Learner
 from training.offline.loop import OfflineLoop, Plan
 from training.offline.setup import Ancestor, trainer_of, vocabularies_of
 from training.offline.tables import OwnTable
-from training.offline.teaching import TaughtBlocks, frozen, learning_along, write
+from training.offline.teacher_labels import TaughtBlocks, frozen, learning_along, write
 from training.offline.trainer import OfflineTrainer
 
 SMALL = replace(MODEL, dim=2, hidden=(4,))

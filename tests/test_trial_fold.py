@@ -15,7 +15,7 @@ from recsys.events.event_types import Engagement, encode
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Append
 from tests.toy_trial import BEGAN_MS, HOUR_MS, ITEMS, LABELS, ToyTrial
-from training.measuring.trial_fold import TrialFold
+from training.outcomes.trial_fold import TrialFold
 
 TEXT = """
 name: mine
@@ -81,7 +81,7 @@ def test_small_turns_lose_nothing_that_was_shown(
     served(toy, 60, 1)
     toy.pass_time(1)
     whole = fold(toy)
-    monkeypatch.setattr("training.measuring.trial_fold._READ", 10)
+    monkeypatch.setattr("training.outcomes.trial_fold._READ", 10)
     its = TrialFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS)
     assert its.read(1) > 0 and its.waiting == 0
     while its.read(1):

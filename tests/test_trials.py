@@ -11,8 +11,8 @@ from recsys.events.control_records import Control, Experiments, ExperimentWish, 
 from recsys.events.records import CONTROL, pack, unpack
 from recsys.log.protocol import Append
 from tests.toy_trial import HOUR_MS, LABELS, ToyTrial
-from training.measuring.trial_fold import TrialFold
-from training.measuring.trials import LOOK_EVERY_MS, Trials
+from training.outcomes.trial_fold import TrialFold
+from training.outcomes.trials import LOOK_EVERY_MS, Trials
 
 TEXT = """
 name: mine
@@ -115,7 +115,7 @@ def test_it_does_not_grow_with_too_few(toy: ToyTrial) -> None:
 def test_it_grows_by_all_who_are_in_it_where_a_few_are_kept(
     toy: ToyTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.measuring.trials._MOST_USERS", 10)
+    monkeypatch.setattr("training.outcomes.trials._MOST_USERS", 10)
     runs = started(toy)
     serve(toy)
     toy.pass_time(2)

@@ -26,17 +26,17 @@ from tests.durable_client import DurableClient
 from tests.toy_feed import FEATURES, PARTITIONS, START_MS, append_events, feed, toy_config, toy_log
 from training.archive.files import erase_rows
 from training.archive.writer import Archive, read_archive
+from training.candidates.director import point, starts_after
 from training.continual.learner import Learner
-from training.continual.sequencer_loop import last_place
-from training.continual.step_reader import StepReader
 from training.continual.worker import Worker
-from training.control import ControlReader
-from training.director import point, starts_after
-from training.erasing.erasure import PART, Eraser, erase_records, left_of
-from training.erasing.unlearn import CantUnlearn, unlearn
-from training.line import spec_of
-from training.live import live_epoch
-from training.standstill import finish
+from training.deletion.erasure import PART, Eraser, erase_records, left_of
+from training.deletion.unlearn import CantUnlearn, unlearn
+from training.lines.control import ControlReader
+from training.lines.line import spec_of
+from training.lines.live_epoch import live_epoch
+from training.steps.drain import finish
+from training.steps.sequencer_loop import last_place
+from training.steps.step_reader import StepReader
 
 LATE = "u91"  # only in the newer part of the log
 EARLY = "u3"
@@ -206,13 +206,13 @@ def test_killed_anywhere_it_is_done_again(
     learn(config, log)
     expected = learn(config_of(tmp_path / "b"), never_seen(log, LATE))
     where = {
-        "steps": "training.erasing.unlearn._replay",
-        "snapshot": "training.erasing.unlearn.snapshots.write_part",
-        "pointer": "training.erasing.unlearn.point",
-        "removal": "training.erasing.unlearn._remove_replaced",
-        "deltas": "training.erasing.unlearn.changes_records",
-        "examples": "training.erasing.unlearn.erase_records",
-        "end": "training.erasing.unlearn.digest_of_shards",
+        "steps": "training.deletion.unlearn._replay",
+        "snapshot": "training.deletion.unlearn.snapshots.write_part",
+        "pointer": "training.deletion.unlearn.point",
+        "removal": "training.deletion.unlearn._remove_replaced",
+        "deltas": "training.deletion.unlearn.changes_records",
+        "examples": "training.deletion.unlearn.erase_records",
+        "end": "training.deletion.unlearn.digest_of_shards",
     }
 
     def dies(*_: object, **__: object) -> None:
@@ -433,7 +433,7 @@ def test_an_epoch_that_never_came_to_be_live_is_no_part_of_history(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("training.erasing.unlearn.point", dies)
+        patch.setattr("training.deletion.unlearn.point", dies)
         unlearn(log, config, FEATURES, LATE, before, 5)
     asked = {}
     for number, user in enumerate(("first", "second"), 1):
@@ -500,7 +500,7 @@ def test_a_replay_that_ends_in_the_middle_leaves_what_is_live(
         raise ValueError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.erasing.unlearn.Worker.turn", fails)
+        patch.setattr("training.deletion.unlearn.Worker.turn", fails)
         with pytest.raises(
             CantUnlearn, match="replay of step .* ended: no. The model that is live"
         ):

@@ -48,15 +48,15 @@ from tests.toy_feed import (
     toy_log,
 )
 from tests.toy_loops import Clock, drain, everything, fresh_client, join, trained_log, worker
-from training import director
 from training.archive import writer as archive
-from training.continual import sequencer_loop
+from training.candidates import director
 from training.continual.learner import Learner
-from training.continual.sequencer_loop import SequencerLoop
-from training.continual.step_reader import ExampleCheck, StepReader, read_lanes, records_of
 from training.continual.worker import Worker
 from training.joining import joiner_loop
-from training.line import spec_of
+from training.lines.line import spec_of
+from training.steps import sequencer_loop
+from training.steps.sequencer_loop import SequencerLoop
+from training.steps.step_reader import ExampleCheck, StepReader, read_lanes, records_of
 
 # --- the worker ---
 

@@ -17,10 +17,10 @@ from tests.toy_feed import (
     toy_log,
 )
 from training.continual.learner import Learner
-from training.continual.sequencer_loop import SequencerLoop
 from training.continual.worker import Worker
 from training.joining.joiner_loop import JoinerLoop
-from training.line import spec_of
+from training.lines.line import spec_of
+from training.steps.sequencer_loop import SequencerLoop
 
 
 class Clock:

@@ -25,7 +25,7 @@ from recsys.events.records import (
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, MemoryLog
 from training.candidates.promoter import Promoter
-from training.control import ControlReader
+from training.lines.control import ControlReader
 
 BETTER, WORSE, EQUAL = Pair(1.2, 0.3), Pair(0.3, 1.2), Pair(0.7, 0.7)
 RULES = PromotionConfig(

@@ -2,7 +2,7 @@
 
 A candidate goes through stages: in ``shadow`` it scores the stream and nobody sees it; as ``canary`` it
 answers a share of the users; then it is all. ``judge`` is called whenever there is new evidence, as often as
-one likes. Somebody else acts on what it says (training/director.py).
+one likes. Somebody else acts on what it says (training/candidates/director.py).
 """
 
 import math

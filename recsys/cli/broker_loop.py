@@ -40,10 +40,10 @@ from serving.session_loop import SessionLoop
 from serving.session_store import RedisFold
 from serving.state_reader import StateReader
 from training.continual.learner import Learner
-from training.continual.sequencer_loop import SequencerLoop
 from training.continual.worker import Worker
 from training.joining.joiner_loop import JoinerLoop
-from training.line import spec_of
+from training.lines.line import spec_of
+from training.steps.sequencer_loop import SequencerLoop
 
 _WORKERS = 2
 _BATCH = 1000

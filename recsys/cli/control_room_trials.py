@@ -21,7 +21,7 @@ from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments, Stand
 from recsys.features.feature_set_file import labels_of
 from recsys.log.protocol import Log
-from training.measuring.trial_fold import TrialFold
+from training.outcomes.trial_fold import TrialFold
 
 EVERY_S: Final = 30.0
 CPU_S: Final = 0.15  # of the processor, for all experiments at one look

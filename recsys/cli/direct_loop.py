@@ -18,10 +18,10 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, MemoryLog
 from recsys.model.blueprint import build_model
 from training.continual.learner import Learner
-from training.continual.sequencer import Sequencer
 from training.continual.worker import Worker
 from training.joining.joiner import Joined
-from training.line import MAIN, learning_digest, spec_of
+from training.lines.line import MAIN, learning_digest, spec_of
+from training.steps.sequencer import Sequencer
 
 
 class DirectLoop:

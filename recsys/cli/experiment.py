@@ -27,8 +27,8 @@ from recsys.events.records import CONTROL, pack
 from recsys.features.feature_set_file import FEED_SCHEMA, labels_of
 from recsys.log.protocol import Append, Log
 from recsys.process.log_consumer import readable
-from training.director import CONFIGS
-from training.measuring.trial_fold import TrialFold
+from training.candidates.director import CONFIGS
+from training.outcomes.trial_fold import TrialFold
 
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 _ANSWER_S: Final = 30.0

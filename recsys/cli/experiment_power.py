@@ -12,7 +12,7 @@ from experiments.assignment.metric import Metric, metric_of
 from experiments.statistics.effect import eta_of
 from experiments.statistics.power import Looks, come_once
 from recsys.log.protocol import Log
-from training.measuring.population import read_population
+from training.outcomes.population import read_population
 
 _HALVES: Final = (0.5, 0.5)
 

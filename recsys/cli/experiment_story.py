@@ -7,7 +7,7 @@ from typing import Any
 from experiments.assignment.definition import Experiment
 from experiments.statistics.readout import Readout
 from recsys.events.control_records import Control, Experiments
-from training.measuring.trial_fold import TrialFold
+from training.outcomes.trial_fold import TrialFold
 
 
 def began_ms(told: Iterable[Control], name: str) -> int:

@@ -79,8 +79,8 @@ def _ask(user: str, state: Path, config: Config) -> list[str]:
 def _on_disk(user: str, config: Config, unlearn: bool) -> list[str]:
     from recsys.features.feature_set_file import feature_set
     from recsys.process.open_log import open_log
-    from training.erasing.unlearn import unlearn as unlearn_user
-    from training.standstill import finish
+    from training.deletion.unlearn import unlearn as unlearn_user
+    from training.steps.drain import finish
 
     log, again = open_log(config), open_log(config)
     try:

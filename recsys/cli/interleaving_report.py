@@ -8,7 +8,7 @@ from experiments.statistics.interleaving import Preference
 from recsys.cli.experiment_table import number_table
 from recsys.config.system_config import Config
 from recsys.log.protocol import Log
-from training.measuring.credit_fold import interleaving_readout, read_credits
+from training.outcomes.credit_fold import interleaving_readout, read_credits
 
 
 def read_interleaving(

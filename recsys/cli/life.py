@@ -17,7 +17,7 @@ from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step
 from recsys.log.protocol import Log, Record, read_range
 from recsys.process.log_consumer import UNREADABLE
 from serving.past_session import find_impression
-from training.by_time import first_at, served_ms_of
+from training.lines.offset_lookup import first_at, served_ms_of
 
 _READ: Final = 500
 _MARGIN_MS: Final = 60_000  # for what comes out of order

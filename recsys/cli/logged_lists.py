@@ -28,8 +28,8 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, Record, newest_first
 from recsys.process.log_consumer import UNREADABLE
 from serving.past_chances import Judged, judged, same_candidates
-from training.by_time import first_at, served_ms_of
 from training.joining.sampling import stands_for
+from training.lines.offset_lookup import first_at, served_ms_of
 
 INTERLEAVED: Final = "interleaved: two policies drew them in turns"
 BY_SCORE: Final = "asked for by score: nothing was drawn"

@@ -9,9 +9,9 @@ from recsys.cli.shadow import StateOption, propose_to, with_system
 from recsys.clock import wall_ms
 from recsys.features.feature_set_file import feature_set
 from training.candidates.registry import Registry, new_name
-from training.control import ControlReader
+from training.lines.control import ControlReader
 from training.merging.merge import Blend, Blends
-from training.merging.with_live import LiveMerge
+from training.merging.merge_live import LiveMerge
 
 
 def merge(

@@ -148,7 +148,7 @@ def _begun(asked: Asked, work: Path) -> Path:
     from training.offline import job as jobs
     from training.offline.archive import is_archive
     from training.offline.loop import Plan
-    from training.offline.teaching import chosen
+    from training.offline.teacher_labels import chosen
 
     config = _config(asked)
     model, share = _student(asked, config.model)
@@ -189,7 +189,7 @@ def _student(asked: Asked, system: ModelConfig) -> tuple[ModelConfig, float]:
     examples are read. Raises ValueError for what can't be."""
     from recsys.model.student_model import student_model
     from training.candidates.registry import Registry
-    from training.merging.distill import SHARE, checked_share
+    from training.offline.distill import SHARE, checked_share
 
     if not asked.student:
         return system, 0.0

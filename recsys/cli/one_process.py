@@ -35,17 +35,17 @@ from serving.session_loop import SessionLoop
 from serving.session_store import MemoryFold, MemorySessions
 from serving.state_reader import StateReader
 from serving.swipe_traces import SwipeTraces
+from training.candidates.director import Director
 from training.candidates.shadow_loop import ShadowLoop
 from training.continual.epoch_end import EpochEnd
 from training.continual.learner import Learner
-from training.continual.sequencer_loop import SequencerLoop
-from training.continual.step_trace import SequenceTrace, tell_learned
 from training.continual.worker import Worker
-from training.control import config_now
-from training.director import Director
 from training.joining.join_trace import JoinTrace
 from training.joining.joiner_loop import JoinerLoop
-from training.line import MAIN, spec_of
+from training.lines.control import config_now
+from training.lines.line import MAIN, spec_of
+from training.steps.sequencer_loop import SequencerLoop
+from training.steps.step_trace import SequenceTrace, tell_learned
 
 START_MS: Final = 1_790_000_000_000
 _WATCH_MS: Final = 3_000

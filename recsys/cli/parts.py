@@ -26,8 +26,8 @@ _PARTS: Final = (
     Part("counters", "serving.counter_loop:run", ("log",), nice=_LATER),
     Part("joiner", "training.joining.joiner_loop:run", ("log",), nice=_LATER),
     Part("archive", "training.archive.writer:run", ("log",), nice=_LATER),
-    Part("sequencer", "training.continual.sequencer_loop:run", ("log",), nice=_LATER),
-    Part("director", "training.director:run", ("log",), nice=_LATER),
+    Part("sequencer", "training.steps.sequencer_loop:run", ("log",), nice=_LATER),
+    Part("director", "training.candidates.director:run", ("log",), nice=_LATER),
     Part("shadow", "training.candidates.shadow_loop:run", ("log",), nice=_LATER),
     # Ray Train alone takes some twenty seconds, so nothing but viewers waits for these two.
     Part(

@@ -26,13 +26,13 @@ from recsys.events.records import CONTROL, pack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, LogLost, LogUnavailable
 from recsys.process.open_log import open_log
-from training.candidates import affected
-from training.candidates.case import numbers
+from training.candidates import rollback_impact as affected
+from training.candidates.candidate_evidence import numbers
+from training.candidates.model_size_check import size_of
 from training.candidates.promoter import Promoter, answers_wish
 from training.candidates.registry import Refused, Registry
-from training.candidates.sizes import size_of
-from training.control import ControlReader
-from training.line import spec_of
+from training.lines.control import ControlReader
+from training.lines.line import spec_of
 
 StateOption = Annotated[Path, typer.Option(help="The state folder.")]
 _ANSWER_S: Final = 30.0

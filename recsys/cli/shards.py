@@ -20,8 +20,8 @@ from recsys.features.feature_set_file import feature_set
 from recsys.model.blueprint import build_model
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
-from training.control import ControlReader
-from training.line import MAIN, spec_of
+from training.lines.control import ControlReader
+from training.lines.line import MAIN, spec_of
 
 _ANSWER_S: Final = 5.0
 _LOG: Final = logging.getLogger(__name__)

@@ -96,7 +96,7 @@ def start(
 def _planned(
     config: Config, viewers: float, only: list[str], control_room: bool = False
 ) -> tuple[Config, Plan]:
-    from training.line import spec_of  # imports torch: not for --help
+    from training.lines.line import spec_of  # imports torch: not for --help
 
     address = os.environ.get("RAY_ADDRESS", "")
     resolved, plan = plans.resolve(

@@ -33,7 +33,7 @@ from recsys.log.protocol import Log, LogLost, Record
 from recsys.process.log_consumer import UNREADABLE, Consumer, DeadLetters
 from recsys.process.part_snapshot import PartState
 from recsys.process.retry_loop import Turns
-from training.continual.step_reader import StepReader
+from training.steps.step_reader import StepReader
 
 _READ: Final = 100  # records of each topic in a turn: item states are large
 _READ_DELTAS: Final = 16  # and so are deltas

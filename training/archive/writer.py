@@ -7,7 +7,7 @@ not here yet. A file is written beside and renamed, and its name says which offs
 where to go on, and a kill at any time neither loses nor repeats a record. A record's day and hour are those
 of its partition's event time when it came: a late one lies where it was read, and offsets stay together. An
 hour's many small files become one per partition once the hour is over. Who is forgotten is taken out of the
-files (training/erasing/erasure.py).
+files (training/deletion/erasure.py).
 """
 
 import logging
@@ -39,8 +39,8 @@ from training.archive.files import (
     tidy,
 )
 from training.archive.inspector import Inspector
-from training.erasing.erasure import PART as ERASURES
-from training.erasing.erasure import Eraser
+from training.deletion.erasure import PART as ERASURES
+from training.deletion.erasure import Eraser
 
 PART: Final = "archive"
 TOPICS: Final = (EVENTS, ITEMS, EXAMPLES)

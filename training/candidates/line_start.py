@@ -24,8 +24,8 @@ from recsys.model.blueprint import build_model
 from recsys.process.log_consumer import readable
 from training.candidates.registry import Refused, Registry
 from training.candidates.shadow import Shadow
-from training.line import MAIN, whole_spec
-from training.lineage import Lineage
+from training.lines.line import MAIN, whole_spec
+from training.steps.lineage import Lineage
 
 
 class LineStart:

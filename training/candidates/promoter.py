@@ -31,10 +31,10 @@ from recsys.events.records import EXAMPLES, SCORES, Scores, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import UNREADABLE
-from training.candidates.canary_shown import CanaryShown, GuardShown
-from training.candidates.case import Case, begun, numbers
-from training.line import MAIN
-from training.lineage import CAUGHT_UP, Lineage, last_steps, newest_step, starts_after
+from training.candidates.canary_impressions import CanaryShown, GuardShown
+from training.candidates.candidate_evidence import Case, begun, numbers
+from training.lines.line import MAIN
+from training.steps.lineage import CAUGHT_UP, Lineage, last_steps, newest_step, starts_after
 
 _READ: Final = 500
 _HOUR_MS: Final = 3_600_000

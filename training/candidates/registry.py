@@ -199,7 +199,7 @@ class Registry:
 
         ``or_data``: one that was made from a folder of data goes with every log. ``unlearned``: the epoch in
         which a user was last unlearned, that no candidate may bring back. Whether a model of another size may
-        be judged is for ``training.candidates.sizes`` to say.
+        be judged is for ``training.candidates.model_size_check`` to say.
         """
         its = self.provenance(name)
         if its.feature_set != features.digest:

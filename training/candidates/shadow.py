@@ -29,11 +29,11 @@ from recsys.model.blueprint import build_model
 from recsys.model.model import padded
 from training.candidates.arm_learner import ArmExample, ArmLearner
 from training.continual.learner import Learner
-from training.continual.step_reader import ExampleCheck, read_lanes
 from training.continual.worker import Worker
 from training.joining.sampling import stands_for
-from training.line import MAIN
-from training.lineage import Lineage
+from training.lines.line import MAIN
+from training.steps.lineage import Lineage
+from training.steps.step_reader import ExampleCheck, read_lanes
 
 _SEED: Final = 0  # changing it draws anew which lanes are scored
 _FEW: Final = 5  # a viewer with so few items in the session is new

@@ -35,12 +35,12 @@ from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.retry_loop import Turns, patiently
 from training.candidates.line_start import LineStart, write_line
-from training.candidates.retrieval_look import Items, Look, RetrievalLook, ranks_us
+from training.candidates.retrieval_comparison import Items, Look, RetrievalLook, ranks_us
 from training.candidates.shadow import Shadow
-from training.continual.panel_watch import PanelThread
-from training.control import ControlReader
-from training.line import MAIN, spec_of
-from training.lineage import CAUGHT_UP, Lineage, newest_step, starts_after
+from training.forgetting.panel_watch import PanelThread
+from training.lines.control import ControlReader
+from training.lines.line import MAIN, spec_of
+from training.steps.lineage import CAUGHT_UP, Lineage, newest_step, starts_after
 
 PART: Final = "shadow"
 _LOOK_EVERY: Final = 8  # steps between two looks for a snapshot of live

@@ -55,9 +55,9 @@ from training.continual.learner import Learner
 from training.continual.progress import Progress
 from training.continual.trainer_run import Failure, TrainerRun
 from training.continual.worker import Worker
-from training.control import config_now
-from training.line import MAIN, spec_of
-from training.live import live_epoch
+from training.lines.control import config_now
+from training.lines.line import MAIN, spec_of
+from training.lines.live_epoch import live_epoch
 
 PART: Final = "trainer"
 _REPORT_STEPS: Final = 1_000  # by step, since all workers must report together

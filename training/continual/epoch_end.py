@@ -6,9 +6,9 @@ whenever each of them looks, and none leaves the others waiting for its lanes.
 
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Log
-from training.continual.sequencer_loop import last_place
-from training.control import ControlReader
-from training.lineage import last_steps
+from training.lines.control import ControlReader
+from training.steps.lineage import last_steps
+from training.steps.sequencer_loop import last_place
 
 
 class EpochEnd:

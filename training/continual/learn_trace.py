@@ -5,8 +5,8 @@ from typing import Final
 
 from recsys.observability.log_throttle import Seldom
 from recsys.observability.tracer import Tracer
-from training.continual.step_trace import tell_learned
 from training.continual.trainer_run import Spans, TrainerRun
+from training.steps.step_trace import tell_learned
 
 _COUNT_EVERY_S: Final = 2.0
 

@@ -50,7 +50,7 @@ from torch.nn.functional import softplus
 
 from recsys.events.records import Lesson
 from recsys.model.ranker import loss_per_output
-from training.continual.lesson_faults import is_open
+from training.steps.example_validation import is_open
 
 Floats = NDArray[np.float32]
 _CLOSED = -100.0  # ln(1 − F) where F is 1: e to it is nothing in float32

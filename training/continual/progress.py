@@ -11,8 +11,8 @@ from recsys.observability.recent_delays import Delays
 from recsys.process.log_consumer import UNREADABLE
 from recsys.process.part_process import Heartbeat
 from training.continual.prequential import Prequential
-from training.continual.step_reader import StepReader
-from training.control import ControlReader
+from training.lines.control import ControlReader
+from training.steps.step_reader import StepReader
 
 _LOOK_EVERY_MS: Final = 1_000
 _P95: Final = "view_to_learned_p95_ms"

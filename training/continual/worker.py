@@ -26,9 +26,9 @@ from recsys.log.protocol import Log
 from recsys.process.gc_control import no_collection
 from recsys.process.log_consumer import DeadLetters
 from training.continual.learner import Lane, Learner
-from training.continual.step_reader import ExampleCheck, LaneExamples, StepReader, read_lanes
-from training.line import MAIN, learning_digest
-from training.lineage import Lineage
+from training.lines.line import MAIN, learning_digest
+from training.steps.lineage import Lineage
+from training.steps.step_reader import ExampleCheck, LaneExamples, StepReader, read_lanes
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]

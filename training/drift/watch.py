@@ -25,7 +25,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost, Record, read_range
 from recsys.process.log_consumer import UNREADABLE
 from training.continual.progress import Told
-from training.control import ControlReader
 from training.drift import monitors as drift
 from training.drift.reaction import (
     PublishEvery,
@@ -34,7 +33,8 @@ from training.drift.reaction import (
     SetRate,
     StartOffline,
 )
-from training.line import MAIN
+from training.lines.control import ControlReader
+from training.lines.line import MAIN
 
 _DELTAS: Final = 200  # records read at once
 _LOOK_MS: Final = 1_000  # between two looks at examples

@@ -24,7 +24,7 @@ counted as unattributed: no example comes of it, only the session and the counte
 
 While its window is open, an impression is held whole. After it, all that is held is who did what with which
 item, as packed bytes: few engagements come so late, and for each of them the impression is read again. Beyond
-a cap, what is held goes to disk (training/joining/shelf.py); it changes nothing of the result.
+a cap, what is held goes to disk (training/joining/pending_impressions.py); it changes nothing of the result.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ from recsys.events.hashing import Id
 from recsys.events.records import Example, Forget, served_by
 from recsys.features.feature_set import one_item, predicted_of
 from training.joining.delay import Delays, DelayState
-from training.joining.held import (
+from training.joining.impression_state import (
     AFTER,
     BY_WINDOW,
     FORESEEN,
@@ -60,8 +60,8 @@ from training.joining.held import (
     rank_of,
     size_of,
 )
+from training.joining.pending_impressions import Shelf, ShelfState
 from training.joining.sampling import is_kept
-from training.joining.shelf import Shelf, ShelfState
 from training.joining.spill import Spill
 
 Recall = Callable[[int], Impression | None]

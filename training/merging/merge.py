@@ -9,7 +9,7 @@ snapshot: two lines that began apart give the same answer by other numbers, and 
     w(n) = rare + (frequent - rare) n / (n + half)      of the online parent, for a row with n examples since
 
 A row that online traffic used often since is better known there, one that it hardly touched is better known
-to the parent that saw it several times. The averages of logits of two lines are in training/merging/forms.py.
+to the parent that saw it several times. The averages of logits of two lines are in training/merging/merge_variants.py.
 
 Legend: R rows of a table, D dimension, P dense parameters, N online, O offline.
 """

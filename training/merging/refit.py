@@ -12,7 +12,7 @@ import numpy as np
 
 from training.continual.learner import Lane
 from training.continual.local_line import LocalLine
-from training.merging.forms import losses
+from training.merging.merge_variants import losses
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from safetensors.numpy import load_file, save_file
 
 from recsys.events.records import Lesson
 from recsys.features.feature_set import FeatureSet
-from training.continual.step_reader import ExampleCheck
 from training.offline.examples import BLOCKS, Examples, examples_of, id_hash, joined, widths
+from training.steps.step_reader import ExampleCheck
 
 DAY_MS: Final = 86_400_000
 BLOCK: Final = 16_384  # examples: about 40 MB of features

@@ -19,7 +19,7 @@ from recsys.events.hashing import splitmix64
 from recsys.events.records import Lesson
 from recsys.features.feature_set import FeatureSet
 from recsys.model.batch import Batch, assemble
-from training.line import MAIN
+from training.lines.line import MAIN
 
 BLOCKS: Final = ("user_keys", "item_keys", "history", "outcomes", "dense")
 Bytes = NDArray[np.uint8]

@@ -40,8 +40,8 @@ from training.offline.setup import (
     unpacked,
     vocabularies_of,
 )
-from training.offline.teaching import Teaching, taught_blocks, teacher_of
-from training.offline.teaching import prepare as teach
+from training.offline.teacher_labels import Teaching, taught_blocks, teacher_of
+from training.offline.teacher_labels import prepare as teach
 from training.offline.trainer import Exchange, alone
 
 FILE: Final = "job.json"

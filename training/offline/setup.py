@@ -18,7 +18,7 @@ from recsys.model.model_tables import tables_of
 from training.candidates.registry import Parent, Refused, parent_of
 from training.continual.learner import Learner
 from training.continual.rows_behind import examples_behind
-from training.merging.distill import Distiller
+from training.offline.distill import Distiller
 from training.offline.loop import Blocks
 from training.offline.tables import OwnTable, RowTable, started_from
 from training.offline.trainer import Exchange, OfflineTrainer, alone, lane_of

@@ -20,7 +20,7 @@ from parameter_server.shard.lanes import LaneGradients, add_lanes
 from parameter_server.table.dense import DENSE_COLUMNS, Dense
 from training.continual.learner import Lane, Learner
 from training.continual.open_labels import told_once
-from training.merging.distill import Distiller, taught
+from training.offline.distill import Distiller, taught
 from training.offline.examples import Examples
 from training.offline.tables import COLUMNS, RowTable
 from training.offline.vocabulary import Vocabulary

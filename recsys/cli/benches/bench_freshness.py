@@ -172,7 +172,7 @@ def cut(task: Task, told: Told, stop: Any) -> None:
     from recsys.events.records import EXAMPLES
     from recsys.features.feature_set_file import feature_set
     from recsys.process.open_log import open_log
-    from training.continual.sequencer_loop import SequencerLoop
+    from training.steps.sequencer_loop import SequencerLoop
 
     with telling(told, 1):
         log = open_log(task.config)
@@ -232,7 +232,7 @@ def learn(task: Task, ports: dict[int, int], told: Told, stop: Any) -> None:
     from training.continual.jagged import keyed_jagged
     from training.continual.learner import Learner
     from training.continual.worker import Worker
-    from training.line import spec_of
+    from training.lines.line import spec_of
 
     with telling(told, 3):
         config, spec, who, log = (
@@ -271,7 +271,7 @@ def serve(task: Task, part: int, told: Told, stop: Any) -> None:
     from recsys.log.protocol import Append
     from recsys.model.blueprint import build_model
     from recsys.process.open_log import open_log
-    from training.line import spec_of
+    from training.lines.line import spec_of
 
     with telling(told, part):
         warm()

@@ -124,7 +124,7 @@ def _snapshot(config: Config, features: FeatureSet, keys_NI: Keys, seed: int, no
     from parameter_server.shard.shard import Shard
     from parameter_server.storage.snapshots import write_part
     from recsys.model.blueprint import build_model
-    from training.line import spec_of
+    from training.lines.line import spec_of
 
     spec, draw = spec_of(config), np.random.default_rng(seed + 2)
     dense = build_model(features, config.model).read_dense()

@@ -218,8 +218,8 @@ def _score(task: Task, its: _Sender) -> None:
     from recsys.model.blueprint import build_model
     from recsys.process.open_log import open_log
     from training.candidates.shadow import Shadow
-    from training.continual.sequencer_loop import last_place
-    from training.line import MAIN, whole_spec
+    from training.lines.line import MAIN, whole_spec
+    from training.steps.sequencer_loop import last_place
 
     with telling(its.told, 5):
         config, log = task.config, open_log(task.config)

@@ -44,9 +44,9 @@ from recsys.process.gc_control import settle
 from recsys.process.open_log import create_topics, open_log
 from training.candidates.shadow import Shadow
 from training.continual.learner import Learner
-from training.continual.sequencer_loop import SequencerLoop
 from training.continual.worker import Worker
-from training.line import MAIN, spec_of, whole_spec
+from training.lines.line import MAIN, spec_of, whole_spec
+from training.steps.sequencer_loop import SequencerLoop
 
 _START_MS: Final = 1_790_000_000_000
 _WARM: Final = 8  # steps before the clock starts

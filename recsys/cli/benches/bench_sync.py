@@ -34,9 +34,9 @@ from recsys.model.model import padded
 from recsys.model.prediction_metrics import auc
 from serving.row_store import RowStore
 from training.continual.learner import Learner
-from training.continual.sequencer_loop import SequencerLoop
 from training.continual.worker import Worker
-from training.line import spec_of
+from training.lines.line import spec_of
+from training.steps.sequencer_loop import SequencerLoop
 
 EXAMPLES_A_STEP: Final = 256
 EVENTS_PER_S: Final = 1_000  # at which bytes a second are told: an example each

@@ -99,7 +99,7 @@ def serve(job: Job, part: int, told: Told, stop: Any) -> None:
         from recsys.log.protocol import Append
         from recsys.model.blueprint import build_model
         from recsys.process.open_log import open_log
-        from training.line import spec_of
+        from training.lines.line import spec_of
 
         torch.set_num_threads(1)
         warm()
@@ -143,7 +143,7 @@ def work(job: Job, rank: int, ports: dict[int, int], told: Told) -> None:
         from training.continual.jagged import keyed_jagged, load
         from training.continual.learner import Learner
         from training.continual.worker import Worker
-        from training.line import spec_of
+        from training.lines.line import spec_of
 
         config, spec = job.config, spec_of(job.config)
         who = WorkerId(rank, WORKERS, 1)
@@ -184,7 +184,7 @@ def _config(folder: str, batch: int) -> Config:
 def _write(config: Config, drawn: Any) -> None:
     """Examples, then the records of their steps, as the sequencer cuts them."""
     from recsys.process.open_log import create_topics, open_log
-    from training.continual.sequencer_loop import SequencerLoop
+    from training.steps.sequencer_loop import SequencerLoop
 
     log = open_log(config)
     create_topics(log, config)

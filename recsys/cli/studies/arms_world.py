@@ -28,7 +28,7 @@ from training.candidates.arm_learner import without_rows
 from training.continual.learner import Lane, Learned, Learner
 from training.continual.local_line import LocalLine
 from training.continual.open_labels import Told, told_once
-from training.line import whole_spec
+from training.lines.line import whole_spec
 
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]

@@ -19,11 +19,11 @@ from recsys.model.list_ranker import lists_of
 from training.continual.learner import Floats, Lane, Learner
 from training.continual.local_line import LocalLine
 from training.continual.rows_behind import examples_behind
-from training.line import spec_of
-from training.merging.distill import Distiller, student_of, taught
-from training.merging.forms import Averages, Chooser, Lead, losses
+from training.lines.line import spec_of
 from training.merging.merge import Blend, Blends, Parent, Since, interpolate, standing_at
+from training.merging.merge_variants import Averages, Chooser, Lead, losses
 from training.merging.refit import Batch, Refit, refit
+from training.offline.distill import Distiller, student_of, taught
 from training.offline.vocabulary import Counter
 
 Doubles = NDArray[np.float64]

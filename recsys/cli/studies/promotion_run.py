@@ -29,12 +29,12 @@ from recsys.log.protocol import Append
 from recsys.model.blueprint import build_model
 from recsys.world import World
 from serving.request import Answer, Request
+from training.candidates.model_size_check import size_of
 from training.candidates.registry import Provenance, Registry, plain_config
-from training.candidates.sizes import size_of
 from training.continual.learner import Learner
-from training.continual.step_reader import ExampleCheck, read_lanes
-from training.line import MAIN, whole_spec
-from training.lineage import Lineage
+from training.lines.line import MAIN, whole_spec
+from training.steps.lineage import Lineage
+from training.steps.step_reader import ExampleCheck, read_lanes
 
 LIST: Final = 5
 Change = Callable[[dict[str, Any]], None]

@@ -23,7 +23,7 @@ from recsys.datasets.source import Dataset
 from recsys.events.event_types import Engagement, Event, Impression, Item, User
 from recsys.events.records import Example
 from recsys.features.feature_set import FeatureSet, RequestFeatures
-from training.continual.sequencer import Sequencer
+from training.steps.sequencer import Sequencer
 
 Ints = NDArray[np.int64]
 

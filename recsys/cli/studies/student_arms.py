@@ -28,7 +28,7 @@ from training.offline.examples import Examples
 from training.offline.loop import OfflineLoop, Plan
 from training.offline.setup import trainer_of, vocabularies_of
 from training.offline.tables import OwnTable
-from training.offline.teaching import learning_along
+from training.offline.teacher_labels import learning_along
 from training.offline.trainer import OfflineTrainer
 from training.offline.vocabulary import Vocabulary
 

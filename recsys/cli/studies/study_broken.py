@@ -27,8 +27,8 @@ from recsys.events.hashing import uniform
 from recsys.events.records import Lesson
 from recsys.model.model import Model
 from recsys.world import World
-from training.candidates.affected import affected
-from training.line import MAIN
+from training.candidates.rollback_impact import affected
+from training.lines.line import MAIN
 
 _WARM: Final = 700  # lists before anything is proposed
 _EPOCHS: Final = 3

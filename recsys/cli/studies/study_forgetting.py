@@ -1,7 +1,7 @@
 """`recsys study forgetting`: tastes are A, then B, then A again; how much of A is left on return.
 
 The same log is learned twice: plainly, and with old examples rehearsed as the panel asks for
-(training/continual/forgetting.py). Lists hang on no model, so both are judged on the same rows. Two things
+(training/forgetting/forgetting.py). Lists hang on no model, so both are judged on the same rows. Two things
 are judged. *Memory*: the panel of the first A, with features as they were served then, scored at the end of A
 and once B is over: what the weights have forgotten. *On return*: the first window of the second A, as it is
 predicted: there the viewers' own sessions and counters are still full of B, which no weight can know to be
@@ -34,17 +34,17 @@ from recsys.model.prediction_metrics import auc, log_loss
 from recsys.report import Predictions
 from recsys.world import World
 from recsys.world_aba import WorldABA
-from training.continual.forgetting import (
+from training.continual.learner import Learner
+from training.drift.monitors import LossWatch
+from training.forgetting.forgetting import (
     ForgettingConfig,
     ForgettingControl,
     Place,
     Rehearsal,
     Strength,
 )
-from training.continual.learner import Learner
-from training.continual.sequencer import Sequencer
-from training.drift.monitors import LossWatch
-from training.line import MAIN, learning_digest
+from training.lines.line import MAIN, learning_digest
+from training.steps.sequencer import Sequencer
 
 _HOUR_MS: Final = 3_600_000
 _KEPT: Final = 0.95  # of A's AUC, wanted on return

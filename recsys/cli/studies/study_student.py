@@ -27,7 +27,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.model.student_model import shown, student_model
 from serving.int8_rows import Int8Rows
 from serving.row_store import RowStore
-from training.merging.distill import SHARE, checked_share
+from training.offline.distill import SHARE, checked_share
 from training.offline.examples import Examples, joined
 from training.offline.loop import Plan
 

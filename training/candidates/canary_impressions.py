@@ -17,7 +17,7 @@ from recsys.events.hashing import Id, key_of
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import UNREADABLE, Consumer
-from training.by_time import first_at
+from training.lines.offset_lookup import first_at
 
 BEFORE_MS: Final = (
     1_800_000  # of what was shown before a line was live: longer, and times differ more

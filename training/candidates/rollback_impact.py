@@ -16,9 +16,9 @@ from recsys.events.records import EVENTS, EXAMPLES, STEPS, Step, unpack
 from recsys.log.protocol import Log, Record
 from recsys.process.log_consumer import UNREADABLE
 from recsys.process.part_process import write_atomically
-from training.by_time import first_at, served_ms_of
-from training.line import MAIN
-from training.lineage import Lineage
+from training.lines.line import MAIN
+from training.lines.offset_lookup import first_at, served_ms_of
+from training.steps.lineage import Lineage
 
 FOLDER: Final = "quarantine"
 _READ: Final = 1_000

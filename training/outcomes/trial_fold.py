@@ -26,8 +26,8 @@ from recsys.events.hashing import Id, key_of
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Log, LogLost
 from recsys.process.log_consumer import UNREADABLE, Consumer
-from training.by_time import first_at, served_ms_of
-from training.measuring.shown_item import closed_ms_of, read_shown, values_of
+from training.lines.offset_lookup import first_at, served_ms_of
+from training.outcomes.shown_item import closed_ms_of, read_shown, values_of
 
 BEFORE_MS: Final = 7 * 86_400_000  # what is a covariate: a week before it began
 _READ: Final = 1_000

@@ -38,14 +38,14 @@ from recsys.model.model_tables import tables_of
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat
 from recsys.process.part_snapshot import PartState
-from training.continual import panel_log, panels
 from training.continual.learner import Lane, Learner
-from training.continual.panel_log import Found, PanelExample
-from training.continual.panels import Floats, Kept, Panel
-from training.continual.step_reader import ExampleCheck
-from training.control import ControlReader
-from training.line import MAIN
-from training.lineage import Lineage, ancestors
+from training.forgetting import panel_log, panels
+from training.forgetting.panel_log import Found, PanelExample
+from training.forgetting.panels import Floats, Kept, Panel
+from training.lines.control import ControlReader
+from training.lines.line import MAIN
+from training.steps.lineage import Lineage, ancestors
+from training.steps.step_reader import ExampleCheck
 
 PART: Final = "panels"
 _LOOK_EVERY_S: Final = 2.0

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from recsys.events.records import STEPS, Step
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import readable
-from training.continual.step_reader import StepReader
-from training.live import live_epochs
+from training.lines.live_epoch import live_epochs
+from training.steps.step_reader import StepReader
 
 
 class CantUnlearn(ValueError):

@@ -24,8 +24,8 @@ from recsys.events.hashing import Id, key_of
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Log, newest_first
 from recsys.process.log_consumer import UNREADABLE
-from training.by_time import first_at, served_ms_of
-from training.measuring.shown_item import closed_ms_of
+from training.lines.offset_lookup import first_at, served_ms_of
+from training.outcomes.shown_item import closed_ms_of
 
 _READ: Final = 1_000
 _MARGIN_MS: Final = 60_000

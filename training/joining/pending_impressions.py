@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from recsys.events.event_types import Impression, decode, encode
-from training.joining.held import Held, HeldAt, Open, size_of
+from training.joining.impression_state import Held, HeldAt, Open, size_of
 from training.joining.spill import Row, Spill
 
 _AROUND: Final = 300  # bytes around a packed Held: its id, its place in a dictionary, its timer

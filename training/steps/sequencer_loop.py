@@ -30,12 +30,12 @@ from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.retry_loop import Turns, patiently
 from recsys.process.ticker import Ticker
-from training.continual.sequencer import Sequencer
-from training.continual.step_trace import SeenExample, SequenceTrace
-from training.control import ControlReader
-from training.line import MAIN, learning_digest
-from training.lineage import Lineage, ancestors
-from training.live import live_epochs
+from training.lines.control import ControlReader
+from training.lines.line import MAIN, learning_digest
+from training.lines.live_epoch import live_epochs
+from training.steps.lineage import Lineage, ancestors
+from training.steps.sequencer import Sequencer
+from training.steps.step_trace import SeenExample, SequenceTrace
 
 PART = "sequencer"
 _READ = 1000

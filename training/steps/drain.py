@@ -9,10 +9,10 @@ from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from recsys.process.part_snapshot import PartState
-from training.continual.sequencer_loop import SequencerLoop
 from training.joining import joiner_loop
 from training.joining.joiner_loop import JoinerLoop
-from training.live import live_epoch
+from training.lines.live_epoch import live_epoch
+from training.steps.sequencer_loop import SequencerLoop
 
 
 def finish(log: Log, config: Config, features: FeatureSet, again: Log | None = None) -> int:

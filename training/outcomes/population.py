@@ -17,7 +17,7 @@ from experiments.statistics.power import Floats, covariance
 from recsys.events.hashing import key_of
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Log, newest_first
-from training.measuring.shown_item import ShownItem, closed_ms_of, read_shown, values_of
+from training.outcomes.shown_item import ShownItem, closed_ms_of, read_shown, values_of
 
 LOOKS: Final = 14
 _READ: Final = 1_000

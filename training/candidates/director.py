@@ -1,7 +1,7 @@
 """The director: the one part that moves the live pointer, and that keeps what a line may go back to.
 
 It appends the first live record where there is none, and each revision of the experiments
-(training/measuring/trials.py). A line goes back to a snapshot at most, so the log keeps the examples from
+(training/outcomes/trials.py). A line goes back to a snapshot at most, so the log keeps the examples from
 the oldest kept snapshot on; older snapshots go. Alarms of drift, and what is done about them, are its to
 tell as well (training/drift/watch.py).
 """
@@ -27,16 +27,16 @@ from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, newest_fir
 from recsys.process.log_consumer import UNREADABLE
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
-from training.candidates import affected
+from training.candidates import rollback_impact as affected
 from training.candidates.promoter import Promoter
-from training.continual.step_reader import StepReader
 from training.drift.offline_command import OfflineCommand
 from training.drift.watch import DriftWatch
-from training.line import MAIN
-from training.lineage import starts_after
-from training.live import live_epochs
-from training.measuring import arm_lines
-from training.measuring.trials import Trials
+from training.lines.line import MAIN
+from training.lines.live_epoch import live_epochs
+from training.outcomes import arm_lines
+from training.outcomes.trials import Trials
+from training.steps.lineage import starts_after
+from training.steps.step_reader import StepReader
 
 PART: Final = "director"
 CONFIGS: Final = Path(experiments.__file__).parent / "configs"

@@ -3,7 +3,7 @@
 The target of each output is what happened, and by ``share`` what the teacher says (Hinton, Vinyals and Dean
 2015, at temperature 1, since a student must be as calibrated as its teacher). The teacher tells before it
 learns, so its probabilities are no echo of the label. A teacher may be one line, or the average of several
-(training/merging/forms.py). A student is a line like any other, of a model that may be smaller.
+(training/merging/merge_variants.py). A student is a line like any other, of a model that may be smaller.
 
 Legend: B examples of a lane, L outputs.
 """

@@ -15,7 +15,7 @@ from experiments.statistics.readout import BROKEN, HARM, Readout
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Experiments, ExperimentWish, Stand
 from recsys.log.protocol import Log
-from training.measuring.trial_fold import TrialFold
+from training.outcomes.trial_fold import TrialFold
 
 LOOK_EVERY_MS: Final = 10_000
 _MOST_USERS: Final = 100_000

@@ -39,12 +39,12 @@ from training.candidates.registry import (
 )
 from training.continual.learner import Learner
 from training.continual.rows_behind import examples_behind
-from training.continual.step_reader import ExampleCheck, read_lanes
 from training.continual.worker import rows_of
-from training.line import MAIN, whole_spec
-from training.lineage import Lineage, starts_after
+from training.lines.line import MAIN, whole_spec
 from training.merging.merge import Blends, Parent, Since, interpolate
 from training.offline.vocabulary import Counter
+from training.steps.lineage import Lineage, starts_after
+from training.steps.step_reader import ExampleCheck, read_lanes
 
 Keys = NDArray[np.int64]
 _LATELY: Final = 256  # steps until live's snapshot that are looked at for where each partition was

@@ -28,10 +28,10 @@ from recsys.model.list_ranker import Lists, lists_of, rank_lists
 from recsys.model.model import Model
 from recsys.model.model_tables import tables_of
 from recsys.process.log_consumer import UNREADABLE
-from training.candidates.recall import Search, Weights, sorted_rows
+from training.candidates.retrieval_recall import Search, Weights, sorted_rows
 from training.candidates.shadow import ScoredExample, Shadow
 from training.continual.learner import Learner
-from training.line import MAIN
+from training.lines.line import MAIN
 
 _RANKED: Final = 300  # candidates of the list whose ranking is timed
 _REPEATS: Final = 20  # on busy cores the best of five was three times too slow

@@ -13,7 +13,7 @@ from recsys.events.control_records import Live
 from recsys.events.records import STEPS, Step, unpack
 from recsys.log.protocol import Log, newest_first
 from recsys.process.log_consumer import UNREADABLE
-from training.continual.step_reader import StepReader
+from training.steps.step_reader import StepReader
 
 CAUGHT_UP: Final = (
     32  # steps behind the newest, some seconds: what is scored then is the traffic of now
@@ -82,7 +82,7 @@ def ancestors(lives: Sequence[Live], epoch: int) -> set[int]:
 def starts_after(reader: StepReader | Lineage, step: int) -> dict[int, int]:
     """Where the steps after ``step`` begin in ``examples``, by partition, of those that the next ones touch.
 
-    For those that they don't touch see ``training.director.ends_before``.
+    For those that they don't touch see ``training.candidates.director.ends_before``.
     """
     starts: dict[int, int] = {}
     for number in range(step + 1, step + 1 + _AHEAD):

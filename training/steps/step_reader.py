@@ -33,8 +33,8 @@ from recsys.events.records import (  # fmt: skip
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost, Record
 from recsys.process.log_consumer import UNREADABLE
-from training.continual.lesson_faults import fault_of, is_open
-from training.continual.sequencer import lanes_of
+from training.steps.example_validation import fault_of, is_open
+from training.steps.sequencer import lanes_of
 
 _READ_AHEAD = 64  # step records
 _MAX_WATCH_MS = 1 << 53

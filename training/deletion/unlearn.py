@@ -36,14 +36,14 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log, LogLost, Record, read_range
 from recsys.model.blueprint import build_model
 from recsys.process.log_consumer import UNREADABLE
+from training.candidates.director import point
 from training.continual.learner import Learner
 from training.continual.worker import Worker
-from training.control import ControlReader
-from training.director import point
-from training.erasing.empty_places import Emptied, free_until
-from training.erasing.erasure import changes_records, erase_records, left_of, read_at
-from training.erasing.past import CantUnlearn, Past
-from training.line import MAIN, learning_digest, spec_of
+from training.deletion.erasure import changes_records, erase_records, left_of, read_at
+from training.deletion.tombstones import Emptied, free_until
+from training.deletion.user_history import CantUnlearn, Past
+from training.lines.control import ControlReader
+from training.lines.line import MAIN, learning_digest, spec_of
 
 __all__ = ["CantUnlearn", "Unlearned", "unlearn"]
 

@@ -4,7 +4,7 @@ from recsys.events.control_records import Control, Live
 from recsys.events.records import CONTROL
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import readable
-from training.line import MAIN
+from training.lines.line import MAIN
 
 
 def live_epoch(log: Log, line: str = MAIN) -> int:

@@ -18,10 +18,10 @@ from recsys.events.hashing import Id
 from recsys.events.records import EXAMPLES, Lesson, Step, unpack
 from recsys.log.protocol import Log, LogLost, Record, read_range
 from recsys.process.log_consumer import UNREADABLE
-from training.continual.panels import LEAST, ROW, Panel
-from training.continual.step_reader import ExampleCheck, records_of
+from training.forgetting.panels import LEAST, ROW, Panel
 from training.joining.sampling import stands_for
-from training.lineage import Lineage
+from training.steps.lineage import Lineage
+from training.steps.step_reader import ExampleCheck, records_of
 
 _STEPS: Final = 64  # step records looked at together
 _MOST_STEPS: Final = 2_048  # that a panel may reach back

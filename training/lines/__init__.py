@@ -1,0 +1,1 @@
+"""What training parts know about lines: configuration, lineage, and which epoch is live."""

@@ -1,0 +1,1 @@
+"""Outcomes of experiments, folded from the log, and the director's handling of running experiments."""
