@@ -20,11 +20,11 @@ from recsys.observability.tracer import tracer_in_actor
 from recsys.process.latency_tuning import steady
 from recsys.process.open_log import open_log
 from serving.http_app import build_app
-from serving.ray_metrics import RayMetrics
-from serving.ray_retrieval import actor_options, asked_by_handle, deployments
+from serving.retrieval.ray_retrieval import actor_options, asked_by_handle, deployments
 from serving.service import Service, admin_key_file
-from serving.session_line import sessions_at
-from serving.swipe_traces import SwipeTraces
+from serving.sessions.session_connection import sessions_at
+from serving.tracing.ray_metrics import RayMetrics
+from serving.tracing.swipe_traces import SwipeTraces
 
 APP = "recsys"
 HEALTH_PERIOD_S = 5.0

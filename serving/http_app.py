@@ -20,17 +20,18 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from recsys.events.hashing import Id
-from serving import api_models as models
-from serving import fast_bodies, inspection
 from serving import request as values
-from serving.admission import Buckets, Limit
+from serving.admission.admission import Buckets, Limit
+from serving.admission.load_shedding import Gate
 from serving.compat.mount import mount
-from serving.fast_route import FastRoute, fast
-from serving.gate import Gate
-from serving.ingest import ACCEPTED, DUPLICATE, REJECTED, Result
-from serving.intake import Unavailable
+from serving.http import api_models as models
+from serving.http import fast_bodies
+from serving.http.fast_route import FastRoute, fast
+from serving.http.serving_metrics import ServingMetrics
+from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, Result
+from serving.ingestion.write_api import Unavailable
+from serving.replica import inspection
 from serving.service import Service
-from serving.serving_metrics import ServingMetrics
 
 _LATE_S: Final = 0.5  # between two looks at a service that catches up late
 WEB: Final = Path(__file__).parent / "web"

@@ -1,14 +1,14 @@
 """From a request to an answer, by named stages; one version, one stamp.
 
-    filters         what may not come at all: gone, excluded, hidden, seen (serving/filters.py)
-    sources         candidates, each source with its share (serving/retrieval.py)
+    filters         what may not come at all: gone, excluded, hidden, seen (serving/retrieval/filters.py)
+    sources         candidates, each source with its share (serving/retrieval/retrieval.py)
     rank            what the viewer would do with each, as one score
     not_interested, rules
-                    what changes scores or takes candidates out (serving/stages.py)
-    diversify, draw a list by score, caps, exploration and quota, with its propensities (serving/selection.py)
+                    what changes scores or takes candidates out (serving/ranking/stages.py)
+    diversify, draw a list by score, caps, exploration and quota, with its propensities (serving/ranking/selection.py)
 
 Everything happens in one call on one thread: no stage waits, no stage talks to another process. Where shards
-have the item vectors, they were asked before, by ``plan`` (serving/retrieval_plan.py). A stage that
+have the item vectors, they were asked before, by ``plan`` (serving/retrieval/retrieval_plan.py). A stage that
 fails is skipped and named in ``degraded``; an answer comes whatever happens to the model. What a stage took
 out is counted under its name in ``removed``.
 """
@@ -29,20 +29,20 @@ from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.session import Session
 from recsys.model.ranker import watch_seconds
-from serving.deadline import POPULAR, SHORT, UNHURRIED, UNRANKED, Deadline, shortened
-from serving.explanation import reasons
-from serving.filters import wanted_items
-from serving.named_items import fixed, given
-from serving.replica import Replica
+from serving.admission.deadline import POPULAR, SHORT, UNHURRIED, UNRANKED, Deadline, shortened
+from serving.ranking.explanation import reasons
+from serving.ranking.pinned_items import fixed, given
+from serving.ranking.scoring import popular_scores, probabilities
+from serving.ranking.selection import BY_SCORE, Ballot, Chance, Drawn, draw_from
+from serving.ranking.stages import caps_of, staged, trust_of
+from serving.ranking.team_draft import draft
+from serving.replica.replica import Replica
 from serving.request import Answer, AnswerItem, Ranked, Request
-from serving.request_trace import FILTER, RANK, RETRIEVE, SELECT, Mark, unmarked
-from serving.retrieval import Retrieval
-from serving.retrieval_plan import SIDE, Near, Plan
-from serving.retrieval_shard import Version
-from serving.scoring import popular_scores, probabilities
-from serving.selection import BY_SCORE, Ballot, Chance, Drawn, draw_from
-from serving.stages import caps_of, staged, trust_of
-from serving.team_draft import draft
+from serving.retrieval.filters import wanted_items
+from serving.retrieval.retrieval import Retrieval
+from serving.retrieval.retrieval_plan import SIDE, Near, Plan
+from serving.retrieval.retrieval_shard import Version
+from serving.tracing.request_trace import FILTER, RANK, RETRIEVE, SELECT, Mark, unmarked
 
 _log = logging.getLogger(__name__)
 Floats = NDArray[np.float32]

@@ -25,28 +25,28 @@ from recsys.features.session import Session
 from recsys.log.protocol import Append, Log
 from recsys.observability.log_lines import KNOWN
 from recsys.observability.log_throttle import Seldom
-from serving.admission import Admission
-from serving.canary_side import CanarySide
-from serving.deadline import POPULAR, SHORT, UNRANKED, ByClock
-from serving.follower import Follower
-from serving.gate import ARRIVED_S
-from serving.impression_writer import ImpressionWriter
-from serving.intake import Intake, Unavailable
-from serving.kept_file import Kept
-from serving.line_sides import LineSides
-from serving.patient_reader import LONGEST_S, SLICE_S, PatientReader
+from serving.admission.admission import Admission
+from serving.admission.deadline import POPULAR, SHORT, UNRANKED, ByClock
+from serving.admission.fair_lock import Turnstile
+from serving.admission.load_shedding import ARRIVED_S
+from serving.ingestion.disk_spool import Kept
+from serving.ingestion.log_writer import ImpressionWriter
+from serving.ingestion.write_api import Intake, Unavailable
 from serving.pipeline import Pipeline
-from serving.replica import Replica
+from serving.replica.log_follower import Follower
+from serving.replica.replica import Replica
+from serving.replica.state_reader import StateReader
 from serving.request import SESSION, STALE, Answer, Request, without
-from serving.request_trace import ANSWER, WAIT, Mark, RequestTrace, unmarked
-from serving.request_trace import SESSION as SESSION_READ
-from serving.retrieval_client import Shards
-from serving.retrieval_plan import Near
-from serving.session_store import SessionReader, StoreUnavailable
-from serving.session_view import view_of
-from serving.state_reader import StateReader
-from serving.swipe_traces import SwipeTraces
-from serving.turnstile import Turnstile
+from serving.retrieval.retrieval_client import Shards
+from serving.retrieval.retrieval_plan import Near
+from serving.sessions.session_store import SessionReader, StoreUnavailable
+from serving.sessions.session_timeout import LONGEST_S, SLICE_S, PatientReader
+from serving.sessions.session_view import view_of
+from serving.tracing.request_trace import ANSWER, WAIT, Mark, RequestTrace, unmarked
+from serving.tracing.request_trace import SESSION as SESSION_READ
+from serving.tracing.swipe_traces import SwipeTraces
+from serving.variants.canary_routing import CanarySide
+from serving.variants.model_variants import LineSides
 
 _log = logging.getLogger(__name__)
 _SAY_EVERY_S: Final = 30.0

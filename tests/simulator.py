@@ -29,8 +29,8 @@ from recsys.events.event_types import Event
 from recsys.events.records import DELTAS, EVENTS, Delta, topics, unpack
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog
 from recsys.process.part_snapshot import PartState
-from serving.line_reader import LineReader, Loaded
-from serving.row_store import RowStore
+from serving.replica.line_reader import LineReader, Loaded
+from serving.replica.row_store import RowStore
 from tests.simulator_faults import Chance, Crash, Disk, FaultyLog, Wire
 from tests.simulator_learner import CountingLearner, whole_examples
 from tests.toy_feed import FEATURES, PARTITIONS, append_events, feed, toy_config

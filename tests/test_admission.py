@@ -5,7 +5,7 @@ from collections import deque
 
 import pytest
 
-from serving.admission import ONGOING, WAIT, Admission, Buckets, Limit
+from serving.admission.admission import ONGOING, WAIT, Admission, Buckets, Limit
 
 SERVICE_S = 0.004
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.serving_metrics import ServingMetrics
+from serving.http.serving_metrics import ServingMetrics
 from tests.prometheus_live import DEPLOY, complaints, prometheus_is_there, promtool, queries
 from tests.toy_service import World
 

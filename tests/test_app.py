@@ -7,7 +7,7 @@ import pytest
 
 from recsys.config.system_config import ServeConfig
 from recsys.events.event_types import Engagement, Impression
-from serving.session_store import MemorySessions
+from serving.sessions.session_store import MemorySessions
 from tests.toy_service import NOW_MS, Broken, Slow, World, run, view
 
 

@@ -21,7 +21,7 @@ from recsys.features.feature_set import read_block
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Record
 from recsys.process.open_log import open_log
-from serving.past_session import find_impression
+from serving.reconstruction.reconstructed_session import find_impression
 from training.archive.writer import Archive, read_archive
 
 REQUESTS = 26

@@ -7,7 +7,7 @@ from recsys.cli.benches.bench_serve_stages import _figures, looking, stage_of
 APP = [
     "/x/serving/service.py",
     "/x/serving/http_app.py",
-    "/x/serving/fast_route.py",
+    "/x/serving/http/fast_route.py",
     "/y/starlette/routing.py",
 ]
 
@@ -17,7 +17,7 @@ APP = [
     [
         (["/x/recsys/features/session.py"], "unpack"),
         (["/x/recsys/features/session.py", "/x/recsys/features/feature_builder.py", "/x/serving/pipeline.py"], "features"),
-        (["/y/numpy/core.py", "/x/serving/retrieval.py", "/x/serving/pipeline.py"], "retrieve"),
+        (["/y/numpy/core.py", "/x/serving/retrieval/retrieval.py", "/x/serving/pipeline.py"], "retrieve"),
         (["/x/recsys/events/event_types.py"], "impression"),
         (["/x/serving/pipeline.py"], "answer"),
         ([], "answer"),  # the service itself

@@ -16,14 +16,14 @@ from recsys.cli.benches.canary_oracle import Oracle
 from recsys.events.event_types import Stamp
 from recsys.process.open_log import create_topics
 from serving import pipeline as pipelines
-from serving import retrieval_client
-from serving.follower import Follower
 from serving.pipeline import Pipeline
-from serving.replica import Replica
+from serving.replica.log_follower import Follower
+from serving.replica.replica import Replica
 from serving.request import Request
-from serving.retrieval_shard import RetrievalShard
+from serving.retrieval import retrieval_client
+from serving.retrieval.retrieval_shard import RetrievalShard
 from serving.service import Service
-from serving.session_store import MemorySessions
+from serving.sessions.session_store import MemorySessions
 
 EVERY = {"step": 5, "session": 11, "states": 7, "items": 13, "policy": 17, "epoch": 150}
 Plant = Callable[[pytest.MonkeyPatch], None]

@@ -16,7 +16,7 @@ from parameter_server.table.table import EPSILON, Table, initial_rows, rows_with
 from recsys.arrays.key_index import LOAD
 from recsys.config.system_config import TableConfig
 from recsys.events.records import pack
-from serving.row_store import RowStore
+from serving.replica.row_store import RowStore
 
 
 def ids(*values):

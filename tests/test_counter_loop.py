@@ -22,8 +22,8 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.log.protocol import Append, LogLost, MemoryLog
 from recsys.process.part_snapshot import PartState
-from serving import counter_loop
-from serving.counter_loop import NAME, CounterLoop
+from serving.sessions import counter_loop
+from serving.sessions.counter_loop import NAME, CounterLoop
 
 FEATURES = FeatureSet(FEED_SCHEMA)
 NOW_MS = 1_790_000_000_000

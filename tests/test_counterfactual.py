@@ -27,7 +27,7 @@ from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, Record
 from recsys.process.open_log import open_log
-from serving.past_session import find_impression
+from serving.reconstruction.reconstructed_session import find_impression
 from tests import toy_policies as toy
 from training.outcomes.credit_fold import interleaving_readout, read_credits
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.deadline import POPULAR, SHORT, UNRANKED, AsServed, ByClock, shortened
+from serving.admission.deadline import POPULAR, SHORT, UNRANKED, AsServed, ByClock, shortened
 from serving.pipeline import Pipeline
 from serving.request import Request
 from tests.toy_replica import NOW_MS, config, made, policy, popular, viewer

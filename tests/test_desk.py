@@ -12,7 +12,7 @@ import pytest
 
 from recsys.events.records import ITEMS
 from recsys.log.protocol import Append
-from serving.compat import desk
+from serving.compat import shared_handlers as desk
 from tests.test_gorse_routes import API, EXAMPLES, FEEDBACK, ROWS
 from tests.toy_service import COMPAT, World, item, run
 

@@ -27,9 +27,9 @@ from recsys.events.records import DELTAS, EVENTS, ITEM_STATE, ItemState, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, Record
 from recsys.process.open_log import open_log
-from serving.past_session import find_impression
+from serving.reconstruction.reconstructed_session import find_impression
+from serving.replica.state_reader import Batch
 from serving.request import Request
-from serving.state_reader import Batch
 from training.archive.writer import Archive
 
 PORTS = RayPorts(*range(14))

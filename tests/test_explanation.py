@@ -1,5 +1,5 @@
 from recsys.events.field_schema import values_of
-from serving.explanation import reasons
+from serving.ranking.explanation import reasons
 from tests.toy_replica import item, made, viewer
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from serving import api_models, fast_bodies
-from serving.fast_route import FastLane
+from serving.http import api_models, fast_bodies
+from serving.http.fast_route import FastLane
 from serving.http_app import build_app
 from tests.toy_service import World, run
 
@@ -149,7 +149,7 @@ def test_a_body_in_pieces_is_read_whole(tmp_path: Path) -> None:
 def test_a_body_that_never_comes_ends_the_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.fast_route.BODY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("serving.http.fast_route.BODY_TIMEOUT_S", 0.01)
     app = build_app(World(tmp_path).service, lambda: "")
     scope = {
         "type": "http", "method": "POST", "path": "/v1/recommend", "query_string": b"",

@@ -1,7 +1,7 @@
 import numpy as np
 
 from recsys.events.hashing import key_of
-from serving.filters import wanted_items
+from serving.retrieval.filters import wanted_items
 from tests.toy_replica import item, made, viewer
 
 

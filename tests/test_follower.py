@@ -7,8 +7,8 @@ import pytest
 
 from recsys.events.records import topics
 from recsys.log.protocol import LogUnavailable, MemoryLog
-from serving.follower import PATIENCE_S, Follower
-from serving.state_reader import Batch
+from serving.replica.log_follower import PATIENCE_S, Follower
+from serving.replica.state_reader import Batch
 
 
 class Reader:
@@ -41,7 +41,7 @@ def asked_again(reader: Reader, times: int = 2) -> None:
 def test_a_log_that_is_away_is_told_once_it_lasts_and_no_longer_than_it_does(
     monkeypatch: pytest.MonkeyPatch, from_the_start: bool
 ) -> None:
-    monkeypatch.setattr("serving.follower._RETRY_S", 0.005)
+    monkeypatch.setattr("serving.replica.log_follower._RETRY_S", 0.005)
     log, reader, now_s = MemoryLog(), Reader(), [100.0]
     for topic in topics(1):
         log.create(topic)

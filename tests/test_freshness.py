@@ -1,7 +1,7 @@
 """How long a click takes to be known."""
 
 from recsys.events.records import Range
-from serving.freshness import AWAY_MS, KEPT, Freshness, Rate
+from serving.tracing.freshness import AWAY_MS, KEPT, Freshness, Rate
 
 
 def test_a_rate_is_over_the_window_alone() -> None:

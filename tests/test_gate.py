@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 
 from recsys.config.system_config import ServeConfig
-from serving.admission import Buckets, Limit
-from serving.gate import ARRIVED_S, Gate
+from serving.admission.admission import Buckets, Limit
+from serving.admission.load_shedding import ARRIVED_S, Gate
 from tests.toy_service import Slow, World, run, view
 
 

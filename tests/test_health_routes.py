@@ -11,8 +11,8 @@ import pytest
 
 from recsys.config.system_config import ServeConfig
 from recsys.log.protocol import LogUnavailable
-from serving.follower import Follower
 from serving.http_app import build_app
+from serving.replica.log_follower import Follower
 from tests.toy_service import World, run
 
 
@@ -72,7 +72,7 @@ def test_not_ready_is_said_before_the_log_is_read(world: World) -> None:
 def test_a_replica_that_is_cut_off_from_the_log_is_not_ready_and_answers_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.follower._RETRY_S", 0.01)
+    monkeypatch.setattr("serving.replica.log_follower._RETRY_S", 0.01)
     now_s = [100.0]
     world.service.follower = Follower(world.log, world.service.reader, lambda: now_s[0])
     read = world.log.read

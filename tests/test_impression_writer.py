@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog, Topic
-from serving.impression_writer import CLOSED, FULL, REFUSED, ImpressionWriter, Overloaded
-from serving.kept_file import Kept, Waiting
+from serving.ingestion.disk_spool import Kept, Waiting
+from serving.ingestion.log_writer import CLOSED, FULL, REFUSED, ImpressionWriter, Overloaded
 
 
 class Log(MemoryLog):
@@ -335,7 +335,7 @@ def test_what_cannot_be_put_on_disk_at_the_end_is_counted(
 def test_a_folder_that_cannot_be_searched_does_not_end_the_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.impression_writer._ADOPT_S", 0.0)
+    monkeypatch.setattr("serving.ingestion.log_writer._ADOPT_S", 0.0)
     monkeypatch.setattr(Kept, "adopt", broken)
     its = Disk(tmp_path)
     its.show(0)

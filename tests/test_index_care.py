@@ -10,11 +10,11 @@ import pytest
 
 from recsys.config.system_config import Config, ServeConfig
 from recsys.events.hashing import key_of
-from serving import index_files
-from serving.faiss_centroids import lists_for, neighbours, sample_of, train
-from serving.index_care import IndexCare, Probe, Swap
-from serving.ivf_index import TARGET, IvfIndex, Measured
-from serving.replica import Replica
+from serving.index import index_files
+from serving.index.faiss_centroids import lists_for, neighbours, sample_of, train
+from serving.index.ivf_index import TARGET, IvfIndex, Measured
+from serving.replica.index_maintenance import IndexCare, Probe, Swap
+from serving.replica.replica import Replica
 from tests.test_replica import row_of
 from tests.toy_index import pages_of
 from tests.toy_replica import config, item, made, step_delta

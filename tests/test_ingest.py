@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, decode
 from recsys.events.hashing import partition_of
-from serving.ingest import ACCEPTED, DUPLICATE, REJECTED, Ingest, Taken
+from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, Ingest, Taken
 
 NOW_MS = 1_790_000_000_000
 DURATIONS: dict[Any, float] = {"short": 5_000, "long": 60_000}

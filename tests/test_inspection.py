@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from recsys.events.records import ITEMS
-from serving import inspection
-from serving.canary_side import CanarySide
+from serving.replica import inspection
 from serving.request import Request
+from serving.variants.canary_routing import CanarySide
 from tests.toy_service import ADMIN, World, run
 
 

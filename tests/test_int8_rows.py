@@ -11,9 +11,9 @@ from parameter_server.publish.deltas import Changed, StepDelta
 from parameter_server.publish.rounding import round_rows
 from recsys.config.system_config import TableConfig
 from recsys.events.hashing import uniforms
-from serving.int8_rows import Int8Rows
-from serving.replica import Replica
-from serving.row_store import RowStore
+from serving.replica.int8_rows import Int8Rows
+from serving.replica.replica import Replica
+from serving.replica.row_store import RowStore
 from tests.toy_replica import config, made, step_delta
 
 HUGE = float(np.finfo(np.float32).max)

@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.inverted import Inverted
+from serving.replica.group_index import Inverted
 
 
 @given(

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.arrays.bitmap import Bitmap
-from serving.inverted_lists import Centroids
-from serving.item_index import FlatIndex, ItemIndex
-from serving.ivf_index import IvfIndex
+from serving.index.inverted_lists import Centroids
+from serving.index.item_index import FlatIndex, ItemIndex
+from serving.index.ivf_index import IvfIndex
 from tests.toy_index import pages_of
 
 DIM = 5

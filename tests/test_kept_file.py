@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recsys.log.protocol import Append
-from serving.kept_file import _HEAD, Kept, KeptFile, Waiting
+from serving.ingestion.disk_spool import _HEAD, Kept, KeptFile, Waiting
 
 LARGE = 1 << 20
 REAL_PWRITE = os.pwrite

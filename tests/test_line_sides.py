@@ -10,7 +10,7 @@ from recsys.cli.one_process import small_config
 from recsys.events.records import topics
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import MemoryLog
-from serving.line_sides import LineSides
+from serving.variants.model_variants import LineSides
 
 
 def sides(folder: Path) -> LineSides:
@@ -40,8 +40,10 @@ def test_what_fails_is_not_made_anew_at_each_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    monkeypatch.setattr("serving.line_sides.snapshots.complete_steps", lambda *_: [1])
-    monkeypatch.setattr("serving.line_sides.Replica", lambda *_: made.append(1) or 1 / 0)
+    monkeypatch.setattr("serving.variants.model_variants.snapshots.complete_steps", lambda *_: [1])
+    monkeypatch.setattr(
+        "serving.variants.model_variants.Replica", lambda *_: made.append(1) or 1 / 0
+    )
 
     asyncio.run(wanted(sides(tmp_path), 1.0))
     assert len(made) == 1
@@ -61,8 +63,8 @@ def test_one_whose_thread_failed_waits_before_it_is_made_again(
 
         def stop(self) -> None: ...
 
-    monkeypatch.setattr("serving.line_sides.snapshots.complete_steps", lambda *_: [1])
-    monkeypatch.setattr("serving.line_sides.Follower", Failing)
+    monkeypatch.setattr("serving.variants.model_variants.snapshots.complete_steps", lambda *_: [1])
+    monkeypatch.setattr("serving.variants.model_variants.Follower", Failing)
 
     asyncio.run(wanted(sides(tmp_path), 2.0))
     assert len(made) == 1

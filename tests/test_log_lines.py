@@ -172,7 +172,9 @@ def test_a_worker_of_ray_writes_a_file_of_its_own(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", False)  # as in a replica
     log_in_worker("serve", tmp_path, "replica-a", "json", {"replica": "a"})
-    logging.getLogger("serving.follower").warning("log is away", extra={"error": "gone"})
+    logging.getLogger("serving.replica.log_follower").warning(
+        "log is away", extra={"error": "gone"}
+    )
     logging.getLogger("ray.serve").error("a health check failed")
     lines = [json.loads(x) for x in (tmp_path / "run" / "replica-a.log").read_text().splitlines()]
     assert [line["message"] for line in lines] == ["log is away", "a health check failed"]

@@ -11,7 +11,7 @@ from recsys.config.policy_config import PolicyConfig, Rule
 from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Engagement, Impression
 from serving.compat.metarank import request_id_of
-from serving.intake import Unavailable
+from serving.ingestion.write_api import Unavailable
 from tests.test_gorse_routes import fits
 from tests.toy_replica import popular
 from tests.toy_service import ADMIN, COMPAT, KEY, NOW_MS, World, run

@@ -21,9 +21,9 @@ from experiments.statistics.off_policy import (
     estimates,
     support,
 )
-from serving.list_walk import chances_along
-from serving.past_chances import ratios_along
-from serving.selection import Ballot, Cap, Chance, draw_from
+from serving.ranking.selection import Ballot, Cap, Chance, draw_from
+from serving.ranking.slate_propensities import chances_along
+from serving.reconstruction.counterfactual_propensities import ratios_along
 
 REFERENCE = json.loads((Path(__file__).parent / "obp_cases.json").read_text())
 

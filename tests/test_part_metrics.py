@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from recsys.cli.part_metrics import FACTS, SAID, STATES, UNLISTED, families, text_of
 from recsys.cli.parts import NAMES
 from recsys.cli.vitals import PartStatus, Status, Version
-from serving.serving_metrics import STAGES, STATUSES, ServingMetrics
+from serving.http.serving_metrics import STAGES, STATUSES, ServingMetrics
 from tests.toy_service import World
 
 ROOT = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ import pytest
 
 from recsys.events.records import ITEM_STATE, ItemState, topics
 from recsys.log.protocol import Append, MemoryLog
-from serving.past_replica import Gone, Telling, records
+from serving.reconstruction.reconstructed_replica import Gone, Telling, records
 
 
 def told(last_ms: int, part: int = 0, parts: int = 0) -> ItemState:

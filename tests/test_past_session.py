@@ -13,8 +13,8 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
 from recsys.log.protocol import Append, MemoryLog
-from serving.past_replica import Gone
-from serving.past_session import ItemVersions, PastSessions, find_impression
+from serving.reconstruction.reconstructed_replica import Gone
+from serving.reconstruction.reconstructed_session import ItemVersions, PastSessions, find_impression
 
 FEATURES = FeatureSet(FEED_SCHEMA)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from serving.patient_reader import SHUN_S, PatientReader
-from serving.session_store import MemorySessions, StoreUnavailable
+from serving.sessions.session_store import MemorySessions, StoreUnavailable
+from serving.sessions.session_timeout import SHUN_S, PatientReader
 
 
 class Store(MemorySessions):

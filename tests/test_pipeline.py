@@ -12,9 +12,9 @@ from recsys.features.feature_set import read_block
 from recsys.features.session import Session
 from serving import pipeline as module
 from serving.pipeline import Pipeline
-from serving.replica import Replica
+from serving.ranking.scoring import probabilities
+from serving.replica.replica import Replica
 from serving.request import Answer, Request
-from serving.scoring import probabilities
 from tests.toy_feed import FEATURES
 from tests.toy_replica import NOW_MS, item, made, policy, popular, viewer
 
@@ -269,7 +269,7 @@ def test_a_broken_index_leaves_the_other_sources(monkeypatch: pytest.MonkeyPatch
 def test_with_everything_broken_a_list_still_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     replica = made()
     monkeypatch.setattr(replica.index, "search", broken)
-    monkeypatch.setattr("serving.retrieval._sample", broken)
+    monkeypatch.setattr("serving.retrieval.retrieval._sample", broken)
     monkeypatch.setattr(module, "probabilities", broken)
     answer = ask(replica)
     assert answer.degraded == ("retrieval", "rank") and len(answer.items) == 5

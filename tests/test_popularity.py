@@ -3,7 +3,7 @@ import numpy as np
 from recsys.events.event_types import Item
 from recsys.events.hashing import key_of
 from recsys.features.counters import HALF_LIVES_MS, Counters
-from serving.popularity import Popularity
+from serving.replica.popularity import Popularity
 from tests.toy_feed import FEATURES, START_MS
 
 KINDS = FEATURES.kinds

@@ -84,7 +84,7 @@ def test_a_feed_answers_whatever_is_gone_and_no_impression_is_lost(
 ) -> None:
     world = World(tmp_path, serve=UNHURRIED)
     world.service.writer._retry_s = 0.02
-    monkeypatch.setattr("serving.follower._RETRY_S", 0.02)
+    monkeypatch.setattr("serving.replica.log_follower._RETRY_S", 0.02)
 
     async def scenario(w: World) -> None:
         w.service.replica.apply_step(step_delta(w.service.replica, 1))

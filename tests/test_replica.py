@@ -16,7 +16,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
 from recsys.model.batch import batch_of
 from recsys.model.model import lookup_of, padded
-from serving.replica import Replica
+from serving.replica.replica import Replica
 from tests.toy_feed import FEATURES
 from tests.toy_replica import config, item, made, popular, step_delta
 

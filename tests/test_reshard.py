@@ -19,7 +19,7 @@ from parameter_server.storage.durable_shard import DurableShard, Home
 from parameter_server.storage.reshard import Files, Recut, recut
 from parameter_server.table.table import ROW_COLUMNS, digest_of_exports
 from recsys.config.system_config import laptop
-from serving.row_store import RowStore
+from serving.replica.row_store import RowStore
 from tests.durable_client import DurableClient
 from tests.toy_line import DENSE, LANES, TABLES, keys_of, toy_spec, work
 

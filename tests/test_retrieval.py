@@ -11,9 +11,9 @@ from recsys.events.hashing import key_of
 from recsys.events.records import ItemState
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.item_counters import ItemCounters
-from serving.replica import Replica
-from serving.retrieval import Found, Retrieval, liked_groups
-from serving.scoring import user_vector
+from serving.ranking.scoring import user_vector
+from serving.replica.replica import Replica
+from serving.retrieval.retrieval import Found, Retrieval, liked_groups
 from tests.toy_feed import FEATURES, block
 from tests.toy_replica import NOW_MS, item, made, popular, viewer
 
@@ -195,7 +195,7 @@ def test_an_empty_catalogue_has_no_candidates() -> None:
 def test_of_a_large_group_the_popular_ones_come_and_others_by_chance(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serving.retrieval._POOL", 12)
+    monkeypatch.setattr("serving.retrieval.retrieval._POOL", 12)
     replica = made(items=300)
     popular(replica, {5: 9, 15: 8, 295: 7, 4: 99})  # 4 is of another tag
     group = set(
@@ -215,7 +215,7 @@ def test_of_a_large_group_the_popular_ones_come_and_others_by_chance(
 def test_a_popular_item_is_found_in_the_groups_that_it_has_now(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serving.retrieval._POOL", 12)
+    monkeypatch.setattr("serving.retrieval.retrieval._POOL", 12)
     replica = made(items=300)
     popular(replica, {5: 9, 4: 99})  # 4 is of another tag
     source = Retrieval(replica)

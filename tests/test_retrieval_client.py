@@ -13,10 +13,10 @@ import pytest
 from recsys.config.system_config import Config, ServeConfig
 from recsys.events.records import ITEMS
 from recsys.log.protocol import MemoryLog
-from serving.retrieval_client import APART_S, FAILURES, FULL_S, LONGEST_S, SHUN_S, Shards
-from serving.retrieval_plan import Plan, Query, asks_of, near_of
-from serving.retrieval_service import RetrievalService
-from serving.retrieval_shard import Ask, Told, Version
+from serving.retrieval.retrieval_client import APART_S, FAILURES, FULL_S, LONGEST_S, SHUN_S, Shards
+from serving.retrieval.retrieval_plan import Plan, Query, asks_of, near_of
+from serving.retrieval.retrieval_service import RetrievalService
+from serving.retrieval.retrieval_shard import Ask, Told, Version
 from serving.service import Service
 from tests.toy_service import World, item, run, view
 

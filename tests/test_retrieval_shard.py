@@ -14,12 +14,12 @@ from parameter_server.table.routing import shard_of
 from recsys.arrays.bitmap import Bitmap
 from recsys.events.event_types import Item
 from recsys.events.hashing import key_of, uniforms
-from serving import list_kernels
-from serving.inverted_lists import Centroids
-from serving.ivf_index import IvfIndex
-from serving.nearest import merged
-from serving.replica import Replica
-from serving.retrieval_shard import (
+from serving.index import list_kernels
+from serving.index.inverted_lists import Centroids
+from serving.index.ivf_index import IvfIndex
+from serving.index.nearest import merged
+from serving.replica.replica import Replica
+from serving.retrieval.retrieval_shard import (
     BEHIND,
     FORGOTTEN,
     OTHER_LINE,

@@ -11,8 +11,8 @@ from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.model.batch import batch_of
 from recsys.model.model import lookup_of, padded
 from recsys.model.tile_kernels import LANES
-from serving.replica import Replica
-from serving.scoring import probabilities, user_vector
+from serving.ranking.scoring import probabilities, user_vector
+from serving.replica.replica import Replica
 from tests.toy_replica import NOW_MS, made, viewer
 
 ITEMS = 320

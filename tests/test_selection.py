@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from serving.selection import HEAT, Cap, Chance, Drawn, draw, mixture
+from serving.ranking.selection import HEAT, Cap, Chance, Drawn, draw, mixture
 
 SCORES = np.array([1.0, 0.6, 0.6, 0.2, -0.5])
 

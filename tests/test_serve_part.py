@@ -184,7 +184,7 @@ def test_who_cannot_be_restarted_is_told_why(tmp_path):
 @pytest.mark.slow
 def test_as_many_replicas_as_configured_or_between_two_numbers():
     from serving.app import application
-    from serving.ray_retrieval import deployments
+    from serving.retrieval.ray_retrieval import deployments
 
     fixed = application(Config(serve=ServeConfig(replicas=3)))._bound_deployment
     assert fixed.num_replicas == 3 and "runtime_env" not in fixed.ray_actor_options

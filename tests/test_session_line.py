@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 import uvloop
 
-from serving import session_line
-from serving.session_line import Address, LineSessions, address_of, sessions_at
-from serving.session_store import RedisSessions, StoreUnavailable
+from serving.sessions import session_connection as session_line
+from serving.sessions.session_connection import Address, LineSessions, address_of, sessions_at
+from serving.sessions.session_store import RedisSessions, StoreUnavailable
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

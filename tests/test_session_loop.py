@@ -24,8 +24,14 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
 from recsys.log.protocol import Append, LogLost, MemoryLog
-from serving.session_loop import SessionLoop
-from serving.session_store import MemoryFold, MemorySessions, Moved, Place, StoreUnavailable
+from serving.sessions.session_loop import SessionLoop
+from serving.sessions.session_store import (
+    MemoryFold,
+    MemorySessions,
+    Moved,
+    Place,
+    StoreUnavailable,
+)
 
 FEATURES = FeatureSet(FEED_SCHEMA)
 NOW_MS = 1_790_000_000_000

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from serving.session_line import LineSessions, sessions_at
-from serving.session_store import (
+from serving.sessions.session_connection import LineSessions, sessions_at
+from serving.sessions.session_store import (
     FoldStore,
     MemoryFold,
     MemorySessions,
@@ -130,7 +130,7 @@ def test_a_write_between_looking_and_writing_is_noticed(server: Any) -> None:
     url = f"redis://127.0.0.1:{server.port}/0"
     server.client().flushall()
     one, other = RedisFold(url, 60), RedisFold(url, 60)
-    from serving import session_store
+    from serving.sessions import session_store
 
     compare = session_store._compare
 

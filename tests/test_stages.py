@@ -6,11 +6,11 @@ import pytest
 from recsys.events.event_types import Engagement
 from recsys.events.hashing import key_of
 from recsys.features.session import Session
-from serving import stages
 from serving.pipeline import Pipeline
-from serving.replica import Replica
+from serving.ranking import stages
+from serving.ranking.stages import STAGES, Staged, trust_of
+from serving.replica.replica import Replica
 from serving.request import Answer, Request
-from serving.stages import STAGES, Staged, trust_of
 from tests.toy_feed import FEATURES, START_MS
 from tests.toy_replica import NOW_MS, made, policy, popular, viewer
 

@@ -39,8 +39,8 @@ from recsys.events.records import (
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog
-from serving.replica import Replica
-from serving.state_reader import StateReader
+from serving.replica.replica import Replica
+from serving.replica.state_reader import StateReader
 from training.lines.line import spec_of
 
 FEATURES = FeatureSet(FEED_SCHEMA)

@@ -16,7 +16,7 @@ from recsys.cli.studies.promotion_run import PromotionRun, config_of
 from recsys.events.control_records import Decision, ModelSize
 from recsys.events.records import SCORES, STEPS, Scores, Step
 from recsys.process.log_consumer import readable
-from serving import retrieval_client
+from serving.retrieval import retrieval_client
 from tests.test_promotion_loop import never_back, stamps, until
 from training.lines.line import MAIN, learning_digest
 

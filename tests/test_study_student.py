@@ -13,9 +13,9 @@ from recsys.cli.studies.student_arms import Arms, as_int8, replace_last, request
 from recsys.cli.study import study
 from recsys.model.blueprint import build_model
 from recsys.model.model_tables import tables_of
-from serving.int8_rows import Int8Rows
-from serving.row_store import RowStore
-from serving.scoring import probabilities
+from serving.ranking.scoring import probabilities
+from serving.replica.int8_rows import Int8Rows
+from serving.replica.row_store import RowStore
 from tests.small_log import write_log
 from tests.toy_feed import FEATURES
 from tests.toy_offline import MODEL, toy_blocks

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.statistics.interleaving import NOBODY, Draft
-from serving.list_walk import chances_along
-from serving.selection import BY_SCORE, Ballot, Cap, Chance, draw_from
-from serving.team_draft import draft
+from serving.ranking.selection import BY_SCORE, Ballot, Cap, Chance, draw_from
+from serving.ranking.slate_propensities import chances_along
+from serving.ranking.team_draft import draft
 
 TEAMS = ("a", "b")
 GROUPS = np.array([1, 1, 1, 2, 2, 0, 3, 3])

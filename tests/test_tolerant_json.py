@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from serving.tolerant_json import read_events
+from serving.http.tolerant_json import read_events
 
 
 @pytest.mark.parametrize(

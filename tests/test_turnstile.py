@@ -2,7 +2,7 @@
 
 import asyncio
 
-from serving.turnstile import Turnstile
+from serving.admission.fair_lock import Turnstile
 
 
 def test_one_after_the_other_in_order_and_others_run_between() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import importlib
 from typing import Any
 
-from serving.undisturbed import CALLBACK
+from serving.admission.disable_request_tracking import CALLBACK
 
 
 def test_serve_is_told_last_so_that_a_client_has_no_say() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 
 from serving.compat.write_backs import WriteBacks
-from serving.intake import Unavailable
+from serving.ingestion.write_api import Unavailable
 
 
 def test_each_is_written_at_its_time_and_at_the_end_the_others_are() -> None:

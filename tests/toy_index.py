@@ -1,7 +1,7 @@
 """How an index's lists lie in memory."""
 
-from serving.ivf_index import IvfIndex
-from serving.list_kernels import LANES
+from serving.index.ivf_index import IvfIndex
+from serving.index.list_kernels import LANES
 
 
 def pages_of(index: IvfIndex) -> list[int]:

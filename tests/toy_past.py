@@ -11,7 +11,7 @@ from recsys.events.event_types import Event, Impression, Item, User
 from recsys.events.hashing import partition_of
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
-from serving.session_fold import fold_event, shown_keys
+from serving.sessions.session_fold import fold_event, shown_keys
 from tests.toy_feed import FEATURES, PARTITIONS, START_MS, feed
 from training.archive.recompute import CountersThen, Folds, ItemHistory, Read, SessionsThen, Shown
 

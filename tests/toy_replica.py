@@ -16,7 +16,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
 from recsys.model.model_tables import tables_of
-from serving.replica import Replica
+from serving.replica.replica import Replica
 from tests.toy_feed import FEATURES, START_MS, toy_config
 
 NOW_MS = START_MS + 3_600_000

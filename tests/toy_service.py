@@ -17,8 +17,8 @@ from recsys.log.protocol import Append, MemoryLog
 from recsys.process.open_log import create_topics
 from serving.http_app import build_app
 from serving.service import Service
-from serving.session_loop import SessionLoop
-from serving.session_store import MemoryFold, MemorySessions, StoreUnavailable
+from serving.sessions.session_loop import SessionLoop
+from serving.sessions.session_store import MemoryFold, MemorySessions, StoreUnavailable
 
 NOW_MS = 1_790_000_000_000
 KEY = "the admin key"

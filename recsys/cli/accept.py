@@ -28,8 +28,8 @@ from recsys.datasets.source import DataError, Dataset
 from recsys.features.feature_set import FeatureSet
 from recsys.model.prediction_metrics import auc, paired_auc_interval
 from recsys.report import Predictions, write_report
-from serving.int8_rows import Int8Rows
-from serving.row_store import RowStore
+from serving.replica.int8_rows import Int8Rows
+from serving.replica.row_store import RowStore
 
 _FORMS: Final = ("float32", "fp16", "int8")  # of published rows; float32 is what is learned
 _REQUEST: Final = 900  # distinct rows that a request of 300 candidates needs, about

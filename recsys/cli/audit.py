@@ -57,9 +57,9 @@ def audited(
     folder: Path, share: float, most: int, tolerance: float = TOLERANCE, file: Path | None = None
 ) -> AuditReport:
     """The audit of a hashed sample of what is archived in a folder."""
-    from serving.past_replica import Gone
-    from serving.past_session import PastSessions
-    from serving.session_fold import fold_event, shown_keys
+    from serving.reconstruction.reconstructed_replica import Gone
+    from serving.reconstruction.reconstructed_session import PastSessions
+    from serving.sessions.session_fold import fold_event, shown_keys
     from training.archive.audit import Audit, is_sampled
     from training.archive.raw_events import ArchiveSource
     from training.archive.recompute import (

@@ -54,7 +54,7 @@ def backfilled(
     """Writes the examples of some days; how many were kept, filled in, and left out by which reason."""
     from recsys.features.feature_set_file import FILE, as_file
     from recsys.process.part_process import write_atomically
-    from serving.session_fold import fold_event, shown_keys
+    from serving.sessions.session_fold import fold_event, shown_keys
     from training.archive.backfill import Backfill
     from training.archive.files import files_of
     from training.archive.raw_events import ArchiveSource

@@ -34,11 +34,11 @@ from recsys.features.session import Session
 from recsys.log.protocol import Append, Log
 from recsys.model.blueprint import build_model
 from recsys.process.open_log import create_topics, open_log
-from serving.counter_loop import CounterLoop
-from serving.replica import Replica
-from serving.session_loop import SessionLoop
-from serving.session_store import RedisFold
-from serving.state_reader import StateReader
+from serving.replica.replica import Replica
+from serving.replica.state_reader import StateReader
+from serving.sessions.counter_loop import CounterLoop
+from serving.sessions.session_loop import SessionLoop
+from serving.sessions.session_store import RedisFold
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.joining.joiner_loop import JoinerLoop

@@ -105,7 +105,7 @@ def as_values(found: Explained, catalogue: Catalogue) -> dict[str, Any]:
 
 
 def _brief(session: Session, catalogue: Catalogue, policy: Policy) -> dict[str, Any]:
-    from serving.session_view import view_of
+    from serving.sessions.session_view import view_of
 
     view = view_of(session, catalogue, policy.config.weights)
     view["topics"], view["recent"] = view["topics"][:_FEW], view["recent"][:_FEW]

@@ -19,7 +19,8 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
 from recsys.log.protocol import Log, Record
-from serving.past_answer import (
+from serving.pipeline import Pipeline
+from serving.reconstruction.reconstructed_answer import (
     Difference,
     answer_again,
     differences,
@@ -27,9 +28,13 @@ from serving.past_answer import (
     same_scores,
     unlike,
 )
-from serving.past_replica import Gone, PastReplica
-from serving.past_session import PastSessions, find_impression, impression_of, known_policies
-from serving.pipeline import Pipeline
+from serving.reconstruction.reconstructed_replica import Gone, PastReplica
+from serving.reconstruction.reconstructed_session import (
+    PastSessions,
+    find_impression,
+    impression_of,
+    known_policies,
+)
 from serving.request import Answer
 
 EQUAL: Final = "equal"

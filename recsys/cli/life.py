@@ -16,7 +16,7 @@ from recsys.events.hashing import Id
 from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step, unpack
 from recsys.log.protocol import Log, Record, read_range
 from recsys.process.log_consumer import UNREADABLE
-from serving.past_session import find_impression
+from serving.reconstruction.reconstructed_session import find_impression
 from training.lines.offset_lookup import first_at, served_ms_of
 
 _READ: Final = 500

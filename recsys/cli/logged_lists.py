@@ -27,7 +27,7 @@ from recsys.events.records import EVENTS, EXAMPLES
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, Record, newest_first
 from recsys.process.log_consumer import UNREADABLE
-from serving.past_chances import Judged, judged, same_candidates
+from serving.reconstruction.counterfactual_propensities import Judged, judged, same_candidates
 from training.joining.sampling import stands_for
 from training.lines.offset_lookup import first_at, served_ms_of
 

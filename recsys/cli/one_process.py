@@ -26,15 +26,15 @@ from recsys.log.protocol import Append
 from recsys.model.blueprint import build_model
 from recsys.observability.tracer import tracer_of
 from recsys.process.open_log import create_topics, open_log
-from serving.counter_loop import CounterLoop
+from serving.replica.state_reader import StateReader
 from serving.request import Answer, Request
-from serving.retrieval_client import Shards
-from serving.retrieval_service import RetrievalService
+from serving.retrieval.retrieval_client import Shards
+from serving.retrieval.retrieval_service import RetrievalService
 from serving.service import Service
-from serving.session_loop import SessionLoop
-from serving.session_store import MemoryFold, MemorySessions
-from serving.state_reader import StateReader
-from serving.swipe_traces import SwipeTraces
+from serving.sessions.counter_loop import CounterLoop
+from serving.sessions.session_loop import SessionLoop
+from serving.sessions.session_store import MemoryFold, MemorySessions
+from serving.tracing.swipe_traces import SwipeTraces
 from training.candidates.director import Director
 from training.candidates.shadow_loop import ShadowLoop
 from training.continual.epoch_end import EpochEnd

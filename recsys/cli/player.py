@@ -21,9 +21,9 @@ from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
 from serving.pipeline import Pipeline
-from serving.replica import Replica
+from serving.ranking.scoring import probabilities
+from serving.replica.replica import Replica
 from serving.request import Answer, Request
-from serving.scoring import probabilities
 
 _FLUSH = 512  # impressions scored together at the most; the scores don't depend on it
 

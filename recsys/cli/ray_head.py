@@ -62,7 +62,7 @@ def dashboard_url(config: Config) -> str:
 
 def serve_environment(plan: Plan) -> dict[str, str]:
     """Direct ingress, behind HAProxy where there is one (Linux). Each process reads it at import."""
-    from serving.undisturbed import CALLBACK
+    from serving.admission.disable_request_tracking import CALLBACK
 
     ports, ours = plan.ray, not plan.plain_serve
     around = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK} if ours else {}

@@ -87,7 +87,7 @@ class Shards:
     one that never comes up."""
 
     def __init__(self, count: int, stop: Stop) -> None:
-        from serving.ray_retrieval import name_of
+        from serving.retrieval.ray_retrieval import name_of
 
         self._names = [name_of(shard) for shard in range(count)]
         self._stop, self._away = stop, list[str]()

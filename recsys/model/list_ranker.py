@@ -3,7 +3,7 @@
 For answering and replay; training has its own forward, whose numbers are the same but for the last bits. The
 first layer is split into the columns that a request's items share (the user's rows, what the history says of
 itself) and those that are an item's own: the former are multiplied once for each request. An item's logits
-don't hang on what is ranked beside it (``serving/scoring.py``).
+don't hang on what is ranked beside it (``serving/ranking/scoring.py``).
 
 Legend: R requests, N items (whole tiles of ``LANES``), U unique keys, L outputs; as in ``tile_kernels``.
 """

@@ -64,7 +64,7 @@ class Ranker(nn.Module):
         """Logits (B, L). R = D + 1: a row's last number is its linear term.
 
         ``history_BTR``: the pooled row of each entry, zeros where there is none. It and ``outcomes_BTO`` may
-        have one row for all. An example's logits don't hang on its place in the batch (serving/scoring.py).
+        have one row for all. An example's logits don't hang on its place in the batch (serving/ranking/scoring.py).
         """
         dim = self.shape.dim
         wide, main_B = interacted(pooled_BSR)

@@ -11,7 +11,6 @@ from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS
 from recsys.log.protocol import LogUnavailable
 from serving.compat import gorse
-from serving.compat.desk import Desk, json
 from serving.compat.newest_events import (
     MOST_RECORDS,
     Known,
@@ -21,7 +20,8 @@ from serving.compat.newest_events import (
     page_of,
     users_of,
 )
-from serving.intake import Unavailable
+from serving.compat.shared_handlers import Desk, json
+from serving.ingestion.write_api import Unavailable
 
 MOST: Final = 100  # of a page
 ALL: Final = 1_000  # of a list that has no pages

@@ -12,15 +12,16 @@ from recsys.events.event_types import Engagement, Rejected, parse
 from recsys.events.hashing import Id
 from recsys.features.session import Session
 from serving import request as asked
-from serving.compat import gorse, lists
-from serving.compat.desk import Desk, instead, json, refuse_strangers
+from serving.compat import gorse
+from serving.compat import unpersonalized as lists
 from serving.compat.gorse_reads import add_reads
+from serving.compat.shared_handlers import Desk, instead, json, refuse_strangers
 from serving.compat.times import seconds_of
 from serving.compat.values import MOST_EVENTS, at_most, list_of
-from serving.ingest import LOST
-from serving.intake import Unavailable
-from serving.session_store import StoreUnavailable
-from serving.strict_json import StrictRoute
+from serving.http.strict_json import StrictRoute
+from serving.ingestion.event_validation import LOST
+from serving.ingestion.write_api import Unavailable
+from serving.sessions.session_store import StoreUnavailable
 
 MOST: Final = 100  # of a list, with what is passed over
 MOST_WRITTEN: Final = 1000  # items or users of one body, as of POST /v1/items

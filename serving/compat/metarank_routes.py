@@ -14,10 +14,11 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from recsys.events.event_types import Rejected
 from recsys.events.hashing import Id
 from serving import request as asked
-from serving.compat import lists, metarank
-from serving.compat.desk import Desk, instead, json
+from serving.compat import metarank
+from serving.compat import unpersonalized as lists
+from serving.compat.shared_handlers import Desk, instead, json
 from serving.compat.values import Raw, checked, list_of, object_of, optional_id
-from serving.strict_json import StrictRoute
+from serving.http.strict_json import StrictRoute
 
 MOST: Final = 100  # of a list that is logged
 Model = Annotated[str, Path(min_length=1, max_length=256)]

@@ -6,8 +6,8 @@ from fastapi import FastAPI, Request, Response
 
 from recsys.events.event_types import Rejected
 from serving.compat import gorse_routes, metarank_routes
-from serving.compat.desk import Desk, Refused, Tally, json, refusal
-from serving.compat.lists import NoCounterpart
+from serving.compat.shared_handlers import Desk, Refused, Tally, json, refusal
+from serving.compat.unpersonalized import NoCounterpart
 from serving.service import Service
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from recsys.config.system_config import Config
 from recsys.events.event_types import MAX_ID_LENGTH, Rejected, parse
 from recsys.events.rejection import MISSING, Words
-from serving.ingest import check_storable
+from serving.ingestion.event_validation import check_storable
 
 Raw = Mapping[str, Any]
 MOST_EVENTS: Final = 500  # of one body, as of POST /v1/events: what is more would hold up the lists

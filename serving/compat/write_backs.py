@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from serving.intake import Unavailable
+from serving.ingestion.write_api import Unavailable
 
 MOST: Final = 1_000  # that wait at a time
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import msgspec
 
 from serving.control_room.curves import Curves
 from serving.control_room.exposition import Samples, label_of, name_of
-from serving.freshness import Rate
+from serving.tracing.freshness import Rate
 
 RATED_MS: Final = 10_000  # rates are over so long
 _GAP_MS: Final = 5_000  # without a picture: rates begin anew

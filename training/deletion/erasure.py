@@ -1,6 +1,6 @@
 """Erases users who asked to be forgotten: from the log, its dead letters and the archive, for good.
 
-Sessions and rows have let go of a user long before (serving/session_loop.py, training/joining/joiner.py).
+Sessions and rows have let go of a user long before (serving/sessions/session_loop.py, training/joining/joiner.py).
 What stands on the log goes once nobody has to read it a second time: a fold that begins again from its
 snapshot must find what it found before, and so must a line that goes back to one. So a first pass takes what
 lies before all of their places, and a last one, when they have passed the request, takes the rest.

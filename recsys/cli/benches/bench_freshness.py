@@ -192,9 +192,9 @@ def follow(task: Task, told: Told, stop: Any) -> None:
     from recsys.features.session import Session
     from recsys.process.open_log import open_log
     from serving.pipeline import Pipeline
-    from serving.replica import Replica
+    from serving.replica.replica import Replica
+    from serving.replica.state_reader import StateReader
     from serving.request import Request
-    from serving.state_reader import StateReader
 
     with telling(told, 2):
         features, log = feature_set(task.config), open_log(task.config)

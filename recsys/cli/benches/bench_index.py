@@ -79,9 +79,9 @@ class Live:
         from recsys.config.system_config import Config
         from recsys.features.feature_set import FeatureSet
         from recsys.features.feature_set_file import FEED_SCHEMA
-        from serving.faiss_centroids import lists_for, sample_of, train
-        from serving.index_care import IndexCare
-        from serving.replica import Replica
+        from serving.index.faiss_centroids import lists_for, sample_of, train
+        from serving.replica.index_maintenance import IndexCare
+        from serving.replica.replica import Replica
 
         config = Config()
         serve = replace(config.serve, index="ivf")

@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 
 from recsys.cli.benches import index_figures as ours
-from serving.faiss_centroids import lists_for
+from serving.index.faiss_centroids import lists_for
 
 _MOST: Final = 200_000  # in a graph
 _WHY = {"hnsw": "no: neither moves nor removes; recall is of what it was built from"}

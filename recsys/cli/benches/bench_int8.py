@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from parameter_server.publish.rounding import round_rows
 from recsys.config.system_config import TableConfig
-from serving.int8_rows import Int8Rows
-from serving.row_store import RowStore
+from serving.replica.int8_rows import Int8Rows
+from serving.replica.row_store import RowStore
 
 _REQUEST: Final = 900  # distinct rows that a request of 300 candidates needs, about
 _DIMS: Final = (17, 32)  # of the feed's tables

@@ -64,8 +64,8 @@ def _empty(name: str, shards: int) -> Any:
     from recsys.config.system_config import Config
     from recsys.features.feature_set import FeatureSet
     from recsys.features.feature_set_file import FEED_SCHEMA
-    from serving.replica import Replica
-    from serving.retrieval_shard import RetrievalShard
+    from serving.replica.replica import Replica
+    from serving.retrieval.retrieval_shard import RetrievalShard
 
     base, features = Config(), FeatureSet(FEED_SCHEMA)
     config = replace(base, serve=replace(base.serve, retrieval_shards=shards))
@@ -77,8 +77,8 @@ def _empty(name: str, shards: int) -> Any:
 def _fill(made: Any, its: Plan, items: int) -> None:
     """Items, rows, and the index that so many ask for."""
     from recsys.events.hashing import key_of
-    from serving.faiss_centroids import lists_for, sample_of, train
-    from serving.index_care import IndexCare, Swap
+    from serving.index.faiss_centroids import lists_for, sample_of, train
+    from serving.replica.index_maintenance import IndexCare, Swap
 
     for start in range(0, items, _BLOCK):
         numbers = np.arange(start, min(items, start + _BLOCK))
@@ -102,7 +102,7 @@ def _step(made: Any, tables: dict[str, tuple[Any, Any]]) -> None:
 
 def _times(shard: Any) -> dict[str, Any]:
     """Searches at the version that the shard stands at, and at one of some steps before."""
-    from serving.retrieval_shard import Ask, Version
+    from serving.retrieval.retrieval_shard import Ask, Version
 
     draw, keys = np.random.default_rng(0), shard.catalogue.keys[:, 0]
     version = Version(shard.line, shard.epoch, shard.step, shard.catalogue_offset)

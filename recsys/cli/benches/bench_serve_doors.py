@@ -121,7 +121,7 @@ def plainly(config: Config, plan: Plan) -> None:
 def fill_sessions(config: Config, sessions: dict[str, bytes]) -> None:
     """Puts the sessions into the store that runs, as the fold would."""
     from recsys.process.open_log import open_log
-    from serving.session_store import Place, RedisFold
+    from serving.sessions.session_store import Place, RedisFold
 
     log, fold = open_log(config), RedisFold(config.sessions.url, config.sessions.ttl_s)
     place = Place(log.id, [0] * config.log.partitions, 0)
@@ -181,7 +181,7 @@ def uvicorn(config: Config, port: int, told: Told, stop: Any) -> None:
     from recsys.process.open_log import open_log
     from serving.http_app import build_app
     from serving.service import Service
-    from serving.session_line import sessions_at
+    from serving.sessions.session_connection import sessions_at
 
     with telling(told, 1):
         logging.getLogger("recsys").setLevel(logging.WARNING)

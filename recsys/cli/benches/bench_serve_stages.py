@@ -116,7 +116,7 @@ def stages(config: Config, bodies: Sequence[bytes], seconds: float, told: Told) 
     from recsys.process.open_log import open_log
     from serving.http_app import build_app
     from serving.service import Service
-    from serving.session_line import sessions_at
+    from serving.sessions.session_connection import sessions_at
 
     with telling(told, 0):
         service = Service(config, open_log(config), sessions_at(config.sessions.url))

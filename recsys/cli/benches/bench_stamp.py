@@ -24,10 +24,10 @@ from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id, uniform
 from recsys.process.open_log import create_topics
 from serving.request import Answer, Request
-from serving.retrieval_client import Shards
-from serving.retrieval_service import RetrievalService
+from serving.retrieval.retrieval_client import Shards
+from serving.retrieval.retrieval_service import RetrievalService
 from serving.service import Service
-from serving.session_store import MemorySessions
+from serving.sessions.session_store import MemorySessions
 
 _CLIENTS: Final = 4
 # After how many requests the next version of each is published.

@@ -32,7 +32,7 @@ from recsys.log.protocol import MemoryLog
 from recsys.model.blueprint import build_model
 from recsys.model.model import padded
 from recsys.model.prediction_metrics import auc
-from serving.row_store import RowStore
+from serving.replica.row_store import RowStore
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.lines.line import spec_of

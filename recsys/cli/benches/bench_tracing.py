@@ -18,8 +18,8 @@ from recsys.observability.log_lines import KNOWN
 from recsys.observability.spans import Span
 from recsys.observability.tracer import Tracer
 from serving.request import Request
-from serving.request_trace import unmarked
-from serving.swipe_traces import SwipeTraces
+from serving.tracing.request_trace import unmarked
+from serving.tracing.swipe_traces import SwipeTraces
 
 _TURNS: Final = 40  # each kind in turn, so that a machine that slows down slows all alike
 _SHARE: Final = 0.01

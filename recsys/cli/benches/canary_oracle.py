@@ -39,7 +39,7 @@ from recsys.model.blueprint import build_model
 from recsys.model.model_tables import tables_of
 from recsys.model.ranker import watch_seconds
 from recsys.model.retrieval_vectors import content_vectors
-from serving.scoring import probabilities, user_vector
+from serving.ranking.scoring import probabilities, user_vector
 
 _ANSWERS: Final = 4_000  # expected answers that are remembered
 

@@ -19,7 +19,7 @@ from recsys.cli.player import Player
 from recsys.events.event_types import Event, Impression
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.session import Session
-from serving.scoring import probabilities
+from serving.ranking.scoring import probabilities
 
 Floats = NDArray[np.float64]
 MOST_STATES: Final = 16  # kept

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recsys.config.policy_config import PolicyConfig
 from recsys.world import IMPATIENCE, World
-from serving.selection import Ballot, Cap, Chance
+from serving.ranking.selection import Ballot, Cap, Chance
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -20,9 +20,9 @@ from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.model.blueprint import build_model
 from recsys.model.model import Model
 from recsys.model.model_tables import tables_of
-from serving.int8_rows import Int8Rows
-from serving.row_store import RowStore
-from serving.scoring import probabilities
+from serving.ranking.scoring import probabilities
+from serving.replica.int8_rows import Int8Rows
+from serving.replica.row_store import RowStore
 from training.continual.learner import Learner
 from training.offline.examples import Examples
 from training.offline.loop import OfflineLoop, Plan

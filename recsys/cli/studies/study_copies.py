@@ -17,9 +17,9 @@ from recsys.cli.player import Player, Scored
 from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.model.model_tables import tables_of
-from serving.replica import published_model
-from serving.row_store import RowStore
-from serving.scoring import probabilities
+from serving.ranking.scoring import probabilities
+from serving.replica.replica import published_model
+from serving.replica.row_store import RowStore
 
 _TOGETHER = 512  # requests scored together at the most; the scores don't depend on it
 

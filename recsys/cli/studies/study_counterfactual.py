@@ -19,9 +19,9 @@ from experiments.assignment.definition import Arm, apply_overrides
 from experiments.statistics.off_policy import Estimate, Lists, Support, estimates, support
 from recsys.cli.studies.list_world import STAYS, ListWorld, Shown
 from recsys.config.policy_config import PolicyConfig
-from serving.list_walk import chances_along
-from serving.past_chances import NO_CHANCE
-from serving.selection import draw_from
+from serving.ranking.selection import draw_from
+from serving.ranking.slate_propensities import chances_along
+from serving.reconstruction.counterfactual_propensities import NO_CHANCE
 
 Floats = NDArray[np.float64]
 LOGGED: Final[dict[str, Any]] = {"temperature": 0.1, "explore": 0.1}

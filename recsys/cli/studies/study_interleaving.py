@@ -29,8 +29,8 @@ from experiments.statistics.effect import AT_LEAST, Users, influence
 from recsys.cli.studies.list_world import STAYS, ListWorld, Shown
 from recsys.cli.studies.study_counterfactual import logging_policy
 from recsys.config.policy_config import PolicyConfig
-from serving.selection import draw_from
-from serving.team_draft import draft
+from serving.ranking.selection import draw_from
+from serving.ranking.team_draft import draft
 
 Floats = NDArray[np.float64]
 ALPHA, POWER = 0.05, 0.8

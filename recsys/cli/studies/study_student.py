@@ -25,8 +25,8 @@ from recsys.datasets.open import open_dataset
 from recsys.datasets.source import DataError, Dataset
 from recsys.features.feature_set import FeatureSet
 from recsys.model.student_model import shown, student_model
-from serving.int8_rows import Int8Rows
-from serving.row_store import RowStore
+from serving.replica.int8_rows import Int8Rows
+from serving.replica.row_store import RowStore
 from training.offline.distill import SHARE, checked_share
 from training.offline.examples import Examples, joined
 from training.offline.loop import Plan

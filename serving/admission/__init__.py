@@ -1,0 +1,1 @@
+"""Load shedding: deadlines, a fair lock for computation, and refusing requests early."""

@@ -1,0 +1,1 @@
+"""Write path: validates events and changes, appends them to the log, spools them to disk while it is away."""

@@ -1,0 +1,77 @@
+"""Probabilities of every engagement for candidates, from the rows of one version.
+
+An item's score doesn't depend on what it is scored with. A matrix product takes another kernel for the rows
+that are left over at the end, whose sums differ in the last bit, so lists are filled up to whole blocks of
+rows; all else is done by lanes that know nothing of each other (``recsys.model.tile_kernels``), or element by
+element by operations that treat the last of an array like the others. ``tests/test_scoring.py`` holds that a
+list of 1 and a list of 300 agree bit for bit.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recsys.features.feature_set import RequestFeatures
+from recsys.model.list_ranker import lists_of, rank_lists
+from recsys.model.model import Model, padded
+from recsys.model.retrieval_vectors import content_vectors
+from serving.replica.row_store import RowStore
+
+Floats = NDArray[np.float32]
+
+
+def probabilities(
+    model: Model, rows: Mapping[str, RowStore], requests: Sequence[RequestFeatures]
+) -> Floats:
+    """(N, L) over all items of the requests, in order: each label, then the fraction of watch time."""
+    some = [request for request in requests if len(request.items_NI)]
+    if not some:
+        return np.zeros((0, model.ranker.shape.outputs), np.float32)
+    lists = lists_of(some)
+    with torch.inference_mode():
+        table = padded(rows["features"].lookup(lists.keys)).numpy()
+        return _sigmoid(rank_lists(model, lists, table))
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    """By numpy: torch's takes other instructions for the last elements of an array."""
+    with np.errstate(over="ignore"):
+        out: Floats = np.float32(1.0) / (np.float32(1.0) + np.exp(-logits))
+    return out
+
+
+def user_vector(model: Model, rows: Mapping[str, RowStore], request: RequestFeatures) -> Floats:
+    """The user side of a request (V,). Its items don't matter; there may be none.
+
+    As ``UserSide`` of one, by numpy: a batch of one costs torch five times as much. Products are summed
+    element by element, so that no sum hangs on where an array begins.
+    """
+    side, start = model.user_side, model.features.slot("user").start
+    own_V = rows["users"].lookup(request.user_U[start : start + 1])[0]
+    past_TV = rows["items"].lookup(np.ascontiguousarray(request.history_TH[:, 0]))
+    past_TV = past_TV + content_vectors(request.history_TH[:, 1:], len(own_V))
+    there_T = (request.outcomes_TO[:, -1] > 0).astype(np.float32)
+    liked_T = there_T * request.outcomes_TO[:, 0]
+    liked_V = _turned(_weighted(past_TV, liked_T), side.liked)
+    passed_V = _turned(_weighted(past_TV, there_T - liked_T), side.seen)
+    out: Floats = own_V + liked_V + passed_V + side.start.detach().numpy()
+    return out
+
+
+def _weighted(past_TV: Floats, weight_T: Floats) -> Floats:
+    mean_V: Floats = (past_TV * weight_T[:, None]).sum(0) / max(weight_T.sum(), np.float32(1.0))
+    return mean_V
+
+
+def _turned(vector_V: Floats, by_VV: torch.Tensor) -> Floats:
+    out_V: Floats = (vector_V[:, None] * by_VV.detach().numpy()).sum(0)
+    return out_V
+
+
+def popular_scores(values_N: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Popularity as ranks in [0, 1]: what stands in for a model that isn't there. Equals share a place."""
+    places = np.unique(values_N, return_inverse=True)[1].reshape(-1)
+    out: NDArray[np.float64] = places / max(1, int(places.max(initial=1)))
+    return out

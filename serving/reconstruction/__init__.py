@@ -1,0 +1,1 @@
+"""Past answers computed again from the log and snapshots, bit for bit."""

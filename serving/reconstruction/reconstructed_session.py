@@ -1,0 +1,230 @@
+"""A user's session as it was at an offset, folded again; the impression of a request; the policies known.
+
+The part that folds sessions reads the catalogue as it goes, and no record says how far it had come at each
+event. It matters only for items whose fields were changed: their versions are tried, those of the event's
+time, of a little before or after it, and the newest; the digest in the impression says which is right.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from experiments.assignment.policy import Policies
+from experiments.assignment.revision import running
+from recsys.config.system_config import Config
+from recsys.events.control_records import Control, Experiments
+from recsys.events.event_types import Event, Impression, Item, Rejected, Tick, decode, repeat_key
+from recsys.events.hashing import Id, digest_of, partition_of
+from recsys.events.records import CONTROL, EVENTS, ITEMS, unpack
+from recsys.features.catalogue import Catalogue
+from recsys.features.feature_set import FeatureSet, Keys
+from recsys.features.session import Session
+from recsys.log.protocol import Log, Record
+from serving.reconstruction.reconstructed_answer import fold_again
+from serving.reconstruction.reconstructed_replica import Gone, records
+from serving.request import SESSION
+from serving.sessions.session_fold import KeysOf
+
+_READ: Final = 1_000
+# From an event's time to when it was folded: clocks differ, and the fold may be behind.
+_SHIFTS_MS: Final = (0, -1, 100, 1_000, -100, -1_000, 5_000, -5_000, 60_000, -60_000)
+Older = Callable[
+    [int, bytes, int], Iterable[Record]
+]  # (partition, key, before): archived, in order
+
+
+class Version(NamedTuple):
+    """An item's fields from a place of ``items`` on, as keys (I,)."""
+
+    offset: int
+    time_ms: int
+    keys: Keys
+
+
+class ItemVersions:
+    """Every version of the items of a log: those that never changed cost no more than a catalogue."""
+
+    def __init__(self, log: Log, features: FeatureSet) -> None:
+        self._log, self._features = log, features
+        self._catalogue = Catalogue(features)
+        self._first: list[tuple[int, int]] = []  # offset and time, by index in the catalogue
+        self._changed: dict[str, list[Version]] = {}
+        self._at = log.begin(ITEMS, 0)
+
+    def read(self) -> None:
+        """Reads on to the end of the log."""
+        end = self._log.end(ITEMS, 0)
+        for record in records(self._log, ITEMS, 0, self._at, end):
+            try:
+                event = decode(record.value)
+            except Rejected:
+                continue
+            if isinstance(event, Item):
+                self._take(event, record.offset)
+        self._at = end
+
+    def _take(self, item: Item, offset: int) -> None:
+        index, name = self._catalogue.index_of(item.item_id), str(item.item_id)
+        before = None if index is None else self._catalogue.keys[index].copy()
+        index = self._catalogue.apply(item)
+        keys = self._catalogue.keys[index]
+        if before is None:
+            self._first.append((offset, item.time_ms))
+        elif (before != keys).any():
+            there = self._changed.setdefault(name, [Version(*self._first[index], before)])
+            there.append(Version(offset, item.time_ms, keys.copy()))
+
+    def changed(self, item_ids: Iterable[Id]) -> list[str]:
+        """Those of the items that have had several versions."""
+        return sorted({str(item_id) for item_id in item_ids} & self._changed.keys())
+
+    def by_time(self, time_ms: int) -> KeysOf:
+        """Keys as they were published by a time; the first where all are newer."""
+        return lambda item_id: self._keys(item_id, lambda its: its.time_ms <= time_ms)
+
+    def before(self, offset: int) -> KeysOf:
+        """Keys as they were at an offset of ``items``."""
+        return lambda item_id: self._keys(item_id, lambda its: its.offset < offset)
+
+    def _keys(self, item_id: Id, holds: Callable[[Version], bool]) -> Keys:
+        versions = self._changed.get(str(item_id))
+        if versions is not None:
+            return next((its.keys for its in reversed(versions) if holds(its)), versions[0].keys)
+        index = self._catalogue.index_of(item_id)
+        if index is None:
+            return self._features.item_keys(item_id, {})
+        keys: Keys = self._catalogue.keys[index]
+        return keys
+
+
+class PastSessions:
+    """Sessions of the past. ``older`` gives archived records, for what the log has no more."""
+
+    def __init__(
+        self,
+        log: Log,
+        config: Config,
+        features: FeatureSet,
+        older: Older = lambda partition, key, before: (),
+    ) -> None:
+        self._log, self._config, self._features, self._older = log, config, features, older
+        self._items = ItemVersions(log, features)
+
+    def of(self, impression: Impression) -> Session:
+        """The session that an answer was made from. Raises Gone."""
+        stamp, asked, seen = impression.stamp, impression.asked, self._config.sessions.seen
+        assert stamp is not None and asked is not None
+        if SESSION in impression.degraded or not stamp.session_offset:
+            return Session(impression.user_id, self._features, seen)
+        events = self._events_of(impression.user_id, stamp.session_offset)
+        self._items.read()
+        for keys_at in self._ways(events, stamp.catalogue_offset):
+            session = Session(_user_of(events[0][1]), self._features, seen)
+            blob = fold_again(session, events, keys_at).pack()
+            if not asked.session or digest_of(blob) == asked.session:
+                return Session.unpack(blob, self._features, seen)
+        raise Gone(self._why(impression.user_id, stamp.session_offset, events))
+
+    def before(self, impression: Impression, offset: int) -> Session:
+        """The session of all events before an impression's offset: of one that names no state."""
+        events = self._events_of(impression.user_id, offset)
+        self._items.read()
+        session = Session(impression.user_id, self._features, self._config.sessions.seen)
+        return fold_again(session, events, self._items.by_time)
+
+    def _ways(
+        self, events: Sequence[tuple[int, Event]], offset: int
+    ) -> Iterator[Callable[[int], KeysOf]]:
+        """How the keys of items may have been known, the likeliest first; one is enough where no item that
+        the session met was changed."""
+        met = [getattr(event, "item_id", None) for _, event in events]
+        several = bool(self._items.changed(its for its in met if its is not None))
+        for shift_ms in _SHIFTS_MS if several else _SHIFTS_MS[:1] if events else ():
+            yield lambda time_ms, by_ms=shift_ms: self._items.by_time(time_ms + by_ms)  # type: ignore[misc]
+        if several:
+            yield lambda _: self._items.before(offset)
+
+    def _events_of(self, user_id: Id, stop: int) -> list[tuple[int, Event]]:
+        """The user's events before an offset, each once."""
+        partition, key = self._place(user_id)
+        begin = self._log.begin(EVENTS, partition)
+        found = list(self._older(partition, key, min(begin, stop)))
+        for offset in self._log.keyed(EVENTS, partition, [key], stop):
+            found += self._log.read(EVENTS, partition, offset, 1)
+        events: dict[str, tuple[int, Event]] = {}
+        for record in found:
+            try:
+                event = decode(record.value)
+            except Rejected:
+                continue
+            if getattr(event, "user_id", None) is not None and not isinstance(event, Tick):
+                events.setdefault(repeat_key(event), (record.offset, event))
+        return list(events.values())
+
+    def _place(self, user_id: Id) -> tuple[int, bytes]:
+        return partition_of(user_id, self._log.partitions(EVENTS)), str(user_id).encode()
+
+    def _why(self, user_id: Id, stop: int, events: Sequence[tuple[int, Event]]) -> str:
+        partition, _ = self._place(user_id)
+        begin = self._log.begin(EVENTS, partition)
+        met = [str(its) for _, event in events if (its := getattr(event, "item_id", None))]
+        changed = self._items.changed(met)
+        said = (
+            f"{EVENTS}/{partition} begins at offset {begin}, and older events of theirs may be missing"
+            if begin
+            else "a repeat of an event may have been counted then and not now, or the other way round"
+        )
+        if changed:
+            said += f"; and the fields of items that it met were changed: {', '.join(changed[:5])}"
+        return f"the session of {user_id} at offset {stop} can't be folded again as it was: {said}"
+
+
+def _user_of(event: Event) -> Id:
+    user_id: Id = event.user_id  # type: ignore[union-attr]
+    return user_id
+
+
+def find_impression(
+    log: Log, request_id: str, user_id: Id | None = None
+) -> tuple[int, int, Impression] | None:
+    """Partition, offset and impression of a request, the newest records first; all partitions are looked
+    through where the user isn't given."""
+    partitions = log.partitions(EVENTS)
+    where = range(partitions) if user_id is None else [partition_of(user_id, partitions)]
+    for partition in where:
+        begin, stop = log.begin(EVENTS, partition), log.end(EVENTS, partition)
+        while stop > begin:
+            start = max(begin, stop - _READ)
+            for record in reversed(list(records(log, EVENTS, partition, start, stop))):
+                impression = impression_of(record.value, request_id)
+                if impression is not None:
+                    return partition, record.offset, impression
+            stop = start
+    return None
+
+
+def impression_of(value: bytes, request_id: str) -> Impression | None:
+    """The impression of a request, where a record is that."""
+    if request_id.encode() not in value:  # decoding takes far longer
+        return None
+    try:
+        event = decode(value)
+    except Rejected:
+        return None
+    return event if isinstance(event, Impression) and event.request_id == request_id else None
+
+
+def known_policies(log: Log, config: Config, labels: Sequence[str]) -> Iterator[Policies]:
+    """The policies of every revision of the experiments on the log, the newest first; at last those without
+    any. Their base is the configuration of today."""
+    found = []
+    for record in records(log, CONTROL, 0, log.begin(CONTROL, 0), log.end(CONTROL, 0)):
+        try:
+            said: Control = unpack(record.value, Control)  # type: ignore[arg-type]
+            if isinstance(said, Experiments):
+                found.append(Policies(config.policy, running(said, config.policy, labels)))
+        except (msgspec.MsgspecError, ValueError):  # a replica passes over it, too
+            continue
+    yield from reversed(found)
+    yield Policies(config.policy)

@@ -1,0 +1,147 @@
+"""Everything that one replica answers from, and how the log changes it. Pure: no clock, no I/O.
+
+Items, item state and steps are applied between requests, never during one, so that a request sees one
+version of everything, and its stamp says which. Another snapshot is made beside it, and then takes its place.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parameter_server.publish.deltas import StepDelta
+from parameter_server.publish.rounding import round_dense
+from recsys.arrays.growable import grown
+from recsys.config.system_config import Config, ModelConfig, TableConfig
+from recsys.events.event_types import Item
+from recsys.events.records import ItemState
+from recsys.features.counters import Counters
+from recsys.features.feature_set import FeatureSet
+from recsys.model.blueprint import build_model
+from recsys.model.model import Model
+from recsys.model.model_tables import tables_of
+from serving.replica.group_index import Inverted
+from serving.replica.item_vectors import Fresh, ItemVectors
+from serving.replica.popularity import Popularity
+
+Keys = NDArray[np.int64]
+Rows = NDArray[np.float32]
+
+
+def published_model(features: FeatureSet, config: Config) -> Model:
+    """The model as a line begins, its dense parameters rounded as they are published: what a replica has
+    before the first snapshot is what it reads from that."""
+    model = build_model(features, config.model)
+    _, dense = round_dense(model.read_dense(), config.parameter_server.delta_format)
+    model.write_dense(dense)
+    return model
+
+
+class Replica(ItemVectors):
+    """Catalogue, item counters, rows, dense parameters and index, all of one version. ``shards``: how many
+    shards of retrieval have vectors and index in its place; 0: it has them itself."""
+
+    def __init__(self, features: FeatureSet, config: Config, shards: int = 0) -> None:
+        super().__init__(features, config, tables_of(config.model), shards)
+        self.counters = Counters(len(features.kinds), 1024)
+        self.counted: list[int] = []  # offsets of ``events`` up to which they were counted
+        self.model = published_model(features, config)
+        self.groups = Inverted()
+        self.popularity = Popularity(features, self.catalogue)
+        # By item: the step that moved its vector last; 0: none has since the replica's snapshot.
+        self.moved_at: Keys = np.zeros(0, np.int64)
+        self._group_slots = [features.slot(f"item.{name}") for name in features.schema.groups]
+
+    def make_room(
+        self, items: Sequence[Item], states: Sequence[ItemState], steps: Sequence[StepDelta]
+    ) -> None:
+        super().make_room(items, states, steps)
+        self.popularity.reserve(len(items))
+        self.counters.reserve(sum(len(state.keys) // 8 for state in states))
+
+    def apply_records(self, records: Sequence[tuple[Item, int]]) -> None:
+        self.apply_items([item for item, _ in records], records[-1][1])
+
+    def apply_item(self, item: Item, offset: int) -> None:
+        """An item was published, changed or removed. ``offset`` is the next to read of ``items``."""
+        self.apply_items([item], offset)
+
+    def apply_items(self, items: Sequence[Item], offset: int) -> None:
+        """Several at once, in order: their vectors are made together, in an eighth of the time."""
+        moved = [self._enter(item) for item in items]
+        self._place(np.unique(np.array(moved, np.int64)))
+        self.catalogue_offset = offset
+
+    def _enter(self, item: Item) -> int:
+        before = self.catalogue.index_of(item.item_id)
+        old = self._groups_of(before) if before is not None else ()
+        index = self.catalogue.apply(item)
+        if before is None:
+            self.popularity.enter(index, self.counters)
+        self.groups.move(index, old, self._groups_of(index) if not item.removed else ())
+        return index
+
+    def apply_item_state(self, state: ItemState, offset: int) -> None:
+        """Item counters as they are now. ``offset`` is the next to read of ``item_state``."""
+        keys = np.frombuffer(state.keys, np.int64)
+        values = np.frombuffer(state.values, np.float32).reshape(-1, self.counters.columns)
+        last_ms = np.frombuffer(state.last_ms, np.int64)
+        self.counters.set(keys, values, last_ms)
+        self.popularity.update(keys, values, last_ms)
+        self.counted, self.item_state_offset = state.offsets, offset
+
+    def apply_step(self, delta: StepDelta) -> bool:
+        if delta.step <= self.step:
+            raise ValueError(f"step {delta.step} came after {self.step}; a replica never goes back")
+        for name, changed in delta.tables.items():
+            self.rows[name].set(changed.keys, changed.values)
+            if len(changed.removed):
+                self.rows[name].remove(changed.removed)
+        if delta.dense is not None:
+            self.model.write_dense(delta.dense)
+        if "items" in delta.tables:
+            moved = delta.tables["items"]
+            known = self._known(np.concatenate([moved.keys, moved.removed]))
+            self._place(known)
+            self.moved_at = grown(self.moved_at, len(self.catalogue))
+            self.moved_at[known] = delta.step
+        self.step, self.step_time_ms = delta.step, delta.time_ms
+        return delta.digest is None or delta.digest == self.digest
+
+    @property
+    def digest(self) -> int:
+        """Of all rows, modulo 2⁶⁴."""
+        return sum(store.digest for store in self.rows.values()) % 2**64
+
+    def prepare(
+        self,
+        tables: Mapping[str, tuple[Keys, Rows]],
+        dense: Rows | None,
+        *,
+        line: str,
+        epoch: int,
+        step: int,
+        model: ModelConfig | None = None,
+    ) -> Fresh:
+        its = super().prepare(tables, dense, line=line, epoch=epoch, step=step, model=model)
+        if model is None or model == self.model.config:
+            return its
+        return replace(its, model=published_model(self.features, replace(self.config, model=model)))
+
+    def _tables_of(self, model: ModelConfig | None) -> tuple[TableConfig, ...]:
+        return self._tables if model is None else tables_of(model)
+
+    def take(self, fresh: Fresh) -> None:
+        """Starts from what was prepared: rows, dense parameters and vectors are replaced whole, at once; the
+        model too, where it is of another size."""
+        super().take(fresh)
+        self.moved_at = np.zeros(0, np.int64)
+        if fresh.model is not None:
+            self.model, self._tables = fresh.model, tables_of(fresh.model.config)
+        if fresh.dense is not None and len(fresh.dense):
+            self.model.write_dense(fresh.dense)
+
+    def _groups_of(self, index: int) -> tuple[int, ...]:
+        keys = self.catalogue.keys[index].tolist()
+        return tuple(k for s in self._group_slots for k in keys[s.start : s.stop] if k)

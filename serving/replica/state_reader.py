@@ -1,0 +1,345 @@
+"""What a replica follows: items, item state, the live line's weights, control; and how far it has come.
+
+``read`` waits on disks, decodes and makes the tables of a snapshot, in a thread; ``apply`` changes the
+replica, between two requests. A batch is small, and a snapshot is only swapped in, so that no request waits
+long for it. A replica is ready when it has once caught up with the log.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from experiments.assignment.policy import Policies
+from experiments.assignment.revision import running
+from experiments.promotion.epoch_model import config_at
+from experiments.promotion.lifecycle import Lifecycle, Standing
+from parameter_server.publish.deltas import StepDelta
+from recsys.config.policy_config import check_rules, check_weights
+from recsys.config.system_config import Config
+from recsys.config.yaml_with_lines import YamlError
+from recsys.events.control_records import Control, Experiments, Live
+from recsys.events.event_types import Item, Rejected, decode
+from recsys.events.field_schema import CATEGORICAL
+from recsys.events.hashing import Id
+from recsys.events.records import (
+    CONTROL,
+    DELTAS,
+    EVENTS,
+    EXAMPLES,
+    ITEM_STATE,
+    ITEMS,
+    STEPS,
+    ItemState,
+    Range,
+    Step,
+)
+from recsys.log.protocol import Log, LogLost
+from serving.index import index_files
+from serving.index.faiss_centroids import lists_for, sample_of, train
+from serving.replica.index_maintenance import IndexCare, Probe, Swap
+from serving.replica.item_vectors import Fresh, ItemVectors
+from serving.replica.line_reader import LineReader, Loaded
+from serving.tracing.freshness import Freshness, Rate
+from serving.tracing.swipe_traces import SwipeTraces
+
+R = TypeVar("R")
+MAIN: Final = "main"
+_ITEMS, _STATES, _DELTAS, _EXAMPLES = 50, 8, 16, 500  # records in a batch
+_STARTING: Final = 20  # times as many while nobody is answered yet
+_STEPS_KEPT: Final = 2_000
+_LAG_EVERY_MS: Final = 1_000
+
+
+class _Example(msgspec.Struct):
+    """What is read of an example: not its features. A place without one, of a user who is forgotten, has no
+    request."""
+
+    request_id: str = ""
+    item_id: Id = ""
+
+
+@dataclass
+class Batch:
+    """What one reading found, in the order in which it is to be applied."""
+
+    fresh: Fresh | None = None  # a snapshot's, made from the items that were applied before
+    items: list[tuple[Item, int]] = field(default_factory=list)
+    states: list[tuple[ItemState, int]] = field(default_factory=list)
+    steps: list[StepDelta] = field(default_factory=list)
+    care: Swap | Probe | None = None  # of the index
+    policies: Policies | None = None
+    records: list[Step] = field(default_factory=list)  # of steps
+    examples: list[tuple[int, int, str, Id]] = field(default_factory=list)
+    events_end: int | None = None
+    passed_over: bool = False  # counters were trimmed before they were read
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.fresh or self.items or self.states or self.steps or self.policies
+            or self.care or self.records or self.examples or self.events_end is not None
+            or self.passed_over
+        )  # fmt: skip
+
+    @property
+    def full(self) -> bool:
+        """Whether there may be more of what answers are made from."""
+        return bool(self.fresh or self.items or self.states or self.steps)
+
+
+class StateReader:
+    """Reads for one replica, and applies to it. ``read`` belongs to one thread, all else to another; what one
+    ``read`` found is applied before the next begins."""
+
+    def __init__(
+        self,
+        log: Log,
+        replica: ItemVectors,
+        config: Config,
+        now_ms: Callable[[], int],
+        pinned: tuple[str, int] | None = None,
+        traces: SwipeTraces | None = None,
+    ) -> None:
+        """``pinned``: the (line, epoch) to follow, whatever is live. ``traces``: is told which examples came
+        and which steps were applied. Raises ValueError where the
+        configuration names what the replica's schema doesn't have."""
+        schema = replica.features.schema
+        check_weights(config.policy, schema.labels)
+        check_rules(config.policy, schema.names("item", CATEGORICAL))
+        self._log, self.replica, self._config, self._now_ms = log, replica, config, now_ms
+        self.line = LineReader(log, Path(config.state) / "snapshots")
+        self.care = IndexCare(replica, train, sample_of, lists_for)
+        self._indexes = Path(config.state) / index_files.FOLDER
+        self.freshness, self._traces = Freshness(), traces
+        self.policies = Policies(config.policy)
+        self.examples, self.events = Rate(), Rate()
+        self.ready = False
+        self.unreadable = 0
+        self.lag: dict[str, int] = {}  # records not read yet, by topic, as of about a second ago
+        self._learned = 0
+        self._unlearned_ms: int | None = None  # since when examples wait for a step
+        self._ranges: dict[int, Step] = {}
+        self._live: tuple[str, int | None] | None = None  # None: nothing is loaded yet
+        self._pinned = pinned
+        self._wanted: tuple[str, int | None] = pinned or (MAIN, None)
+        self.lifecycle = Lifecycle()
+        self.canary: Standing | None = None  # the candidate that answers a share of the users
+        self.arms: frozenset[str] = frozenset()  # the lines that answer arms of experiments
+        self._items, self._states = log.begin(ITEMS, 0), log.begin(ITEM_STATE, 0)
+        self.items_applied = self._items  # every record of ``items`` before it is in the catalogue
+        replica.item_state_from = self._states
+        self._control = log.begin(CONTROL, 0)
+        self._steps = log.end(STEPS, 0)
+        self._examples = [log.end(EXAMPLES, p) for p in range(log.partitions(EXAMPLES))]
+        self._lagged_ms = 0
+        self._batch = Batch()
+
+    # --- in the reading thread ---
+
+    def read(self) -> Batch:
+        """The next of everything. Raises LogUnavailable, and LogLost where the catalogue is gone."""
+        scale = 1 if self.ready else _STARTING
+        batch = self._batch  # what was read before an error is in it, and isn't read again
+        self._read_control(batch)
+        self._read_items(batch, _ITEMS * scale)
+        if (
+            not batch.items
+        ):  # what was read last is applied, and what couldn't be read is passed over
+            self.items_applied = self._items
+        self._read_states(batch, _STATES * scale)
+        self._read_line(batch, _DELTAS * scale)
+        self._read_progress(batch)
+        self.replica.make_room(
+            [item for item, _ in batch.items], [s for s, _ in batch.states], batch.steps
+        )
+        if self.ready and batch.care is None:
+            batch.care = self.care.turn()
+            if isinstance(batch.care, Swap):
+                index_files.keep(self._indexes, batch.care.index)
+        self._batch = Batch()
+        return batch
+
+    def catch_up(self, stopped: Callable[[], bool]) -> None:
+        """Reads and applies, in this thread, until there is nothing more. For the start: while the replica
+        answers nobody."""
+        while not stopped():
+            batch = self.read()
+            self.apply(batch)
+            if not batch.full:
+                self._index_all()
+                self.ready = True
+                return
+
+    def _index_all(self) -> None:
+        """Makes the index that so many items ask for, before anybody is answered."""
+        index = self.care.whole()
+        if index is not None:
+            index_files.keep(self._indexes, index)
+            self.care.apply(Swap(index))
+
+    def _read_control(self, batch: Batch) -> None:
+        while records := self._log.read(CONTROL, 0, self._control):
+            for record in records:
+                said = self._unpack(record.value, _control)
+                if said is None:
+                    continue
+                if self.lifecycle.fold(said):
+                    self.canary = self.lifecycle.canary
+                    self.arms = frozenset(self.lifecycle.arms)
+                if isinstance(said, Live) and self._pinned is None:
+                    self._wanted = (said.line, said.epoch)
+                elif isinstance(said, Experiments):
+                    batch.policies = self._policies_of(said) or batch.policies
+            self._control = records[-1].offset + 1
+
+    def _policies_of(self, said: Experiments) -> Policies | None:
+        try:
+            found = running(said, self._config.policy, self.replica.features.schema.labels)
+        except (YamlError, ValueError) as error:
+            self.unreadable += 1
+            logging.getLogger(__name__).error(
+                "experiments not taken", extra={"revision": said.revision, "error": str(error)}
+            )
+            return None
+        return Policies(self._config.policy, found)
+
+    def _read_items(self, batch: Batch, limit: int) -> None:
+        for record in self._log.read(ITEMS, 0, self._items, limit):
+            self._items = record.offset + 1
+            try:
+                event = decode(record.value)
+            except Rejected:
+                self.unreadable += 1
+                continue
+            if isinstance(event, Item):
+                batch.items.append((event, record.offset + 1))
+
+    def _read_states(self, batch: Batch, limit: int) -> None:
+        if not self.ready and self._items < self._log.end(ITEMS, 0):
+            return  # at first the items that the counters are of, so that the popular are among them
+        try:
+            records = self._log.read(ITEM_STATE, 0, self._states, limit)
+        except LogLost:  # trimmed: everything was told again after it
+            self._states, batch.passed_over = self._log.begin(ITEM_STATE, 0), True
+            return
+        for record in records:
+            self._states = record.offset + 1
+            state = self._unpack(record.value, _item_state)
+            if state is not None:
+                batch.states.append((state, record.offset + 1))
+
+    def _read_line(self, batch: Batch, limit: int) -> None:
+        if self._live != self._wanted:
+            loaded: Loaded | None = self.line.start(*self._wanted)
+            self._live = self._wanted
+        else:
+            loaded = self.line.mend(self._now_ms())
+        if loaded is not None:
+            batch.fresh, batch.steps = self._prepared(loaded), []
+        batch.steps.extend(self.line.read(limit))
+
+    def _prepared(self, loaded: Loaded) -> Fresh:
+        rows = loaded.rows
+        tables = {} if rows is None else rows.tables
+        dense = None if rows is None else rows.dense
+        line, epoch = loaded.line, loaded.epoch
+        place = {"line": line, "epoch": epoch, "step": loaded.step}
+        logging.getLogger(__name__).info("weights loaded", extra=place)
+        model = config_at(self._config, self.lifecycle, line, epoch).model
+        return self.replica.prepare(
+            tables, dense, line=line, epoch=epoch, step=loaded.step, model=model
+        )
+
+    def _read_progress(self, batch: Batch) -> None:
+        """What says how fast the system learns: steps, examples, ends. Nothing is answered from it."""
+        for record in self._log.read(STEPS, 0, self._steps, _EXAMPLES):
+            self._steps = record.offset + 1
+            step = self._unpack(record.value, _step)
+            if step is not None:
+                batch.records.append(step)
+        for partition, offset in enumerate(self._examples):
+            for record in self._log.read(EXAMPLES, partition, offset, _EXAMPLES):
+                self._examples[partition] = record.offset + 1
+                example = self._unpack(record.value, _example)
+                if example is not None and example.request_id:
+                    found = (partition, record.offset, example.request_id, example.item_id)
+                    batch.examples.append(found)
+        now_ms = self._now_ms()
+        if now_ms - self._lagged_ms >= _LAG_EVERY_MS:
+            self._lagged_ms = now_ms
+            partitions = range(self._log.partitions(EVENTS))
+            batch.events_end = sum(self._log.end(EVENTS, p) for p in partitions)
+            self.lag = {
+                ITEMS: self._log.end(ITEMS, 0) - self._items,
+                ITEM_STATE: self._log.end(ITEM_STATE, 0) - self._states,
+                DELTAS: self._log.end(DELTAS, 0) - self.line.offset,
+            }
+
+    def _unpack(self, value: bytes, decoder: "msgspec.msgpack.Decoder[R]") -> R | None:
+        try:
+            return decoder.decode(value)
+        except msgspec.MsgspecError:
+            self.unreadable += 1
+            return None
+
+    # --- between two requests ---
+
+    def apply(self, batch: Batch) -> None:
+        """Changes the replica. Never during a request."""
+        now_ms = self._now_ms()
+        if batch.fresh is not None:
+            self.replica.take(batch.fresh)
+        if batch.care is not None:
+            self.care.apply(batch.care)
+        if batch.items:
+            self.replica.apply_records(batch.items)
+            self.items_applied = batch.items[-1][1]
+        if batch.passed_over:
+            self.replica.item_state_from = -1
+        for state, offset in batch.states:
+            self.replica.apply_item_state(state, offset)
+        self.policies = batch.policies or self.policies
+        for record in batch.records:
+            self._ranges[record.step] = record
+        while len(self._ranges) > _STEPS_KEPT:
+            del self._ranges[next(iter(self._ranges))]
+        if batch.examples and self._unlearned_ms is None:
+            self._unlearned_ms = now_ms
+        for partition, offset, request_id, item_id in batch.examples:
+            self.freshness.example(partition, offset, request_id, item_id)
+            if self._traces:
+                self._traces.example(partition, offset, request_id)
+        for delta in batch.steps:
+            self._apply_step(delta, now_ms)
+        if batch.events_end is not None:
+            self.events.tell(batch.events_end, now_ms)
+            self.examples.tell(self._learned, now_ms)
+
+    def stale(self, now_ms: int) -> bool:
+        """Whether the weights are older than they should be: examples have waited for ``serve.stale_s``, and
+        no step was applied. Where nobody does anything, weights don't age."""
+        if self._unlearned_ms is None or self.replica.step == 0:
+            return False
+        return now_ms - self._unlearned_ms > 1000 * self._config.serve.stale_s
+
+    def _apply_step(self, delta: StepDelta, now_ms: int) -> None:
+        self._unlearned_ms = None
+        began_ns = self._traces.now_ns() if self._traces else 0
+        if not self.replica.apply_step(delta):
+            self.line.diverge(delta.step)
+        record = self._ranges.pop(delta.step, None)
+        if record is not None and record.line == self.replica.line:
+            self._learned += record.examples
+            ranges: list[Range] = record.ranges
+            self.freshness.learned(ranges, now_ms)
+            if self._traces:
+                self._traces.applied(record, began_ns)
+
+
+_control: "msgspec.msgpack.Decoder[Control]" = msgspec.msgpack.Decoder(Control)
+_item_state = msgspec.msgpack.Decoder(ItemState)
+_step = msgspec.msgpack.Decoder(Step)
+_example = msgspec.msgpack.Decoder(_Example)

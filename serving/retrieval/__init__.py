@@ -1,0 +1,1 @@
+"""Candidate sources and filters, in the replica or in retrieval shards of their own."""

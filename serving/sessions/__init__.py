@@ -1,0 +1,1 @@
+"""Session and counter folds, the session store and how requests read it."""

@@ -1,0 +1,107 @@
+"""What one replica tells of traced swipes: their requests, their engagements, and which step was first served
+with what they taught. Thin bookkeeping; whoever isn't traced costs a hash of the request's id."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from recsys.events.event_types import Engagement, repeat_key
+from recsys.events.records import EVENTS, Step
+from recsys.log.protocol import Append
+from recsys.observability.spans import (
+    APPLY,
+    ENGAGEMENT,
+    FEED,
+    FOLD,
+    SEQUENCE,
+    SERVED,
+    About,
+    Span,
+    Tells,
+    of_request,
+    of_step,
+)
+from serving.ingestion.event_validation import Taken
+from serving.tracing.request_trace import RequestTrace
+
+_KEPT: Final = 5_000  # examples followed at a time, of each partition
+
+
+class SwipeTraces:
+    """Used by the event loop. ``instance``: the replica's name, for there may be several."""
+
+    def __init__(self, tracer: Tells, instance: str, now_ns: Callable[[], int]) -> None:
+        self.tracer, self._instance, self._now_ns = tracer, instance, now_ns
+        self._unlearned: dict[int, deque[tuple[int, str, int]]] = {}  # offset, request, since
+
+    def request(self, request_id: str, waited_s: float) -> RequestTrace | None:
+        """The trace of a request that begins now; None where it isn't traced. ``waited_s``:
+        since its first byte was seen."""
+        if not self.tracer.chosen(request_id):
+            return None
+        waited_ns = round(1e9 * waited_s)
+        return RequestTrace(
+            request_id, self.tracer.tell, self._now_ns, self._now_ns() - max(0, waited_ns)
+        )
+
+    def now_ns(self) -> int:
+        return self._now_ns()
+
+    def engaged(self, taken: Taken, offsets: Sequence[int], began_ns: int) -> None:
+        """Engagements were committed."""
+        ended_ns = self._now_ns()
+        for event, record, offset in zip(taken.engagements, taken.records, offsets, strict=False):
+            if self.tracer.chosen(event.request_id):
+                self.tracer.tell(_engagement(event, record, offset, began_ns, ended_ns))
+
+    def example(self, partition: int, offset: int, request_id: str) -> None:
+        """An example stands at ``offset`` of a partition of ``examples``."""
+        if self.tracer.chosen(request_id):
+            waiting = self._unlearned.setdefault(partition, deque(maxlen=_KEPT))
+            waiting.append((offset, request_id, self._now_ns()))
+
+    def applied(self, step: Step, began_ns: int) -> None:
+        """A step is in every answer from now on, and with it all before it."""
+        ended_ns = self._now_ns()
+        of = (step.line, step.epoch, step.step)
+        place = of_step(*of, APPLY, self._instance)
+        about: About = {"line": step.line, "epoch": step.epoch, "step": step.step}
+        about |= {"replica": self._instance}
+        self.tracer.tell(Span(place, APPLY, began_ns, ended_ns, of_step(*of), (), about))
+        for there in step.ranges:
+            waiting = self._unlearned.get(there.partition)
+            while waiting and waiting[0][0] < there.stop:
+                offset, request_id, _ = waiting.popleft()
+                at = (there.partition, offset)
+                its = of_request(request_id, SERVED, *at, self._instance)
+                parent = of_request(request_id, SEQUENCE, *at)
+                self.tracer.tell(
+                    Span(its, SERVED, began_ns, ended_ns, parent, (place,), about)
+                )  # fmt: skip
+
+
+def _engagement(
+    event: Engagement, record: Append, offset: int, began_ns: int, ended_ns: int
+) -> Span:
+    about: About = {
+        "kind": event.kind,
+        "item_id": str(event.item_id),
+        "time_ms": event.time_ms,
+        "topic": EVENTS,
+        "partition": record.partition,
+        "offset": offset,
+    }
+    place = of_request(event.request_id, ENGAGEMENT, repeat_key(event))
+    feed = of_request(event.request_id, FEED)
+    return Span(place, ENGAGEMENT, began_ns, ended_ns, feed, (), about)
+
+
+def folded(tracer: Tells, events: Sequence[object], began_ns: int, ended_ns: int) -> None:
+    """Engagements are in their users' sessions."""
+    for event in events:
+        if isinstance(event, Engagement) and tracer.chosen(event.request_id):
+            key = repeat_key(event)
+            parent = of_request(event.request_id, ENGAGEMENT, key)
+            about: About = {"kind": event.kind, "item_id": str(event.item_id)}
+            place = of_request(event.request_id, FOLD, key)
+            tracer.tell(Span(place, FOLD, began_ns, ended_ns, parent, (), about))
