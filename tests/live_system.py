@@ -17,7 +17,7 @@ from recsys.cli.up import start
 from recsys.client import ApiError, Client
 from recsys.config.system_config import Config, LogConfig, ServeConfig
 from recsys.events.event_types import Engagement
-from recsys.world import World
+from replay.simulation.world import World
 
 ITEMS, USERS = 300, 20
 

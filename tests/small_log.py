@@ -7,7 +7,7 @@ import msgspec
 
 from recsys.events.event_types import Event, Impression, Served
 from recsys.events.hashing import uniform
-from recsys.world import World
+from replay.simulation.world import World
 
 
 def write_log(

@@ -13,13 +13,13 @@ from experiments.promotion.acceptance import Accept, what_is_read
 from recsys.cli import accept as accepting
 from recsys.cli.accept import ByForm, measure
 from recsys.cli.accepted import check_accepted, file_of, write_accepted
-from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.main import app
-from recsys.cli.replaying import ReplayOptions, config_for, replay_data, replay_with
 from recsys.cli.studies.study_world import WorldLog
 from recsys.config.loader import BadSettings
 from recsys.config.system_config import Config, ModelConfig, digest
 from recsys.features.feature_set import FeatureSet
+from replay.direct_loop import DirectLoop
+from replay.replay_run import ReplayOptions, config_for, replay_data, replay_with
 from tests.test_acceptance import EVIDENCE, FEATURES
 
 OPTIONS = ReplayOptions(features="ids", step_examples=24)

@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 from recsys.cli.audit import audited
 from recsys.cli.benches.past_run import run_system
 from recsys.cli.main import app
-from recsys.cli.one_process import OneProcess, small_config
 from recsys.events.event_types import encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
 from recsys.features.feature_set import read_block
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Record
 from recsys.process.open_log import open_log
+from replay.local_system import OneProcess, small_config
 from serving.reconstruction.reconstructed_session import find_impression
 from training.archive.writer import Archive, read_archive
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recsys.cli.broker_loop import replay_through_broker
-from recsys.cli.replaying import ReplayOptions, replay_data
-from recsys.datasets.open import open_dataset
+from replay.broker_loop import replay_through_broker
+from replay.datasets.open_dataset import open_dataset
+from replay.replay_run import ReplayOptions, replay_data
 from tests.small_log import write_log
 
 

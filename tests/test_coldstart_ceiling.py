@@ -7,8 +7,8 @@ import pytest
 
 from recsys.cli.studies.coldstart_ceiling import Ceiling, Swipe, swipes_of, told
 from recsys.events.hashing import uniform
-from recsys.taste_posterior import learn
-from recsys.world import AFTER, World
+from replay.simulation.taste_posterior import learn
+from replay.simulation.world import AFTER, World
 from tests.taste_draws import reweighed
 
 LONG = 10**12  # after which all has come that comes

@@ -7,11 +7,11 @@ import msgspec
 
 from experiments.assignment.definition import Experiment, read_experiment
 from experiments.statistics.interleaving import INTERLEAVED
-from recsys.cli.one_process import small_config
 from recsys.config.policy_config import PolicyConfig
 from recsys.events.event_types import Impression, Stamp, encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics
 from recsys.log.protocol import Append, MemoryLog
+from replay.local_system import small_config
 from training.outcomes.credit_fold import CreditsRead, read_credits
 
 LABELS = ("long_view", "like")

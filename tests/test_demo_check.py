@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys import check_figures as figures
-from recsys import pasts
 from recsys.cli import demo_check, demo_data, demo_start
 from recsys.cli.data import NotFetched
 from recsys.cli.demo_books import Books
@@ -31,6 +30,7 @@ from recsys.events.records import (
     topics,
 )
 from recsys.log.protocol import Append, MemoryLog
+from replay.simulation import warmup_data as pasts
 
 # --- figures ---
 

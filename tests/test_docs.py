@@ -11,7 +11,7 @@ import pytest
 from recsys.cli.main import COMMANDS, load
 from recsys.cli.parts import NAMES
 from recsys.config.system_config import Config
-from recsys.datasets.log_settings import LogSettings
+from replay.datasets.dataset_yaml import LogSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md",

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from recsys.datasets.open import open_dataset
-from recsys.datasets.source import DataError
 from recsys.events.event_types import Engagement, Impression, Item
+from replay.datasets.dataset import DataError
+from replay.datasets.open_dataset import open_dataset
 
 YAML = "labels: [click]\nwindow_s: 60\nall_shown: true\nvectors: {embedding: 2}\n"
 ITEM = {"type": "item", "time_ms": 0, "item_id": "v12",

@@ -14,9 +14,7 @@ from typer.testing import CliRunner
 
 from recsys.cli import plan as plans
 from recsys.cli.explain import as_values, drawn
-from recsys.cli.explainer import DIFFERENT, EQUAL, GONE, Explained, Explainer
 from recsys.cli.main import app
-from recsys.cli.one_process import START_MS, OneProcess, small_config
 from recsys.cli.plan import Plan, RayPorts
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config
@@ -27,6 +25,8 @@ from recsys.events.records import DELTAS, EVENTS, ITEM_STATE, ItemState, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, Record
 from recsys.process.open_log import open_log
+from replay.answer_check import DIFFERENT, EQUAL, GONE, Explained, Explainer
+from replay.local_system import START_MS, OneProcess, small_config
 from serving.reconstruction.reconstructed_session import find_impression
 from serving.replica.state_reader import Batch
 from serving.request import Request

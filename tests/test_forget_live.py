@@ -8,7 +8,6 @@ import pytest
 import torch
 from gorse import Gorse
 
-from recsys.cli.explainer import EQUAL, Explainer
 from recsys.cli.forget import Refused, forget_user
 from recsys.cli.plan import _free_ports
 from recsys.cli.trace import life_of
@@ -22,6 +21,7 @@ from recsys.events.records import EXAMPLES, without_example
 from recsys.features.feature_set_file import feature_set
 from recsys.process.open_log import open_log
 from recsys.process.part_process import read_beat
+from replay.answer_check import EQUAL, Explainer
 from tests import telemetry
 from tests.control_live import check_control_page
 from tests.gorse_live import Waiting, check_client

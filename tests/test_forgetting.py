@@ -12,7 +12,7 @@ from recsys.config.system_config import StepConfig
 from recsys.events.records import EXAMPLES, STEPS, Erased, Range, pack
 from recsys.log.protocol import Append
 from recsys.model.blueprint import build_model
-from recsys.world_aba import WorldABA
+from replay.simulation.world_aba import WorldABA
 from tests.toy_feed import FEATURES, append_examples, example, toy_config, toy_log
 from training.continual.learner import Learner
 from training.continual.worker import Worker

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from recsys.cli.direct_loop import DirectLoop
-from recsys.cli.replaying import Replayed, ReplayOptions, config_for, replay_with
 from recsys.cli.studies.kept_states import KeepingPlayer, mixed
 from recsys.cli.studies.study_forgetting import LogABA, _kept, _truth
 from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
+from replay.direct_loop import DirectLoop
+from replay.replay_run import Replayed, ReplayOptions, config_for, replay_with
 
 LOG = LogABA(0, 0.6, users=20, items=40, requests_per_s=0.03)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from recsys.datasets.kuairand import HISTORY_FROM_MS, chosen
-from recsys.datasets.open import open_dataset
-from recsys.datasets.source import DataError
 from recsys.events.event_types import Engagement, Impression, Item, User
+from replay.datasets.dataset import DataError
+from replay.datasets.kuairand import HISTORY_FROM_MS, chosen
+from replay.datasets.open_dataset import open_dataset
 
 REAL = Path(os.environ.get("RECSYS_DATA", Path(__file__).parents[2] / "shared/data/kuairand"))
 T = 1_650_812_741_436

@@ -9,9 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.cli import plan as plans
-from recsys.cli.life import Finder
 from recsys.cli.main import app
-from recsys.cli.one_process import OneProcess, small_config
 from recsys.cli.plan import Plan, RayPorts
 from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Impression, decode
@@ -19,6 +17,8 @@ from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step
 from recsys.log.protocol import Append, MemoryLog, Record
 from recsys.log.sqlite_log import SqliteLog
 from recsys.process.open_log import create_topics
+from replay.local_system import OneProcess, small_config
+from replay.request_timeline import Finder
 from tests.test_swipe_traces import swipe_and_learn
 
 PARTS = ["impression", "engagement", "example", "step", "delta", "stamp"]

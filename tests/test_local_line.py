@@ -6,13 +6,13 @@ from functools import cache
 import numpy as np
 import pytest
 
-from recsys.cli.replaying import ReplayOptions
 from recsys.cli.studies.story_log import StoryLog
 from recsys.cli.studies.story_stream import Stream, watch
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.model.blueprint import build_model
 from recsys.model.list_ranker import lists_of
 from recsys.model.prediction_metrics import auc
+from replay.replay_run import ReplayOptions
 from training.continual.learner import Lane, Learner
 from training.continual.local_line import LocalLine
 from training.lines.line import spec_of

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from experiments.assignment.target_policy import Target
-from recsys.cli.logged_lists import EARLY, REPEATED, SAMPLED, chosen
 from recsys.config.policy_config import PolicyConfig
 from recsys.events.event_types import Asked, Impression, Stamp, encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics
 from recsys.log.protocol import Append, MemoryLog
+from replay.logged_lists import EARLY, REPEATED, SAMPLED, chosen
 
 WINDOW_MS = 1_000
 TARGET = Target("t", PolicyConfig(), {"like": 1.0})

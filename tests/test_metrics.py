@@ -19,7 +19,7 @@ from recsys.model.prediction_metrics import (
     paired_auc_interval,
     paired_ratio_interval,
 )
-from recsys.report import (
+from replay.predictions import (
     Predictions,
     build_report,
     compare,

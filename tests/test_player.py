@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recsys.cli.direct_loop import DirectLoop
-from recsys.cli.player import Player, Scored
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Impression, Item, Served, User
+from replay.direct_loop import DirectLoop
+from replay.player import Player, Scored
 from serving.request import Request
 from tests.toy_crowd import FEATURES, START_MS, TOPICS, Crowd, crowd_config, items, share, topic_of
 
@@ -135,7 +135,7 @@ def test_a_score_does_not_hang_on_the_impressions_scored_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     together = Past().run(40)
-    monkeypatch.setattr("recsys.cli.player._FLUSH", 1)
+    monkeypatch.setattr("replay.player._FLUSH", 1)
     alone = Past().run(40)
     for a, b in zip(together.scored, alone.scored, strict=True):
         assert a.probabilities_NL.tobytes() == b.probabilities_NL.tobytes() and a.step == b.step

@@ -1,8 +1,8 @@
 import numpy as np
 
-from recsys.cli.player import Scored
-from recsys.cli.recorder import Recorder
 from recsys.events.event_types import Engagement, Impression, Served
+from replay.player import Scored
+from replay.score_recorder import Recorder
 
 
 def scored(request: str, *items: str | int, step: int = 1, **context: str) -> Scored:

@@ -9,12 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.cli.main import app
-from recsys.cli.replay_report import judged_rows
-from recsys.cli.replaying import Replayed, ReplayOptions, replay_data
-from recsys.datasets.open import open_dataset
 from recsys.events.hashing import uniform
 from recsys.model.prediction_metrics import auc
-from recsys.report import Predictions, read_predictions
+from replay.datasets.open_dataset import open_dataset
+from replay.predictions import Predictions, read_predictions
+from replay.replay_report import judged_rows
+from replay.replay_run import Replayed, ReplayOptions, replay_data
 from tests.toy_crowd import START_MS
 
 MINUTE_MS = 60_000
@@ -249,7 +249,7 @@ def test_what_can_not_be_done_is_said_before_the_work(
     data: Path, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("recsys.cli.replaying.replay_with", None)  # it doesn't come so far
+    monkeypatch.setattr("replay.replay_run.replay_with", None)  # it doesn't come so far
     result = run(data, *arguments)
     assert result.exit_code == 2, result.output
     assert said in " ".join(result.output.split())

@@ -11,11 +11,11 @@ import pytest
 from experiments.promotion.epoch_model import sized
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
-from recsys.cli.explainer import EQUAL, Explainer
 from recsys.cli.studies.promotion_run import PromotionRun, config_of
 from recsys.events.control_records import Decision, ModelSize
 from recsys.events.records import SCORES, STEPS, Scores, Step
 from recsys.process.log_consumer import readable
+from replay.answer_check import EQUAL, Explainer
 from serving.retrieval import retrieval_client
 from tests.test_promotion_loop import never_back, stamps, until
 from training.lines.line import MAIN, learning_digest

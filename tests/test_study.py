@@ -9,13 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.cli.main import app
-from recsys.cli.replay_report import judged_from_ms
-from recsys.cli.replaying import ReplayOptions, replay_data
 from recsys.cli.studies.study_figures import Judged, draw_aucs, figures, plot
 from recsys.cli.studies.study_world import WorldLog
 from recsys.cli.study import judge, syncs_of
 from recsys.events.event_types import Engagement, Impression
 from recsys.model.prediction_metrics import auc
+from replay.replay_report import judged_from_ms
+from replay.replay_run import ReplayOptions, replay_data
 
 OPTIONS = ReplayOptions(features="ids", step_examples=24)
 HOUR_MS = 3_600_000

@@ -11,7 +11,7 @@ from recsys.cli.main import app
 from recsys.cli.studies.coldstart_world import ARMS, Feed, Slot, newcomers, past_of, small, without
 from recsys.cli.studies.study_coldstart import SWIPES, Tried, _regrets, new_items, new_users
 from recsys.config.policy_config import PolicyConfig
-from recsys.world import World
+from replay.simulation.world import World
 
 HOUR_MS = 3_600_000
 

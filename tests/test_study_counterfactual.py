@@ -12,7 +12,7 @@ from recsys.cli.main import app
 from recsys.cli.studies import study_counterfactual as study
 from recsys.cli.studies import study_interleaving as rivals
 from recsys.cli.studies.list_world import ListWorld, Shown
-from recsys.world import World
+from replay.simulation.world import World
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from recsys.cli.replaying import ReplayOptions, replay_data
 from recsys.cli.studies.study_linear import linear_learners
 from recsys.cli.studies.study_quality import WHOLE, measure_quality, variants
 from recsys.cli.studies.study_world import WorldLog
+from replay.replay_run import ReplayOptions, replay_data
 
 OPTIONS = ReplayOptions(step_examples=24)
 

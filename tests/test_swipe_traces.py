@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from recsys.cli.benches.past_run import _item
-from recsys.cli.one_process import OneProcess, small_config
 from recsys.config.telemetry_config import TracingConfig
 from recsys.observability.spans import of_request
+from replay.local_system import OneProcess, small_config
 from serving.request import Request
 
 STAGES = ["session", "wait", "filter", "retrieve", "rank", "select", "answer"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recsys.taste_posterior import Floats, LogLikelihood, Taste, isotropic, learn
+from replay.simulation.taste_posterior import Floats, LogLikelihood, Taste, isotropic, learn
 from tests.taste_draws import draw, reweighed
 
 NONE = np.zeros((0, 3)), np.zeros(0)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from recsys.cli.viewers import EVENTS_PER_LIST, Lines, Sender, drive
 from recsys.client import Recommendations, Recommended
-from recsys.crowd import Crowd, Pacer
 from recsys.events.hashing import uniform
-from recsys.world import World
+from replay.simulation.crowd import Crowd, Pacer
+from replay.simulation.world import World
 
 T = 1_650_812_400_000
 

@@ -6,10 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from recsys import pasts
-from recsys.as_served import AsServed
-from recsys.cli import warmup
-from recsys.cli.warmup import Warmup
 from recsys.config.system_config import Config
 from recsys.events.event_types import (
     Engagement,
@@ -26,7 +22,11 @@ from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS, ITEMS, topics
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog
-from recsys.pasts import Past
+from replay import warmup
+from replay.feature_replay import AsServed
+from replay.simulation import warmup_data as pasts
+from replay.simulation.warmup_data import Past
+from replay.warmup import Warmup
 from training.joining.joiner import Joiner
 
 NOW_MS = 1_790_000_000_000
@@ -162,8 +162,8 @@ def test_it_is_done_once_and_with_one_past(tmp_path: Path) -> None:
 
 
 def test_features_are_those_that_the_server_in_replay_writes() -> None:
-    from recsys.cli.direct_loop import DirectLoop
-    from recsys.cli.player import Player
+    from replay.direct_loop import DirectLoop
+    from replay.player import Player
 
     class Kept(DirectLoop):
         def append(self, event: Event) -> None:

@@ -11,8 +11,8 @@ import pytest
 from recsys.client import Recommendations, Recommended
 from recsys.events.event_types import Engagement, parse
 from recsys.events.hashing import uniform
-from recsys.viewer import Viewer, browse, run
-from recsys.world import World
+from replay.simulation.viewer import Viewer, browse, run
+from replay.simulation.world import World
 
 T = 1_650_812_400_000
 HOUR_MS = 3_600_000

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from recsys.world_stories import DAY_MS, STORIES, StoryWorld
+from replay.simulation.world_stories import DAY_MS, STORIES, StoryWorld
 
 HOUR_MS = DAY_MS // 24
 

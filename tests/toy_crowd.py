@@ -7,8 +7,6 @@ import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from recsys.cli.direct_loop import DirectLoop
-from recsys.cli.player import Player
 from recsys.config.system_config import (
     Config,
     JoinConfig,
@@ -21,6 +19,8 @@ from recsys.events.event_types import Engagement, Item
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.events.hashing import uniform
 from recsys.features.feature_set import FeatureSet
+from replay.direct_loop import DirectLoop
+from replay.player import Player
 from serving.request import Answer, Request
 
 START_MS = 1_700_000_000_000

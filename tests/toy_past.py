@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from recsys.as_served import AsServed
 from recsys.events.event_types import Event, Impression, Item, User
 from recsys.events.hashing import partition_of
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
+from replay.feature_replay import AsServed
 from serving.sessions.session_fold import fold_event, shown_keys
 from tests.toy_feed import FEATURES, PARTITIONS, START_MS, feed
 from training.archive.recompute import CountersThen, Folds, ItemHistory, Read, SessionsThen, Shown

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from recsys.cli import plan as plans
-from recsys.cli.one_process import START_MS, OneProcess, small_config
 from recsys.cli.plan import Plan, RayPorts
 from recsys.config.system_config import Config, JoinConfig
 from recsys.events.control_records import Experiments
 from recsys.events.event_types import Item
 from recsys.events.hashing import uniform
+from replay.local_system import START_MS, OneProcess, small_config
 from serving.request import Request
 
 USERS, LISTS = 36, 150

@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 from experiments.promotion.acceptance import Accept, Evidence, Refuse, decide, what_is_read
 from recsys.cli.accepted import write_accepted
-from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.outputs import check_folders
-from recsys.cli.replay_report import judged_rows, with_bar
-from recsys.cli.replaying import Progress, ReplayOptions, config_for, replay_with
 from recsys.cli.studies.study_copies import Copy, SideBySide, Sync
 from recsys.config.loader import load
 from recsys.config.system_config import Config, digest
-from recsys.datasets.open import open_dataset
-from recsys.datasets.source import DataError, Dataset
 from recsys.features.feature_set import FeatureSet
 from recsys.model.prediction_metrics import auc, paired_auc_interval
-from recsys.report import Predictions, write_report
+from replay.datasets.dataset import DataError, Dataset
+from replay.datasets.open_dataset import open_dataset
+from replay.direct_loop import DirectLoop
+from replay.predictions import Predictions, write_report
+from replay.replay_report import judged_rows, with_bar
+from replay.replay_run import Progress, ReplayOptions, config_for, replay_with
 from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore
 

@@ -54,9 +54,9 @@ def measured(file: Path, state: Path | None, most: int, alpha: float) -> dict[st
     import torch
 
     from recsys.cli import plan as plans
-    from recsys.cli.logged_lists import read_lists
     from recsys.features.feature_set_file import feature_set
     from recsys.process.open_log import open_log
+    from replay.logged_lists import read_lists
 
     text = file.read_text("utf-8")
     folder = state or Path(str(_state_in(text, file) or "state"))
@@ -80,7 +80,7 @@ def _state_in(text: str, file: Path) -> object:
 
 
 def _gone(share: float, why: str) -> list[str]:
-    from recsys.cli.logged_lists import MOST_GONE
+    from replay.logged_lists import MOST_GONE
 
     if share <= MOST_GONE:
         return []

@@ -37,8 +37,8 @@ class Background:
 def _browse(url: str, rate: float, stop: Any, told: Any) -> None:
     from recsys.cli.viewers import drive
     from recsys.client import Client
-    from recsys.crowd import Crowd, Work
-    from recsys.world import World
+    from replay.simulation.crowd import Crowd, Work
+    from replay.simulation.world import World
 
     class Arriving(Crowd):
         """They come one by one: a rush of first lists is another load than the one that is asked for."""

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Final
 
 import recsys
-from recsys import pasts
 from recsys.cli import data
-from recsys.datasets.open import open_dataset
-from recsys.pasts import Past
+from replay.datasets.open_dataset import open_dataset
+from replay.simulation import warmup_data as pasts
+from replay.simulation.warmup_data import Past
 
 WORLD: Final = "world"  # RECSYS_DATA=world: no data set, also where one is at hand
 LIMIT: Final = 40_000  # impressions: what two cores learn in a few minutes with all parts running

@@ -8,12 +8,13 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from recsys.cli import demo_data, warmup
+from recsys.cli import demo_data
 from recsys.cli import plan as plans
 from recsys.cli import running as runs
 from recsys.cli.processes import alive
 from recsys.cli.vitals import Status, gather
 from recsys.config.system_config import Config
+from replay import warmup
 
 _CAUGHT_UP_S: Final = 420.0
 _FEW: Final = 20  # records: ticks and viewers keep the tails moving

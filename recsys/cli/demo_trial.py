@@ -15,7 +15,6 @@ from recsys.check_figures import Figure, Verdict
 from recsys.cli import demo_check as checks
 from recsys.cli import plan as plans
 from recsys.cli import running as runs
-from recsys.cli import warmup
 from recsys.cli.demo_books import Books, open_books
 from recsys.cli.demo_check import Clock, Counts, Sampled, Viewer, Watcher
 from recsys.cli.demo_crowd import Background
@@ -25,6 +24,7 @@ from recsys.cli.vitals import gather
 from recsys.client import Client
 from recsys.config.system_config import Config
 from recsys.features.feature_set_file import feature_set
+from replay import warmup
 
 RATE: Final = 200.0  # events a second of the background
 _SETTLE_S: Final = 60.0  # at most, until all have come

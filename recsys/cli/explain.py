@@ -14,10 +14,10 @@ import typer
 
 from experiments.assignment.policy import Policy
 from recsys.cli import plan as plans
-from recsys.cli.explainer import DIFFERENT, EQUAL, GONE, Explained, Explainer
 from recsys.events.event_types import Served
 from recsys.features.catalogue import Catalogue
 from recsys.features.session import Session
+from replay.answer_check import DIFFERENT, EQUAL, GONE, Explained, Explainer
 from serving.request import AnswerItem
 
 _STATUS: Final = {EQUAL: 0, DIFFERENT: 1}

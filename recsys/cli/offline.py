@@ -259,13 +259,13 @@ def _until_ms(asked: Asked) -> int:
 
 
 def _from_dataset(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, bool]:
-    from recsys.cli.offline_play import cache_dataset
     from recsys.cli.replay import parse_time
-    from recsys.cli.replay_report import with_bar
-    from recsys.cli.replaying import ReplayOptions, config_for
-    from recsys.datasets.open import open_dataset
     from recsys.features.feature_set import FeatureSet
     from recsys.features.feature_set_file import feature_set
+    from replay.datasets.open_dataset import open_dataset
+    from replay.offline_examples import cache_dataset
+    from replay.replay_report import with_bar
+    from replay.replay_run import ReplayOptions, config_for
     from training.offline import job as jobs
 
     if asked.until == NOW:

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from recsys.cli.outputs import check_folders
-from recsys.cli.replay_report import print_report, report_of, with_bar
-from recsys.cli.replaying import Replayed, ReplayOptions, replay_data
 from recsys.config.system_config import ModelConfig
-from recsys.datasets.open import open_dataset
-from recsys.datasets.source import DataError, Dataset
-from recsys.report import Predictions, read_predictions, write_predictions, write_report
+from replay.datasets.dataset import DataError, Dataset
+from replay.datasets.open_dataset import open_dataset
+from replay.predictions import Predictions, read_predictions, write_predictions, write_report
+from replay.replay_report import print_report, report_of, with_bar
+from replay.replay_run import Replayed, ReplayOptions, replay_data
 
 
 def _parse_version(text: str | None) -> int | None:
@@ -145,7 +145,7 @@ def _theirs(file: Path, label: str) -> Predictions:
 
 def _run(dataset: Dataset, options: ReplayOptions) -> Replayed:
     if options.through_broker:
-        from recsys.cli.broker_loop import replay_through_broker
+        from replay.broker_loop import replay_through_broker
 
         return replay_through_broker(dataset, options, with_bar)
     return replay_data(dataset, options, progress=with_bar)

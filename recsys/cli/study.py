@@ -13,10 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.outputs import check_folders
-from recsys.cli.replay_report import judged_from_ms, with_bar
-from recsys.cli.replaying import Progress, ReplayOptions, config_for, replay_with
 from recsys.cli.studies.study_arms import arms
 from recsys.cli.studies.study_broken import broken
 from recsys.cli.studies.study_coldstart import coldstart
@@ -32,9 +29,12 @@ from recsys.cli.studies.study_quality import quality
 from recsys.cli.studies.study_student import student
 from recsys.cli.studies.study_world import WorldLog
 from recsys.config.system_config import Config, ModelConfig
-from recsys.datasets.open import open_dataset
-from recsys.datasets.source import DataError, Dataset
 from recsys.features.feature_set import FeatureSet
+from replay.datasets.dataset import DataError, Dataset
+from replay.datasets.open_dataset import open_dataset
+from replay.direct_loop import DirectLoop
+from replay.replay_report import judged_from_ms, with_bar
+from replay.replay_run import Progress, ReplayOptions, config_for, replay_with
 
 _SAMPLES = 500  # draws of users
 _MINUTE_MS = 60_000

@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from recsys.cli import plan as plans
-from recsys.cli.life import Finder, Life, Moment
+from replay.request_timeline import Finder, Life, Moment
 
 
 def trace(

@@ -16,9 +16,9 @@ import typer
 
 if TYPE_CHECKING:
     from recsys.config.system_config import Config
-    from recsys.crowd import Crowd
     from recsys.events.event_types import ClientEvent
     from recsys.process.part_process import Stop
+    from replay.simulation.crowd import Crowd
 
 _TICK_S: Final = 0.02
 _REPORT_S: Final = 10.0
@@ -169,8 +169,8 @@ def viewers(
 ) -> None:
     """Sends simulated viewers to a running server."""
     from recsys.client import Client
-    from recsys.crowd import Crowd
-    from recsys.world import World
+    from replay.simulation.crowd import Crowd
+    from replay.simulation.world import World
 
     if rate <= 0 or seconds < 0:
         raise typer.BadParameter(f"rate is {rate}, seconds {seconds}: expected a positive rate")
@@ -192,10 +192,10 @@ def run_part(config: "Config", stop: "Stop") -> None:
     """The part of the demo; the plan says how many lists a second. It waits while a past is written: what
     happens now would close the windows of what happened then."""
     from recsys.cli import plan as plans
-    from recsys.cli.warmup import pending
     from recsys.client import Client
-    from recsys.crowd import Crowd
-    from recsys.world import World
+    from replay.simulation.crowd import Crowd
+    from replay.simulation.world import World
+    from replay.warmup import pending
 
     while pending(Path(config.state)) and not stop.wait(0.5):
         pass

@@ -3,14 +3,14 @@
 from typing import Any
 
 from parameter_server.publish.deltas import StepDelta
-from recsys.cli.direct_loop import DirectLoop
-from recsys.cli.player import Player
-from recsys.cli.replaying import ReplayOptions, config_for, replay_with
 from recsys.cli.studies.study_world import WorldLog
 from recsys.config.system_config import Config
 from recsys.events.records import pack
 from recsys.features.feature_set import FeatureSet
 from recsys.model.prediction_metrics import auc, log_loss
+from replay.direct_loop import DirectLoop
+from replay.player import Player
+from replay.replay_run import ReplayOptions, config_for, replay_with
 
 _GATHERED = (1, 2, 4, 8)
 

@@ -66,7 +66,7 @@ class Live:
 
     def publish_world(self) -> None:
         """The items and people that the viewers know."""
-        from recsys.world import World
+        from replay.simulation.world import World
 
         world = World(start_ms=time.time_ns() // 1_000_000)
         with self.client(admin=True) as client:

@@ -28,9 +28,6 @@ from parameter_server.storage import snapshots
 from parameter_server.storage.durable_shard import DurableShard, Home, load_shard
 from parameter_server.storage.mmap_shard import mapped_shard
 from parameter_server.table.kernels import warm
-from recsys.as_served import AsServed
-from recsys.cli.joiners import Joiners
-from recsys.cli.one_process import DurableShards
 from recsys.config.system_config import Config, ModelConfig, StepConfig
 from recsys.events.control_records import Live
 from recsys.events.event_types import Impression, Stamp
@@ -39,9 +36,12 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log
 from recsys.model.blueprint import build_model
 from recsys.model.model_tables import tables_of
-from recsys.pasts import of_world
 from recsys.process.gc_control import settle
 from recsys.process.open_log import create_topics, open_log
+from replay.feature_replay import AsServed
+from replay.local_system import DurableShards
+from replay.partition_joiners import Joiners
+from replay.simulation.warmup_data import of_world
 from training.candidates.shadow import Shadow
 from training.continual.learner import Learner
 from training.continual.worker import Worker

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from recsys.cli.explainer import EQUAL, Explainer
-from recsys.cli.one_process import START_MS, OneProcess, small_config
 from recsys.events.control_records import Experiments
 from recsys.events.event_types import Item, User
 from recsys.events.hashing import uniform
+from replay.answer_check import EQUAL, Explainer
+from replay.local_system import START_MS, OneProcess, small_config
 from serving.request import Request
 
 ITEMS: Final = 400

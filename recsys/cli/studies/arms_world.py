@@ -23,7 +23,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.model.batch import Batch, assemble
 from recsys.model.blueprint import build_model
-from recsys.world import World
+from replay.simulation.world import World
 from training.candidates.arm_learner import without_rows
 from training.continual.learner import Lane, Learned, Learner
 from training.continual.local_line import LocalLine

@@ -3,7 +3,7 @@
 They know each item's quality, length and tags, each cluster's taste, the fashion of the hour, and which
 clusters people of an age are of. Of the person they know the age, and what came of each swipe until now:
 a long view or none, and what followed it (a like says more than the view alone). From these they have the
-person's taste as well as it can be known (``recsys.taste_posterior``), and show what has the best mean
+person's taste as well as it can be known (``replay.simulation.taste_posterior``), and show what has the best mean
 P(long view). Nobody who has seen these swipes, and no others, has a better list on average.
 
 A taste holds still through a visit here. That is exact where no mood turns in it, so for visits that begin at
@@ -17,8 +17,15 @@ import numpy as np
 
 from recsys.events.event_types import Engagement
 from recsys.events.hashing import Id
-from recsys.taste_posterior import Floats, LogLikelihood, Taste, isotropic, learn
-from recsys.world import AFTER, IMPATIENCE, OWN_VARIANCE, World, after_chance, hide_chance
+from replay.simulation.taste_posterior import Floats, LogLikelihood, Taste, isotropic, learn
+from replay.simulation.world import (
+    AFTER,
+    IMPATIENCE,
+    OWN_VARIANCE,
+    World,
+    after_chance,
+    hide_chance,
+)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.assignment.policy import Policy
-from recsys.cli.direct_loop import DirectLoop
-from recsys.cli.player import Player
 from recsys.cli.studies.coldstart_ceiling import Ceiling, swipes_of
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config, JoinConfig, ModelConfig, ServeConfig, StepConfig
@@ -24,8 +22,10 @@ from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
-from recsys.pasts import SURFACE
-from recsys.world import World
+from replay.direct_loop import DirectLoop
+from replay.player import Player
+from replay.simulation.warmup_data import SURFACE
+from replay.simulation.world import World
 from serving.request import Request
 
 LIST: Final = 8  # items of a list

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.statistics.online_ensemble import FixedShare
-from recsys.cli.player import Player
 from recsys.events.event_types import Event, Impression
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.session import Session
+from replay.player import Player
 from serving.ranking.scoring import probabilities
 
 Floats = NDArray[np.float64]

@@ -1,6 +1,6 @@
 """Lists of the simulated world, drawn by the serving draw and watched as its people watch, many times over.
 
-For studies whose truth must be known: ``recsys.world`` says with what probability each person watches each
+For studies whose truth must be known: ``replay.simulation.world`` says with what probability each person watches each
 item; a model is that with an error of its own, which stays. A policy is the real one (scores, temperature,
 exploration, nearness, caps) on the real draw. Who comes and what they do is drawn by a generator, since
 studies repeat themselves with other seeds; the world stands still at one moment.
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.config.policy_config import PolicyConfig
-from recsys.world import IMPATIENCE, World
+from replay.simulation.world import IMPATIENCE, World
 from serving.ranking.selection import Ballot, Cap, Chance
 
 Floats = NDArray[np.float64]

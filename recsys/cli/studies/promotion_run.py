@@ -17,7 +17,6 @@ from parameter_server.shard.lanes import LaneGradients
 from parameter_server.shard.shard import Shard
 from parameter_server.storage.durable_shard import load_shard
 from parameter_server.storage.snapshots import Snapshot
-from recsys.cli.one_process import OneProcess, small_config
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import Config, ModelConfig, digest
@@ -27,7 +26,8 @@ from recsys.events.hashing import uniform
 from recsys.events.records import CONTROL, Lesson, Step, pack
 from recsys.log.protocol import Append
 from recsys.model.blueprint import build_model
-from recsys.world import World
+from replay.local_system import OneProcess, small_config
+from replay.simulation.world import World
 from serving.request import Answer, Request
 from training.candidates.model_size_check import size_of
 from training.candidates.registry import Provenance, Registry, plain_config

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from recsys.cli.studies.study_world import WorldLog
 from recsys.events.event_types import Item
 from recsys.events.hashing import Id, uniform
-from recsys.world import World
-from recsys.world_stories import STORIES, StoryWorld
+from replay.simulation.world import World
+from replay.simulation.world_stories import STORIES, StoryWorld
 
 DAYS = 5  # that a story is told in
 _HOUR_MS = 3_600_000

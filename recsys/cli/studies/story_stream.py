@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.publish.deltas import StepDelta
-from recsys.cli.joiners import Joiners
-from recsys.cli.player import Player, Scored
-from recsys.cli.recorder import Recorder
-from recsys.cli.replaying import Progress, ReplayOptions, config_for
 from recsys.config.system_config import Config
-from recsys.datasets.source import Dataset
 from recsys.events.event_types import Engagement, Event, Impression, Item, User
 from recsys.events.records import Example
 from recsys.features.feature_set import FeatureSet, RequestFeatures
+from replay.datasets.dataset import Dataset
+from replay.partition_joiners import Joiners
+from replay.player import Player, Scored
+from replay.replay_run import Progress, ReplayOptions, config_for
+from replay.score_recorder import Recorder
 from training.steps.sequencer import Sequencer
 
 Ints = NDArray[np.int64]

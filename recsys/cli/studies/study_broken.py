@@ -19,14 +19,14 @@ import numpy as np
 import typer
 from msgspec.structs import replace as changed
 
-from recsys.cli.one_process import START_MS
 from recsys.cli.studies.promotion_run import Change, Made, PromotionRun, WorldViewers, config_of
 from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.hashing import uniform
 from recsys.events.records import Lesson
 from recsys.model.model import Model
-from recsys.world import World
+from replay.local_system import START_MS
+from replay.simulation.world import World
 from training.candidates.rollback_impact import affected
 from training.lines.line import MAIN
 

@@ -33,7 +33,7 @@ from recsys.cli.studies.coldstart_world import ARMS, Feed, newcomers, past_of, s
 from recsys.config.policy_config import PolicyConfig
 from recsys.events.hashing import Id
 from recsys.model.prediction_metrics import Interval, paired_ratio_interval
-from recsys.world import World
+from replay.simulation.world import World
 
 SWIPES: Final = (0, 1, 5, 20)
 _HOUR_MS: Final = 3_600_000

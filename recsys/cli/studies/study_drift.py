@@ -15,16 +15,16 @@ import torch
 import typer
 
 from recsys.cli.outputs import check_folders
-from recsys.cli.replay_report import judged_from_ms, with_bar
-from recsys.cli.replaying import ReplayOptions
 from recsys.cli.studies.drift_arms import Arms, Played, Track
 from recsys.cli.studies.drift_figures import Run, figures_of, plot, run_of, shown
 from recsys.cli.studies.story_log import DAYS, StoryLog
 from recsys.cli.studies.story_stream import Stream, watch
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
-from recsys.datasets.open import open_dataset
-from recsys.datasets.source import DataError
-from recsys.world_stories import STORIES
+from replay.datasets.dataset import DataError
+from replay.datasets.open_dataset import open_dataset
+from replay.replay_report import judged_from_ms, with_bar
+from replay.replay_run import ReplayOptions
+from replay.simulation.world_stories import STORIES
 from training.merging.refit import Refit
 
 _SAMPLES = 500  # draws of users

@@ -21,9 +21,7 @@ import typer
 from numpy.typing import NDArray
 
 from parameter_server.publish.deltas import StepDelta
-from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.outputs import check_folders
-from recsys.cli.replaying import ReplayOptions, config_for, replay_with
 from recsys.cli.studies.kept_states import MOST_STATES, KeepingPlayer, mixed
 from recsys.cli.studies.study_world import WorldLog
 from recsys.config.system_config import Config, ModelConfig
@@ -31,9 +29,11 @@ from recsys.events.records import EXAMPLES, Lesson, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.model.blueprint import build_model
 from recsys.model.prediction_metrics import auc, log_loss
-from recsys.report import Predictions
-from recsys.world import World
-from recsys.world_aba import WorldABA
+from replay.direct_loop import DirectLoop
+from replay.predictions import Predictions
+from replay.replay_run import ReplayOptions, config_for, replay_with
+from replay.simulation.world import World
+from replay.simulation.world_aba import WorldABA
 from training.continual.learner import Learner
 from training.drift.monitors import LossWatch
 from training.forgetting.forgetting import (

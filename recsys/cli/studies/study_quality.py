@@ -15,20 +15,20 @@ import numpy as np
 import typer
 
 from recsys.cli.benches.bench_linear import ABSENT
-from recsys.cli.direct_loop import DirectLoop
 from recsys.cli.outputs import check_folders
-from recsys.cli.player import Player
-from recsys.cli.replay_report import judged_from_ms, judged_rows, slices_of, with_bar
-from recsys.cli.replaying import Progress, Replayed, ReplayOptions, config_for, replay_with
 from recsys.cli.studies.study_linear import Linear, linear_learners
 from recsys.config.system_config import Config
-from recsys.datasets.open import open_dataset
-from recsys.datasets.source import DataError, Dataset
 from recsys.events.event_types import Impression
 from recsys.events.records import Example, Forget
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.model.prediction_metrics import auc
-from recsys.report import Predictions, compare
+from replay.datasets.dataset import DataError, Dataset
+from replay.datasets.open_dataset import open_dataset
+from replay.direct_loop import DirectLoop
+from replay.player import Player
+from replay.predictions import Predictions, compare
+from replay.replay_report import judged_from_ms, judged_rows, slices_of, with_bar
+from replay.replay_run import Progress, Replayed, ReplayOptions, config_for, replay_with
 
 WHOLE: Final = "all"
 

@@ -13,18 +13,18 @@ import numpy as np
 import torch
 import typer
 
-from recsys.cli.offline_play import cache_dataset
 from recsys.cli.outputs import check_folders
-from recsys.cli.replay_report import judged_from_ms, with_bar
-from recsys.cli.replaying import Progress, ReplayOptions, config_for
 from recsys.cli.studies.student_arms import Arms, ArmScores
 from recsys.cli.studies.study_figures import Judged, draw_aucs, pair_of
 from recsys.cli.studies.study_world import WorldLog
 from recsys.config.system_config import Config, ModelConfig
-from recsys.datasets.open import open_dataset
-from recsys.datasets.source import DataError, Dataset
 from recsys.features.feature_set import FeatureSet
 from recsys.model.student_model import shown, student_model
+from replay.datasets.dataset import DataError, Dataset
+from replay.datasets.open_dataset import open_dataset
+from replay.offline_examples import cache_dataset
+from replay.replay_report import judged_from_ms, with_bar
+from replay.replay_run import Progress, ReplayOptions, config_for
 from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore
 from training.offline.distill import SHARE, checked_share

@@ -13,7 +13,7 @@ from recsys.events.event_types import Event, Impression, Item, Served
 from recsys.events.field_schema import Schema
 from recsys.events.hashing import Id, uniform
 from recsys.features.feature_set_file import FEED_SCHEMA
-from recsys.world import World
+from replay.simulation.world import World
 
 _HOUR_MS = 3_600_000
 _LIST = 8  # items in a list, before the viewer has had enough

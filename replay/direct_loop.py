@@ -10,13 +10,13 @@ from typing import Any
 from parameter_server.publish.deltas import DeltaAssembler, Gap, StepDelta
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.shard import digest_of_shards
-from recsys.cli.joiners import Joiners
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event
 from recsys.events.records import EXAMPLES, STEPS, Delta, Step, pack, topics
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, MemoryLog
 from recsys.model.blueprint import build_model
+from replay.partition_joiners import Joiners
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.joining.joiner import Joined

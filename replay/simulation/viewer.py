@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from recsys.events.event_types import Engagement
 from recsys.events.hashing import Id, uniform
-from recsys.world import World
+from replay.simulation.world import World
 
 _PAUSE_MS: Final = 400  # between the end of a list and the wish for the next
 _NEVER: Final = 2**62

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from parameter_server.publish.deltas import StepDelta
-from recsys.cli.joiners import Joiners
-from recsys.cli.player import Player
-from recsys.cli.replaying import ReplayOptions, with_warm_up
 from recsys.config.system_config import Config
-from recsys.datasets.source import Dataset
 from recsys.events.event_types import Event
 from recsys.events.records import Example
 from recsys.features.feature_set import FeatureSet
+from replay.datasets.dataset import Dataset
+from replay.partition_joiners import Joiners
+from replay.player import Player
+from replay.replay_run import ReplayOptions, with_warm_up
 from training.offline.cache import Cache, CacheWriter
 
 Progress = Callable[[Iterator[Event]], Iterator[Event]]

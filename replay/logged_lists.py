@@ -18,7 +18,6 @@ import numpy as np
 from experiments.assignment.policy import Policy
 from experiments.assignment.target_policy import Target
 from experiments.statistics.off_policy import Lists
-from recsys.cli.explainer import EQUAL, Explainer
 from recsys.config.system_config import Config, digest
 from recsys.events.dedupe import Recent
 from recsys.events.event_types import Impression, Rejected, decode
@@ -27,6 +26,7 @@ from recsys.events.records import EVENTS, EXAMPLES
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, Record, newest_first
 from recsys.process.log_consumer import UNREADABLE
+from replay.answer_check import EQUAL, Explainer
 from serving.reconstruction.counterfactual_propensities import Judged, judged, same_candidates
 from training.joining.sampling import stands_for
 from training.lines.offset_lookup import first_at, served_ms_of

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from recsys.events.hashing import Id, uniform
-from recsys.world import Request, World
+from replay.simulation.world import Request, World
 
 DAY_MS: Final = 86_400_000
 _TURN_MS: Final = 20 * 60_000  # within so long, a taste may turn once

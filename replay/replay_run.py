@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from recsys.cli.direct_loop import DirectLoop, StepsUntil
-from recsys.cli.player import Player
-from recsys.cli.recorder import Recorder
 from recsys.config.system_config import Config, JoinConfig, StepConfig
-from recsys.datasets.source import Dataset
 from recsys.events.event_types import Engagement, Event, Item, User
 from recsys.events.field_schema import CATEGORICAL
 from recsys.features.feature_set import FeatureSet
-from recsys.report import Predictions
+from replay.datasets.dataset import Dataset
+from replay.direct_loop import DirectLoop, StepsUntil
+from replay.player import Player
+from replay.predictions import Predictions
+from replay.score_recorder import Recorder
 
 Progress = Callable[[Iterator[Event]], Iterator[Event]]
 

@@ -9,7 +9,7 @@ from typing import IO, Any, Final
 
 import zstandard
 
-from recsys.datasets.source import DataError
+from replay.datasets.dataset import DataError
 
 ENDINGS: Final = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recsys.events.event_types import Engagement, Item, User
 from recsys.events.hashing import Id, uniform
-from recsys.world_topics import ENDINGS, TOPICS
+from replay.simulation.world_topics import ENDINGS, TOPICS
 
 Number = TypeVar("Number", float, NDArray[np.float64])
 _HOUR_MS: Final = 3_600_000

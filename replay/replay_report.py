@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.cli.replaying import Replayed, ReplayOptions
-from recsys.datasets.source import Dataset
 from recsys.events.event_types import Event, Impression
 from recsys.events.field_schema import CATEGORICAL
 from recsys.model.prediction_metrics import days
-from recsys.report import Predictions, build_report, compare
+from replay.datasets.dataset import Dataset
+from replay.predictions import Predictions, build_report, compare
+from replay.replay_run import Replayed, ReplayOptions
 
 _DAY_MS = 86_400_000
 

@@ -11,8 +11,8 @@ from typing import Final
 
 from recsys.events.event_types import Engagement, Item
 from recsys.events.hashing import uniform
-from recsys.viewer import Answer, Viewer
-from recsys.world import World
+from replay.simulation.viewer import Answer, Viewer
+from replay.simulation.world import World
 
 _FIRST_GUESS: Final = 0.3  # events a second of one viewer, until lists have shown what it is
 _LATE_MS: Final = (

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from recsys.events.event_types import User
 from recsys.events.hashing import Id
-from recsys.world import Request, World
+from replay.simulation.world import Request, World
 
 PHASES: Final = ("A", "B", "A")
 CHANGES: Final = ("tastes", "people", "nothing")

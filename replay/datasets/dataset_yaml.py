@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from recsys.config.yaml_with_lines import Marked, YamlError
-from recsys.datasets.source import DataError
 from recsys.events.event_types import ENGAGEMENT_KINDS
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, VECTOR
+from replay.datasets.dataset import DataError
 
 _KEYS: Final = {
     "name", "labels", "window_s", "horizon_s", "all_shown", "vectors", "fields", "groups",

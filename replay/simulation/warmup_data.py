@@ -14,12 +14,12 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from recsys.datasets.source import Dataset
 from recsys.events.event_types import Engagement, Event, Impression, Item, Served
 from recsys.events.field_schema import CATEGORICAL, Schema
 from recsys.events.hashing import uniforms
 from recsys.features.feature_set_file import FEED_SCHEMA
-from recsys.world import Request, World
+from replay.datasets.dataset import Dataset
+from replay.simulation.world import Request, World
 
 SURFACE: Final = "feed"
 _LIST: Final = 8  # items of a list in the simulated world

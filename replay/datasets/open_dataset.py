@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from recsys.datasets.source import DataError, Dataset
+from replay.datasets.dataset import DataError, Dataset
 
 
 def open_dataset(path: str | Path) -> Dataset:
@@ -11,12 +11,12 @@ def open_dataset(path: str | Path) -> Dataset:
     if not folder.is_dir():
         raise DataError(folder, "a folder with a data set, there is none")
     if (folder / "dataset.yaml").exists():
-        from recsys.datasets.event_log import EventLog
+        from replay.datasets.event_log import EventLog
 
         return EventLog(folder)
     # The readers of KuaiRand need polars; an event log doesn't.
-    from recsys.datasets.kuairand import KuaiRand
-    from recsys.datasets.kuairand_files import read_csv_layout, read_parquet_layout
+    from replay.datasets.kuairand import KuaiRand
+    from replay.datasets.kuairand_files import read_csv_layout, read_parquet_layout
 
     if (folder / "interactions.parquet").exists():
         return KuaiRand(read_parquet_layout(folder), "kuairand")

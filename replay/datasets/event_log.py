@@ -13,9 +13,6 @@ from typing import Any
 import mmh3
 import msgspec
 
-from recsys.datasets.log_settings import read_settings
-from recsys.datasets.parts import find_parts, lines_of
-from recsys.datasets.source import DataError
 from recsys.events.event_types import (
     ENGAGEMENT_KINDS,
     Event,
@@ -26,6 +23,9 @@ from recsys.events.event_types import (
     parse,
 )
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, VECTOR, Schema, default_groups, kind_of
+from replay.datasets.dataset import DataError
+from replay.datasets.dataset_yaml import read_settings
+from replay.datasets.log_files import find_parts, lines_of
 
 _TYPES = {"item", "user", "impression", "engagement", "tick"}
 _STATE = (Item, User)

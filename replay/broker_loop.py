@@ -22,10 +22,7 @@ from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import SocketChannel, SocketServer
 from parameter_server.shard.shard import ShardSpec, digest_of_shards
 from parameter_server.storage.durable_shard import DurableShard, Home
-from recsys.cli.player import Player
-from recsys.cli.replaying import Replayed, ReplayOptions, config_for, replay_with
 from recsys.config.system_config import Config
-from recsys.datasets.source import Dataset
 from recsys.events.event_types import Event, Item, User, encode
 from recsys.events.hashing import Id, partition_of
 from recsys.events.records import DELTAS, EVENTS, ITEMS
@@ -34,6 +31,9 @@ from recsys.features.session import Session
 from recsys.log.protocol import Append, Log
 from recsys.model.blueprint import build_model
 from recsys.process.open_log import create_topics, open_log
+from replay.datasets.dataset import Dataset
+from replay.player import Player
+from replay.replay_run import Replayed, ReplayOptions, config_for, replay_with
 from serving.replica.replica import Replica
 from serving.replica.state_reader import StateReader
 from serving.sessions.counter_loop import CounterLoop

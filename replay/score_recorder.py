@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.cli.player import Scored
 from recsys.events.event_types import Engagement
 from recsys.events.hashing import Id
-from recsys.report import Predictions
+from replay.player import Scored
+from replay.predictions import Predictions
 
 
 class Recorder:

@@ -1,6 +1,6 @@
 """Warm-up: a past is played into a system's own log, so that its parts have learned it when people come.
 
-The events are written as the server would have written them (``recsys.as_served``), shifted so that the last
+The events are written as the server would have written them (``replay.feature_replay``), shifted so that the last
 of them happened just now; the real parts fold, join and learn them like any others. ``state/warmup.json``
 says how far it has come, so that what a killed warm-up had written isn't written again.
 
@@ -14,15 +14,15 @@ from typing import Final
 
 import msgspec
 
-from recsys.as_served import AsServed
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event, Impression, Item, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS, ITEMS
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log
-from recsys.pasts import Past
 from recsys.process.part_process import write_atomically
+from replay.feature_replay import AsServed
+from replay.simulation.warmup_data import Past
 
 FILE: Final = "warmup.json"
 BATCH: Final = 1_000  # records in one append

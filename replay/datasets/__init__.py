@@ -1,0 +1,1 @@
+"""Data sets as events in time order: event logs and KuaiRand."""
