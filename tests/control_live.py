@@ -2,8 +2,8 @@
 
 import urllib.request
 
-from recsys.cli import plan as plans
-from recsys.cli.metrics import text
+from runtime.parts.metrics import text
+from runtime.supervision import launch_plan as plans
 from serving.control_room.exposition import Samples, name_of, read
 from tests.control_stub import NUMBERS, wrong_numbers
 from tests.live_system import LiveSystem

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from recsys.cli import plan as plans
+from runtime.supervision import launch_plan as plans
 from serving.control_room.exposition import Samples
 from tests.control_stub import KEY, ControlStub
 from tests.webdriver import Browser

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import uvicorn
 
-from recsys.cli.part_metrics import SAID, families
-from recsys.cli.vitals import PartStatus, Status, Version
+from runtime.supervision.part_metrics import SAID, families
+from runtime.supervision.system_status import PartStatus, Status, Version
 from serving.control_room.curves import Curves
 from serving.control_room.exposition import Samples, keyed
 from serving.control_room.hub import Hub

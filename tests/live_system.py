@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recsys.cli import plan as plans
-from recsys.cli import running as runs
-from recsys.cli.processes import kill_session, members_saying
-from recsys.cli.up import start
 from recsys.client import ApiError, Client
 from recsys.config.system_config import Config, LogConfig, ServeConfig
 from recsys.events.event_types import Engagement
 from replay.simulation.world import World
+from runtime.cli.up import start
+from runtime.supervision import launch_plan as plans
+from runtime.supervision import run_file as runs
+from runtime.supervision.processes import kill_session, members_saying
 
 ITEMS, USERS = 300, 20
 

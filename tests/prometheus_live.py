@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from recsys.cli.metrics import text
-from recsys.cli.plan import _free_ports
+from runtime.parts.metrics import text
+from runtime.supervision.launch_plan import _free_ports
 from tests.live_system import LiveSystem
 
 ROOT = Path(__file__).parents[1]

@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 
-from recsys.cli import plan as plans
 from recsys.observability.spans import of_request
+from runtime.supervision import launch_plan as plans
 from tests.live_system import LiveSystem
 from tests.otlp_receiver import Receiver
 

@@ -10,16 +10,16 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments.promotion.acceptance import Accept, what_is_read
-from recsys.cli import accept as accepting
-from recsys.cli.accept import ByForm, measure
-from recsys.cli.accepted import check_accepted, file_of, write_accepted
-from recsys.cli.main import app
 from recsys.cli.studies.study_world import WorldLog
 from recsys.config.loader import BadSettings
 from recsys.config.system_config import Config, ModelConfig, digest
 from recsys.features.feature_set import FeatureSet
 from replay.direct_loop import DirectLoop
 from replay.replay_run import ReplayOptions, config_for, replay_data, replay_with
+from runtime.cli import accept as accepting
+from runtime.cli.accept import ByForm, measure
+from runtime.cli.main import app
+from runtime.supervision.acceptance_file import check_accepted, file_of, write_accepted
 from tests.test_acceptance import EVIDENCE, FEATURES
 
 OPTIONS = ReplayOptions(features="ids", step_examples=24)

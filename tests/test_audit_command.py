@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli.audit import audited
 from recsys.cli.benches.past_run import run_system
-from recsys.cli.main import app
 from recsys.events.event_types import encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
 from recsys.features.feature_set import read_block
@@ -21,6 +19,8 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Record
 from recsys.process.open_log import open_log
 from replay.local_system import OneProcess, small_config
+from runtime.cli.audit import audited
+from runtime.cli.main import app
 from serving.reconstruction.reconstructed_session import find_impression
 from training.archive.writer import Archive, read_archive
 

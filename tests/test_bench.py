@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from recsys.cli.main import load
+from runtime.cli.main import load
 
 pytest.importorskip("fbgemm_gpu")
 

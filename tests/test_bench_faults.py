@@ -7,7 +7,7 @@ from recsys.cli.benches.bench_faults import FAULTS, chosen, judged
 from recsys.cli.benches.bench_live import counted
 from recsys.cli.benches.bench_replicas import Life, _told
 from recsys.cli.benches.load_client import Sent
-from recsys.cli.main import load
+from runtime.cli.main import load
 
 
 def sent(statuses: list[int], empty: int = 0) -> Sent:

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from recsys.cli.benches import bench_join
-from recsys.cli.main import load
 from recsys.events.event_types import Engagement, Impression
+from runtime.cli.main import load
 
 
 def test_the_events_are_of_one_seed_in_time_order_with_late_ones_and_repeats():

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from recsys.cli import processes
 from recsys.cli.benches.bench_live import Live
 from recsys.config.system_config import Config
+from runtime.supervision import processes
 
 
 def test_a_shard_of_retrieval_is_no_replica(monkeypatch: pytest.MonkeyPatch) -> None:

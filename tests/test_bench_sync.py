@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.table.table import Table
 from recsys.cli.benches import bench_sync
-from recsys.cli.main import load
+from runtime.cli.main import load
 from tests.toy_line import DENSE, LANES, TABLES, toy_spec, work
 
 

@@ -17,12 +17,12 @@ from recsys.cli.benches.bench_examples import (
     one_hot,
 )
 from recsys.cli.benches.bench_loops import by_ours, by_torch
-from recsys.cli.main import load
 from recsys.config.system_config import ModelConfig
 from recsys.events.records import EXAMPLES, STEPS, Example, topics, unpack
 from recsys.log.protocol import MemoryLog
 from recsys.model.blueprint import build_model
 from recsys.process.open_log import open_log
+from runtime.cli.main import load
 from training.continual.learner import Learner
 from training.steps.step_reader import ExampleCheck
 

@@ -15,15 +15,15 @@ import pytest
 
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.rpc.shard_actor import actor_name
-from recsys.cli import plan as plans
-from recsys.cli import processes
-from recsys.cli.runner import part_command, part_environment
 from recsys.config.system_config import Config, TrainerConfig
 from recsys.events.records import DELTAS, Delta, unpack
 from recsys.features import feature_set_file as feature_sets
 from recsys.model.blueprint import build_model
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Beat, read_beat
+from runtime.supervision import launch_plan as plans
+from runtime.supervision import processes
+from runtime.supervision.supervisor_loop import part_command, part_environment
 from tests.toy_feed import FEATURES, append_examples, example, toy_config
 from training.continual.learner import Learner
 from training.continual.worker import Worker

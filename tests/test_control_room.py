@@ -8,16 +8,6 @@ from threading import Event, Thread
 import msgspec
 import pytest
 
-from recsys.cli import control_room_trials
-from recsys.cli import plan as plans
-from recsys.cli import running as runs
-from recsys.cli.control_room import Room, run
-from recsys.cli.control_room_trials import Trials
-from recsys.cli.control_room_watch import Watch
-from recsys.cli.part_metrics import families
-from recsys.cli.parts import table
-from recsys.cli.processes import identify
-from recsys.cli.vitals import gather
 from recsys.config.control_room_config import ControlRoomConfig
 from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments, Live, Stand
@@ -25,6 +15,16 @@ from recsys.events.records import CONTROL, EVENTS, pack
 from recsys.log.protocol import Append, Log
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Heartbeat, Stop, write_atomically
+from runtime.control_room import experiment_folds as control_room_trials
+from runtime.control_room.experiment_folds import Trials
+from runtime.control_room.part import Room, run
+from runtime.control_room.system_watch import Watch
+from runtime.supervision import launch_plan as plans
+from runtime.supervision import run_file as runs
+from runtime.supervision.part_metrics import families
+from runtime.supervision.part_table import table
+from runtime.supervision.processes import identify
+from runtime.supervision.system_status import gather
 from serving.control_room.exposition import keyed
 from tests.toy_plan import config_in
 from tests.toy_trial import LABELS, ToyTrial

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from recsys.cli.control_room_door import Door
+from runtime.control_room.api_client import Door
 
 
 @pytest.fixture

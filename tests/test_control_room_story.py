@@ -2,7 +2,6 @@
 
 import msgspec
 
-from recsys.cli.control_room_story import KEPT, ControlStory, LettersStory
 from recsys.events.control_records import (
     Alarm,
     Candidate,
@@ -14,6 +13,7 @@ from recsys.events.control_records import (
 )
 from recsys.events.records import CONTROL, DEAD_LETTERS, DeadLetter, pack, topics
 from recsys.log.protocol import Append, MemoryLog
+from runtime.control_room.control_history import KEPT, ControlStory, LettersStory
 
 
 def log_with(*control: msgspec.Struct) -> MemoryLog:

@@ -16,8 +16,6 @@ from experiments.assignment.definition import read_experiment
 from experiments.assignment.target_policy import read_target
 from experiments.statistics.interleaving import INTERLEAVED
 from experiments.statistics.off_policy import estimates
-from recsys.cli.counterfactual import measured
-from recsys.cli.main import app
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, decode, encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
@@ -27,6 +25,8 @@ from recsys.process.open_log import open_log
 from replay.answer_check import EQUAL, Explainer
 from replay.logged_lists import BY_SCORE, EARLY, GONE, OTHERS, SAMPLED, read_lists
 from replay.logged_lists import INTERLEAVED as DRAFTED
+from runtime.cli.counterfactual import measured
+from runtime.cli.main import app
 from serving.reconstruction.reconstructed_session import find_impression
 from tests import toy_policies as toy
 from training.outcomes.credit_fold import interleaving_readout, read_credits

@@ -10,9 +10,9 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli import data as command
-from recsys.cli.data import NotFetched, Source, fetch
-from recsys.cli.main import app
+from runtime.cli import data as command
+from runtime.cli.data import NotFetched, Source, fetch
+from runtime.cli.main import app
 
 Handler = Callable[[httpx.Request], httpx.Response]
 

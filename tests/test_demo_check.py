@@ -9,12 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys import check_figures as figures
-from recsys.cli import demo_check, demo_data, demo_start
-from recsys.cli.data import NotFetched
-from recsys.cli.demo_books import Books
-from recsys.cli.demo_check import Clock, Counts, Sampled, Viewer, Watcher
-from recsys.cli.vitals import PartStatus, Status, Version
 from recsys.client import ApiError, Outcome, Receipt, Recommendations, Recommended
 from recsys.events.event_types import Engagement, Impression, Served, Stamp, encode
 from recsys.events.records import (
@@ -31,6 +25,14 @@ from recsys.events.records import (
 )
 from recsys.log.protocol import Append, MemoryLog
 from replay.simulation import warmup_data as pasts
+from runtime.cli.data import NotFetched
+from runtime.demo import check as demo_check
+from runtime.demo import check_figures as figures
+from runtime.demo import demo_data
+from runtime.demo import demo_system as demo_start
+from runtime.demo.accounting import Books
+from runtime.demo.check import Clock, Counts, Sampled, Viewer, Watcher
+from runtime.supervision.system_status import PartStatus, Status, Version
 
 # --- figures ---
 

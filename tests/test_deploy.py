@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from recsys.cli.main import COMMANDS, load
 from recsys.config.loader import load as settings
 from recsys.config.system_config import cluster
+from runtime.cli.main import COMMANDS, load
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

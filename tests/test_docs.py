@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from recsys.cli.main import COMMANDS, load
-from recsys.cli.parts import NAMES
 from recsys.config.system_config import Config
 from replay.datasets.dataset_yaml import LogSettings
+from runtime.cli.main import COMMANDS, load
+from runtime.supervision.part_table import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md",

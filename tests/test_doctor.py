@@ -14,10 +14,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli import doctor as command
-from recsys.cli.main import COMMANDS, app, load
 from recsys.config.system_config import laptop
-from recsys.doctor import REQUIREMENTS, GiB, Machine, MiB, Port, checks, normalised, release
+from runtime.cli import doctor as command
+from runtime.cli.main import COMMANDS, app, load
+from runtime.supervision.machine_checks import (
+    REQUIREMENTS,
+    GiB,
+    Machine,
+    MiB,
+    Port,
+    checks,
+    normalised,
+    release,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -202,9 +211,9 @@ def test_settings_that_do_not_fit_are_one_line_and_no_traceback() -> None:
 
 def test_help_imports_no_command_and_nothing_heavy() -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from recsys.cli.main import app\n"
+        "import sys; from typer.testing import CliRunner; from runtime.cli.main import app\n"
         "print(CliRunner().invoke(app, ['--help']).stdout)\n"
-        "heavy = {'torch', 'ray', 'numpy', 'pydantic', 'recsys.cli.doctor'} & set(sys.modules)\n"
+        "heavy = {'torch', 'ray', 'numpy', 'pydantic', 'runtime.cli.doctor'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -14,9 +14,6 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli import experiment as command
-from recsys.cli import plan as plans
-from recsys.cli.main import app
 from recsys.config.system_config import Config, LogConfig
 from recsys.events.control_records import Experiments, Stand
 from recsys.events.records import CONTROL, pack
@@ -24,6 +21,9 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA, decide
 from recsys.log.protocol import Append
 from recsys.process.open_log import create_topics, open_log
+from runtime.cli import experiment as command
+from runtime.cli.main import app
+from runtime.supervision import launch_plan as plans
 from tests.toy_trial import ToyTrial
 from training.candidates.director import Director
 

@@ -12,10 +12,6 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli import plan as plans
-from recsys.cli.explain import as_values, drawn
-from recsys.cli.main import app
-from recsys.cli.plan import Plan, RayPorts
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments
@@ -27,6 +23,10 @@ from recsys.log.protocol import Log, Record
 from recsys.process.open_log import open_log
 from replay.answer_check import DIFFERENT, EQUAL, GONE, Explained, Explainer
 from replay.local_system import START_MS, OneProcess, small_config
+from runtime.cli.explain import as_values, drawn
+from runtime.cli.main import app
+from runtime.supervision import launch_plan as plans
+from runtime.supervision.launch_plan import Plan, RayPorts
 from serving.reconstruction.reconstructed_session import find_impression
 from serving.replica.state_reader import Batch
 from serving.request import Request

@@ -4,12 +4,12 @@ import time
 
 import pytest
 
-from recsys.cli.plan import EMBEDDED_KAFKA
-from recsys.cli.vitals import gather
 from recsys.client import ApiError
 from recsys.events.event_types import Engagement, decode
 from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
 from recsys.process.open_log import open_log
+from runtime.supervision.launch_plan import EMBEDDED_KAFKA
+from runtime.supervision.system_status import gather
 from tests.live_system import LiveSystem, Traffic
 from training.archive.writer import read_archive
 

@@ -10,11 +10,6 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli import plan as plans
-from recsys.cli import running as runs
-from recsys.cli.forget import Refused, forget_user
-from recsys.cli.main import app
-from recsys.cli.processes import identify
 from recsys.config.system_config import Config, LogConfig
 from recsys.events.control_records import Erasure
 from recsys.events.event_types import Engagement, Impression, User, decode
@@ -24,6 +19,11 @@ from recsys.features.feature_set_file import decide
 from recsys.log.protocol import Log
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import write_atomically
+from runtime.cli.forget import Refused, forget_user
+from runtime.cli.main import app
+from runtime.supervision import launch_plan as plans
+from runtime.supervision import run_file as runs
+from runtime.supervision.processes import identify
 from tests.test_unlearn import learn
 from tests.toy_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
 from training.lines.live_epoch import live_epoch

@@ -8,9 +8,6 @@ import pytest
 import torch
 from gorse import Gorse
 
-from recsys.cli.forget import Refused, forget_user
-from recsys.cli.plan import _free_ports
-from recsys.cli.trace import life_of
 from recsys.config.compat_config import CompatConfig
 from recsys.config.control_room_config import ControlRoomConfig
 from recsys.config.metrics_config import MetricsConfig
@@ -22,6 +19,9 @@ from recsys.features.feature_set_file import feature_set
 from recsys.process.open_log import open_log
 from recsys.process.part_process import read_beat
 from replay.answer_check import EQUAL, Explainer
+from runtime.cli.forget import Refused, forget_user
+from runtime.cli.trace import life_of
+from runtime.supervision.launch_plan import _free_ports
 from tests import telemetry
 from tests.control_live import check_control_page
 from tests.gorse_live import Waiting, check_client

@@ -14,13 +14,13 @@ from experiments.promotion.lifecycle import Standing
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.storage.mmap_shard import mapped_shard
-from recsys.cli.shadow import View
 from recsys.cli.studies.promotion_run import LIST, Change, PromotionRun, config_of
 from recsys.events.control_records import Decision
 from recsys.events.records import EXAMPLES, SCORES, Scores
 from recsys.log.protocol import LogLost
 from recsys.model.blueprint import build_model
 from recsys.process.log_consumer import readable
+from runtime.cli.candidates import View
 from training.candidates.line_start import LineStart
 from training.candidates.rollback_impact import Affected, affected, file_of
 from training.candidates.shadow import Shadow

@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli import plan as plans
-from recsys.cli.main import app
-from recsys.cli.plan import Plan, RayPorts
 from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Impression, decode
 from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step, unpack
@@ -19,6 +16,9 @@ from recsys.log.sqlite_log import SqliteLog
 from recsys.process.open_log import create_topics
 from replay.local_system import OneProcess, small_config
 from replay.request_timeline import Finder
+from runtime.cli.main import app
+from runtime.supervision import launch_plan as plans
+from runtime.supervision.launch_plan import Plan, RayPorts
 from tests.test_swipe_traces import swipe_and_learn
 
 PARTS = ["impression", "engagement", "example", "step", "delta", "stamp"]

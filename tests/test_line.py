@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from recsys.cli import up
 from recsys.config.system_config import Config, laptop, override
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
+from runtime.cli import up
 from training.lines.line import learning_digest, spec_of
 
 ELEVEN = {"parameter_server.shards": 11, "model.tables.items.admit_after": 2}

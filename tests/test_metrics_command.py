@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from recsys.cli import plan as plans
-from recsys.cli.metrics import CONTENT_TYPE, Server, run, text
-from recsys.cli.parts import table
 from recsys.config.metrics_config import MetricsConfig
 from recsys.config.system_config import Config
 from recsys.process.part_process import Stop
+from runtime.parts.metrics import CONTENT_TYPE, Server, run, text
+from runtime.supervision import launch_plan as plans
+from runtime.supervision.part_table import table
 
 
 def fetched(url: str) -> tuple[int, str, bytes]:

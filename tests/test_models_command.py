@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from parameter_server.shard.lanes import LaneGradients, RowGradients
-from recsys.cli.models import models
+from runtime.cli.models import models
 from tests.test_registry import START_MS, provenance, shard
 from training.candidates.registry import Registry, Teacher
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.cli.vitals import Version, last_step
 from recsys.events.event_types import Tick, decode, encode
 from recsys.events.records import CONTROL, EVENTS, EXAMPLES, STEPS, Range, Step, pack
 from recsys.log.protocol import Append, MemoryLog, Topic, newest_first
 from recsys.process.ticker import Ticker
+from runtime.supervision.system_status import Version, last_step
 from tests.gappy_log import GappyLog
 from tests.toy_feed import example
 from training.candidates.director import ends_before

@@ -16,15 +16,15 @@ from click.testing import CliRunner
 
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.storage.durable_shard import load_shard
-from recsys.cli import plan as plans
-from recsys.cli.main import COMMANDS, load
-from recsys.cli.offline import Asked, run
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import Candidate
 from recsys.events.records import CONTROL, topics, unpack
 from recsys.features import feature_set_file as feature_sets
 from recsys.model.model_tables import tables_of
 from recsys.process.open_log import open_log
+from runtime.cli.main import COMMANDS, load
+from runtime.cli.offline import Asked, run
+from runtime.supervision import launch_plan as plans
 from tests.small_log import write_log
 from tests.test_offline_archive import COUNT, MINUTE_MS, archived, at, remove_hour
 from tests.toy_feed import FEATURES, START_MS
@@ -338,7 +338,7 @@ def test_killed_for_real_it_ends_with_the_same_candidate(system: Path, tmp_path:
     small = {"step_examples": 2, "checkpoint_every": 3}
     whole = run(asked(system, tmp_path / "a", **small))["candidate"]
     words = [
-        sys.executable, "-c", "from recsys.cli.main import app; app()", "offline", "--json",
+        sys.executable, "-c", "from runtime.cli.main import app; app()", "offline", "--json",
         "--data", str(system / "archive"), "--until", str(START_MS + COUNT * MINUTE_MS),
         "--config", str(system / "small.yaml"), "--workers", "0", "--step-examples", "2",
         "--checkpoint-every", "3", "--epochs", "2", "--tables", "own", "--registry",

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from recsys.cli.part_metrics import FACTS, SAID, STATES, UNLISTED, families, text_of
-from recsys.cli.parts import NAMES
-from recsys.cli.vitals import PartStatus, Status, Version
+from runtime.supervision.part_metrics import FACTS, SAID, STATES, UNLISTED, families, text_of
+from runtime.supervision.part_table import NAMES
+from runtime.supervision.system_status import PartStatus, Status, Version
 from serving.http.serving_metrics import STAGES, STATUSES, ServingMetrics
 from tests.toy_service import World
 
@@ -119,9 +119,9 @@ def told(its: Status) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 
 def test_what_the_shards_the_joiner_and_the_trainer_say_is_listed() -> None:
-    from recsys.cli.shards import tell
     from recsys.config.system_config import JoinConfig
     from recsys.process.part_process import Heartbeat
+    from runtime.parts.shards import tell
     from training.joining.joiner import Joiner
 
     beat = Heartbeat("shards")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from recsys.cli.parts import NAMES, create_log, niceness
 from recsys.config.system_config import Config
 from recsys.events.records import EVENTS
 from recsys.log.protocol import LogLost
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
+from runtime.supervision.part_table import NAMES, create_log, niceness
 
 
 def test_topics_are_made_and_another_log_is_refused(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_parts_that_never_rank_load_no_torch() -> None:
     ranking = {"shards", "shadow", "trainer"}
     asked = f"""
 import sys
-from recsys.cli.parts import NAMES, body
+from runtime.supervision.part_table import NAMES, body
 for name in NAMES:
     if name not in {ranking}:
         body(name)

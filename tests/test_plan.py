@@ -10,15 +10,15 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 
-from recsys.cli import plan as plans
-from recsys.cli import running as runs
-from recsys.cli import valkey
-from recsys.cli.parts import NAMES, body, table
-from recsys.cli.plan import PortTaken, resolve
-from recsys.cli.ray_head import client_environment
-from recsys.cli.supervisor import Supervisor
-from recsys.cli.table import addresses
 from recsys.config.system_config import LogConfig, SessionConfig
+from runtime.parts import valkey
+from runtime.parts.ray_head import client_environment
+from runtime.reports.status_table import addresses
+from runtime.supervision import launch_plan as plans
+from runtime.supervision import run_file as runs
+from runtime.supervision.launch_plan import PortTaken, resolve
+from runtime.supervision.part_table import NAMES, body, table
+from runtime.supervision.supervisor import Supervisor
 from tests.toy_plan import FREE, config_in
 
 

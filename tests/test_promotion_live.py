@@ -14,7 +14,6 @@ from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.storage.durable_shard import load_shard
-from recsys.cli.shadow import propose, rollback
 from recsys.client import ApiError
 from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import digest
@@ -25,6 +24,7 @@ from recsys.log.protocol import Append, Log
 from recsys.model.blueprint import build_model
 from recsys.process.log_consumer import readable
 from recsys.process.open_log import open_log
+from runtime.cli.candidates import propose, rollback
 from tests.live_system import LiveSystem, Traffic
 from tests.test_promotion_loop import never_back
 from training.candidates.registry import Provenance, Registry, plain_config

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from parameter_server.storage import snapshots
-from recsys.cli.shadow import View
 from recsys.cli.studies.promotion_run import PromotionRun, config_of
 from recsys.events.control_records import Decision
 from recsys.events.event_types import Impression, decode
 from recsys.events.records import EVENTS, SCORES, STEPS, Lesson, Scores, Step
 from recsys.process.log_consumer import readable
+from runtime.cli.candidates import View
 from training.candidates.rollback_impact import Affected, affected, file_of
 from training.lines.line import MAIN
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from recsys.cli import ray_head
-from recsys.cli.plan import resolve
-from recsys.cli.ray_loopback import loopback_of, write_haproxy
+from runtime.parts import ray_head
+from runtime.parts.ray_loopback import loopback_of, write_haproxy
+from runtime.supervision.launch_plan import resolve
 from tests.toy_plan import FREE, config_in
 
 

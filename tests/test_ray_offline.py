@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from parameter_server.shard.lanes import LaneGradients, RowGradients
-from recsys.cli.offline import run
+from runtime.cli.offline import run
 from tests.test_offline_command import arrays_of, asked, system
 from training.candidates.registry import Registry
 from training.offline.trainer import LaneResult
@@ -30,7 +30,7 @@ cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
 ray.init(address=cluster.address, log_to_driver=False,
          runtime_env={"env_vars": {"PYTHONPATH": sys.argv[1]}})
 assert len([node for node in ray.nodes() if node["Alive"]]) == 2
-from recsys.cli.offline import run
+from runtime.cli.offline import run
 from tests.test_offline_command import asked
 
 done = run(asked(Path(sys.argv[2]), Path(sys.argv[3]), workers=2))

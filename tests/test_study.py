@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli.main import app
 from recsys.cli.studies.study_figures import Judged, draw_aucs, figures, plot
 from recsys.cli.studies.study_world import WorldLog
 from recsys.cli.study import judge, syncs_of
@@ -16,6 +15,7 @@ from recsys.events.event_types import Engagement, Impression
 from recsys.model.prediction_metrics import auc
 from replay.replay_report import judged_from_ms
 from replay.replay_run import ReplayOptions, replay_data
+from runtime.cli.main import app
 
 OPTIONS = ReplayOptions(features="ids", step_examples=24)
 HOUR_MS = 3_600_000

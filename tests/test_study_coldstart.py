@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli.main import app
 from recsys.cli.studies.coldstart_world import ARMS, Feed, Slot, newcomers, past_of, small, without
 from recsys.cli.studies.study_coldstart import SWIPES, Tried, _regrets, new_items, new_users
 from recsys.config.policy_config import PolicyConfig
 from replay.simulation.world import World
+from runtime.cli.main import app
 
 HOUR_MS = 3_600_000
 

@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments.statistics.off_policy import estimates
-from recsys.cli.main import app
 from recsys.cli.studies import study_counterfactual as study
 from recsys.cli.studies import study_interleaving as rivals
 from recsys.cli.studies.list_world import ListWorld, Shown
 from replay.simulation.world import World
+from runtime.cli.main import app
 
 
 @pytest.fixture(scope="module")

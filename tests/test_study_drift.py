@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli.main import app
 from recsys.cli.studies.drift_arms import ARMS, Arms, Played, Track
 from recsys.cli.studies.drift_figures import figures_of, plot, run_of, shown
 from recsys.cli.studies.story_log import StoryLog
@@ -19,6 +18,7 @@ from recsys.cli.studies.study_drift import _base
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.events.event_types import Impression
 from replay.replay_run import ReplayOptions, replay_data
+from runtime.cli.main import app
 from training.merging.refit import Refit
 
 OPTIONS = ReplayOptions(step_examples=64)

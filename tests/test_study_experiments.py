@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli.main import app
 from recsys.cli.studies import study_experiments as study
 from recsys.cli.studies.trial_world import simulate
+from runtime.cli.main import app
 
 
 @pytest.mark.slow

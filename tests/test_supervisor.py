@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.cli.supervisor import HEALTHY_S, Part, State, Supervisor, delay_s
 from recsys.process.part_process import EXIT_LOG_LOST
+from runtime.supervision.supervisor import HEALTHY_S, Part, State, Supervisor, delay_s
 
 
 class FakeProcess:

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from recsys.cli.processes import Socket, is_loopback
-from recsys.cli.running import PartRecord
-from recsys.cli.table import addresses, duration, note, ports, said_beyond_loopback
 from recsys.config.system_config import Config, ServeConfig, SessionConfig
+from runtime.reports.status_table import addresses, duration, note, ports, said_beyond_loopback
+from runtime.supervision.processes import Socket, is_loopback
+from runtime.supervision.run_file import PartRecord
 
 
 @pytest.mark.parametrize(

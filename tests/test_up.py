@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from recsys.cli import plan as plans
-from recsys.cli import running as runs
-from recsys.cli.processes import alive, listening, members
-from recsys.cli.runner import part_environment
+from runtime.supervision import launch_plan as plans
+from runtime.supervision import run_file as runs
+from runtime.supervision.processes import alive, listening, members
+from runtime.supervision.supervisor_loop import part_environment
 from tests.toy_plan import seen_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +32,12 @@ def recsys(*arguments, **variables):
         "COLUMNS": "150",
         **variables,
     }
-    command = [sys.executable, "-c", "from recsys.cli.main import app; app()", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        "from runtime.cli.main import app; app()",
+        *map(str, arguments),
+    ]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
     return ran.returncode, ran.stdout + ran.stderr
 
@@ -206,7 +211,7 @@ def test_the_embedded_broker_carries_the_log(state):
 def test_ctrl_c_ends_everything(state):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RECSYS__SERVE__PORT": "0"}
     process = subprocess.Popen(
-        [sys.executable, "-c", "from recsys.cli.main import app; app()", "up", "--state", str(state),
+        [sys.executable, "-c", "from runtime.cli.main import app; app()", "up", "--state", str(state),
          "--only", "valkey"],
         env=environment | {"RECSYS__SERVE__DASHBOARD_PORT": "0"},
         stdout=subprocess.PIPE, text=True,

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.cli.viewers import EVENTS_PER_LIST, Lines, Sender, drive
 from recsys.client import Recommendations, Recommended
 from recsys.events.hashing import uniform
 from replay.simulation.crowd import Crowd, Pacer
 from replay.simulation.world import World
+from runtime.parts.viewers import EVENTS_PER_LIST, Lines, Sender, drive
 
 T = 1_650_812_400_000
 

@@ -1,8 +1,8 @@
 """What `recsys status` reads from the log and from what parts say."""
 
-from recsys.cli.vitals import Version, freshness, last_step, version_in, waiting
 from recsys.events.records import STEPS, Step, pack
 from recsys.log.protocol import Append, MemoryLog, Record, Topic
+from runtime.supervision.system_status import Version, freshness, last_step, version_in, waiting
 
 
 def test_the_last_step_is_found_and_lag_is_counted():

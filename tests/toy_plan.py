@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from recsys.cli.running import PartRecord, Running
 from recsys.config.system_config import Config, ServeConfig
+from runtime.supervision.run_file import PartRecord, Running
 
 FREE = ServeConfig(port=0, dashboard_port=0)
 

@@ -9,7 +9,7 @@ MARK = "<!-- commands -->"
 
 def commands() -> Iterator[tuple[str, Any]]:
     """(name, command) of each, those of a group after it."""
-    from recsys.cli.main import COMMANDS, load
+    from runtime.cli.main import COMMANDS, load
 
     for name, (where, _) in COMMANDS.items():
         command = load(where, name)

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from recsys.cli.outputs import check_folders
 from recsys.cli.studies.study_arms import arms
 from recsys.cli.studies.study_broken import broken
 from recsys.cli.studies.study_coldstart import coldstart
@@ -35,6 +34,7 @@ from replay.datasets.open_dataset import open_dataset
 from replay.direct_loop import DirectLoop
 from replay.replay_report import judged_from_ms, with_bar
 from replay.replay_run import Progress, ReplayOptions, config_for, replay_with
+from runtime.cli.output_paths import check_folders
 
 _SAMPLES = 500  # draws of users
 _MINUTE_MS = 60_000

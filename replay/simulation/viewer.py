@@ -1,7 +1,7 @@
 """A simulated viewer: asks for a list, watches it as the world says, and tells what happened, in time.
 
 A viewer keeps no clock and does no I/O: ``wants_list`` and ``due`` say what it wants to send by now. The
-same viewer browses in simulated time (``browse``, ``run``) and against a server (``recsys.cli.viewers``).
+same viewer browses in simulated time (``browse``, ``run``) and against a server (``runtime.parts.viewers``).
 """
 
 import heapq

@@ -290,7 +290,7 @@ class PanelThread:
         return self._thread_s
 
     def close(self) -> None:
-        """Waits for less than the supervisor gives a part to end in (recsys/cli/supervisor.py)."""
+        """Waits for less than the supervisor gives a part to end in (runtime/supervision/supervisor.py)."""
         self._over.set()
         self._thread.join(_END_S)
 

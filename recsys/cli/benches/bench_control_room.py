@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from recsys.cli import plan as plans
-from recsys.cli import running as runs
+from runtime.supervision import launch_plan as plans
+from runtime.supervision import run_file as runs
 
 PART: Final = "control-room"
 _SETTLE_S: Final = 3.0

@@ -21,9 +21,9 @@ import psutil
 
 from recsys.cli.benches.bench_live import Figures, Live, Say, counted, live, offered
 from recsys.cli.benches.bench_serve_doors import REPLICA
-from recsys.cli.plan import EMBEDDED_KAFKA
-from recsys.cli.processes import kill_session
 from recsys.config.system_config import Config, LogConfig
+from runtime.supervision.launch_plan import EMBEDDED_KAFKA
+from runtime.supervision.processes import kill_session
 
 BAR: Final = 0.999
 _LEAD_S: Final = 3.0  # of load before the fault

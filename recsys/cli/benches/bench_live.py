@@ -19,15 +19,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from recsys.cli import plan as plans
-from recsys.cli import running as runs
 from recsys.cli.benches import bench_serve_doors as doors
 from recsys.cli.benches.bench_parts import answers, end, ways
 from recsys.cli.benches.load_client import Load, Sent, offer_until, post
-from recsys.cli.processes import Identity, kill_session, members_saying
 from recsys.client import ApiError, Client
 from recsys.config.system_config import Config
 from recsys.process.part_process import read_beat
+from runtime.supervision import launch_plan as plans
+from runtime.supervision import run_file as runs
+from runtime.supervision.processes import Identity, kill_session, members_saying
 
 HOST: Final = "127.0.0.1"
 USERS: Final = 1_000
@@ -196,7 +196,7 @@ class Live:
 def live(config: Config, say: Say, only: tuple[str, ...] = ()) -> Iterator[Live]:
     """Starts a system in a temporary folder, and ends it. Raises RuntimeError where it can't be started, or
     isn't whole in time."""
-    from recsys.cli.up import start
+    from runtime.cli.up import start
 
     doors.check_platform()
     with ExitStack() as stack:

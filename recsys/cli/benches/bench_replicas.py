@@ -13,10 +13,10 @@ from typing import Final
 
 import httpx
 
-from recsys.cli import restart as restarts
 from recsys.cli.benches import bench_serve_doors as doors
 from recsys.cli.benches.bench_live import HOST, Figures, Live, Say, counted, live, offered
 from recsys.config.system_config import Config
+from runtime.parts import restart as restarts
 
 PARTS: Final = ("restart", "scaling")
 _LEAD_S: Final = 5.0  # of load before anything is asked for

@@ -18,13 +18,13 @@ from typing import Any, Final
 
 import msgspec
 
-from recsys.cli import plan as plans
 from recsys.cli.benches.bench_parts import Told, telling
-from recsys.cli.plan import Plan
-from recsys.cli.processes import Child, end_sessions, members_saying
-from recsys.cli.runner import ONE_THREAD
 from recsys.config.system_config import Config
 from recsys.process.part_process import run_folder
+from runtime.supervision import launch_plan as plans
+from runtime.supervision.launch_plan import Plan
+from runtime.supervision.processes import Child, end_sessions, members_saying
+from runtime.supervision.supervisor_loop import ONE_THREAD
 
 REPLICA: Final = "ServeReplica Feed"  # in its command line; shards of retrieval are no Feed
 _READY_S: Final = 300.0
@@ -82,7 +82,7 @@ def parts(config: Config, names: tuple[str, ...]) -> Iterator[dict[str, Child]]:
         ExitStack() as stack
     ):  # what needs others ends before them, and each whatever becomes of another
         for name in names:
-            command = [sys.executable, "-m", "recsys.cli.part", name, "--state", config.state]
+            command = [sys.executable, "-m", "runtime.cli.part", name, "--state", config.state]
             output, beat = folder / f"{name}.out", folder / f"{name}.json"
             running[name] = Child(command, environment, output, beat)
             stack.callback(_end, running[name])

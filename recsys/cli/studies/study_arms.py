@@ -9,8 +9,8 @@ import numpy as np
 import typer
 
 from experiments.assignment.arm_line import DIVERTED, WEIGHTED
-from recsys.cli.outputs import check_folders
 from recsys.cli.studies.arms_world import ALONE, ESTIMATES, SHARED, ArmsWorld, Setting, biases
+from runtime.cli.output_paths import check_folders
 
 SETTINGS: Final = {
     "the same, 5 %": Setting(share=0.05, boost=0.0, users=800),

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import typer
 
-from recsys.cli.outputs import check_folders
 from recsys.cli.studies.drift_arms import Arms, Played, Track
 from recsys.cli.studies.drift_figures import Run, figures_of, plot, run_of, shown
 from recsys.cli.studies.story_log import DAYS, StoryLog
@@ -25,6 +24,7 @@ from replay.datasets.open_dataset import open_dataset
 from replay.replay_report import judged_from_ms, with_bar
 from replay.replay_run import ReplayOptions
 from replay.simulation.world_stories import STORIES
+from runtime.cli.output_paths import check_folders
 from training.merging.refit import Refit
 
 _SAMPLES = 500  # draws of users

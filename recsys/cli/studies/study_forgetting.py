@@ -21,7 +21,6 @@ import typer
 from numpy.typing import NDArray
 
 from parameter_server.publish.deltas import StepDelta
-from recsys.cli.outputs import check_folders
 from recsys.cli.studies.kept_states import MOST_STATES, KeepingPlayer, mixed
 from recsys.cli.studies.study_world import WorldLog
 from recsys.config.system_config import Config, ModelConfig
@@ -34,6 +33,7 @@ from replay.predictions import Predictions
 from replay.replay_run import ReplayOptions, config_for, replay_with
 from replay.simulation.world import World
 from replay.simulation.world_aba import WorldABA
+from runtime.cli.output_paths import check_folders
 from training.continual.learner import Learner
 from training.drift.monitors import LossWatch
 from training.forgetting.forgetting import (

@@ -15,7 +15,6 @@ import numpy as np
 import typer
 
 from recsys.cli.benches.bench_linear import ABSENT
-from recsys.cli.outputs import check_folders
 from recsys.cli.studies.study_linear import Linear, linear_learners
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression
@@ -29,6 +28,7 @@ from replay.player import Player
 from replay.predictions import Predictions, compare
 from replay.replay_report import judged_from_ms, judged_rows, slices_of, with_bar
 from replay.replay_run import Progress, Replayed, ReplayOptions, config_for, replay_with
+from runtime.cli.output_paths import check_folders
 
 WHOLE: Final = "all"
 

@@ -1,0 +1,1 @@
+"""Terminal tables and pages that commands print."""

@@ -1,0 +1,166 @@
+"""The supervisor at work: real processes, signals, and ``state/run/up.json`` for whoever looks."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+import recsys
+from recsys.config.system_config import Config
+from recsys.process.part_process import run_folder, write_atomically
+from runtime.parts.ray_head import client_environment
+from runtime.supervision.launch_plan import Plan
+from runtime.supervision.part_table import table
+from runtime.supervision.processes import Child, Identity, Socket, identify, listening
+from runtime.supervision.run_file import PartRecord, Running
+from runtime.supervision.supervisor import Change, Part, State, Supervisor, Watched
+
+_TICK_S: Final = 0.05
+_QUIET_TICK_S: Final = 0.2  # once everything is ready
+_WRITE_EVERY_S: Final = 1.0
+_LOOK_EVERY_S: Final = 10.0  # at the open ports
+# One thread a process: two cores and a dozen processes have no use for a pool in each, and a lane's sums
+# have to be made by one.
+ONE_THREAD: Final = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS", "POLARS_MAX_THREADS",
+)  # fmt: skip
+
+Show = Callable[[Running, list[Change]], None]
+Command = Callable[[str, str], list[str]]  # of a part's name and the state folder
+
+
+class Runner:
+    """Runs a plan until it is asked to stop, and shows what happens."""
+
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        show: Show = lambda running, changes: None,
+        *,
+        parts: Sequence[Part] | None = None,
+        command: Command | None = None,
+    ) -> None:
+        self._config, self._plan, self._show = config, plan, show
+        self._folder = run_folder(config.state)
+        self._me, self._started_ms = identify(os.getpid()), int(time.time() * 1000)
+        self._environment = part_environment(config, plan)
+        self._children: dict[str, Child] = {}
+        self._sockets: dict[str, list[Socket]] = {}
+        self._supervisor = Supervisor(parts or table(plan), self._spawn, time.monotonic)
+        self._command = command or part_command
+        self._logger = logging.getLogger("recsys.up")
+
+    def run(self) -> None:
+        """Returns when everything has ended. SIGINT, SIGTERM and SIGHUP end it; a second one kills."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self.stop)
+        write_at, look_at = 0.0, time.monotonic() + 2.0
+        while not self._supervisor.stopped:
+            changes = self._supervisor.tick()
+            for change in changes:
+                self._logger.info(
+                    "part changed",
+                    extra={"of": change.part, "state": str(change.state), "why": change.reason},
+                )
+            now = time.monotonic()
+            if now >= look_at and not self._supervisor.stopping:
+                self._look()
+                look_at = time.monotonic() + _LOOK_EVERY_S
+            elif any(change.state is State.READY for change in changes):
+                look_at = min(look_at, now + 1.0)
+            if changes or now >= write_at:
+                self._write()
+                write_at = now + _WRITE_EVERY_S
+            self._show(self._running(), changes)
+            quiet = self._supervisor.ready and not self._supervisor.stopping
+            time.sleep(_QUIET_TICK_S if quiet else _TICK_S)
+        self._write()
+
+    def stop(self, *_: object) -> None:
+        """The first time everything ends in order, the second time at once."""
+        if self._supervisor.stopping:
+            self._supervisor.kill()
+        self._supervisor.stop()
+
+    def _spawn(self, part: Part) -> Child:
+        child = Child(
+            self._command(part.name, self._config.state),
+            self._environment,
+            output=self._folder / f"{part.name}.out",
+            heartbeat=self._folder / f"{part.name}.json",
+        )
+        self._children[part.name] = child
+        self._write()  # at once: were we killed now, the next start would have to find it
+        return child
+
+    def _identity(self, watched: Watched) -> Identity | None:
+        child = self._children.get(watched.part.name)
+        # While it is being spawned, the child is known here before the supervisor has it.
+        if child is None or (watched.process is not child and child.exit_status() is not None):
+            return None
+        return child.identity
+
+    def _look(self) -> None:
+        leaders = {}
+        for name, watched in self._supervisor.watched.items():
+            if (identity := self._identity(watched)) is not None:
+                leaders[name] = identity
+        self._sockets = listening(leaders)
+        for name, sockets in self._sockets.items():
+            for socket in sockets:
+                if not socket.loopback:
+                    self._logger.warning(
+                        "a port is open beyond loopback", extra={"of": name, "port": socket.port}
+                    )
+
+    def _write(self) -> None:
+        write_atomically(self._folder / "up.json", msgspec.json.encode(self._running()))
+
+    def _running(self) -> Running:
+        now_s, now_ms = time.monotonic(), int(time.time() * 1000)
+        parts = [
+            PartRecord(
+                name=name,
+                state=str(watched.state),
+                reason=watched.reason,
+                since_ms=now_ms - int((now_s - watched.since) * 1000),
+                restarts=watched.restarts,
+                last_exit=watched.last_exit,
+                process=self._identity(watched),
+                sockets=self._sockets.get(name, []) if watched.process is not None else [],
+            )
+            for name, watched in self._supervisor.watched.items()
+        ]
+        return Running(
+            supervisor=self._me,
+            asked=self._plan.asked,
+            started_ms=self._started_ms,
+            time_ms=now_ms,
+            stopping=self._supervisor.stopping,
+            parts=parts,
+        )
+
+
+def part_command(name: str, state: str) -> list[str]:
+    return [sys.executable, "-m", "runtime.cli.part", name, "--state", state]
+
+
+def part_environment(config: Config, plan: Plan) -> dict[str, str]:
+    """The environment of every part: ours, one thread each, the way to Ray, and where the code stands."""
+    root = str(Path(recsys.__file__).resolve().parent.parent)
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {
+        **os.environ,
+        **dict.fromkeys(ONE_THREAD, "1"),
+        **client_environment(config, plan),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "PYTHONUNBUFFERED": "1",
+    }
