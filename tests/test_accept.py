@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.harness.world_log import WorldLog
 from experiments.promotion.acceptance import Accept, what_is_read
-from recsys.cli.studies.study_world import WorldLog
 from recsys.config.loader import BadSettings
 from recsys.config.system_config import Config, ModelConfig, digest
 from recsys.features.feature_set import FeatureSet

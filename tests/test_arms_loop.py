@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
 from experiments.promotion.lifecycle import ARM, ENDED
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
 from parameter_server.table.overlay_table import OverlayTable
-from recsys.cli.studies.promotion_run import PromotionRun, config_of
 from recsys.events.control_records import Decision, ExperimentWish
 from recsys.events.records import CONTROL, DELTAS, EXAMPLES, Delta, pack
 from recsys.log.protocol import Append

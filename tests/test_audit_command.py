@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli.benches.past_run import run_system
+from benchmarks.answers.reconstruction_run import run_system
 from recsys.events.event_types import encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
 from recsys.features.feature_set import read_block

@@ -14,7 +14,7 @@ pytest.importorskip("fbgemm_gpu")
 def test_the_table_bench_tells_its_figures_beside_the_peer(tmp_path):
     file = tmp_path / "bench.json"
     arguments = ["table", "--rows", "20000", "--batches", "2", "--json", str(file)]
-    result = CliRunner().invoke(load("recsys.cli.bench:bench", "bench"), arguments)
+    result = CliRunner().invoke(load("benchmarks.bench:bench", "bench"), arguments)
     assert result.exit_code == 0, result.output
     found = json.loads(file.read_text())
     assert found["bench"] == "table" and found["seed"] == 0
@@ -29,7 +29,7 @@ def test_the_table_bench_tells_its_figures_beside_the_peer(tmp_path):
 def test_the_int8_bench_holds_the_same_rows_in_less(tmp_path):
     file = tmp_path / "bench.json"
     arguments = ["int8", "--rows", "2000", "--batches", "2", "--json", str(file)]
-    result = CliRunner().invoke(load("recsys.cli.bench:bench", "bench"), arguments)
+    result = CliRunner().invoke(load("benchmarks.bench:bench", "bench"), arguments)
     assert result.exit_code == 0, result.output
     for figures in json.loads(file.read_text())["figures"].values():
         assert figures["bytes_a_row"]["int8"] < figures["bytes_a_row"]["float32"]
@@ -38,13 +38,13 @@ def test_the_int8_bench_holds_the_same_rows_in_less(tmp_path):
 
 
 def test_an_unknown_bench_is_refused():
-    result = CliRunner().invoke(load("recsys.cli.bench:bench", "bench"), ["nonsense"])
+    result = CliRunner().invoke(load("benchmarks.bench:bench", "bench"), ["nonsense"])
     assert result.exit_code == 2 and "No such command 'nonsense'" in result.output
 
 
 def test_the_serving_bench_refuses_what_it_cannot_measure():
     arguments = ["serve", "--items", "0"]
-    result = CliRunner().invoke(load("recsys.cli.bench:bench", "bench"), arguments)
+    result = CliRunner().invoke(load("benchmarks.bench:bench", "bench"), arguments)
     assert (
         result.exit_code == 2
         and "'--items': Input should be greater than or equal to 1000" in result.output
@@ -52,7 +52,7 @@ def test_the_serving_bench_refuses_what_it_cannot_measure():
 
 
 def test_the_first_that_holds_is_when_it_happened():
-    from recsys.cli.benches.bench_freshness import _when
+    from benchmarks.system.bench_freshness import _when
 
     notes = [(1.0, 3), (2.0, 5), (4.0, 9)]
     assert [_when(notes, lambda done, s=s: done >= s) for s in (1, 4, 9, 10)] == [
@@ -65,7 +65,7 @@ def test_the_first_that_holds_is_when_it_happened():
 
 @pytest.mark.slow
 def test_the_freshness_bench_follows_views_to_answers(tmp_path):
-    from recsys.cli.benches.bench_freshness import STAGES, measure_freshness
+    from benchmarks.system.bench_freshness import STAGES, measure_freshness
 
     found = measure_freshness(2, 200, every_ms=100, shards=2, seed=0, warm_s=1.0, after_s=10.0)[
         "figures"

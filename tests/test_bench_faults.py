@@ -3,10 +3,10 @@
 import pytest
 from click.testing import CliRunner
 
-from recsys.cli.benches.bench_faults import FAULTS, chosen, judged
-from recsys.cli.benches.bench_live import counted
-from recsys.cli.benches.bench_replicas import Life, _told
-from recsys.cli.benches.load_client import Sent
+from benchmarks.harness.live_system import counted
+from benchmarks.harness.load_client import Sent
+from benchmarks.system.bench_faults import FAULTS, chosen, judged
+from benchmarks.system.bench_replicas import Life, _told
 from runtime.cli.main import load
 
 
@@ -42,7 +42,7 @@ def test_each_log_has_its_faults_and_an_unknown_one_is_told() -> None:
     with pytest.raises(ValueError, match="--only names broker, expected of nothing, valkey"):
         chosen(("broker",), kafka=False)
     arguments = ["faults", "--only", "nonsense"]
-    result = CliRunner().invoke(load("recsys.cli.bench:bench", "bench"), arguments)
+    result = CliRunner().invoke(load("benchmarks.bench:bench", "bench"), arguments)
     assert result.exit_code == 2 and "--only names nonsense" in result.output
 
 

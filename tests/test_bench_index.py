@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from recsys.cli.benches import bench_index, index_figures
-from recsys.cli.benches.bench_catalogue import plan
+from benchmarks.index import bench_index, index_figures
+from benchmarks.index.synthetic_catalogue import plan
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from click.testing import CliRunner
 
-from recsys.cli.benches import bench_join
+from benchmarks.learning import bench_join
 from recsys.events.event_types import Engagement, Impression
 from runtime.cli.main import load
 
@@ -26,7 +26,7 @@ def test_the_events_are_of_one_seed_in_time_order_with_late_ones_and_repeats():
 def test_the_bench_tells_its_figures_beside_the_peer(tmp_path):
     file = tmp_path / "bench.json"
     arguments = ["join", "--events", "400", "--json", str(file)]
-    result = CliRunner().invoke(load("recsys.cli.bench:bench", "bench"), arguments)
+    result = CliRunner().invoke(load("benchmarks.bench:bench", "bench"), arguments)
     assert result.exit_code == 0, result.output
     found = json.loads(file.read_text())
     assert found["bench"] == "join" and found["seed"] == 0

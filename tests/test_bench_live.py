@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from recsys.cli.benches.bench_live import Live
+from benchmarks.harness.live_system import Live
 from recsys.config.system_config import Config
 from runtime.supervision import processes
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from recsys.cli.benches import bench_retrieval
+from benchmarks.index import bench_retrieval
 
 
 @pytest.mark.slow

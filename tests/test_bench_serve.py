@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from recsys.cli.benches import bench_parts, bench_serve
-from recsys.cli.benches import bench_serve_doors as doors
-from recsys.cli.benches.bench_serve_state import STEP, Built, build
-from recsys.cli.benches.serve_asks import Ask, Door
+from benchmarks.answers import bench_serve
+from benchmarks.answers.bench_serve_state import STEP, Built, build
+from benchmarks.answers.serve_load import Ask, Door
+from benchmarks.harness import serve_doors as doors
+from benchmarks.harness import worker_processes as bench_parts
 
 pytest.importorskip("fbgemm_gpu")
 

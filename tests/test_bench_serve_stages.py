@@ -2,7 +2,7 @@
 
 import pytest
 
-from recsys.cli.benches.bench_serve_stages import _figures, looking, stage_of
+from benchmarks.answers.bench_serve_stages import _figures, looking, stage_of
 
 APP = [
     "/x/serving/service.py",

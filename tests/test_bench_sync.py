@@ -5,9 +5,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.learning import bench_sync
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.table.table import Table
-from recsys.cli.benches import bench_sync
 from runtime.cli.main import load
 from tests.toy_line import DENSE, LANES, TABLES, toy_spec, work
 
@@ -31,7 +31,7 @@ def test_the_clock_of_ours_holds_the_lookup_of_the_changed_rows(monkeypatch):
 def test_the_bench_tells_what_each_way_costs_and_errs(tmp_path):
     file = tmp_path / "bench.json"
     arguments = ["sync", "--ids", "200", "--batches", "8", "--budget-kb", "4", "--json", str(file)]
-    result = CliRunner().invoke(load("recsys.cli.bench:bench", "bench"), arguments)
+    result = CliRunner().invoke(load("benchmarks.bench:bench", "bench"), arguments)
     assert result.exit_code == 0, result.output
     found = json.loads(file.read_text())
     assert found["bench"] == "sync" and "--budget-kb 4" in found["command"]

@@ -8,15 +8,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from recsys.cli.benches import bench_linear, bench_loops, bench_train
-from recsys.cli.benches.bench_examples import (
+from benchmarks.learning import bench_train
+from benchmarks.learning import linear_learners as bench_linear
+from benchmarks.learning import single_process_loops as bench_loops
+from benchmarks.learning.single_process_loops import by_ours, by_torch
+from benchmarks.learning.synthetic_examples import (
     FEATURES,
     FIELDS,
     append_examples,
     draw_examples,
     one_hot,
 )
-from recsys.cli.benches.bench_loops import by_ours, by_torch
 from recsys.config.system_config import ModelConfig
 from recsys.events.records import EXAMPLES, STEPS, Example, topics, unpack
 from recsys.log.protocol import MemoryLog
@@ -63,7 +65,7 @@ def test_the_bench_tells_its_figures_beside_the_peers(tmp_path):
     file = tmp_path / "bench.json"
     arguments = ["train", "--together", "--ids", "50", "--batches", "2", "--batch", "8"]
     result = CliRunner().invoke(
-        load("recsys.cli.bench:bench", "bench"), [*arguments, "--json", str(file)]
+        load("benchmarks.bench:bench", "bench"), [*arguments, "--json", str(file)]
     )
     assert result.exit_code == 0, result.output
     found = json.loads(file.read_text())

@@ -10,9 +10,9 @@ import pytest
 import torch
 from msgspec.structs import replace as changed
 
-from recsys.cli.benches.bench_stamp import Bird, counts, in_process, measure_stamp, over_http
-from recsys.cli.benches.canary import ITEMS_N, NOW_MS, Canary, CanaryLog, canary_config
-from recsys.cli.benches.canary_oracle import Oracle
+from benchmarks.answers.bench_stamp import Bird, counts, in_process, measure_stamp, over_http
+from benchmarks.answers.versioned_oracle import Oracle
+from benchmarks.answers.versioned_world import ITEMS_N, NOW_MS, Canary, CanaryLog, canary_config
 from recsys.events.event_types import Stamp
 from recsys.process.open_log import create_topics
 from serving import pipeline as pipelines

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from recsys.cli.studies.coldstart_ceiling import Ceiling, Swipe, swipes_of, told
+from benchmarks.studies.quality.coldstart_ceiling import Ceiling, Swipe, swipes_of, told
 from recsys.events.hashing import uniform
 from replay.simulation.taste_posterior import learn
 from replay.simulation.world import AFTER, World

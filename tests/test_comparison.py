@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.studies.promotion.simulated_pairs import Pair, Stream
 from experiments.statistics.comparison import Comparison, Paired, log_losses
-from recsys.cli.studies.judged_pairs import Pair, Stream
 from recsys.model.prediction_metrics import auc, log_loss
 
 

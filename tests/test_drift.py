@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from recsys.cli.benches.bench_drift import watch
-from recsys.cli.benches.drift_stream import LABELS, Shift, make_stream
+from benchmarks.learning.bench_drift import watch
+from benchmarks.learning.drift_stream import LABELS, Shift, make_stream
 from training.drift.monitors import DriftConfig, FeatureWatch, LossWatch, Watch, Watched
 
 BLOCK = 128

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.studies.experiments.trial_world import simulate
 from experiments.statistics.effect import Users, effect, eta_of, holm, influence, p_value, radius
-from recsys.cli.studies.trial_world import simulate
 
 ALPHA = 0.05
 ETA = eta_of(0.06, ALPHA)

@@ -4,14 +4,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.studies.promotion.simulated_pairs import Pair
+from benchmarks.studies.promotion.study_guard import Course, run_once
 from experiments.promotion import guard
 from experiments.promotion.guard import GuardEvidence, Missed, judge_guard
 from experiments.promotion.lifecycle import SHADOW
 from experiments.promotion.promotion import Hold, Rollback, Served
 from experiments.statistics.comparison import Compared, Paired
 from experiments.statistics.significance import Estimate
-from recsys.cli.studies.judged_pairs import Pair
-from recsys.cli.studies.study_guard import Course, run_once
 from recsys.config.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()

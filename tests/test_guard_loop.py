@@ -10,11 +10,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from benchmarks.studies.promotion.promotion_run import LIST, Change, PromotionRun, config_of
 from experiments.promotion.lifecycle import Standing
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.storage.mmap_shard import mapped_shard
-from recsys.cli.studies.promotion_run import LIST, Change, PromotionRun, config_of
 from recsys.events.control_records import Decision
 from recsys.events.records import EXAMPLES, SCORES, Scores
 from recsys.log.protocol import LogLost

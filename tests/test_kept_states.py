@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from recsys.cli.studies.kept_states import KeepingPlayer, mixed
-from recsys.cli.studies.study_forgetting import LogABA, _kept, _truth
+from benchmarks.studies.drift.kept_states import KeepingPlayer, mixed
+from benchmarks.studies.drift.study_forgetting import LogABA, _kept, _truth
 from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
 from replay.direct_loop import DirectLoop

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.studies.promotion.promotion_run import Made, PromotionRun, config_of
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.storage import snapshots
 from parameter_server.storage.snapshots import Snapshot
-from recsys.cli.studies.promotion_run import Made, PromotionRun, config_of
 from recsys.config.system_config import digest
 from recsys.events.control_records import Live
 from recsys.events.event_types import User

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from recsys.cli.benches.load_client import (
+from benchmarks.harness.load_client import (  # fmt: skip
     Client,
     Load,
     Sent,
@@ -18,7 +18,7 @@ from recsys.cli.benches.load_client import (
     poisson_times,
     post,
     summary,
-)  # fmt: skip
+)
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"degraded":[]}'
 
@@ -107,7 +107,7 @@ def test_a_server_that_stalls_is_charged_for_all_that_was_due_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One that counts from when it got round to sending would see one late answer, and forty quick ones."""
-    monkeypatch.setattr("recsys.cli.benches.load_client.MOST_CONNECTIONS", 1)
+    monkeypatch.setattr("benchmarks.harness.load_client.MOST_CONNECTIONS", 1)
 
     def answer(number: int) -> bytes:
         if number == 0:

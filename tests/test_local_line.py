@@ -6,8 +6,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from recsys.cli.studies.story_log import StoryLog
-from recsys.cli.studies.story_stream import Stream, watch
+from benchmarks.studies.drift.story_log import StoryLog
+from benchmarks.studies.drift.story_stream import Stream, watch
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.model.blueprint import build_model
 from recsys.model.list_ranker import lists_of

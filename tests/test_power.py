@@ -5,9 +5,9 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from benchmarks.studies.experiments.trial_world import simulate
 from experiments.statistics.effect import effect, eta_of, radius
 from experiments.statistics.power import Looks, come_once, covariance
-from recsys.cli.studies.trial_world import simulate
 
 ALPHA = 0.05
 ETA = eta_of(0.1, ALPHA)

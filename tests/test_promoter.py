@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from recsys.cli.studies.judged_pairs import Pair, Stream
+from benchmarks.studies.promotion.simulated_pairs import Pair, Stream
 from recsys.events.control_records import Candidate, Control, Decision, Wish
 from recsys.events.records import SCORES, Scores, pack
 from recsys.log.protocol import Append

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.studies.promotion.simulated_pairs import Pair
 from parameter_server.storage import snapshots
-from recsys.cli.studies.judged_pairs import Pair
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.control_records import Candidate, Control, Decision, Live, Wish
 from tests.toy_town import EQUAL, RULES, Town, told

@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
 from parameter_server.storage import snapshots
-from recsys.cli.studies.promotion_run import PromotionRun, config_of
 from recsys.events.control_records import Decision
 from recsys.events.event_types import Impression, decode
 from recsys.events.records import EVENTS, SCORES, STEPS, Lesson, Scores, Step

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
 from experiments.promotion.epoch_model import sized
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
-from recsys.cli.studies.promotion_run import PromotionRun, config_of
 from recsys.events.control_records import Decision, ModelSize
 from recsys.events.records import SCORES, STEPS, Scores, Step
 from recsys.process.log_consumer import readable

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli.studies.study_figures import Judged, draw_aucs, figures, plot
-from recsys.cli.studies.study_world import WorldLog
-from recsys.cli.study import judge, syncs_of
+from benchmarks.harness.world_log import WorldLog
+from benchmarks.studies.quality.study_figures import Judged, draw_aucs, figures, plot
+from benchmarks.study import judge, syncs_of
 from recsys.events.event_types import Engagement, Impression
 from recsys.model.prediction_metrics import auc
 from replay.replay_report import judged_from_ms
@@ -119,7 +119,7 @@ def test_the_picture_shows_every_seed_and_the_mean() -> None:
 
 @pytest.mark.slow
 def test_it_prints_and_writes_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recsys.cli.study._SAMPLES", 20)
+    monkeypatch.setattr("benchmarks.study._SAMPLES", 20)
     file, picture = tmp_path / "f.json", tmp_path / "f.svg"
     arguments = ["freshness", "world", "--features", "ids", "--seeds", "1", "--hours", "10"]
     result = CliRunner().invoke(

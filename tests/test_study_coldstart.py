@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli.studies.coldstart_world import ARMS, Feed, Slot, newcomers, past_of, small, without
-from recsys.cli.studies.study_coldstart import SWIPES, Tried, _regrets, new_items, new_users
+from benchmarks.studies.quality.coldstart_world import (
+    ARMS,
+    Feed,
+    Slot,
+    newcomers,
+    past_of,
+    small,
+    without,
+)
+from benchmarks.studies.quality.study_coldstart import SWIPES, Tried, _regrets, new_items, new_users
 from recsys.config.policy_config import PolicyConfig
 from replay.simulation.world import World
 from runtime.cli.main import app
@@ -113,7 +121,7 @@ def test_the_oracle_s_panel_tries_new_items_on_and_counts_for_nothing_else() -> 
 
 @pytest.mark.slow
 def test_it_prints_and_writes_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recsys.cli.studies.study_coldstart._PANEL", 3)
+    monkeypatch.setattr("benchmarks.studies.quality.study_coldstart._PANEL", 3)
     file = tmp_path / "f.json"
     options = ["--seeds", "1", "--users", "16", "--items", "40", "--hours", "2"]
     options += ["--requests-per-s", "0.006", "--json", str(file)]

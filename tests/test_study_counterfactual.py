@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.studies.experiments import study_counterfactual as study
+from benchmarks.studies.experiments import study_interleaving as rivals
+from benchmarks.studies.experiments.list_world import ListWorld, Shown
 from experiments.statistics.off_policy import estimates
-from recsys.cli.studies import study_counterfactual as study
-from recsys.cli.studies import study_interleaving as rivals
-from recsys.cli.studies.list_world import ListWorld, Shown
 from replay.simulation.world import World
 from runtime.cli.main import app
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli.studies.drift_arms import ARMS, Arms, Played, Track
-from recsys.cli.studies.drift_figures import figures_of, plot, run_of, shown
-from recsys.cli.studies.story_log import StoryLog
-from recsys.cli.studies.story_stream import Stream, watch
-from recsys.cli.studies.study_drift import _base
+from benchmarks.studies.drift.drift_arms import ARMS, Arms, Played, Track
+from benchmarks.studies.drift.drift_figures import figures_of, plot, run_of, shown
+from benchmarks.studies.drift.story_log import StoryLog
+from benchmarks.studies.drift.story_stream import Stream, watch
+from benchmarks.studies.drift.study_drift import _base
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.events.event_types import Impression
 from replay.replay_run import ReplayOptions, replay_data
@@ -139,8 +139,8 @@ def test_the_picture_has_two_panels_for_each_story() -> None:
 
 @pytest.mark.slow
 def test_it_prints_and_writes_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recsys.cli.studies.study_drift._SAMPLES", 20)
-    monkeypatch.setattr("recsys.cli.studies.study_drift._base", lambda seed: SMALL)
+    monkeypatch.setattr("benchmarks.studies.drift.study_drift._SAMPLES", 20)
+    monkeypatch.setattr("benchmarks.studies.drift.study_drift._base", lambda seed: SMALL)
     file, picture = tmp_path / "f.json", tmp_path / "f.svg"
     arguments = ["drift", "--story", "bots", "--seeds", "1", "--hours", "10", "--student"]
     result = CliRunner().invoke(

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli.studies import study_experiments as study
-from recsys.cli.studies.trial_world import simulate
+from benchmarks.studies.experiments import study_experiments as study
+from benchmarks.studies.experiments.trial_world import simulate
 from runtime.cli.main import app
 
 

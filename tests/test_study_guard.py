@@ -1,6 +1,6 @@
 import pytest
 
-from recsys.cli.studies.study_guard import measure_guard, told
+from benchmarks.studies.promotion.study_guard import measure_guard, told
 
 
 @pytest.mark.slow

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from recsys.cli.studies.study_linear import linear_learners
-from recsys.cli.studies.study_quality import WHOLE, measure_quality, variants
-from recsys.cli.studies.study_world import WorldLog
+from benchmarks.harness.world_log import WorldLog
+from benchmarks.studies.quality.study_linear import linear_learners
+from benchmarks.studies.quality.study_quality import WHOLE, measure_quality, variants
 from replay.replay_run import ReplayOptions, replay_data
 
 OPTIONS = ReplayOptions(step_examples=24)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.cli.studies import student_arms, study_student
-from recsys.cli.studies.student_arms import Arms, as_int8, replace_last, requests_of
-from recsys.cli.study import study
+from benchmarks.studies.promotion import student_arms, study_student
+from benchmarks.studies.promotion.student_arms import Arms, as_int8, replace_last, requests_of
+from benchmarks.study import study
 from recsys.model.blueprint import build_model
 from recsys.model.model_tables import tables_of
 from serving.ranking.scoring import probabilities

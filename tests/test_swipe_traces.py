@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from recsys.cli.benches.past_run import _item
+from benchmarks.answers.reconstruction_run import _item
 from recsys.config.telemetry_config import TracingConfig
 from recsys.observability.spans import of_request
 from replay.local_system import OneProcess, small_config

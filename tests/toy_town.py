@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.studies.promotion.simulated_pairs import Pair, Stream
 from experiments.statistics.comparison import Paired
-from recsys.cli.studies.judged_pairs import Pair, Stream
 from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Decision, Live

@@ -14,8 +14,8 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from benchmarks.studies.quality.study_copies import Copy, SideBySide, Sync
 from experiments.promotion.acceptance import Accept, Evidence, Refuse, decide, what_is_read
-from recsys.cli.studies.study_copies import Copy, SideBySide, Sync
 from recsys.config.loader import load
 from recsys.config.system_config import Config, digest
 from recsys.features.feature_set import FeatureSet

@@ -63,8 +63,8 @@ COMMANDS = {
         "runtime.cli.accept:accept",
         "Says what int8 rows cost, and accepts or refuses them.",
     ),
-    "study": ("recsys.cli.study:study", "Measures what freshness is worth."),
-    "bench": ("recsys.cli.bench:bench", "Measures speed beside what one would pick instead."),
+    "study": ("benchmarks.study:study", "Measures what freshness is worth."),
+    "bench": ("benchmarks.bench:bench", "Measures speed beside what one would pick instead."),
 }
 
 

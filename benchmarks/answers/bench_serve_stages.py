@@ -1,0 +1,165 @@
+"""Where a request's time goes: the app called over and over in one process, and a look at its stack every
+two milliseconds of the clock. No server and no socket but the session store's are in it.
+
+A look belongs to a stage by the files on the stack, so that it needs no marks in the code it measures. What
+does the work of a stage (retrieval, ranking) may call helpers of another: the outermost counts. What only
+passes on (routes, the service) is on every stack: there the innermost counts, where no stage is at work.
+"""
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from types import FrameType
+from typing import Any, Final
+
+from benchmarks.harness.worker_processes import Told, telling
+from recsys.config.system_config import Config
+
+_EVERY_S: Final = 0.002  # a look takes some 15 µs
+_WARM: Final = 100  # requests
+WORK: Final = {
+    "session get": ("serving/session_line", "serving/patient_reader", "serving/session_store"),
+    "unpack": ("recsys/session",),
+    "features": (
+        "recsys/feature_builder",
+        "recsys/features",
+        "recsys/feature_kernels",
+        "recsys/counters",
+        "recsys/counter_kernels",
+    ),
+    "retrieve": (
+        "serving/retrieval",
+        "serving/filters",
+        "serving/item_index",
+        "serving/inverted",
+        "serving/ivf_index",
+        "serving/list_kernels",
+        "recsys/bitmap",
+        "serving/popularity",
+        "recsys/vectors",
+    ),
+    "rank": (
+        "serving/scoring",
+        "recsys/model",
+        "recsys/ranker",
+        "recsys/list_ranker",
+        "recsys/tile_kernels",
+        "recsys/row_kernels",
+        "recsys/batch",
+    ),
+    "select": ("serving/stages", "serving/selection", "serving/draw_kernels", "experiments/"),
+    "impression": ("serving/impression_writer", "recsys/events"),
+}
+WAY: Final = {
+    "parse": ("serving/fast_", "serving/strict_json"),
+    "encode": ("serving/http_app",),
+    "answer": (
+        "serving/pipeline",
+        "serving/service",
+        "serving/replica",
+    ),  # stamp, items, impression
+    "http": ("/starlette/", "/fastapi/", "serving/serving_metrics", "/prometheus_client/"),
+    "wait": ("/selectors.py",),  # for the session store
+}
+
+
+def stage_of(files: Sequence[str]) -> str:
+    """The stage that a stack is in, by its files, the innermost first."""
+    for file in reversed(files):
+        if stage := _working(file):
+            return stage
+    return next((stage for file in files if (stage := _passing(file))), "other")
+
+
+@lru_cache(maxsize=10_000)
+def _working(file: str) -> str:
+    return _of(WORK, file)
+
+
+@lru_cache(maxsize=10_000)
+def _passing(file: str) -> str:
+    return _of(WAY, file)
+
+
+def _of(table: dict[str, tuple[str, ...]], file: str) -> str:
+    return next((s for s, parts in table.items() if any(part in file for part in parts)), "")
+
+
+@contextmanager
+def looking() -> Iterator["Counter[str]"]:
+    """Counts looks by stage, in the main thread, while it lasts."""
+    found: Counter[str] = Counter()
+
+    def look(number: int, frame: FrameType | None) -> None:
+        files = []
+        while frame is not None:
+            files.append(frame.f_code.co_filename)
+            frame = frame.f_back
+        found[stage_of(files)] += 1
+
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, _EVERY_S, _EVERY_S)
+    try:
+        yield found
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def stages(config: Config, bodies: Sequence[bytes], seconds: float, told: Told) -> None:
+    """For a process of its own: tells microseconds of a request, in all and by stage."""
+    from recsys.process.latency_tuning import steady
+    from recsys.process.open_log import open_log
+    from serving.http_app import build_app
+    from serving.service import Service
+    from serving.sessions.session_connection import sessions_at
+
+    with telling(told, 0):
+        service = Service(config, open_log(config), sessions_at(config.sessions.url))
+        app = build_app(service, lambda: "")
+
+        async def run() -> dict[str, Any]:
+            async with app.router.lifespan_context(app):
+                while not service.ready:
+                    await asyncio.sleep(0.05)
+                steady()
+                for number in range(_WARM):
+                    await _ask(app, bodies[number % len(bodies)])
+                asked, began = 0, time.perf_counter()
+                with looking() as found:
+                    while time.perf_counter() - began < seconds:
+                        await _ask(app, bodies[asked % len(bodies)])
+                        asked += 1
+                passed = time.perf_counter() - began
+            return _figures(found, passed, asked)
+
+        told.put(("stages", 0, asyncio.run(run())))
+
+
+async def _ask(app: Any, body: bytes) -> None:
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+        "scheme": "http", "path": "/v1/recommend", "query_string": b"", "root_path": "",
+        "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+    statuses = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        statuses.append(message.get("status", 200))
+
+    await app(scope, receive, send)
+    if statuses[0] != 200:
+        raise RuntimeError(f"the app answers {statuses[0]}, expected 200")
+
+
+def _figures(found: "Counter[str]", passed_s: float, asked: int) -> dict[str, Any]:
+    looks, whole_us = max(1, found.total()), 1e6 * passed_s / asked
+    its = {stage: round(whole_us * count / looks, 1) for stage, count in found.most_common()}
+    return {"request_us": round(whole_us, 1), "stages_us": its, "requests": asked}

@@ -1,0 +1,1 @@
+"""What benchmarks share: load clients, live systems, synthetic traffic and comparators."""

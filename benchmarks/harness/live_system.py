@@ -1,0 +1,293 @@
+"""A whole system of a bench's own: started as ``recsys up`` starts it, in a folder of its own, with viewers.
+
+The viewers keep learning, sessions and counters at work; what is counted are the requests of an open loop
+beside them. The processes are found by their part and by what their command lines say, as an operator would.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks.harness import serve_doors as doors
+from benchmarks.harness.load_client import Load, Sent, offer_until, post
+from benchmarks.harness.worker_processes import answers, end, ways
+from recsys.client import ApiError, Client
+from recsys.config.system_config import Config
+from recsys.process.part_process import read_beat
+from runtime.supervision import launch_plan as plans
+from runtime.supervision import run_file as runs
+from runtime.supervision.processes import Identity, kill_session, members_saying
+
+HOST: Final = "127.0.0.1"
+USERS: Final = 1_000
+SLOW_START_S: Final = 240.0
+_LISTS_PER_S: Final = 1.0  # of the viewers; each brings some twelve events
+_LOOK_S: Final = 0.25
+_WHOLE_LISTS: Final = 5  # in a row, not degraded: then a system is whole
+_STEPS: Final = 2  # learned since
+_LOG_S: Final = 60.0  # in which impressions that were kept have to arrive
+Figures = dict[str, Any]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a whole system has."""
+
+    replicas: int
+    step: int  # served at least
+
+
+class Live:
+    """One running system."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.state = Path(config.state)
+
+    @property
+    def url(self) -> str:
+        return plans.feed_url(self.config)
+
+    def client(self, admin: bool = False) -> Client:
+        key = (self.state / "run" / "admin.key").read_text().strip() if admin else None
+        return Client(self.url, admin_key=key, timeout_s=3.0)
+
+    def publish_world(self) -> None:
+        """The items and people that the viewers know."""
+        from replay.simulation.world import World
+
+        world = World(start_ms=time.time_ns() // 1_000_000)
+        with self.client(admin=True) as client:
+            client.upsert_items({i.item_id: i.fields for i in world.items(world.start_ms)})
+            client.upsert_users({u.user_id: u.fields for u in world.users()})
+
+    # --- processes ---
+
+    def leader(self, part: str) -> Identity:
+        """The process of a part, as the supervisor started it. Raises RuntimeError where there is none."""
+        running = runs.read(self.state)
+        for record in running.parts if running is not None else ():
+            if record.name == part and record.process is not None:
+                return record.process
+        raise RuntimeError(f"part {part} has no process in {self.state}, expected one that runs")
+
+    def within(self, part: str, words: str) -> list[int]:
+        """The processes that a part started whose command lines have all of these words."""
+        return members_saying(self.leader(part), words)
+
+    def replicas(self) -> set[int]:
+        """The processes of the replicas; none while Ray is away."""
+        with contextlib.suppress(RuntimeError):
+            return set(self.within("ray", doors.REPLICA))
+        return set()
+
+    def signal(self, pids: list[int], number: signal.Signals) -> None:
+        """Raises RuntimeError where there is nobody to be signalled."""
+        if not pids:
+            raise RuntimeError(f"there is no process to send {number.name} to, expected one")
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    # --- whole again ---
+
+    def step(self) -> int:
+        with self.client() as client:
+            return int(client.status()["version"]["step"])
+
+    def why_not_whole(self, expected: Whole) -> str:
+        """What a whole system would have; empty where all is there."""
+        running = runs.read(self.state)
+        if running is None:
+            return "nothing runs"
+        unready = [part.name for part in running.parts if part.state not in ("ready", "done")]
+        if unready:
+            return f"not ready: {', '.join(unready)}"
+        if (count := len(self.replicas())) != expected.replicas:
+            return f"{count} replicas of {expected.replicas}"
+        beat = read_beat(self.state / "run" / "serve.json")
+        if beat is None or beat.gauges.get("replicas") != expected.replicas:
+            return "Serve still starts or ends a replica"
+        with self.client() as client:
+            for number in range(_WHOLE_LISTS):
+                answer = client.recommend(f"u{number}", 1)
+                if answer.degraded or not answer.items:
+                    return f"answers are degraded: {', '.join(answer.degraded) or 'no items'}"
+            status = client.status()
+        if not status["ready"]:
+            return "a replica isn't ready"
+        if status["version"]["step"] < expected.step:
+            return "nothing was learned since"
+        return ""
+
+    def wait_whole(self, expected: Whole, patience_s: float) -> float | None:
+        """Seconds until the system is whole; None where it isn't after ``patience_s``."""
+        began_s = time.monotonic()
+        while time.monotonic() - began_s < patience_s:
+            try:
+                if not self.why_not_whole(expected):
+                    return time.monotonic() - began_s
+            except (ApiError, OSError):
+                pass  # nobody answers at this moment
+            time.sleep(_LOOK_S)
+        return None
+
+    def expected(self) -> Whole:
+        """What it should have again after what happens now."""
+        try:
+            step = self.step()
+        except ApiError:
+            step = 0
+        return Whole(self.config.serve.replicas, step + _STEPS)
+
+    # --- what stands on the log ---
+
+    def ends(self) -> list[int]:
+        """Where the next event of each partition will stand."""
+        from recsys.events.records import EVENTS
+        from recsys.process.open_log import open_log
+
+        log = open_log(self.config)
+        try:
+            return [log.end(EVENTS, p) for p in range(log.partitions(EVENTS))]
+        finally:
+            log.close()
+
+    def logged(
+        self, requests: set[str], since: list[int], patience_s: float = _LOG_S
+    ) -> Counter[str]:
+        """How often the impression of each of the requests stands on the log from ``since`` on: waits until
+        all are there, or for ``patience_s``."""
+        from recsys.events.event_types import Impression, decode
+        from recsys.events.records import EVENTS
+        from recsys.process.open_log import open_log
+
+        log, found, at = open_log(self.config), Counter[str](), list(since)
+        until_s = time.monotonic() + patience_s
+        try:
+            while True:
+                for partition, offset in enumerate(at):
+                    while records := log.read(EVENTS, partition, offset):
+                        offset = records[-1].offset + 1
+                        events = (decode(record.value) for record in records)
+                        its = [e.request_id for e in events if isinstance(e, Impression)]
+                        found.update(request for request in its if request in requests)
+                    at[partition] = offset
+                if len(found) == len(requests) or time.monotonic() > until_s:
+                    return found
+                time.sleep(_LOOK_S)
+        finally:
+            log.close()
+
+
+@contextmanager
+def live(config: Config, say: Say, only: tuple[str, ...] = ()) -> Iterator[Live]:
+    """Starts a system in a temporary folder, and ends it. Raises RuntimeError where it can't be started, or
+    isn't whole in time."""
+    from runtime.cli.up import start
+
+    doors.check_platform()
+    with ExitStack() as stack:
+        stack.enter_context(doors.ended_by_term())
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-bench-"))
+        from dataclasses import replace
+
+        config = replace(config, state=str(Path(folder) / "state"))
+        stack.callback(_end, Path(config.state))
+        with contextlib.redirect_stdout(sys.stderr):  # the figures alone go there
+            status = start(config, detach=True, viewers=_LISTS_PER_S, only=list(only))
+        if status:
+            raise RuntimeError(
+                f"`recsys up` ended with {status}, expected 0: see what it said above"
+            )
+        system = Live(plans.read(config.state)[0])
+        system.publish_world()
+        serve = config.serve
+        whole = Whole(serve.min_replicas if serve.max_replicas else serve.replicas, 5)
+        if system.wait_whole(whole, SLOW_START_S) is None:
+            raise RuntimeError(
+                f"after {SLOW_START_S:.0f} s the system isn't whole ({system.why_not_whole(whole)}), "
+                "expected all parts ready and steps learned: run it with nothing beside it"
+            )
+        say("a whole system runs")
+        yield system
+
+
+def _end(state: Path) -> None:
+    running = runs.read(state)
+    if running is not None:
+        runs.stop(state, running)
+        for leader in [*(runs.read(state) or running).processes, running.supervisor]:
+            kill_session(leader)
+
+
+# --- the load ---
+
+
+@contextmanager
+def offered(live: Live, rate: float, seconds: float, seed: int) -> "Iterator[Offered]":
+    """Sends an open loop for ``seconds``, or until it is asked to stop, from a process of its own."""
+    order = np.random.default_rng(seed).permutation(USERS).tolist()
+    bodies = [f'{{"user_id":"u{n}","n":10}}'.encode() for n in order]
+    requests = [post(HOST, "/v1/recommend", body) for body in bodies]
+    load = Load(HOST, live.config.serve.port, requests, seconds, rate, seed=seed, noted=True)
+    told, stop, start = ways(True)
+    part = start(offer_until, load, told, stop)
+    try:
+        yield Offered(told, stop, part)
+    finally:
+        end([part], stop)
+
+
+class Offered:
+    """A load that is being sent."""
+
+    def __init__(self, told: Any, stop: Any, part: Any) -> None:
+        self._told, self._stop, self._part = told, stop, part
+
+    def stop(self) -> Sent:
+        """Sends nothing more; what was sent and what came of it."""
+        self._stop.set()
+        return self.all()
+
+    def all(self) -> Sent:
+        """The same, once all was sent."""
+        found: Sent = answers(self._told, "load", 1, [self._part])[0]
+        return found
+
+
+def counted(sent: Sent) -> Figures:
+    """What became of the requests: answered is 200 with items, refused 429 or 503; all else failed."""
+    status, due, done = np.array(sent.status), np.array(sent.due), np.array(sent.done)
+    good, refused = status == 200, np.isin(status, (429, 503))
+    answered = int(good.sum()) - sent.empty
+    stages = Counter(stage for _, lacked in sent.notes for stage in lacked)
+    found: Figures = {
+        "requests": len(status),
+        "answered": answered,
+        "answered_share": round(answered / max(1, len(status)), 5),
+        "degraded": sent.degraded,
+        "without": dict(sorted(stages.items())),
+        "refused": int(refused.sum()),
+        "failed": int((~good & ~refused).sum()) + sent.empty,
+    }
+    statuses = Counter(str(one) for one in sent.status if one not in (200, 429, 503))
+    found["failed_by_status"] = dict(sorted(statuses.items()))  # 0: no answer came
+    took_ms = 1000 * (done[good] - due[good])
+    for name, p in (("p50_ms", 50), ("p99_ms", 99), ("slowest_ms", 100)):
+        found[name] = round(float(np.percentile(took_ms, p)), 1) if good.any() else None
+    bad = due[~good]
+    found["bad_for_s"] = round(float(bad.max() - bad.min()), 2) if len(bad) else 0.0
+    return found

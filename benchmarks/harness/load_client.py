@@ -1,0 +1,303 @@
+"""A load generator over kept-alive connections: open loop at a rate, or closed loop with so many clients.
+
+In the open loop the times at which requests are sent are drawn beforehand (Poisson), and latency counts from
+the intended time, not from when the generator got round to sending: a server that stalls is charged for all
+that should have been sent meanwhile (Tene calls the opposite "coordinated omission"). Where no connection is
+free, another is opened; where none can be opened, the request stays without an answer. Sockets are raw and
+waited for with select(2), whose timeout has microseconds where that of epoll has milliseconds. It imports
+numpy and nothing of ours, so a process of its own starts at once.
+"""
+
+import gc
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_CONNECTIONS: Final = 512
+_AFTER_S: Final = 10.0  # in which answers may still come
+_WHOLE: Final = b'"degraded":[]'
+_NO_ITEMS: Final = b'"items":[]'
+_REQUEST: Final = b'"request_id":"'
+_DEGRADED: Final = b'"degraded":['
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to send where. ``rate`` requests a second, or as fast as ``clients`` of them are answered."""
+
+    host: str
+    port: int
+    requests: Sequence[bytes]  # sent in turn, whole: see ``post``
+    seconds: float
+    rate: float = 0.0
+    clients: int = 0
+    seed: int = 0
+    noted: bool = False  # keep of each answer what it says of itself
+
+
+@dataclass
+class Sent:
+    """All requests of a run, by number; times in seconds of one clock. ``status`` 0: no answer came."""
+
+    due: list[float] = field(default_factory=list)
+    sent: list[float] = field(default_factory=list)
+    done: list[float] = field(default_factory=list)
+    status: list[int] = field(default_factory=list)
+    degraded: int = 0  # answered without a stage
+    empty: int = 0  # answered without an item
+    # With ``noted``: of each answer, in the order in which they came, its request and the stages it lacked.
+    notes: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    connections: int = 0
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+
+
+def post(host: str, path: str, body: bytes) -> bytes:
+    """A whole request."""
+    head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def poisson_times(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
+    """When requests are due, in seconds from the start: gaps are independent and exponential."""
+    gaps = np.random.default_rng(seed).exponential(1.0 / rate, int(rate * seconds * 1.5) + 50)
+    times = np.cumsum(gaps)
+    found: NDArray[np.float64] = times[times < seconds]
+    return found
+
+
+def answer_in(data: bytes) -> tuple[int, int] | None:
+    """(status, where the body begins) of a whole answer; None while more of it is to come."""
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    head, body = data[:end].lower(), end + 4
+    at = head.find(b"\r\ncontent-length:")
+    if at >= 0:
+        stop = head.find(b"\r\n", at + 2)
+        length = int(head[at + 17 : stop if stop >= 0 else end])
+        whole = len(data) >= body + length
+    else:  # in chunks
+        whole = data.endswith(b"0\r\n\r\n")
+    return (int(data[9:12]), body) if whole else None
+
+
+def note_of(data: bytes, body: int) -> tuple[str, tuple[str, ...]]:
+    """(request, stages it had to do without) of a whole answer with 200, whose body begins at ``body``."""
+    at = data.find(_REQUEST, body)
+    request = data[at + len(_REQUEST) : data.find(b'"', at + len(_REQUEST))] if at >= 0 else b""
+    at = data.rfind(_DEGRADED)
+    stages = data[at + len(_DEGRADED) : data.find(b"]", at)] if at >= body else b""
+    return request.decode(), tuple(
+        stage for stage in stages.decode().split('"') if stage.strip(",")
+    )
+
+
+def summary(sent: Sent) -> dict[str, Any]:
+    """Rates and latencies of what was answered with 200; what the generator took, and how late it sent."""
+    status, due = np.array(sent.status), np.array(sent.due)
+    done, began = np.array(sent.done), np.array(sent.sent)
+    good = status == 200
+    took_ms = 1000 * (done[good] - due[good])
+    late_ms = 1000 * (began - due)
+    passed = float(done[good].max() - due[0]) if good.any() else sent.wall_s
+    found: dict[str, Any] = {
+        "requests_per_s": round(float(good.sum()) / passed, 1),
+        "offered": len(status),
+        "refused": int(np.isin(status, (429, 503)).sum()),
+        "failed": int((~good & ~np.isin(status, (429, 503))).sum()),
+        "degraded": sent.degraded,
+    }
+    for p in (50, 95, 99):
+        found[f"p{p}_ms"] = round(float(np.percentile(took_ms, p)), 3) if good.any() else None
+    found["generator"] = {
+        "cores_busy": round(sent.cpu_s / sent.wall_s, 3),
+        "us_a_request": round(1e6 * sent.cpu_s / max(1, len(status)), 1),
+        "late_p99_ms": round(float(np.percentile(late_ms, 99)), 3) if len(late_ms) else None,
+        "connections": sent.connections,
+    }
+    return found
+
+
+class _Line:
+    """One connection, and the number of the request that it waits for the answer of."""
+
+    __slots__ = ("socket", "buffer", "number")
+
+    def __init__(self, host: str, port: int) -> None:
+        self.socket = socket.create_connection((host, port), timeout=5.0)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.setblocking(False)
+        self.buffer, self.number = b"", -1
+
+    @property
+    def open(self) -> bool:
+        """Whether an idle connection can be used: the server may have closed it, which is no failure of the
+        request that comes next. Every client of HTTP looks."""
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+
+class Client:
+    """Sends one load, and nothing more once ``stopped`` says so. Not used twice."""
+
+    def __init__(self, load: Load, stopped: Callable[[], bool] = lambda: False) -> None:
+        self._load, self._found, self._stopped = load, Sent(), stopped
+        self._poll = select.epoll()
+        self._lines: dict[int, _Line] = {}
+        self._idle: list[_Line] = []
+        self._waiting = 0
+
+    def run(self) -> Sent:
+        """Sends all, waits for the answers (some seconds at most), and closes the connections."""
+        gc.disable()
+        began, cpu = time.perf_counter(), time.process_time()
+        try:
+            if self._load.rate:
+                self._open(began)
+            else:
+                self._closed(began)
+        finally:
+            gc.enable()
+            for line in self._lines.values():
+                line.socket.close()
+            self._poll.close()
+        found = self._found
+        found.wall_s, found.cpu_s = time.perf_counter() - began, time.process_time() - cpu
+        return found
+
+    def _open(self, began: float) -> None:
+        due = (began + poisson_times(self._load.rate, self._load.seconds, self._load.seed)).tolist()
+        number, until = 0, began + self._load.seconds + _AFTER_S
+        while number < len(due) or self._waiting:
+            now = time.perf_counter()
+            if now > until:
+                break
+            if number < len(due) and self._stopped():
+                del due[number:]
+                until = now + _AFTER_S
+            while number < len(due) and due[number] <= now:
+                try:
+                    line = self._free_line()
+                except OSError:
+                    self._begin(due[number])  # nobody is at the door
+                else:
+                    if line is None:
+                        break  # it stays due, and its latency grows
+                    self._send(line, due[number])
+                number += 1
+            wait_s = max(0.0, due[number] - time.perf_counter()) if number < len(due) else 0.5
+            self._receive(wait_s)
+        for at in due[number:]:  # no connection was free for them: they were asked for all the same
+            self._begin(at)
+
+    def _closed(self, began: float) -> None:
+        until = began + self._load.seconds
+        for _ in range(self._load.clients):
+            line = self._free_line()
+            assert line is not None
+            self._send(line, time.perf_counter())
+        while self._waiting and time.perf_counter() < until + _AFTER_S:
+            self._receive(0.5)
+            while self._idle and time.perf_counter() < until:
+                self._send(self._idle.pop(), time.perf_counter())
+
+    def _free_line(self) -> _Line | None:
+        while self._idle:
+            line = self._idle.pop()
+            if line.open:
+                return line
+            self._drop(line)
+        if len(self._lines) >= MOST_CONNECTIONS:
+            return None
+        line = _Line(self._load.host, self._load.port)
+        self._lines[line.socket.fileno()] = line
+        self._poll.register(line.socket.fileno(), select.EPOLLIN)
+        self._found.connections += 1
+        return line
+
+    def _begin(self, due: float) -> int:
+        """The number of a request that has no answer yet."""
+        found = self._found
+        found.due.append(due)
+        found.sent.append(time.perf_counter())
+        found.done.append(0.0)
+        found.status.append(0)
+        return len(found.due) - 1
+
+    def _send(self, line: _Line, due: float) -> None:
+        requests = self._load.requests
+        line.number = self._begin(due)
+        self._waiting += 1
+        try:
+            line.socket.send(requests[line.number % len(requests)])
+        except OSError:
+            self._drop(line)
+
+    def _receive(self, wait_s: float) -> None:
+        select.select([self._poll], [], [], wait_s)
+        for number, _ in self._poll.poll(0):
+            line = self._lines[number]
+            try:
+                data = line.socket.recv(65_536)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            if data:
+                self._take(line, line.buffer + data if line.buffer else data)
+            else:
+                self._drop(line)
+
+    def _take(self, line: _Line, data: bytes) -> None:
+        answer = answer_in(data)
+        if answer is None:
+            line.buffer = data
+            return
+        status, body = answer
+        found, number = self._found, line.number
+        found.done[number], found.status[number] = time.perf_counter(), status
+        if status == 200:
+            found.degraded += data.find(_WHOLE, body) < 0
+            found.empty += data.find(_NO_ITEMS, body) >= 0
+            if self._load.noted:
+                found.notes.append(note_of(data, body))
+        line.buffer, line.number = b"", -1
+        self._waiting -= 1
+        self._idle.append(line)
+
+    def _drop(self, line: _Line) -> None:
+        """The server closed it. What was asked on it stays without an answer."""
+        if line.number >= 0:
+            self._waiting -= 1
+        if line in self._idle:
+            self._idle.remove(line)
+        self._poll.unregister(line.socket)
+        del self._lines[line.socket.fileno()]
+        line.socket.close()
+
+
+def offer(load: Load, told: Any) -> None:
+    """For a process of its own: sends, and tells the summary."""
+    from benchmarks.harness.worker_processes import telling
+
+    with telling(told, 0):
+        told.put(("load", 0, summary(Client(load).run())))
+
+
+def offer_until(load: Load, told: Any, stop: Any) -> None:
+    """For a process of its own: sends until it is asked to stop, and tells all that it saw."""
+    from benchmarks.harness.worker_processes import telling
+
+    with telling(told, 0):
+        told.put(("load", 0, Client(load, stop.is_set).run()))

@@ -1,0 +1,1 @@
+"""Speed and recall of vector indexes and retrieval shards."""

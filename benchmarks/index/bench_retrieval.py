@@ -1,0 +1,126 @@
+"""``recsys bench retrieval``: what leaves a replica with retrieval in shards, and what a search there costs.
+
+Each is built in a process of its own, from the same items with a row of ``items`` and one of ``features``
+each, and its memory is what that process grew by: a replica that has vectors and index, one that hasn't, and
+one of ``--shards`` shards. What a request pays for the way to a shard and back, ``recsys bench serve
+--retrieval-shards`` says.
+"""
+
+import gc
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks.index.synthetic_catalogue import Plan, plan
+
+WITH, WITHOUT, SHARD = "replica_with_index", "replica_without", "shard"
+_BLOCK: Final = 10_000
+_ROUNDS: Final = 40
+_ASKED: Final = (150, 27, 27, 27)  # of the user side and of three liked items, as policies ask
+_SEEN: Final = 500  # items that mustn't come
+_BEHIND: Final = 4  # steps that a shard is ahead of who asks: a second
+_MOVED: Final = 250  # vectors of a step
+
+
+def measure_retrieval(items: int, shards: int, seed: int) -> dict[str, Any]:
+    """Bytes an item in each, and how long a shard takes for all that a request asks of it."""
+    found = {name: _apart(name, items, shards, seed) for name in (WITH, WITHOUT, SHARD)}
+    times = {key: found[SHARD].pop(key) for key in ("search_ms", "search_behind_ms", "index")}
+    held = {name: its["bytes_per_item"] for name, its in found.items()}
+    return {
+        "what": f"{items} items, vectors of 32 floats, {shards} shards; a shard's bytes are by its own items",
+        "figures": {"bytes_per_item": held, "leaves_the_replica": held[WITH] - held[WITHOUT], **times},
+        "comparators": {},
+    }  # fmt: skip
+
+
+def _apart(name: str, items: int, shards: int, seed: int) -> dict[str, Any]:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        found: dict[str, Any] = pool.submit(held, name, items, shards, seed).result()
+    return found
+
+
+def held(name: str, items: int, shards: int, seed: int) -> dict[str, Any]:
+    """What one of them takes, and for a shard what a search does."""
+    import psutil
+
+    its, process = plan(items, 32, seed), psutil.Process()
+    made = _empty(name, shards)
+    _fill(_empty(name, shards), its, 2_000)  # what is compiled or loaded at first use
+    gc.collect()
+    before = process.memory_info().rss
+    _fill(made, its, items)
+    gc.collect()
+    grown = process.memory_info().rss - before
+    here = len(made.catalogue)
+    return {"bytes_per_item": round(grown / here)} | (_times(made) if name == SHARD else {})
+
+
+def _empty(name: str, shards: int) -> Any:
+    from recsys.config.system_config import Config
+    from recsys.features.feature_set import FeatureSet
+    from recsys.features.feature_set_file import FEED_SCHEMA
+    from serving.replica.replica import Replica
+    from serving.retrieval.retrieval_shard import RetrievalShard
+
+    base, features = Config(), FeatureSet(FEED_SCHEMA)
+    config = replace(base, serve=replace(base.serve, retrieval_shards=shards))
+    if name == SHARD:
+        return RetrievalShard(features, config, 0, shards)
+    return Replica(features, config, 0 if name == WITH else shards)
+
+
+def _fill(made: Any, its: Plan, items: int) -> None:
+    """Items, rows, and the index that so many ask for."""
+    from recsys.events.hashing import key_of
+    from serving.index.faiss_centroids import lists_for, sample_of, train
+    from serving.replica.index_maintenance import IndexCare, Swap
+
+    for start in range(0, items, _BLOCK):
+        numbers = np.arange(start, min(items, start + _BLOCK))
+        made.apply_records([(its.item(n), n + 1) for n in numbers.tolist()])
+        keys = np.array([key_of("item", f"v{n}") for n in numbers.tolist()], np.int64)
+        rows = {"items": its.rows(numbers), "features": np.ones((len(keys), 17), np.float32)}
+        _step(made, {table: (keys, some) for table, some in rows.items() if table in made.rows})
+    care = IndexCare(made, train, sample_of, lists_for)
+    index = care.whole()
+    if index is not None:
+        care.apply(Swap(index))
+
+
+def _step(made: Any, tables: dict[str, tuple[Any, Any]]) -> None:
+    from parameter_server.publish.deltas import Changed, StepDelta
+
+    none = np.empty(0, np.int64)
+    changed = {table: Changed(keys, rows, none) for table, (keys, rows) in tables.items()}
+    made.apply_step(StepDelta(made.step + 1, 0, changed, None, {}))
+
+
+def _times(shard: Any) -> dict[str, Any]:
+    """Searches at the version that the shard stands at, and at one of some steps before."""
+    from serving.retrieval.retrieval_shard import Ask, Version
+
+    draw, keys = np.random.default_rng(0), shard.catalogue.keys[:, 0]
+    version = Version(shard.line, shard.epoch, shard.step, shard.catalogue_offset)
+    figures, asked = {"index": shard.index.name or "flat"}, (shard.shard, shard.shards)
+    for figure in ("search_ms", "search_behind_ms"):
+        taken = []
+        for _ in range(_ROUNDS):
+            some = draw.choice(len(keys), len(_ASKED))
+            without = keys[draw.choice(len(keys), min(_SEEN, len(keys) // 4), replace=False)]
+            queries = shard.vectors_of(some)
+            ask = Ask(version, queries.tobytes(), list(_ASKED), 1, without.tobytes(), 0.0, *asked)
+            began = time.perf_counter()
+            told = shard.search(ask)
+            taken.append(time.perf_counter() - began)
+            assert not told.refused, told.refused
+        figures[figure] = round(1e3 * float(np.median(taken)), 2)
+        for _ in range(_BEHIND):
+            moved = draw.choice(len(keys), min(_MOVED, len(keys)), replace=False)
+            rows = shard.rows["items"].lookup(keys[moved].copy())
+            _step(shard, {"items": (keys[moved].copy(), rows + np.float32(0.01))})
+    return figures

@@ -1,0 +1,1 @@
+"""Speed of joining, tables, training, deltas and drift monitors."""

@@ -1,0 +1,184 @@
+"""Loops of one process for ``recsys bench train``: our ranker over FBGEMM's fused tables, and over PyTorch's.
+
+They read the same records from the same log, learn the same network with the same losses and rates, and keep
+nothing: no write-ahead file, no deltas, no ids of 64 bits (a key is hashed to one of ``ids`` rows, so some
+share one). The network is of torch's own layers, as whoever uses these tables would write it; or of ours,
+and then all that differs is where rows live and how they learn.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from benchmarks.learning.synthetic_examples import FEATURES, FIELDS, Drawn, one_hot
+from recsys.config.system_config import Config
+from recsys.events.records import EXAMPLES, Lesson, unpack_all
+from recsys.model.blueprint import build_model
+from recsys.model.ranker import Ranker, loss_per_output, targets
+from recsys.model.row_layers import interacted_by_torch
+from recsys.process.gc_control import no_collection, settle
+from recsys.process.malloc_tuning import keep_freed
+from recsys.process.open_log import open_log
+
+_WARM: Final = 8  # batches before the clock starts
+_THREADS: Final = (1, 2)
+Rows = Callable[[Tensor], Tensor]  # indices (F, B) -> rows (B, F, D + 1), which learn by backward
+Network = Callable[[Ranker, Tensor], Tensor]  # rows (B, F, D + 1) -> logits (B, L)
+
+
+def fused(
+    config: Config, ids: int, batch: int, batches: int, our_layers: bool = False
+) -> dict[str, Any]:
+    """FBGEMM's fused row-wise Adagrad, what torchrec trains with on a CPU; the better of 1 and 2 threads."""
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+        ComputeDevice,
+        SplitTableBatchedEmbeddingBagsCodegen,
+    )
+
+    width = config.model.dim + 1
+    wide = -(-width // 4) * 4  # FBGEMM wants a multiple of four
+
+    def made() -> tuple[Rows, Callable[[], None]]:
+        one = (ids, wide, EmbeddingLocation.HOST, ComputeDevice.CPU)
+        tables = SplitTableBatchedEmbeddingBagsCodegen(
+            [one] * FIELDS,
+            optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+            learning_rate=config.model.row_rate,
+        )
+        tables.init_embedding_weights_uniform(-config.model.row_initial, config.model.row_initial)
+
+        def rows(indices_FB: Tensor) -> Tensor:
+            flat = tables(indices_FB.reshape(-1), torch.arange(indices_FB.numel() + 1))
+            out: Tensor = flat.view(-1, FIELDS, wide)[..., :width]
+            return out
+
+        return rows, lambda: None
+
+    return _better(config, ids, batch, batches, made, by_ours if our_layers else by_torch)
+
+
+def embedding_bag(config: Config, ids: int, batch: int, batches: int) -> dict[str, Any]:
+    """``nn.EmbeddingBag`` with sparse gradients and ``torch.optim.Adagrad`` (one accumulator a number)."""
+    width, initial = config.model.dim + 1, config.model.row_initial
+
+    def made() -> tuple[Rows, Callable[[], None]]:
+        table = torch.nn.EmbeddingBag(ids * FIELDS, width, mode="mean", sparse=True)
+        torch.nn.init.uniform_(table.weight, -initial, initial)
+        optimizer = torch.optim.Adagrad(table.parameters(), lr=config.model.row_rate)
+        first_F1 = torch.arange(FIELDS)[:, None] * ids
+
+        def rows(indices_FB: Tensor) -> Tensor:
+            flat = (indices_FB + first_F1).T.reshape(-1, 1)
+            out: Tensor = table(flat).view(-1, FIELDS, width)
+            return out
+
+        def learn() -> None:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return rows, learn
+
+    return _better(config, ids, batch, batches, made, by_torch)
+
+
+def by_ours(ranker: Ranker, rows_BFR: Tensor) -> Tensor:
+    """The ranker's logits (B, L) of rows (B, F, D + 1), without history and numbers, by our layers."""
+    shape = ranker.shape
+    none = torch.zeros(1, 0, shape.dim + 1), torch.zeros(1, 0, shape.outcomes)
+    logits: Tensor = ranker(rows_BFR, *none, torch.zeros(len(rows_BFR), 0))
+    return logits
+
+
+def by_torch(ranker: Ranker, rows_BFR: Tensor) -> Tensor:
+    """The same by torch's own operations: ``bmm``, the pairs by index as torchrec's interaction takes them,
+    and ``nn.Linear``."""
+    x, main_B = interacted_by_torch(rows_BFR)
+    for layer in ranker.layers[:-1]:
+        x = F.relu(layer(x))
+    logits_BL: Tensor = ranker.layers[-1](x)
+    return torch.cat([logits_BL[:, :1] + main_B[:, None], logits_BL[:, 1:]], 1)
+
+
+def batches_of(config: Config, batch: int) -> Iterator[Drawn]:
+    """The examples on the log, ``batch`` at a time, decoded."""
+    log = open_log(config)
+    partitions = log.partitions(EXAMPLES)
+    offset, share = [0] * partitions, batch // partitions
+    try:
+        while True:
+            with no_collection():  # read and decoded as our workers do
+                found: list[Lesson] = []
+                for partition in range(partitions):
+                    records = log.read(EXAMPLES, partition, offset[partition], share)
+                    found.extend(unpack_all([record.value for record in records], Lesson))
+                    offset[partition] += len(records)
+                drawn = one_hot(found)
+            if not found:
+                return
+            yield drawn
+    finally:
+        log.close()
+
+
+def _better(
+    config: Config,
+    ids: int,
+    batch: int,
+    batches: int,
+    made: Callable[[], tuple[Rows, Callable[[], None]]],
+    network: Network,
+) -> dict[str, Any]:
+    before, found = torch.get_num_threads(), list[dict[str, Any]]()
+    try:
+        for threads in _THREADS:
+            torch.set_num_threads(threads)
+            rate = _rate(config, ids, batch, batches, *made(), network)
+            found.append(rate | {"threads": threads})
+    finally:
+        torch.set_num_threads(before)
+    return max(found, key=lambda its: float(its["examples_per_s"]))
+
+
+def _rate(
+    config: Config,
+    ids: int,
+    batch: int,
+    batches: int,
+    rows: Rows,
+    learn: Callable[[], None],
+    network: Network,
+) -> dict[str, Any]:
+    """Examples per second, and what each takes of the processor, over all batches but the first few."""
+    model = build_model(FEATURES, config.model)
+    optimizer = torch.optim.Adam(model.ranker.parameters(), lr=config.model.dense_rate, fused=True)
+    weights = torch.tensor([1.0] + [config.model.side_weight] * len(FEATURES.schema.labels))
+    settle()
+    keep_freed()
+    done, started, busy = 0, time.perf_counter(), time.process_time()
+    for number, drawn in enumerate(islice(batches_of(config, batch), batches)):
+        if number == min(_WARM, batches // 2):
+            done, started, busy = 0, time.perf_counter(), time.process_time()
+        indices = torch.from_numpy((drawn.keys_NF.view(np.uint64) % ids).astype(np.int64).T.copy())
+        wanted = targets(
+            torch.from_numpy(drawn.labels_NK), torch.from_numpy(drawn.watch_ms_N.astype(np.float32))
+        )
+        logits = network(model.ranker, rows(indices))
+        torch.sigmoid(logits.detach())  # it predicts before it learns, as ours does
+        (loss_per_output(logits, wanted) * weights).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        learn()
+        done += len(drawn.keys_NF)
+    passed, busy = time.perf_counter() - started, time.process_time() - busy
+    return {
+        "examples_per_s": round(done / passed, 1),
+        "cpu_us_per_example": round(1e6 * busy / done, 2),
+    }

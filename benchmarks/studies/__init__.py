@@ -1,0 +1,1 @@
+"""Studies of quality: what parts of the design are worth, where the truth is known."""

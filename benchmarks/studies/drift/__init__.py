@@ -1,0 +1,1 @@
+"""Studies of merging and forgetting where the world changes."""

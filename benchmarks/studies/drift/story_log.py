@@ -1,0 +1,71 @@
+"""The log of a story, as a data set: lists drawn at random, so that no arm chooses what it is judged by."""
+
+from dataclasses import dataclass
+
+from benchmarks.harness.world_log import WorldLog
+from recsys.events.event_types import Item
+from recsys.events.hashing import Id, uniform
+from replay.simulation.world import World
+from replay.simulation.world_stories import STORIES, StoryWorld
+
+DAYS = 5  # that a story is told in
+_HOUR_MS = 3_600_000
+_PUBLISHED = 96  # items a day
+_WITH_AUTHOR = 0.5  # of the lists hold something of the author that is shown everywhere
+_READY = 6 / 24  # of the day, when what a nightly job made is there
+
+
+@dataclass
+class StoryLog(WorldLog):
+    """``hours`` for a story of five days: fewer than 120 make its days shorter."""
+
+    hours: float = 24.0 * DAYS
+    users: int = 100
+    items: int = 640
+    requests_per_s: float = 0.01
+    story: str = "meaning"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.story not in STORIES:
+            raise ValueError(f"story is {self.story!r}, expected one of {', '.join(STORIES)}")
+        self.name = self.story
+        self._told = self._teller()
+
+    def world(self) -> StoryWorld:
+        """The world that the story is of."""
+        return self._told
+
+    def _teller(self) -> StoryWorld:
+        day_s = self.hours * 3_600 / DAYS
+        return STORIES[self.story](
+            self.seed,
+            self.users,
+            self.items,
+            day_ms=round(day_s * 1000),
+            publish_every_s=day_s / _PUBLISHED,
+            requests_per_s=self.requests_per_s,
+        )
+
+    def nights(self) -> list[tuple[int, int]]:
+        """When each nightly job begins, with all days until then, and when what it made is there."""
+        start_ms, day_ms = self._told.start_ms, self._told.day_ms
+        return [
+            (start_ms + day * day_ms, start_ms + round((day + _READY) * day_ms))
+            for day in range(1, DAYS)
+        ]
+
+    def _shown(
+        self, world: World, catalogue: list[Item], request_id: str, ids: list[Id], now_ms: int
+    ) -> list[Id]:
+        """In a drawn half of the lists, something of an author who is shown everywhere takes a place."""
+        assert isinstance(world, StoryWorld)
+        author = world.shown_too(now_ms)
+        if author is None or uniform(self.seed, "with", request_id) >= _WITH_AUTHOR:
+            return ids
+        its = [item.item_id for item in catalogue if item.fields["author"] == author]
+        if not its:
+            return ids
+        item_id = its[int(uniform(self.seed, "which", request_id) * len(its))]
+        place = int(uniform(self.seed, "place", request_id) * len(ids))
+        return list(dict.fromkeys([*ids[:place], item_id, *ids[place + 1 :]]))

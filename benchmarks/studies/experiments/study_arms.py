@@ -1,0 +1,73 @@
+"""`recsys study arms`: how far off experiments are whose arms change what is learned."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import typer
+
+from benchmarks.studies.experiments.arms_world import (
+    ALONE,
+    ESTIMATES,
+    SHARED,
+    ArmsWorld,
+    Setting,
+    biases,
+)
+from experiments.assignment.arm_line import DIVERTED, WEIGHTED
+from runtime.cli.output_paths import check_folders
+
+SETTINGS: Final = {
+    "the same, 5 %": Setting(share=0.05, boost=0.0, users=800),
+    "fresh first, 5 %": Setting(share=0.05, boost=0.3, users=800),
+    "fresh first, 50 %": Setting(share=0.5, boost=0.3),
+}
+
+
+def arms(
+    seeds: Annotated[int, typer.Option(help="Worlds of each setting.")] = 6,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here.")
+    ] = None,
+) -> None:
+    """The bias of an effect where arms share a line, and where each learns one of its own."""
+    try:
+        if seeds < 2:
+            raise ValueError(f"--seeds is {seeds}, expected 2 or more")
+        check_folders(json_file)
+    except ValueError as error:
+        typer.secho(f"recsys: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+    began_s, found = time.monotonic(), measure(SETTINGS, seeds)
+    found["seconds"] = round(time.monotonic() - began_s, 1)
+    typer.echo(f"\n{'bias of':<24}" + "".join(f"{how:>20}" for how in ESTIMATES))
+    for name, its in found["settings"].items():
+        cells = [f"{its[how]['bias']:+.4f} ± {its[how]['error']:.4f}" for how in ESTIMATES]
+        typer.echo(f"{name:<24}" + "".join(f"{cell:>20}" for cell in cells))
+    if json_file is not None:
+        json_file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def measure(settings: dict[str, Setting], seeds: int) -> dict[str, Any]:
+    """Means over worlds, each with its standard error. ``ratios``: of the size of a corrected estimate's bias
+    to that of each naive one's; None where that has none."""
+    found: dict[str, Any] = {"study": "arms", "seeds": seeds, "settings": {}}
+    for name, setting in settings.items():
+        runs = []
+        for seed in range(seeds):
+            runs.append(biases(ArmsWorld(seed, setting)))
+            typer.echo(f"{name}, world {seed}: {json.dumps(runs[-1])}")
+        its: dict[str, Any] = {"true": float(np.mean([run["true"] for run in runs]))}
+        for how in ESTIMATES:
+            values = [run[how] for run in runs]
+            error = float(np.std(values, ddof=1) / len(values) ** 0.5)
+            its[how] = {"bias": float(np.mean(values)), "error": error}
+        for how in (DIVERTED, WEIGHTED):
+            its[how]["ratios"] = {
+                naive: abs(its[how]["bias"] / its[naive]["bias"]) if its[naive]["bias"] else None
+                for naive in (SHARED, ALONE)
+            }
+        found["settings"][name] = its
+    return found

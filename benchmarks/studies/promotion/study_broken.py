@@ -1,0 +1,245 @@
+"""`recsys study broken`: candidates that are broken in ten ways, five seeds each, all judged on one system's
+traffic. How far does each come, and whom does it answer?
+
+The system runs in one process: the parts' own classes, people of the simulated world, default rules. Each
+candidate is as good as its training made it, and then broken; so one that is broken in its retrieval alone
+may rank better than live.
+"""
+
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import typer
+from msgspec.structs import replace as changed
+
+from benchmarks.studies.promotion.promotion_run import (
+    Change,
+    Made,
+    PromotionRun,
+    WorldViewers,
+    config_of,
+)
+from recsys.config.promotion_config import PromotionConfig
+from recsys.config.system_config import Config, ModelConfig
+from recsys.events.hashing import uniform
+from recsys.events.records import Lesson
+from recsys.model.model import Model
+from replay.local_system import START_MS
+from replay.simulation.world import World
+from training.candidates.rollback_impact import affected
+from training.lines.line import MAIN
+
+_WARM: Final = 700  # lists before anything is proposed
+_EPOCHS: Final = 3
+Arrays = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """One way to be broken. ``change`` is given the arrays, a generator, and the model's layout."""
+
+    name: str
+    change: Callable[[Arrays, np.random.Generator, "Layout"], None]
+    labels: str = "true"  # that it is trained on: true, shuffled, turned
+
+
+class Layout:
+    """Where each parameter stands in the flat dense vector."""
+
+    def __init__(self, model: Model) -> None:
+        self._at: dict[str, slice] = {}
+        start = 0
+        for name, parameter in model.named_parameters():
+            self._at[name] = slice(start, start + parameter.numel())
+            start += parameter.numel()
+
+    def of(self, arrays: Arrays, name: str) -> list[Any]:
+        """Views of a parameter: as it is served, and as it learns on."""
+        return [arrays[f"dense/{column}"][self._at[name]] for column in ("averaged", "values")]
+
+    @property
+    def last_bias(self) -> str:
+        """The network's last bias: of all outputs."""
+        biases = [n for n in self._at if n.startswith("ranker.") and n.endswith("bias")]
+        return biases[-1]
+
+    @property
+    def last_weight(self) -> str:
+        return self.last_bias.replace("bias", "weight")
+
+
+def _inflate(arrays: Arrays, draw: np.random.Generator, layout: Layout) -> None:
+    for part in layout.of(arrays, layout.last_bias):
+        part += 1.5 + draw.random()
+
+
+def _upside_down(arrays: Arrays, draw: np.random.Generator, layout: Layout) -> None:
+    for part in layout.of(arrays, layout.last_weight):
+        part *= -1 - draw.random()
+    arrays["table/features/values"] *= -1
+
+
+def _overflow(arrays: Arrays, draw: np.random.Generator, layout: Layout) -> None:
+    for part in layout.of(arrays, layout.last_weight):
+        part[draw.integers(len(part))] = 3e38
+        part *= 1e3
+
+
+def _zeros(arrays: Arrays, draw: np.random.Generator, layout: Layout) -> None:
+    for name in ("dense/averaged", "dense/values", "table/features/values"):
+        arrays[name][:] = 0
+
+
+def _noise(arrays: Arrays, draw: np.random.Generator, layout: Layout) -> None:
+    rows = arrays["table/features/values"]
+    rows += draw.normal(0, 0.5, rows.shape).astype(np.float32)
+
+
+def _mixed_up(arrays: Arrays, draw: np.random.Generator, layout: Layout) -> None:
+    for table in ("features", "items", "users"):
+        values = arrays[f"table/{table}/values"]
+        values[:] = values[draw.permutation(len(values))]
+
+
+def _stale_tower(arrays: Arrays, draw: np.random.Generator, layout: Layout) -> None:
+    for table in ("items", "users"):
+        values = arrays[f"table/{table}/values"]
+        values[:] = draw.normal(0, 1, values.shape)
+
+
+def _collapse(arrays: Arrays, draw: np.random.Generator, layout: Layout) -> None:
+    for part in layout.of(arrays, "user_side.start"):
+        part[:] = 50 * draw.normal(0, 1, len(part))
+
+
+def _nothing(arrays: Arrays, draw: np.random.Generator, layout: Layout) -> None: ...
+
+
+KINDS: Final = (
+    Broken("overflows", _overflow),
+    Broken("zeros", _zeros),
+    Broken("shuffled labels", _nothing, "shuffled"),
+    Broken("turned labels", _nothing, "turned"),
+    Broken("stale tower", _stale_tower),
+    Broken("popularity collapse", _collapse),
+    Broken("inflated scores", _inflate),
+    Broken("upside down", _upside_down),
+    Broken("rows of noise", _noise),
+    Broken("rows mixed up", _mixed_up),
+)
+
+
+def _relabelled(how: str, seed: int) -> Callable[[Lesson], Lesson]:
+    def relabel(lesson: Lesson) -> Lesson:
+        if how == "turned":
+            return changed(lesson, labels=[1 - label for label in lesson.labels])
+        at = (lesson.partition, lesson.offset, lesson.index)
+        labels = [float(uniform(seed, how, *at, k) < 0.4) for k in range(len(lesson.labels))]
+        return changed(lesson, labels=labels)
+
+    return (lambda lesson: lesson) if how == "true" else relabel
+
+
+def study_config(state: Path) -> Config:
+    """Default rules but for a system of five lists a second: everything is scored, and a third is canary."""
+    rules = PromotionConfig(share=1.0, least_examples=1_000, block_examples=64, canary_share=0.3)
+    config = config_of(state)
+    step = replace(config.step, examples=64, every_ms=5_000, snapshot_every=8)
+    model = ModelConfig(dim=8, vector_dim=16, hidden=(32,))
+    return replace(config, promotion=rules, step=step, model=model)
+
+
+async def measure(folder: Path, lists: int, seeds: int, items: int) -> dict[str, Any]:
+    """All candidates at once, until each is at an end, or ``lists`` were shown."""
+    world = World(3, users=300, items=items, start_ms=START_MS)
+    run = PromotionRun(study_config(folder), WorldViewers(world))
+    await run.start()
+    await run.show(_WARM)
+    layout = Layout(run.system._learner.model)
+    made = {
+        how: run.trained(_EPOCHS, _relabelled(how, 1)) for how in ("true", "shuffled", "turned")
+    }
+    for kind in KINDS:
+        for seed in range(seeds):
+            _propose(run, kind, seed, made[kind.labels], layout)
+    began_s, shown = time.monotonic(), 0
+    while shown < lists and (run.lifecycle.at_work or not shown):
+        await run.show(10)
+        shown += 10
+    found = [
+        _came_to(run, f"{kind.name.replace(' ', '-')}-{seed}")
+        for kind in KINDS
+        for seed in range(seeds)
+    ]
+    await run.system.stop()
+    live = {(stamp.line, stamp.epoch) for stamp in (answer.stamp for answer in run.answers)}
+    return {
+        "study": "broken",
+        "candidates": found,
+        "lists": shown,
+        "seconds": round(time.monotonic() - began_s, 1),
+        "went live": sum(its["stage"] in ("live", "taking over") for its in found),
+        "answered as canary": sum(its["answered"] > 0 for its in found),
+        "given up": sum(its["stage"] == "ended" for its in found),
+        "live epochs": sorted(epoch for line, epoch in live if line == MAIN),
+    }
+
+
+def _propose(run: PromotionRun, kind: Broken, seed: int, made: Made, layout: Layout) -> None:
+    draw = np.random.default_rng(seed)
+    change: Change = lambda arrays: kind.change(arrays, draw, layout)  # noqa: E731
+    with np.errstate(over="ignore"):
+        arrays = {name: np.array(values) for name, values in made.arrays.items()}
+        change(arrays)
+    finite = {
+        name: np.nan_to_num(values, posinf=1e38, neginf=-1e38)
+        if values.dtype.kind == "f"
+        else values
+        for name, values in arrays.items()
+    }  # the registry refuses what isn't finite; what overflows when it is used is met later
+    name = f"{kind.name.replace(' ', '-')}-{seed}"
+    run.propose(name, made._replace(arrays=finite), learns=seed % 2 == 0)
+
+
+def _came_to(run: PromotionRun, line: str) -> dict[str, Any]:
+    """How far one came, why it ended, and whether those it answered are exactly those that are listed."""
+    standing = run.lifecycle.standings[line]
+    answered = [a.request_id for a in run.answers if a.stamp.line == line]
+    listed = affected(run.system.log, f"{line}/0", 0, run.lifecycle.lives)
+    case = run.system.director.promoter.cases[line]
+    return {
+        "line": line,
+        "stage": standing.stage,
+        "why": standing.why or case.said,
+        "examples": case.compared.examples,
+        "answered": len(answered),
+        "listed": sorted(a.request_id for a in listed.requests) == sorted(answered),
+    }
+
+
+def broken(
+    lists: Annotated[int, typer.Option(help="Lists shown after the proposals, at the most.")] = 900,
+    seeds: Annotated[int, typer.Option(help="Of each of the ten ways to be broken.")] = 5,
+    items: Annotated[int, typer.Option(help="Of the world.")] = 1_500,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here.")
+    ] = None,
+) -> None:
+    """How far broken candidates come."""
+    with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
+        found = asyncio.run(measure(Path(folder), lists, seeds, items))
+    for its in found["candidates"]:
+        typer.echo(f"{its['line']:<24} {its['stage']:<8} {its['examples']:>6}  {its['why']}")
+    typer.echo(
+        f"{len(found['candidates'])} candidates: {found['given up']} given up, {found['answered as canary']} "
+        f"answered as canary, {found['went live']} went live"
+    )
+    if json_file is not None:
+        json_file.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,0 +1,121 @@
+"""`recsys study promotion --guard`: how often a new live line is taken back by itself that shouldn't be, and
+how soon one that should.
+
+The simulated models of `recsys study promotion`, the other way round: one is live and chooses what is shown,
+the other is what it replaced, as good as ever. What viewers do is counted beside the time before the switch.
+All is judged at every step, as long as a live line is guarded.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks.studies.promotion.simulated_pairs import STEP, Ended, Pair, Stream, noise_for
+from experiments.promotion import guard
+from experiments.promotion.canary_engagement import ServedRates
+from experiments.promotion.guard import GuardEvidence, judge_guard
+from experiments.promotion.lifecycle import SHADOW
+from experiments.promotion.promotion import Hold, Rollback, window
+from experiments.statistics.comparison import Paired
+from recsys.config.promotion_config import PromotionConfig
+
+BEFORE: Final = 8_000  # examples that are shown before the switch
+_NEW: Final = 0.1  # of users are new viewers: a segment of its own
+_FAR: Final = 5  # times ``step``: a line that one wants to be rid of
+
+
+@dataclass(frozen=True)
+class Course:
+    """Two pairs of models, live's and the guard's: before something breaks, and from ``at`` examples on."""
+
+    pair: Pair
+    then: Pair
+    at: int = 0
+
+
+def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = False) -> Ended:
+    """One new live line, guarded to the end: taken back, or not."""
+    # Users' noise is the same before and after: the seed's.
+    before, after = (Stream(its, seed, chosen=chosen) for its in (course.pair, course.then))
+    whole, recent = guard.comparison(rules), guard.lately(rules)
+    missed, served = guard.Calibration(rules), guard.served_rates(["long_view"], rules)
+    old = Stream(replace(course.pair, live=course.pair.candidate), seed + 1_000_000, chosen=chosen)
+    for _ in range(BEFORE // STEP):
+        shown = old.step()
+        _show(served, shown, False)
+    seen = 0
+    while True:
+        pairs = _in_segments((before if seen < course.at else after).step())
+        seen += STEP
+        if recent.examples > window(rules):
+            recent = guard.lately(rules)
+        for its in (whole, recent, missed):
+            its.add(pairs)
+        _show(served, pairs, True)
+        evidence = GuardEvidence(
+            SHADOW, whole.result(), served=served.result(), recent=recent.result(),
+            missed=missed.result(),
+        )  # fmt: skip
+        said = judge_guard(evidence, rules)
+        if isinstance(said, Rollback):
+            return Ended("back", seen)
+        if isinstance(said, Hold) and said.final:
+            return Ended("stays", seen)
+
+
+def _show(served: ServedRates, shown: Paired, since: bool) -> None:
+    size = len(shown)
+    ours, ranked = np.full(size, since), np.ones(size, np.bool_)
+    served.add(shown.users_N, ours, shown.labels_N[:, None], ranked)
+
+
+def _in_segments(pairs: Paired) -> Paired:
+    new_N = pairs.users_N % round(1 / _NEW) == 0
+    return replace(pairs, segments={"new viewers": new_N, "surface feed": ~new_N})
+
+
+def measure_guard(
+    runs: int, base: float, step: float, chosen: bool = False, sure: bool = False
+) -> dict[str, Any]:
+    """Lines as good as what they replaced, ``step`` of AUC worse, five times as much worse, and one that gets
+    so when half of the time is over; ``runs`` of each."""
+    rules, began = PromotionConfig(), time.monotonic()
+    half = rules.guard_examples // 2
+    pairs = {
+        gain: Pair(noise_for(base + gain), noise_for(base), sure)
+        for gain in (0.0, -step, -_FAR * step)
+    }
+    equal, worse, far = pairs.values()
+    courses = {
+        "equal": (0.0, Course(equal, equal)),
+        "worse": (-step, Course(worse, worse)),
+        "far worse": (-_FAR * step, Course(far, far)),
+        "breaks": (-_FAR * step, Course(equal, far, half)),
+    }
+    found: dict[str, Any] = {
+        "study": "promotion", "guard": True, "runs": runs, "guard_examples": rules.guard_examples,
+        "auc": base, "alpha": rules.alpha, "chosen": chosen, "sure": sure, "breaks_at": half,
+    }  # fmt: skip
+    for name, (gain, course) in courses.items():
+        ended = [run_once(course, seed, rules, chosen) for seed in range(runs)]
+        at = [one.examples - course.at for one in ended if one.how == "back"]
+        found[name] = {
+            "auc_gain": gain,
+            "back": len(at) / runs,
+            "median_examples_to_go_back": float(np.median(at)) if at else None,
+        }
+    return found | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def told(found: dict[str, Any]) -> list[str]:
+    """The figures as lines to read."""
+    lines = []
+    for name in ("equal", "worse", "far worse", "breaks"):
+        its = found[name]
+        lines.append(
+            f"{name:>9} ({its['auc_gain']:+.3f} AUC): taken back {its['back']:.1%}, median examples until "
+            f"then {its['median_examples_to_go_back']}"
+        )
+    return lines

@@ -1,0 +1,127 @@
+"""`recsys study promotion`: how often a candidate is promoted that shouldn't be, how soon one that should.
+
+Runs are simulated: two models see each example's true logit through noise of their own, part of which stays
+with the user, and are judged at every step by the rules that the director judges by. The noise decides their
+AUC. Beside it stands the test that one would pick instead: a sample size fixed beforehand, looked at once.
+"""
+
+import json
+import time
+from pathlib import Path
+from statistics import NormalDist
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from benchmarks.studies.promotion.simulated_pairs import (
+    _LARGE,
+    LIST,
+    STEP,
+    Ended,
+    Pair,
+    Stream,
+    noise_for,
+)
+from experiments.promotion.promotion import SHADOW, Evidence, Hold, Promote, comparison, judge
+from experiments.statistics.comparison import log_losses
+from recsys.config.promotion_config import PromotionConfig
+
+
+def run_once(
+    pair: Pair, seed: int, rules: PromotionConfig, most: int, chosen: bool = False
+) -> Ended:
+    """One candidate in shadow, judged at every step, for ``most`` examples."""
+    stream, compared, seen = Stream(pair, seed, chosen=chosen), comparison(rules), 0
+    while seen < most:
+        compared.add(stream.step())
+        seen += STEP
+        said = judge(Evidence(SHADOW, compared.result()), rules)
+        if isinstance(said, Promote):
+            return Ended("promoted", seen)
+        if isinstance(said, Hold) and said.final:
+            return Ended("held", seen)
+    return Ended("open", seen)
+
+
+def fixed_horizon(pair: Pair, alpha: float = 0.05, power: float = 0.8) -> int:
+    """The examples that a two-sided test of the log losses needs, looked at once, with this power."""
+    rows = Stream(pair, 1, users=_LARGE // 20).step(_LARGE)
+    gained = log_losses(rows.live_N, rows.labels_N) - log_losses(rows.candidate_N, rows.labels_N)
+    per_list = gained.reshape(-1, LIST).mean(1)
+    quantile = NormalDist().inv_cdf
+    z = quantile(1 - alpha / 2) + quantile(power)
+    return int(LIST * z**2 * per_list.var() / per_list.mean() ** 2)
+
+
+def measure(
+    runs: int, most: int, base: float, step: float, chosen: bool = False, sure: bool = False
+) -> dict[str, Any]:
+    """Candidates as good as live, ``step`` of AUC worse, and as much better; ``runs`` of each."""
+    rules, live, began = PromotionConfig(), noise_for(base), time.monotonic()
+    found: dict[str, Any] = {
+        "study": "promotion",
+        "runs": runs,
+        "most_examples": most,
+        "auc": base,
+        "chosen": chosen,
+        "sure": sure,
+    }
+    for name, gain in (("equal", 0.0), ("worse", -step), ("better", step)):
+        pair = Pair(live, noise_for(base + gain), sure)
+        ended = [run_once(pair, seed, rules, most, chosen) for seed in range(runs)]
+        at = [one.examples for one in ended if one.how == "promoted"]
+        found[name] = {
+            "auc_gain": gain,
+            **{how: sum(one.how == how for one in ended) / runs for how in ("promoted", "held", "open")},
+            "median_examples_to_promote": float(np.median(at)) if at else None,
+            "fixed_horizon_examples": fixed_horizon(pair) if gain > 0 else None,
+        }  # fmt: skip
+    return found | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def promotion(
+    runs: Annotated[int, typer.Option(help="Simulated runs of each kind of candidate.")] = 1000,
+    most: Annotated[int, typer.Option(help="Examples in a run, at the most.")] = 40_000,
+    auc_live: Annotated[float, typer.Option("--auc", help="Of the live model.")] = 0.75,
+    step: Annotated[float, typer.Option(help="How much AUC the others differ by.")] = 0.01,
+    chosen: Annotated[
+        bool, typer.Option("--chosen", help="Live chooses what is shown, as where it serves.")
+    ] = False,
+    sure: Annotated[
+        bool, typer.Option("--sure", help="Both models take what they see for the truth.")
+    ] = False,
+    guard: Annotated[
+        bool,
+        typer.Option("--guard", help="How often a new live line is taken back by itself, instead."),
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here.")
+    ] = None,
+) -> None:
+    """How often a candidate is promoted that is no better, and how soon one that is; or, with --guard, a live
+    line taken back that is no worse, and how soon one that is."""
+    if guard:
+        from benchmarks.studies.promotion.study_guard import measure_guard, told
+
+        found = measure_guard(runs, auc_live, step, chosen, sure)
+        typer.echo("\n".join(told(found)))
+    else:
+        found = measure(runs, most, auc_live, step, chosen, sure)
+        _tell(found)
+    if json_file is not None:
+        json_file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _tell(found: dict[str, Any]) -> None:
+    for name in ("equal", "worse", "better"):
+        its = found[name]
+        typer.echo(
+            f"{name:>7} ({its['auc_gain']:+.3f} AUC): promoted {its['promoted']:.1%}, held for good "
+            f"{its['held']:.1%}, still open {its['open']:.1%}"
+        )
+    better = found["better"]
+    typer.echo(
+        f"median examples until the better one is promoted: {better['median_examples_to_promote']}; "
+        f"a fixed horizon needs {better['fixed_horizon_examples']}, known beforehand"
+    )

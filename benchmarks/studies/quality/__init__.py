@@ -1,0 +1,1 @@
+"""Studies of ranking quality, freshness and cold start."""

@@ -1,0 +1,282 @@
+"""`recsys study coldstart`: what new users and new items get, in the simulated world (docs/coldstart.md).
+
+New users. A part of the people stays away while the system learns from the others. Then each of them comes:
+the hit rate of the list that they are given after 0, 1, 5 and 20 swipes, of the whole system, of the same
+system without their session and without exploration (greedy), of somebody who knows the world's laws but not
+the person (the ceiling: benchmarks/studies/quality/coldstart_ceiling.py), and of the most popular items.
+
+New items. The **regret** of a policy is what it lost on good new items because it didn't know them:
+
+    Σ over new items in the better half by true appeal of  max(0, worth(oracle) - worth(policy))
+
+where true appeal is the mean P(long view) over all people when the item is published, and worth is the sum of
+P(long view) over the slots that the item had in its first hour. The oracle is the same system without
+exploration, for which a panel of people tries each new item on when it is published. Too much of one item
+doesn't make up for too little of another: hence the 0. All policies meet the same people at the same times.
+The first catalogue is well known: each of its items was shown often enough before not to be on trial, so
+that the quota goes to what is new, as where a feed has run for long.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from benchmarks.studies.quality.coldstart_world import (
+    ARMS,
+    Feed,
+    newcomers,
+    past_of,
+    small,
+    without,
+)
+from recsys.config.policy_config import PolicyConfig
+from recsys.events.hashing import Id
+from recsys.model.prediction_metrics import Interval, paired_ratio_interval
+from replay.simulation.world import World
+from runtime.cli.output_paths import check_folders
+
+SWIPES: Final = (0, 1, 5, 20)
+_HOUR_MS: Final = 3_600_000
+_AWAY: Final = 4  # one in so many people stays away at first
+_COMPARED: Final = ("whole", "greedy", "ceiling")  # each to popularity
+_PANEL: Final = 60  # people who try an item on for the oracle
+_BEFORE: Final = PolicyConfig().trust_after + 2  # 2: counters fade while the study goes on
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What the policies came to in one world; ``regrets`` of each good new item, by policy."""
+
+    regrets: dict[str, list[float]]
+    hit_rate: dict[str, float]
+    ranks: int  # of the default policy: all, ...
+    offered: int  # ... where the quota could be given, ...
+    given: int  # ... and was
+
+
+def coldstart(
+    seeds: Annotated[int, typer.Option(help="Worlds that are drawn.")] = 5,
+    users: Annotated[int, typer.Option(help="People in each.")] = 800,
+    items: Annotated[int, typer.Option(help="Items at first.")] = 800,
+    hours: Annotated[float, typer.Option(help="How long the system learns, in the world.")] = 4.0,
+    requests_per_s: Annotated[float, typer.Option(help="Lists a second.")] = 0.3,
+    publish_every_s: Annotated[
+        float, typer.Option(help="Seconds from new item to new item.")
+    ] = 300.0,
+    only: Annotated[str, typer.Option(help="users or items; all without.")] = "",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures here.")
+    ] = None,
+) -> None:
+    """What new users and new items get, and whether the quota is kept."""
+    try:
+        if only not in ("", "users", "items"):
+            raise ValueError(f"--only is {only!r}, expected users or items")
+        if seeds < 1:
+            raise ValueError(f"--seeds is {seeds}, expected 1 or more")
+        if hours < 2:
+            raise ValueError(f"--hours is {hours}, expected 2 or more: new items need an hour")
+        check_folders(json_file)
+        found = measure(range(seeds), users, items, hours, requests_per_s, publish_every_s, only)
+    except ValueError as error:
+        typer.secho(f"recsys: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+    _print(found)
+    if json_file is not None:
+        json_file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def measure(
+    seeds: Sequence[int],
+    users: int,
+    items: int,
+    hours: float,
+    requests_per_s: float,
+    publish_every_s: float = 300.0,
+    only: str = "",
+) -> dict[str, Any]:
+    """All figures, over worlds of these seeds."""
+    started = time.monotonic()
+    worlds = [
+        World(seed, users, items, publish_every_s=publish_every_s, requests_per_s=requests_per_s)
+        for seed in seeds
+    ]
+    found: dict[str, Any] = {
+        "study": "coldstart",
+        "options": {"users": users, "items": items, "hours": hours,
+                    "requests_per_s": requests_per_s, "publish_every_s": publish_every_s},
+        "seeds": list(seeds),
+    }  # fmt: skip
+    if only != "items":
+        found["new_users"] = new_users([_newcomers(world, hours) for world in worlds])
+    if only != "users":
+        found |= new_items([_policies(world, hours) for world in worlds])
+    return found | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _newcomers(world: World, hours: float) -> NDArray[np.float64]:
+    away = [f"u{n}" for n in range(0, world.num_users, _AWAY)]
+    feed = Feed(world, small(PolicyConfig()), frozenset(away))
+    feed.run(world.start_ms + round(hours * _HOUR_MS))
+    return newcomers(feed, away, SWIPES)
+
+
+def _policies(world: World, hours: float) -> Tried:
+    """The same people served by each policy. The first quarter of the time isn't measured."""
+    usual, past = PolicyConfig(), past_of(world, _BEFORE)
+    feeds = {}
+    for name, policy in (
+        ("oracle", without(usual)),
+        ("none", without(usual)),
+        ("quota 0", replace(usual, quota=0.0)),
+        ("default", usual),
+    ):
+        feed = Feed(
+            world,
+            small(policy),
+            panel=_PANEL if name == "oracle" else 0,
+            measured_ms=world.start_ms + round(hours * _HOUR_MS / 4),
+            past=past,
+        )
+        feed.run(world.start_ms + round(hours * _HOUR_MS))
+        feeds[name] = feed
+    return Tried(
+        _regrets(feeds),
+        {name: float(np.mean([slot.worth for slot in f.slots])) for name, f in feeds.items()},
+        feeds["default"].ranks,
+        feeds["default"].offered,
+        feeds["default"].given,
+    )
+
+
+def new_users(rates: Sequence[NDArray[np.float64]]) -> list[dict[str, Any]]:
+    """A row for each number of swipes: the hit rate of each arm, and the ratio of some to popularity.
+
+    ``rates``: the hit rates (users, swipes, arms) of each world.
+    """
+    rates_UKA = np.concatenate(rates)
+    rows = []
+    for k, swipes in enumerate(SWIPES):
+        popular_U = rates_UKA[:, k, ARMS.index("popularity")]
+        rows.append(
+            {
+                "swipes": swipes,
+                "hit_rate": {
+                    arm: round(float(rates_UKA[:, k, a].mean()), 4) for a, arm in enumerate(ARMS)
+                },
+                "to_popularity": {
+                    arm: _rounded(
+                        paired_ratio_interval(rates_UKA[:, k, ARMS.index(arm)], popular_U)
+                    )
+                    for arm in _COMPARED
+                },
+                "by_seed": {
+                    arm: [
+                        round(float(r[:, k, ARMS.index(arm)].mean() / r[:, k, -1].mean()), 4)
+                        for r in rates
+                    ]
+                    for arm in _COMPARED
+                },
+            }
+        )
+    return rows
+
+
+def new_items(worlds: Sequence[Tried]) -> dict[str, Any]:
+    """The regret of each policy over all worlds, what it came to, and the quota that was given."""
+    regrets = {
+        name: [lost for world in worlds for lost in world.regrets[name]]
+        for name in worlds[0].regrets
+    }
+    offered, given = (sum(getattr(w, name) for w in worlds) for name in ("offered", "given"))
+    return {
+        "new_items": {
+            "items": len(regrets["default"]),
+            "regret": {name: round(float(np.mean(lost)), 3) for name, lost in regrets.items()},
+            **{
+                f"{ours}_to_{theirs}".replace(" ", "_"): _rounded(
+                    paired_ratio_interval(regrets[ours], regrets[theirs])
+                )
+                for ours, theirs in (
+                    ("default", "none"), ("quota 0", "none"), ("default", "quota 0"),
+                )
+            },
+            "by_seed": [
+                {name: round(float(np.mean(lost)), 3) for name, lost in world.regrets.items()}
+                for world in worlds
+            ],
+            "hit_rate": {
+                name: round(float(np.mean([world.hit_rate[name] for world in worlds])), 4)
+                for name in worlds[0].hit_rate
+            },
+        },
+        "quota": {
+            "asked": PolicyConfig().quota,
+            "ranks": sum(world.ranks for world in worlds),
+            "offered": offered,
+            "given": given,
+            "share_of_offered": round(given / max(1, offered), 5),
+        },
+    }  # fmt: skip
+
+
+def _regrets(feeds: dict[str, Feed]) -> dict[str, list[float]]:
+    """What each policy lost on each good new item, those that had their first hour."""
+    world, measured_ms = feeds["oracle"].world, feeds["oracle"].measured_ms
+    new = world.new_items(measured_ms, feeds["oracle"].now_ms - _HOUR_MS)
+    people = [f"u{n}" for n in range(0, world.num_users, max(1, world.num_users // 200))]
+    appeal: dict[Id, float] = {
+        item.item_id: float(
+            np.mean([world.true_long_view(u, item.item_id, item.time_ms) for u in people])
+        )
+        for item in new
+    }
+    good = sorted(appeal, key=lambda item_id: -appeal[item_id])[: -(-len(appeal) // 2)]
+    since = {item.item_id: item.time_ms for item in new if item.item_id in good}
+    most = feeds["oracle"].earned(since, _HOUR_MS)
+    found = {}
+    for name, feed in feeds.items():
+        if name != "oracle":
+            earned = feed.earned(since, _HOUR_MS)
+            found[name] = [max(0.0, most[item_id] - earned[item_id]) for item_id in since]
+    return found
+
+
+def _rounded(interval: Interval) -> dict[str, float]:
+    return {
+        "ratio": round(interval.difference, 4),
+        "low": round(interval.low, 4),
+        "high": round(interval.high, 4),
+    }
+
+
+def _print(found: dict[str, Any]) -> None:
+    for row in found.get("new_users", ()):
+        rates = ", ".join(f"{arm} {rate:.3f}" for arm, rate in row["hit_rate"].items())
+        typer.echo(f"after {row['swipes']:>2} swipes: {rates}")
+        for arm, ratio in row["to_popularity"].items():
+            typer.echo(f"{'':>16} {arm} to popularity: {_said(ratio)}")
+    if "new_items" in found:
+        its, quota = found["new_items"], found["quota"]
+        rates = ", ".join(f"{name} {lost:.2f}" for name, lost in its["regret"].items())
+        typer.echo(f"regret of each of {its['items']} good new items: {rates}")
+        typer.echo(f"default to no exploration: {_said(its['default_to_none'])}")
+        typer.echo(f"quota 0 to no exploration: {_said(its['quota_0_to_none'])}")
+        typer.echo(f"default to quota 0: {_said(its['default_to_quota_0'])}")
+        rates = ", ".join(f"{name} {rate:.4f}" for name, rate in its["hit_rate"].items())
+        typer.echo(f"hit rate of all slots: {rates}")
+        typer.echo(
+            f"quota {quota['asked']}: {quota['given']} of {quota['offered']} ranks at which it could be "
+            f"given ({quota['share_of_offered']:.4f}), of {quota['ranks']} in all"
+        )
+
+
+def _said(ratio: dict[str, float]) -> str:
+    return f"{ratio['ratio']:.3f} times ({ratio['low']:.3f} to {ratio['high']:.3f})"

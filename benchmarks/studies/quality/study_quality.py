@@ -1,0 +1,205 @@
+"""`recsys study quality DATA`: what each idea of the learner is worth, and what others reach on the same log.
+
+Ours is replayed whole, and again with one thing taken away at a time. Beside the first replay online linear
+learners score the same requests. All are judged on the same rows (docs/quality.md).
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import typer
+
+from benchmarks.learning.linear_learners import ABSENT
+from benchmarks.studies.quality.study_linear import Linear, linear_learners
+from recsys.config.system_config import Config
+from recsys.events.event_types import Impression
+from recsys.events.records import Example, Forget
+from recsys.features.feature_set import FeatureSet, RequestFeatures
+from recsys.model.prediction_metrics import auc
+from replay.datasets.dataset import DataError, Dataset
+from replay.datasets.open_dataset import open_dataset
+from replay.direct_loop import DirectLoop
+from replay.player import Player
+from replay.predictions import Predictions, compare
+from replay.replay_report import judged_from_ms, judged_rows, slices_of, with_bar
+from replay.replay_run import Progress, Replayed, ReplayOptions, config_for, replay_with
+from runtime.cli.output_paths import check_folders
+
+WHOLE: Final = "all"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Ours with something changed: ``options`` of the replay, ``model`` of the configuration."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+
+
+def variants(frozen_after_ms: int) -> list[Variant]:
+    """The whole model first, then what is taken away, one thing at a time."""
+    return [
+        Variant(WHOLE),
+        Variant("newest dense parameters", model={"dense_average": 0.0}),
+        Variant("no warm-up", {"warm_up": False}),
+        Variant("one label", model={"side_weight": 0.0}),
+        Variant("frozen", {"frozen_after_ms": frozen_after_ms}),
+        Variant("ids+history", {"features": "ids+history"}),
+        Variant("ids", {"features": "ids"}),
+        Variant("ids, frozen", {"features": "ids", "frozen_after_ms": frozen_after_ms}),
+    ]
+
+
+class _LoopBeside(DirectLoop):
+    """A loop that shows every example to the others as soon as the joiner has it."""
+
+    others: Sequence[Linear] = ()
+
+    def _arrive(self, examples: Iterable[Example | Forget], now_ms: int) -> None:
+        found = list(examples)
+        for example in found:
+            if isinstance(example, Example) and example.features and not example.correction:
+                for other in self.others:
+                    other.learn(example.features, bool(example.labels[0]))
+        super()._arrive(found, now_ms)
+
+
+@dataclass
+class _PlayerBeside(Player):
+    """A player that asks the others for their scores when it makes an impression."""
+
+    others: Sequence[Linear] = ()
+    theirs: dict[str, list[float]] = field(default_factory=dict)
+
+    def _as_served(self, event: Impression, features: RequestFeatures) -> Impression:
+        for other in self.others:
+            self.theirs.setdefault(other.name, []).extend(other.score(features))
+        return super()._as_served(event, features)
+
+
+def measure_quality(
+    dataset: Dataset,
+    options: ReplayOptions,
+    chosen: Sequence[str] = (),
+    progress: Progress = iter,
+    learners: Callable[[FeatureSet], list[Linear]] = linear_learners,
+) -> dict[str, Any]:
+    """The figures of the whole model, of the others, and of the ``chosen`` variants (none named: all).
+
+    Raises ValueError for a name that isn't there.
+    """
+    known = variants(judged_from_ms(dataset))
+    names = [variant.name for variant in known]
+    for name in chosen:
+        if name not in names:
+            raise ValueError(f"--only is {name!r}, expected one of: {', '.join(names)}")
+    started = time.monotonic()
+    whole, theirs = _replay(dataset, options, known[0], progress, learners)
+    label, rows = dataset.labels[0], []
+    rows.append(_row(WHOLE, dataset, whole, None))
+    for name, scores in theirs.items():
+        other = replace(whole.predictions, scores={label: np.array(scores, np.float32)},
+                        labels={label: whole.predictions.labels[label]})  # fmt: skip
+        rows.append(_row(name, dataset, replace(whole, predictions=other), whole))
+    for variant in known[1:]:
+        if not chosen or variant.name in chosen:
+            found, _ = _replay(dataset, options, variant, progress, lambda features: [])
+            rows.append(_row(variant.name, dataset, found, whole))
+    return {
+        "study": "quality",
+        "data": dataset.name,
+        "label": label,
+        "others": "there" if theirs else ABSENT,
+        "seconds": round(time.monotonic() - started, 1),
+        "rows": rows,
+    }
+
+
+def _replay(
+    dataset: Dataset,
+    options: ReplayOptions,
+    variant: Variant,
+    progress: Progress,
+    learners: Callable[[FeatureSet], list[Linear]],
+) -> tuple[Replayed, dict[str, list[float]]]:
+    own = replace(options, **variant.options)
+    base = Config()
+    config = config_for(dataset, own, replace(base, model=replace(base.model, **variant.model)))
+    features = FeatureSet(dataset.schema, own.features, config.sessions.history)
+    others = learners(features)
+    loop = _LoopBeside(features, config, own.frozen_after_ms)
+    loop.others = others
+    player = _PlayerBeside(features, config, loop, others=others)
+    return replay_with(player, dataset, own, progress, loop.digest), player.theirs
+
+
+def _row(name: str, dataset: Dataset, found: Replayed, whole: Replayed | None) -> dict[str, Any]:
+    """AUC and calibration of the judged rows and of their commonest context; the difference to the whole."""
+    label = dataset.labels[0]
+    scores = np.asarray(found.predictions.scores[label], np.float64)
+    happened = np.asarray(found.predictions.labels[label], np.float64)
+    test, *slices = slices_of(dataset, found).items()
+    mask = test[1]
+    row: dict[str, Any] = {
+        "name": name,
+        "rows": int(mask.sum()),
+        "auc": round(auc(scores[mask], happened[mask]), 5),
+        "calibration": round(float(scores[mask].sum() / happened[mask].sum()), 4),
+    }
+    for where, part in slices[:1]:
+        row["slice"] = where
+        row["slice_auc"] = round(auc(scores[part], happened[part]), 5)
+    if whole is not None:
+        row["to_whole"] = _difference(dataset, found.predictions, whole.predictions, label)
+    return row
+
+
+def _difference(
+    dataset: Dataset, these: Predictions, whole: Predictions, label: str
+) -> dict[str, float]:
+    """AUC of these minus that of the whole model, with its interval from drawing users anew."""
+    found = compare(
+        these.rows(judged_rows(dataset, these)), whole.rows(judged_rows(dataset, whole)), label
+    )
+    return {name: round(found[name], 5) for name in ("difference", "low", "high")}
+
+
+def quality(
+    data: Annotated[Path, typer.Argument(help="A folder: KuaiRand, or an event log.")],
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this variant (may be given more than once).")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here.")
+    ] = None,
+) -> None:
+    """AUC of ours, of ours without each idea, and of online linear learners."""
+    try:
+        check_folders(json_file)
+        found = measure_quality(open_dataset(data), ReplayOptions(), only or (), with_bar)
+    except (DataError, ValueError) as error:
+        typer.secho(f"recsys: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+    for row in found["rows"]:
+        typer.echo(_line(row))
+    if found["others"] != "there":
+        typer.echo(f"Vowpal Wabbit and River: {found['others']}")
+    if json_file is not None:
+        json_file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _line(row: dict[str, Any]) -> str:
+    text = f"{row['name']:>27}  AUC {row['auc']:.4f}"
+    if "slice" in row:
+        text += f"  {row['slice']} {row['slice_auc']:.4f}"
+    text += f"  calibration {row['calibration']:.3f}"
+    if "to_whole" in row:
+        its = row["to_whole"]
+        text += f"  {its['difference']:+.4f} ({its['low']:+.4f} to {its['high']:+.4f})"
+    return text

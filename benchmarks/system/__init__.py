@@ -1,0 +1,1 @@
+"""Whole systems under load and faults."""

@@ -1,1 +1,0 @@
-"""The composition root: one module per command. It imports anything, lazily; nothing imports it."""

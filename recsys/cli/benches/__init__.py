@@ -1,1 +1,0 @@
-"""What `recsys bench` measures: speed, beside what one would pick instead."""
