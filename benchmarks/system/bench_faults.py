@@ -6,7 +6,7 @@ some seconds the fault begins, and where it lasts, it ends by itself or is mende
 is whole again: every part ready, as many replicas as asked, answers not degraded, and steps learned since.
 
 What a request needs within the replica (the index, the ranker) can't be taken away from outside:
-``tests/test_pressure.py`` breaks these at their adapters.
+``tests/training/joining/test_pressure.py`` breaks these at their adapters.
 """
 
 import signal

@@ -1,7 +1,7 @@
 """How probabilities lie among positives and negatives, as counts that add up over lanes, steps and lines.
 
 A bin is a tenth of a logit wide, from −6 to 6, with one more at either end. Pairs within a bin count half in
-the AUC, which costs it less than 0.002 (tests/test_score_bins.py).
+the AUC, which costs it less than 0.002 (tests/recsys/model/test_score_bins.py).
 """
 
 # B examples, N bins

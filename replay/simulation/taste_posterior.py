@@ -10,7 +10,7 @@ method for Bayesian logistic regression: Bishop 2006, Pattern Recognition and Ma
 Gaussians of a logit by Gauss–Hermite quadrature.
 
 It is an approximation: the true posterior is skewed where swipes are few and one-sided. By how much it is
-wrong, ``tests/test_taste_posterior.py`` holds by importance sampling.
+wrong, ``tests/replay/simulation/test_taste_posterior.py`` holds by importance sampling.
 """
 
 # T tags, C components of the mixture, S swipes, N items, Q nodes

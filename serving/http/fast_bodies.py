@@ -1,7 +1,7 @@
 """The bodies of the two routes that are asked most, for msgspec: it reads and checks them in one pass.
 
 Each says the same as the model of its name in ``api_models``, which stands in /docs and words the refusals:
-tests/test_fast_bodies.py holds the two to each other field by field.
+tests/serving/http/test_fast_bodies.py holds the two to each other field by field.
 """
 
 from typing import Annotated, Any

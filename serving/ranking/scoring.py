@@ -3,7 +3,7 @@
 An item's score doesn't depend on what it is scored with. A matrix product takes another kernel for the rows
 that are left over at the end, whose sums differ in the last bit, so lists are filled up to whole blocks of
 rows; all else is done by lanes that know nothing of each other (``recsys.model.tile_kernels``), or element by
-element by operations that treat the last of an array like the others. ``tests/test_scoring.py`` holds that a
+element by operations that treat the last of an array like the others. ``tests/serving/ranking/test_scoring.py`` holds that a
 list of 1 and a list of 300 agree bit for bit.
 """
 

@@ -1,5 +1,5 @@
 // Who is in which arm, as every server assigns it (experiments/assignment/assignment.py): for a client that must know
-// its arm before it asks. tests/test_assign_js.py holds the two to each other.
+// its arm before it asks. tests/experiments/assignment/test_assign_js.py holds the two to each other.
 
 const SEED = 0n; // as the server's
 const MASK = (1n << 64n) - 1n;

@@ -1,0 +1,278 @@
+"""The feed page in a real browser, against a stub of the API: what a person does is what the server hears."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.feed_page import CURRENT, READY, Page
+from tests.support.feed_stub import WEB, FeedStub
+from tests.support.webdriver import Browser, chromium_is_there, wait
+
+in_a_browser = [
+    pytest.mark.services,
+    pytest.mark.skipif(
+        not chromium_is_there(), reason="chromium and chromedriver aren't installed"
+    ),
+]
+ITEMS = "return [...document.querySelectorAll('.card')].map(card => card.dataset.item)"
+HIDE_PAGE = """
+Object.defineProperty(document, 'visibilityState', { value: arguments[0], configurable: true });
+document.dispatchEvent(new Event('visibilitychange'));
+"""
+
+
+@pytest.fixture(scope="module")
+def desktop() -> Iterator[Browser]:
+    with Browser(1440, 900) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def phone() -> Iterator[Browser]:
+    with Browser(390, 844, phone=True) as browser:
+        yield browser
+
+
+@pytest.fixture
+def stub() -> Iterator[FeedStub]:
+    stub = FeedStub()
+    yield stub
+    stub.close()
+
+
+@pytest.fixture
+def page(desktop: Browser, stub: FeedStub) -> Iterator[Page]:
+    """A page whose console must be clean at the end: a refused request is the browser's own line."""
+    page = Page(desktop, stub)
+    yield page
+    unclean = [line for line in desktop.console() if not re.search(r"status of (503|409)", line)]
+    desktop.open("about:blank")
+    assert unclean == []
+
+
+def test_the_index_of_assets_names_every_file_and_the_page_needs_no_other_host() -> None:
+    index = json.loads((WEB / "assets.json").read_text())
+    files = {path.name for path in WEB.iterdir()} - {"assets.json"}
+    assert set(index["assets"]) == files and index["index"] in files
+    for name in files:
+        text = (WEB / name).read_text()
+        outside = set(re.findall(r"https?://[^\s'\"]+", text)) - {"http://www.w3.org/2000/svg"}
+        assert not outside, f"{name} names {outside}"
+        for imported in re.findall(r'from "\./([^"]+)"|/static/([^"]+)"', text):
+            assert set(imported) & files, f"{name} needs {imported}"
+
+
+class TestDesktop:
+    pytestmark = in_a_browser
+
+    def test_a_view_is_sent_when_the_item_leaves_with_the_time_it_was_on_screen(
+        self, page: Page
+    ) -> None:
+        first = page.start()
+        time.sleep(1.0)
+        assert not page.stub.events, "nothing has left the screen yet"
+        page.move()
+        view = page.told("view", first)
+        assert 900 <= view["watch_ms"] <= 6000
+        assert view["request_id"] == "r1" and view["type"] == "engagement"
+        assert abs(view["time_ms"] - time.time() * 1000) < 5000
+        assert [e["item_id"] for e in page.stub.of_kind("view")] == [first], (
+            "the others weren't shown"
+        )
+
+    def test_the_arrows_and_the_letters_move_both_ways(self, page: Page) -> None:
+        first = page.start()
+        second = page.move("ArrowDown")
+        assert page.move("ArrowUp") == first
+        assert page.move("j") == second
+        assert page.move("k") == first
+        time.sleep(0.3)
+        views = [event["item_id"] for event in page.stub.of_kind("view")]
+        assert len(views) == len(set(views)), "an item that comes back is not shown a second time"
+
+    def test_a_pause_and_a_hidden_page_stop_the_clock(self, page: Page) -> None:
+        first = page.start()
+        time.sleep(0.3)
+        page.browser.press(" ")
+        time.sleep(1.5)
+        page.browser.press(" ")
+        page.browser.run(HIDE_PAGE, "hidden")
+        view = page.told("view", first)
+        assert 200 <= view["watch_ms"] < 1500
+        time.sleep(0.5)
+        page.browser.run(HIDE_PAGE, "visible")
+        page.move()
+        time.sleep(0.3)
+        assert len([e for e in page.stub.of_kind("view") if e["item_id"] == first]) == 1
+        assert not page.stub.of_kind("skip"), "the page went away, nobody skipped"
+
+    def test_a_like_is_said_once_and_the_unseen_tail_is_asked_for_again(self, page: Page) -> None:
+        first = page.start()
+        before = page.browser.run(ITEMS)
+        asked = len(page.stub.requests)
+        page.browser.press("l")
+        page.browser.press("l")
+        page.told("like", first)
+        wait(lambda: len(page.stub.requests) > asked, "the tail was asked for again")
+        assert page.stub.requests[-1]["exclude_ids"] == [first]
+        wait(lambda: page.browser.run(ITEMS) != before, "the tail changed")
+        assert page.current == first
+        assert len(page.stub.of_kind("like")) == 1
+        assert (
+            page.browser.run("return document.querySelector('[data-act=like]').ariaPressed")
+            == "true"
+        )
+
+    def test_the_next_page_is_there_before_it_is_needed(self, page: Page) -> None:
+        seen = [page.start()]
+        for _ in range(12):
+            seen.append(page.move())
+        assert len(set(seen)) == 13
+        more = page.stub.requests[1]
+        assert set(seen[:4]) <= set(more["exclude_ids"]) and 5 <= more["n"] <= 8
+        assert (
+            page.browser.run(
+                "return document.querySelector('.card.here').nextElementSibling.className"
+            )
+            == "card"
+        )
+
+    def test_not_interested_hides_and_moves_on_to_an_answer_that_knows_it(self, page: Page) -> None:
+        first = page.start()
+        asked = len(page.stub.requests)
+        page.browser.press("n")
+        page.told("hide", first)
+        wait(lambda: page.browser.run(CURRENT) not in (first, None), "moved on")
+        assert len(page.stub.requests) > asked
+        page.told("view", first)
+        assert not page.stub.of_kind("skip"), "hiding says more than skipping"
+
+    def test_sharing_following_and_looking_closer_name_the_item(self, page: Page) -> None:
+        first = page.start()
+        page.browser.press("s")
+        page.browser.press("f")
+        page.browser.run("document.querySelector('.card.here .caption').click()")
+        for kind in ("share", "follow", "click"):
+            assert page.told(kind, first)["request_id"] == "r1"
+
+    def test_a_long_view_is_said_while_it_goes_on(self, page: Page) -> None:
+        page.stub.duration_ms = 900
+        first = page.start()
+        assert page.told("long_view", first)["watch_ms"] >= 540
+        assert page.current == first and not page.stub.of_kind("view")
+
+    def test_lost_answers_and_a_server_that_is_away_lose_no_event(self, page: Page) -> None:
+        first = page.start()
+        page.stub.lose_answers = 1
+        page.browser.press("l")
+        wait(lambda: len(page.stub.events) >= 2, "the like was sent again")
+        assert len(page.stub.of_kind("like")) == 1, "under the same id"
+        page.stub.refusing = True
+        page.browser.press("s")
+        second = page.move()
+        page.browser.wait("return document.querySelector('.banner').checkVisibility()")
+        assert page.current == second, "the place is kept"
+        page.stub.refusing = False
+        page.told("share", first)
+        page.told("view", first)
+        page.browser.wait("return !document.querySelector('.banner').checkVisibility()")
+        ids = [event["event_id"] for event in page.stub.taken.values()]
+        assert all(re.fullmatch(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}", one) for one in ids)
+
+    def test_a_page_that_is_left_says_what_was_watched(self, page: Page) -> None:
+        first = page.start()
+        time.sleep(0.5)
+        page.browser.open("about:blank")
+        assert page.told("view", first)["watch_ms"] >= 400
+
+    def test_a_start_without_a_server_waits_and_comes_good(self, page: Page) -> None:
+        page.stub.refusing = True
+        page.browser.open(page.stub.url)
+        page.browser.wait("return document.querySelector('.end').dataset.state === 'failed'")
+        page.stub.refusing = False
+        page.browser.run("document.querySelector('[data-act=retry]').click()")
+        page.browser.wait(READY)
+
+    def test_the_drawer_says_what_was_learned_and_why(self, page: Page) -> None:
+        page.start()
+        text = "return document.querySelector('[data-part={}]').textContent"
+        page.browser.press("l")
+        page.browser.wait("return document.querySelectorAll('.bars li').length > 0")
+        page.browser.wait("return document.querySelector('.way').dataset.reached === 'model'", 12)
+        assert re.fullmatch(r"48,\d{3}", page.browser.run(text.format("step")))
+        assert page.browser.run(text.format("line")) == "main"
+        page.move()
+        why = page.browser.run(text.format("why"))
+        assert "propensity" in why and "watch long" in why and "met" in why
+        page.browser.press("d")
+        page.browser.wait("return document.querySelector('.drawer').inert")
+        page.browser.press("d")
+
+    def test_a_new_viewer_starts_cold(self, page: Page) -> None:
+        first = page.start()
+        old = page.stub.requests[-1]["user_id"]
+        page.browser.press("l")
+        page.told("like", first)
+        page.browser.run("document.querySelector('[data-act=new-viewer]').click()")
+        wait(lambda: page.stub.requests[-1]["user_id"] != old, "somebody else asks")
+        assert page.told("view", first)["user_id"] == old
+        page.browser.wait(READY)
+        page.browser.wait("return document.querySelectorAll('.bars li').length === 0")
+        asked = [request for request in page.stub.requests if request["user_id"] != old]
+        assert [request["exclude_ids"] for request in asked] == [[]], "one page, of everything"
+
+    def test_a_title_is_text_and_never_markup(self, page: Page) -> None:
+        page.stub.title = "<img src=x onerror=alert(1)>"
+        page.start()
+        assert page.browser.run("return document.querySelectorAll('.card img').length") == 0
+        assert "<img" in page.browser.run("return document.querySelector('.title').textContent")
+
+    def test_a_degraded_answer_says_so_quietly(self, page: Page) -> None:
+        page.stub.degraded = ["session"]
+        page.start()
+        assert (
+            page.browser.run("return document.querySelector('.degraded').textContent")
+            == "without your history"
+        )
+
+
+class TestPhone:
+    pytestmark = in_a_browser
+
+    def test_a_finger_swipes_and_two_taps_like(self, phone: Browser, stub: FeedStub) -> None:
+        page = Page(phone, stub)
+        first = page.start()
+        time.sleep(0.4)
+
+        def tapped_twice() -> bool:
+            phone.tap(190, 420, times=2)
+            return bool(stub.of_kind("like"))
+
+        wait(tapped_twice, "two quick taps like")
+        assert page.told("like", first)["request_id"] == "r1"
+        phone.swipe(190, 700, 150)
+        wait(lambda: phone.run(CURRENT) not in (first, None), "the swipe moved on")
+        page.told("view", first)
+        assert page.stub.requests[0]["context"] == {"device": "phone"}
+        assert phone.console() == []
+
+    def test_the_feed_stays_whole_above_the_open_drawer(
+        self, phone: Browser, stub: FeedStub
+    ) -> None:
+        page = Page(phone, stub)
+        first = page.start()
+        phone.run("document.querySelector('.glance').click()")
+        boxes = """const box = (s) => document.querySelector(s).getBoundingClientRect();
+        return [box('.screen').bottom, box('.drawer').top, box('.card.here').top,
+            document.body.scrollWidth];"""
+        wait(lambda: phone.run(boxes)[1] < 400, "the sheet came up")
+        bottom, top, card, width = phone.run(boxes)
+        assert bottom <= top + 1 and abs(card) < 1 and width == 390
+        assert page.current == first
+        page.move()
+        phone.run("document.querySelector('.shut').click()")
+        phone.wait("return document.querySelector('.drawer').inert")
+        assert phone.console() == []

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parameter_server.rpc.protocol import (  # fmt: skip
+    HEAD,
+    Answer,
+    Exchange,
+    Frame,
+    LaneHead,
+    Lookup,
+    Where,
+    WireError,
+    encode,
+    exchange,
+    from_bytes,
+    read_exchange,
+    sizes,
+)
+from parameter_server.shard.lanes import LaneGradients
+from tests.support.small_line import DENSE, TABLES, keys_of, lane_of
+
+DIMS = {t.name: t.dim for t in TABLES}
+
+
+def lanes():
+    forget = {"items": np.array([7, 8])}
+    rows = {
+        name: np.ones((len(keys), DIMS[name]), np.float32) for name, keys in keys_of(3, 1).items()
+    }
+    return [
+        LaneGradients(0),
+        lane_of(3, 1, rows, DENSE),
+        LaneGradients(2, {}, DENSE, {"loss": 0.25}, forget),
+    ]
+
+
+def through(frame):
+    return from_bytes(b"".join(encode(frame)))
+
+
+def test_an_exchange_comes_through_whole():
+    keys = {"features": np.array([3, -1, 3]), "items": np.empty(0, np.int64)}
+    frame = through(exchange(4, 9, 123, lanes(), keys))
+    message = frame.message
+    assert (message.generation, message.step, message.time_ms) == (4, 9, 123)
+    got, next_keys = read_exchange(frame)
+    assert next_keys["features"].tolist() == [3, -1, 3] and len(next_keys["items"]) == 0
+    assert got[0] == LaneGradients(0)
+    for name, sent in lanes()[1].tables.items():
+        for column, other in zip(got[1].tables[name], sent, strict=True):
+            assert column.dtype == other.dtype and (column == other).all() and len(column)
+    assert (got[2].lane, got[2].metrics) == (2, {"loss": 0.25})
+    assert (got[2].dense == DENSE).all() and got[2].forget["items"].tolist() == [7, 8]
+    assert read_exchange(through(exchange(4, 9, 1, [], None)))[1] is None
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("kcf"), st.integers(0, 5), st.integers(0, 3)), max_size=6)
+)
+def test_arrays_come_back_bit_for_bit_and_aligned(shapes):
+    kinds = {"k": np.int64, "c": np.int32, "f": np.float32}
+    arrays = [
+        np.arange(rows * (width or 1)).astype(kinds[kind]).reshape((rows, width) if width else rows)
+        for kind, rows, width in shapes
+    ]
+    for sent, got in zip(arrays, through(Frame(Where(), arrays)).arrays, strict=True):
+        assert got.dtype == sent.dtype and got.shape == sent.shape and (got == sent).all()
+        assert got.flags.aligned
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 255), st.booleans())
+def test_broken_messages_are_errors_and_never_wrong_shapes(spot, flip, cut):
+    data = bytearray(b"".join(encode(exchange(4, 9, 1, lanes(), {"items": np.arange(5)}))))
+    spot %= len(data)
+    if cut:
+        del data[spot:]
+    else:
+        data[spot] ^= flip
+    try:
+        frame = from_bytes(bytes(data))
+        if isinstance(frame.message, Exchange):
+            read_exchange(frame)
+    except WireError:
+        pass  # anything else would kill the thread that reads
+
+
+def test_announced_sizes_are_limited():
+    with pytest.raises(WireError, match="expected at most"):
+        sizes(HEAD.pack(1 << 30, 0))
+    with pytest.raises(WireError, match="expected at most"):
+        sizes(HEAD.pack(10, 1), max_body=0)
+
+
+def test_missing_and_surplus_arrays_are_errors():
+    head = LaneHead(0, ["items"], [], False, {})
+    message = Exchange(1, 1, 0, [head], None)
+    with pytest.raises(WireError, match="fewer arrays"):
+        read_exchange(Frame(message, [np.arange(3)]))
+    with pytest.raises(WireError, match="more arrays"):
+        read_exchange(Frame(Exchange(1, 1, 0, [], None), [np.arange(3)]))
+    with pytest.raises(WireError, match="keys are float32"):
+        read_exchange(Frame(Exchange(1, 1, 0, [], ["items"]), [np.ones(3, np.float32)]))
+
+
+def test_rows_of_an_answer():
+    rows = np.ones((2, 3), np.float32)
+    frame = through(Frame(Answer(4, ["items"], True), [rows, DENSE]))
+    assert frame.message == Answer(4, ["items"], True) and (frame.arrays[0] == rows).all()
+    assert through(Frame(Lookup(4, ["items"]), [np.arange(3)])).message.step == 4

@@ -1,0 +1,568 @@
+"""A shard that crashes anywhere comes back bit for bit: crash points are inputs."""
+
+import json
+import shutil
+import threading
+import time
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from parameter_server.publish.deltas import DeltaAssembler, to_arrays
+from parameter_server.rpc.parameter_client import LocalClient, Routed, part_of, route_lanes
+from parameter_server.shard.lanes import LaneGradients
+from parameter_server.shard.shard import Shard, digest_of_shards
+from parameter_server.shard.wal_settings import RulesChanged
+from parameter_server.storage import durable_shard as durable
+from parameter_server.storage import snapshots
+from parameter_server.storage.durable_shard import DurableShard, Home
+from parameter_server.storage.serving_rows import load_rows
+from recsys.events.records import Delta
+from tests.support.small_line import DENSE, LANES, toy_spec, work
+
+STEPS, PARTS, ALL = 25, 2, list(range(LANES))
+# Most of what a step changes is held back, so that what is must come back too.
+SPEC = toy_spec(PARTS, delta_format="fp16", delta_bytes=120, settle_every=17, digest_every=3)
+
+
+class Crash(Exception):
+    """The process is gone."""
+
+
+class Line:
+    """Durable shards behind the client's interface; a crash reopens the shard and asks again."""
+
+    def __init__(self, folder, crash_at=(None, 0, 0), snapshot_every=10, background=False):
+        self.folder, self.every, self.background = folder, snapshot_every, background
+        self.point, self.part, self.step = crash_at
+        self.published, self.crashes, self.spec = [], 0, SPEC
+        self.shards = [self.open(part) for part in range(PARTS)]
+
+    def open(self, part):
+        home = Home(self.folder / "snapshots", self.folder / f"{part}.wal", self.every, 2)
+        publish = self.published.extend
+        dense = DENSE if part == 0 else None
+        shard = DurableShard(part_of(self.spec, part), home, publish, dense, self.background)
+        shard.flush()
+        return shard
+
+    def crash(self, part):
+        self.shards[part]._wal.close()
+        self.crashes += 1
+        self.shards[part] = self.open(part)
+
+    def arm(self, shard):
+        """Makes the shard crash at its point of the step that comes."""
+
+        def dies(call, before):
+            def wrapped(*arguments):
+                if not before:
+                    call(*arguments)
+                raise Crash
+
+            return wrapped  # fmt: skip
+
+        wal = shard._wal
+        if self.point == "before write":
+            wal.append = dies(wal.append, before=True)
+        elif self.point == "after write":
+            wal.append = dies(wal.append, before=False)
+        elif self.point == "torn write":
+            append, start = wal.append, wal.nbytes
+
+            def torn(step, payload):
+                append(step, payload)
+                wal._file.truncate(start + (wal.nbytes - start) // 2)
+                raise Crash
+
+            wal.append = torn  # fmt: skip
+        elif self.point in ("before publish", "after publish"):
+            shard._publish = dies(shard._publish, before=self.point == "before publish")
+        elif self.point == "before snapshot":
+            shard.snapshot = dies(shard.snapshot, before=True)
+        elif self.point == "before truncation":
+            wal.truncate_before = dies(wal.truncate_before, before=True)
+        elif self.point == "after step":
+            shard.learn = dies(shard.learn, before=False)
+
+    def align(self):
+        return min(self.where())
+
+    def where(self):
+        return [shard.applied for shard in self.shards]
+
+    def lookup(self, step, keys):
+        routed = Routed(keys, PARTS)
+        return routed.merge([s.lookup(step, routed.of(p))[0] for p, s in enumerate(self.shards)])
+
+    def dense(self, step):
+        return self.shards[0].lookup(step, {})[1]
+
+    def exchange(self, step, time_ms, lanes, next_keys):
+        for part, own in enumerate(route_lanes(lanes, PARTS)):
+            if self.step == step and self.part == part:
+                self.step = 0
+                self.arm(self.shards[part])
+            try:
+                self.shards[part].learn(step, time_ms, own)
+            except Crash:
+                self.crash(part)
+                self.shards[part].learn(step, time_ms, own)
+        return self.lookup(step, next_keys), self.dense(step)
+
+    def digest(self):
+        return digest_of_shards([shard.shard for shard in self.shards])
+
+
+def undisturbed():
+    deltas = []
+    client = LocalClient.fresh(SPEC, DENSE, deltas.append)
+    work(client, ALL, STEPS)
+    return digest_of_shards(client.shards), {(d.step, d.part): d for d in deltas}
+
+
+DIGEST, DELTAS = undisturbed()
+POINTS = [
+    "before write", "torn write", "after write", "before publish", "after publish", "after step",
+]  # fmt: skip
+
+
+def check(line):
+    assert line.digest() == DIGEST
+    assembler = DeltaAssembler("main", 0, 0)
+    for value in line.published:
+        delta = msgspec.msgpack.decode(value, type=Delta)
+        assert delta == DELTAS[delta.step, delta.part]  # repeats are identical
+        assembler.feed(value)
+    assert assembler.step == STEPS
+
+
+@pytest.mark.parametrize("step", [1, 2, 10, 11, 12, 25])
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_crash_anywhere_changes_no_bit(tmp_path, point, part, step):
+    line = Line(tmp_path, (point, part, step))
+    work(line, ALL, STEPS)
+    assert line.crashes == 1
+    check(line)
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("point", ["before snapshot", "before truncation"])
+def test_a_crash_around_a_snapshot_changes_no_bit(tmp_path, point, part):
+    line = Line(tmp_path, (point, part, 10))
+    work(line, ALL, STEPS)
+    assert line.crashes == 1
+    check(line)
+
+
+def test_only_what_is_in_doubt_is_published_again(tmp_path):
+    line = Line(tmp_path)
+    work(line, ALL, 8)
+    line.crash(1)
+    assert len(line.published) == 2 * 8 + 1 and line.published[-1] == line.published[-2]
+
+
+@pytest.mark.slow
+def test_a_crash_after_every_step_changes_no_bit(tmp_path):
+    line = Line(tmp_path)
+
+    def tick(step):
+        line.crash(step % PARTS)
+
+    work(line, ALL, STEPS, tick=tick)
+    assert line.crashes == STEPS
+    check(line)
+
+
+def test_without_the_write_ahead_file_a_crash_would_be_seen(tmp_path):
+    """The oracle can fail: a shard that lost its file isn't where the line is."""
+    line = Line(tmp_path)
+    work(line, ALL, 14)
+    (tmp_path / "1.wal").unlink()
+    line.crash(1)
+    assert line.where() == [14, 10]
+    for shard in line.shards:
+        shard.rewind(shard.common_step())
+    assert line.where() == [10, 10]
+    work(line, ALL, STEPS)
+    check(line)
+
+
+def test_the_file_is_cut_behind_complete_snapshots_and_old_snapshots_leave(tmp_path):
+    line = Line(tmp_path)
+    work(line, ALL, 24)
+    # That of step 20 builds on that of 10, so the one before these stays too.
+    assert snapshots.complete_steps(tmp_path / "snapshots", "main", 0) == [0, 10, 20]
+    assert [shard._wal.steps for shard in line.shards] == [(11, 24), (21, 24)]
+    work(line, ALL, 32)  # the first to write sees by and by that the others are done
+    assert [shard._wal.steps for shard in line.shards] == [(31, 32), (31, 32)]
+    status = line.shards[1].status()
+    assert status["step"] == 32 and status["rows"]["features"] > 0 and status["unpublished"] == 0
+
+
+def test_a_new_line_begins_with_a_snapshot_for_replicas(tmp_path):
+    Line(tmp_path)
+    snapshot, tables, dense = load_rows(tmp_path / "snapshots", "main")
+    assert (
+        snapshot.step == 0
+        and (dense == DENSE.astype(np.float16)).all()
+        and len(tables["items"][0]) == 0
+    )
+
+
+def folded(deltas):
+    """The rows that a replica holds after deltas, by table and key."""
+    rows = {}
+    for delta in deltas:
+        for name, (keys, values, removed) in to_arrays(delta).items():
+            there = rows.setdefault(name, {})
+            there.update(zip(keys.tolist(), map(bytes, values), strict=True))
+            for key in removed.tolist():
+                there.pop(key, None)
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [10, 17, 25])
+def test_what_serving_loads_is_what_was_published(tmp_path, step):
+    line = Line(tmp_path, snapshot_every=step)
+    work(line, ALL, step)
+    held = [sum(shard.shard.published.held.values()) for shard in line.shards]
+    assert all(held) if step != 17 else not any(held)  # a step that settles leaves nothing
+    _, tables, dense = load_rows(tmp_path / "snapshots", "main")
+    there = folded(delta for (s, _), delta in DELTAS.items() if s <= step)
+    for name, (keys, values) in tables.items():
+        assert dict(zip(keys.tolist(), map(bytes, values), strict=True)) == there[name]
+        assert len(keys) > 10
+    averaged = line.shards[0].shard.dense.averaged
+    assert (dense == averaged.astype(np.float16)).all()
+
+
+@pytest.mark.slow
+def test_a_restarted_shard_says_the_digest_that_it_had(tmp_path):
+    line = Line(tmp_path)
+    work(line, ALL, 14)
+    before = [(s.shard.published.digest, s.shard.published.held, s.digest()) for s in line.shards]
+    for part in range(PARTS):
+        line.crash(part)
+    after = [(s.shard.published.digest, s.shard.published.held, s.digest()) for s in line.shards]
+    assert before == after and before[0][1]["features"] > 0
+
+
+def test_snapshots_in_the_background_change_no_bit(tmp_path):
+    line = Line(tmp_path, background=True, snapshot_every=3)
+    work(line, ALL, STEPS)
+    for shard in line.shards:
+        shard.close()
+        assert "no space" not in shard.snapshot_error
+    again = Line(tmp_path)
+    assert again.digest() == DIGEST
+
+
+def test_a_snapshot_that_fails_leaves_the_line_going(tmp_path, monkeypatch):
+    line = Line(tmp_path, background=True, snapshot_every=10)
+
+    def full(*arguments):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(snapshots, "write_part", full)
+        work(line, ALL, 12)
+        for shard in line.shards:
+            shard._join_writer()
+    assert all("no space left" in shard.snapshot_error for shard in line.shards)
+    line.crash(0)
+    work(line, ALL, STEPS)
+    assert line.digest() == DIGEST
+
+
+def test_a_corrupt_snapshot_and_its_cut_file_need_a_rewind(tmp_path):
+    line = Line(tmp_path)
+    work(line, ALL, 24)
+    weights = next((tmp_path / "snapshots" / "main").glob("*020/part-00001*/arrays.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    line.crash(1)
+    assert "write-ahead file 21 to 24" in line.shards[1].lost and line.where() == [24, 10]
+    common = line.shards[0].common_step()
+    for shard in line.shards:
+        shard.rewind(common)
+        assert shard.status()["lost"] == ""
+    work(line, ALL, STEPS)
+    check(line)
+
+
+def test_while_a_shard_rewinds_it_is_where_it_was(tmp_path, monkeypatch):
+    line = Line(tmp_path)
+    work(line, ALL, 24)
+    shard, seen, real = line.shards[0], [], durable.load_shard
+
+    def load(*arguments):
+        seen.append(shard.applied)
+        real(*arguments)
+        seen.append(shard.applied)
+
+    monkeypatch.setattr(durable, "load_shard", load)
+    held = (tmp_path / "0.wal").read_bytes()
+    with pytest.raises(snapshots.NoSnapshot, match="at 17"):
+        shard.rewind(17)
+    assert shard.applied == 24 and (tmp_path / "0.wal").read_bytes() == held
+    shard.rewind(20)
+    assert seen == [24, 24] and shard.applied == 20
+
+
+def test_two_snapshots_at_once_have_one_writer(tmp_path, monkeypatch):
+    line = Line(tmp_path, snapshot_every=100, background=True)
+    work(line, ALL, 5)
+    shard, begun, go = line.shards[0], [], threading.Event()
+
+    def write(*_):
+        begun.append(1)
+        go.wait(5)
+
+    class Thread(threading.Thread):
+        def start(self):
+            time.sleep(0.02)  # whoever doesn't wait for this sees no writer
+            super().start()
+
+    monkeypatch.setattr(shard, "_write", write)
+    askers = [threading.Thread(target=shard.snapshot) for _ in range(3)]
+    monkeypatch.setattr(durable.threading, "Thread", Thread)
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    go.set()
+    shard._join_writer()
+    assert begun == [1] and "still being written" in shard.snapshot_error
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_line_goes_on_with_another_number_of_shards(tmp_path, parts):
+    line = Line(tmp_path, snapshot_every=10)
+    work(line, ALL, 10)
+    other = replace(SPEC, parts=parts)
+    shards = []
+    for part in range(parts):
+        home = Home(tmp_path / "snapshots", tmp_path / f"other-{part}.wal")
+        dense = DENSE if part == 0 else None
+        shards.append(DurableShard(part_of(other, part), home, lambda deltas: None, dense))
+    inner = [shard.shard for shard in shards]
+    assert digest_of_shards(inner) == line.digest()
+    theirs = [shard.shard.published for shard in line.shards]
+    mine = [shard.published for shard in inner]
+    assert sum(p.digest for p in mine) % 2**64 == sum(p.digest for p in theirs) % 2**64
+    assert sum(p.held["features"] for p in mine) == sum(p.held["features"] for p in theirs) > 0
+    work(LocalClient(inner), ALL, STEPS)
+    assert digest_of_shards(inner) == DIGEST
+    inserted = sum(shard.counters.inserted for shard in inner)
+    work(line, ALL, STEPS)
+    assert inserted == sum(shard.shard.counters.inserted for shard in line.shards)
+
+
+def test_a_file_that_ends_before_the_snapshot_leaves_no_hole(tmp_path):
+    """A power cut takes the file's unsynced tail, while the snapshot was synced."""
+    line = Line(tmp_path)
+    work(line, ALL, 8)
+    early = (tmp_path / "1.wal").read_bytes()
+    work(line, ALL, 10)
+    line.shards[1]._wal.close()
+    (tmp_path / "1.wal").write_bytes(early)
+    line.shards[1] = line.open(1)
+    assert line.where() == [10, 10]
+    work(line, ALL, 14)
+    line.crash(1)
+    assert line.shards[1].lost == "" and line.where() == [14, 14]
+    work(line, ALL, STEPS)
+    check(line)
+
+
+def learning(line, **changes):
+    """The line, started again by other settings."""
+    tables = changes.pop("tables", None) or SPEC.tables
+    for shard in line.shards:
+        shard.close()
+    line.spec = replace(SPEC, tables=tables, **changes)
+    line.shards = [line.open(part) for part in range(PARTS)]
+
+
+SLOWER = (replace(SPEC.tables[0], learning_rate=0.01), SPEC.tables[1])
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"dense_rate": 0.5}, "dense_rate was 0.001, is 0.5"),
+        ({"tables": SLOWER}, "tables.features.learning_rate was 0.1, is 0.01"),
+        ({"tables": SPEC.tables[1:]}, "tables.features.ttl_s was 20, is not there"),
+    ],
+)
+def test_steps_are_never_replayed_by_other_settings(tmp_path, changes, said):
+    line = Line(tmp_path)
+    work(line, ALL, 24)
+    before = (tmp_path / "0.wal").read_bytes()
+    with pytest.raises(RulesChanged, match=f"steps 21 to 24.*{said}.*recsys down"):
+        learning(line, **changes)
+    assert (tmp_path / "0.wal").read_bytes() == before
+    learning(line)  # by those of before, all goes on
+    work(line, ALL, STEPS)
+    check(line)
+
+
+def test_after_a_clean_stop_settings_may_change(tmp_path):
+    line = Line(tmp_path)
+    work(line, ALL, 24)
+    for shard in line.shards:
+        shard.stop()
+    assert snapshots.latest(tmp_path / "snapshots", "main").snapshot.step == 24
+    learning(line, tables=SLOWER)
+    work(line, ALL, 27)
+    digest = line.digest()
+    for part in range(PARTS):  # and the steps after it are replayed by the new ones
+        line.crash(part)
+    assert line.digest() == digest
+    with pytest.raises(RulesChanged, match="steps 25 to 27.*learning_rate was 0.01, is 0.1"):
+        learning(line)
+
+
+def test_how_deltas_are_sent_may_change_at_any_time(tmp_path):
+    line = Line(tmp_path)
+    work(line, ALL, 24)
+    learning(line, delta_bytes=0, delta_format="int8", settle_every=5, digest_every=2)
+    assert line.where() == [24, 24]
+    work(line, ALL, STEPS)
+    assert line.digest() == DIGEST
+
+
+def test_a_clean_stop_takes_a_snapshot_only_of_what_is_new_and_was_published(tmp_path):
+    line = Line(tmp_path)
+    work(line, ALL, 20)
+    files = {p: p.stat().st_mtime_ns for p in manifests(tmp_path)}
+    for shard in line.shards:
+        shard.stop()
+    assert {p: p.stat().st_mtime_ns for p in manifests(tmp_path)} == files
+    learning(line)
+    work(line, ALL, 21)
+
+    def away(deltas):
+        raise OSError("the log is away")
+
+    line.shards[1]._publish = away
+    with pytest.raises(OSError):
+        work(line, ALL, 22)
+    for shard in line.shards:
+        shard.stop()
+    assert "log is away" in line.shards[1].snapshot_error
+    learning(line)
+    work(line, ALL, STEPS)
+    check(line)
+
+
+def manifests(folder):
+    return list((folder / "snapshots" / "main").glob("*/part-*/manifest.json"))
+
+
+def test_a_snapshot_from_before_there_were_increments_is_gone_on_from(tmp_path):
+    line = Line(tmp_path)
+    work(line, ALL, 12)
+    for path in manifests(tmp_path):
+        manifest = json.loads(path.read_text())
+        if manifest.pop("chain"):  # its part builds on others: it goes, as if it had never been
+            shutil.rmtree(path.parent.parent)
+        else:
+            path.write_text(json.dumps(manifest))
+    held = {path: path.read_bytes() for path in tmp_path.glob("*.wal")}
+    step = snapshots.latest(tmp_path / "snapshots", "main").snapshot.step
+    assert load_rows(tmp_path / "snapshots", "main").snapshot.step == step == 10
+    for part in range(PARTS):
+        line.crash(part)
+    assert line.where() == [12, 12] and all(p.read_bytes() == held[p] for p in held)
+    work(line, ALL, STEPS)
+    check(line)
+
+
+def test_what_was_held_back_may_be_missing_in_a_snapshot():
+    client = LocalClient.fresh(replace(SPEC, delta_bytes=0), DENSE)
+    work(client, ALL, 5)
+    for shard in client.shards:
+        arrays, meta = shard.export()
+        again = Shard(shard.spec, DENSE if shard.dense is not None else None)
+        again.load([{k: v for k, v in arrays.items() if not k.startswith("held/")}], meta)
+        assert again.digest() == shard.digest() and again.published.digest == shard.published.digest
+
+
+@pytest.mark.parametrize("dense", [DENSE[:1], DENSE[:-1], DENSE.astype(np.float64), DENSE[None]])
+def test_a_dense_gradient_that_does_not_fit_is_never_written_down(tmp_path, dense):
+    line = Line(tmp_path)
+    work(line, ALL, 3)
+    shard = line.shards[0]
+    lanes = [LaneGradients(lane, dense=dense if lane == 1 else DENSE) for lane in ALL]
+    size, digest = shard._wal.nbytes, shard.digest()
+    with pytest.raises(
+        ValueError, match=r"lane 1: the dense gradient is .*, expected float32 \(7,\)"
+    ):
+        shard.learn(4, 4, lanes)
+    assert (shard._wal.nbytes, shard.digest()) == (size, digest)
+    line.crash(0)
+    work(line, ALL, STEPS)
+    check(line)
+
+
+@pytest.mark.parametrize("harm", ["manifest", "incomplete"])
+def test_where_no_snapshot_can_be_used_a_shard_refuses_to_begin_anew(tmp_path, harm):
+    line = Line(tmp_path)
+    work(line, ALL, 24)
+    for path in manifests(tmp_path):
+        if harm == "manifest":
+            path.write_text("{}")
+        elif "part-00001" in str(path):
+            shutil.rmtree(path.parent)
+    before = (tmp_path / "0.wal").read_bytes()
+    line.shards[0]._wal.close()
+    said = "passed over: 000000-000000000020.*doesn't begin at step 0.*move .*0.wal away"
+    with pytest.raises(snapshots.NoSnapshot, match=said):
+        line.open(0)
+    assert (tmp_path / "0.wal").read_bytes() == before
+
+
+def test_a_file_that_holds_all_needs_no_snapshot(tmp_path):
+    line = Line(tmp_path, snapshot_every=100)
+    work(line, ALL, 8)
+    shutil.rmtree(tmp_path / "snapshots")
+    line.crash(0)
+    line.crash(1)
+    assert line.where() == [8, 8]
+    work(line, ALL, STEPS)
+    check(line)
+
+
+def test_a_closed_shard_publishes_nothing_more(tmp_path):
+    """Whoever has closed it closes the log: a thread that answered may come to publishing only then."""
+    begun, free, published = threading.Event(), threading.Event(), []
+
+    def publish(deltas):
+        begun.set()
+        assert free.wait(20)
+        published.extend(deltas)
+
+    home = Home(tmp_path / "snapshots", tmp_path / "0.wal")
+    shard = DurableShard(part_of(toy_spec(1), 0), home, publish, DENSE)
+    idle = [LaneGradients(lane) for lane in range(LANES)]
+    shard.learn(1, 0, idle, publish=False)
+    publishing = threading.Thread(target=shard.flush)
+    publishing.start()
+    assert begun.wait(20)
+    closing = threading.Thread(target=shard.close)
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive(), "it is closed while it publishes"
+    free.set()
+    closing.join(20)
+    assert len(published) == 1
+    again = DurableShard(part_of(toy_spec(1), 0), home, published.extend, DENSE)
+    again.learn(2, 0, idle, publish=False)
+    again.close()
+    again.flush()
+    assert [msgspec.msgpack.decode(delta)["step"] for delta in published] == [1, 1]

@@ -1,0 +1,286 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from parameter_server.storage import part_files, snapshots
+from parameter_server.storage.serving_rows import load_rows
+from parameter_server.storage.snapshots import (  # fmt: skip
+    NoSnapshot,
+    complete_steps,
+    latest,
+    prune,
+    write_part,
+)
+from tests.support.simulator import check_snapshots
+
+
+def arrays(step, part):
+    return {
+        "table/items/keys": np.array([10 * step + part], np.int64),
+        "table/items/values": np.full((1, 2), step, np.float32),
+        "table/items/accumulator": np.ones(1, np.float32),
+        "table/users/keys": np.empty(0, np.int64),
+        "table/users/values": np.empty((0, 3), np.float32),
+    } | ({"dense/averaged": np.full(4, step, np.float32)} if part == 0 else {})
+
+
+def write(folder, step, part, parts=2, epoch=0):
+    meta = {"step": step, "time_ms": 5 * step}
+    return write_part(folder, "main", epoch, step, part, parts, arrays(step, part), meta)
+
+
+def write_all(folder, *steps, **more):
+    for step in steps:
+        for part in (0, 1):
+            write(folder, step, part, **more)
+
+
+def test_a_snapshot_is_what_was_written(tmp_path):
+    write_all(tmp_path, 5)
+    snapshot, reasons = latest(tmp_path, "main")
+    assert (snapshot.epoch, snapshot.step, snapshot.parts, reasons) == (0, 5, 2, [])
+    assert snapshot.meta(1) == {"step": 5, "time_ms": 25}
+    for part in (0, 1):
+        for name, array in arrays(5, part).items():
+            read = snapshot.read(part)[name]
+            assert (read == array).all() and read.dtype == array.dtype and read.shape == array.shape
+    assert set(snapshot.read(0, lambda name: name.startswith("dense/"))) == {"dense/averaged"}
+
+
+def test_serving_reads_rows_and_no_optimizer(tmp_path):
+    write_all(tmp_path, 5)
+    snapshot, tables, dense = load_rows(tmp_path, "main")
+    assert snapshot.step == 5 and (dense == 5).all()
+    keys, values = tables["items"]
+    assert keys.tolist() == [50, 51] and values.shape == (2, 2)
+    assert tables["users"][1].shape == (0, 3)
+
+
+def test_what_lacks_a_part_is_passed_over_and_said(tmp_path):
+    write_all(tmp_path, 5)
+    write(tmp_path, 6, 1)
+    snapshot, reasons = latest(tmp_path, "main")
+    assert snapshot.step == 5 and reasons == [
+        "000000-000000000006: incomplete, parts [0] of 2 are missing"
+    ]
+    write(tmp_path, 6, 0)
+    assert latest(tmp_path, "main").snapshot.step == 6
+
+
+@pytest.mark.parametrize(
+    "harm", ["flip", "cut", "no manifest", "rubbish", "wrong step", "no arrays"]
+)
+def test_what_is_corrupt_is_passed_over_and_said(tmp_path, harm):
+    write_all(tmp_path, 5, 6)
+    part = tmp_path / "main" / "000000-000000000006" / "part-00001-of-00002"
+    weights, manifest = part / "arrays.safetensors", part / "manifest.json"
+    data = weights.read_bytes()
+    if harm == "flip":
+        weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif harm == "cut":
+        weights.write_bytes(data[:-9])
+    elif harm == "no manifest":
+        manifest.unlink()
+    elif harm == "rubbish":
+        manifest.write_text("{")
+    elif harm == "wrong step":
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"step": 7}))
+    else:
+        weights.unlink()
+    snapshot, reasons = latest(tmp_path, "main")
+    assert snapshot.step == 5 and len(reasons) == 1 and "000000000006" in reasons[0]
+
+
+def test_a_part_that_was_not_finished_is_no_part(tmp_path):
+    write_all(tmp_path, 5)
+    version = tmp_path / "main" / "000000-000000000006"
+    shutil.copytree(tmp_path / "main" / "000000-000000000005", version)
+    (version / "part-00001-of-00002").rename(version / ".1-abc")
+    assert latest(tmp_path, "main").snapshot.step == 5
+    assert complete_steps(tmp_path, "main", 0) == [5]
+
+
+def test_a_part_can_be_written_again(tmp_path):
+    write_all(tmp_path, 5)
+    write(tmp_path, 5, 1)
+    assert latest(tmp_path, "main").snapshot.step == 5
+    names = {path.name for path in (tmp_path / "main" / "000000-000000000005").iterdir()}
+    assert names == {"part-00000-of-00002", "part-00001-of-00002"}
+
+
+def test_the_newest_is_of_the_highest_epoch_or_of_the_one_asked_for(tmp_path):
+    write_all(tmp_path, 900)
+    write_all(tmp_path, 20, epoch=1)
+    assert latest(tmp_path, "main").snapshot.step == 20
+    assert latest(tmp_path, "main", epoch=0).snapshot.step == 900
+    assert latest(tmp_path, "main", step=900).snapshot.epoch == 0
+    assert latest(tmp_path, "main", epoch=0, step=20).snapshot is None
+
+
+def test_pruning_keeps_the_newest_complete_ones_and_what_is_being_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(part_files, "FULL_EVERY", 1)  # no two build on one file
+    write_all(tmp_path, 1, 2, 4, 5)
+    write(tmp_path, 3, 0)
+    write(tmp_path, 6, 0)
+    removed = prune(tmp_path, "main", 2)
+    assert removed == [f"000000-{step:012d}" for step in (1, 2, 3)]
+    assert complete_steps(tmp_path, "main", 0) == [4, 5]
+    assert (tmp_path / "main" / "000000-000000000006").exists()
+    assert prune(tmp_path, "main", 2) == []
+    with pytest.raises(ValueError, match="keep is 0"):
+        prune(tmp_path, "main", 0)
+
+
+@pytest.mark.parametrize("give_up", ["prune", "remove"])
+def test_a_kill_amid_the_removal_leaves_no_snapshot_in_part(tmp_path, monkeypatch, give_up):
+    ask = {
+        "prune": lambda: prune(tmp_path, "main", 1),
+        "remove": lambda: snapshots.remove(tmp_path, "main"),
+    }[give_up]
+
+    class Killed(Exception):
+        pass
+
+    def killed_after_one_file(folder, **_):
+        next(path for path in sorted(folder.rglob("*")) if path.is_file()).unlink()
+        raise Killed
+
+    for step in range(1, 5):
+        write_rows(tmp_path, step)
+    with monkeypatch.context() as broken, pytest.raises(Killed):
+        broken.setattr(snapshots.shutil, "rmtree", killed_after_one_file)
+        ask()
+    check_snapshots(tmp_path)
+    ask()  # and what the kill left goes with the next
+    left = [path.name for path in tmp_path.glob("*/*")]
+    assert left == ([f"000000-{4:012d}"] if give_up == "prune" else [])
+
+
+def test_another_number_of_shards_at_the_same_step_is_its_own_snapshot(tmp_path):
+    write_all(tmp_path, 5)
+    write(tmp_path, 5, 0, parts=3)
+    assert latest(tmp_path, "main").snapshot.parts == 2
+    write(tmp_path, 5, 1, parts=3)
+    write(tmp_path, 5, 2, parts=3)
+    assert latest(tmp_path, "main").snapshot.parts == 3
+
+
+def test_nothing_there_is_said(tmp_path):
+    assert latest(tmp_path, "main").snapshot is None
+    write(tmp_path, 3, 0)
+    with pytest.raises(NoSnapshot, match="passed over: 000000-000000000003: incomplete"):
+        load_rows(tmp_path, "main")
+
+
+def test_a_line_is_no_path(tmp_path):
+    with pytest.raises(ValueError, match="line is '../x'"):
+        write_part(tmp_path, "../x", 0, 1, 0, 1, {}, {})
+
+
+# --- increments ---
+
+
+def rows(step, count=2_000):
+    """Of many rows a few change in a step, one leaves and one comes."""
+    keys = np.arange(step, count + step, dtype=np.int64)
+    values = np.repeat(keys[:, None], 8, 1).astype(np.float32)
+    values[: 3 * step] += step
+    return {
+        "table/items/keys": keys,
+        "table/items/values": values,
+        "table/items/accumulator": keys.astype(np.float32),
+        "table/items/used_ms": keys * step,
+        "dense/averaged": np.full(4, step, np.float32),
+    } | ({"table/items/used_ms": np.where(keys < 3 * step, step, 0)})
+
+
+def write_rows(folder, *steps):
+    for step in steps:
+        write_part(folder, "main", 0, step, 0, 1, rows(step), {"step": step})
+
+
+def same(read, step):
+    order = np.argsort(read["table/items/keys"])
+    return all(
+        np.array_equal(read[name][order] if name.startswith("table/") else read[name], array)
+        for name, array in rows(step).items()
+    ) and set(read) == set(rows(step))
+
+
+def files(folder, step):
+    return sorted((folder / "main" / f"000000-{step:012d}").glob("part-*/*.safetensors"))
+
+
+def test_a_snapshot_holds_what_changed_and_reads_as_the_whole(tmp_path):
+    write_rows(tmp_path, *range(1, 12))
+    for step in range(1, 12):
+        assert same(latest(tmp_path, "main", step=step).snapshot.read(0), step)
+    counts = [len(files(tmp_path, step)) for step in range(1, 12)]
+    assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3]  # a full one at least each eighth time
+    own = [f.stat().st_size for s in (1, 2) for f in files(tmp_path, s) if f.name[0] == "a"]
+    assert own[1] < own[0] / 20
+    nodes = {file.stat().st_ino for step in range(1, 9) for file in files(tmp_path, step)}
+    assert len(nodes) == 8  # no byte is kept twice
+    _, tables, dense = load_rows(tmp_path, "main")
+    keys, values = tables["items"]
+    assert (values[np.argsort(keys)] == rows(11)["table/items/values"]).all() and (
+        dense == 11
+    ).all()
+
+
+def test_a_full_one_is_written_where_increments_would_not_pay(tmp_path):
+    everything = rows(1)
+    for step in (1, 2, 3):
+        everything = everything | {"table/items/values": everything["table/items/values"] + 1}
+        write_part(tmp_path, "main", 0, step, 0, 1, everything, {})
+    assert [len(files(tmp_path, step)) for step in (1, 2, 3)] == [1, 2, 1]
+
+
+def test_removing_what_it_builds_on_harms_no_snapshot(tmp_path):
+    write_rows(tmp_path, *range(1, 7))
+    prune(tmp_path, "main", 1)
+    assert complete_steps(tmp_path, "main", 0) == [6]
+    assert same(latest(tmp_path, "main").snapshot.read(0), 6)
+
+
+def test_a_bad_link_costs_the_snapshots_on_it_and_a_spare_one_is_kept(tmp_path):
+    for step in range(1, 13):
+        write_rows(tmp_path, step)
+        prune(tmp_path, "main", 2)
+    assert complete_steps(tmp_path, "main", 0) == [8, 11, 12]  # 9 is full, 8 is of the chain before
+    full = files(tmp_path, 12)[1]
+    assert full.name == "chain-0.safetensors"
+    data = full.read_bytes()
+    full.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    snapshot, reasons = latest(tmp_path, "main")
+    assert snapshot.step == 8 and same(snapshot.read(0), 8)
+    assert len(reasons) == 2 and all("chain-0.safetensors is corrupt" in told for told in reasons)
+    write_rows(tmp_path, 13)  # it doesn't build on what is bad
+    assert [file.name for file in files(tmp_path, 13)] == ["arrays.safetensors"]
+
+
+def test_where_files_cannot_be_linked_all_is_written(tmp_path, monkeypatch):
+    def refuses(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(snapshots.os, "link", refuses)
+    write_rows(tmp_path, 1, 2)
+    assert [len(files(tmp_path, step)) for step in (1, 2)] == [1, 1]
+    assert same(latest(tmp_path, "main").snapshot.read(0), 2)
+
+
+def test_links_that_were_made_before_one_failed_are_not_left(tmp_path, monkeypatch):
+    write_rows(tmp_path, 1, 2, 3)
+    real = snapshots.os.link
+
+    def link(source, target):
+        if target.name == "chain-2.safetensors":
+            raise OSError("too many links")
+        real(source, target)
+
+    monkeypatch.setattr(snapshots.os, "link", link)
+    write_rows(tmp_path, 4)
+    assert [file.name for file in files(tmp_path, 4)] == ["arrays.safetensors"]
+    assert same(latest(tmp_path, "main").snapshot.read(0), 4)

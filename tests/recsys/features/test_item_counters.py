@@ -1,0 +1,122 @@
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from recsys.events.hashing import cross, key_of
+from recsys.features import item_counters
+from recsys.features.counters import SPEEDS
+from recsys.features.feature_set import FeatureSet, read_block
+from recsys.features.item_counters import GLOBAL, ItemCounters, segment_of
+from tests.recsys.features.test_session import ALL_SHOWN, NOW_MS, did, keys_of, shown
+from tests.support.small_feed import FEATURES, block
+
+FEED = FEATURES.context_keys("feed", {})[0]
+V1 = key_of("item", "v1")
+
+
+def count(its: ItemCounters, key: int, kind: str) -> float:
+    row = its.counters.read(np.array([key]), NOW_MS).reshape(SPEEDS, -1)
+    return float(row[0, its.features.kinds.index(kind)])
+
+
+def fold(features: FeatureSet = FEATURES) -> ItemCounters:
+    its = ItemCounters(features)
+    its.impression(shown("r1", 1, 2), np.array([keys_of(1, features), keys_of(2, features)]))
+    return its
+
+
+def test_an_engagement_counts_for_the_item_its_groups_and_the_context() -> None:
+    its = fold()
+    its.engagement(did("r1", 1, "like"), keys_of(1))
+    crossed = cross(FEED, np.array([V1, key_of("duration", 6)])).tolist()
+    entities = (GLOBAL, V1, key_of("item.author", "a1"), key_of("item.tags", "t1"), FEED, *crossed)
+    assert [count(its, key, "like") for key in entities] == [1.0] * len(entities)
+    assert count(its, key_of("item", "v2"), "like") == 0.0
+
+
+def test_without_its_request_it_counts_for_the_item_alone() -> None:
+    its = fold()
+    its.engagement(did("r9", 1, "like"), keys_of(1))
+    assert count(its, V1, "like") == 1.0 and count(its, FEED, "like") == 0.0
+
+
+def test_a_view_shows_what_the_client_saw_and_an_impression_what_was_all_shown() -> None:
+    its = fold()
+    assert count(its, V1, "shown") == 0.0
+    its.engagement(did("r1", 1, "view", watch_ms=1_000), keys_of(1))
+    assert (count(its, V1, "shown"), count(its, FEED, "shown")) == (1.0, 1.0)
+    its = fold(ALL_SHOWN)
+    assert (count(its, V1, "shown"), count(its, GLOBAL, "shown")) == (1.0, 2.0)
+    its.engagement(did("r1", 1, "view", watch_ms=1_000), keys_of(1, ALL_SHOWN))
+    assert count(its, V1, "shown") == 1.0
+    assert count(its, V1, "watch") == pytest.approx(np.log(2))
+
+
+def test_what_is_not_counted_changes_nothing() -> None:
+    its = fold()
+    its.engagement(did("r1", 1, "skip"), keys_of(1))
+    assert its.take_changed() == [] and len(its.counters) == 0
+
+
+def test_a_viewer_with_a_profile_counts_for_their_segment_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(item_counters, "REQUESTS", 2)
+    its = ItemCounters(FEATURES)
+    served = msgspec.structs.replace(shown("r1", 1), features=block(1))
+    its.impression(served, keys_of(1)[None])
+    its.engagement(did("r1", 1, "like"), keys_of(1))
+    user_U = read_block(block(1), FEATURES).user_U
+    segment = segment_of(FEATURES, user_U)
+    assert segment == user_U[FEATURES.slot("profile").start] != 0
+    crossed = int(cross(segment, np.array([V1]))[0])
+    assert count(its, crossed, "like") == 1.0 == count(its, V1, "like")
+    other = ItemCounters(FEATURES)
+    other.remember(its.requests(), its.segments())
+    other.engagement(did("r1", 1, "like"), keys_of(1))
+    assert count(other, crossed, "like") == 1.0
+    for n in (2, 3):  # forgotten with its request
+        its.impression(shown(f"r{n}", 1), keys_of(1)[None])
+    assert its.segments() == []
+    user_U = user_U.copy()
+    user_U[FEATURES.slot("profile").start] = 0
+    assert segment_of(FEATURES, user_U) == user_U[FEATURES.slot("context").start]
+
+
+def test_changes_are_told_once() -> None:
+    its = fold()
+    its.engagement(did("r1", 1, "like"), keys_of(1))
+    changed = its.take_changed()
+    assert V1 in changed and changed == sorted(set(changed)) and its.take_changed() == []
+
+
+def test_the_oldest_requests_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(item_counters, "REQUESTS", 2)
+    its = ItemCounters(FEATURES)
+    for n in range(3):
+        its.impression(shown(f"r{n}", 1), keys_of(1)[None])
+    assert [request for request, _ in its.requests()] == ["r1", "r2"]
+    other = ItemCounters(FEATURES)
+    other.remember(its.requests())
+    other.engagement(did("r2", 1, "like"), keys_of(1))
+    assert count(other, FEED, "like") == 1.0
+
+
+def test_an_item_whose_duration_changes_has_its_new_cross() -> None:
+    its = fold()
+    longer = FEATURES.item_keys("v1", {"duration_ms": 60_000})
+    its.engagement(did("r1", 1, "like"), keys_of(1))
+    its.engagement(did("r1", 1, "like"), longer)
+    place = FEATURES.slot("duration").start
+    for keys in (keys_of(1), longer):
+        assert count(its, int(cross(FEED, keys[place : place + 1])[0]), "like") == 1.0
+    assert count(its, V1, "like") == 2.0
+
+
+def test_kinds_of_other_labels_are_not_counted() -> None:
+    features = FeatureSet(replace(FEATURES.schema, labels=("long_view",)), "all", history=4)
+    its = fold(features)
+    its.engagement(did("r1", 1, "like"), keys_of(1, features))
+    assert len(its.counters) == 0

@@ -1,0 +1,68 @@
+"""What OpenTelemetry's exporter sends, as a receiver of OTLP/HTTP reads it."""
+
+import logging
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from recsys.observability.spans import Span, of_request, of_step
+from recsys.observability.tracer import Tracer
+from tests.support.otlp_receiver import Receiver
+
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    its = Receiver()
+    yield its
+    its.close()
+
+
+def test_a_receiver_gets_what_was_told(receiver: Receiver) -> None:
+    from recsys.observability.otlp_export import OtlpExport
+
+    feed, step = of_request("r1", "feed"), of_step("main", 0, 3)
+    child = Span(of_request("r1", "x"), "x", 6, 7, feed, (step,), {"n": 3, "ok": True})
+    export = OtlpExport(receiver.url, {"service.name": "recsys-serve"})
+    export([Span(feed, "feed", 5, 9), child])
+    [(service, root), (_, its)] = receiver.spans()
+    assert service == "recsys-serve" and root.name == "feed"
+    assert root.trace_id.hex() == feed.trace_id and root.span_id.hex() == feed.span_id
+    assert (root.start_time_unix_nano, root.end_time_unix_nano) == (5, 9)
+    assert its.parent_span_id.hex() == feed.span_id and root.parent_span_id == b""
+    assert its.links[0].span_id.hex() == step.span_id
+    assert {a.key: a.value.int_value or a.value.bool_value for a in its.attributes} == {
+        "n": 3,
+        "ok": True,
+    }
+
+
+def test_a_receiver_that_refuses_is_an_error() -> None:
+    from recsys.observability.otlp_export import OtlpExport
+
+    its = Receiver(status=400)
+    try:
+        with pytest.raises(ConnectionError, match="took none of 1 spans"):
+            OtlpExport(its.url, {})([Span(of_request("r1", "feed"), "feed", 5, 9)])
+    finally:
+        its.close()
+
+
+def test_a_receiver_that_is_away_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    from recsys.observability.otlp_export import OtlpExport
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    caplog.set_level(logging.INFO)
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.NOTSET)
+    export = OtlpExport(f"http://127.0.0.1:{port}/v1/traces", {})
+    export._exporter._timeout = 0.3
+    tracer = Tracer(1.0, export)
+    for n in range(600):
+        tracer.tell(Span(of_request(f"r{n}", "feed"), "feed", 5, 9))
+    tracer.close(20)
+    assert (tracer.sent, tracer.dropped) == (0, 600)
+    [said] = caplog.records
+    assert said.name == "recsys.observability.tracer" and said.getMessage() == "spans dropped"

@@ -1,0 +1,116 @@
+"""What one `recsys up` will run: addresses, ports, secrets, and the parts that follow from it."""
+
+import os
+import re
+import socket
+import stat
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+
+from recsys.config.system_config import LogConfig, SessionConfig
+from runtime.parts import valkey
+from runtime.parts.ray_head import client_environment
+from runtime.reports.status_table import addresses
+from runtime.supervision import launch_plan as plans
+from runtime.supervision import run_file as runs
+from runtime.supervision.launch_plan import PortTaken, resolve
+from runtime.supervision.part_table import NAMES, body, table
+from runtime.supervision.supervisor import Supervisor
+from tests.support.plan_config import FREE, config_in
+
+
+def test_resolving_fills_in_addresses_and_no_port_twice(tmp_path):
+    config, plan = resolve(config_in(tmp_path, log=LogConfig(url="kafka://")))
+    assert plan.embedded == ["ray", "valkey", "broker"]
+    assert re.fullmatch(r"redis://recsys:[\w-]{32,}@127\.0\.0\.1:\d+/0", config.sessions.url)
+    assert re.fullmatch(r"kafka://127\.0\.0\.1:\d+", config.log.url)
+    taken = [config.serve.port, config.serve.dashboard_port, *msgspec.structs.astuple(plan.ray)]
+    taken += [plans.port_of(config.sessions.url), plans.port_of(config.log.url)]
+    assert len(set(taken)) == len(taken) and all(20_000 <= port < 30_000 for port in taken)
+
+
+def test_what_is_not_ours_is_not_started(tmp_path):
+    changes = {"sessions": SessionConfig(url="redis://127.0.0.1:6379/0")}
+    there = config_in(tmp_path, log=LogConfig(url="kafka://h:9092"), nodes=3, **changes)
+    with pytest.raises(ValueError, match="RAY_ADDRESS is empty"):
+        resolve(there)
+    config, plan = resolve(there, ray_address="10.0.0.1:6379")
+    assert "RAY_ADDRESS" not in client_environment(config, plan)
+    assert plan.embedded == [] and config.log.url == "kafka://h:9092"
+    names = {part.name for part in table(plan)}
+    assert not names & {"broker", "valkey", "ray", "viewers"} and "serve" in names
+
+
+def test_a_port_in_use_is_named_with_its_holder(tmp_path):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        config = replace(config_in(tmp_path), serve=replace(FREE, port=port))
+        with pytest.raises(PortTaken) as raised:
+            resolve(config)
+        theirs, _ = resolve(
+            config, ray_address="10.0.0.1:6379"
+        )  # Serve that runs there may have it
+    assert theirs.serve.port == port
+    assert f"port {port} (serve.port)" in str(raised.value)
+    assert f"process {os.getpid()}" in str(raised.value)
+    assert "RECSYS__SERVE__PORT" in str(raised.value)
+
+
+def test_configuration_and_secrets_come_back_and_are_their_owners_only(tmp_path):
+    config, plan = resolve(config_in(tmp_path), viewers=3.0, only=["log"])
+    plans.write(config, plan)
+    key = (tmp_path / "run" / "admin.key").read_text()
+    plans.write(config, plan)
+    assert plans.read(tmp_path) == (config, plan)
+    assert (tmp_path / "run" / "admin.key").read_text() == key and len(key) >= 32
+    for path in (tmp_path / "run").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
+
+
+def test_the_embedded_store_s_password_is_new_each_time_and_shown_nowhere(tmp_path):
+    config, plan = resolve(config_in(tmp_path))
+    again, _ = resolve(config_in(tmp_path))
+    password, other = (urlsplit(c.sessions.url).password for c in (config, again))
+    assert len(password) >= 32 and password != other
+    assert password not in valkey.users(config.sessions.url)
+    assert password not in "".join(addresses(config)) and "***@127.0.0.1" in addresses(config)[2]
+    plans.write(config, plan)
+    there = [path.name for path in (tmp_path / "run").iterdir() if password in path.read_text()]
+    assert there == ["config.json"]
+
+
+def test_the_state_folder_is_made_for_its_owner_only(tmp_path):
+    with runs.held(tmp_path / "above" / "state"):
+        assert stat.S_IMODE((tmp_path / "above" / "state").stat().st_mode) == 0o700
+    tmp_path.chmod(0o750)
+    with runs.held(tmp_path):  # one that stands is left as it is
+        assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
+
+
+def test_reading_where_nothing_was_started_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="recsys up"):
+        plans.read(tmp_path)
+
+
+@pytest.mark.parametrize("embedded", [[], ["valkey", "ray"], ["valkey", "broker", "ray"]])
+def test_the_table_is_in_order_for_every_plan(tmp_path, embedded):
+    _, plan = resolve(config_in(tmp_path), viewers=1.0)
+    plan = msgspec.structs.replace(plan, embedded=embedded)
+    parts = table(plan)
+    Supervisor(parts, lambda part: pytest.fail("nothing is started here"), lambda: 0.0)
+    assert [part.name for part in parts] == [n for n in NAMES if n in {p.name for p in parts}]
+
+
+def test_only_takes_what_is_needed_along(tmp_path):
+    _, plan = resolve(config_in(tmp_path), only=["session-fold"])
+    assert [part.name for part in table(plan)] == ["log", "valkey", "session-fold"]
+    with pytest.raises(ValueError, match="'nonsense'"):
+        table(msgspec.structs.replace(plan, only=["nonsense"]))
+    with pytest.raises(ValueError, match="'nonsense'"):
+        body("nonsense")

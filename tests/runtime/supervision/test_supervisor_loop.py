@@ -1,0 +1,191 @@
+"""The supervisor with real processes: started, killed, known again and ended."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import msgspec
+import psutil
+import pytest
+
+from runtime.supervision import run_file as runs
+from runtime.supervision.launch_plan import resolve
+from runtime.supervision.processes import alive, identify, kill_session, listening, members
+from runtime.supervision.supervisor import Part
+from runtime.supervision.supervisor_loop import Runner
+from tests.support.plan_config import config_in, seen_of
+
+FAKE = """
+import os, signal, subprocess, sys, time
+
+def good(stop):
+    while not stop.wait(0.02):
+        stop.heartbeat.add("events")
+
+def once(stop):
+    pass
+
+def flaky(stop):
+    while not stop.wait(0.02):
+        if stop.heartbeat.now().time_ms - stop.heartbeat.now().started_ms > 100:
+            raise ValueError("no luck")
+
+def stubborn(stop):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen([sys.executable, "-c", "import signal, time; "
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"], process_group=0)
+    stop.heartbeat.gauge("child", child.pid)
+    stop.is_set()
+    stop.heartbeat.write()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    from recsys.process.part_process import run_part
+    name, state = sys.argv[1:]
+    sys.exit(run_part(name, state, globals()[name]))
+"""
+
+
+@pytest.fixture
+def make_runner(tmp_path):
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    fake = tmp_path / "fake.py"
+    fake.write_text(FAKE)
+
+    def make(parts, show):
+        config, plan = resolve(config_in(tmp_path / "state"))
+        return Runner(
+            config, plan, show, parts=parts,
+            command=lambda name, state: [sys.executable, str(fake), name, state],
+        )  # fmt: skip
+
+    yield make
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.slow
+def test_real_parts_start_die_come_back_and_end(make_runner):
+    parts = [Part("once", "", once=True), Part("good", "", needs=("once",))]
+    killed, ended = [], []
+
+    def show(running, changes):
+        good = seen_of(running, "good")
+        if running.ready and not killed:
+            killed.append(good.process)
+            os.kill(good.process.pid, signal.SIGKILL)
+        elif running.ready and good.restarts:
+            ended.append(good)
+            runner.stop()
+
+    runner = make_runner(parts, show)
+    runner.run()
+    assert ended[0].last_exit == -9 and ended[0].process.pid != killed[0].pid
+    assert not alive(ended[0].process)
+
+
+@pytest.mark.slow
+def test_a_failure_is_told_and_delays_grow(make_runner, tmp_path):
+    from runtime.reports.status_table import note
+
+    notes = []
+
+    def show(running, changes):
+        flaky = seen_of(running, "flaky")
+        if flaky.state == "backoff" and flaky.restarts == 2:
+            notes.append(note(flaky, tmp_path / "state"))
+            runner.stop()
+
+    runner = make_runner([Part("flaky", "")], show)
+    runner.run()
+    assert "last exit 1" in notes[0] and "ValueError: no luck" in notes[0]
+
+
+@pytest.mark.slow
+def test_the_stubborn_is_killed_with_all_that_it_started_and_nothing_else(make_runner, tmp_path):
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    children = []
+
+    def show(running, changes):
+        if running.ready and not children:
+            beat = json.loads((tmp_path / "state" / "run" / "stubborn.json").read_text())
+            children.append(identify(int(beat["gauges"]["child"])))
+            assert sorted(members(seen_of(running, "stubborn").process)) == sorted(
+                [beat["pid"], children[0].pid]
+            )
+            runner.stop()
+
+    try:
+        runner = make_runner([Part("stubborn", "", grace_s=0.3)], show)
+        runner.run()
+        assert not alive(children[0])
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_process_is_not_taken_for_another_of_its_id():
+    me = identify(os.getpid())
+    assert alive(me)
+    other = msgspec.structs.replace(me, started=me.started - 60)
+    assert not alive(other)
+    leader = identify(os.getsid(0)) if psutil.pid_exists(os.getsid(0)) else None
+    if leader is not None:
+        assert os.getpid() in members(leader)
+        assert members(msgspec.structs.replace(leader, started=leader.started + 60)) == []
+
+
+AWAY = """
+import subprocess, sys, time, socket
+from recsys.process.process_priority import begin_session
+begin_session()
+listener = socket.create_server(("127.0.0.1", 0))
+if len(sys.argv) > 1:
+    subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+time.sleep(600)
+"""
+PART = "import subprocess, sys; from runtime.supervision.processes import mark; mark(); " + (
+    f"subprocess.Popen([sys.executable, '-c', {AWAY!r}, {AWAY!r}]).wait()"
+)
+
+
+def test_what_a_part_started_is_known_in_whatever_session_and_ends_with_it():
+    """A process in a session of its own, and another that it started: the first ends before the part."""
+    part = subprocess.Popen([sys.executable, "-c", PART], start_new_session=True)
+    other = subprocess.Popen([sys.executable, "-c", AWAY], start_new_session=True)
+    leader = identify(part.pid)
+    try:
+        until_s = time.monotonic() + 30
+        began: list[int] = []
+        while len(began) < 2 and time.monotonic() < until_s:
+            time.sleep(0.02)
+            its = [pid for pid in members(leader) if pid != part.pid]
+            began = [pid for pid in its if os.getsid(pid) == pid]
+        assert len(began) == 2 and other.pid not in members(leader)
+        assert len(listening({"part": leader})["part"]) == 2
+        older = msgspec.structs.replace(leader, started=leader.started - 60)
+        assert not set(began) & set(members(older)), "of another process that had its id"
+        os.kill(min(began), signal.SIGKILL)
+        part.kill()
+        part.wait()
+        assert members(leader) == [max(began)]  # who started it has gone, and so has the leader
+        kill_session(leader)
+        assert members(leader) == [] and other.poll() is None
+    finally:
+        kill_session(leader)
+        for process in (part, other):
+            process.kill()
+            process.wait()
+
+
+def test_one_holds_the_state_folder(tmp_path):
+    with runs.held(tmp_path):
+        with pytest.raises(runs.AlreadyRuns):
+            with runs.held(tmp_path):
+                pass
+    with runs.held(tmp_path):
+        pass

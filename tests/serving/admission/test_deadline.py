@@ -1,0 +1,56 @@
+"""What is left out where time is short; and that a past answer can be made again from what it says."""
+
+import pytest
+
+from serving.admission.deadline import POPULAR, SHORT, UNRANKED, AsServed, ByClock, shortened
+from serving.pipeline import Pipeline
+from serving.request import Request
+from tests.support.replica_harness import NOW_MS, config, made, policy, popular, viewer
+
+NEEDS_MS = {POPULAR: 10.0, SHORT: 20.0, UNRANKED: 8.0}
+
+
+def test_a_stage_is_missed_below_what_it_needs() -> None:
+    left_ms = [15.0]
+    deadline = ByClock(lambda: left_ms[0], NEEDS_MS)
+    assert [deadline.misses(s) for s in (POPULAR, SHORT, UNRANKED)] == [False, True, False]
+    left_ms[0] = -5.0
+    assert all(deadline.misses(s) for s in NEEDS_MS)
+
+
+def test_of_each_source_its_first_ones_stay() -> None:
+    found = {n: ["vector"] for n in range(60)} | {n: ["fresh", "topic"] for n in range(60, 90)}
+    kept = shortened(found, 30)
+    assert list(kept) == [*range(20), *range(60, 70)]
+    assert kept[60] == ["fresh", "topic"]
+    assert shortened(found, 90) == found
+    many = {n: [f"s{n}"] for n in range(50)}
+    assert len(shortened(many, 10)) == 10
+
+
+@pytest.mark.parametrize(
+    ("left_ms", "missed"),
+    [
+        (50.0, ()),
+        (15.0, (SHORT,)),
+        (9.0, (POPULAR, SHORT)),
+        (-1.0, (POPULAR, SHORT, UNRANKED)),
+    ],
+)
+def test_an_answer_says_what_it_did_without_and_is_made_again(
+    left_ms: float, missed: tuple[str, ...]
+) -> None:
+    replica = made(items=400, its_config=config(candidates=300))
+    popular(replica, {n: n for n in range(150)})
+    pipeline, session = Pipeline(replica), viewer(replica, liked=(3, 8))
+    request, by = Request("u", n=10), policy()
+    late = ByClock(lambda: left_ms, NEEDS_MS)
+    answer = pipeline.recommend(request, session, by, NOW_MS, "r1", late)
+    assert len(answer.items) == 10
+    assert answer.degraded == missed
+    assert (answer.items[0].sources == ("popular",)) == (POPULAR in missed)
+    assert answer.impression.degraded == list(answer.degraded)
+    again = pipeline.recommend(
+        request, session, by, NOW_MS, "r1", AsServed(answer.impression.degraded)
+    )
+    assert again == answer

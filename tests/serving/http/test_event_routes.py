@@ -1,0 +1,153 @@
+"""Events over ASGI: each judged alone; bodies that are wrong; a log that takes nothing."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recsys.log.protocol import LogUnavailable
+from tests.support.service_harness import NOW_MS, World, run, view
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_events_are_judged_one_by_one(world: World) -> None:
+    async def scenario(w: World) -> None:
+        events = [
+            view("r", "v1", "e1"),
+            view("r", "v1", "e1"),
+            view("r", "v1", "e2", kind="stare"),
+            {
+                "type": "impression",
+                "time_ms": NOW_MS,
+                "request_id": "r",
+                "user_id": "u",
+                "items": [],
+            },
+            view("r", "v1", "e3", watch_ms=2**70),
+            view("r", "v2", "e4", user_id=7),
+            "text",
+            None,
+        ]
+        answer = (await w.client.post("/v1/events", json={"events": events})).json()
+        expected = ["accepted", "duplicate", "rejected", "rejected", "rejected", "accepted"]
+        assert [r["status"] for r in answer["results"]] == [*expected, "rejected", "rejected"]
+        assert answer["results"][2]["error"]["field"] == "kind"
+        assert "written by the server" in answer["results"][3]["error"]["expected"]
+        assert len(w.events()) == 2
+        again = (await w.client.post("/v1/events", json={"events": events[:1]})).json()
+        assert again["duplicates"] == 1
+
+    run(world, scenario)
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        (b'"watch_ms": NaN', "watch_ms"),
+        (b'"watch_ms": 1e999', "watch_ms"),
+        (b'"note": "\\ud800"', "note"),
+        (b'"note": ' + b"[" * 3000 + b"]" * 3000, "event"),
+    ],
+)
+def test_a_bad_event_in_a_body_costs_itself_alone(world: World, bad: bytes, field: str) -> None:
+    async def scenario(w: World) -> None:
+        good = [json.dumps(view("r", "w1", f"good-{i}")).encode() for i in range(2)]
+        wrong = json.dumps(view("r", "w1", "bad")).encode()[:-1] + b", " + bad + b"}"
+        body = b'{"events": [' + b", ".join([good[0], wrong, good[1]]) + b"]}"
+        response = await w.client.post(
+            "/v1/events", content=body, headers={"content-type": "application/json"}
+        )
+        assert response.status_code == 202, response.text
+        results = response.json()["results"]
+        assert [r["status"] for r in results] == ["accepted", "rejected", "accepted"]
+        assert results[1]["error"]["field"] == field
+
+    run(world, scenario)
+
+
+@pytest.mark.slow
+def test_without_a_log_events_are_refused_and_impressions_kept(world: World) -> None:
+    append = world.log.append
+
+    def away(topic: str, records: Any) -> list[int]:
+        raise LogUnavailable("disk full")
+
+    async def scenario(w: World) -> None:
+        world.log.append = away  # type: ignore[method-assign]
+        answer = await w.recommend(n=3)
+        refused = await w.client.post("/v1/events", json={"events": [view("r", "v1", "e1")]})
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        world.log.append = append  # type: ignore[method-assign]
+        await w.written()
+        assert [e.request_id for e in w.events()] == [answer["request_id"]]
+        await asyncio.sleep(1.1)
+        again = await w.client.post("/v1/events", json={"events": [view("r", "v1", "e1")]})
+        assert again.json()["accepted"] == 1  # what was never committed isn't a repeat
+
+    run(world, scenario)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/recommend", b"{", 400),
+        ("/v1/recommend", b'{"user_id": NaN}', 400),
+        (
+            "/v1/recommend",
+            b'{"user_id": "u", "context": ' + b'{"a":' * 2000 + b"1" + b"}" * 2001,
+            400,
+        ),
+        ("/v1/recommend", b'{"user_id": "u", "context": ' + b'{"a":' * 20 + b"1" + b"}" * 21, 422),
+        ("/v1/recommend", b'{"user_id": "u", "context": {"a": 1' + b"0" * 30 + b"}}", 422),
+        ("/v1/recommend", b"{}", 422),
+        ("/v1/recommend", b'{"user_id": "u", "n": 0}', 422),
+        ("/v1/recommend", b'{"user_id": "u", "n": 101}', 422),
+        ("/v1/recommend", b'{"user_id": "u", "n": "5"}', 422),
+        ("/v1/recommend", b'{"user_id": ""}', 422),
+        ("/v1/recommend", b'{"user_id": true}', 422),
+        ("/v1/recommend", b'{"user_id": 1.5}', 422),
+        ("/v1/recommend", b'{"user_id": 99999999999999999999}', 422),
+        ("/v1/recommend", b'{"user_id": "u", "surprise": 1}', 422),
+        ("/v1/recommend", b"[]", 422),
+        ("/v1/recommend", b'{"user_id": "\xff"}', 400),
+        ("/v1/events", b'{"events": []}', 422),
+        ("/v1/events", b'{"events": {}}', 422),
+        ("/v1/events", b'{"events": [' + b",".join([b"1"] * 501) + b"]}", 422),
+        ("/v1/events", b'{"events": ["' + b"x" * 1_000_001 + b'"]}', 413),
+        ("/v1/recommend", b"", 422),
+        ("/v1/nothing", b"{}", 404),
+    ],
+)
+def test_a_wrong_body_is_refused_clearly(world: World, path: str, body: bytes, status: int) -> None:
+    async def scenario(w: World) -> None:
+        headers = {"content-type": "application/json"}
+        answer = await w.client.post(path, content=body, headers=headers)
+        assert answer.status_code == status, answer.text
+        assert answer.json()["error"]
+        if status == 422:
+            assert answer.json()["details"][0]["expected"]
+
+    run(world, scenario)
+
+
+def test_text_that_is_no_unicode_is_refused(world: World) -> None:
+    async def scenario(w: World) -> None:
+        headers = {"content-type": "application/json"}
+        for path, body in {
+            "/v1/recommend": b'{"user_id": "u", "context": {"a": "\\ud800"}}',
+            "/v1/events": b'{"events": [{"type": "engagement", "time_ms": 1790000000000, '
+            b'"request_id": "\\ud800", "user_id": "u", "item_id": "v", "kind": "view"}]}',
+        }.items():
+            answer = await w.client.post(path, content=body, headers=headers)
+            assert answer.status_code in (202, 400, 422), answer.text
+            if answer.status_code == 202:
+                assert answer.json()["rejected"] == 1
+
+    run(world, scenario)

@@ -1,0 +1,136 @@
+"""Health, readiness, metrics and pages over ASGI."""
+
+import asyncio
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recsys.config.system_config import ServeConfig
+from recsys.log.protocol import LogUnavailable
+from serving.http_app import build_app
+from serving.replica.log_follower import Follower
+from tests.support.service_harness import World, run
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_health_readiness_metrics_page_and_docs(world: World) -> None:
+    async def scenario(w: World) -> None:
+        await w.recommend()
+        assert (await w.client.get("/healthz")).status_code == 200
+        assert (await w.client.get("/readyz")).json()["ready"] is True
+        text = (await w.client.get("/metrics")).text
+        assert 'recsys_requests_total{route="/v1/recommend",status="200"} 1.0' in text
+        assert "recsys_items 60.0" in text
+        assert "<!doctype html>" in (await w.client.get("/")).text
+        assert (await w.client.get("/static/main.js")).status_code == 200
+        schema = (await w.client.get("/openapi.json")).json()
+        assert {"/v1/recommend", "/v1/events", "/v1/status"} <= schema["paths"].keys()
+        body = schema["components"]["schemas"]["RecommendIn"]
+        assert body["examples"][0]["user_id"] == "u42"
+        docs = (await w.client.get("/docs")).text
+        needed = re.findall(r'(?:src|href)="([^"]+)"', docs)
+        assert needed, "the page has its script and style"
+        for path in needed:  # all from here: a laptop without a network reads them too
+            assert path.startswith("/") and (await w.client.get(path)).status_code == 200
+
+    run(world, scenario)
+
+
+def test_of_several_replicas_each_says_which_one_it_is(tmp_path: Path) -> None:
+    several = World(tmp_path, serve=ServeConfig(replicas=2))
+
+    async def scenario(w: World) -> None:
+        told = list[str]()
+        for _ in range(2):
+            text = (await w.client.get("/metrics")).text
+            told += re.findall(r'recsys_items{replica="(\w{8})"} 60.0', text)
+            samples = [line for line in text.splitlines() if not line.startswith("#")]
+            assert all(f'replica="{told[0]}"' in line for line in samples)
+        assert len(told) == 2 and len(set(told)) == 1
+
+    run(several, scenario)
+
+
+def test_not_ready_is_said_before_the_log_is_read(world: World) -> None:
+    async def scenario(w: World) -> None:
+        w.service.reader.ready = False
+        assert (await w.client.get("/readyz")).status_code == 503
+        answer = await w.client.post("/v1/recommend", json={"user_id": "u1"})
+        assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+
+    run(world, scenario)
+
+
+def test_a_replica_that_is_cut_off_from_the_log_is_not_ready_and_answers_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.replica.log_follower._RETRY_S", 0.01)
+    now_s = [100.0]
+    world.service.follower = Follower(world.log, world.service.reader, lambda: now_s[0])
+    read = world.log.read
+    failed = []
+
+    def away(*_: Any) -> Any:
+        failed.append(1)
+        raise LogUnavailable("no broker answers")
+
+    async def until(condition: Callable[[], bool]) -> None:
+        for _ in range(500):
+            if condition():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("it didn't come to that")
+
+    async def scenario(w: World) -> None:
+        w.log.read = away  # type: ignore[method-assign]
+        await until(lambda: len(failed) > 2)
+        assert (await w.client.get("/readyz")).status_code == 200  # perhaps it comes back at once
+        now_s[0] += 6.0
+        told = await w.client.get("/readyz")
+        assert told.status_code == 503 and told.json()["ready"] is False
+        assert told.json()["failure"] == "the log has been away for 6 s: no broker answers"
+        assert (await w.client.get("/healthz")).status_code == 200
+        assert w.service.failure == ""  # else Serve would put another replica in its place
+        assert len((await w.recommend(n=5))["items"]) == 5
+        assert "recsys_ready 0.0" in (await w.client.get("/metrics")).text
+        w.log.read = read  # type: ignore[method-assign]
+        await until(lambda: w.service.ready)
+        again = await w.client.get("/readyz")
+        assert again.status_code == 200 and again.json()["failure"] == ""
+
+    run(world, scenario)
+
+
+def test_the_app_has_started_once_the_replica_has_caught_up(world: World) -> None:
+    catch_up = world.service.reader.catch_up
+    let = threading.Event()
+
+    def late(stopped: Callable[[], bool]) -> None:
+        let.wait(5)
+        catch_up(stopped)
+
+    world.service.reader.catch_up = late  # type: ignore[method-assign]
+
+    told: list[bool] = []
+
+    async def start(wait_s: float) -> None:
+        app = build_app(world.service, lambda: "", wait_s, lambda: told.append(world.service.ready))
+        async with app.router.lifespan_context(app):
+            assert world.service.ready and told == [True]
+
+    async def whole() -> None:
+        starting = asyncio.ensure_future(start(5.0))
+        await asyncio.sleep(0.1)
+        assert not starting.done() and not world.service.ready and not told
+        let.set()
+        await starting
+
+    asyncio.run(whole())

@@ -1,0 +1,136 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recsys.events.event_types import Engagement
+from recsys.events.hashing import key_of
+from recsys.features.session import Session
+from serving.pipeline import Pipeline
+from serving.ranking import stages
+from serving.ranking.stages import STAGES, Staged, trust_of
+from serving.replica.replica import Replica
+from serving.request import Answer, Request
+from tests.support.replica_harness import NOW_MS, made, policy, popular, viewer
+from tests.support.small_feed import FEATURES, START_MS
+
+QUIET = {"explore": 0.0, "quota": 0.0, "temperature": 1e-3, "per_author": 0}
+
+
+def ask(replica: Replica, session: Session, n: int = 6, request_id: str = "r", **by: Any) -> Answer:
+    request = Request("u", n)
+    return Pipeline(replica).recommend(request, session, policy(**(QUIET | by)), NOW_MS, request_id)
+
+
+def rule(do: str, field: str, value: str, amount: float = 1.0) -> dict[str, Any]:
+    return {"do": do, "field": field, "value": value, "amount": amount}
+
+
+def of(answer: Answer, field: str) -> list[Any]:
+    return [item.fields[field] for item in answer.items]
+
+
+def hides(session: Session, replica: Replica, n: int) -> None:
+    event = Engagement(
+        time_ms=START_MS + 50_000, request_id="h", user_id="u", item_id=f"v{n}", kind="hide"
+    )
+    session.fold_engagement(event, replica.catalogue.keys[n])
+
+
+def test_who_hides_an_item_sees_less_of_its_author_and_tags() -> None:
+    replica = made()
+    session = viewer(replica)
+    hides(session, replica, 4)  # author a4, tag t4
+    answer = ask(replica, session, n=30, not_interested=2.0)
+    assert answer.ranked is not None
+    added = dict(zip(answer.ranked.indices, answer.ranked.added["not_interested"], strict=True))
+    assert added[13] == added[9] == -1.0  # one hide, nothing liked: half of it, by author or tag
+    assert added[7] == 0.0 and "v4" not in [item.item_id for item in answer.items]
+    ordered = [
+        a in ("a4",) or "t4" in t
+        for a, t in zip(of(answer, "author"), of(answer, "tags"), strict=True)
+    ]
+    assert ordered == sorted(ordered)  # what is damped comes last
+    assert "not_interested" not in ask(replica, session, not_interested=0.0).ranked.added  # type: ignore[union-attr]
+
+
+def test_what_is_liked_beside_weighs_against_a_hide() -> None:
+    replica = made()
+    session = viewer(replica, liked=(9, 14, 19))  # three of tag t4
+    hides(session, replica, 4)
+    answer = ask(replica, session, n=30, not_interested=1.0)
+    assert answer.ranked is not None
+    added = dict(zip(answer.ranked.indices, answer.ranked.added["not_interested"], strict=True))
+    assert added[13] == pytest.approx(-0.5)  # author a4: hidden once, never liked
+    assert added[24] == pytest.approx(-1 / 5, abs=0.01)  # tag t4: one hide, three likes
+
+
+def test_rules_boost_bury_require_and_limit() -> None:
+    replica, session = made(), viewer(made())
+    boosted = ask(replica, session, rules=(rule("boost", "author", "a3", 50.0),), n=4)
+    assert of(boosted, "author") == ["a3"] * 4
+    buried = ask(replica, session, rules=(rule("bury", "tags", "t2", 50.0),), n=40)
+    assert of(buried, "tags")[-8:] == [["t2"]] * 8 and ["t2"] not in of(buried, "tags")[:-8]
+    either = (rule("require", "author", "a3"), rule("require", "author", "a5"))
+    required = ask(replica, session, rules=(*either, rule("require", "tags", "t0")), n=40)
+    assert {(a, t) for a, [t] in zip(of(required, "author"), of(required, "tags"), strict=True)} == {
+        ("a3", "t0"), ("a5", "t0"),
+    }  # fmt: skip
+    assert required.removed["rules"] == 40 - len(required.items)
+    none = ask(replica, session, rules=(rule("limit", "author", "a3", 0),), n=40)
+    assert "a3" not in of(none, "author") and none.removed["rules"] == 5
+    limited = ask(replica, session, rules=(rule("limit", "tags", "t1", 2),), n=40)
+    assert of(limited, "tags").count(["t1"]) == 2 and len(limited.items) == 34
+    assert limited.removed["limit tags=t1"] == 6
+
+
+def test_a_fixed_item_stands_whatever_the_rules_say_and_a_cap_says_whom_it_shut_out() -> None:
+    replica, session = made(), viewer(made())
+    by = {"fixed": {1: "v4"}, "rules": (rule("require", "author", "a3"),), "per_author": 2}
+    answer = ask(replica, session, **by)
+    assert of(answer, "author") == ["a3", "a4", "a3"] and answer.removed["per_author"] == 3
+
+
+def test_items_on_trial_have_their_quota_and_the_answer_says_which_they_are() -> None:
+    replica, session = made(), viewer(made())
+    for _ in range(2):
+        popular(replica, dict.fromkeys(range(36), 60))
+    replica.popularity._shown[:36] = 60  # toy engagements have no views
+    drawn = offered = 0
+    for n in range(150):
+        answer = ask(replica, session, 5, f"r{n}", quota=0.2, trust_after=50)
+        offered += answer.offered
+        for item, served in zip(answer.items, answer.impression.items, strict=True):
+            by_quota = "quota" in item.sources
+            drawn += by_quota
+            assert by_quota == ("quota" in served.sources)
+            assert not by_quota or (item.item_id in ("v36", "v37", "v38", "v39"))
+    assert 600 < offered <= 750 and abs(drawn / offered - 0.2) < 0.05
+    replica.popularity._shown[:] = 60
+    assert ask(replica, session, quota=0.2, trust_after=50).offered == 0
+
+
+def test_trust_grows_with_every_showing() -> None:
+    shown = np.array([0.0, 10.0, 50.0, 999.0])
+    assert trust_of(shown, 50).tolist() == pytest.approx([1.0, 0.8, 0.0, 0.0])
+    assert not trust_of(shown, 0).any()
+
+
+def test_a_stage_is_done_in_its_place_and_counted_under_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def odd(replica: Replica, session: Session, config: Any, ranked: Any) -> Staged:
+        return Staged(None, np.array(ranked.indices) % 2 == 1)
+
+    monkeypatch.setattr(stages, "STAGES", (*STAGES, ("odd", odd)))
+    answer = ask(made(), viewer(made()), n=40)
+    assert len(answer.items) == 20 == answer.removed["odd"]
+    assert {int(str(item.item_id)[1:]) % 2 for item in answer.items} == {1}
+
+
+def test_a_viewer_without_a_past_that_is_told_apart_has_nothing_added() -> None:
+    session = Session("u", FEATURES)
+    session.hidden.append(key_of("item", "unheard of"))
+    answer = ask(made(), session)
+    assert answer.ranked is not None and not answer.ranked.added
+    assert answer.ranked.final_N is answer.ranked.scores_N

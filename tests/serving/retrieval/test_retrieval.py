@@ -1,0 +1,227 @@
+from collections import deque
+
+import msgspec
+import numpy as np
+import pytest
+
+from recsys.arrays.bitmap import Bitmap
+from recsys.config.policy_config import SOURCES, PolicyConfig
+from recsys.events.event_types import Engagement, Impression
+from recsys.events.hashing import key_of
+from recsys.events.records import ItemState
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.item_counters import ItemCounters
+from serving.ranking.scoring import user_vector
+from serving.replica.replica import Replica
+from serving.retrieval.retrieval import Found, Retrieval, liked_groups
+from tests.support.replica_harness import NOW_MS, item, made, popular, viewer
+from tests.support.small_feed import FEATURES, block
+
+ALL = {
+    "trial": 7,
+    "vector": 10,
+    "similar": 9,
+    "topic": 8,
+    "segment": 4,
+    "popular": 6,
+    "fresh": 5,
+}
+
+
+def collect(
+    replica: Replica, shares: dict[str, int], wanted: np.ndarray | None = None, limit: int = 60,
+    salt: int = 1, **session: tuple[int, ...],
+) -> Found:  # fmt: skip
+    its = viewer(replica, **session)
+    none = np.zeros(0, np.int64)
+    user = FeatureBuilder(replica.features).build(
+        its, "feed", {}, none, replica.catalogue, replica.counters, NOW_MS
+    )
+    mask = np.ones(len(replica.catalogue), np.bool_) if wanted is None else wanted
+    return Retrieval(replica).collect(its, user, Bitmap.of(mask), shares, limit, salt, 50)
+
+
+def test_the_policy_names_the_sources_that_there_are() -> None:
+    assert tuple(ALL) == SOURCES == tuple(PolicyConfig().sources)
+    assert collect(made(), {"vectr": 3}).failed == [
+        "vectr"
+    ]  # no policy has it: it is refused before
+
+
+def test_every_source_keeps_to_its_share_and_to_what_is_wanted() -> None:
+    replica = made()
+    popular(replica, {n: n for n in range(40)})
+    wanted = np.arange(40) % 2 == 0
+    for name, share in ALL.items():
+        found = collect(replica, {name: share}, wanted, liked=(3, 8))
+        assert found.failed == [] and 0 < len(found.sources) <= share + 1, name
+        assert all(wanted[index] for index in found.sources), name
+    assert not collect(replica, ALL, np.zeros(40, np.bool_), liked=(3,)).sources
+
+
+def test_candidates_name_all_their_sources_once_and_keep_to_the_limit() -> None:
+    replica = made(items=12)
+    popular(replica, {n: 1 + n for n in range(12)})
+    found = collect(replica, dict.fromkeys(ALL, 12), liked=(3, 8))
+    assert len(found.sources) == 12
+    assert all(len(set(names)) == len(names) for names in found.sources.values())
+    assert any(len(names) >= 4 for names in found.sources.values())
+    assert len(collect(replica, dict.fromkeys(ALL, 12), limit=5, liked=(3,)).sources) == 5
+
+
+def test_vector_finds_the_items_nearest_to_the_user_side() -> None:
+    replica = made()
+    its = viewer(replica, liked=(3, 8))
+    none = np.zeros(0, np.int64)
+    user = FeatureBuilder(replica.features).build(
+        its, "feed", {}, none, replica.catalogue, replica.counters, NOW_MS
+    )
+    query = user_vector(replica.model, replica.rows, user)
+    assert query.shape == (replica.index.dim,) and query.any()
+    nearest = np.argsort(-(replica.index.vectors @ query))[:10]
+    assert set(collect(replica, {"vector": 10}, liked=(3, 8)).sources) == set(nearest.tolist())
+
+
+def test_similar_looks_around_what_was_liked_last() -> None:
+    replica = made()
+    found = collect(replica, {"similar": 8}, liked=(3, 8))
+    for n in (3, 8):
+        near = np.argsort(-(replica.index.vectors @ replica.index.vectors[n]))[:4]
+        assert set(near.tolist()) <= set(found.sources)
+    assert not collect(replica, {"similar": 8}, seen=(3, 8)).sources
+
+
+def test_topic_takes_from_the_groups_that_are_liked_half_of_them_the_popular_ones() -> None:
+    replica = made(items=100)
+    popular(replica, {5: 9, 15: 8, 25: 7})  # of tag t0
+    found = collect(replica, {"topic": 8}, liked=(0, 10))
+    groups = {n for n in range(100) if n % 5 == 0} | {n for n in range(100) if n % 9 in (0, 1)}
+    assert set(found.sources) <= groups and {5, 15} <= set(found.sources)
+    other = collect(replica, {"topic": 8}, salt=2, liked=(0, 10))
+    assert set(other.sources) != set(found.sources)
+    assert not collect(replica, {"topic": 8}, seen=(0, 10)).sources
+
+
+def test_what_is_liked_weighs_by_its_outcomes_and_how_new_it_is() -> None:
+    replica = made()
+    order = [key for key, _ in liked_groups(viewer(replica, seen=(2,), liked=(3, 8)))]
+    keys = replica.catalogue.keys
+    author, tags = (replica.features.slot(f"item.{name}").start for name in ("author", "tags"))
+    assert order[0] == keys[8, tags] == keys[3, tags]  # liked twice
+    assert order[1:] == [keys[8, author], keys[3, author]]  # and t2, passed by, isn't there
+
+
+def test_popular_and_fresh_come_in_their_orders() -> None:
+    replica = made()
+    popular(replica, {7: 3, 9: 8, 2: 5})
+    assert list(collect(replica, {"popular": 2}).sources) == [9, 2]
+    draws = {tuple(sorted(collect(replica, {"fresh": 3}, salt=s).sources)) for s in range(5)}
+    assert len(draws) > 1
+    assert set(collect(replica, {"fresh": 99}).sources) == set(range(40))
+
+
+def test_a_segment_has_its_favourites_among_the_popular_until_the_viewer_is_known() -> None:
+    replica = made()
+    fold = ItemCounters(replica.features)
+    own = key_of("user.country", "de")
+    for n, who in ((7, 0), (7, 0), (9, 0), (9, own), (2, 0)):
+        fold.impression(shown_to(f"r{n}{who}", who), np.empty((0, replica.features.item_columns)))
+        for kind in ("view", "long_view"):
+            event = Engagement(
+                time_ms=NOW_MS, request_id=f"r{n}{who}", user_id="x", item_id=f"v{n}", kind=kind
+            )
+            fold.engagement(event, replica.catalogue.keys[n])
+    columns = (column.tobytes() for column in fold.counters.export())
+    state = dict(zip(("keys", "values", "last_ms"), columns, strict=True))
+    replica.apply_item_state(ItemState(offsets=[1], **state), 1)
+    its = viewer(replica)
+    user = FeatureBuilder(replica.features).build(
+        its, "feed", {}, np.zeros(0, np.int64), replica.catalogue, replica.counters, NOW_MS
+    )
+    user.user_U[replica.features.slot("profile").start] = own
+    mask = np.ones(40, np.bool_)
+    found = Retrieval(replica).collect(its, user, mask, {"segment": 1}, 60, 1)
+    assert list(found.sources) == [9]  # liked by one of theirs; by all, 7 is liked more
+    known = viewer(replica, liked=tuple(range(25)))
+    known.history = deque(known.history, maxlen=30)
+    known.history.extend([known.history[-1]] * 20)
+    assert not Retrieval(replica).collect(known, user, mask, {"segment": 9}, 60, 1).sources
+
+
+def shown_to(request_id: str, segment: int) -> Impression:
+    user_U = np.zeros(FEATURES.user_columns, np.int64)
+    user_U[FEATURES.slot("profile").start] = segment
+    its = msgspec.structs.replace(block(1), user_keys=user_U.tobytes())
+    return Impression(
+        time_ms=NOW_MS, request_id=request_id, user_id="x", items=[], surface="feed", features=its
+    )
+
+
+def test_on_trial_are_new_items_that_were_shown_too_seldom() -> None:
+    replica = made()
+    popular(replica, {3: 2, 5: 1})
+    replica.popularity._shown[:] = 50.0
+    replica.popularity._shown[[3, 5, 8]] = 49.0, 0.0, 12.0
+    assert set(collect(replica, {"trial": 9}).sources) == {3, 5, 8}
+    wanted = np.arange(40) != 5
+    assert set(collect(replica, {"trial": 9}, wanted).sources) == {3, 8}
+    draws = {tuple(collect(replica, {"trial": 1}, salt=salt).sources) for salt in range(20)}
+    assert draws == {(3,), (5,), (8,)}
+
+
+def test_sources_without_a_share_or_a_name_are_left_out() -> None:
+    assert not collect(made(), {"vector": 0, "similar": -1, "oracle": 9}).sources
+
+
+def test_a_source_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = made()
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the index is broken")
+
+    monkeypatch.setattr(replica.index, "search", broken)
+    found = collect(replica, {"vector": 5, "fresh": 5}, liked=(3,))
+    assert found.failed == ["vector"] and len(found.sources) == 5
+
+
+def test_an_empty_catalogue_has_no_candidates() -> None:
+    found = collect(made(items=0, steps=0), ALL)
+    assert found == Found({}, [])
+    replica = made(items=0, steps=0)
+    replica.apply_item(item(0), 1)
+    assert set(collect(replica, ALL).sources) == {0}
+
+
+def test_of_a_large_group_the_popular_ones_come_and_others_by_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serving.retrieval.retrieval._POOL", 12)
+    replica = made(items=300)
+    popular(replica, {5: 9, 15: 8, 295: 7, 4: 99})  # 4 is of another tag
+    group = set(
+        replica.groups.of(int(replica.catalogue.keys[0, replica.features.slot("item.tags").start]))
+    )
+    assert len(group) == 60
+    wanted, draws = np.ones(300, np.bool_), set[int]()
+    wanted[15] = False
+    for salt in range(30):
+        found = set(collect(replica, {"topic": 12}, wanted, salt=salt, liked=(0,)).sources)
+        authors = {n for n in range(300) if n % 9 == 0}
+        assert {5, 295} <= found <= group | authors and 15 not in found
+        draws |= found & group
+    assert len(draws) > 40
+
+
+def test_a_popular_item_is_found_in_the_groups_that_it_has_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serving.retrieval.retrieval._POOL", 12)
+    replica = made(items=300)
+    popular(replica, {5: 9, 4: 99})  # 4 is of another tag
+    source = Retrieval(replica)
+    column = replica.features.slot("item.tags").start
+    tag = int(replica.catalogue.keys[5, column])
+    draws = np.zeros(12)
+    assert 4 not in source._members(tag, draws) and 5 in source._members(tag, draws)
+    replica.apply_item(msgspec.structs.replace(item(4), fields=item(5).fields), 301)
+    assert 4 in source._members(tag, draws)

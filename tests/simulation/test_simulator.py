@@ -1,0 +1,49 @@
+"""Whatever breaks, wherever: nothing is lost, doubled or different."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.simulator import Simulation
+from tests.support.simulator_oracles import check
+
+FAST = range(3)  # one of each way of publishing
+ALL = range(200)
+
+
+def test_a_run_that_nothing_disturbs_holds_every_invariant(tmp_path: Path) -> None:
+    run = Simulation(0, tmp_path, rate=0.0).run()
+    check(run)
+    assert run.crashes == 0 and not run.chance.struck and run.replica.gaps == 0
+
+
+@pytest.mark.slow
+def test_a_seed_gives_the_same_run_again(tmp_path: Path) -> None:
+    first, again = (Simulation(3, tmp_path / name).run() for name in ("first", "again"))
+    assert first.chance.struck == again.chance.struck and first.crashes == again.crashes > 0
+
+
+@pytest.mark.parametrize("seed", FAST)
+def test_nothing_is_lost_doubled_or_different(seed: int, tmp_path: Path) -> None:
+    check(Simulation(seed, tmp_path).run())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # a quarter of a minute where nothing else runs
+@pytest.mark.parametrize("quarter", range(4))
+def test_nothing_is_lost_doubled_or_different_over_200_seeds(quarter: int, tmp_path: Path) -> None:
+    """And what they meet is worth the name of a storm. In quarters, so that processes may share them."""
+    crashes, gaps, held_back, struck = 0, 0, 0, dict[str, int]()
+    for seed in ALL[50 * quarter : 50 * quarter + 50]:
+        run = Simulation(seed, tmp_path / str(seed)).run()
+        check(run)
+        crashes, gaps = crashes + run.crashes, gaps + run.replica.gaps
+        held_back += run.held_back
+        for what, times in run.chance.struck.items():
+            struck[what] = struck.get(what, 0) + times
+    assert crashes > 250 and gaps > 12 and held_back > 250
+    everything = {
+        "answer", "append", "append failed", "read failed", "write", "disk full", "sync", "rename",
+        "link", "power", "dropped", "repeated", "reordered", "cut", "flipped",
+    }  # fmt: skip
+    assert {what for what, times in struck.items() if times >= 5} == everything

@@ -1,0 +1,117 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from parameter_server.table.table import initial_rows
+from recsys.events.event_types import FeatureBlock
+from recsys.features.feature_set import UnknownFeatureSet
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
+from tests.support.small_feed import FEATURES, example, toy_config
+from training.continual.jagged import keyed_jagged
+from training.continual.learner import Lane, Learned, Learner
+
+CONFIG = toy_config()
+
+
+def learner(**more: object) -> Learner:
+    return Learner(build_model(FEATURES, CONFIG.model), **more)  # type: ignore[arg-type]
+
+
+def rows_of(lane: Lane) -> dict[str, np.ndarray]:
+    tables = {table.name: table for table in tables_of(CONFIG.model)}
+    return {name: initial_rows(tables[name], 0, keys) for name, keys in lane.lookup.keys.items()}
+
+
+def learned(its: Learner, lane: Lane, dense: np.ndarray | None = None) -> Learned:
+    return its.learn(lane, rows_of(lane), its.model.read_dense() if dense is None else dense)
+
+
+def test_it_predicts_with_the_parameters_from_before() -> None:
+    its = learner()
+    lane = its.prepare([example(n) for n in range(6)])
+    first = learned(its, lane)
+    assert first.probabilities_BL.shape == (6, 3)
+    assert (first.probabilities_BL > 0).all() and (first.probabilities_BL < 1).all()
+    assert (learned(its, lane).probabilities_BL == first.probabilities_BL).all()
+
+
+def test_a_lane_learns_the_sum_of_its_examples() -> None:
+    """Without the retrieval loss, whose negatives are the lane's other items."""
+    config = replace(CONFIG.model, retrieval_weight=0.0)
+    its = Learner(build_model(FEATURES, config))
+    examples = [example(n) for n in range(5)]
+    whole = learned(its, its.prepare(examples))
+    parts = [learned(its, its.prepare([e])) for e in examples]
+    np.testing.assert_allclose(whole.dense, sum(p.dense for p in parts), atol=1e-5)
+    total: dict[int, np.ndarray] = {}
+    for part in parts:
+        for key, gradient in zip(*part.gradients["features"][:2], strict=True):
+            total[int(key)] = total.get(int(key), 0) + gradient
+    for key, gradient in zip(*whole.gradients["features"][:2], strict=True):
+        np.testing.assert_allclose(gradient, total[int(key)], atol=1e-5)
+    assert set(whole.gradients) == {"features"}  # no rows for what nothing is learned of
+
+
+def test_descending_the_gradients_lowers_the_loss() -> None:
+    its = learner()
+    lane = its.prepare([example(n) for n in range(16)])
+    rows, dense = rows_of(lane), its.model.read_dense()
+    losses = []
+    for _ in range(30):
+        out = its.learn(lane, rows, dense)
+        losses.append(out.metrics["loss.long_view"])
+        dense = dense - 0.02 * out.dense
+        rows = {name: rows[name] - 0.02 * g for name, (_, g, _) in out.gradients.items()}
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_correction_learns_only_the_labels_that_became_true() -> None:
+    its = learner()
+    correction = example(1, labels=[1.0, 1.0], previous=[1.0, 0.0], correction=True)
+    lane = its.prepare([example(0), correction])
+    assert lane.told.weights_BL.tolist() == [[1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]
+    assert learned(its, lane).metrics["examples"] == 1.0
+    nothing = its.prepare([example(1, labels=[1.0, 0.0], previous=[1.0, 0.0], correction=True)])
+    assert not learned(its, nothing).dense.any()
+
+
+def test_metrics_are_sums_over_first_time_examples() -> None:
+    its = learner()
+    examples = [example(n) for n in range(6)]
+    metrics = learned(its, its.prepare(examples)).metrics
+    assert metrics["happened.long_view"] == sum(e.labels[0] for e in examples)
+    alone = [learned(its, its.prepare([e])).metrics["loss.like"] for e in examples]
+    assert metrics["loss.like"] == pytest.approx(sum(alone), rel=1e-4)
+
+
+def test_a_keyed_jagged_tensor_gives_the_same_gradients_bit_for_bit() -> None:
+    pytest.importorskip("torchrec")
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+    plain, jagged = learner(), learner(jagged=keyed_jagged)
+    examples = [example(n) for n in range(9)]
+    lane = jagged.prepare(examples)
+    assert isinstance(lane.batch.sparse, KeyedJaggedTensor)
+    a, b = learned(plain, plain.prepare(examples)), learned(jagged, lane)
+    assert a.dense.tobytes() == b.dense.tobytes() and a.metrics == b.metrics
+    for name, (keys, gradients, _) in a.gradients.items():
+        assert keys.tobytes() == b.gradients[name][0].tobytes()
+        assert gradients.tobytes() == b.gradients[name][1].tobytes()
+
+
+def test_a_laptop_without_torchrec_keeps_the_batch_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("training.continual.jagged.installed", lambda: False)
+    sparse = learner().prepare([example(0)]).batch.sparse
+    assert keyed_jagged(sparse) is sparse
+
+
+def test_features_of_another_set_are_refused() -> None:
+    its = learner()
+    with pytest.raises(UnknownFeatureSet, match="'other'"):
+        its.prepare([example(0, features=FeatureBlock(feature_set="other"))])
+    with pytest.raises(ValueError, match="no features"):
+        its.prepare([example(0, features=None)])

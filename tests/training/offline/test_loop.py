@@ -1,0 +1,174 @@
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from threading import Barrier, Thread
+from typing import Any
+
+import numpy as np
+import pytest
+
+from parameter_server.shard.shard import Shard, ShardSpec
+from recsys.model.model_tables import tables_of
+from tests.support.offline_examples import MODEL, MemoryCheckpoints, toy_blocks, toy_trainer
+from training.offline.loop import DONE, OfflineLoop, Plan, scores
+from training.offline.setup import meta_of
+from training.offline.trainer import LaneResult, OfflineTrainer
+
+PLAN = Plan(last=3, epochs=2, step_examples=8, checkpoint_every=2)
+
+
+def run(plan: Plan = PLAN, **changes: Any) -> tuple[OfflineLoop, OfflineTrainer, dict[str, float]]:
+    blocks = toy_blocks()
+    trainer = toy_trainer(blocks, **changes)
+    loop = OfflineLoop(blocks, trainer, MemoryCheckpoints(), plan)
+    return loop, trainer, loop.run()
+
+
+@cache
+def whole() -> tuple[OfflineLoop, OfflineTrainer, dict[str, float]]:
+    """The run that others are compared with."""
+    return run()
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_all_examples_are_learned_as_often_as_the_best_epoch_says() -> None:
+    loop, _, metrics = whole()
+    best = loop.place.best
+    assert loop.place.stage == DONE and 1 <= best <= 2
+    epochs = len(loop.place.judged)
+    assert loop.place.learned == 72 * epochs + 24 * best
+    assert metrics["last_day.log_loss"] == min(
+        metrics[f"epoch_{epoch}.log_loss"] for epoch in range(1, epochs + 1)
+    )
+    assert metrics["last_day.examples"] == metrics["prequential.examples"] == 24
+    assert 0.3 < metrics["first_epoch.log_loss"] < 1.5
+
+
+def test_the_epoch_before_is_taken_again_where_the_last_day_gets_worse() -> None:
+    """By hand: as many epochs as were best, and no more, give the same rows."""
+    loop, trainer, metrics = run(Plan(last=3, epochs=8, step_examples=8))
+    best = loop.place.best
+    assert best < len(loop.place.judged), "the small feed is learned by heart in a few epochs"
+    _, fewer, _ = run(Plan(last=3, epochs=best, step_examples=8))
+    assert same(trainer.export(), fewer.export())
+
+
+def test_killed_anywhere_it_ends_with_the_same_bits() -> None:
+    _, unhurt, expected = whole()
+    blocks, files = toy_blocks(), MemoryCheckpoints(fails_at=tuple(range(1, 30, 4)))
+    kills = 0
+    for _ in range(60):
+        trainer = toy_trainer(blocks)
+        steps = 0
+
+        def tell(*_: object) -> None:
+            nonlocal steps
+            steps += 1
+            if steps == 5:  # between two checkpoints, too
+                raise KeyboardInterrupt
+
+        try:
+            metrics = OfflineLoop(blocks, trainer, files, PLAN, tell).run()
+            break
+        except KeyboardInterrupt:
+            kills += 1
+    assert kills > 5 and metrics == expected
+    assert same(trainer.export(), unhurt.export())
+
+
+def test_neither_checkpoints_nor_their_number_change_a_bit() -> None:
+    _, trainer, metrics = whole()
+    _, other, others = run(Plan(last=3, epochs=2, step_examples=8, checkpoint_every=1_000))
+    assert same(trainer.export(), other.export()) and metrics == others
+
+
+class Meeting:
+    """Workers in threads that tell each other their lanes."""
+
+    def __init__(self, workers: int) -> None:
+        self.barrier, self.told = Barrier(workers, timeout=30), [[] for _ in range(workers)]
+
+    def of(self, rank: int) -> Any:
+        def exchange(own: Sequence[LaneResult]) -> list[LaneResult]:
+            self.told[rank] = list(own)
+            self.barrier.wait()
+            lanes = [result for told in self.told for result in told]
+            self.barrier.wait()
+            return sorted(lanes, key=lambda result: result.gradients.lane)
+
+        return exchange
+
+
+def test_the_number_of_workers_changes_no_bit() -> None:
+    _, one, expected = whole()
+    meeting, blocks, found = Meeting(3), toy_blocks(), {}
+
+    def work(rank: int) -> None:
+        trainer = toy_trainer(blocks, rank=rank, workers=3, exchange=meeting.of(rank))
+        metrics = OfflineLoop(blocks, trainer, MemoryCheckpoints(), PLAN).run()
+        found[rank] = trainer, metrics
+
+    threads = [Thread(target=work, args=(rank,), daemon=True) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(found) == [0, 1, 2]
+    for trainer, metrics in found.values():
+        assert same(trainer.export(), one.export()) and metrics == expected
+
+
+def test_it_is_an_export_that_a_shard_goes_on_from() -> None:
+    loop, trainer, _ = whole()
+    arrays = trainer.export()
+    meta = meta_of(arrays, loop.place.steps, 0, 0, "fp32")
+    shard = Shard(ShardSpec(tables_of(MODEL), lanes=4), arrays["dense/values"])
+    shard.load([arrays], meta)
+    out, its = shard.export()
+    assert its == meta and shard.applied == loop.place.steps
+    order = np.argsort(out["table/users/keys"])
+    for column in ("keys", "values", "accumulator", "used_ms"):
+        name = f"table/users/{column}"
+        assert np.array_equal(out[name][order], arrays[name])
+    assert {name for name in out if not name.startswith("held/")} == set(arrays)
+
+
+@pytest.mark.slow
+def test_torchrec_tables_learn_what_our_own_learn() -> None:
+    from training.offline.torchrec_tables import TorchrecTable
+
+    _, ours, metrics = whole()
+    _, theirs, others = run(made=TorchrecTable)
+    mine, other = ours.export(), theirs.export()
+    for name in mine:
+        scale = np.abs(mine[name]).max()
+        assert np.abs(mine[name] - other[name]).max() <= 1e-5 * scale, name
+    assert metrics.keys() == others.keys()
+    assert abs(metrics["last_day.log_loss"] - others["last_day.log_loss"]) < 1e-5
+
+
+def test_labels_that_are_sampled_count_for_those_left_out() -> None:
+    p = np.array([0.2, 0.8], np.float32)
+    y, weights = np.array([0, 1], np.float32), np.array([4, 1], np.float32)
+    found = scores(p, y, weights)
+    assert found["log_loss"] == pytest.approx(-np.log(0.8))
+    assert found["calibration"] == pytest.approx(4 * 0.2 + 0.8)
+
+
+@pytest.mark.parametrize(("last", "which"), [(0, "before the last day"), (4, "on the last day")])
+def test_without_examples_on_either_side_of_the_last_day_nothing_is_said(last, which) -> None:
+    blocks = toy_blocks()
+    plan = Plan(last=last)
+    with pytest.raises(ValueError, match=which):
+        OfflineLoop(blocks, toy_trainer(blocks), MemoryCheckpoints(), plan)
+
+
+def test_a_resume_of_other_rows_is_refused() -> None:
+    blocks = toy_blocks()
+    arrays = toy_trainer(blocks).export()
+    other = toy_trainer(replace(blocks, blocks=blocks.blocks[:1]))
+    with pytest.raises(ValueError, match="another vocabulary"):
+        other.load(arrays)

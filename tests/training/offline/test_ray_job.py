@@ -1,0 +1,85 @@
+"""An offline job on Ray: two workers on two nodes, with data and registry in a folder that both reach."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parameter_server.shard.lanes import LaneGradients, RowGradients
+from runtime.cli.offline import run
+from tests.training.drift.test_offline_command import arrays_of, asked, system
+from training.candidates.registry import Registry
+from training.offline.trainer import LaneResult
+
+__all__ = ["system"]
+ROOT = Path(__file__).parents[1]
+
+# In a process of its own: Ray's settings are read when it is imported.
+NODES = """
+import json, sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False,
+                                                       "node_ip_address": "127.0.0.1"})
+cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+ray.init(address=cluster.address, log_to_driver=False,
+         runtime_env={"env_vars": {"PYTHONPATH": sys.argv[1]}})
+assert len([node for node in ray.nodes() if node["Alive"]]) == 2
+from runtime.cli.offline import run
+from tests.training.drift.test_offline_command import asked
+
+done = run(asked(Path(sys.argv[2]), Path(sys.argv[3]), workers=2))
+print("done", json.dumps(done))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.services
+@pytest.mark.slow
+def test_two_workers_on_two_nodes_learn_what_one_process_learns(
+    system: Path, tmp_path: Path
+) -> None:
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled",
+    }  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-c", NODES, str(ROOT), str(system), str(tmp_path / "two")],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (name,) = Registry(tmp_path / "two").names()
+    alone = run(asked(system, tmp_path / "one"))["candidate"]
+    one, two = arrays_of(tmp_path / "one", alone), arrays_of(tmp_path / "two", name)
+    assert one.keys() == two.keys() and all(np.array_equal(one[n], two[n]) for n in one)
+    ours = Registry(tmp_path / "one").provenance(alone)
+    assert ours.metrics == Registry(tmp_path / "two").provenance(name).metrics
+
+
+def test_lanes_travel_bit_for_bit() -> None:
+    ray_offline = pytest.importorskip("training.offline.ray_job")
+    keys = np.array([5, -9], np.int64)
+    rows = RowGradients(keys, np.array([[1.5], [np.nan]], np.float32), np.array([1, 2], np.int32))
+    lane = LaneGradients(3, {"users": rows}, np.arange(4, dtype=np.float32), {"loss.like": 0.1})
+    told = ray_offline.packed([LaneResult(lane, np.eye(2, 3, dtype=np.float32))], True)
+    its = ray_offline.msgspec.msgpack.decode(told, type=ray_offline._Told)
+    assert its.report
+    (again,) = map(ray_offline.unpacked, its.lanes)
+    assert np.array_equal(again.probabilities_BL, np.eye(2, 3, dtype=np.float32))
+    assert again.gradients.lane == 3 and again.gradients.metrics == {"loss.like": 0.1}
+    assert again.gradients.tables["users"].gradients.tobytes() == rows.gradients.tobytes()
+
+
+def test_reports_are_seldom_and_at_the_same_step() -> None:
+    ray_offline = pytest.importorskip("training.offline.ray_job")
+    now = 0.0
+    first, second = (ray_offline.Reporter(rank, lambda: now) for rank in (0, 1))
+    assert not first.due()
+    now = 60.0
+    assert first.due() and not second.due(), "worker 0's clock decides"

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
+from tests.support.offline_examples import MODEL, toy_blocks, toy_trainer
+from tests.support.small_feed import FEATURES
+from training.candidates.registry import Parent
+from training.continual.learner import Learner
+from training.offline.setup import Ancestor, table_maker, trainer_of, vocabularies_of
+from training.offline.tables import OwnTable
+
+PARENT = Parent("main", 0, 7, "0" * 64)
+
+
+def test_rows_go_on_from_an_ancestor_but_not_those_of_who_is_forgotten() -> None:
+    blocks = toy_blocks(2)
+    before = toy_trainer(blocks)
+    for number in range(2):
+        before.learn(blocks.read(number))
+    arrays = before.export()
+    gone = arrays["table/users/keys"][:3].tolist()
+    later, learner = toy_blocks(2, first=500), Learner(build_model(FEATURES, MODEL))
+    ancestor = Ancestor(PARENT, [arrays], gone)
+    vocabularies = vocabularies_of(later, learner, tables_of(MODEL), ancestor)
+    trainer = trainer_of(FEATURES, MODEL, 4, vocabularies, OwnTable, ancestor)
+    after = trainer.export()
+    kept = np.isin(arrays["table/items/keys"], after["table/items/keys"])
+    assert kept.all() and (after["dense/m"] == arrays["dense/m"]).all()
+    for name in ("features", "users"):
+        at = {key: row for row, key in enumerate(after[f"table/{name}/keys"].tolist())}
+        for row, key in enumerate(arrays[f"table/{name}/keys"].tolist()):
+            if key not in gone:
+                assert np.array_equal(
+                    after[f"table/{name}/values"][at[key]], arrays[f"table/{name}/values"][row]
+                )
+            elif key in at:  # they came back, and begin anew
+                assert after[f"table/{name}/accumulator"][at[key]] == 0
+    assert any(key in after["table/users/keys"] for key in gone), "some of them came back"
+
+
+def test_tables_of_another_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match="'gold', expected 'torchrec' or 'own'"):
+        table_maker("gold")
