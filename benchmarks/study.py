@@ -24,7 +24,6 @@ from benchmarks.studies.promotion.study_broken import broken
 from benchmarks.studies.promotion.study_promotion import promotion
 from benchmarks.studies.promotion.study_student import student
 from benchmarks.studies.quality.study_coldstart import coldstart
-from benchmarks.studies.quality.study_copies import SideBySide, Sync
 from benchmarks.studies.quality.study_figures import Judged, draw_aucs, figures, plot
 from benchmarks.studies.quality.study_quality import quality
 from recsys.config.system_config import Config, ModelConfig
@@ -32,6 +31,7 @@ from recsys.features.feature_set import FeatureSet
 from replay.datasets.dataset import DataError, Dataset
 from replay.datasets.open_dataset import open_dataset
 from replay.direct_loop import DirectLoop
+from replay.parameter_copies import SideBySide, Sync
 from replay.replay_report import judged_from_ms, with_bar
 from replay.replay_run import Progress, ReplayOptions, config_for, replay_with
 from runtime.cli.output_paths import check_folders

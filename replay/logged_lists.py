@@ -31,7 +31,7 @@ from serving.reconstruction.counterfactual_propensities import Judged, judged, s
 from training.joining.sampling import stands_for
 from training.lines.offset_lookup import first_at, served_ms_of
 
-INTERLEAVED: Final = "interleaved: two policies drew them in turns"
+TEAM_DRAFT: Final = "interleaved: two policies drew them in turns"
 BY_SCORE: Final = "asked for by score: nothing was drawn"
 UNKNOWN: Final = "don't say what was asked or what they were made from"
 EARLY: Final = "their window isn't over"
@@ -152,7 +152,7 @@ def _usable(
     found = []
     for place, its in _impressions(log, target, left_out):
         if its.teams:
-            left_out[INTERLEAVED] += 1
+            left_out[TEAM_DRAFT] += 1
         elif its.asked is None or its.stamp is None:
             left_out[UNKNOWN] += 1
         elif its.asked.by_score:

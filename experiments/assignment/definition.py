@@ -39,6 +39,7 @@ from recsys.config.yaml_with_lines import Marked, YamlError
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TIMES: Final = ("start", "stop")
 ARMS, INTERLEAVING = "arms", "interleaving"  # the kinds of experiments
+INTERLEAVED: Final = "interleaved"  # the arm in the stamp of a list that both arms drew
 # Both rankers of an interleaving choose among the same candidates, by the same predictions.
 SHARED: Final = ("sources", "trust_after", "fixed")
 _UNWANTED: Final = ("hide", "skip")

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 
 from experiments.assignment.arm_line import line_of
 from experiments.assignment.assignment import assign
-from experiments.assignment.definition import Arm, Experiment, apply_overrides
-from experiments.statistics.interleaving import INTERLEAVED
+from experiments.assignment.definition import INTERLEAVED, Arm, Experiment, apply_overrides
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import digest
 from recsys.events.hashing import Id, digest_of

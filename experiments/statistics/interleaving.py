@@ -42,7 +42,6 @@ from experiments.statistics.sample_ratio import SampleRatio, sample_ratio
 from recsys.events.hashing import uniform
 
 Floats = NDArray[np.float64]
-INTERLEAVED: Final = "interleaved"  # in a stamp, in place of the arm
 NOBODY: Final = ""  # the team of a rank that one ranker couldn't have competed for
 _EVEN: Final = 2.0  # of a sign test: any share of users who gave more is as likely
 BETTER, WORSE, OPEN, BROKEN = "better", "worse", "open", "broken"

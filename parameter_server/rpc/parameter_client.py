@@ -24,7 +24,7 @@ from parameter_server.rpc.protocol import (  # fmt: skip
 )
 from parameter_server.rpc.protocol import exchange as exchange_frame
 from parameter_server.shard.lanes import LaneGradients
-from parameter_server.shard.shard import Shard, ShardSpec, StepMismatch
+from parameter_server.shard.shard import Shard, ShardSpec, StepMismatch, part_of
 from parameter_server.table.dense import Vector
 from parameter_server.table.routing import Keys, Rows, Split, as_keys, split
 from recsys.events.records import Delta
@@ -293,11 +293,6 @@ def route_lanes(lanes: Sequence[LaneGradients], shards: int) -> list[list[LaneGr
 def fresh_shards(spec: ShardSpec, dense: Vector | None) -> list[Shard]:
     """The shards of a line at its beginning."""
     return [Shard(part_of(spec, p), dense if p == 0 else None) for p in range(spec.parts)]
-
-
-def part_of(spec: ShardSpec, part: int) -> ShardSpec:
-    """The spec of one part of a line."""
-    return replace(spec, part=part)
 
 
 def hello(spec: ShardSpec, part: int, worker: Worker, token: str) -> Hello:

@@ -25,12 +25,11 @@ from parameter_server.rpc.parameter_client import (
     ShardUnreachable,
     Worker,
     hello,
-    part_of,
 )
 from parameter_server.rpc.protocol import Frame, Refusal, encode, from_bytes
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
-from parameter_server.shard.shard import ShardSpec
+from parameter_server.shard.shard import ShardSpec, part_of
 from parameter_server.storage.durable_shard import DurableShard, Home, Publish
 from parameter_server.storage.reshard import Files, Recut, recut
 from parameter_server.table.dense import Vector

@@ -8,7 +8,7 @@ Nothing here reads a clock, a file or a socket; ``parameter_server.storage.durab
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,11 @@ class _Undo:
 
     rows: Mapping[str, tuple[Keys, Rows]] = field(default_factory=dict)
     dense: Vector | None = None
+
+
+def part_of(spec: ShardSpec, part: int) -> ShardSpec:
+    """The spec of one part of a line."""
+    return replace(spec, part=part)
 
 
 class Shard:

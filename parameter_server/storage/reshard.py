@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from parameter_server.rpc.parameter_client import part_of
 from parameter_server.shard.lanes import StepSum
-from parameter_server.shard.shard import Shard, ShardSpec
+from parameter_server.shard.shard import Shard, ShardSpec, part_of
 from parameter_server.shard.wal_settings import learned_by
 from parameter_server.storage import snapshots
 from parameter_server.storage.durable_shard import Publish, load_cut, load_shard, owner_of

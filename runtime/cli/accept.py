@@ -14,7 +14,6 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from benchmarks.studies.quality.study_copies import Copy, SideBySide, Sync
 from experiments.promotion.acceptance import Accept, Evidence, Refuse, decide, what_is_read
 from recsys.config.loader import load
 from recsys.config.system_config import Config, digest
@@ -23,6 +22,7 @@ from recsys.model.prediction_metrics import auc, paired_auc_interval
 from replay.datasets.dataset import DataError, Dataset
 from replay.datasets.open_dataset import open_dataset
 from replay.direct_loop import DirectLoop
+from replay.parameter_copies import Copy, SideBySide, Sync
 from replay.predictions import Predictions, write_report
 from replay.replay_report import judged_rows, with_bar
 from replay.replay_run import Progress, ReplayOptions, config_for, replay_with

@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from experiments.assignment.definition import Experiment, read_experiments
-from experiments.assignment.revision import Told, each_of, grant
 from experiments.statistics.readout import Readout, metrics_needed
+from experiments.statistics.revision import Told, each_of, grant
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Experiments, ExperimentWish

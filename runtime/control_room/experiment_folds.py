@@ -12,9 +12,9 @@ from typing import Any, Final
 import msgspec
 
 from experiments.assignment.definition import Experiment
-from experiments.assignment.revision import each_of
 from experiments.statistics.ramp import STOPPED
 from experiments.statistics.readout import Readout
+from experiments.statistics.revision import each_of
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments, Stand

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from recsys.config.system_config import Config
 from recsys.process.part_process import Stop
-from runtime.parts.ray_head import client_environment, serve_host
 from runtime.parts.restart import GAUGE, requested
 from runtime.supervision import launch_plan as plans
+from runtime.supervision.ray_environment import client_environment, serve_host
 
 AWAY: Final = "retrieval_shards_away"  # of the heartbeat: how many don't run
 _REQUEST_TIMEOUT_S: Final = 30.0

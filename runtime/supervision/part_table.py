@@ -25,7 +25,7 @@ _PARTS: Final = (
     Part("session-fold", "serving.sessions.session_loop:run", ("log", "valkey")),
     Part("counters", "serving.sessions.counter_loop:run", ("log",), nice=_LATER),
     Part("joiner", "training.joining.joiner_loop:run", ("log",), nice=_LATER),
-    Part("archive", "training.archive.writer:run", ("log",), nice=_LATER),
+    Part("archive", "training.archive_part:run", ("log",), nice=_LATER),
     Part("sequencer", "training.steps.sequencer_loop:run", ("log",), nice=_LATER),
     Part("director", "training.candidates.director:run", ("log",), nice=_LATER),
     Part("shadow", "training.candidates.shadow_loop:run", ("log",), nice=_LATER),

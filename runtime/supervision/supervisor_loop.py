@@ -14,10 +14,10 @@ import msgspec
 import recsys
 from recsys.config.system_config import Config
 from recsys.process.part_process import run_folder, write_atomically
-from runtime.parts.ray_head import client_environment
 from runtime.supervision.launch_plan import Plan
 from runtime.supervision.part_table import table
 from runtime.supervision.processes import Child, Identity, Socket, identify, listening
+from runtime.supervision.ray_environment import client_environment
 from runtime.supervision.run_file import PartRecord, Running
 from runtime.supervision.supervisor import Change, Part, State, Supervisor, Watched
 

@@ -72,7 +72,7 @@ class Intake:
         offsets = await self._commit(EVENTS, taken.records)
         self._ingest.keep(taken)
         if self._traces:
-            self._traces.engaged(taken, offsets, began_ns)
+            self._traces.engaged(taken.engagements, taken.records, offsets, began_ns)
         now_ms = self._now_ms()
         for event in taken.engagements:
             if event.kind == "view":

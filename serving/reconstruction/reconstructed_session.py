@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from experiments.assignment.policy import Policies
-from experiments.assignment.revision import running
+from experiments.statistics.revision import running
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Experiments
 from recsys.events.event_types import Event, Impression, Item, Rejected, Tick, decode, repeat_key

@@ -14,9 +14,9 @@ from typing import Final, TypeVar
 import msgspec
 
 from experiments.assignment.policy import Policies
-from experiments.assignment.revision import running
 from experiments.promotion.epoch_model import config_at
 from experiments.promotion.lifecycle import Lifecycle, Standing
+from experiments.statistics.revision import running
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.policy_config import check_rules, check_weights
 from recsys.config.system_config import Config

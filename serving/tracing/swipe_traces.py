@@ -21,7 +21,6 @@ from recsys.observability.spans import (
     of_request,
     of_step,
 )
-from serving.ingestion.event_validation import Taken
 from serving.tracing.request_trace import RequestTrace
 
 _KEPT: Final = 5_000  # examples followed at a time, of each partition
@@ -47,10 +46,16 @@ class SwipeTraces:
     def now_ns(self) -> int:
         return self._now_ns()
 
-    def engaged(self, taken: Taken, offsets: Sequence[int], began_ns: int) -> None:
-        """Engagements were committed."""
+    def engaged(
+        self,
+        engagements: Sequence[Engagement],
+        records: Sequence[Append],
+        offsets: Sequence[int],
+        began_ns: int,
+    ) -> None:
+        """Traces committed engagements. ``records``, ``offsets``: of the same events, in order."""
         ended_ns = self._now_ns()
-        for event, record, offset in zip(taken.engagements, taken.records, offsets, strict=False):
+        for event, record, offset in zip(engagements, records, offsets, strict=False):
             if self.tracer.chosen(event.request_id):
                 self.tracer.tell(_engagement(event, record, offset, began_ns, ended_ns))
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from experiments.assignment.policy import Policies
-from experiments.assignment.revision import running
+from experiments.statistics.revision import running
 from recsys.config.system_config import Config, JoinConfig
 from recsys.events.control_records import Experiments
 from recsys.events.event_types import Engagement, Impression, Served, Stamp, encode

@@ -18,16 +18,12 @@ from typing import Any, Final
 
 import polars as pl
 
-from recsys.clock import wall_ms
-from recsys.config.system_config import Config
 from recsys.events.event_types import decode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS, Example, unpack, without_example
 from recsys.log.protocol import Log, Record
 from recsys.process.log_consumer import UNREADABLE, Consumer, check_same
-from recsys.process.open_log import open_log
-from recsys.process.part_process import Stop, write_atomically
-from recsys.process.part_snapshot import PartState
-from recsys.process.retry_loop import Turns, patiently
+from recsys.process.part_process import write_atomically
+from recsys.process.retry_loop import Turns
 from training.archive.files import (
     FLUSH_BYTES,
     beside,
@@ -38,9 +34,6 @@ from training.archive.files import (
     path_of,
     tidy,
 )
-from training.archive.inspector import Inspector
-from training.deletion.erasure import PART as ERASURES
-from training.deletion.erasure import Eraser
 
 PART: Final = "archive"
 TOPICS: Final = (EVENTS, ITEMS, EXAMPLES)
@@ -203,33 +196,3 @@ def _fields(of: object) -> tuple[Any, ...]:
 
     watch_ms = getattr(of, "watch_ms", None)
     return text("user_id"), text("item_id"), text("request_id"), text("kind"), watch_ms
-
-
-def run(config: Config, stop: Stop) -> None:
-    """The part: archives until asked to stop, then writes what it still has. It judges what it and others
-    read of the small topics, too, and erases who asked to be forgotten."""
-    log = open_log(config)
-    archive = Archive(log, Path(config.state) / "archive", wall_ms)
-    inspector = Inspector(log, PartState(config.state, PART), wall_ms)
-    eraser = Eraser(log, Path(config.state) / "archive", PartState(config.state, ERASURES), wall_ms)
-    beat, written = stop.heartbeat, 0
-    while not stop.is_set():
-        moved = patiently(archive.turn, stop, _LOG)
-        judged = patiently(inspector.turn, stop, _LOG)
-        erased = patiently(eraser.turn, stop, _LOG)
-        if moved is None or judged is None or erased is None:
-            continue
-        beat.add("records", archive.written - written)
-        written = archive.written
-        beat.gauge("files", archive.files)
-        beat.gauge("unreadable", inspector.unreadable)
-        beat.gauge("set_aside", inspector.set_aside)
-        beat.gauge("to_forget", eraser.waiting)
-        beat.gauge("forgotten", eraser.done)
-        for topic in TOPICS:
-            beat.offsets(topic, archive.offsets(topic))
-        if not moved and not judged:
-            stop.wait(0.2)
-    archive.flush()
-    inspector.save()
-    log.close()

@@ -16,7 +16,7 @@ MAIN: Final = "main"
 
 
 def spec_of(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
-    """The spec of a line's part 0; ``parameter_server.rpc.parameter_client.part_of`` gives the others.
+    """The spec of a line's part 0; ``parameter_server.shard.shard.part_of`` gives the others.
 
     Raises ValueError for a table that so many shards can't hold.
     """

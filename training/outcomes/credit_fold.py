@@ -15,8 +15,8 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from experiments.assignment.definition import Experiment
-from experiments.statistics.interleaving import INTERLEAVED, Credits, Preference, preference
+from experiments.assignment.definition import INTERLEAVED, Experiment
+from experiments.statistics.interleaving import Credits, Preference, preference
 from recsys.config.system_config import Config
 from recsys.events.dedupe import Recent
 from recsys.events.event_types import Stamp

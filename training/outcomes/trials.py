@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from experiments.assignment.definition import Experiment
-from experiments.assignment.revision import Told, all_of, each_of, grant, with_files
 from experiments.statistics.ramp import RUNNING, STOPPED, move, stop
 from experiments.statistics.readout import BROKEN, HARM, Readout
+from experiments.statistics.revision import Told, all_of, each_of, grant, with_files
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Experiments, ExperimentWish, Stand
 from recsys.log.protocol import Log

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from recsys.config.system_config import StepConfig
 from recsys.events.records import Range, Step
-from training.forgetting.forgetting import Rehearsal
+from training.steps.rehearsal import Rehearsal
 
 
 class Sequencer:

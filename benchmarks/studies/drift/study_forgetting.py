@@ -1,7 +1,7 @@
 """`recsys study forgetting`: tastes are A, then B, then A again; how much of A is left on return.
 
 The same log is learned twice: plainly, and with old examples rehearsed as the panel asks for
-(training/forgetting/forgetting.py). Lists hang on no model, so both are judged on the same rows. Two things
+(training/steps/rehearsal.py). Lists hang on no model, so both are judged on the same rows. Two things
 are judged. *Memory*: the panel of the first A, with features as they were served then, scored at the end of A
 and once B is over: what the weights have forgotten. *On return*: the first window of the second A, as it is
 predicted: there the viewers' own sessions and counters are still full of B, which no weight can know to be
@@ -36,14 +36,14 @@ from replay.simulation.world_aba import WorldABA
 from runtime.cli.output_paths import check_folders
 from training.continual.learner import Learner
 from training.drift.monitors import LossWatch
-from training.forgetting.forgetting import (
+from training.lines.line import MAIN, learning_digest
+from training.steps.rehearsal import (
     ForgettingConfig,
     ForgettingControl,
     Place,
     Rehearsal,
     Strength,
 )
-from training.lines.line import MAIN, learning_digest
 from training.steps.sequencer import Sequencer
 
 _HOUR_MS: Final = 3_600_000

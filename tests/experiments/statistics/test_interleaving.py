@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.assignment.definition import read_experiment, read_experiments
+from experiments.assignment.definition import INTERLEAVED, read_experiment, read_experiments
 from experiments.assignment.policy import Policies
 from experiments.statistics.interleaving import (
     BETTER,
     BROKEN,
-    INTERLEAVED,
     OPEN,
     WORSE,
     Credits,

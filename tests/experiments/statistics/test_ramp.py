@@ -10,9 +10,9 @@ import pytest
 
 from experiments.assignment.definition import Arm, Experiment, read_experiment
 from experiments.assignment.design import Metrics, Ramp, time_ms_of
-from experiments.assignment.revision import Told, all_of, each_of, grant, running, with_files
 from experiments.statistics.ramp import begin, move, stop
 from experiments.statistics.readout import BETTER, BROKEN, HARM, OPEN, WORSE
+from experiments.statistics.revision import Told, all_of, each_of, grant, running, with_files
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
 from recsys.events.control_records import Experiments, ExperimentWish, Stand

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from experiments.assignment.definition import read_experiment
+from experiments.assignment.definition import INTERLEAVED, read_experiment
 from experiments.assignment.target_policy import read_target
-from experiments.statistics.interleaving import INTERLEAVED
 from experiments.statistics.off_policy import estimates
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, decode, encode
@@ -24,7 +23,7 @@ from recsys.log.protocol import Log, Record
 from recsys.process.open_log import open_log
 from replay.answer_check import EQUAL, Explainer
 from replay.logged_lists import BY_SCORE, EARLY, GONE, OTHERS, SAMPLED, read_lists
-from replay.logged_lists import INTERLEAVED as DRAFTED
+from replay.logged_lists import TEAM_DRAFT as DRAFTED
 from runtime.cli.counterfactual import measured
 from runtime.cli.main import app
 from serving.reconstruction.reconstructed_session import find_impression

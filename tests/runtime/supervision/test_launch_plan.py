@@ -12,12 +12,12 @@ import pytest
 
 from recsys.config.system_config import LogConfig, SessionConfig
 from runtime.parts import valkey
-from runtime.parts.ray_head import client_environment
 from runtime.reports.status_table import addresses
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file as runs
 from runtime.supervision.launch_plan import PortTaken, resolve
 from runtime.supervision.part_table import NAMES, body, table
+from runtime.supervision.ray_environment import client_environment
 from runtime.supervision.supervisor import Supervisor
 from tests.support.plan_config import FREE, config_in
 

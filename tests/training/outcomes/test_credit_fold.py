@@ -5,8 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.assignment.definition import Experiment, read_experiment
-from experiments.statistics.interleaving import INTERLEAVED
+from experiments.assignment.definition import INTERLEAVED, Experiment, read_experiment
 from recsys.config.policy_config import PolicyConfig
 from recsys.events.event_types import Impression, Stamp, encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from experiments.assignment.policy import Policies
-from experiments.assignment.revision import running
+from experiments.statistics.revision import running
 from recsys.events.control_records import Control, Experiments, ExperimentWish, Stand
 from recsys.events.records import CONTROL, pack, unpack
 from recsys.log.protocol import Append

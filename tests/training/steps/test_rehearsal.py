@@ -16,8 +16,8 @@ from replay.simulation.world_aba import WorldABA
 from tests.support.small_feed import FEATURES, append_examples, example, toy_config, toy_log
 from training.continual.learner import Learner
 from training.continual.worker import Worker
-from training.forgetting.forgetting import Cohorts, ForgettingConfig, ForgettingControl, Rehearsal
 from training.lines.line import learning_digest, spec_of
+from training.steps.rehearsal import Cohorts, ForgettingConfig, ForgettingControl, Rehearsal
 from training.steps.sequencer import Sequencer
 from training.steps.step_reader import ExampleCheck, read_lanes
 

