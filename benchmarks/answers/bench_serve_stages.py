@@ -22,47 +22,35 @@ from recsys.config.system_config import Config
 _EVERY_S: Final = 0.002  # a look takes some 15 µs
 _WARM: Final = 100  # requests
 WORK: Final = {
-    "session get": ("serving/session_line", "serving/patient_reader", "serving/session_store"),
-    "unpack": ("recsys/session",),
-    "features": (
-        "recsys/feature_builder",
-        "recsys/features",
-        "recsys/feature_kernels",
-        "recsys/counters",
-        "recsys/counter_kernels",
-    ),
+    "session get": ("serving/sessions/",),
+    "unpack": ("recsys/features/session",),
+    "features": ("recsys/features/",),
     "retrieve": (
-        "serving/retrieval",
-        "serving/filters",
-        "serving/item_index",
-        "serving/inverted",
-        "serving/ivf_index",
-        "serving/list_kernels",
-        "recsys/bitmap",
-        "serving/popularity",
-        "recsys/vectors",
+        "serving/retrieval/",
+        "serving/index/",
+        "serving/replica/group_index",
+        "serving/replica/popularity",
+        "recsys/arrays/bitmap",
+        "recsys/model/retrieval_vectors",
     ),
-    "rank": (
-        "serving/scoring",
-        "recsys/model",
-        "recsys/ranker",
-        "recsys/list_ranker",
-        "recsys/tile_kernels",
-        "recsys/row_kernels",
-        "recsys/batch",
-    ),
-    "select": ("serving/stages", "serving/selection", "serving/draw_kernels", "experiments/"),
-    "impression": ("serving/impression_writer", "recsys/events"),
+    "rank": ("serving/ranking/scoring", "recsys/model/"),
+    "select": ("serving/ranking/", "experiments/"),
+    "impression": ("serving/ingestion/log_writer", "recsys/events/"),
 }
 WAY: Final = {
-    "parse": ("serving/fast_", "serving/strict_json"),
+    "parse": ("serving/http/",),
     "encode": ("serving/http_app",),
     "answer": (
         "serving/pipeline",
         "serving/service",
-        "serving/replica",
+        "serving/replica/replica",
     ),  # stamp, items, impression
-    "http": ("/starlette/", "/fastapi/", "serving/serving_metrics", "/prometheus_client/"),
+    "http": (
+        "/starlette/",
+        "/fastapi/",
+        "serving/http/serving_metrics",
+        "/prometheus_client/",
+    ),
     "wait": ("/selectors.py",),  # for the session store
 }
 

@@ -36,7 +36,7 @@ def measure_recovery(rows: int, steps: int, kills: int, seed: int) -> dict[str, 
     from parameter_server.rpc import shard_actor as actors
     from recsys.process.open_log import create_topics, open_log
 
-    root = str(Path(__file__).parents[3])
+    root = str(Path(__file__).parents[2])
     environment = {"env_vars": {"PYTHONPATH": root}}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1",
              runtime_env=environment)  # fmt: skip

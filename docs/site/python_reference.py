@@ -10,18 +10,27 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MARK = "<!-- modules -->"
 PAGES = "docs/generated/python"
 PUBLIC = {
-    "recsys": """events records log hashing schema features feature_builder session counters catalogue
-        batch ranker vectors model student_model metrics world config policy_config
-        promotion_config drift_config feature_sets blueprint open_log sqlite_log kafka_log client""",
-    "parameter_server": "rows id_map lanes routing shard rules rounding published deltas wal snapshots",
-    "experiments": """definition assignment policy design metric effect sample_ratio power readout ramp
-        comparison gates promotion guard lifecycle""",
-    "training": """line joining.joiner joining.delay joining.sampling continual.sequencer continual.learner
-        continual.local_line continual.forgetting offline.examples offline.vocabulary
-        offline.loop merging.refit merging.merge drift.monitors drift.baseline
-        drift.reaction""",
-    "serving": """request pipeline stages filters retrieval scoring selection replica item_index ingest
-        session_fold session_store service""",
+    "recsys": """events.event_types events.records log.protocol events.hashing events.field_schema
+        features.feature_set features.feature_builder features.session features.counters
+        features.catalogue model.batch model.ranker model.retrieval_vectors model.model
+        model.student_model model.prediction_metrics config.system_config
+        config.policy_config config.promotion_config config.drift_config
+        features.feature_set_file model.blueprint process.open_log log.sqlite_log
+        log.kafka_log client""",
+    "replay": """simulation.world""",
+    "parameter_server": """table.table table.id_map shard.lanes table.routing shard.shard shard.wal_settings
+        publish.rounding publish.published publish.deltas storage.wal storage.snapshots""",
+    "experiments": """assignment.definition assignment.assignment assignment.policy assignment.design
+        assignment.metric statistics.effect statistics.sample_ratio statistics.power
+        statistics.readout statistics.ramp statistics.comparison promotion.gates
+        promotion.promotion promotion.guard promotion.lifecycle""",
+    "training": """lines.line joining.joiner joining.delay joining.sampling steps.sequencer
+        continual.learner continual.local_line steps.rehearsal offline.examples
+        offline.vocabulary offline.loop merging.refit merging.merge drift.monitors
+        drift.baseline drift.reaction""",
+    "serving": """request pipeline ranking.stages retrieval.filters retrieval.retrieval ranking.scoring
+        ranking.selection replica.replica index.item_index ingestion.event_validation
+        sessions.session_fold sessions.session_store service""",
 }
 
 

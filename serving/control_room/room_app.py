@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from serving.control_room.hub import Full, Hub, event
 
-WEB: Final = Path(__file__).parents[1] / "web_control"
+WEB: Final = Path(__file__).parent / "web"
 _TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",

@@ -12,8 +12,8 @@ import yaml
 from recsys.config.loader import load as settings
 from recsys.config.system_config import cluster
 from runtime.cli.main import COMMANDS, load
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 KUBERAY = sorted((DEPLOY / "kuberay").glob("*.yaml"))
 

@@ -4,7 +4,6 @@ import importlib.util
 import re
 import shlex
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,8 @@ from recsys.config.system_config import Config
 from replay.datasets.dataset_yaml import LogSettings
 from runtime.cli.main import COMMANDS, load
 from runtime.supervision.part_table import NAMES
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md",
          *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
@@ -36,7 +35,10 @@ ENDINGS = {
     "out",
     "db",
 }
-ROOTS = {"recsys", "serving", "training", "parameter_server", "experiments", "tests", "docs"}
+ROOTS = {
+    "recsys", "serving", "training", "parameter_server", "experiments", "replay", "runtime", "benchmarks",
+    "tests", "docs",
+}  # fmt: skip
 
 
 def pages(test):

@@ -1,11 +1,12 @@
 """What the site adds to the pages: the sidebar, the command line, the places that links to code lead to."""
 
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.paths import ROOT
+
 sys.path.insert(0, str(ROOT / "docs" / "site"))
 try:
     import cli_reference
@@ -37,9 +38,9 @@ def test_every_command_has_its_options_and_what_they_default_to() -> None:
 @pytest.mark.parametrize(
     ("link", "leads_to"),
     [
-        ("../recsys/events/event_types.py", "generated/python/recsys.md#events"),
+        ("../recsys/events/event_types.py", "generated/python/recsys.md#eventsevent_types"),
         ("../training/joining/joiner.py", "generated/python/training.md#joiningjoiner"),
-        ("../runtime/cli/up.py", "generated/source/recsys.cli.up.md"),
+        ("../runtime/cli/up.py", "generated/source/runtime.cli.up.md"),
         ("../deploy/kuberay/", "generated/source/deploy-kuberay.md"),
         ("../experiments/configs/default.yaml", "generated/source/experiments-configs-default-yaml.md"),
         ("../ARCHITECTURE.md#parts", "../ARCHITECTURE.md#parts"),

@@ -26,7 +26,7 @@ from recsys.process.log_consumer import readable
 from recsys.process.open_log import open_log
 from runtime.cli.candidates import propose, rollback
 from tests.support.live_system import LiveSystem, Traffic
-from tests.training.candidates.test_promotion_loop import never_back
+from tests.support.promotion_checks import never_back
 from training.candidates.registry import Provenance, Registry, plain_config
 from training.candidates.rollback_impact import file_of
 from training.candidates.shadow import Shadow

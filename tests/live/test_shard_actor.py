@@ -1,6 +1,5 @@
 """Shards as Ray actors: the same bits over sockets and over Ray calls, and after a kill."""
 
-import os
 import threading
 import time
 from dataclasses import replace
@@ -14,6 +13,7 @@ from recsys.config.system_config import Config, StepConfig
 from recsys.events.records import DELTAS
 from recsys.log.protocol import LogUnavailable
 from recsys.process.open_log import create_topics, open_log
+from tests.support.paths import ROOT
 from tests.support.small_line import DENSE, LANES, toy_spec, work
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
@@ -23,7 +23,7 @@ STEPS, ALL = 24, list(range(LANES))
 @pytest.fixture(scope="module")
 def ray():
     ray = pytest.importorskip("ray")
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = str(ROOT)
     ray.init(
         num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1",
         runtime_env={"env_vars": {"PYTHONPATH": root}},

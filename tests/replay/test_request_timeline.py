@@ -19,7 +19,7 @@ from replay.request_timeline import Finder
 from runtime.cli.main import app
 from runtime.supervision import launch_plan as plans
 from runtime.supervision.launch_plan import Plan, RayPorts
-from tests.serving.tracing.test_swipe_traces import swipe_and_learn
+from tests.support.traced_swipe import swipe_and_learn
 
 PARTS = ["impression", "engagement", "example", "step", "delta", "stamp"]
 

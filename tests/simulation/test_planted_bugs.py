@@ -26,6 +26,7 @@ from parameter_server.storage.durable_shard import DurableShard
 from parameter_server.storage.part_files import sha256_of
 from parameter_server.storage.wal import Wal
 from parameter_server.table.table import Table
+from tests.support.planted_bugs import AGAIN, BUGS, COUNTED, DIGEST, JOINED, KEPT, Patch
 from tests.support.simulator import Broken, Simulation
 from tests.support.simulator_oracles import check
 from training.joining import joiner_loop
@@ -35,8 +36,6 @@ from training.steps import sequencer_loop
 
 pytestmark = pytest.mark.slow
 
-Patch = pytest.MonkeyPatch
-BUGS: dict[str, tuple[Callable[[Patch], None], set[str]]] = {}
 SEEDS = (3, 2, 23, 22, 7, 6, 11, 31)  # even ones have power cuts
 
 
@@ -50,11 +49,6 @@ def bug(*names: str) -> Callable[[Callable[[Patch], None]], Callable[[Patch], No
     return register
 
 
-JOINED = ("an example is appended once", "examples are those of an undisturbed join")
-DIGEST = "digest is that of the undisturbed run"
-AGAIN = "a delta published again is the same"
-COUNTED = "nothing is lost or counted twice"
-KEPT = "what was answered is kept"
 AS_PUBLISHED = "digests of published and replica rows are equal"
 COPIED = (
     "published and replica rows are equal",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.test_planted_bugs import AGAIN, COUNTED, DIGEST, JOINED, KEPT
+from tests.support.planted_bugs import AGAIN, COUNTED, DIGEST, JOINED, KEPT
 from tests.support.real_run import RealRun
 from tests.support.simulator import Broken
 from tests.support.simulator_oracles import check

@@ -13,9 +13,10 @@ from pathlib import Path
 from runtime.supervision import launch_plan as plans
 from serving.control_room.exposition import Samples
 from tests.support.control_room_stub import KEY, ControlStub
+from tests.support.paths import ROOT
 from tests.support.webdriver import Browser
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = ROOT / "docs"
 SIZES = {"desktop": (1440, 900), "phone": (390, 844)}
 LOOKS_S = 12.0
 MOST_BYTES = 400_000

@@ -10,10 +10,11 @@ import random
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
-WEB = Path(__file__).resolve().parent.parent / "serving" / "web"
+from tests.support.paths import ROOT
+
+WEB = ROOT / "serving" / "web"
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
 GAINS = {
     "long_view": 0.9,

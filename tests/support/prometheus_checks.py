@@ -17,8 +17,8 @@ import yaml
 from runtime.parts.metrics import text
 from runtime.supervision.launch_plan import _free_ports
 from tests.support.live_system import LiveSystem
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy" / "prometheus"
 PATIENCE_S = 60.0
 RATES_OVER = "6s"  # Grafana's $__rate_interval, at a scrape each second

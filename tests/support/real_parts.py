@@ -3,7 +3,7 @@
 Shards with write-ahead files and snapshots, two workers, joiner and sequencer are those of the running
 system; what they learn is the simulator's counting table. Clocks run faster, so that a short run sees many
 snapshots.
-A part may have a bug planted (``tests.simulation.test_planted_bugs``), which the checks must then find.
+A part may have a bug planted (``tests.support.planted_bugs``), which the checks must then find.
 """
 
 import os
@@ -28,7 +28,7 @@ from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Delta, unpack
 from recsys.log.protocol import Append, Log
 from recsys.process.open_log import open_log
 from recsys.process.part_snapshot import PartState
-from tests.simulation import test_planted_bugs as planted
+from tests.support import planted_bugs as planted
 from tests.support.simulator import CONFIG, DENSE, PUBLISHED, SHARDS, SNAPSHOT_EVERY, SPEC
 from tests.support.simulator_learner import CountingLearner, whole_examples
 from tests.support.small_feed import FEATURES, PARTITIONS

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +11,10 @@ from experiments.assignment.assignment import assign
 from experiments.assignment.definition import Arm, Experiment
 from recsys.events.hashing import uniform
 from tests.support.feed_stub import FeedStub
+from tests.support.paths import ROOT
 from tests.support.webdriver import Browser, chromium_is_there
 
-SCRIPT = Path(__file__).parents[1] / "serving" / "web" / "assign.js"
+SCRIPT = ROOT / "serving" / "web" / "assign.js"
 NODE = shutil.which("node")
 in_node_js = pytest.mark.skipif(NODE is None, reason="node isn't installed")
 SIZES = (15, 16, 17, 250)  # around the hash's block

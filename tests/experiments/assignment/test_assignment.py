@@ -1,7 +1,5 @@
 """Assignment: uniform, stable, and independent between layers and experiments."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +10,7 @@ from experiments.assignment.assignment import assign
 from experiments.assignment.definition import Arm, Experiment, read_experiment, read_experiments
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
+from tests.support.paths import ROOT
 
 # Each p-value is that of one fixed draw per example; hypothesis draws dozens, so the bound is far out.
 UNLIKELY = 1e-6
@@ -165,7 +164,7 @@ def test_experiments_that_do_not_fit_together_are_refused(change: dict, says: st
 
 
 def test_the_shipped_experiments_are_read() -> None:
-    folder = Path(__file__).parents[1] / "experiments" / "configs"
+    folder = ROOT / "experiments" / "configs"
     texts = {file.name: file.read_text("utf-8") for file in folder.glob("*.yaml")}
     for labels in (None, ("click",)):  # it runs on any schema
         assert [e.name for e in read_experiments(texts, PolicyConfig(), labels)] == ["default"]

@@ -8,9 +8,9 @@ import pytest
 from experiments.assignment.target_policy import UNJUDGED, read_target
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
+from tests.support.paths import ROOT
 
 LABELS = ("long_view", "click", "like", "hide", "follow", "comment", "share")
-ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "experiments" / "policies").glob("*.yaml"))
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from experiments.statistics.interleaving import (
 )
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
+from tests.support.paths import ROOT
 
 LABELS = ("long_view", "click", "like", "hide")
 TEAMS = ("a", "b")
@@ -290,7 +290,7 @@ def test_what_cannot_be_interleaved_is_refused(old: str, new: str, said: str) ->
 
 
 def test_the_documented_example_can_be_read() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "experiments.md").read_text()
+    page = (ROOT / "docs" / "experiments.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (text,) = [block for block in blocks if "kind: interleaving" in block]
     its = read_experiment(text, "docs", PolicyConfig(), (*LABELS, "share"))

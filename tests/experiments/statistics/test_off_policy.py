@@ -2,7 +2,6 @@
 support."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +23,9 @@ from experiments.statistics.off_policy import (
 from serving.ranking.selection import Ballot, Cap, Chance, draw_from
 from serving.ranking.slate_propensities import chances_along
 from serving.reconstruction.counterfactual_propensities import ratios_along
+from tests.support.paths import ROOT
 
-REFERENCE = json.loads((Path(__file__).parent / "obp_cases.json").read_text())
+REFERENCE = json.loads((ROOT / "tests/support/obp_cases.json").read_text())
 
 
 def lists_of(case: dict) -> Lists:

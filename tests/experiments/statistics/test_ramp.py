@@ -1,7 +1,6 @@
 """How an experiment begins, grows and ends, and what a revision says of who is given arms."""
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +15,7 @@ from experiments.statistics.revision import Told, all_of, each_of, grant, runnin
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
 from recsys.events.control_records import Experiments, ExperimentWish, Stand
+from tests.support.paths import ROOT
 
 HOUR_MS = 3_600_000
 GROWS = Experiment(
@@ -251,7 +251,7 @@ def test_times_are_read_as_people_write_them() -> None:
 
 
 def test_the_example_of_the_page_is_read() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "experiments.md").read_text()
+    page = (ROOT / "docs" / "experiments.md").read_text()
     text = page.partition("```yaml\n")[2].partition("```")[0]
     its = read_experiment(text, "page", POLICY, (*LABELS, "like"))
     assert its.primary == ("long_view", "shown_per_user") and its.ramp.steps == (0.01, 0.1)

@@ -15,7 +15,7 @@ from parameter_server.table.dense import Dense
 from parameter_server.table.table import Table
 from recsys.config.system_config import TableConfig
 from recsys.events.records import Step, pack, unpack
-from tests.parameter_server.storage.test_durable_shard import ALL, PARTS, SPEC, STEPS, Line
+from tests.support.durable_line import ALL, PARTS, SPEC, STEPS, Line
 from tests.support.learning_loops import drain, fresh_client, step_of, trained_log, worker
 from tests.support.small_line import DENSE, work
 

@@ -3,12 +3,13 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recsys.events.event_types import Item
 from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
 from recsys.features.feature_set import FeatureSet
-from tests.recsys.features.test_feature_set import WIDE, anything, names, st
+from tests.support.field_values import WIDE, anything, names
 
 FEATURES = FeatureSet(WIDE)
 

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.events.event_types import FeatureBlock
-from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.events.hashing import key_of
 from recsys.features import dense_columns
 from recsys.features.feature_builder import FeatureBuilder
@@ -22,14 +21,8 @@ from recsys.features.feature_set import (
     one_item,
     read_block,
 )
+from tests.support.field_values import WIDE, anything, names
 from tests.support.small_feed import FEATURES, SCHEMA, block
-
-WIDE = Schema(
-    item=(("author", CATEGORICAL), ("kind", CATEGORICAL), ("price", NUMERIC), ("tags", CATEGORICAL)),
-    user=(("country", CATEGORICAL), ("likes", CATEGORICAL)),
-    context=(("page", CATEGORICAL), ("surface", CATEGORICAL)),
-    vectors=(("embedding", 3),),
-)  # fmt: skip
 
 
 def same(a: RequestFeatures, b: RequestFeatures) -> bool:
@@ -121,14 +114,6 @@ def test_what_is_too_much_is_cut() -> None:
         assert (keys[slot.start : slot.stop] != 0).all() and slot.stop - slot.start == width
     assert len(features.profile_keys({"country": "de", "likes": many})) == PROFILE_WIDTH
     assert len(features.context_keys("feed", {"page": many, "surface": "x"})) == CONTEXT_WIDTH
-
-
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=8,
-)  # fmt: skip
-names = st.sampled_from(["author", "tags", "kind", "price", "duration_ms", "embedding", "else"])
 
 
 @settings(max_examples=80, deadline=None)

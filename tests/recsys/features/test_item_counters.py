@@ -9,7 +9,7 @@ from recsys.features import item_counters
 from recsys.features.counters import SPEEDS
 from recsys.features.feature_set import FeatureSet, read_block
 from recsys.features.item_counters import GLOBAL, ItemCounters, segment_of
-from tests.recsys.features.test_session import ALL_SHOWN, NOW_MS, did, keys_of, shown
+from tests.support.session_events import ALL_SHOWN, NOW_MS, did, keys_of, shown
 from tests.support.small_feed import FEATURES, block
 
 FEED = FEATURES.context_keys("feed", {})[0]

@@ -7,32 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.events.event_types import Engagement, Impression, Served, User
+from recsys.events.event_types import Engagement, Impression, User
 from recsys.events.hashing import key_of
 from recsys.features.counters import SPEEDS
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import COUNTER_ROWS, REQUESTS, USER, Session
+from tests.support.session_events import ALL_SHOWN, NOW_MS, did, keys_of, shown
 from tests.support.small_feed import FEATURES, SCHEMA
 
-ALL_SHOWN = FeatureSet(replace(SCHEMA, shown_by="impression"), "all", history=4)
 DAY_MS = 86_400_000
-NOW_MS = 1_700_000_000_000
-
-
-def keys_of(item: int, features: FeatureSet = FEATURES) -> np.ndarray:
-    fields = {"author": f"a{item % 3}", "tags": [f"t{item % 4}"], "duration_ms": 9_000}
-    return features.item_keys(f"v{item}", fields)
-
-
-def shown(request: str, *items: int, at_ms: int = NOW_MS, surface: str = "feed") -> Impression:
-    served = [Served(item_id=f"v{item}") for item in items]
-    return Impression(time_ms=at_ms, request_id=request, user_id="u", items=served, surface=surface)
-
-
-def did(request: str, item: int, kind: str, at_ms: int = NOW_MS, **more: Any) -> Engagement:
-    return Engagement(
-        time_ms=at_ms, request_id=request, user_id="u", item_id=f"v{item}", kind=kind, **more
-    )
 
 
 def fold(session: Session, *events: Impression | Engagement | User) -> Session:

@@ -17,6 +17,7 @@ import pytest
 from recsys.log import sqlite_files, sqlite_log
 from recsys.log.protocol import Append, LogLost, LogUnavailable, Record, Topic
 from recsys.log.sqlite_log import SqliteLog
+from tests.support.paths import ROOT
 
 HOUR_MS = 3_600_000
 
@@ -40,7 +41,7 @@ def in_process(code: str, *arguments: object) -> subprocess.Popen[str]:
         [sys.executable, "-c", head + textwrap.dedent(code), *map(str, arguments)],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
     )
 
 

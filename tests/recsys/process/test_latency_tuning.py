@@ -5,7 +5,7 @@ import sys
 
 SCRIPT = """
 import gc, sys
-from recsys import steady
+from recsys.process import latency_tuning as steady
 told = []
 steady.set_session = told.append
 steady.steady()

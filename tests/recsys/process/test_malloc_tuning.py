@@ -8,7 +8,7 @@ import pytest
 STEPS = """
 import resource
 import numpy as np
-from recsys import memory
+from recsys.process import malloc_tuning as memory
 kept = memory.keep_freed() if {keep} else True
 def step():
     arrays = [np.ones(size, np.float32) for size in (200_000, 700_000, 400_000)]

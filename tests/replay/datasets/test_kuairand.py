@@ -11,8 +11,9 @@ from recsys.events.event_types import Engagement, Impression, Item, User
 from replay.datasets.dataset import DataError
 from replay.datasets.kuairand import HISTORY_FROM_MS, chosen
 from replay.datasets.open_dataset import open_dataset
+from tests.support.paths import ROOT
 
-REAL = Path(os.environ.get("RECSYS_DATA", Path(__file__).parents[2] / "shared/data/kuairand"))
+REAL = Path(os.environ.get("RECSYS_DATA", ROOT.parent / "shared/data/kuairand"))
 T = 1_650_812_741_436
 
 FLAGS = ("is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view",

@@ -20,7 +20,7 @@ from runtime.cli import accept as accepting
 from runtime.cli.accept import ByForm, measure
 from runtime.cli.main import app
 from runtime.supervision.acceptance_file import check_accepted, file_of, write_accepted
-from tests.experiments.promotion.test_acceptance import EVIDENCE, FEATURES
+from tests.support.acceptance_cases import EVIDENCE, FEATURES
 
 OPTIONS = ReplayOptions(features="ids", step_examples=24)
 INT8 = replace(

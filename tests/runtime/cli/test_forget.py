@@ -25,7 +25,7 @@ from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file as runs
 from runtime.supervision.processes import identify
 from tests.support.small_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
-from tests.training.deletion.test_unlearn import learn
+from tests.support.unlearn_line import learn
 from training.lines.live_epoch import live_epoch
 from training.steps.drain import finish
 

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from runtime.cli.models import models
-from tests.training.candidates.test_registry import START_MS, provenance, shard
+from tests.support.registry_cases import provenance, shard
+from tests.support.small_feed import START_MS
 from training.candidates.registry import Registry, Teacher
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import psutil
 import pytest
@@ -18,9 +17,8 @@ from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file as runs
 from runtime.supervision.processes import alive, listening, members
 from runtime.supervision.supervisor_loop import part_environment
+from tests.support.paths import ROOT
 from tests.support.plan_config import seen_of
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def recsys(*arguments, **variables):

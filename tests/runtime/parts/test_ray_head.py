@@ -10,6 +10,7 @@ import pytest
 
 from runtime.parts import ray_head
 from runtime.parts.ray_loopback import loopback_of, write_haproxy
+from runtime.supervision import ray_environment
 from runtime.supervision.launch_plan import resolve
 from tests.support.plan_config import FREE, config_in
 
@@ -76,11 +77,11 @@ def test_behind_our_haproxy_replicas_stay_on_loopback(tmp_path, monkeypatch):
     everywhere = replace(FREE, host="0.0.0.0")
     config, plan = resolve(replace(config_in(tmp_path), serve=everywhere))
     monkeypatch.setattr(ray_head, "haproxy", lambda: "/bin/haproxy")
-    assert ray_head.serve_host(config, plan) == "127.0.0.1"
+    assert ray_environment.serve_host(config, plan) == "127.0.0.1"
     _, theirs = resolve(replace(config_in(tmp_path), serve=everywhere), ray_address="10.0.0.1:6379")
-    assert ray_head.serve_host(config, theirs) == "0.0.0.0"
+    assert ray_environment.serve_host(config, theirs) == "0.0.0.0"
     monkeypatch.setattr(ray_head, "haproxy", lambda: "")
-    assert ray_head.serve_host(config, plan) == "0.0.0.0"
+    assert ray_environment.serve_host(config, plan) == "0.0.0.0"
 
 
 def test_serve_as_it_comes_has_none_of_our_settings(tmp_path, monkeypatch):
@@ -88,6 +89,6 @@ def test_serve_as_it_comes_has_none_of_our_settings(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_head, "haproxy", lambda: "/bin/haproxy")
     names = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
     for plain, value in ((False, "1"), (True, "0")):
-        its = ray_head.serve_environment(msgspec.structs.replace(plan, plain_serve=plain))
+        its = ray_environment.serve_environment(msgspec.structs.replace(plan, plain_serve=plain))
         assert [its[name] for name in names] == [value, value]
         assert ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" in its) is not plain

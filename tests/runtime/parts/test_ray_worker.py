@@ -8,8 +8,8 @@ from recsys.process.process_priority import STARTING, VARIABLE
 SCRIPT = """
 import os
 from pathlib import Path
-from recsys import niceness
-from recsys.cli import ray_worker
+from recsys.process import process_priority as niceness
+from runtime.parts import ray_worker
 told = []
 ray_worker.set_session = told.append
 ray_worker.session_steps_back = lambda nice: told.append(-nice)

@@ -27,8 +27,7 @@ from runtime.supervision.machine_checks import (
     normalised,
     release,
 )
-
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
 
 
 def locked(name: str) -> dict[str, str]:

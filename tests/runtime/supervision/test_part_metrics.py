@@ -14,9 +14,9 @@ from runtime.supervision.part_metrics import FACTS, SAID, STATES, UNLISTED, fami
 from runtime.supervision.part_table import NAMES
 from runtime.supervision.system_status import PartStatus, Status, Version
 from serving.http.serving_metrics import STAGES, STATUSES, ServingMetrics
+from tests.support.paths import ROOT
 from tests.support.service_harness import World
 
-ROOT = Path(__file__).parents[1]
 ROWS = re.compile(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*) \|$", re.MULTILINE)
 NAME = re.compile(r"\b(?:recsys_\w+|up\b)")
 # What Prometheus itself knows of each place that it asks.

@@ -12,7 +12,7 @@ from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Engagement, Impression
 from serving.compat.metarank import request_id_of
 from serving.ingestion.write_api import Unavailable
-from tests.serving.compat.test_gorse_routes import fits
+from tests.support.gorse_cases import fits
 from tests.support.replica_harness import popular
 from tests.support.service_harness import ADMIN, COMPAT, KEY, NOW_MS, World, run
 from training.joining.joiner import Joiner

@@ -13,7 +13,7 @@ import pytest
 from recsys.events.records import ITEMS
 from recsys.log.protocol import Append
 from serving.compat import shared_handlers as desk
-from tests.serving.compat.test_gorse_routes import API, EXAMPLES, FEEDBACK, ROWS
+from tests.support.gorse_cases import API, EXAMPLES, FEEDBACK, ROWS
 from tests.support.service_harness import COMPAT, World, item, run
 
 

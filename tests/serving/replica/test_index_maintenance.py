@@ -15,8 +15,8 @@ from serving.index.faiss_centroids import lists_for, neighbours, sample_of, trai
 from serving.index.ivf_index import TARGET, IvfIndex, Measured
 from serving.replica.index_maintenance import IndexCare, Probe, Swap
 from serving.replica.replica import Replica
-from tests.serving.replica.test_replica import row_of
 from tests.support.replica_harness import config, item, made, step_delta
+from tests.support.replica_rows import row_of
 from tests.support.small_index import pages_of
 
 DIM = config().model.vector_dim

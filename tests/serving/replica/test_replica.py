@@ -18,9 +18,8 @@ from recsys.model.batch import batch_of
 from recsys.model.model import lookup_of, padded
 from serving.replica.replica import Replica
 from tests.support.replica_harness import config, item, made, popular, step_delta
+from tests.support.replica_rows import DIM, row_of
 from tests.support.small_feed import FEATURES
-
-DIM = config().model.vector_dim
 
 
 def digest(replica: Replica) -> str:
@@ -36,12 +35,6 @@ def load_from(replica: Replica, other: Replica, **version: object) -> None:
     tables = {name: store.export() for name, store in other.rows.items()}
     its = {"line": other.line, "epoch": other.epoch, "step": other.step} | version
     replica.take(replica.prepare(tables, other.model.read_dense(), **its))  # type: ignore[arg-type]
-
-
-def row_of(item_id: str, value: float, step: int) -> StepDelta:
-    keys = np.array([key_of("item", item_id)])
-    changed = Changed(keys, np.full((1, DIM), value, np.float32), np.empty(0, np.int64))
-    return StepDelta(step, 0, {"items": changed}, None, {})
 
 
 def test_steps_applied_and_a_snapshot_loaded_are_the_same_version() -> None:

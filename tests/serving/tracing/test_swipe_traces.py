@@ -9,11 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from benchmarks.answers.reconstruction_run import _item
 from recsys.config.telemetry_config import TracingConfig
 from recsys.observability.spans import of_request
 from replay.local_system import OneProcess, small_config
-from serving.request import Request
+from tests.support.traced_swipe import swipe_and_learn
 
 STAGES = ["session", "wait", "filter", "retrieve", "rank", "select", "answer"]
 
@@ -38,20 +37,6 @@ def end(span: dict[str, Any]) -> int:
 
 def said(span: dict[str, Any]) -> dict[str, Any]:
     return {one["key"]: next(iter(one["value"].values())) for one in span["attributes"]}
-
-
-async def swipe_and_learn(system: OneProcess, requests: int) -> list[str]:
-    system.publish([_item(n, 0) for n in range(200)])
-    await system.start()
-    asked = []
-    for n in range(requests):
-        system.now_ms += 500
-        answer = await system.ask(Request(f"u{n % 7}", n=8))
-        asked.append(answer.request_id)
-        await system.watch(answer)
-        system.turn()
-    await system.stop()
-    return asked
 
 
 @pytest.fixture(scope="module")

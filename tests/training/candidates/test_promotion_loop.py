@@ -16,6 +16,7 @@ from recsys.events.event_types import Impression, decode
 from recsys.events.records import EVENTS, SCORES, STEPS, Lesson, Scores, Step
 from recsys.process.log_consumer import readable
 from runtime.cli.candidates import View
+from tests.support.promotion_checks import never_back, stamps, until
 from training.candidates.rollback_impact import Affected, affected, file_of
 from training.lines.line import MAIN
 
@@ -27,29 +28,6 @@ async def warmed(folder: Path, **rules: Any) -> PromotionRun:
     await run.start()
     await run.show(40)
     return run
-
-
-async def until(run: PromotionRun, line: str, *stages: str, lists: int = 500) -> str:
-    for _ in range(lists // 5):
-        await run.show(5)
-        stage: str = run.lifecycle.standings[line].stage
-        if stage in stages:
-            return stage
-    raise AssertionError(f"{line} is {run.lifecycle.standings[line]}")
-
-
-def stamps(run: PromotionRun, since: int = 0) -> list[tuple[str, int, int]]:
-    found = [answer.stamp for answer in run.answers[since:]]
-    return [(stamp.line, stamp.epoch, stamp.step) for stamp in found]
-
-
-def never_back(found: list[tuple[str, int, int]]) -> bool:
-    newest: dict[tuple[str, int], int] = {}
-    for line, epoch, step in found:
-        if step < newest.get((line, epoch), 0):
-            return False
-        newest[line, epoch] = step
-    return True
 
 
 def test_a_better_candidate_takes_over_and_is_taken_back(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from parameter_server.shard.lanes import LaneGradients, RowGradients
-from parameter_server.shard.shard import Shard, ShardSpec
+from parameter_server.shard.shard import Shard
 from parameter_server.storage.durable_shard import load_shard
 from parameter_server.storage.serving_rows import load_rows
 from recsys.config.system_config import ModelConfig, digest
 from recsys.events.control_records import Live
 from recsys.features.feature_set import FeatureSet
-from recsys.model.model_tables import tables_of
+from tests.support.registry_cases import MODEL, SPEC, provenance, shard
 from tests.support.small_feed import FEATURES, START_MS
 from training.candidates.model_size_check import size_of
 from training.candidates.registry import (
@@ -30,27 +30,6 @@ from training.candidates.registry import (
     plain_config,
     teacher_words,
 )
-
-MODEL = ModelConfig(dim=4, vector_dim=4, hidden=(8,))
-SPEC = ShardSpec(tables_of(MODEL), lanes=1)
-
-
-def shard() -> Shard:
-    its = Shard(SPEC, np.arange(5, dtype=np.float32))
-    for step in (1, 2):
-        keys = np.array([3, step + 10], np.int64)
-        rows = RowGradients(keys, np.ones((2, 5), np.float32), np.ones(2, np.int32))
-        its.learn(step, START_MS, [LaneGradients(0, {"features": rows}, np.ones(5, np.float32))])
-    return its
-
-
-def provenance(name: str = "cand-1", **changes: object) -> Provenance:
-    values = dict(
-        name=name, kind="offline", feature_set=FEATURES.digest, model=digest(MODEL),
-        config=plain_config(MODEL), code="test", made_ms=START_MS, from_ms=START_MS - 10,
-        until_ms=START_MS, log_id="log-a", offsets={0: 7, 1: 9}, metrics={"last_day.auc": 0.7},
-    )  # fmt: skip
-    return Provenance(**(values | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from recsys.events.records import SCORES, STEPS, Scores, Step
 from recsys.process.log_consumer import readable
 from replay.answer_check import EQUAL, Explainer
 from serving.retrieval import retrieval_client
-from tests.training.candidates.test_promotion_loop import never_back, stamps, until
+from tests.support.promotion_checks import never_back, stamps, until
 from training.lines.line import MAIN, learning_digest
 
 pytestmark = pytest.mark.slow

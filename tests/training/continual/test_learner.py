@@ -3,29 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parameter_server.table.table import initial_rows
 from recsys.events.event_types import FeatureBlock
 from recsys.features.feature_set import UnknownFeatureSet
 from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
-from tests.support.small_feed import FEATURES, example, toy_config
+from tests.support.learner_cases import CONFIG, learned, learner, rows_of
+from tests.support.small_feed import FEATURES, example
 from training.continual.jagged import keyed_jagged
-from training.continual.learner import Lane, Learned, Learner
-
-CONFIG = toy_config()
-
-
-def learner(**more: object) -> Learner:
-    return Learner(build_model(FEATURES, CONFIG.model), **more)  # type: ignore[arg-type]
-
-
-def rows_of(lane: Lane) -> dict[str, np.ndarray]:
-    tables = {table.name: table for table in tables_of(CONFIG.model)}
-    return {name: initial_rows(tables[name], 0, keys) for name, keys in lane.lookup.keys.items()}
-
-
-def learned(its: Learner, lane: Lane, dense: np.ndarray | None = None) -> Learned:
-    return its.learn(lane, rows_of(lane), its.model.read_dense() if dense is None else dense)
+from training.continual.learner import Learner
 
 
 def test_it_predicts_with_the_parameters_from_before() -> None:

@@ -56,6 +56,7 @@ from tests.support.small_feed import (
     toy_config,
     toy_log,
 )
+from training import archive_part
 from training.archive import writer as archive
 from training.candidates import director
 from training.continual.learner import Learner
@@ -288,7 +289,7 @@ def test_the_parts_run_over_one_log_and_stop_when_asked(tmp_path: Path) -> None:
     bodies = {
         "joiner": joiner_loop.run,
         "sequencer": sequencer_loop.run,
-        "archive": archive.run,
+        "archive": archive_part.run,
         "director": director.run,
     }
     stops = {name: Stop(Heartbeat(name)) for name in bodies}

@@ -9,10 +9,8 @@ import polars as pl
 import pytest
 
 from experiments.promotion.epoch_model import config_at, sized
-from parameter_server.rpc.parameter_client import fresh_shards, part_of
-from parameter_server.shard.shard import digest_of_shards
+from parameter_server.rpc.parameter_client import fresh_shards
 from parameter_server.storage import snapshots
-from parameter_server.storage.durable_shard import DurableShard, Home
 from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure, Live, ModelSize
 from recsys.events.event_types import Event, User, encode
@@ -22,7 +20,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log, MemoryLog
 from recsys.model.blueprint import build_model
 from recsys.process.part_snapshot import PartState
-from tests.support.durable_client import DurableClient
 from tests.support.small_feed import (
     FEATURES,
     PARTITIONS,
@@ -32,11 +29,10 @@ from tests.support.small_feed import (
     toy_config,
     toy_log,
 )
+from tests.support.unlearn_line import learn
 from training.archive.files import erase_rows
 from training.archive.writer import Archive, read_archive
 from training.candidates.director import point, starts_after
-from training.continual.learner import Learner
-from training.continual.worker import Worker
 from training.deletion.erasure import PART, Eraser, erase_records, left_of
 from training.deletion.unlearn import CantUnlearn, unlearn
 from training.lines.control import ControlReader
@@ -53,38 +49,6 @@ BOTH = "u2"  # before the oldest snapshot and after it
 
 def config_of(folder: Path, shards: int = 2) -> Config:
     return toy_config(str(folder), shards=shards)
-
-
-class Shards(DurableClient):
-    """The shards of a line with their files, in this process."""
-
-    def __init__(self, config: Config, log: Log, epoch: int = 0) -> None:
-        folder, spec = Path(config.state), spec_of(config, epoch=epoch)
-        dense = build_model(FEATURES, config.model).read_dense()
-        durable = []
-        for part in range(spec.parts):
-            wal = folder / "parts" / "shards" / f"main-{epoch}-{part}-of-{spec.parts}.wal"
-            home = Home(folder / "snapshots", wal, config.step.snapshot_every, snapshots_kept=4)
-
-            def publish(values: object) -> None:
-                log.append(DELTAS, [Append(0, b"main", value) for value in values])  # type: ignore[attr-defined]
-
-            first = dense if part == 0 else None
-            durable.append(DurableShard(part_of(spec, part), home, publish, first))
-        super().__init__(durable)
-
-
-def learn(config: Config, log: Log, until: int | None = None) -> str:
-    """The line as it learns when it runs: to the end of what is cut."""
-    epoch = live_epoch(log)
-    shards = Shards(config, log, epoch)
-    learner = Learner(build_model(FEATURES, config.model))
-    worker = Worker(0, 1, log, shards, learner, config, epoch=epoch)
-    last = until or last_place(log, "main", epoch, PARTITIONS).step
-    while min(shards.where()) < last:
-        worker.turn()
-    shards.close()
-    return digest_of_shards(shards.shards)
 
 
 def history(config: Config) -> MemoryLog:

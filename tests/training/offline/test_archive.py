@@ -7,50 +7,27 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.events.event_types import Tick, encode
 from recsys.events.hashing import key_of
 from recsys.events.records import EVENTS, EXAMPLES, Erased, Example, Forget, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append
+from tests.support.archived_examples import COUNT, MINUTE_MS, archived, at, hour_file, remove_hour
 from tests.support.small_feed import (
     DENSE,
     FEATURES,
     PARTITIONS,
     START_MS,
-    append_examples,
-    example,
-    toy_log,
 )
 from training.archive.files import Held, files_of
-from training.archive.writer import Archive
 from training.offline.archive import Missing, Range, cache_archive, fingerprint
 from training.offline.cache import Cache
 from training.offline.examples import id_hash
 from training.offline.job import cached
 
-MINUTE_MS = 180_000  # of which 20 make an hour: an example each
-COUNT = 81
 
-
-def at(n: int, **changes: object) -> Example:
-    """Example n, closed in minute n, the n-th of its partition's third."""
-    return example(n, closed_ms=START_MS + n * MINUTE_MS, **changes)
-
-
-def archived(folder: Path, also: list[Append] = (), examples: list[Example] | None = None) -> Path:  # type: ignore[assignment]
-    log = toy_log()
-    its = Archive(log, folder, lambda: 0)
-    for start in range(0, COUNT, 20):  # so that an hour is over before the next begins
-        append_examples(log, (examples or [at(n) for n in range(COUNT)])[start : start + 20])
-        while its.turn():
-            pass
-    log.append(EXAMPLES, list(also))
-    end = Tick(time_ms=START_MS + 2 * COUNT * MINUTE_MS)
-    log.append(EVENTS, [Append(p, b"", encode(end)) for p in range(PARTITIONS)])
-    while its.turn():
-        pass
-    its.flush()
-    return folder
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return archived(tmp_path / "archive")
 
 
 def cache(
@@ -73,11 +50,6 @@ def ids(*numbers: int) -> list[int]:
 
 def learned(its: Cache) -> list[int]:
     return [i for number in range(len(its)) for i in its.read(number).ids.tolist()]
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Path:
-    return archived(tmp_path / "archive")
 
 
 def test_what_the_live_line_predicted_as_it_served_is_read(tmp_path: Path) -> None:
@@ -203,14 +175,6 @@ def test_who_asked_to_be_forgotten_is_not_learned_however_late_they_asked(tmp_pa
     assert its.about.forgotten == [key_of("user", user)]
     whole = cache(archive, until=2 * COUNT)
     assert whole.about.counts["erased"] == whole.about.counts["unreadable"] == 1
-
-
-def hour_file(archive: Path, partition: int, number: int) -> Path:
-    return [h.path for h in files_of(archive, EXAMPLES) if h.partition == partition][number]
-
-
-def remove_hour(archive: Path) -> None:
-    hour_file(archive, 1, 1).unlink()
 
 
 def remove_day(archive: Path) -> None:

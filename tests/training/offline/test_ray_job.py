@@ -10,12 +10,12 @@ import pytest
 
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from runtime.cli.offline import run
-from tests.training.drift.test_offline_command import arrays_of, asked, system
+from tests.support.offline_command import arrays_of, asked, state_with_archive
+from tests.support.paths import ROOT
 from training.candidates.registry import Registry
 from training.offline.trainer import LaneResult
 
 __all__ = ["system"]
-ROOT = Path(__file__).parents[1]
 
 # In a process of its own: Ray's settings are read when it is imported.
 NODES = """
@@ -31,13 +31,18 @@ ray.init(address=cluster.address, log_to_driver=False,
          runtime_env={"env_vars": {"PYTHONPATH": sys.argv[1]}})
 assert len([node for node in ray.nodes() if node["Alive"]]) == 2
 from runtime.cli.offline import run
-from tests.training.drift.test_offline_command import asked
+from tests.support.offline_command import asked
 
 done = run(asked(Path(sys.argv[2]), Path(sys.argv[3]), workers=2))
 print("done", json.dumps(done))
 ray.shutdown()
 cluster.shutdown()
 """
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return state_with_archive(tmp_path_factory.mktemp("system"))
 
 
 @pytest.mark.services

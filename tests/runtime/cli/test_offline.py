@@ -23,43 +23,26 @@ from recsys.features import feature_set_file as feature_sets
 from recsys.model.model_tables import tables_of
 from recsys.process.open_log import open_log
 from runtime.cli.main import COMMANDS, load
-from runtime.cli.offline import Asked, run
+from runtime.cli.offline import run
 from runtime.supervision import launch_plan as plans
+from tests.support.archived_examples import COUNT, MINUTE_MS, archived, at, remove_hour
+from tests.support.offline_command import CONFIG, arrays_of, asked, state_with_archive
+from tests.support.paths import ROOT
 from tests.support.plan_config import config_in
 from tests.support.small_feed import FEATURES, START_MS
 from tests.support.small_log import write_log
-from tests.training.offline.test_archive import COUNT, MINUTE_MS, archived, at, remove_hour
 from training.candidates.registry import Registry, model_config
 from training.offline import job as offline_job
 from training.offline import teacher_labels as teaching
 from training.offline.checkpoints import FileCheckpoints
 
-MODEL = ModelConfig(dim=4, vector_dim=4, hidden=(8,))
-CONFIG = "model: {dim: 4, vector_dim: 4, hidden: [8]}\nstep: {lanes: 2}\n"
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state folder with an archive."""
-    folder = tmp_path_factory.mktemp("system")
-    feature_sets.decide(Config(state=str(folder)), FEATURES)
-    archived(folder / "archive")
-    (folder / "small.yaml").write_text(CONFIG)
-    return folder
+    return state_with_archive(tmp_path_factory.mktemp("system"))
 
 
-def asked(system: Path, registry: Path, **changes: Any) -> Asked:
-    its = Asked(
-        data=system / "archive", registry=registry, until=str(START_MS + COUNT * MINUTE_MS),
-        config=str(system / "small.yaml"), workers=0, tables="own", epochs=2, step_examples=16,
-        checkpoint_every=2,
-    )  # fmt: skip
-    return replace(its, **changes)
-
-
-def arrays_of(registry: Path, name: str) -> dict[str, np.ndarray]:
-    return Registry(registry).snapshot(name).read(0)
+MODEL = ModelConfig(dim=4, vector_dim=4, hidden=(8,))
 
 
 def called(*words: str) -> tuple[int, str]:

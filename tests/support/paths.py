@@ -1,0 +1,6 @@
+"""Folders of the checkout that tests read."""
+
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]

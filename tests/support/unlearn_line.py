@@ -1,0 +1,53 @@
+"""Learns a line whose shards live in the test."""
+
+from pathlib import Path
+
+from parameter_server.rpc.parameter_client import part_of
+from parameter_server.shard.shard import digest_of_shards
+from parameter_server.storage.durable_shard import DurableShard, Home
+from recsys.config.system_config import Config
+from recsys.events.records import DELTAS
+from recsys.log.protocol import Append, Log
+from recsys.model.blueprint import build_model
+from tests.support.durable_client import DurableClient
+from tests.support.small_feed import (
+    FEATURES,
+    PARTITIONS,
+)
+from training.continual.learner import Learner
+from training.continual.worker import Worker
+from training.lines.line import spec_of
+from training.lines.live_epoch import live_epoch
+from training.steps.sequencer_loop import last_place
+
+
+class Shards(DurableClient):
+    """The shards of a line with their files, in this process."""
+
+    def __init__(self, config: Config, log: Log, epoch: int = 0) -> None:
+        folder, spec = Path(config.state), spec_of(config, epoch=epoch)
+        dense = build_model(FEATURES, config.model).read_dense()
+        durable = []
+        for part in range(spec.parts):
+            wal = folder / "parts" / "shards" / f"main-{epoch}-{part}-of-{spec.parts}.wal"
+            home = Home(folder / "snapshots", wal, config.step.snapshot_every, snapshots_kept=4)
+
+            def publish(values: object) -> None:
+                log.append(DELTAS, [Append(0, b"main", value) for value in values])  # type: ignore[attr-defined]
+
+            first = dense if part == 0 else None
+            durable.append(DurableShard(part_of(spec, part), home, publish, first))
+        super().__init__(durable)
+
+
+def learn(config: Config, log: Log, until: int | None = None) -> str:
+    """The line as it learns when it runs: to the end of what is cut."""
+    epoch = live_epoch(log)
+    shards = Shards(config, log, epoch)
+    learner = Learner(build_model(FEATURES, config.model))
+    worker = Worker(0, 1, log, shards, learner, config, epoch=epoch)
+    last = until or last_place(log, "main", epoch, PARTITIONS).step
+    while min(shards.where()) < last:
+        worker.turn()
+    shards.close()
+    return digest_of_shards(shards.shards)
