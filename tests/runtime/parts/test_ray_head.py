@@ -76,17 +76,17 @@ def test_haproxy_binds_the_api_where_it_is_configured_and_nothing_else(tmp_path,
 def test_behind_our_haproxy_replicas_stay_on_loopback(tmp_path, monkeypatch):
     everywhere = replace(FREE, host="0.0.0.0")
     config, plan = resolve(replace(config_in(tmp_path), serve=everywhere))
-    monkeypatch.setattr(ray_head, "haproxy", lambda: "/bin/haproxy")
+    monkeypatch.setattr(ray_environment, "haproxy", lambda: "/bin/haproxy")
     assert ray_environment.serve_host(config, plan) == "127.0.0.1"
     _, theirs = resolve(replace(config_in(tmp_path), serve=everywhere), ray_address="10.0.0.1:6379")
     assert ray_environment.serve_host(config, theirs) == "0.0.0.0"
-    monkeypatch.setattr(ray_head, "haproxy", lambda: "")
+    monkeypatch.setattr(ray_environment, "haproxy", lambda: "")
     assert ray_environment.serve_host(config, plan) == "0.0.0.0"
 
 
 def test_serve_as_it_comes_has_none_of_our_settings(tmp_path, monkeypatch):
     _, plan = resolve(replace(config_in(tmp_path), serve=FREE))
-    monkeypatch.setattr(ray_head, "haproxy", lambda: "/bin/haproxy")
+    monkeypatch.setattr(ray_environment, "haproxy", lambda: "/bin/haproxy")
     names = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
     for plain, value in ((False, "1"), (True, "0")):
         its = ray_environment.serve_environment(msgspec.structs.replace(plan, plain_serve=plain))
