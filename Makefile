@@ -13,9 +13,9 @@ PACKAGES := recsys parameter_server experiments training serving replay runtime 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: .venv/.stamp .venv/.stamp-dev ## The virtual environment, with all that runs and all that checks
+setup: .venv/.stamp-dev ## The virtual environment, with everything that runs, checks and documents
 
-demo: .venv/.stamp ## The whole system with simulated viewers and the feed page
+demo: .venv/.stamp-kuairand ## The whole system with simulated viewers and the feed page
 	$(BIN)/recsys demo $(ARGS)
 
 test-fast: .venv/.stamp-dev ## The pure tests: about a minute, no process started
@@ -42,7 +42,7 @@ format: .venv/.stamp-dev ## Formats and mends what ruff can
 bench: .venv/.stamp ## The benchmarks, small
 	$(BIN)/recsys bench $(ARGS)
 
-docs: .venv/.stamp-docs ## The site of the documentation, into build/site; a broken link or a failing notebook ends it
+docs: .venv/.stamp-dev ## The site of the documentation, into build/site; a broken link or a failing notebook ends it
 	PYTHONPATH=$(CURDIR) $(BIN)/sphinx-build -q -W --keep-going -j auto -b html -c docs/site -d build/site-trees . build/site
 	@echo "file://$(CURDIR)/build/site/index.html"
 
@@ -53,34 +53,36 @@ docs: .venv/.stamp-docs ## The site of the documentation, into build/site; a bro
 	$(PYTHON) -m venv .venv || { rm -rf .venv; \
 		echo "$(PYTHON) can't make a virtual environment; on Debian its venv module is a package of its own" >&2; exit 1; }
 
-# pyproject.toml counts too: it names the command and the packages of the editable install.
-.venv/.stamp: requirements.lock requirements-nodeps.lock pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install -q -r requirements.lock
-	$(BIN)/python -m pip install -q --no-deps -r requirements-nodeps.lock
+# Locks hold every dependency with its hashes, so pip resolves nothing. torch alone is a range without a hash: its
+# CPU build depends on the machine. torchrec comes without its dependencies (see pyproject.toml).
+INSTALL := $(BIN)/python -m pip install -q --no-deps --require-hashes
+
+# pyproject.toml is a prerequisite too: it names the command and the packages of the editable install.
+.venv/.stamp: requirements/run.lock pyproject.toml | .venv/bin/python
+	$(INSTALL) -r requirements/run.lock
+	$(BIN)/python -m pip install -q "torch>=2.13,<2.14"
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv/.stamp-dev: requirements-dev.lock .venv/.stamp
-	$(BIN)/python -m pip install -q -r requirements-dev.lock
+.venv/.stamp-kuairand: requirements/kuairand.lock .venv/.stamp
+	$(INSTALL) -r requirements/kuairand.lock
 	@touch $@
 
-.venv/.stamp-docs: requirements-docs.lock .venv/.stamp
-	$(BIN)/python -m pip install -q -r requirements-docs.lock
+.venv/.stamp-dev: requirements/dev.lock .venv/.stamp-kuairand
+	$(INSTALL) -r requirements/dev.lock
 	@touch $@
 
-# Resolves pyproject.toml anew, without the locks: look at the difference, then run everything before committing it.
-FREEZE = .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude recsys-swipe \
-	| grep -vE '^(nvidia-|cuda-|triton=)' | sed -E 's/^torch==.*/torch>=2.13,<2.14/'
-lock: ## Writes requirements.lock, requirements-dev.lock and requirements-docs.lock from pyproject.toml
-	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install -q hatchling editables
-	.venv-lock/bin/python -m pip install -q --no-build-isolation -e .
-	{ sed -n '/^#/p' requirements.lock; $(FREEZE); } > .venv-lock/requirements.lock
-	.venv-lock/bin/python -m pip install -q --no-build-isolation -e '.[dev]'
-	{ sed -n '/^[#-]/p' requirements-dev.lock; $(FREEZE) | grep -vxFf .venv-lock/requirements.lock; } \
-		> .venv-lock/requirements-dev.lock
-	.venv-lock/bin/python -m pip install -q --no-build-isolation -e '.[docs]'
-	{ sed -n '/^[#-]/p' requirements-docs.lock; \
-		$(FREEZE) | grep -vxFf .venv-lock/requirements.lock | grep -vxFf .venv-lock/requirements-dev.lock; } \
-		> .venv-lock/requirements-docs.lock
-	mv .venv-lock/requirements*.lock . && rm -rf .venv-lock
+# Resolves pyproject.toml for Python 3.11 to 3.13 on all platforms. Read the difference and run all tests before
+# committing it. CUDA packages, which torch names for Linux, are left to torch's own installation.
+COMPILE = .venv-lock/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package torch --no-emit-package triton
+WITHOUT_CUDA = awk '/^[a-z]/ {cuda = /^(nvidia|cuda)-/} !cuda'
+lock: ## Writes requirements/*.lock from pyproject.toml
+	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install -q uv
+	printf "hatchling\neditables\n" > .venv-lock/build.in
+	echo torchrec==1.8.0 | $(COMPILE) --no-deps - > .venv-lock/torchrec.lock
+	$(COMPILE) pyproject.toml .venv-lock/build.in | $(WITHOUT_CUDA) | cat - .venv-lock/torchrec.lock > requirements/run.lock
+	echo polars | $(COMPILE) -c requirements/run.lock - > requirements/kuairand.lock
+	$(COMPILE) pyproject.toml -c requirements/run.lock -c requirements/kuairand.lock --extra kuairand \
+		--extra kafka-broker --extra tracing --extra dev --extra docs | $(WITHOUT_CUDA) > requirements/dev.lock
+	rm -rf .venv-lock

@@ -34,7 +34,7 @@ from replay.direct_loop import DirectLoop
 from replay.parameter_copies import SideBySide, Sync
 from replay.replay_report import judged_from_ms, with_bar
 from replay.replay_run import Progress, ReplayOptions, config_for, replay_with
-from runtime.cli.output_paths import check_folders
+from runtime.cli.common import check_folders
 
 _SAMPLES = 500  # draws of users
 _MINUTE_MS = 60_000

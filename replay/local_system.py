@@ -1,7 +1,7 @@
 """The running system in one process over a log: the classes of the live parts, called one after the other.
 
-For benches and tests that want a real run with nothing left to chance: a clock that is handed in, viewers
-whose deeds are hashes of the request. What the live system does by waiting, this does by ``turn``.
+For benches and tests that need a real but deterministic run: the clock is handed in, and viewers act by hashes
+of the request id. The live system waits; this one acts on each ``turn``.
 """
 
 import asyncio
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from parameter_server.publish.publish_trace import tell_published
-from parameter_server.rpc.parameter_client import LocalClient, part_of, route_lanes
-from parameter_server.storage.durable_shard import DurableShard, Home
+from parameter_server.rpc.parameter_client import LocalClient, route_lanes
+from parameter_server.shard.shard import part_of
+from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from parameter_server.table.dense import Vector
 from parameter_server.table.kernels import warm
 from recsys.config.system_config import Config, ModelConfig, ServeConfig, StepConfig
@@ -33,7 +34,7 @@ from serving.retrieval.retrieval_service import RetrievalService
 from serving.service import Service
 from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.session_loop import SessionLoop
-from serving.sessions.session_store import MemoryFold, MemorySessions
+from serving.sessions.session_store import MemoryFoldStore, MemorySessions
 from serving.tracing.swipe_traces import SwipeTraces
 from training.candidates.director import Director
 from training.candidates.shadow_loop import ShadowLoop
@@ -52,7 +53,7 @@ _WATCH_MS: Final = 3_000
 
 
 def small_config(state: Path) -> Config:
-    """A model and steps that are quick to learn with."""
+    """Small model and short steps that learn quickly."""
     return replace(
         Config(),
         state=str(state),
@@ -63,19 +64,19 @@ def small_config(state: Path) -> Config:
 
 
 class DurableShards(LocalClient):
-    """Durable shards on this thread."""
+    """Durable shards that run on the calling thread."""
 
     def __init__(self, durable: Sequence[DurableShard]) -> None:
-        super().__init__([its.shard for its in durable])
+        super().__init__([shard.shard for shard in durable])
         self.durable = durable
 
     def exchange(self, step, time_ms, lanes, next_keys, meanwhile=lambda: None):  # type: ignore[no-untyped-def]
-        for its, own in zip(self.durable, route_lanes(lanes, len(self.durable)), strict=True):
-            its.learn(step, time_ms, own)
+        for shard, own in zip(self.durable, route_lanes(lanes, len(self.durable)), strict=True):
+            shard.learn(step, time_ms, own)
         return None if next_keys is None else self.lookup(step, next_keys), self.dense(step)
 
 
-class OneProcess:
+class LocalSystem:
     """A system in a state folder. Use it in one event loop: ``start``, then ``ask``, ``turn``, ``stop``."""
 
     def __init__(self, config: Config) -> None:
@@ -85,7 +86,7 @@ class OneProcess:
         create_topics(self.log, config)
         self.features = feature_set(config)
         self.sessions = MemorySessions()
-        fold = MemoryFold(self.sessions)
+        fold = MemoryFoldStore(self.sessions)
         self.tracer = tracer = tracer_of(config, "all")
         self.fold = SessionLoop(
             self.log, fold, self.features, config.sessions.seen, self._clock, tracer
@@ -108,7 +109,7 @@ class OneProcess:
         return self.now_ms
 
     def _learn_in(self, epoch: int) -> None:
-        """Shards and worker of an epoch, from its newest snapshot."""
+        """Creates shards and worker of an epoch from its newest snapshot."""
         config = config_now(self.log, self.config, MAIN, epoch)
         parts = range(config.parameter_server.shards)
         model = build_model(self.features, config.model)
@@ -119,15 +120,14 @@ class OneProcess:
         self._end = EpochEnd(self.log, MAIN, epoch)
 
     def restart_trainer(self) -> None:
-        """Other shards and another worker in their places, as after kills: from snapshot and write-ahead
-        file, in the epoch that is live."""
+        """Replaces shards and worker, as after a kill: from snapshot and write-ahead file of the live epoch."""
         for shard in self.shards.durable:
             shard.close()
         self._learn_in(self.epoch)
 
     def _shard(self, config: Config, part: int, epoch: int, dense: Vector) -> DurableShard:
         step, folder = config.step, Path(config.state)
-        home = Home(
+        home = ShardStorage(
             folder / "snapshots", folder / f"{epoch}-{part}.wal", step.snapshot_every,
             step.snapshots_kept,
         )  # fmt: skip
@@ -141,20 +141,20 @@ class OneProcess:
             tell_published(self.tracer, deltas, began_ns, time.time_ns())
 
     def _service(self) -> Service:
-        asked = [its.search for its in self.retrieval]
+        asked = [service.search for service in self.retrieval]
         shards = Shards(asked) if asked else None
         traces = SwipeTraces(self.tracer, "replica", time.time_ns) if self.tracer else None
         return Service(self.config, self.log, self.sessions, self._clock, shards, traces)
 
     async def start(self) -> None:
-        """The replica reads all there is. It follows by ``turn``, not by a thread of its own."""
+        """The replica reads the log to its end. Afterwards it follows by ``turn`` instead of a thread of its own."""
         self.service.writer.start()
         for reader in self._readers():
             if not reader.ready:
                 reader.catch_up(lambda: False)
 
     async def restart_replica(self) -> None:
-        """Another replica in its place: it starts from the newest snapshot, and where counters begin."""
+        """Replaces the replica: the new one starts from the newest snapshot and the begin of the counters."""
         await self._end_replica()
         self.service = self._service()
         await self.start()
@@ -164,7 +164,7 @@ class OneProcess:
         self.close()
 
     def close(self) -> None:
-        """For one that was never started; ``stop`` does it."""
+        """Releases the files of a system that was never started; ``stop`` calls it."""
         for shard in self.shards.durable:
             shard.close()
         if self.tracer:
@@ -172,11 +172,9 @@ class OneProcess:
         self.log.close()
 
     async def _end_replica(self) -> None:
-        self.service.intake.close()
+        self.service.write_api.close()
         await asyncio.to_thread(self.service.writer.close)
         await self.service.sessions.close()
-
-    # --- what is done from outside ---
 
     def publish(self, items: Sequence[Item]) -> None:
         self.log.append(ITEMS, [Append(0, str(i.item_id).encode(), encode(i)) for i in items])
@@ -185,18 +183,18 @@ class OneProcess:
         partition = partition_of(user.user_id, self.config.log.partitions)
         self.log.append(EVENTS, [Append(partition, str(user.user_id).encode(), encode(user))])
 
-    def experiments(self, said: Experiments) -> None:
-        self.log.append(CONTROL, [Append(0, b"", pack(said))])
+    def experiments(self, experiments: Experiments) -> None:
+        self.log.append(CONTROL, [Append(0, b"", pack(experiments))])
 
     async def ask(self, request: Request) -> Answer:
-        """One list; its impression is on the log when this returns."""
+        """Answers one request; its impression is on the log when this returns."""
         answer = await self.service.recommend(request)
         while self.service.writer.kept_bytes:
             await asyncio.sleep(0.0005)
         return answer
 
     async def watch(self, answer: Answer) -> None:
-        """The viewer looks at each item, and likes or hides some."""
+        """The viewer watches each item, and likes or hides some."""
         events: list[dict[str, Any]] = []
         for rank, shown in enumerate(answer.items):
             self.now_ms += _WATCH_MS
@@ -206,13 +204,11 @@ class OneProcess:
             kinds = ["like"] if draw < 0.2 else ["hide"] if draw > 0.97 else []
             events += [what | {"kind": kind} for kind in kinds]
             events.append(what | {"kind": "view", "watch_ms": int(20_000 * draw)})
-        taken = await self.service.intake.take(events)
+        taken = await self.service.write_api.take(events)
         assert taken.count("accepted") == len(events), taken.results
 
-    # --- the parts, in turn ---
-
     def turn(self) -> None:
-        """Everything that is due is folded, joined, learned and applied."""
+        """Folds, joins, learns and applies everything that is due."""
         self.fold.turn()
         self.counters.turn()
         while self.joiner.turn():
@@ -224,7 +220,7 @@ class OneProcess:
         self.follow()
 
     def _learn(self) -> None:
-        """All steps that there are, in the next epoch too, where the line goes on in it."""
+        """Learns all steps on the log, and goes on in the next epoch where the line does."""
         while True:
             self._learn_here()
             following = self._end.following(self.worker.step)
@@ -238,12 +234,12 @@ class OneProcess:
         began_ns = time.time_ns()
         while learned := self.worker.turn():
             if self.tracer:
-                its = (MAIN, self.epoch, self.worker.step, learned)
-                tell_learned(self.tracer, *its, began_ns, time.time_ns())
+                version = (MAIN, self.epoch, self.worker.step, learned)
+                tell_learned(self.tracer, *version, began_ns, time.time_ns())
             began_ns = time.time_ns()
 
     def follow(self) -> None:
-        """The replica, and shards of retrieval, read and apply what is there."""
+        """The replica and the retrieval shards read and apply what is new on the log."""
         live = self.service.reader
         self.service.canary.look(live.canary, live.arms)
         for side in self.service.sides.all:
@@ -255,9 +251,9 @@ class OneProcess:
                 before = reader.line.offset
                 batch = reader.read()
                 reader.apply(batch)
-                # After a snapshot, many deltas come that it knows already: a batch of them has nothing in it.
+                # After a snapshot many deltas are known already: a batch of them is empty.
                 full = batch.full or reader.line.offset > before
 
     def _readers(self) -> list[StateReader]:
         sides = [side.reader for side in self.service.sides.all]
-        return [self.service.reader, *(its.reader for its in self.retrieval), *sides]
+        return [self.service.reader, *(service.reader for service in self.retrieval), *sides]

@@ -1,7 +1,7 @@
-"""The lists of a log as another policy would weigh them: read, made again, joined with what was done.
+"""Logged lists as another policy would weigh them: read, recomputed, joined with their rewards.
 
-A list counts once its window is over, since a label may come until then. What is left out is counted, by its
-reason. Lists of more users than asked for are those of a share of the users, by a hash.
+A list counts once its join window is over, since a label may come until then. Skipped lists are counted by
+reason. When there are more lists than asked for, those of a hashed sample of users are taken.
 """
 
 # L lists, R ranks
@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 
 from experiments.assignment.policy import Policy
-from experiments.assignment.target_policy import Target
-from experiments.statistics.off_policy import Lists
+from experiments.assignment.target_policy import TargetPolicy
+from experiments.statistics.off_policy import WeightedLists
 from recsys.config.system_config import Config, digest
 from recsys.events.dedupe import Recent
 from recsys.events.event_types import Impression, Rejected, decode
@@ -26,42 +26,40 @@ from recsys.events.records import EVENTS, EXAMPLES
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, Record, newest_first
 from recsys.process.log_consumer import UNREADABLE
-from replay.answer_check import EQUAL, Explainer
+from replay.answer_check import EQUAL, AnswerChecker
 from serving.reconstruction.counterfactual_propensities import Judged, judged, same_candidates
-from training.joining.sampling import stands_for
+from training.joining.sampling import represented_examples
 from training.lines.offset_lookup import first_at, served_ms_of
 
 TEAM_DRAFT: Final = "interleaved: two policies drew them in turns"
 BY_SCORE: Final = "asked for by score: nothing was drawn"
 UNKNOWN: Final = "don't say what was asked or what they were made from"
 EARLY: Final = "their window isn't over"
-OTHERS: Final = "other candidates: another policy.sources, trust_after or fixed than the target's"
+OTHER_CANDIDATES: Final = "other candidates: another policy.sources, trust_after or fixed than the target's"
 GONE: Final = "can't be made again"
-OFF: Final = "propensities that aren't found again"
+PROPENSITY_MISMATCH: Final = "propensities that aren't found again"
 REPEATED: Final = "on the log a second time"
 SAMPLED: Final = "of users who are left out: --lists"
-MOST_GONE: Final = (
-    0.1  # of the lists that could be judged: beyond, those that are left may not stand for all
-)
+MAX_GONE_SHARE: Final = 0.1  # of the tried lists: beyond, the remaining ones may be biased
 _MARGIN_MS: Final = 60_000
 _READ: Final = 1_000
-_AGAIN: Final = 20  # records read at once where some of them were chosen: most may be passed over
-_RECENT: Final = 100_000  # requests of a partition by whose ids repeats are known, as the joiner's
-_OFF: Final = 1e-9
+_READ_NEAR: Final = 20  # records read at once around a chosen one: most are skipped
+_RECENT: Final = 100_000  # request ids of a partition kept to drop duplicates, as in the joiner
+_TOLERANCE: Final = 1e-9
 
 
 @dataclass
-class Read:
-    """Lists that are judged; ``left_out`` by reason; ``why_gone``: the first reason of one that is gone."""
+class LoggedLists:
+    """Judged lists; ``left_out`` counts by reason; ``why_gone``: reason of the first one that couldn't be recomputed."""
 
-    lists: Lists
+    lists: WeightedLists
     left_out: Counter[str] = field(default_factory=Counter)
     why_gone: str = ""
 
     @property
     def gone(self) -> float:
-        """The share that couldn't be made again of those that were tried."""
-        lost = self.left_out[GONE] + self.left_out[OFF]
+        """Fraction of the tried lists that couldn't be recomputed."""
+        lost = self.left_out[GONE] + self.left_out[PROPENSITY_MISMATCH]
         tried = lost + len(self.lists)
         return lost / tried if tried else 0.0
 
@@ -69,54 +67,55 @@ class Read:
 Place = tuple[int, int]  # partition and offset of ``events``
 
 
-class _Done(msgspec.Struct):
-    """What is read of an example."""
+class _LoggedExample(msgspec.Struct):
+    """The fields of an example that are read here."""
 
     partition: int
     offset: int
     index: int
     labels: list[float]
     closed_ms: int
-    kept: float = 1.0
+    kept: float = 1.0  # fraction of such examples on the log
     correction: bool = False
     sampled_out: bool = False
 
 
-def read_lists(log: Log, config: Config, features: FeatureSet, target: Target, most: int) -> Read:
-    """Everything that the log has of the target's time range, of ``most`` lists at the most."""
+def read_lists(log: Log, config: Config, features: FeatureSet, target: TargetPolicy, max_lists: int) -> LoggedLists:
+    """WeightedLists of the target's time range, ``max_lists`` at most."""
     left_out: Counter[str] = Counter()
-    places = chosen(log, int(config.join.window_s * 1000), target, most, left_out)
+    places = chosen(log, int(config.join.window_s * 1000), target, max_lists, left_out)
     weighed, why = _weighed(log, config, features, target, places, left_out)
     rewards, shown = _rewards(log, features.schema.labels, target, weighed)
-    return Read(_as_lists(weighed, rewards, shown, target.ranks), left_out, why)
+    return LoggedLists(_as_lists(weighed, rewards, shown, target.ranks), left_out, why)
 
 
 def _ended_ms(log: Log, window_ms: int) -> dict[int, int]:
-    """By partition, the time before which lists have had their window: by the newest example."""
-    found = {}
+    """By partition, the time before which join windows are over, by the newest example."""
+    ended_ms = {}
     for partition in range(log.partitions(EXAMPLES)):
         newest = islice(newest_first(log, EXAMPLES, partition), 1)
-        times = [_closed.decode(record.value).closed_ms for record in newest]
-        found[partition] = max(times, default=0) - window_ms
-    return found
+        times = [_closed_decoder.decode(record.value).closed_ms for record in newest]
+        ended_ms[partition] = max(times, default=0) - window_ms
+    return ended_ms
 
 
 def chosen(
-    log: Log, window_ms: int, target: Target, most: int, left_out: Counter[str]
+    log: Log, window_ms: int, target: TargetPolicy, max_lists: int, left_out: Counter[str]
 ) -> list[tuple[Place, Impression]]:
-    """The impressions to judge, by place. Of all others no more than whose they are is kept meanwhile: an
-    impression has its features."""
-    places = _sampled(_usable(log, target, _ended_ms(log, window_ms), left_out), most, left_out)
-    found = list(_at(log, places))
-    if lost := len(places) - len(found):
-        left_out[GONE] += lost  # their users were forgotten meanwhile
-    return found
+    """The impressions to judge, by place. Others are dropped at once except their user id: an impression holds all
+    its features.
+    """
+    places = _sampled(_usable(log, target, _ended_ms(log, window_ms), left_out), max_lists, left_out)
+    impressions = list(_at(log, places))
+    if lost := len(places) - len(impressions):
+        left_out[GONE] += lost  # their users were deleted meanwhile
+    return impressions
 
 
 def _impressions(
-    log: Log, target: Target, left_out: Counter[str]
+    log: Log, target: TargetPolicy, left_out: Counter[str]
 ) -> Iterator[tuple[Place, Impression]]:
-    """Each request once, where it came first, as the joiner has it: who appends may append again."""
+    """Each request once, at its first place, as the joiner takes it: a producer may append twice."""
     for partition in range(log.partitions(EVENTS)):
         seen = Recent(_RECENT)
         from_ms = target.from_ms - _MARGIN_MS
@@ -141,145 +140,146 @@ def _impression(value: bytes) -> Impression | None:
     return event if isinstance(event, Impression) else None
 
 
-def _inside(time_ms: int, target: Target) -> bool:
+def _inside(time_ms: int, target: TargetPolicy) -> bool:
     return target.from_ms <= time_ms and (not target.until_ms or time_ms < target.until_ms)
 
 
 def _usable(
-    log: Log, target: Target, ended_ms: dict[int, int], left_out: Counter[str]
+    log: Log, target: TargetPolicy, ended_ms: dict[int, int], left_out: Counter[str]
 ) -> list[tuple[Place, Id]]:
-    """Places, and whose lists they are."""
-    found = []
-    for place, its in _impressions(log, target, left_out):
-        if its.teams:
+    """Places of usable impressions, with their users."""
+    usable = []
+    for place, impression in _impressions(log, target, left_out):
+        if impression.teams:
             left_out[TEAM_DRAFT] += 1
-        elif its.asked is None or its.stamp is None:
+        elif impression.asked is None or impression.stamp is None:
             left_out[UNKNOWN] += 1
-        elif its.asked.by_score:
+        elif impression.asked.by_score:
             left_out[BY_SCORE] += 1
-        elif its.time_ms > ended_ms.get(place[0], 0):
+        elif impression.time_ms > ended_ms.get(place[0], 0):
             left_out[EARLY] += 1
         else:
-            found.append((place, its.user_id))
-    return found
+            usable.append((place, impression.user_id))
+    return usable
 
 
-def _sampled(places: list[tuple[Place, Id]], most: int, left_out: Counter[str]) -> list[Place]:
-    """All lists of a share of the users."""
-    share = most / max(most, len(places))
-    kept = [p for p, user in places if share == 1 or uniform(0, "counterfactual", user) < share]
-    if len(kept) < len(places):
-        left_out[SAMPLED] += len(places) - len(kept)
-    return kept
+def _sampled(places: list[tuple[Place, Id]], max_lists: int, left_out: Counter[str]) -> list[Place]:
+    """Places of all lists of a hashed sample of the users."""
+    share = max_lists / max(max_lists, len(places))
+    sampled = [p for p, user in places if share == 1 or uniform(0, "counterfactual", user) < share]
+    if len(sampled) < len(places):
+        left_out[SAMPLED] += len(places) - len(sampled)
+    return sampled
 
 
 def _at(log: Log, places: Sequence[Place]) -> Iterator[tuple[Place, Impression]]:
-    """Of ascending places. One read gives all of them that it reaches."""
-    there, reached = dict[int, Record](), (-1, -1)
+    """Impressions at ascending places; one read serves all places that it reaches."""
+    records_by_offset, reached = dict[int, Record](), (-1, -1)
     for place in places:
         partition, offset = place
         if place > reached or partition != reached[0]:
-            records = log.read(EVENTS, partition, offset, _AGAIN)
-            there = {record.offset: record for record in records}
-            reached = partition, max(there, default=offset)
-        its = _impression(there[offset].value) if offset in there else None
-        if its is not None:
-            yield place, its
+            records = log.read(EVENTS, partition, offset, _READ_NEAR)
+            records_by_offset = {record.offset: record for record in records}
+            reached = partition, max(records_by_offset, default=offset)
+        impression = _impression(records_by_offset[offset].value) if offset in records_by_offset else None
+        if impression is not None:
+            yield place, impression
 
 
 def _weighed(
     log: Log,
     config: Config,
     features: FeatureSet,
-    target: Target,
+    target: TargetPolicy,
     places: list[tuple[Place, Impression]],
     left_out: Counter[str],
 ) -> tuple[dict[Place, tuple[int, Judged]], str]:
-    """By place: the user, and how the target would weigh the list; and why the first is gone."""
-    explainer = Explainer(log, config, features)
+    """By place: the user key and the list's weights; and the reason of the first list that is gone."""
+    checker = AnswerChecker(log, config, features)
     policy = Policy(target.policy, digest(target.policy))
-    found, why = dict[Place, tuple[int, Judged]](), ""
-    for place, its in sorted(places, key=_as_answered):
-        again = explainer.again(its, place)
-        ranked = again.answer.ranked if again.answer else None
+    weighed_lists, why = dict[Place, tuple[int, Judged]](), ""
+    for place, impression in sorted(places, key=_as_answered):
+        check = checker.check(impression, place)
+        ranked = check.answer.ranked if check.answer else None
         if (
-            again.verdict != EQUAL
-            or again.policy is None
-            or again.session is None
+            check.verdict != EQUAL
+            or check.policy is None
+            or check.session is None
             or ranked is None
         ):
             left_out[GONE] += 1
-            why = why or f"{its.request_id}: {again.why or again.differences[:2]}"
+            why = why or f"{impression.request_id}: {check.why or check.differences[:2]}"
             continue
-        if not same_candidates(again.policy, policy):
-            left_out[OTHERS] += 1
+        if not same_candidates(check.policy, policy):
+            left_out[OTHER_CANDIDATES] += 1
             continue
         weighed = judged(
-            explainer.pipeline, its, again.session, ranked, again.policy, policy, target.reward
+            checker.pipeline, impression, check.session, ranked, check.policy, policy, target.reward
         )
-        if weighed.off > _OFF:
-            left_out[OFF] += 1
-            why = why or f"{its.request_id}: a propensity is off by {weighed.off:.2g}"
+        if weighed.off > _TOLERANCE:
+            left_out[PROPENSITY_MISMATCH] += 1
+            why = why or f"{impression.request_id}: a propensity is off by {weighed.off:.2g}"
             continue
-        found[place] = (key_of("user", its.user_id), weighed)
-    return found, why
+        weighed_lists[place] = (key_of("user", impression.user_id), weighed)
+    return weighed_lists, why
 
 
-def _as_answered(one: tuple[Place, Impression]) -> tuple[Any, ...]:
-    """Replica by replica, each forward: going back begins anew."""
-    stamp, asked = one[1].stamp, one[1].asked
+def _as_answered(placed: tuple[Place, Impression]) -> tuple[Any, ...]:
+    """Sort key: replica by replica, forward in each, since going back restarts the reconstruction."""
+    stamp, asked = placed[1].stamp, placed[1].asked
     assert stamp is not None and asked is not None
     state = (stamp.item_state_offset, stamp.catalogue_offset)
     return (asked.item_state_from, stamp.line, stamp.epoch, *state, stamp.step)
 
 
 def _rewards(
-    log: Log, labels: Sequence[str], target: Target, weighed: dict[Place, Any]
+    log: Log, labels: Sequence[str], target: TargetPolicy, weighed: dict[Place, Any]
 ) -> tuple[dict[tuple[Place, int], float], defaultdict[int, float]]:
-    """By list and rank, what was earned; and by rank, how many lists had it shown: an example that stands for
-    others that were left out counts for them."""
-    earned, shown = dict[tuple[Place, int], float](), defaultdict[int, float](float)
+    """By list and rank, the reward; and by rank, the number of shown lists, where a sampled example counts for
+    the ones that were left out.
+    """
+    rewards_by_place, shown = dict[tuple[Place, int], float](), defaultdict[int, float](float)
     worth = [(labels.index(label), weight) for label, weight in target.reward.items()]
     for partition in range(log.partitions(EXAMPLES)):
         offset = first_at(
-            log, EXAMPLES, partition, target.from_ms, lambda v: _closed.decode(v).closed_ms
+            log, EXAMPLES, partition, target.from_ms, lambda v: _closed_decoder.decode(v).closed_ms
         )
         while records := log.read(EXAMPLES, partition, offset, _READ):
             for record in records:
                 try:
-                    its = _done.decode(record.value)
-                except UNREADABLE:  # an empty place of somebody who was forgotten
+                    example = _example_decoder.decode(record.value)
+                except UNREADABLE:  # a tombstone of a deleted user
                     continue
-                place = (its.partition, its.offset)
+                place = (example.partition, example.offset)
                 if place not in weighed:
                     continue
-                earned[place, its.index] = sum(w * its.labels[at] for at, w in worth)
-                if not its.correction:
-                    shown[its.index] += stands_for(its.labels, its.kept, its.sampled_out)
+                rewards_by_place[place, example.index] = sum(w * example.labels[at] for at, w in worth)
+                if not example.correction:
+                    shown[example.index] += represented_examples(example.labels, example.kept, example.sampled_out)
             offset = records[-1].offset + 1
-    return earned, shown
+    return rewards_by_place, shown
 
 
 def _as_lists(
     weighed: dict[Place, tuple[int, Judged]],
-    earned: dict[tuple[Place, int], float],
+    rewards_by_place: dict[tuple[Place, int], float],
     shown: defaultdict[int, float],
     ranks: int,
-) -> Lists:
-    size = max((len(its.ratios_R) for _, its in weighed.values()), default=0)
+) -> WeightedLists:
+    size = max((len(weights.ratios_R) for _, weights in weighed.values()), default=0)
     shape = (len(weighed), size)
-    ratios, said, expected, unsupported, rewards = (np.zeros(shape) for _ in range(5))
+    ratios, expected_rewards, expected, unsupported, rewards = (np.zeros(shape) for _ in range(5))
     ended = np.zeros(shape, np.bool_)
     ratios[:] = 1.0
-    for row, (place, (_, its)) in enumerate(weighed.items()):
-        its_ranks = len(its.ratios_R)
-        ratios[row, :its_ranks], said[row, :its_ranks] = its.ratios_R, its.said_R
-        expected[row, :its_ranks] = its.expected_R
-        unsupported[row, :its_ranks], ended[row, :its_ranks] = its.unsupported_R, its.ended_R
-        rewards[row] = [earned.get((place, rank), 0.0) for rank in range(size)]
+    for row, (place, (_, weights)) in enumerate(weighed.items()):
+        num_ranks = len(weights.ratios_R)
+        ratios[row, :num_ranks], expected_rewards[row, :num_ranks] = weights.ratios_R, weights.said_R
+        expected[row, :num_ranks] = weights.expected_R
+        unsupported[row, :num_ranks], ended[row, :num_ranks] = weights.unsupported_R, weights.ended_R
+        rewards[row] = [rewards_by_place.get((place, rank), 0.0) for rank in range(size)]
     reach = np.array([min(1.0, shown[r] / max(1, len(weighed))) for r in range(size)])
     users = np.array([user for user, _ in weighed.values()], np.int64)
-    lists = Lists(ratios, rewards, said * reach, expected * reach, unsupported, users, ended)
+    lists = WeightedLists(ratios, rewards, expected_rewards * reach, expected * reach, unsupported, users, ended)
     return lists.first(ranks) if ranks else lists
 
 
@@ -287,5 +287,5 @@ class _Closed(msgspec.Struct):
     closed_ms: int = 0
 
 
-_done: Any = msgspec.msgpack.Decoder(_Done)
-_closed: Any = msgspec.msgpack.Decoder(_Closed)
+_example_decoder: Any = msgspec.msgpack.Decoder(_LoggedExample)
+_closed_decoder: Any = msgspec.msgpack.Decoder(_Closed)

@@ -1,4 +1,4 @@
-"""The examples of a data set for an offline job: the server is played over it, as for `recsys replay`."""
+"""Caches the examples of a data set for an offline job; the server is replayed over it, as for `recsys replay`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from recsys.events.event_types import Event
 from recsys.events.records import Example
 from recsys.features.feature_set import FeatureSet
 from replay.datasets.dataset import Dataset
-from replay.partition_joiners import Joiners
+from replay.direct_loop import Joiners
 from replay.player import Player
 from replay.replay_run import ReplayOptions, with_warm_up
 from training.offline.cache import Cache, CacheWriter
@@ -21,7 +21,7 @@ _AT_ONCE = 1_024
 
 @dataclass
 class JoinLoop:
-    """What stands behind the log, without a trainer: events in, examples to a cache. It learns nothing."""
+    """Loop behind the log without a trainer: events in, examples to a cache. It learns nothing."""
 
     config: Config
     labels: tuple[str, ...]
@@ -35,11 +35,11 @@ class JoinLoop:
         self._now_ms = 0
 
     def advance(self, now_ms: int) -> list[StepDelta]:
-        """Nothing is learned, so no delta comes."""
+        """Returns no delta: nothing is learned."""
         return []
 
     def append(self, event: Event) -> None:
-        """An event reaches the joiner of its partition."""
+        """Feeds an event to the joiner of its partition."""
         for example in self.joiners.feed(event):
             assert isinstance(example, Example), "nobody is forgotten in a data set"
             self._now_ms = max(self._now_ms, example.closed_ms)
@@ -49,13 +49,13 @@ class JoinLoop:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what waits."""
+        """Writes the buffered examples."""
         self.writer.add(self._waiting, self._times)
         self._waiting, self._times = [], []
 
 
 class _Unscored(Player):
-    """A player that scores nothing: there is no model yet."""
+    """Player without scores: there is no model yet."""
 
     def flush(self) -> None:
         self._waiting.clear()
@@ -70,10 +70,10 @@ def cache_dataset(
     until_ms: int,
     progress: Progress,
 ) -> Cache:
-    """Plays a data set until a time and caches the examples that it gave. ``config``: ``replay.config_for``.
+    """Replays a data set until a time and caches its examples. ``config``: from ``replay_run.config_for``.
 
-    Examples of impressions before ``from_ms`` aren't made, but what is known from before the log warms
-    sessions and counters up.
+    Examples of impressions before ``from_ms`` are left out, but history from before the log warms sessions
+    and counters up.
     """
     from recsys.features.feature_builder import FeatureBuilder
 

@@ -1,8 +1,8 @@
-"""Copies of the ranker's parameters that sync at different times, all scored over one replay.
+"""Copies of the ranker's parameters with different sync intervals, all scored over one replay.
 
-Building features is the expensive part of a replay, and on a log of the past it hangs on no weight. So one
-player builds them once, one learner learns once, and every copy scores the same requests with the parameters
-that a replica would have had that syncs so rarely. A copy's scores are those of its own replay, bit for bit.
+Building features is the expensive part of a replay, and on a log of the past they don't depend on weights. So one
+player builds them once, one learner learns once, and each copy scores the same requests with the parameters
+that a replica with its sync interval would have. A copy's scores are those of its own replay, bit for bit.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,9 @@ _TOGETHER = 512  # requests scored together at the most; the scores don't depend
 
 @dataclass(frozen=True)
 class Sync:
-    """When a copy takes what was learned: at multiples of ``every_ms`` (0: at each step), and nothing of
-    steps whose examples closed at ``frozen_after_ms`` or later."""
+    """Sync schedule of a copy: at multiples of ``every_ms`` (0: at each step), without steps whose examples closed
+    at ``frozen_after_ms`` or later.
+    """
 
     name: str
     every_ms: int = 0
@@ -35,10 +36,9 @@ class Sync:
 
 
 class Copy:
-    """The ranker's parameters as of one kind of sync, and the scores that they gave for the first label.
+    """The ranker's parameters under one sync schedule, and their scores of the first label.
 
-    ``rounded``: the format that it rounds to what it is given, as a shard does that publishes; "": it takes
-    all as it comes.
+    ``rounded``: delta format to round received parameters to, as a publishing shard does; "": no rounding.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Copy:
         self._scores: list[NDArray[np.float32]] = []
 
     def show(self, requests: Sequence[RequestFeatures]) -> None:
-        """Requests to be scored with what the copy has now."""
+        """Adds requests to be scored with the copy's current parameters."""
         self._waiting.extend(requests)
         if len(self._waiting) >= _TOGETHER:
             self._score()
 
     def advance(self, deltas: Sequence[StepDelta], before_ms: int, now_ms: int) -> None:
-        """Time goes from ``before_ms`` to ``now_ms``, and these steps were learned on the way."""
+        """Moves time from ``before_ms`` to ``now_ms``; ``deltas`` were learned in between."""
         for delta in deltas:
             until_ms = self.sync.frozen_after_ms
             self._frozen = self._frozen or (until_ms is not None and delta.time_ms >= until_ms)
@@ -87,7 +87,7 @@ class Copy:
         self._held.clear()
 
     def scores(self) -> NDArray[np.float32]:
-        """The scores (N,) of all that was shown, in order."""
+        """Scores (N,) of all requests so far, in order."""
         self._score()
         return np.concatenate(self._scores or [np.zeros(0, np.float32)])
 
@@ -100,16 +100,16 @@ class Copy:
 
 @dataclass
 class SideBySide(Player):
-    """A player whose copies score. Its own replica learns nothing, and ``on_scored`` is given zeros."""
+    """Player whose copies do the scoring. Its own replica learns nothing; ``on_scored`` gets zeros."""
 
     syncs: Sequence[Sync] = ()
     copies: list[Copy] = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.copies = self._made()
+        self.copies = self._make_copies()
 
-    def _made(self) -> list[Copy]:
+    def _make_copies(self) -> list[Copy]:
         return [Copy(self.features, self.config, sync) for sync in self.syncs]
 
     def advance(self, now_ms: int) -> None:
@@ -120,7 +120,7 @@ class SideBySide(Player):
             copy.advance(deltas, before_ms, now_ms)
 
     def flush(self) -> None:
-        """Hands what waits to the copies: each scores before it changes."""
+        """Hands waiting requests to the copies, which score them before they change."""
         line, epoch, step = self.replica.version
         outputs = len(self.features.schema.labels) + 1
         for features, impression in self._waiting:

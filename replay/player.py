@@ -1,8 +1,8 @@
-"""Plays the server over events in time order: fold, features, score, impression; then what happened.
+"""Replays the server over events in time order: fold, features, score, impression, then the engagements.
 
-The state that scores an impression is that of its own time: sessions and counters of what had happened,
-the model version that would have been serving. With a data set the lists are given; with ``recommend`` they
-are made, so that a simulated world can answer them.
+An impression is scored with the state of its own time: sessions and counters of what had happened, and the
+model version that would have been serving. A data set brings its lists; ``recommend`` makes them, so that a
+simulated world can answer them.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ _FLUSH = 512  # impressions scored together at the most; the scores don't depend
 
 
 class Loop(Protocol):
-    """What stands behind the log: learns when told the time."""
+    """The parts behind the log; it learns when ``advance`` moves its clock."""
 
     def advance(self, now_ms: int) -> list[StepDelta]: ...
     def append(self, event: Event) -> None: ...
@@ -37,7 +37,7 @@ class Loop(Protocol):
 
 @dataclass(frozen=True)
 class Scored:
-    """One impression with the probabilities (N, L) of its items and the version that gave them."""
+    """One impression with the probabilities (N, L) of its items and the version of the model."""
 
     impression: Impression
     probabilities_NL: NDArray[np.float32]
@@ -48,7 +48,7 @@ class Scored:
 
 @dataclass
 class Player:
-    """One replica, all sessions, and the loop. ``on_scored`` is given every scored impression, in order.
+    """One replica, all sessions, and the loop. ``on_scored`` gets every scored impression, in order.
 
     ``sync_every_ms``: model updates are held back to multiples of it (0: applied at each step).
     """
@@ -73,7 +73,7 @@ class Player:
         self._requests = 0
 
     def session(self, user_id: Id) -> Session:
-        """The session of a user, made where there was none."""
+        """Session of a user, created when there is none."""
         session = self.sessions.get(str(user_id))
         if session is None:
             session = Session(user_id, self.features, self.config.sessions.seen)
@@ -93,7 +93,7 @@ class Player:
             self._engagement(event)
 
     def fold(self, event: Event) -> None:
-        """Folds an event into sessions and counters, and learns nothing from it: warm-up."""
+        """Folds an event into sessions and counters without learning it: warm-up."""
         if isinstance(event, Impression):
             keys = self.replica.catalogue.keys[self._indices(event)]
             self.session(event.user_id).fold_impression(event, keys)
@@ -104,7 +104,7 @@ class Player:
             self.item_counters.engagement(event, keys_I)
 
     def advance(self, now_ms: int) -> None:
-        """Moves time: steps that are due are learned, and served from their time of sync on."""
+        """Moves time: due steps are learned, and served from their next sync on."""
         before_ms, self.now_ms = self.now_ms, max(self.now_ms, now_ms)
         self._held.extend(self.loop.advance(now_ms))
         if not self._held:
@@ -132,11 +132,11 @@ class Player:
         return answer
 
     def finish(self) -> None:
-        """Scores what still waits."""
+        """Scores waiting impressions at the end."""
         self.flush()
 
     def flush(self) -> None:
-        """Scores the impressions that wait, all with the version that serves now."""
+        """Scores all waiting impressions with the version that serves now."""
         if not self._waiting:
             return
         scores = probabilities(
@@ -177,7 +177,7 @@ class Player:
             self.session(event.user_id).fold_user(event)
 
     def _as_served(self, event: Impression, features: RequestFeatures) -> Impression:
-        """The impression that the server would have written."""
+        """The impression as the server would have written it."""
         line, epoch, step = self.replica.version
         return Impression(
             time_ms=event.time_ms,
@@ -204,7 +204,7 @@ class Player:
         return keys_I
 
     def _index(self, item_id: Id) -> int:
-        """The catalogue index; an item that was never published is added with no fields."""
+        """Catalogue index; an item that was never published is added without fields."""
         index = self.replica.catalogue.index_of(item_id)
         if index is None:
             self.replica.apply_item(Item(time_ms=self.now_ms, item_id=item_id), 0)

@@ -1,7 +1,7 @@
-"""Every score that was given, as a file, and the report made from it.
+"""Predictions as columns of a Parquet file, and the report made from them.
 
-The columns of the Parquet file: request_id, user_id, item_id, time_ms, line, version and, per label,
-``score_<label>`` (a probability) and ``label_<label>`` (0 or 1).
+Columns: request_id, user_id, item_id, time_ms, line, version and, per label, ``score_<label>`` (a probability)
+and ``label_<label>`` (0 or 1).
 """
 
 import json
@@ -36,7 +36,7 @@ class Predictions:
 
     def __post_init__(self) -> None:
         if self.scores.keys() != self.labels.keys():
-            raise ValueError(f"scores of {sorted(self.scores)}, labels of {sorted(self.labels)}")
+            raise ValueError(f"scores are of {sorted(self.scores)}, expected those of the labels {sorted(self.labels)}")
         rows = len(self.request_id)
         columns = {name: getattr(self, name) for name in _COLUMNS}
         columns |= {f"score_{label}": column for label, column in self.scores.items()}
@@ -46,7 +46,7 @@ class Predictions:
                 raise ValueError(f"{name} has {len(column)} rows, expected {rows} as request_id")
 
     def rows(self, chosen: NDArray[Any]) -> "Predictions":
-        """The chosen rows: a mask or positions."""
+        """Selected rows, by a mask or positions."""
         take = {name: np.asarray(getattr(self, name), _type_of(name))[chosen] for name in _COLUMNS}
         return Predictions(
             **take,
@@ -62,13 +62,13 @@ def build_report(
     slices: Mapping[str, NDArray[np.bool_]] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The metrics of each label: overall, by day, and for each slice (a name and a mask of rows).
+    """Metrics of each label: overall, by day, and for each slice (a name and a mask of rows).
 
-    ``about`` (the command, the data set) is put in as it is. What can't be said is None.
+    ``about`` (command, data set) is copied into the report. Undefined metrics are None.
     """
     time_ms = np.asarray(predictions.time_ms, np.int64)
     user = _codes(predictions.user_id)
-    found: dict[str, Any] = dict(about or {}) | {
+    report: dict[str, Any] = dict(about or {}) | {
         "rows": len(time_ms),
         "users": int(user.max(initial=-1)) + 1,
         "from_ms": int(time_ms.min()) if len(time_ms) else None,
@@ -80,7 +80,7 @@ def build_report(
     for label, column in predictions.scores.items():
         score = np.asarray(column, np.float64)
         truth = np.asarray(predictions.labels[label], np.float64)
-        found["labels"][label] = _measure(score, truth, user) | {
+        report["labels"][label] = _measure(score, truth, user) | {
             "by_day": metrics.by_day(
                 _measure, time_ms, score, truth, user, utc_offset_h=utc_offset_h
             ),
@@ -89,21 +89,21 @@ def build_report(
                 for name, mask in (slices or {}).items()
             },
         }
-    return found
+    return report
 
 
 def compare(
-    ours: Predictions, theirs: Predictions, label: str, *, samples: int = 500, seed: int = 0
+    predictions: Predictions, baseline: Predictions, label: str, *, samples: int = 500, seed: int = 0
 ) -> dict[str, Any]:
-    """AUC(ours) − AUC(theirs) of one label on the rows that both scored, with a user-bootstrap interval."""
-    places = {key: i for i, key in enumerate(_keys(theirs))}
-    pairs = [(i, places[key]) for i, key in enumerate(_keys(ours)) if key in places]
-    here, there = np.array(pairs, np.int64).reshape(-1, 2).T
+    """AUC(predictions) − AUC(baseline) of one label on the rows that both scored, with a user-bootstrap interval."""
+    places = {key: i for i, key in enumerate(_keys(baseline))}
+    pairs = [(i, places[key]) for i, key in enumerate(_keys(predictions)) if key in places]
+    rows, baseline_rows = np.array(pairs, np.int64).reshape(-1, 2).T
     interval = metrics.paired_auc_interval(
-        np.asarray(ours.scores[label])[here],
-        np.asarray(theirs.scores[label])[there],
-        np.asarray(ours.labels[label])[here],
-        _codes(ours.user_id)[here],
+        np.asarray(predictions.scores[label])[rows],
+        np.asarray(baseline.scores[label])[baseline_rows],
+        np.asarray(predictions.labels[label])[rows],
+        _codes(predictions.user_id)[rows],
         samples=samples,
         seed=seed,
     )
@@ -113,14 +113,14 @@ def compare(
 
 
 def write_report(file: Path, report: Mapping[str, Any]) -> None:
-    """Writes the report as JSON; the file appears whole or not at all."""
+    """Writes the report as JSON, atomically."""
     part = file.with_name(file.name + ".part")
     part.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", "utf-8")
     os.replace(part, file)
 
 
 def write_predictions(file: Path, predictions: Predictions) -> None:
-    """Writes the Parquet file; it appears whole or not at all. Ids are integers where all of them are."""
+    """Writes the Parquet file, atomically. Ids are integers when all of them are."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -138,14 +138,14 @@ def write_predictions(file: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(file: Path) -> Predictions:
-    """Reads what ``write_predictions`` (or another recommender's evaluation) wrote."""
+    """Reads a file of ``write_predictions``, or of another recommender's evaluation."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(file)
     for name in _COLUMNS:
         if name not in table.column_names:
-            there = ", ".join(table.column_names)
-            raise ValueError(f"{file}: there is no column {name!r}; there are {there}")
+            columns = ", ".join(table.column_names)
+            raise ValueError(f"{file}: no column {name!r}, expected it beside {columns}")
     labels = [name[6:] for name in table.column_names if name.startswith("score_")]
     return Predictions(
         **{name: table[name].to_pylist() for name in _COLUMNS},
@@ -175,15 +175,15 @@ def _keys(predictions: Predictions) -> list[tuple[str, str]]:
 
 def _codes(ids: Sequence[Id]) -> NDArray[np.int64]:
     """Ids as numbers from 0. The integer 7 and the text "7" are the same id."""
-    return np.unique(np.asarray([str(one) for one in ids]), return_inverse=True)[1]
+    return np.unique(np.asarray([str(id_) for id_ in ids]), return_inverse=True)[1]
 
 
 def _ids(column: Sequence[Id]) -> Any:
     import pyarrow as pa
 
-    if all(isinstance(one, int | np.integer) for one in column):
-        return pa.array([int(one) for one in column], pa.int64())
-    return pa.array([str(one) for one in column], pa.string())
+    if all(isinstance(id_, int | np.integer) for id_ in column):
+        return pa.array([int(id_) for id_ in column], pa.int64())
+    return pa.array([str(id_) for id_ in column], pa.string())
 
 
 def _type_of(column: str) -> Any:

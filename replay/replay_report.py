@@ -1,6 +1,6 @@
-"""What a replay reports: the metrics of its judged rows and their slices, and a table of them.
+"""Report of a replay: metrics of its judged rows and their slices, and a table of them.
 
-Knows nothing of how the scores came about.
+It doesn't know how the scores were made.
 """
 
 import sys
@@ -27,13 +27,13 @@ def report_of(
     dataset: Dataset,
     options: ReplayOptions,
     replayed: Replayed,
-    theirs: Predictions | None,
+    baseline: Predictions | None,
 ) -> dict[str, Any]:
-    """The report of a replay. ``theirs``: predictions to compare with, on the judged rows."""
+    """The report of a replay. ``baseline``: predictions to compare with, on the judged rows."""
     about = _about(data, dataset, options, replayed)
-    if theirs is not None:
-        ours = replayed.predictions.rows(judged_rows(dataset, replayed.predictions))
-        about["against"] = compare(ours, theirs, dataset.labels[0])
+    if baseline is not None:
+        judged = replayed.predictions.rows(judged_rows(dataset, replayed.predictions))
+        about["against"] = compare(judged, baseline, dataset.labels[0])
     return build_report(
         replayed.predictions,
         utc_offset_h=dataset.utc_offset_h,
@@ -43,7 +43,7 @@ def report_of(
 
 
 def judged_rows(dataset: Dataset, predictions: Predictions) -> NDArray[np.bool_]:
-    """The rows that are judged: those of the later half of the days (of six or seven, the last three)."""
+    """Mask of the judged rows: those of the later half of the days (of six or seven, the last three)."""
     days = (np.asarray(predictions.time_ms) + int(dataset.utc_offset_h * 3_600_000)) // _DAY_MS
     if not len(days):
         return np.zeros(0, np.bool_)
@@ -52,15 +52,15 @@ def judged_rows(dataset: Dataset, predictions: Predictions) -> NDArray[np.bool_]
 
 
 def first_judged_day(days: NDArray[np.int64]) -> int:
-    """The first day of the later half of the days that there are, of at least one."""
-    known = np.unique(days)
-    return int(known[-max(1, len(known) // 2)])
+    """First day of the later half of the distinct days, of at least one."""
+    distinct = np.unique(days)
+    return int(distinct[-max(1, len(distinct) // 2)])
 
 
 def judged_from_ms(dataset: Dataset) -> int:
-    """When the later half of a log's days begins: from then on rows are judged, and `frozen` is frozen.
+    """Begin of the later half of a log's days: rows are judged from then on, and `frozen` is frozen.
 
-    Raises ValueError for a log of fewer than two days: nothing would have been learned before.
+    Raises ValueError for a log of fewer than two days: nothing would be learned before.
     """
     times = [event.time_ms for event in dataset.events() if isinstance(event, Impression)]
     shown = days(times, dataset.utc_offset_h) if times else np.zeros(0, np.int64)
@@ -73,7 +73,7 @@ def judged_from_ms(dataset: Dataset) -> int:
 
 
 def slices_of(dataset: Dataset, replayed: Replayed) -> dict[str, NDArray[np.bool_]]:
-    """Masks by name: ``test`` and, of it, the commonest values of the first context field."""
+    """Masks by name: ``test`` and, within it, the commonest values of the first context field."""
     test = judged_rows(dataset, replayed.predictions)
     masks = {"test": test}
     names = dataset.schema.names("context", CATEGORICAL)
@@ -102,23 +102,23 @@ def _about(
     }
 
 
-def print_report(found: dict[str, Any], replayed: Replayed) -> None:
-    """The first lines of the report, as a table."""
+def print_report(report: dict[str, Any], replayed: Replayed) -> None:
+    """Prints the first lines of the report as a table."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{found['rows']:,} scores, {replayed.steps:,} steps, {found['seconds']} s")
+    table = Table(title=f"{report['rows']:,} scores, {replayed.steps:,} steps, {report['seconds']} s")
     for column in ("label", "rows", "AUC", "by user", "log loss", "calibration"):
         table.add_column(column, justify="left" if column == "label" else "right")
-    for label, measured in found["labels"].items():
+    for label, measured in report["labels"].items():
         table.add_row(label, *_cells(measured))
         for name, inner in measured["slices"].items():
-            if label == next(iter(found["labels"])):
+            if label == next(iter(report["labels"])):
                 table.add_row(f"  {name}", *_cells(inner))
     console = Console()
     console.print(table)
-    if "against" in found:
-        console.print(found["against"])
+    if "against" in report:
+        console.print(report["against"])
 
 
 def _cells(measured: dict[str, Any]) -> list[str]:
@@ -128,7 +128,7 @@ def _cells(measured: dict[str, Any]) -> list[str]:
 
 
 def with_bar(events: Iterator[Event]) -> Iterator[Event]:
-    """The events, with a bar that counts impressions and shows event time."""
+    """The events, with a progress bar that counts impressions and shows event time."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

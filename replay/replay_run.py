@@ -1,30 +1,33 @@
-"""A replay of a data set of the past: every event is played, in event time, and what was scored is gathered.
+"""A replay of a data set: plays every event in event time and collects the scores.
 
-One process by default: the pure cores of every part called one after the other. What is scored, learned and
-reported is described in docs/replay.md.
+One process by default: the pure cores of every part called one after the other. docs/replay.md describes what is
+scored, learned and reported.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from recsys.config.system_config import Config, JoinConfig, StepConfig
 from recsys.events.event_types import Engagement, Event, Item, User
 from recsys.events.field_schema import CATEGORICAL
+from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet
 from replay.datasets.dataset import Dataset
 from replay.direct_loop import DirectLoop, StepsUntil
-from replay.player import Player
+from replay.player import Player, Scored
 from replay.predictions import Predictions
-from replay.score_recorder import Recorder
 
 Progress = Callable[[Iterator[Event]], Iterator[Event]]
 
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """What a replay does beside scoring and learning everything."""
+    """Options of a replay beside scoring and learning everything."""
 
     features: str = "all"
     frozen_after_ms: int | None = None
@@ -40,7 +43,7 @@ class ReplayOptions:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What came out of a replay."""
+    """Result of a replay."""
 
     predictions: Predictions
     contexts: Any  # (N,) text: the value of the first context field
@@ -50,8 +53,70 @@ class Replayed:
     digest: str
 
 
+class ScoreRecorder:
+    """Collects scores by impression and item, with the labels as of the end of the log.
+
+    It keeps columns instead of impressions: three million scores take some hundred bytes each.
+    """
+
+    def __init__(self, labels: Sequence[str], context_field: str | None) -> None:
+        self._places = {label: k for k, label in enumerate(labels)}
+        self._context_field = context_field
+        self._requests: list[str] = []
+        self._users: list[Id] = []
+        self._items: list[Id] = []
+        self._times: list[int] = []
+        self._lines: list[str] = []
+        self._versions: list[str] = []
+        self._contexts: list[str] = []
+        self._scores: list[NDArray[np.float32]] = []
+        self._happened: dict[tuple[str, str], int] = {}  # a bit per label
+
+    def scored(self, scored: Scored) -> None:
+        """Adds one impression's scores, a row for each item."""
+        impression, version = scored.impression, f"{scored.epoch}.{scored.step}"
+        context = str(impression.context.get(self._context_field or "", ""))
+        for served in impression.items:
+            self._requests.append(impression.request_id)
+            self._users.append(impression.user_id)
+            self._items.append(served.item_id)
+            self._times.append(impression.time_ms)
+            self._lines.append(scored.line)
+            self._versions.append(version)
+            self._contexts.append(context)
+        self._scores.append(scored.probabilities_NL.copy())
+
+    def happened(self, engagement: Engagement) -> None:
+        """Adds an engagement; it may precede the score of its impression."""
+        place = self._places.get(engagement.kind)
+        if place is not None:
+            key = (engagement.request_id, str(engagement.item_id))
+            self._happened[key] = self._happened.get(key, 0) | (1 << place)
+
+    def predictions(self) -> Predictions:
+        """All scores as columns, in the order in which they were added."""
+        rows = zip(self._requests, self._items, strict=True)
+        bits = np.array([self._happened.get((r, str(i)), 0) for r, i in rows], np.int64)
+        width = len(self._places) + 1
+        scores = np.concatenate(self._scores or [np.zeros((0, width), np.float32)])
+        return Predictions(
+            request_id=self._requests,
+            user_id=self._users,
+            item_id=self._items,
+            time_ms=np.array(self._times, np.int64),
+            line=self._lines,
+            version=self._versions,
+            scores={label: scores[:, k] for label, k in self._places.items()},
+            labels={label: (bits >> k) & 1 for label, k in self._places.items()},
+        )
+
+    def contexts(self) -> NDArray[np.str_]:
+        """Value of the first context field for each row, "" when missing."""
+        return np.array(self._contexts, np.str_)
+
+
 def config_for(dataset: Dataset, options: ReplayOptions, base: Config) -> Config:
-    """The configuration of a replay: the data set's window, steps on the event clock."""
+    """Configuration of a replay: the data set's window, steps on the event clock."""
     return replace(
         base,
         join=JoinConfig(window_s=dataset.window_s, horizon_s=86_400.0, all_shown=dataset.all_shown),
@@ -85,16 +150,16 @@ def replay_with(
     progress: Progress,
     digest: Callable[[], str],
 ) -> Replayed:
-    """Plays all events of a data set and gathers what came out. ``digest`` is asked at the end.
+    """Plays all events of a data set and collects the result. ``digest`` is called at the end.
 
-    With ``until_step`` it ends when that step has been learned; raises ValueError where the log ends before.
+    With ``until_step`` it ends once that step is learned; raises ValueError when the log ends before.
     """
     started = time.monotonic()
     loop: Any = player.loop
     if options.until_step is not None:
         loop.sequencer = StepsUntil(loop.sequencer, options.until_step)
     contexts = dataset.schema.names("context", CATEGORICAL)
-    recorder = Recorder(dataset.schema.labels, contexts[0] if contexts else None)
+    recorder = ScoreRecorder(dataset.schema.labels, contexts[0] if contexts else None)
     player.on_scored = recorder.scored
     for event in progress(with_warm_up(player, dataset, options)):
         if options.until_step is not None and not isinstance(event, Item | User):
@@ -122,7 +187,7 @@ def replay_with(
 
 
 def _learn_the_rest(player: Player, until_step: int) -> None:
-    """Learns what is due when the events end. Raises ValueError where the step asked for isn't reached."""
+    """Learns steps due at the end of the log. Raises ValueError when ``until_step`` isn't reached."""
     loop: Any = player.loop
     player.advance(player.now_ms)
     if not loop.sequencer.done:
@@ -133,7 +198,7 @@ def _learn_the_rest(player: Player, until_step: int) -> None:
 
 
 def with_warm_up(player: Player, dataset: Dataset, options: ReplayOptions) -> Iterator[Event]:
-    """The events to play; what is from before the log is folded, and not learned from, on the way."""
+    """The events to play; on the way, history from before the log is folded but not learned."""
     warm = not options.warm_up
     for event in dataset.events(options.from_ms, options.until_ms):
         if not warm and not isinstance(event, Item | User):

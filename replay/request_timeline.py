@@ -1,12 +1,12 @@
-"""The life of one swipe, read from the log: what became of a request's list, up to the answer that knew it.
+"""The timeline of one request, read from the log: its engagements, examples, steps, deltas and first answer.
 
-It needs no tracing. Events carry the time of who sent them, derived records event time; where the log keeps
-when a record was appended (SQLite), that orders the moments.
+It needs no tracing. Events carry the sender's time, derived records event time; SQLite's log also keeps append
+times, and those order the moments.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -20,22 +20,23 @@ from serving.reconstruction.reconstructed_session import find_impression
 from training.lines.offset_lookup import first_at, served_ms_of
 
 _READ: Final = 500
-_MARGIN_MS: Final = 60_000  # for what comes out of order
-_MOST_ANSWERS: Final = 200_000  # looked through in a partition for the first that knew a step
-_EPOCH: Final = 1 << 40  # steps of an epoch, at most
+_MARGIN_MS: Final = 60_000  # for records out of order
+_MAX_ANSWERS: Final = 200_000  # records scanned in a partition for the first answer of a step
+_STEPS_PER_EPOCH: Final = 1 << 40  # an upper bound
 
 
 @runtime_checkable
 class Dated(Protocol):
-    """A log that keeps when a record was appended."""
+    """A log that keeps append times."""
 
     def appended_ms(self, topic: str, partition: int, offset: int) -> int | None: ...
 
 
 @dataclass(frozen=True)
 class Moment:
-    """One record of a life. ``at_ms``: when it was appended, or its own time where the log doesn't say;
-    ``event_ms`` is its own."""
+    """One record of a timeline. ``at_ms``: append time, or ``event_ms`` where the log has none; ``event_ms``: the
+    record's own time.
+    """
 
     what: str
     at_ms: int
@@ -45,8 +46,8 @@ class Moment:
 
 
 @dataclass
-class Life:
-    """What was found, in order; ``missing`` says what isn't there (yet), and why."""
+class RequestTimeline:
+    """Moments in order; ``missing`` lists absent ones with the reason."""
 
     request_id: str
     moments: list[Moment] = field(default_factory=list)
@@ -56,68 +57,67 @@ class Life:
         return [moment for moment in self.moments if moment.what == what]
 
 
-class Finder:
-    """Follows requests through one log. ``line``: whose steps are meant."""
+class TimelineReader:
+    """Reads timelines of requests from one log. ``line``: the model line whose steps are followed."""
 
     def __init__(self, log: Log, join: JoinConfig, line: str = "main") -> None:
         self._log, self._line = log, line
         self._reach_ms = round(1000 * (join.window_s + join.horizon_s)) + _MARGIN_MS
 
-    def life(self, request_id: str, user_id: Id | None = None) -> Life:
-        """Raises KeyError, saying so, where no impression of the request is on the log."""
-        there = find_impression(self._log, request_id, user_id)
-        if there is None:
+    def life(self, request_id: str, user_id: Id | None = None) -> RequestTimeline:
+        """Timeline of a request. Raises KeyError with the reason when its impression isn't on the log."""
+        logged = find_impression(self._log, request_id, user_id)
+        if logged is None:
             raise KeyError(
-                f"no impression of request {request_id} is on {EVENTS}: the id is another, or retention has "
+                f"no impression of request {request_id} is on {EVENTS}: the id is wrong, or retention has "
                 "dropped it"
             )
-        partition, offset, impression = there
-        its = Life(request_id)
-        its.moments.append(self._impression(partition, offset, impression))
-        its.moments += self._engagements(partition, offset, impression)
-        if not its.of("engagement"):
-            its.missing.append("no engagement with it yet")
-        self._follow(its, partition, impression)
-        its.moments.sort(key=lambda moment: (moment.at_ms, moment.event_ms))
-        return its
+        partition, offset, impression = logged
+        timeline = RequestTimeline(request_id)
+        timeline.moments.append(self._impression(partition, offset, impression))
+        timeline.moments += self._engagements(partition, offset, impression)
+        if not timeline.of("engagement"):
+            timeline.missing.append("no engagement with it yet")
+        self._follow(timeline, partition, impression)
+        timeline.moments.sort(key=lambda moment: (moment.at_ms, moment.event_ms))
+        return timeline
 
     def latest(self) -> str:
-        """The newest request that was learned from and published; without one, the newest answer. Raises
-        KeyError where there is none."""
+        """Newest request that was learned and published; without one, the newest answer. Raises KeyError when there is
+        none.
+        """
         for step in self._newest_steps():
-            for there in reversed(step.ranges):
+            for examples in reversed(step.ranges):
                 for record in reversed(
-                    self._records(EXAMPLES, there.partition, there.start, there.stop)
+                    self._records(EXAMPLES, examples.partition, examples.start, examples.stop)
                 ):
-                    example = _example(record)
+                    example = _unpacked(record, Example)
                     if example is not None and not example.correction:
                         return example.request_id
         newest = (self._newest_answer(p) for p in range(self._log.partitions(EVENTS)))
-        found = [answer for answer in newest if answer is not None]
-        if not found:
+        answers = [answer for answer in newest if answer is not None]
+        if not answers:
             raise KeyError(f"no answer is on {EVENTS} yet: ask for a list first")
-        return max(found, key=lambda answer: answer.time_ms).request_id
+        return max(answers, key=lambda answer: answer.time_ms).request_id
 
-    # --- the moments ---
+    def _impression(self, partition: int, offset: int, impression: Impression) -> Moment:
+        about: dict[str, Any] = {"items": [str(served.item_id) for served in impression.items]}
+        about |= {"surface": impression.surface, "degraded": impression.degraded}
+        if impression.stamp is not None:
+            about |= {"line": impression.stamp.line, "epoch": impression.stamp.epoch, "step": impression.stamp.step}
+        return self._moment("impression", impression.time_ms, (EVENTS, partition, offset), about)
 
-    def _impression(self, partition: int, offset: int, its: Impression) -> Moment:
-        about: dict[str, Any] = {"items": [str(served.item_id) for served in its.items]}
-        about |= {"surface": its.surface, "degraded": its.degraded}
-        if its.stamp is not None:
-            about |= {"line": its.stamp.line, "epoch": its.stamp.epoch, "step": its.stamp.step}
-        return self._moment("impression", its.time_ms, (EVENTS, partition, offset), about)
-
-    def _engagements(self, partition: int, offset: int, of: Impression) -> Iterator[Moment]:
-        ranks = {str(served.item_id): rank for rank, served in enumerate(of.items)}
-        name = of.request_id.encode()
-        for record in self._until(EVENTS, partition, offset, of.time_ms, served_ms_of):
+    def _engagements(self, partition: int, offset: int, impression: Impression) -> Iterator[Moment]:
+        ranks = {str(served.item_id): rank for rank, served in enumerate(impression.items)}
+        name = impression.request_id.encode()
+        for record in self._until(EVENTS, partition, offset, impression.time_ms, served_ms_of):
             if name not in record.value:  # decoding takes far longer
                 continue
             try:
                 event = decode(record.value)
             except Rejected:
                 continue
-            if isinstance(event, Engagement) and event.request_id == of.request_id:
+            if isinstance(event, Engagement) and event.request_id == impression.request_id:
                 item_id = str(event.item_id)
                 about: dict[str, Any] = {"kind": event.kind, "item_id": item_id}
                 about |= {"rank": ranks.get(item_id)}
@@ -125,108 +125,106 @@ class Finder:
                 place = (EVENTS, partition, record.offset)
                 yield self._moment("engagement", event.time_ms, place, about)
 
-    def _follow(self, its: Life, partition: int, impression: Impression) -> None:
-        """From examples to steps, deltas and the first answers that knew them."""
+    def _follow(self, timeline: RequestTimeline, partition: int, impression: Impression) -> None:
+        """Adds examples, their steps and deltas, and the first answers that used them."""
         examples = list(self._examples(partition, impression))
-        its.moments += examples
+        timeline.moments += examples
         if not examples:
-            its.missing.append(
-                "no example yet: its views haven't ended, its window is open, or nothing was shown"
+            timeline.missing.append(
+                "no example yet: views are still open, the join window is open, or nothing was shown"
             )
             return
         steps = self._steps(partition, [moment.place[2] for moment in examples], impression)
-        its.moments += steps
+        timeline.moments += steps
         if not steps:
-            its.missing.append("no step has its examples yet")
+            timeline.missing.append("no step has its examples yet")
         for moment in steps:
             epoch, step = moment.about["epoch"], moment.about["step"]
             deltas = self._deltas(epoch, step)
-            its.moments += deltas
+            timeline.moments += deltas
             if not deltas:
-                its.missing.append(f"step {step} isn't published yet, or retention has dropped it")
+                timeline.missing.append(f"step {step} isn't published yet, or retention has dropped it")
                 continue
             first = self._first_answer(epoch, step, impression.time_ms)
             if first is None:
-                its.missing.append(f"no answer was made of step {step} or later yet")
+                timeline.missing.append(f"no answer used step {step} or later yet")
             else:
-                its.moments.append(first)
+                timeline.moments.append(first)
 
-    def _examples(self, partition: int, of: Impression) -> Iterator[Moment]:
-        begin = first_at(self._log, EXAMPLES, partition, of.time_ms - _MARGIN_MS, _closed_ms)
-        name = of.request_id.encode()
-        for record in self._until(EXAMPLES, partition, begin, of.time_ms, _closed_ms):
-            example = _example(record) if name in record.value else None
-            if example is None or example.request_id != of.request_id:
+    def _examples(self, partition: int, impression: Impression) -> Iterator[Moment]:
+        begin = first_at(self._log, EXAMPLES, partition, impression.time_ms - _MARGIN_MS, _closed_ms)
+        name = impression.request_id.encode()
+        for record in self._until(EXAMPLES, partition, begin, impression.time_ms, _closed_ms):
+            example = _unpacked(record, Example) if name in record.value else None
+            if example is None or example.request_id != impression.request_id:
                 continue
             about: dict[str, Any] = {"item_id": str(example.item_id), "labels": example.labels}
             about |= {"watch_ms": example.watch_ms, "sequence": example.sequence}
             what = "correction" if example.correction else "example"
             yield self._moment(what, example.closed_ms, (EXAMPLES, partition, record.offset), about)
 
-    def _steps(self, partition: int, offsets: list[int], of: Impression) -> list[Moment]:
-        """The steps that learned them for the first time, of each epoch that did."""
-        begin = first_at(self._log, STEPS, 0, of.time_ms - _MARGIN_MS, _step_ms)
-        found, left = list[Moment](), set(offsets)
+    def _steps(self, partition: int, offsets: list[int], impression: Impression) -> list[Moment]:
+        """Steps that learned the examples for the first time, in each epoch."""
+        begin = first_at(self._log, STEPS, 0, impression.time_ms - _MARGIN_MS, _time_ms)
+        moments, left = list[Moment](), set(offsets)
         for record in self._all(STEPS, 0, begin):
-            step = _step(record)
+            step = _unpacked(record, Step)
             if step is None or step.line != self._line:
                 continue
-            ranges = [its for its in step.ranges if its.partition == partition]
-            own = [o for o in offsets if any(its.start <= o < its.stop for its in ranges)]
+            ranges = [examples for examples in step.ranges if examples.partition == partition]
+            own = [o for o in offsets if any(examples.start <= o < examples.stop for examples in ranges)]
             if not own:
-                if not left and step.time_ms > of.time_ms + self._reach_ms:
+                if not left and step.time_ms > impression.time_ms + self._reach_ms:
                     break
                 continue
             left -= set(own)
             about = {"line": step.line, "epoch": step.epoch, "step": step.step}
             about |= {"examples": step.examples, "own": len(own), "lanes": step.lanes}
-            found.append(self._moment("step", step.time_ms, (STEPS, 0, record.offset), about))
-        return found
+            moments.append(self._moment("step", step.time_ms, (STEPS, 0, record.offset), about))
+        return moments
 
     def _deltas(self, epoch: int, step: int) -> list[Moment]:
-        wanted = epoch * _EPOCH + step
+        wanted = epoch * _STEPS_PER_EPOCH + step
 
         def number(value: bytes) -> int | None:
-            its = _decoded(value, _delta)
-            return None if its is None or its.line != self._line else its.epoch * _EPOCH + its.step
+            delta = _decoded(value, _delta)
+            return None if delta is None or delta.line != self._line else delta.epoch * _STEPS_PER_EPOCH + delta.step
 
-        found = list[Moment]()
+        moments = list[Moment]()
         for record in self._all(DELTAS, 0, first_at(self._log, DELTAS, 0, wanted - 2, number)):
-            its = _decoded(record.value, _delta)
-            if its is None or its.line != self._line:
+            delta = _decoded(record.value, _delta)
+            if delta is None or delta.line != self._line:
                 continue
-            if its.epoch * _EPOCH + its.step > wanted + 2:
+            if delta.epoch * _STEPS_PER_EPOCH + delta.step > wanted + 2:
                 break
-            if (its.epoch, its.step) == (epoch, step):
-                about = {"line": its.line, "epoch": epoch, "step": step, "part": its.part}
-                about |= {"parts": its.parts, "bytes": len(record.value)}
+            if (delta.epoch, delta.step) == (epoch, step):
+                about = {"line": delta.line, "epoch": epoch, "step": step, "part": delta.part}
+                about |= {"parts": delta.parts, "bytes": len(record.value)}
                 place = (DELTAS, 0, record.offset)
-                found.append(self._moment("delta", its.time_ms, place, about))
-        return found
+                moments.append(self._moment("delta", delta.time_ms, place, about))
+        return moments
 
     def _first_answer(self, epoch: int, step: int, after_ms: int) -> Moment | None:
-        found = list[Moment]()
+        answers = list[Moment]()
         for partition in range(self._log.partitions(EVENTS)):
             begin = first_at(self._log, EVENTS, partition, after_ms, served_ms_of)
             first = self._first_answer_in(partition, begin, epoch, step)
-            found += [first] if first is not None else []
-        return min(found, key=lambda moment: (moment.at_ms, moment.event_ms), default=None)
+            answers += [first] if first is not None else []
+        return min(answers, key=lambda moment: (moment.at_ms, moment.event_ms), default=None)
 
     def _first_answer_in(self, partition: int, begin: int, epoch: int, step: int) -> Moment | None:
         for count, record in enumerate(self._all(EVENTS, partition, begin)):
-            if count >= _MOST_ANSWERS:
+            if count >= _MAX_ANSWERS:
                 break
-            its = _decoded(record.value, _answer)
-            stamp = None if its is None else its.stamp
-            if its is None or stamp is None or stamp.line != self._line:
+            answer = _decoded(record.value, _answer)
+            stamp = None if answer is None else answer.stamp
+            if answer is None or stamp is None or stamp.line != self._line:
                 continue
             if stamp.epoch > epoch or (stamp.epoch == epoch and stamp.step >= step):
                 about = {"line": stamp.line, "epoch": stamp.epoch, "step": stamp.step}
-                about |= {"request_id": its.request_id, "of_step": step}
-                return self._moment("stamp", its.time_ms, (EVENTS, partition, record.offset), about)
+                about |= {"request_id": answer.request_id, "of_step": step}
+                return self._moment("stamp", answer.time_ms, (EVENTS, partition, record.offset), about)
         return None
-
-    # --- reading ---
 
     def _moment(
         self, what: str, event_ms: int, place: tuple[str, int, int], about: dict[str, Any]
@@ -247,10 +245,10 @@ class Finder:
         from_ms: int,
         time_of: Callable[[bytes], int | None],
     ) -> Iterator[Record]:
-        """As far as the joiner could still have made something of it."""
+        """Records as far as the joiner could still derive something from the impression."""
         for record in self._all(topic, partition, offset):
-            there = time_of(record.value)
-            if there is not None and there > from_ms + self._reach_ms:
+            time_ms = time_of(record.value)
+            if time_ms is not None and time_ms > from_ms + self._reach_ms:
                 return
             yield record
 
@@ -259,20 +257,16 @@ class Finder:
         return list(read_range(self._log, topic, partition, start, stop))
 
     def _newest_steps(self) -> Iterator[Step]:
-        """Those of the newest published step and some before it, the newest first."""
+        """Steps of the newest published deltas, newest first."""
         end = self._log.end(DELTAS, 0)
         start = max(self._log.begin(DELTAS, 0), end - _READ)
-        told = [_decoded(r.value, _delta) for r in self._records(DELTAS, 0, start, end)]
-        published = {(its.epoch, its.step) for its in told if its and its.line == self._line}
+        deltas = [_decoded(r.value, _delta) for r in self._records(DELTAS, 0, start, end)]
+        published = {(delta.epoch, delta.step) for delta in deltas if delta and delta.line == self._line}
         end = self._log.end(STEPS, 0)
         start = max(self._log.begin(STEPS, 0), end - 2 * _READ)
         for record in reversed(self._records(STEPS, 0, start, end)):
-            step = _step(record)
-            if (
-                step is not None
-                and step.line == self._line
-                and (step.epoch, step.step) in published
-            ):
+            step = _unpacked(record, Step)
+            if step and step.line == self._line and (step.epoch, step.step) in published:
                 yield step
 
     def _newest_answer(self, partition: int) -> "_Answer | None":
@@ -280,9 +274,9 @@ class Finder:
         while stop > begin:
             start = max(begin, stop - _READ)
             for record in reversed(self._records(EVENTS, partition, start, stop)):
-                its: _Answer | None = _decoded(record.value, _answer)
-                if its is not None:
-                    return its
+                if answer := _decoded(record.value, _answer):
+                    assert isinstance(answer, _Answer)
+                    return answer
             stop = start
         return None
 
@@ -294,7 +288,7 @@ class _Answer(msgspec.Struct, tag="impression", tag_field="type"):
 
 
 class _Delta(msgspec.Struct):
-    """What is read of a delta: its rows are passed over."""
+    """Header of a delta; its rows aren't decoded."""
 
     line: str
     epoch: int
@@ -304,18 +298,15 @@ class _Delta(msgspec.Struct):
     time_ms: int = 0
 
 
-class _Closed(msgspec.Struct):
-    closed_ms: int
-
-
-class _Timed(msgspec.Struct):
-    time_ms: int
+class _Times(msgspec.Struct):
+    closed_ms: int | None = None  # of an example
+    time_ms: int | None = None
 
 
 _answer = msgspec.msgpack.Decoder(_Answer)
 _delta = msgspec.msgpack.Decoder(_Delta)
-_closed = msgspec.msgpack.Decoder(_Closed)
-_timed = msgspec.msgpack.Decoder(_Timed)
+_times = msgspec.msgpack.Decoder(_Times)
+Unpacked = TypeVar("Unpacked", Example, Step)
 
 
 def _decoded(value: bytes, decoder: Any) -> Any:
@@ -326,24 +317,18 @@ def _decoded(value: bytes, decoder: Any) -> Any:
 
 
 def _closed_ms(value: bytes) -> int | None:
-    its = _decoded(value, _closed)
-    return None if its is None else int(its.closed_ms)
+    times: _Times | None = _decoded(value, _times)
+    return times and times.closed_ms
 
 
-def _step_ms(value: bytes) -> int | None:
-    its = _decoded(value, _timed)
-    return None if its is None else int(its.time_ms)
+def _time_ms(value: bytes) -> int | None:
+    times: _Times | None = _decoded(value, _times)
+    return times and times.time_ms
 
 
-def _example(record: Record) -> Example | None:
+def _unpacked(record: Record, kind: type[Unpacked]) -> Unpacked | None:
+    """None for a tombstone of a deleted user, too."""
     try:
-        return unpack(record.value, Example)
-    except UNREADABLE:  # also the place of who was forgotten
-        return None
-
-
-def _step(record: Record) -> Step | None:
-    try:
-        return unpack(record.value, Step)
+        return unpack(record.value, kind)
     except UNREADABLE:
         return None

@@ -1,10 +1,10 @@
-"""Warm-up: a past is played into a system's own log, so that its parts have learned it when people come.
+"""Warm-up: appends past events to a new system's log, so that its parts have learned them before viewers come.
 
-The events are written as the server would have written them (``replay.feature_replay``), shifted so that the last
-of them happened just now; the real parts fold, join and learn them like any others. ``state/warmup.json``
-says how far it has come, so that what a killed warm-up had written isn't written again.
+The events are written as the server would have written them (``replay.feature_replay``), shifted so that the
+last one happens now; the real parts fold, join and learn them like any others. ``state/warmup.json`` keeps the
+progress, so that a warm-up that was killed goes on without duplicates.
 
-It must come before anybody is served: once event time has moved on, windows of the past close at once.
+It must finish before anybody is served: once event time has moved on, windows of the past close at once.
 """
 
 import time
@@ -21,18 +21,18 @@ from recsys.events.records import EVENTS, ITEMS
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log
 from recsys.process.part_process import write_atomically
-from replay.feature_replay import AsServed
-from replay.simulation.warmup_data import Past
+from replay.feature_replay import FeatureReplay
+from replay.simulation.warmup_data import WarmupData
 
 FILE: Final = "warmup.json"
 BATCH: Final = 1_000  # records in one append
 
 
 class Progress(msgspec.Struct):
-    """What ``state/warmup.json`` says. ``items`` and ``events`` are the records that stand on the log."""
+    """Content of ``state/warmup.json``. ``items`` and ``events`` count the records on the log."""
 
     source: str
-    now_ms: int  # the time that the past was shifted to
+    now_ms: int  # time of the last event after the shift
     expected: int = 0  # impressions
     impressions: int = 0
     items: int = 0
@@ -41,29 +41,29 @@ class Progress(msgspec.Struct):
 
 
 class Warmup:
-    """Appends a past to a log, in order, a thousand records at a time."""
+    """Appends warm-up data to a log in order, a thousand records at a time."""
 
     def __init__(self, log: Log, features: FeatureSet, config: Config) -> None:
         self._log, self._features, self._config = log, features, config
         self._state = Path(config.state)
 
-    def run(self, past: Past, tell: Callable[[Progress], None] = lambda progress: None) -> Progress:
-        """Appends what isn't there yet; ``begin`` comes before. Nothing, where it is done."""
+    def run(self, data: WarmupData, tell: Callable[[Progress], None] = lambda progress: None) -> Progress:
+        """Appends the missing records; does nothing when done. Call ``begin`` before."""
         progress = read_progress(self._state)
-        if progress is None or progress.source != past.name:
+        if progress is None or progress.source != data.name:
             raise ValueError(
                 f"{self._state / FILE} is about {progress.source if progress else None!r}, expected "
-                f"{past.name!r}: a folder is warmed up once, with one past; use another (--state)"
+                f"{data.name!r}: a folder is warmed up once, with one past; use another (--state)"
             )
         if not progress.done:
-            self._append(past, progress, tell)
+            self._append(data, progress, tell)
             progress.done = True
             write_progress(self._state, progress)
         return progress
 
-    def _append(self, past: Past, progress: Progress, tell: Callable[[Progress], None]) -> None:
-        shift_ms = progress.now_ms - past.last_ms
-        served = AsServed(self._features, self._config.sessions.seen, shift_ms)
+    def _append(self, data: WarmupData, progress: Progress, tell: Callable[[Progress], None]) -> None:
+        shift_ms = progress.now_ms - data.last_ms
+        served = FeatureReplay(self._features, self._config.sessions.seen, shift_ms)
         skip = {ITEMS: progress.items, EVENTS: progress.events}
         waiting: list[Event] = []
         topic = ITEMS
@@ -78,15 +78,15 @@ class Warmup:
                 tell(progress)
                 waiting.clear()
 
-        for past_event in past.events():
+        for past_event in data.events():
             for event in served.play(past_event):
-                its = ITEMS if isinstance(event, Item) else EVENTS
-                if skip[its] > 0:
-                    skip[its] -= 1
+                event_topic = ITEMS if isinstance(event, Item) else EVENTS
+                if skip[event_topic] > 0:
+                    skip[event_topic] -= 1
                     continue
-                if its != topic or len(waiting) >= BATCH:
+                if event_topic != topic or len(waiting) >= BATCH:
                     flush()
-                topic = its
+                topic = event_topic
                 waiting.append(event)
         flush()
 
@@ -98,16 +98,16 @@ class Warmup:
         return Append(partition, str(user_id).encode(), encode(event))
 
 
-def begin(state: Path, past: Past, now_ms: int | None = None) -> Progress:
-    """Notes that a state folder is to be warmed up: until it is, simulated viewers wait."""
+def begin(state: Path, data: WarmupData, now_ms: int | None = None) -> Progress:
+    """Marks a state folder for warm-up: simulated viewers wait until it is done."""
     now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    progress = Progress(past.name, now_ms, past.impressions)
+    progress = Progress(data.name, now_ms, data.impressions)
     write_progress(state, progress)
     return progress
 
 
 def read_progress(state: Path) -> Progress | None:
-    """How far a warm-up has come; None where none was begun."""
+    """Progress of a warm-up; None when none was begun."""
     try:
         return msgspec.json.decode((state / FILE).read_bytes(), type=Progress)
     except FileNotFoundError:

@@ -21,8 +21,8 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from recsys.events.hashing import Id
 from serving import request as values
-from serving.admission.admission import Buckets, Limit
-from serving.admission.load_shedding import Gate
+from serving.admission.admission import TokenBuckets, Limit
+from serving.admission.load_shedding import LoadShedder
 from serving.compat.mount import mount
 from serving.http import api_models as models
 from serving.http import fast_bodies
@@ -79,8 +79,8 @@ def build_app(
     metrics = app.state.metrics = ServingMetrics(service)
     serve = service.config.serve
     app.add_middleware(
-        Gate, tally=metrics, lists=service.admission, events=Limit(serve.max_events),
-        others=Limit(serve.max_ongoing), clients=Buckets(serve.client_rate),
+        LoadShedder, tally=metrics, lists=service.admission, events=Limit(serve.max_events),
+        others=Limit(serve.max_ongoing), clients=TokenBuckets(serve.client_rate),
     )  # fmt: skip
     _add_errors(app)
     _add_viewer_routes(app, service, metrics)
@@ -112,7 +112,7 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
     async def events(body: models.EventsIn) -> Response:
         """What viewers did. Answered once it is committed; send it again where no answer came: repeats of an
         `event_id` count once."""
-        taken = await service.intake.take(body.events)
+        taken = await service.write_api.take(body.events)
         for status in (ACCEPTED, DUPLICATE, REJECTED):
             metrics.took(status, taken.count(status))
         return _json(_results_of(taken.results), 202)
@@ -152,18 +152,18 @@ def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], st
     async def put_items(body: models.ItemsIn) -> Response:
         """Publishes or changes items."""
         found = [item.model_dump(exclude_none=True) for item in body.items]
-        return _json(_results_of(await service.intake.put_items(found)), 202)
+        return _json(_results_of(await service.write_api.put_items(found)), 202)
 
     @app.post("/v1/users", **common)
     async def put_users(body: models.UsersIn) -> Response:
         """Sets users' profiles."""
         found = [user.model_dump(exclude_none=True) for user in body.users]
-        return _json(_results_of(await service.intake.put_users(found)), 202)
+        return _json(_results_of(await service.write_api.put_users(found)), 202)
 
     @app.delete("/v1/items/{item_id:path}", **common)
     async def remove_item(item_id: str) -> Response:
         """Takes an item away: it is recommended no more."""
-        await service.intake.remove_item(_id(item_id, "item_id"))
+        await service.write_api.remove_item(_id(item_id, "item_id"))
         return _json(_results_of([Result(0, ACCEPTED)]), 202)
 
     @app.delete("/v1/users/{user_id:path}", **common)
@@ -171,7 +171,7 @@ def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], st
         """Forgets a user: the session as soon as the fold reads the request, mostly within a second, the rows
         with the next steps, log and archive an hour or more later. What others' item counters and the shared
         weights have of them stays; docs/api.md says it whole."""
-        await service.intake.erase_user(_id(user_id, "user_id"))
+        await service.write_api.erase_user(_id(user_id, "user_id"))
         return _json(_results_of([Result(0, ACCEPTED)]), 202)
 
     looks: dict[str, Any] = {"dependencies": [Depends(admin)], "responses": _ADMIN_PROBLEMS}

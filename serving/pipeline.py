@@ -29,7 +29,7 @@ from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.session import Session
 from recsys.model.ranker import watch_seconds
-from serving.admission.deadline import POPULAR, SHORT, UNHURRIED, UNRANKED, Deadline, shortened
+from serving.admission.deadline import POPULAR, SHORT, NO_DEADLINE, UNRANKED, Deadline, shorten_candidates
 from serving.ranking.explanation import reasons
 from serving.ranking.pinned_items import fixed, given
 from serving.ranking.scoring import popular_scores, probabilities
@@ -64,12 +64,12 @@ class Pipeline:
         policy: Policy,
         now_ms: int,
         request_id: str,
-        deadline: Deadline = UNHURRIED,
+        deadline: Deadline = NO_DEADLINE,
         near: Near | None = None,
         mark: Mark = unmarked,
     ) -> Answer:
         """The list, and the impression that says how it was made. The same arguments and the same version
-        give the same answer: for a past one, ``deadline`` is ``AsServed`` with its ``degraded``. ``near``:
+        give the same answer: for a past one, ``deadline`` is ``RecordedDeadline`` with its ``degraded``. ``near``:
         what shards of retrieval found; it counts only where it is of the version that answers. ``mark`` is
         told where each stage ends."""
         degraded: list[str] = []
@@ -129,12 +129,12 @@ class Pipeline:
         session: Session,
         policy: Policy,
         now_ms: int,
-        deadline: Deadline = UNHURRIED,
+        deadline: Deadline = NO_DEADLINE,
         near: Near | None = None,
     ) -> Plan | None:
         """What shards of retrieval are to be asked before ``recommend``, with the same arguments; None where
         there are none, where nothing is to be asked of them, or where ``near`` is of this version."""
-        if self.replica.indexed or request.candidate_ids is not None or deadline.misses(POPULAR):
+        if self.replica.indexed or request.candidate_ids is not None or deadline.skips(POPULAR):
             return None
         if near is not None and near.version == self.version:
             return None
@@ -166,7 +166,7 @@ class Pipeline:
         salt = key_of("request", request_id) & 0xFFFFFFFF
         limit = self.replica.config.serve.candidates
         shares = self._shares(policy)
-        if deadline.misses(POPULAR):
+        if deadline.skips(POPULAR):
             degraded.append(POPULAR)
             shares = {"popular": limit}
         found = self.retrieval.collect(
@@ -178,9 +178,9 @@ class Pipeline:
             for index in wanted.first(request.n * 5).tolist():
                 found.sources.setdefault(index, ["any"])
         few = self.replica.config.serve.short_candidates
-        if len(found.sources) > few and deadline.misses(SHORT):
+        if len(found.sources) > few and deadline.skips(SHORT):
             degraded.append(SHORT)
-            return shortened(found.sources, few), removed
+            return shorten_candidates(found.sources, few), removed
         return found.sources, removed
 
     def _shares(self, policy: Policy) -> dict[str, int]:
@@ -202,7 +202,7 @@ class Pipeline:
         predictions: Floats | None = None
         if self.replica.step == 0:
             degraded.append("model")
-        elif deadline.misses(UNRANKED):
+        elif deadline.skips(UNRANKED):
             degraded.append(UNRANKED)
         else:
             try:

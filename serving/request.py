@@ -1,23 +1,27 @@
-"""What is asked of the pipeline and what it answers: values, no transport."""
+"""Requests, candidates and answers of the pipeline: values, no transport."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.arrays.bitmap import Bitmap
 from recsys.events.event_types import Impression, Stamp
 from recsys.events.hashing import Id
 from recsys.features.feature_set import RequestFeatures
 
-SESSION, STALE = "session", "stale"  # what the service, not the pipeline, says that an answer lacks
+Floats = NDArray[np.float64]
+SESSION, STALE = "session", "stale"  # names in ``degraded`` that the service adds, not the pipeline
 
 
 @dataclass(frozen=True)
 class Request:
-    """One call of recommend. ``candidate_ids``: rank just these; None: retrieve. ``by_score``: the list is in
-    the order of its scores, nothing is explored, and nothing is moved for diversity."""
+    """One call of recommend. ``candidate_ids``: rank just these; None: retrieve. ``by_score``: order the list
+    by score, without exploration and diversification."""
 
     user_id: Id
     n: int = 10
@@ -30,8 +34,75 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Slate:
+    """A drawn list: positions among the candidates in rank order (R), with their propensities.
+
+    ``trial_R`` marks ranks that the quota filled. ``offered`` counts the drawn ranks at which a trial item was
+    available. ``closed`` counts the candidates that each cap excluded. Lists of a team draft also have
+    ``teams``, the arm of each rank ("" for none); ``shares``, P(the treatment picked it | the list), 0 for
+    none; and ``drawers``, 0 for the control (and pinned items), 1 for the treatment, also where no team owns
+    the rank.
+    """
+
+    positions: NDArray[np.int64]
+    propensities: Floats
+    trial_R: NDArray[np.bool_]
+    offered: int
+    closed: dict[str, int]
+    teams: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
+    drawers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Candidate items of one request (N) and the results of the stages that have run.
+
+    ``features`` are the viewer's alone until the candidates are complete. ``sources`` names the sources that
+    retrieved each item, by catalogue index. ``allowed`` are the items that passed the filters; ``pinned`` maps
+    ranks to catalogue indices. ``scores_N`` come from the ranker; ``added`` holds what each later stage added
+    to them, and ``open_N`` marks the candidates that none of these removed. ``removed`` counts removals by
+    stage or filter; ``degraded`` names the stages that were skipped or failed.
+    """
+
+    features: RequestFeatures
+    allowed: Bitmap | None = None
+    sources: Mapping[int, list[str]] = field(default_factory=dict)
+    pinned: Mapping[int, int] = field(default_factory=dict)
+    predictions_NL: NDArray[np.float32] | None = None
+    scores_N: Floats = field(default_factory=lambda: np.zeros(0))
+    open_N: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    added: Mapping[str, Floats] = field(default_factory=dict)
+    slate: Slate | None = None
+    slate_scores_R: Floats = field(default_factory=lambda: np.zeros(0))
+    removed: dict[str, int] = field(default_factory=dict)
+    degraded: tuple[str, ...] = ()
+
+    @cached_property
+    def indices(self) -> list[int]:
+        """Catalogue indices, in the order of the arrays."""
+        return list(self.sources)
+
+    @property
+    def final_N(self) -> Floats:
+        """Scores that the list is drawn by."""
+        return sum(self.added.values(), start=self.scores_N)
+
+    def add_scores(self, stage: str, added_N: Floats) -> "Candidates":
+        return replace(self, added={**self.added, stage: added_N})
+
+    def keep(self, stage: str, kept_N: NDArray[np.bool_]) -> "Candidates":
+        """Closes the candidates outside of ``kept_N`` and counts them as removed by the stage."""
+        count = int((self.open_N & ~kept_N).sum())
+        return replace(self, open_N=self.open_N & kept_N, removed=self.removed | {stage: count})
+
+    def degrade(self, *stages: str) -> "Candidates":
+        return replace(self, degraded=(*self.degraded, *stages)) if stages else self
+
+
+@dataclass(frozen=True)
 class AnswerItem:
-    """One item of the answer. ``predictions`` and ``reasons`` are filled when explain is asked."""
+    """One item of the answer. ``predictions`` and ``reasons`` are filled for requests with ``explain``."""
 
     item_id: Id
     rank: int
@@ -44,36 +115,11 @@ class AnswerItem:
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """The candidates of a request (N), each with its catalogue index, and what the stages made of them.
-
-    ``scores_N`` are the ranker's. ``added`` is what each later stage added to them, by its name, and
-    ``open_N`` the candidates that all of these let through.
-    """
-
-    indices: list[int]
-    sources: list[list[str]]
-    features: RequestFeatures
-    predictions_NL: NDArray[np.float32] | None
-    scores_N: NDArray[np.float64]
-    open_N: NDArray[np.bool_]
-    added: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-
-    @property
-    def final_N(self) -> NDArray[np.float64]:
-        """The scores that the list is drawn by."""
-        total = self.scores_N
-        for more in self.added.values():
-            total = total + more
-        return total
-
-
-@dataclass(frozen=True)
 class Answer:
-    """The list, the impression to be logged, the stamp, the stages that were skipped.
+    """The list, the impression to be logged, the stamp, and the stages that were skipped.
 
-    ``removed`` is how many candidates each stage removed, by its name. ``offered``: at how many ranks an item
-    on trial could have been drawn; one that was, by the quota, has the source ``quota``.
+    ``removed`` counts the candidates that each stage removed. ``offered`` counts the ranks at which a trial
+    item could have been drawn; an item that the quota drew has the source ``quota``.
     """
 
     request_id: str
@@ -83,11 +129,11 @@ class Answer:
     degraded: tuple[str, ...]
     removed: dict[str, int]
     offered: int = 0
-    ranked: Ranked | None = field(default=None, compare=False, repr=False)
+    candidates: Candidates | None = field(default=None, compare=False, repr=False)
 
 
-def without(answer: Answer, stage: str) -> Answer:
-    """The answer, with a skipped stage named in it and in its impression."""
+def with_degraded(answer: Answer, stage: str) -> Answer:
+    """The answer with one more skipped stage named in it and in its impression."""
     stages = (*answer.degraded, stage)
     impression = msgspec.structs.replace(answer.impression, degraded=list(stages))
     return replace(answer, degraded=stages, impression=impression)

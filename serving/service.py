@@ -26,12 +26,12 @@ from recsys.log.protocol import Append, Log
 from recsys.observability.log_lines import KNOWN
 from recsys.observability.log_throttle import Seldom
 from serving.admission.admission import Admission
-from serving.admission.deadline import POPULAR, SHORT, UNRANKED, ByClock
-from serving.admission.fair_lock import Turnstile
+from serving.admission.deadline import POPULAR, SHORT, UNRANKED, ClockDeadline
+from serving.admission.fair_lock import FairLock
 from serving.admission.load_shedding import ARRIVED_S
-from serving.ingestion.disk_spool import Kept
-from serving.ingestion.log_writer import ImpressionWriter
-from serving.ingestion.write_api import Intake, Unavailable
+from serving.ingestion.disk_spool import DiskSpool
+from serving.ingestion.log_writer import LogWriter
+from serving.ingestion.write_api import WriteApi, Unavailable
 from serving.pipeline import Pipeline
 from serving.replica.log_follower import Follower
 from serving.replica.replica import Replica
@@ -40,13 +40,13 @@ from serving.request import SESSION, STALE, Answer, Request, without
 from serving.retrieval.retrieval_client import Shards
 from serving.retrieval.retrieval_plan import Near
 from serving.sessions.session_store import SessionReader, StoreUnavailable
-from serving.sessions.session_timeout import LONGEST_S, SLICE_S, PatientReader
+from serving.sessions.session_timeout import LONGEST_S, SLICE_S, TimedSessionReader
 from serving.sessions.session_view import view_of
 from serving.tracing.request_trace import ANSWER, WAIT, Mark, RequestTrace, unmarked
 from serving.tracing.request_trace import SESSION as SESSION_READ
 from serving.tracing.swipe_traces import SwipeTraces
-from serving.variants.canary_routing import CanarySide
-from serving.variants.model_variants import LineSides
+from serving.variants.canary_routing import CanaryRouter
+from serving.variants.model_variants import ModelVariants
 
 _log = logging.getLogger(__name__)
 _SAY_EVERY_S: Final = 30.0
@@ -70,14 +70,14 @@ class Service:
         some requests are traced."""
         self.traces = traces
         self.config, self.log, self.now_ms, self.shards = config, log, now_ms, shards
-        self.sessions = PatientReader(sessions)
+        self.sessions = TimedSessionReader(sessions)
         self.features = feature_set(config)
         self.replica = Replica(self.features, config, 0 if shards is None else len(shards))
         self.pipeline = Pipeline(self.replica)
         self.reader = StateReader(log, self.replica, config, now_ms, traces=traces)
-        kept = Kept(Path(config.state) / "kept", log.id, int(config.serve.kept_disk_mb * 2**20))
-        self.writer = ImpressionWriter(log, keep_bytes=int(config.serve.kept_mb * 2**20), kept=kept)
-        self.intake = Intake(
+        kept = DiskSpool(Path(config.state) / "kept", log.id, int(config.serve.kept_disk_mb * 2**20))
+        self.writer = LogWriter(log, keep_bytes=int(config.serve.kept_mb * 2**20), kept=kept)
+        self.write_api = WriteApi(
             config,
             self.writer,
             sessions,
@@ -87,13 +87,13 @@ class Service:
             traces,
         )
         self.follower = Follower(log, self.reader)
-        self.sides = LineSides(config, log, self.features, now_ms)
-        self.canary = CanarySide(self.sides)
+        self.sides = ModelVariants(config, log, self.features, now_ms)
+        self.canary = CanaryRouter(self.sides)
         serve = config.serve
         self.admission = Admission(
             serve.deadline_ms / 1000, serve.queue_ms / 1000, serve.max_ongoing
         )
-        self.turnstile = Turnstile()
+        self.turnstile = FairLock()
         self._needs_ms = {
             POPULAR: serve.retrieval_ms,
             SHORT: serve.rank_ms,
@@ -114,7 +114,7 @@ class Service:
 
     async def stop(self) -> None:
         """Writes what waits, and ends the threads."""
-        self.intake.close()
+        self.write_api.close()
         await asyncio.to_thread(self.follower.stop)
         await self.sides.stop()
         await asyncio.to_thread(self.writer.close)
@@ -209,7 +209,7 @@ class Service:
         def left_ms() -> float:
             return deadline_ms - 1000 * (time.monotonic() - arrived_s)
 
-        deadline, request_id = ByClock(left_ms, self._needs_ms), request_id or uuid.uuid4().hex
+        deadline, request_id = ClockDeadline(left_ms, self._needs_ms), request_id or uuid.uuid4().hex
         asked: tuple[Request, Session, Policy, int] | None = None
         pipeline = self.pipeline
         near: Near | None = None

@@ -2,7 +2,7 @@
 
 In process: a service whose follower reads in its thread, asked one request after the other by several
 clients at once. Over HTTP: the same behind uvicorn and sockets. Both in the canary's world, where an answer
-shows each version that it was made from. Explained: answers of a run of all parts, made again from its log.
+shows each version that it was made from. AnswerCheck: answers of a run of all parts, made again from its log.
 """
 
 import asyncio

@@ -16,7 +16,7 @@ from recsys.events.hashing import uniform
 from recsys.observability.log_lines import KNOWN
 from recsys.observability.spans import Span
 from recsys.observability.tracer import Tracer
-from replay.local_system import START_MS, OneProcess, small_config
+from replay.local_system import START_MS, LocalSystem, small_config
 from serving.request import Request
 from serving.tracing.request_trace import unmarked
 from serving.tracing.swipe_traces import SwipeTraces
@@ -29,11 +29,11 @@ _STAGES: Final = ("session", "wait", "filter", "retrieve", "rank", "select", "an
 def measure_tracing(requests: int, items: int, seed: int) -> dict[str, dict[str, float]]:
     """Microseconds of processor time a request, by kind."""
     with tempfile.TemporaryDirectory() as folder:
-        return asyncio.run(_measure(OneProcess(small_config(Path(folder))), requests, items, seed))
+        return asyncio.run(_measure(LocalSystem(small_config(Path(folder))), requests, items, seed))
 
 
 async def _measure(
-    system: OneProcess, requests: int, items: int, seed: int
+    system: LocalSystem, requests: int, items: int, seed: int
 ) -> dict[str, dict[str, float]]:
     system.publish([_item(n, seed) for n in range(items)])
     await system.start()
@@ -72,7 +72,7 @@ def hook_us(times: int = 100_000) -> float:
     return round(1e6 * (took - less) / times, 2)
 
 
-async def _timed(system: OneProcess, requests: int) -> list[float]:
+async def _timed(system: LocalSystem, requests: int) -> list[float]:
     found = []
     for n in range(requests):
         began = time.thread_time()

@@ -12,8 +12,8 @@ from typing import Any, Final
 from recsys.events.control_records import Experiments
 from recsys.events.event_types import Item, User
 from recsys.events.hashing import uniform
-from replay.answer_check import EQUAL, Explainer
-from replay.local_system import START_MS, OneProcess, small_config
+from replay.answer_check import EQUAL, AnswerChecker
+from replay.local_system import START_MS, LocalSystem, small_config
 from serving.request import Request
 
 ITEMS: Final = 400
@@ -31,10 +31,10 @@ def explain_run(folder: Path, requests: int, seed: int) -> dict[str, Any]:
     """Runs, then explains every answer; how many were equal to the last bit."""
     config = small_config(folder)
     began = time.monotonic()
-    asked, steps = asyncio.run(run_system(OneProcess(config), requests, seed))
+    asked, steps = asyncio.run(run_system(LocalSystem(config), requests, seed))
     ran_s, began = time.monotonic() - began, time.monotonic()
-    system = OneProcess(config)  # as after a restart: nothing of the run is in memory
-    explainer = Explainer(system.log, config, system.features)
+    system = LocalSystem(config)  # as after a restart: nothing of the run is in memory
+    explainer = AnswerChecker(system.log, config, system.features)
     found = [explainer.explain(request_id, user) for request_id, user in asked]
     system.close()
     unequal = [
@@ -59,7 +59,7 @@ def _item(n: int, seed: int, version: int = 0) -> Item:
 
 
 async def run_system(
-    system: OneProcess, requests: int, seed: int
+    system: LocalSystem, requests: int, seed: int
 ) -> tuple[list[tuple[str, str]], int]:
     system.publish([_item(n, seed) for n in range(ITEMS)])
     for n in range(0, USERS, 2):
@@ -89,7 +89,7 @@ def _request(n: int, user: str, seed: int) -> Request:
     return Request(user, n=8, context={"surface": "feed"}, exclude_ids=some[: n % 4])
 
 
-async def _change(system: OneProcess, n: int, seed: int) -> None:
+async def _change(system: LocalSystem, n: int, seed: int) -> None:
     """Something happens to the catalogue, the experiments or the replica."""
     turn = n // 25
     changed = _item(int(ITEMS * uniform(seed, "changed", n)), seed, turn)

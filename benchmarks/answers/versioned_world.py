@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.promotion.epoch_model import sized
+from experiments.promotion.epoch_model import with_size
 from parameter_server.publish.deltas import seal
 from parameter_server.publish.rounding import round_dense
 from parameter_server.storage.snapshots import write_part
@@ -123,7 +123,7 @@ class Formula:
 
 def config_in(config: Config, epoch: int) -> Config:
     """With the model of an epoch: every other one's is of another size than the one before."""
-    return sized(config, size_in(epoch))
+    return with_size(config, size_in(epoch))
 
 
 def size_in(epoch: int) -> ModelSize | None:

@@ -26,7 +26,7 @@ from recsys.client import ApiError, Client
 from recsys.config.system_config import Config
 from recsys.process.part_process import read_beat
 from runtime.supervision import launch_plan as plans
-from runtime.supervision import run_file as runs
+from runtime.supervision import run_file
 from runtime.supervision.processes import Identity, kill_session, members_saying
 
 HOST: Final = "127.0.0.1"
@@ -77,7 +77,7 @@ class Live:
 
     def leader(self, part: str) -> Identity:
         """The process of a part, as the supervisor started it. Raises RuntimeError where there is none."""
-        running = runs.read(self.state)
+        running = run_file.read(self.state)
         for record in running.parts if running is not None else ():
             if record.name == part and record.process is not None:
                 return record.process
@@ -109,7 +109,7 @@ class Live:
 
     def why_not_whole(self, expected: Whole) -> str:
         """What a whole system would have; empty where all is there."""
-        running = runs.read(self.state)
+        running = run_file.read(self.state)
         if running is None:
             return "nothing runs"
         unready = [part.name for part in running.parts if part.state not in ("ready", "done")]
@@ -226,10 +226,10 @@ def live(config: Config, say: Say, only: tuple[str, ...] = ()) -> Iterator[Live]
 
 
 def _end(state: Path) -> None:
-    running = runs.read(state)
+    running = run_file.read(state)
     if running is not None:
-        runs.stop(state, running)
-        for leader in [*(runs.read(state) or running).processes, running.supervisor]:
+        run_file.stop(state, running)
+        for leader in [*(run_file.read(state) or running).processes, running.supervisor]:
             kill_session(leader)
 
 

@@ -121,10 +121,10 @@ def plainly(config: Config, plan: Plan) -> None:
 def fill_sessions(config: Config, sessions: dict[str, bytes]) -> None:
     """Puts the sessions into the store that runs, as the fold would."""
     from recsys.process.open_log import open_log
-    from serving.sessions.session_store import Place, RedisFold
+    from serving.sessions.session_store import FoldPosition, RedisFoldStore
 
-    log, fold = open_log(config), RedisFold(config.sessions.url, config.sessions.ttl_s)
-    place = Place(log.id, [0] * config.log.partitions, 0)
+    log, fold = open_log(config), RedisFoldStore(config.sessions.url, config.sessions.ttl_s)
+    place = FoldPosition(log.id, [0] * config.log.partitions, 0)
     fold.commit(fold.place(), place, sessions)
     fold.close()
     log.close()

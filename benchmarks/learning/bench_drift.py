@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.learning.drift_stream import COLUMNS, LABELS, SLOTS, Shift, Stream, make_stream
-from training.drift.monitors import Alarm, DriftConfig, FeatureWatch, LossWatch
+from training.drift.monitors import Alarm, DriftConfig, FeatureMonitor, LossMonitor
 
 WITHIN: Final = 2_000  # examples
 _STEP: Final = 256
@@ -105,8 +105,8 @@ def _stationary(a_day: int, runs: int, seed: int) -> dict[str, Any]:
 
 def watch(stream: Stream, config: DriftConfig | None = None) -> list[tuple[int, Alarm]]:
     """All alarms of a stream in steps of 256, each with how many examples had been seen."""
-    losses = LossWatch(LABELS, config)
-    features = FeatureWatch(COLUMNS, SLOTS, config or DriftConfig())
+    losses = LossMonitor(LABELS, config)
+    features = FeatureMonitor(COLUMNS, SLOTS, config or DriftConfig())
     found: list[tuple[int, Alarm]] = []
     for step, start in enumerate(range(0, len(stream.losses_NK), _STEP), 1):
         its = slice(start, start + _STEP)

@@ -25,8 +25,8 @@ from parameter_server.rpc.parameter_client import part_of
 from parameter_server.shard.lanes import RowGradients, StepSum
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.storage import snapshots
-from parameter_server.storage.durable_shard import DurableShard, Home, load_shard
-from parameter_server.storage.mmap_shard import mapped_shard
+from parameter_server.storage.durable_shard import DurableShard, ShardStorage, load_shard
+from parameter_server.storage.mmap_shard import open_mmap_shard
 from parameter_server.table.kernels import warm
 from recsys.config.system_config import Config, ModelConfig, StepConfig
 from recsys.events.control_records import Live
@@ -38,10 +38,10 @@ from recsys.model.blueprint import build_model
 from recsys.model.model_tables import tables_of
 from recsys.process.gc_control import settle
 from recsys.process.open_log import create_topics, open_log
-from replay.feature_replay import AsServed
+from replay.feature_replay import FeatureReplay
 from replay.local_system import DurableShards
-from replay.partition_joiners import Joiners
-from replay.simulation.warmup_data import of_world
+from replay.direct_loop import Joiners
+from replay.simulation.warmup_data import warmup_from_world
 from training.candidates.shadow import Shadow
 from training.continual.learner import Learner
 from training.continual.worker import Worker
@@ -98,7 +98,7 @@ def measure_mapped(rows: int, seed: int) -> dict[str, float]:
         snapshots.write_part(Path(folder), "cand", 0, 1, 0, 1, *line.export())
         snapshot = snapshots.latest(Path(folder), "cand").snapshot
         assert snapshot is not None, "it was written just now"
-        ordinary, mapped = Shard(spec), mapped_shard(spec, None, snapshot)
+        ordinary, mapped = Shard(spec), open_mmap_shard(spec, None, snapshot)
         load_shard(ordinary, snapshot)
         sizes = {its: its.nbytes / len(keys) for its in (ordinary, mapped)}
         chosen = [draw.choice(keys, min(_LOOKED_UP, len(keys)), replace=False) for _ in range(64)]
@@ -127,8 +127,8 @@ def _config(folder: str, share: float) -> Config:
 def _write(log: Log, config: Config, lists: int, seed: int) -> tuple[int, int]:
     """Examples as the joiner writes them, each with what live said of it, then the records of their steps."""
     features = feature_set(config)
-    past = of_world(_START_MS, requests=lists, seed=seed)
-    served = AsServed(features)
+    past = warmup_from_world(_START_MS, requests=lists, seed=seed)
+    served = FeatureReplay(features)
     joiners = Joiners(config.log.partitions, features.schema.labels, config.join)
     outputs = len(features.schema.labels) + 1
     for past_event in past.events():
@@ -153,7 +153,7 @@ def _trainer(log: Log, config: Config, stack: ExitStack) -> Worker:
     shards = [
         DurableShard(
             part_of(spec_of(config), part),
-            Home(folder / "snapshots", folder / f"{part}.wal", config.step.snapshot_every),
+            ShardStorage(folder / "snapshots", folder / f"{part}.wal", config.step.snapshot_every),
             publish,
             model.read_dense() if part == 0 else None,
         )

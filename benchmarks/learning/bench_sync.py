@@ -27,7 +27,7 @@ from parameter_server.shard.lanes import StepSum
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.table.table import Table
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
-from recsys.events.records import EXAMPLES, Lesson, pack, topics, unpack_all
+from recsys.events.records import EXAMPLES, TrainingExample, pack, topics, unpack_all
 from recsys.log.protocol import MemoryLog
 from recsys.model.blueprint import build_model
 from recsys.model.model import padded
@@ -86,7 +86,7 @@ class _Learned:
     dense: Floats
     totals: Sequence[StepSum]
     config: Config
-    held_out: Sequence[Lesson]
+    held_out: Sequence[TrainingExample]
 
 
 class _Reader:
@@ -151,7 +151,7 @@ def _learn(ids: int, steps: int, seed: int) -> _Learned:
         worker.turn()
     share = steps * EXAMPLES_A_STEP // config.log.partitions
     values = [r.value for p in range(config.log.partitions) for r in log.read(EXAMPLES, p, share)]
-    return _Learned(spec, dense, shard.totals, config, unpack_all(values, Lesson))
+    return _Learned(spec, dense, shard.totals, config, unpack_all(values, TrainingExample))
 
 
 def _without_traffic(total: StepSum) -> StepSum:

@@ -93,7 +93,7 @@ def serve(job: Job, part: int, told: Told, stop: Any) -> None:
         from parameter_server.rpc.parameter_client import part_of
         from parameter_server.rpc.shard_service import ShardService
         from parameter_server.rpc.transport import SocketServer
-        from parameter_server.storage.durable_shard import DurableShard, Home
+        from parameter_server.storage.durable_shard import DurableShard, ShardStorage
         from parameter_server.table.kernels import warm
         from recsys.events.records import DELTAS
         from recsys.log.protocol import Append
@@ -116,7 +116,7 @@ def serve(job: Job, part: int, told: Told, stop: Any) -> None:
 
         shard = DurableShard(
             part_of(spec, part),
-            Home(folder / "snapshots", folder / f"{part}.wal", job.config.step.snapshot_every),
+            ShardStorage(folder / "snapshots", folder / f"{part}.wal", job.config.step.snapshot_every),
             publish,
             build_model(FEATURES, job.config.model).read_dense() if part == 0 else None,
             background=True,

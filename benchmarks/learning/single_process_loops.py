@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.learning.synthetic_examples import FEATURES, FIELDS, Drawn, one_hot
 from recsys.config.system_config import Config
-from recsys.events.records import EXAMPLES, Lesson, unpack_all
+from recsys.events.records import EXAMPLES, TrainingExample, unpack_all
 from recsys.model.blueprint import build_model
 from recsys.model.ranker import Ranker, loss_per_output, targets
 from recsys.model.row_layers import interacted_by_torch
@@ -115,10 +115,10 @@ def batches_of(config: Config, batch: int) -> Iterator[Drawn]:
     try:
         while True:
             with no_collection():  # read and decoded as our workers do
-                found: list[Lesson] = []
+                found: list[TrainingExample] = []
                 for partition in range(partitions):
                     records = log.read(EXAMPLES, partition, offset[partition], share)
-                    found.extend(unpack_all([record.value for record in records], Lesson))
+                    found.extend(unpack_all([record.value for record in records], TrainingExample))
                     offset[partition] += len(records)
                 drawn = one_hot(found)
             if not found:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from recsys.events.event_types import FeatureBlock
 from recsys.events.field_schema import CATEGORICAL, Schema
 from recsys.events.hashing import splitmix64
-from recsys.events.records import EXAMPLES, Example, Lesson, pack
+from recsys.events.records import EXAMPLES, Example, TrainingExample, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log
 
@@ -95,7 +95,7 @@ def _example(drawn: Drawn, n: int, partition: int, offset: int, row: NDArray[np.
     )
 
 
-def one_hot(examples: list[Lesson]) -> Drawn:
+def one_hot(examples: list[TrainingExample]) -> Drawn:
     """The arrays of decoded examples again: a key for each field, without what a slot leaves empty."""
     blocks = [example.features for example in examples]
     user = np.frombuffer(b"".join([b.user_keys for b in blocks if b]), np.int64)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from runtime.supervision import launch_plan as plans
-from runtime.supervision import run_file as runs
+from runtime.supervision import run_file
 
 PART: Final = "control-room"
 _SETTLE_S: Final = 3.0
@@ -25,7 +25,7 @@ def measure_control_room(state: Path, seconds: int, pages: int) -> dict[str, Any
     """Shares of one core. Raises ValueError where the system runs without a control room."""
     config, _ = plans.read(state)
     url = plans.control_room_url(config)
-    running = runs.read(state)
+    running = run_file.read(state)
     found = [its for its in running.parts if its.name == PART and its.process] if running else []
     if not url or not found or found[0].process is None:
         raise ValueError(

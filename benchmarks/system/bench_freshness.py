@@ -264,7 +264,7 @@ def serve(task: Task, part: int, told: Told, stop: Any) -> None:
     from parameter_server.rpc.parameter_client import part_of
     from parameter_server.rpc.shard_service import ShardService
     from parameter_server.rpc.transport import SocketServer
-    from parameter_server.storage.durable_shard import DurableShard, Home
+    from parameter_server.storage.durable_shard import DurableShard, ShardStorage
     from parameter_server.table.kernels import warm
     from recsys.events.records import DELTAS
     from recsys.features.feature_set_file import feature_set
@@ -283,7 +283,7 @@ def serve(task: Task, part: int, told: Told, stop: Any) -> None:
             notes.append((time.monotonic(), len(deltas) + (notes[-1][1] if notes else 0)))
 
         dense = build_model(feature_set(config), config.model).read_dense() if part == 0 else None
-        home = Home(folder / "snapshots", folder / f"{part}.wal", config.step.snapshot_every)
+        home = ShardStorage(folder / "snapshots", folder / f"{part}.wal", config.step.snapshot_every)
         shard = DurableShard(part_of(spec, part), home, publish, dense, background=True)
         server = SocketServer(ShardService(shard, task.token))
         told.put(("shard", part, server.address.port))

@@ -27,9 +27,9 @@ DIVERTED: Final = "diverted"
 ALL: Final = "all"
 # All examples weighted as above; the arm's own alone, weighted by 1 / P(arm); all alike.
 TRAINS: Final = (WEIGHTED, DIVERTED, ALL)
-MOST_LETTERS: Final = 64  # of a line's name (parameter_server/storage/snapshots.py)
+MAX_LINE_NAME: Final = 64  # of a line's name (parameter_server/storage/snapshots.py)
 # Of an experiment all of whose arms train: candidates and guards are judged on what live answers.
-MOST_TRAFFIC: Final = 0.9
+MAX_TRAINED_TRAFFIC: Final = 0.9
 _CELLS: Final = 2**14  # features share some 16,000 cells by their hash
 _RATE: Final = 0.4
 _MOST: Final = 20.0  # no example counts for more: weights beyond are mostly chance
@@ -42,12 +42,12 @@ _LABEL: Final = key_of("label", 1)
 _OCTAVES: Final = np.array([key_of("octave", n) for n in range(24)], np.int64)
 
 
-def line_of(experiment: str, arm: str) -> str:
+def arm_line_name(experiment: str, arm: str) -> str:
     """The name of the line that an arm trains. No candidate may have it: theirs have no dot."""
     return f"{experiment}.{arm}"
 
 
-def telling(
+def arm_features(
     items_BI: NDArray[np.int64], worth_B: Floats, label_B: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """What tells arms apart, (B, F): the keys of the item that was shown, the item's own first; what it was

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import msgspec
 
-from experiments.assignment.arm_line import MOST_LETTERS, MOST_TRAFFIC, TRAINS, line_of
+from experiments.assignment.arm_line import MAX_LINE_NAME, MAX_TRAINED_TRAFFIC, TRAINS, arm_line_name
 from experiments.assignment.design import UNIT, Metrics, Ramp, time_ms_of
 from experiments.assignment.metric import metric_of
 from recsys.config.policy_config import PolicyConfig, check_weights
@@ -154,12 +154,12 @@ class Experiment:
         return self.credit or {name: 1.0 for name in self.primary}
 
     def _check_trains(self) -> None:
-        lines = [line_of(self.name, arm.name) for arm in self.arms if arm.trains]
+        lines = [arm_line_name(self.name, arm.name) for arm in self.arms if arm.trains]
         longest = max(lines, key=len, default="")
         most = (
-            f"at most {MOST_LETTERS} letters in the names of experiment and arm with a dot between"
+            f"at most {MAX_LINE_NAME} letters in the names of experiment and arm with a dot between"
         )
-        _check(len(longest) <= MOST_LETTERS, "name", longest, most)
+        _check(len(longest) <= MAX_LINE_NAME, "name", longest, most)
 
     @property
     def trains(self) -> bool:
@@ -208,9 +208,9 @@ def read_experiment(
             marked.mapping({its.name for its in fields(known)}, key)
             values = {**values, key: _made(marked, known, values[key], key)}
     experiment: Experiment = _made(marked, Experiment, {**values, "arms": made})
-    if all(arm.trains for arm in experiment.arms) and experiment.traffic > MOST_TRAFFIC:
+    if all(arm.trains for arm in experiment.arms) and experiment.traffic > MAX_TRAINED_TRAFFIC:
         raise marked.error(
-            f"traffic is {experiment.traffic:g}, expected at most {MOST_TRAFFIC:g} where all arms train: "
+            f"traffic is {experiment.traffic:g}, expected at most {MAX_TRAINED_TRAFFIC:g} where all arms train: "
             "candidates are judged on what live answers the others",
             "traffic" if "traffic" in values else "arms",
         )

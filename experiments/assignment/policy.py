@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from experiments.assignment.arm_line import line_of
+from experiments.assignment.arm_line import arm_line_name
 from experiments.assignment.assignment import assign
 from experiments.assignment.definition import INTERLEAVED, Arm, Experiment, apply_overrides
 from recsys.config.policy_config import PolicyConfig
@@ -55,7 +55,7 @@ class Policies:
         if interleaving is not None:
             return self._interleaved(interleaving, given)
         config = apply_overrides(self._base, list(given.values()))
-        line = next((line_of(name, arm.name) for name, arm in given.items() if arm.trains), "")
+        line = next((arm_line_name(name, arm.name) for name, arm in given.items() if arm.trains), "")
         return Policy(
             config=config,
             digest=digest_of(f"{digest(config)} {line}") if line else digest(config),
@@ -70,6 +70,6 @@ class Policies:
             config = apply_overrides(self._base, list((given | {experiment.name: arm}).values()))
             rivals.append((arm.name, Policy(config, digest(config))))
         named = {name: arm.name for name, arm in given.items()} | {experiment.name: INTERLEAVED}
-        line = next((line_of(name, arm.name) for name, arm in given.items() if arm.trains), "")
+        line = next((arm_line_name(name, arm.name) for name, arm in given.items() if arm.trains), "")
         told = " ".join((INTERLEAVED, *(f"{name} {its.digest}" for name, its in rivals), line))
         return Policy(rivals[0][1].config, digest_of(told), named, line, tuple(rivals))

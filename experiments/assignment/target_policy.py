@@ -9,7 +9,7 @@
     state: state                                        # optional: the folder of the system
 
 What a log can judge is another way to draw from the candidates that it has scores of. What would have brought
-other candidates, or other scores, is refused by name (``UNJUDGED``).
+other candidates, or other scores, is refused by name (``NOT_ESTIMABLE``).
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from experiments.assignment.design import time_ms_of
 from recsys.config.policy_config import RANKS, PolicyConfig, check_weights
 from recsys.config.yaml_with_lines import Marked
 
-UNJUDGED: Final = {
+NOT_ESTIMABLE: Final = {
     "sources": "other sources bring other candidates, which were never scored for these requests",
     "trust_after": "another bound brings other items on trial among the candidates",
     "fixed": "an item that is fixed to a rank stands there always, where the log drew it by chance",
@@ -34,7 +34,7 @@ _KEYS: Final = {"name", "about", "overrides", "reward", "from", "until", "ranks"
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetPolicy:
     """``reward``: weights of labels. Times are milliseconds, ``until_ms`` not included; 0: from the log's
     beginning, to its end. ``ranks``: 0 for all."""
 
@@ -49,7 +49,7 @@ class Target:
     state: str = ""
 
 
-def read_target(text: str, file: object, policy: PolicyConfig, labels: Sequence[str]) -> Target:
+def read_target(text: str, file: object, policy: PolicyConfig, labels: Sequence[str]) -> TargetPolicy:
     """The target policy of a YAML text, its overrides laid over ``policy``. Raises YamlError with file, line
     and reason, also for what no log can judge."""
     marked = Marked(text, file)
@@ -66,7 +66,7 @@ def read_target(text: str, file: object, policy: PolicyConfig, labels: Sequence[
     if not isinstance(ranks, int) or isinstance(ranks, bool) or not 0 <= ranks <= RANKS:
         raise marked.error(f"ranks is {ranks!r}, expected 1 to {RANKS}, or 0 for all", "ranks")
     overrides = values.get("overrides") or {}
-    return Target(
+    return TargetPolicy(
         name,
         _overridden(marked, overrides, policy, labels),
         _reward(marked, values.get("reward"), labels),
@@ -94,7 +94,7 @@ def _overridden(
             f"overrides is {overrides!r}, expected values by dotted paths", "overrides"
         )
     for path, value in overrides.items():
-        why = UNJUDGED.get(str(path).split(".")[0])
+        why = NOT_ESTIMABLE.get(str(path).split(".")[0])
         if why is not None:
             raise marked.error(f"{path} can't be judged from a log: {why}", "overrides", path)
         try:

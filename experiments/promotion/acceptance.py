@@ -10,7 +10,7 @@ from recsys.features.feature_set import FeatureSet
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RowFormEvidence:
     """One replay, scored with rows as they are learned (``float32``) and with the smaller ones, side by side.
 
     ``cost``: AUC of float32 minus that of the smaller form, on the same rows; ``low`` and ``high``: its 95 %
@@ -36,7 +36,7 @@ class Accept:
 
     form: str
     at_most: float
-    evidence: Evidence
+    evidence: RowFormEvidence
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Refuse:
 
     form: str
     at_most: float
-    evidence: Evidence
+    evidence: RowFormEvidence
     why: str
 
 
-def decide(form: str, evidence: Evidence, at_most: float) -> Accept | Refuse:
+def decide(form: str, evidence: RowFormEvidence, at_most: float) -> Accept | Refuse:
     """Accepts where the cost is known to be at most ``at_most``: the whole interval is, not its middle alone.
     A log too short to tell is refused, and so is a form that takes no less memory."""
     smaller, whole = evidence.bytes_a_row[form], evidence.bytes_a_row["float32"]
@@ -66,16 +66,16 @@ def decide(form: str, evidence: Evidence, at_most: float) -> Accept | Refuse:
     return Accept(form, at_most, evidence)
 
 
-def what_is_read(features: FeatureSet) -> str:
+def input_digest(features: FeatureSet) -> str:
     """The digest of what a model reads. What counts as shown decides what is learned from, not that: a log of
     the past says it of itself, and the feed's client tells."""
     return replace(features, schema=replace(features.schema, shown_by="view")).digest
 
 
-def misfit(accepted: Accept, features: FeatureSet, model: ModelConfig) -> str | None:
+def mismatch(accepted: Accept, features: FeatureSet, model: ModelConfig) -> str | None:
     """In what the evidence isn't of these features and this model; None where it is."""
     for name, found, expected in (
-        ("the feature set", accepted.evidence.features, what_is_read(features)),
+        ("the feature set", accepted.evidence.features, input_digest(features)),
         ("the model's configuration", accepted.evidence.model, digest(model)),
     ):
         if found != expected:

@@ -8,21 +8,21 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.promotion.promotion import Served
-from experiments.statistics.significance import Estimate, Mean
+from experiments.promotion.promotion import CanaryEngagement
+from experiments.statistics.significance import AnytimeEstimate, ClusteredMean
 
 _KINDS = 8  # labels that are looked at, at the most: each takes its share of alpha
 _USERS = 4_096  # of either group that are counted: nobody asks for more
 
 
-class ServedRates:
+class EngagementRates:
     """Shown items with each kind of engagement, of the canary's lists and of live's."""
 
     def __init__(self, kinds: Sequence[str], alpha: float, tight_at: float) -> None:
         self.kinds = tuple(kinds[:_KINDS])
         each = alpha / (4 * max(1, len(self.kinds)))
         self._means = {
-            arm: {kind: Mean(each, tight_at, at_least=10) for kind in self.kinds}
+            arm: {kind: ClusteredMean(each, tight_at, at_least=10) for kind in self.kinds}
             for arm in (True, False)
         }
         self._examples = {True: 0, False: 0}
@@ -48,7 +48,7 @@ class ServedRates:
                 if mine.any():
                     self._means[arm][kind].add(users_N[mine], labels_NK[mine, k])
 
-    def result(self) -> Served:
+    def result(self) -> CanaryEngagement:
         gained = {
             kind: _difference(self._means[True][kind], self._means[False][kind])
             for kind in self.kinds
@@ -57,13 +57,13 @@ class ServedRates:
             self._unranked[arm] / max(1, self._examples[arm]) for arm in (True, False)
         )
         examples, users = self._examples, {arm: len(its) for arm, its in self._users.items()}
-        return Served(
+        return CanaryEngagement(
             examples[True], examples[False], gained, degraded, live_degraded,
             users[True], users[False],
         )  # fmt: skip
 
 
-def _difference(ours: Mean, theirs: Mean) -> Estimate:
+def _difference(ours: ClusteredMean, theirs: ClusteredMean) -> AnytimeEstimate:
     a, b = ours.estimate(), theirs.estimate()
     weight = min(a.weight, b.weight)
-    return Estimate(a.mean - b.mean, a.low - b.high, a.high - b.low, weight)
+    return AnytimeEstimate(a.mean - b.mean, a.low - b.high, a.high - b.low, weight)

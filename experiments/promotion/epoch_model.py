@@ -15,10 +15,10 @@ from recsys.model.student_model import MAY_DIFFER, misfits
 def config_at(config: Config, lifecycle: Lifecycle, line: str, epoch: int = 0) -> Config:
     """The system's configuration with the model that a line has in an epoch. ``lifecycle`` must have folded
     the epoch's live record, or that of the candidate: what it doesn't know is as configured."""
-    return sized(config, lifecycle.size(line, epoch))
+    return with_size(config, lifecycle.size(line, epoch))
 
 
-def sized(config: Config, size: ModelSize | None) -> Config:
+def with_size(config: Config, size: ModelSize | None) -> Config:
     """The configuration with a model of this size; None: as it is."""
     return config if size is None else replace(config, model=sized_model(config.model, size))
 
@@ -28,7 +28,7 @@ def sized_model(configured: ModelConfig, size: ModelSize) -> ModelConfig:
     return replace(configured, dim=size.dim, hidden=size.hidden)
 
 
-def size_beside(configured: ModelConfig, its: ModelConfig) -> ModelSize | None:
+def size_difference(configured: ModelConfig, its: ModelConfig) -> ModelSize | None:
     """The size of a model that may become live beside the configured one; None where they are equal.
 
     Raises ValueError where more than the size differs. The same item vectors, features and rules of the

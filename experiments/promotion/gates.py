@@ -52,7 +52,7 @@ class ScoreMoments:
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelCost:
     """What a model costs: microseconds to rank a list, bytes of rows and dense parameters."""
 
     rank_us: float
@@ -60,7 +60,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Picks:
+class PickConcentration:
     """What each of two models would pick for the same users: the share of its ten commonest items."""
 
     live: float
@@ -71,8 +71,8 @@ class Picks:
 def failures(
     scores: ScoreMoments,
     rules: PromotionConfig,
-    sizes: tuple[Size, Size] | None = None,
-    picks: Picks | None = None,
+    sizes: tuple[ModelCost, ModelCost] | None = None,
+    picks: PickConcentration | None = None,
 ) -> list[str]:
     """The gates that a candidate doesn't pass, each with its value and what was expected.
 

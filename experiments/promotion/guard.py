@@ -13,10 +13,10 @@ from typing import Final
 
 import numpy as np
 
-from experiments.promotion.canary_engagement import ServedRates
-from experiments.promotion.promotion import Evidence, Hold, Rollback, Served, window
-from experiments.statistics.comparison import Compared, Comparison, Paired
-from experiments.statistics.significance import Estimate, Mean
+from experiments.promotion.canary_engagement import EngagementRates
+from experiments.promotion.promotion import Evidence, Hold, Rollback, CanaryEngagement, window
+from experiments.statistics.comparison import ComparisonResult, Comparison, PairedPredictions
+from experiments.statistics.significance import AnytimeEstimate, ClusteredMean
 from recsys.config.promotion_config import PromotionConfig
 
 # Nothing is decided by fewer, but for predictions that are no numbers: somebody who asks without end, or a
@@ -25,13 +25,13 @@ LEAST_USERS: Final = 30
 
 
 @dataclass(frozen=True)
-class Missed:
+class CalibrationGap:
     """How live's predictions miss what happens, an example: ``over``: by how much they are above
     1 + ``guard_calibration`` times it; ``under``: above it divided by that. So an ``over`` above 0, or an
     ``under`` below 0, is too far."""
 
-    over: Estimate = Estimate()
-    under: Estimate = Estimate()
+    over: AnytimeEstimate = AnytimeEstimate()
+    under: AnytimeEstimate = AnytimeEstimate()
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class GuardEvidence(Evidence):
     beside what was shown in the time before. ``not_finite``: of live's predictions. ``failed``: why the guard
     itself can't stand in. ``hours``: since it began."""
 
-    missed: Missed = Missed()
+    missed: CalibrationGap = CalibrationGap()
     not_finite: int = 0
     hours: float = 0.0
 
@@ -61,9 +61,9 @@ def lately(rules: PromotionConfig) -> Comparison:
     return Comparison(each, 2.0 * rules.least_examples, rules.block_examples)
 
 
-def served_rates(kinds: Sequence[str], rules: PromotionConfig) -> ServedRates:
+def engagement_rates(kinds: Sequence[str], rules: PromotionConfig) -> EngagementRates:
     """Since it is live, beside before: a quarter of alpha."""
-    return ServedRates(kinds, rules.alpha / 2, rules.canary_examples)
+    return EngagementRates(kinds, rules.alpha / 2, rules.canary_examples)
 
 
 class Calibration:
@@ -71,17 +71,17 @@ class Calibration:
 
     def __init__(self, rules: PromotionConfig) -> None:
         self._times, at = 1 + rules.guard_calibration, 2.0 * rules.least_examples
-        self._over, self._under = (Mean(rules.alpha / 8, at) for _ in range(2))
+        self._over, self._under = (ClusteredMean(rules.alpha / 8, at) for _ in range(2))
 
-    def add(self, pairs: Paired) -> None:
+    def add(self, pairs: PairedPredictions) -> None:
         weights = np.ones(len(pairs)) if pairs.weights_N is None else pairs.weights_N
         over = pairs.live_N - self._times * pairs.labels_N
         under = pairs.live_N - pairs.labels_N / self._times
         self._over.add(pairs.users_N, over, weights)
         self._under.add(pairs.users_N, under, weights)
 
-    def result(self) -> Missed:
-        return Missed(self._over.estimate(), self._under.estimate())
+    def result(self) -> CalibrationGap:
+        return CalibrationGap(self._over.estimate(), self._under.estimate())
 
 
 def judge_guard(evidence: GuardEvidence, rules: PromotionConfig) -> Rollback | Hold:
@@ -111,10 +111,10 @@ def _against(evidence: GuardEvidence, rules: PromotionConfig) -> str:
     for when, compared in (("", evidence.compared), ("lately ", evidence.recent)):
         if found := _worse(compared, rules):
             return when + found
-    return _far(evidence, rules) or _served(evidence.served or Served(), rules)
+    return _far(evidence, rules) or _served(evidence.served or CanaryEngagement(), rules)
 
 
-def _worse(compared: Compared, rules: PromotionConfig) -> str:
+def _worse(compared: ComparisonResult, rules: PromotionConfig) -> str:
     """In what live is known to be worse than what it replaced; empty where it isn't."""
     if compared.users < LEAST_USERS:
         return ""
@@ -147,7 +147,7 @@ def _far(evidence: GuardEvidence, rules: PromotionConfig) -> str:
     )
 
 
-def _served(served: Served, rules: PromotionConfig) -> str:
+def _served(served: CanaryEngagement, rules: PromotionConfig) -> str:
     """What speaks against live in its own lists, beside those of the time before."""
     if min(served.users, served.live_users) < LEAST_USERS:
         return ""

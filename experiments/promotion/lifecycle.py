@@ -27,7 +27,7 @@ _SEED = 0  # changing it draws every user of every canary anew
 
 
 @dataclass(frozen=True)
-class Standing:
+class CandidateState:
     """One candidate. ``share``: of the users who are answered by it. ``since_ms``: of its stage.
 
     ``guards``: the live line's epoch that it guards against; 0: it is no guard. A guard is what was live
@@ -56,7 +56,7 @@ class Standing:
 class Lifecycle:
     """Feed it every record of ``control`` in order. ``lives`` are all live records."""
 
-    standings: dict[str, Standing] = field(default_factory=dict)
+    standings: dict[str, CandidateState] = field(default_factory=dict)
     lives: list[Live] = field(default_factory=list)
     rolled_back: list[str] = field(default_factory=list)  # lines, in order
 
@@ -68,7 +68,7 @@ class Lifecycle:
             if said.line in self.standings:
                 return False  # a name is used once
             stage = SHADOW if said.arm is None else ARM
-            self.standings[said.line] = Standing(said, stage, since_ms=said.time_ms)
+            self.standings[said.line] = CandidateState(said, stage, since_ms=said.time_ms)
         elif isinstance(said, Decision):
             return self._decision(said)
         else:
@@ -87,18 +87,18 @@ class Lifecycle:
         return found[-1] if found else None
 
     @property
-    def canary(self) -> Standing | None:
+    def canary(self) -> CandidateState | None:
         """The candidate that answers a share of the users now, if any does."""
         found = [s for s in self.standings.values() if s.stage in (CANARY, TAKING_OVER) and s.share]
         return found[-1] if found else None
 
     @property
-    def arms(self) -> dict[str, Standing]:
+    def arms(self) -> dict[str, CandidateState]:
         """The lines of arms that are at work, by their names."""
         return {line: its for line, its in self.standings.items() if its.stage == ARM}
 
     @property
-    def at_work(self) -> list[Standing]:
+    def at_work(self) -> list[CandidateState]:
         return [standing for standing in self.standings.values() if standing.at_work]
 
     def size(self, line: str, epoch: int) -> ModelSize | None:
@@ -121,7 +121,7 @@ class Lifecycle:
                 found += [f"{its.candidate}/0" for its in left if its.candidate]
         return found[-_REMEMBERED:]
 
-    def of_guard(self, standing: Standing) -> Live:
+    def of_guard(self, standing: CandidateState) -> Live:
         """The live record that a guard began with."""
         return next(live for live in reversed(self.lives) if live.epoch == standing.guards)
 
@@ -140,11 +140,11 @@ class Lifecycle:
                 self._move(its, LIVE, said.time_ms, said.reason)
             elif its.stage == LIVE:
                 self._move(its, ENDED, said.time_ms, said.reason)
-        line = guard_of(said.epoch)
+        line = guard_name(said.epoch)
         if said.guarded and line not in self.standings:  # a name is used once
             size = self.size(said.line, said.of)
             guard = Candidate(line=line, registry="", kind=GUARD, time_ms=said.time_ms, size=size)
-            self.standings[line] = Standing(guard, since_ms=said.time_ms, guards=said.epoch)
+            self.standings[line] = CandidateState(guard, since_ms=said.time_ms, guards=said.epoch)
 
     def _decision(self, said: Decision) -> bool:
         its = self.standings.get(said.line)
@@ -167,14 +167,14 @@ class Lifecycle:
             self.standings[said.line] = replace(its, why=said.why)
         return True
 
-    def _of_arm(self, its: Standing, said: Decision) -> bool:
+    def _of_arm(self, its: CandidateState, said: Decision) -> bool:
         """It answers for as long as its experiment runs, and nothing else can become of it."""
         if not its.at_work or not said.final:
             return False
         self._move(its, ENDED, said.time_ms, said.why)
         return True
 
-    def _by_guard(self, its: Standing, said: Decision) -> bool:
+    def _by_guard(self, its: CandidateState, said: Decision) -> bool:
         if not its.at_work or (said.said != "rollback" and not said.final):
             return False
         stage = TAKING_BACK if said.said == "rollback" else ENDED
@@ -182,23 +182,23 @@ class Lifecycle:
         return True
 
     def _move(
-        self, its: Standing, stage: str, ms: int, why: str, share: float = 0.0, epoch: int = 0
+        self, its: CandidateState, stage: str, ms: int, why: str, share: float = 0.0, epoch: int = 0
     ) -> None:
         self.standings[its.line] = replace(
             its, stage=stage, share=share, epoch=epoch, since_ms=ms, why=why
         )
 
 
-def guard_of(epoch: int) -> str:
+def guard_name(epoch: int) -> str:
     """The name of the guard against an epoch of the live line."""
     return f"{GUARD}-{epoch}"
 
 
-def is_guards_name(line: str) -> bool:
+def is_guard_name(line: str) -> bool:
     """Whether a name is one that no candidate may have."""
     return line.startswith(f"{GUARD}-")
 
 
-def answers(canary: Standing | None, user_id: Id) -> bool:
+def answers(canary: CandidateState | None, user_id: Id) -> bool:
     """Whether a user is answered by the canary: a hash of both, the same on every replica."""
     return canary is not None and uniform(_SEED, "canary", canary.line, user_id) < canary.share

@@ -9,22 +9,22 @@ import math
 from dataclasses import dataclass, field
 
 from experiments.promotion.lifecycle import CANARY, SHADOW
-from experiments.statistics.comparison import Compared, Comparison
-from experiments.statistics.significance import Estimate
+from experiments.statistics.comparison import ComparisonResult, Comparison
+from experiments.statistics.significance import AnytimeEstimate
 from recsys.config.promotion_config import PromotionConfig
 
 _LATELY = 2  # times ``least_examples``
 
 
 @dataclass(frozen=True)
-class Served:
+class CanaryEngagement:
     """What came of lists that the candidate answered, beside live's in the same time: the share of shown
     items with each kind of engagement, the candidate's minus live's. ``users`` are counted up to a few
     thousand."""
 
     examples: int = 0
     live_examples: int = 0
-    gained: dict[str, Estimate] = field(default_factory=dict)
+    gained: dict[str, AnytimeEstimate] = field(default_factory=dict)
     degraded: float = 0.0  # the share of the candidate's lists that went without its ranker
     live_degraded: float = 0.0
     users: int = 0
@@ -38,10 +38,10 @@ class Evidence:
     few thousand examples ago. ``retrieves``: whether what it would retrieve must have been looked at."""
 
     stage: str
-    compared: Compared = Compared()
+    compared: ComparisonResult = ComparisonResult()
     failed: tuple[str, ...] = ()
-    served: Served | None = None
-    recent: Compared = Compared()
+    served: CanaryEngagement | None = None
+    recent: ComparisonResult = ComparisonResult()
     retrieves: bool = False
 
 
@@ -115,7 +115,7 @@ def _bad(evidence: Evidence, rules: PromotionConfig) -> str:
     return ""
 
 
-def _worse(compared: Compared, rules: PromotionConfig) -> str:
+def _worse(compared: ComparisonResult, rules: PromotionConfig) -> str:
     """In what it is known to be worse; empty where it isn't."""
     if compared.loss.high < 0:
         return f"its log loss is worse: gained {compared.loss.told} nats"
@@ -152,7 +152,7 @@ def _in_shadow(evidence: Evidence, rules: PromotionConfig) -> Verdict:
     return Hold(False, _open(better, no_worse, calibrated, compared), evidence)
 
 
-def _open(better: bool, no_worse: bool, calibrated: bool, compared: Compared) -> str:
+def _open(better: bool, no_worse: bool, calibrated: bool, compared: ComparisonResult) -> str:
     if not better:
         return f"not told apart yet: log loss gained {compared.loss.told} nats"
     if not no_worse:

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.statistics.significance import Estimate, Mean
+from experiments.statistics.significance import AnytimeEstimate, ClusteredMean
 from experiments.statistics.user_auc import UserAuc
 from recsys.model.prediction_metrics import auc
 
@@ -26,7 +26,7 @@ _MOST_SEGMENTS: Final = 16
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedPredictions:
     """Examples that both models have scored. ``users`` int64, all (N,); ``segments``: masks (N,) by name.
 
     Probabilities must be finite: those of a candidate that gives others never come so far (see
@@ -50,7 +50,7 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparisonResult:
     """What is known so far. Differences are the candidate's gain: above 0 it is better.
 
     ``loss``: live's log loss minus the candidate's, in nats an example; ``auc``: the candidate's minus
@@ -61,11 +61,11 @@ class Compared:
 
     examples: int = 0
     users: int = 0
-    loss: Estimate = Estimate()
-    auc: Estimate = Estimate()
-    user_auc: Estimate = Estimate()
-    recall: Estimate = Estimate()
-    segments: Mapping[str, Estimate] = field(default_factory=dict)
+    loss: AnytimeEstimate = AnytimeEstimate()
+    auc: AnytimeEstimate = AnytimeEstimate()
+    user_auc: AnytimeEstimate = AnytimeEstimate()
+    recall: AnytimeEstimate = AnytimeEstimate()
+    segments: Mapping[str, AnytimeEstimate] = field(default_factory=dict)
     live_loss: float = math.nan
     live_calibration: float = math.nan
     candidate_calibration: float = math.nan
@@ -78,16 +78,16 @@ class Comparison:
     def __init__(self, alpha: float = 0.05, tight_at: float = 5_000, block: int = BLOCK) -> None:
         # Of log loss and AUC, each with two bounds: a union bound over all four. The others have their own.
         self._alpha, self._tight_at = alpha, tight_at
-        self._loss, self._recall = Mean(alpha / 4, tight_at), Mean(alpha / 4, tight_at / 10)
-        self._auc, self._block = Mean(alpha / 4, tight_at, at_least=_BLOCKS), block
-        self._user_auc, self._orders = Mean(alpha / 4, tight_at), UserAuc()
-        self._segments: dict[str, Mean] = {}
+        self._loss, self._recall = ClusteredMean(alpha / 4, tight_at), ClusteredMean(alpha / 4, tight_at / 10)
+        self._auc, self._block = ClusteredMean(alpha / 4, tight_at, at_least=_BLOCKS), block
+        self._user_auc, self._orders = ClusteredMean(alpha / 4, tight_at), UserAuc()
+        self._segments: dict[str, ClusteredMean] = {}
         self._blocks = 0
-        self._waiting: list[Paired] = []
+        self._waiting: list[PairedPredictions] = []
         self._totals = np.zeros(4)  # live's loss, live's and the candidate's probability, positives
         self._users: set[int] = set()
 
-    def add(self, pairs: Paired) -> None:
+    def add(self, pairs: PairedPredictions) -> None:
         """Examples in the order in which they came."""
         if not len(pairs):
             return
@@ -122,10 +122,10 @@ class Comparison:
     def examples(self) -> int:
         return int(self._loss.weight)
 
-    def result(self) -> Compared:
+    def result(self) -> ComparisonResult:
         live_loss, live, candidate, positives = self._totals.tolist()
         examples = int(self._loss.weight)
-        return Compared(
+        return ComparisonResult(
             examples,
             len(self._users),
             self._loss.estimate(),
@@ -138,11 +138,11 @@ class Comparison:
             candidate / positives if positives else math.nan,
         )
 
-    def _segment(self, name: str) -> Mean | None:
+    def _segment(self, name: str) -> ClusteredMean | None:
         if name not in self._segments:
             if len(self._segments) >= _MOST_SEGMENTS:
                 return None
-            self._segments[name] = Mean(self._alpha / (2 * _MOST_SEGMENTS), self._tight_at)
+            self._segments[name] = ClusteredMean(self._alpha / (2 * _MOST_SEGMENTS), self._tight_at)
         return self._segments[name]
 
     def _end_block(self) -> None:

@@ -18,7 +18,7 @@ estimated variances). With information I = 1 / variance of the difference D, S =
 is at least 1/α at any time with probability α at most where there is no effect. So 1/E is a p-value at all
 times, and D ± sqrt((I + η) · log((I + η) / (η α²))) / I an interval at all times.
 
-Users who come again with habits of their own make the increments of S dependent. They then depend positively
+ArmUsers who come again with habits of their own make the increments of S dependent. They then depend positively
 (more than Brownian motion at time I does), and by Slepian's inequality such a process crosses no more often.
 That argument is about Gaussian processes, which sums over users are in the limit only: hence ``AT_LEAST``.
 η must not depend on what is seen: it comes from the smallest effect that the experiment is to find.
@@ -39,7 +39,7 @@ LEAST_COUNT: Final = 20  # of them with a numerator that isn't 0
 
 
 @dataclass(frozen=True)
-class Users:
+class ArmUsers:
     """The users of one arm, each once: also those with nothing at all. ``covariates_UK``: of before."""
 
     numerators_U: Floats
@@ -113,14 +113,14 @@ def p_value(difference: float, information: float, eta: float) -> float:
     return min(1.0, math.exp(-log_e)) if log_e > 0 else 1.0
 
 
-def influence(users: Users) -> Floats:
+def influence(users: ArmUsers) -> Floats:
     """ψ (U,): what each user adds to n times the error of log R."""
     above, below = users.numerators_U, users.denominators_U
     out: Floats = above / above.mean() - below / below.mean()
     return out
 
 
-def effect(treatment: Users, control: Users, alpha: float, eta: float) -> Effect:
+def effect(treatment: ArmUsers, control: ArmUsers, alpha: float, eta: float) -> Effect:
     """The effect as of now. Covariates are used where both arms have as many of them."""
     found = Effect(treatment.ratio, control.ratio, users=(len(treatment), len(control)))
     if not (_enough(treatment) and _enough(control)):
@@ -154,7 +154,7 @@ def effect(treatment: Users, control: Users, alpha: float, eta: float) -> Effect
     )
 
 
-def effect_within(users: Users, alpha: float, eta: float) -> Effect:
+def paired_effect(users: ArmUsers, alpha: float, eta: float) -> Effect:
     """How much higher the numerators are than the denominators of the same users, as where both are credits
     earned in the same lists. As for two arms, but that ψ is each user's own difference."""
     found = Effect(users=(len(users), len(users)))
@@ -203,6 +203,6 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted
 
 
-def _enough(users: Users) -> bool:
+def _enough(users: ArmUsers) -> bool:
     positive = int(np.count_nonzero(users.numerators_U))
     return len(users) >= AT_LEAST and positive >= LEAST_COUNT and users.ratio > 0

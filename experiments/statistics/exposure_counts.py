@@ -16,12 +16,12 @@ MOST: Final = 2_000_000
 _NEW: Final = 16_384  # users that are held apart until so many are laid in order at once
 
 
-def kept(users: Any, share: float) -> Any:
+def in_sample(users: Any, share: float) -> Any:
     """Whether users, by their 64-bit keys, are among a share of all."""
     return (users & 0xFFFF_FFFF) < share * 2**32
 
 
-class Exposed:
+class ExposureCounts:
     """Counts users by arm. ``sampled``: the share of them that is counted."""
 
     def __init__(self, arms: int, most: int = MOST) -> None:
@@ -40,9 +40,9 @@ class Exposed:
         return list(self._counts)
 
     def add(self, users_N: NDArray[np.int64], arms_N: NDArray[np.int64]) -> None:
-        """Users who are given an arm, in order; most of them again."""
+        """ArmUsers who are given an arm, in order; most of them again."""
         if self.sampled < 1:
-            here = kept(users_N, self.sampled)
+            here = in_sample(users_N, self.sampled)
             users_N, arms_N = users_N[here], arms_N[here]
         there = np.searchsorted(self._keys_U, users_N)
         known = np.zeros(len(users_N), np.bool_)
@@ -62,7 +62,7 @@ class Exposed:
         self._keys_U, self._arms_U, self._new = keys[order], arms[order], {}
         while len(self._keys_U) > self._most:
             self.sampled /= 2
-            here = kept(self._keys_U, self.sampled)
+            here = in_sample(self._keys_U, self.sampled)
             self._keys_U, self._arms_U = self._keys_U[here], self._arms_U[here]
             counted = np.bincount(self._arms_U, minlength=len(self._counts))
             self._counts = [int(n) for n in counted]

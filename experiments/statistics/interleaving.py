@@ -34,8 +34,8 @@ from experiments.statistics.effect import (
     AT_LEAST,
     LEAST_COUNT,
     Effect,
-    Users,
-    effect_within,
+    ArmUsers,
+    paired_effect,
     eta_of,
 )
 from experiments.statistics.sample_ratio import SampleRatio, sample_ratio
@@ -48,7 +48,7 @@ BETTER, WORSE, OPEN, BROKEN = "better", "worse", "open", "broken"
 
 
 @dataclass
-class Draft:
+class TeamDraft:
     """Whose turn it is, of two teams by name; the control is the first."""
 
     request_id: str
@@ -93,7 +93,7 @@ def shares(chances_R2: Floats, sides_R: Sequence[int]) -> Floats:
 
 
 @dataclass(frozen=True)
-class Credits:
+class ArmCredits:
     """Of each user: ``picked_U2``, what the items earned that each arm picked, control first; ``shared_U2``,
     the same by shares; and ``lists_U``. ``first_picks``: lists by who picked first, which a fair coin makes
     as many."""
@@ -129,13 +129,13 @@ class Preference:
     why: str
 
 
-def preference(credits: Credits, alpha: float = 0.05, find: float = 0.02) -> Preference:
+def preference(credits: ArmCredits, alpha: float = 0.05, find: float = 0.02) -> Preference:
     """What the credits say as of now. ``find``: the relative difference at which bounds are tightest."""
     picked_U2, its = credits.picked_U2, Effect()
     # A share of a credit is none to count, and many small ones can't tell how large a seldom one is.
     if min(*_givers(picked_U2), *_leaning(credits.shared_U2)) >= LEAST_COUNT:
-        shared = Users(credits.shared_U2[:, 1], credits.shared_U2[:, 0])
-        its = effect_within(shared, alpha, eta_of(find, alpha))
+        shared = ArmUsers(credits.shared_U2[:, 1], credits.shared_U2[:, 0])
+        its = paired_effect(shared, alpha, eta_of(find, alpha))
     won, lost = (int((picked_U2[:, a] > picked_U2[:, 1 - a]).sum()) for a in (1, 0))
     coins = sample_ratio(credits.first_picks, (0.5, 0.5))
     enough, bounded = len(picked_U2) >= AT_LEAST, math.isfinite(its.relative)
@@ -186,7 +186,7 @@ def _by_signs(signs: SampleRatio) -> tuple[str, str]:
 
 
 def _givers(picked_U2: Floats) -> tuple[int, int]:
-    """Users who gave control and treatment any credit."""
+    """ArmUsers who gave control and treatment any credit."""
     control, treatment = np.count_nonzero(picked_U2, axis=0).tolist()
     return control, treatment
 
@@ -200,7 +200,7 @@ def _leaning(shared_U2: Floats) -> tuple[float, float]:
     return control, treatment
 
 
-def _missing(credits: Credits) -> str:
+def _missing(credits: ArmCredits) -> str:
     """Why there are no bounds."""
     users, (control, treatment) = len(credits.picked_U2), _givers(credits.picked_U2)
     if users < AT_LEAST:

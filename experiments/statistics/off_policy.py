@@ -45,11 +45,11 @@ _OFF: Final = 4.0  # standard errors that the mean weight may be away from 1
 
 
 @dataclass(frozen=True)
-class Lists:
+class WeightedLists:
     """Logged lists, as the target policy would weigh them.
 
     ``ratios_LR``: w, 1 where a list had no such rank. ``rewards_LR``: 0 where nothing was shown.
-    ``said_LR`` and ``expected_LR``: q and v, all 0 without a model. ``unsupported_LR``: the chance that the
+    ``predicted_LR`` and ``expected_LR``: q and v, all 0 without a model. ``unsupported_LR``: the chance that the
     target gave, at this rank, to items for which the log's policy had none. ``users_L``: whose lists.
     ``ended_LR``: where the target's list has ended above: w is 1, q and v are 0, and what the log shows there
     earns it nothing. None: nowhere.
@@ -57,7 +57,7 @@ class Lists:
 
     ratios_LR: Floats
     rewards_LR: Floats
-    said_LR: Floats
+    predicted_LR: Floats
     expected_LR: Floats
     unsupported_LR: Floats
     users_L: NDArray[np.int64]
@@ -65,7 +65,7 @@ class Lists:
 
     def __post_init__(self) -> None:
         shape = self.ratios_LR.shape
-        for name in ("rewards_LR", "said_LR", "expected_LR", "unsupported_LR"):
+        for name in ("rewards_LR", "predicted_LR", "expected_LR", "unsupported_LR"):
             its = getattr(self, name).shape
             if its != shape:
                 raise ValueError(f"{name} has shape {its}, expected {shape} as ratios_LR has")
@@ -86,12 +86,12 @@ class Lists:
         """The rewards at ranks that the target's list has, (L, R)."""
         return self.rewards_LR if self.ended_LR is None else self.rewards_LR * ~self.ended_LR
 
-    def first(self, ranks: int) -> "Lists":
+    def first(self, ranks: int) -> "WeightedLists":
         """The same lists, of which no more than so many ranks are judged."""
-        return Lists(
+        return WeightedLists(
             self.ratios_LR[:, :ranks],
             self.rewards_LR[:, :ranks],
-            self.said_LR[:, :ranks],
+            self.predicted_LR[:, :ranks],
             self.expected_LR[:, :ranks],
             self.unsupported_LR[:, :ranks],
             self.users_L,
@@ -100,7 +100,7 @@ class Lists:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class PolicyValue:
     """A value for each list, with an interval of probability 1 - α. ``lift``: over what the log's own policy
     earned, by the same lists. ``worth_lists``: how many lists of the target's own would tell as much."""
 
@@ -165,12 +165,12 @@ class Support:
         return tuple(found)
 
 
-def weights_of(lists: Lists) -> Floats:
+def weights_of(lists: WeightedLists) -> Floats:
     """W (L, R)."""
     return lists.ratios_LR.cumprod(axis=1)
 
 
-def support(lists: Lists) -> Support:
+def support(lists: WeightedLists) -> Support:
     """What the log can say of the target policy at all; look here before at any estimate."""
     weights_LR = weights_of(lists)
     count, ranks = weights_LR.shape
@@ -187,7 +187,7 @@ def support(lists: Lists) -> Support:
     return Support(count, users, ess_R, sums_R / count, errors_R, gap)
 
 
-def estimates(lists: Lists, alpha: float = 0.05) -> tuple[Estimate, ...]:
+def estimates(lists: WeightedLists, alpha: float = 0.05) -> tuple[PolicyValue, ...]:
     """IPS, SNIPS, DR and SNDR. Raises ValueError where there are no lists."""
     if not len(lists) or not lists.ratios_LR.size:
         raise ValueError("there are 0 lists, expected one or more: take a longer time range")
@@ -202,7 +202,7 @@ def estimates(lists: Lists, alpha: float = 0.05) -> tuple[Estimate, ...]:
         plain = _error(logged_L - base, users_L)
         worth = len(lists) * (plain / own) ** 2 if own > 0 else math.inf
         found.append(
-            Estimate(
+            PolicyValue(
                 name,
                 value,
                 value - quantile * own,
@@ -217,18 +217,18 @@ def estimates(lists: Lists, alpha: float = 0.05) -> tuple[Estimate, ...]:
     return tuple(found)
 
 
-def by_rank(lists: Lists) -> Floats:
+def by_rank(lists: WeightedLists) -> Floats:
     """SNIPS at each rank (R,): the reward that the target would have earned there."""
     weights_LR = weights_of(lists)
     out: Floats = _ratio((weights_LR * lists.earned_LR).sum(0), weights_LR.sum(0))
     return out
 
 
-def _valued(lists: Lists) -> dict[str, tuple[float, Floats]]:
+def _valued(lists: WeightedLists) -> dict[str, tuple[float, Floats]]:
     """By estimator: the value, and the influence of each list on L times its error, (L,)."""
     weights_LR = weights_of(lists)
     before_LR = _before(weights_LR)
-    rest_LR = lists.earned_LR - lists.said_LR
+    rest_LR = lists.earned_LR - lists.predicted_LR
     ips_L = (weights_LR * lists.earned_LR).sum(1)
     dr_L = (before_LR * lists.expected_LR + weights_LR * rest_LR).sum(1)
     snips, snips_L = _normalised(weights_LR, lists.earned_LR)

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.assignment.metric import SHOWN, USER, Metric
-from experiments.statistics.effect import Users
-from experiments.statistics.exposure_counts import Exposed, kept
+from experiments.statistics.effect import ArmUsers
+from experiments.statistics.exposure_counts import ExposureCounts, in_sample
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -27,7 +27,7 @@ NOBODY: Final = -1  # in place of an arm: not exposed, or not under this experim
 _FIRST: Final = 1024  # users that there is room for at once
 
 
-class Outcomes:
+class UserOutcomes:
     """Of one experiment. ``arms``: by name, the control first. ``sums``: their names (experiments/assignment/metric.py).
 
     ``since_ms``: days are counted from there, for all alike, instead of from each user's exposure; a day may
@@ -45,8 +45,8 @@ class Outcomes:
     ) -> None:
         self.arms, self.sums, self.days = tuple(arms), tuple(sums), days
         self._most, self._since_ms, self._day_ms = most_users, since_ms, day_ms
-        self.exposed = Exposed(len(arms))
-        self.sampled = 1.0  # the share of users of whom it is kept what they did
+        self.exposed = ExposureCounts(len(arms))
+        self.sampled = 1.0  # the share of users of whom it is in_sample what they did
         self.crossed = 0  # users who were seen in more than one arm, which can't be
         self.outside = 0  # shown to exposed users, but not under the arm: its traffic had ended
         self._rows: dict[int, int] = {}
@@ -61,7 +61,7 @@ class Outcomes:
         }
 
     def __len__(self) -> int:
-        """Users that are held, exposed or not yet."""
+        """ArmUsers that are held, exposed or not yet."""
         return len(self._rows)
 
     @property
@@ -109,7 +109,7 @@ class Outcomes:
         np.add.at(its["after"], (rows[under], days[under]), values[under])
 
     def counts(self) -> list[int]:
-        """Exposed users by arm, also those of whom nothing else is kept."""
+        """ExposureCounts users by arm, also those of whom nothing else is in_sample."""
         return self.exposed.counts()
 
     def shown(self, arm: int) -> float:
@@ -132,7 +132,7 @@ class Outcomes:
         until_ms: int | None = None,
         segment: int | None = None,
         new: bool | None = None,
-    ) -> Users:
+    ) -> ArmUsers:
         """One arm's users with the sums of a metric, and what they did before as covariates.
 
         ``day``: of that day alone; where the metric is for each user, only of users whose day was over
@@ -152,10 +152,10 @@ class Outcomes:
         above = self.sums.index(metric.numerator)
         ones = np.ones(int(mine.sum()))
         if metric.denominator == USER:
-            return Users(after_US[:, above], ones, np.column_stack(
+            return ArmUsers(after_US[:, above], ones, np.column_stack(
                 [before_US[:, above], seen_before[mine]]))  # fmt: skip
         below = self.sums.index(metric.denominator)
-        return Users(after_US[:, above], after_US[:, below], np.column_stack(
+        return ArmUsers(after_US[:, above], after_US[:, below], np.column_stack(
             [before_US[:, above], before_US[:, below], seen_before[mine]]))  # fmt: skip
 
     def daily(self, metric: Metric, arm: int) -> tuple[Floats, Floats]:
@@ -176,7 +176,7 @@ class Outcomes:
         row = self._rows.get(user)
         if row is not None:
             return row
-        if self.sampled < 1 and not kept(user, self.sampled):
+        if self.sampled < 1 and not in_sample(user, self.sampled):
             return None
         if len(self._rows) >= self._most:
             self._halve()
@@ -192,7 +192,7 @@ class Outcomes:
     def _halve(self) -> None:
         self.sampled /= 2
         keys = self._arrays["key"][: len(self)].tolist()
-        left = [row for row, key in enumerate(keys) if kept(key, self.sampled)]
+        left = [row for row, key in enumerate(keys) if in_sample(key, self.sampled)]
         for name, its in self._arrays.items():
             room = np.full_like(its, NOBODY) if name == "arm" else np.zeros_like(its)
             room[: len(left)] = its[left]

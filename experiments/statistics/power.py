@@ -4,7 +4,7 @@ A sequential test finds an effect at one of many looks, and how much the looks h
 together: where the same users come again with habits of their own, a later look says less that is new. So
 power isn't a formula of the variance at the end. What is needed is the covariance K of log R between looks,
 for one user; from a log it is read off directly (``covariance``), else users are taken to come once
-(``come_once``). The process of looks is then drawn as a Gaussian one with that covariance and the effect, and
+(``single_visit_covariance``). The process of looks is then drawn as a Gaussian one with that covariance and the effect, and
 the share of draws that ever leaves the interval is the power.
 """
 
@@ -24,7 +24,7 @@ _HALVINGS: Final = 40
 
 def covariance(numerators_UT: Floats, denominators_UT: Floats) -> Floats:
     """K (T, T), of sums up to each look: Cov(ψ_s, ψ_t) over all users who came by the last look. Divided by
-    their number it is the covariance of log R. Users who haven't come by a look have 0 there."""
+    their number it is the covariance of log R. ArmUsers who haven't come by a look have 0 there."""
     above, below = numerators_UT.mean(0), denominators_UT.mean(0)
     if not ((above > 0).all() and (below > 0).all()):
         raise ValueError("at a look nothing was counted yet, expected looks that begin later")
@@ -33,7 +33,7 @@ def covariance(numerators_UT: Floats, denominators_UT: Floats) -> Floats:
     return out
 
 
-def come_once(variance: float, looks: int) -> Floats:
+def single_visit_covariance(variance: float, looks: int) -> Floats:
     """K of users of whom an equal share comes before each look, and never again. ``variance``: of ψ, so the
     squared coefficient of variation where the metric is for each user."""
     seen = np.arange(1, looks + 1) / looks
@@ -41,7 +41,7 @@ def come_once(variance: float, looks: int) -> Floats:
     return out
 
 
-class Looks:
+class SequentialPower:
     """Drawn courses of an experiment at its looks, from which power is read off for any users and effect.
 
     Raises ValueError where users don't differ at a look.

@@ -12,7 +12,7 @@ from typing import Final
 from experiments.assignment.definition import Experiment
 from experiments.assignment.metric import Metric, metric_of, sums_of
 from experiments.statistics.effect import Effect, effect, eta_of, holm
-from experiments.statistics.outcomes import Outcomes
+from experiments.statistics.outcomes import UserOutcomes
 from experiments.statistics.sample_ratio import SampleRatio, sample_ratio
 
 BROKEN: Final = "broken"  # nothing that it says can be trusted
@@ -34,7 +34,7 @@ _WHY: Final = {
 
 
 @dataclass(frozen=True)
-class ArmLine:
+class ArmSummary:
     name: str
     share: float
     users: int
@@ -42,7 +42,7 @@ class ArmLine:
 
 
 @dataclass(frozen=True)
-class Line:
+class MetricEffect:
     """One metric of one arm against the control. ``p``: adjusted over its family. ``said``: better, worse or
     open; of a guardrail harm, safe or open. ``tolerated``: the relative loss."""
 
@@ -57,7 +57,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Cell:
+class SubgroupEffect:
     """The first primary metric in a part of what was seen: a day since exposure, or a segment of users."""
 
     part: str
@@ -75,13 +75,13 @@ class Readout:
     metric: str  # the first primary one
     alpha: float
     until_ms: int
-    arms: tuple[ArmLine, ...]
+    arms: tuple[ArmSummary, ...]
     sample_ratio: SampleRatio
     crossed: int
     misassigned: int
-    lines: tuple[Line, ...]
-    days: tuple[Cell, ...]
-    segments: tuple[Cell, ...]
+    lines: tuple[MetricEffect, ...]
+    days: tuple[SubgroupEffect, ...]
+    segments: tuple[SubgroupEffect, ...]
     verdict: str
     why: tuple[str, ...]
     sampled: float = 1.0
@@ -101,22 +101,22 @@ def metrics_needed(
     return primary, [metric_of(name, labels) for name in experiment.metrics.guardrails]
 
 
-def outcomes_for(experiment: Experiment, labels: Sequence[str], most_users: int) -> Outcomes:
+def outcomes_for(experiment: Experiment, labels: Sequence[str], most_users: int) -> UserOutcomes:
     """Empty outcomes with the arms and the sums that its report needs."""
     primary, guardrails = metrics_needed(experiment, labels)
     arms = [arm.name for arm in experiment.arms]
-    return Outcomes(arms, sums_of([*primary, *guardrails]), most_users=most_users)
+    return UserOutcomes(arms, sums_of([*primary, *guardrails]), most_users=most_users)
 
 
-def ratio_of(experiment: Experiment, outcomes: Outcomes, before: float = 1.0) -> SampleRatio:
-    """Users by arm against the arms' shares. ``before``: the least p-value so far."""
+def ratio_of(experiment: Experiment, outcomes: UserOutcomes, before: float = 1.0) -> SampleRatio:
+    """ArmUsers by arm against the arms' shares. ``before``: the least p-value so far."""
     total = sum(arm.share for arm in experiment.arms)
     return sample_ratio(outcomes.counts(), [arm.share / total for arm in experiment.arms], before)
 
 
 def readout(
     experiment: Experiment,
-    outcomes: Outcomes,
+    outcomes: UserOutcomes,
     labels: Sequence[str],
     *,
     until_ms: int,
@@ -135,7 +135,7 @@ def readout(
         *_lines(experiment, outcomes, guardrails, GUARDRAIL),
     )
     arms = tuple(
-        ArmLine(arm.name, arm.share, count, outcomes.shown(number))
+        ArmSummary(arm.name, arm.share, count, outcomes.shown(number))
         for number, (arm, count) in enumerate(zip(experiment.arms, outcomes.counts(), strict=True))
     )
     verdict, why = _verdict(ratio, outcomes.crossed, misassigned, lines)
@@ -149,8 +149,8 @@ def readout(
 
 
 def _lines(
-    experiment: Experiment, outcomes: Outcomes, metrics: Sequence[Metric], role: str
-) -> list[Line]:
+    experiment: Experiment, outcomes: UserOutcomes, metrics: Sequence[Metric], role: str
+) -> list[MetricEffect]:
     family = len(metrics) * (len(experiment.arms) - 1)
     if not family:
         return []
@@ -167,7 +167,7 @@ def _lines(
     for (metric, name, its), p in zip(found, adjusted, strict=True):
         lost = experiment.metrics.guardrails[metric.name] if role == GUARDRAIL else 0.0
         said = _guarded(metric, its, lost) if role == GUARDRAIL else _said(metric, its)
-        lines.append(Line(metric.name, role, name, its, p, said, metric.higher_is_better, lost))
+        lines.append(MetricEffect(metric.name, role, name, its, p, said, metric.higher_is_better, lost))
     return lines
 
 
@@ -185,7 +185,7 @@ def _guarded(metric: Metric, its: Effect, lost: float) -> str:
 
 
 def _verdict(
-    ratio: SampleRatio, crossed: int, misassigned: int, lines: Sequence[Line]
+    ratio: SampleRatio, crossed: int, misassigned: int, lines: Sequence[MetricEffect]
 ) -> tuple[str, tuple[str, ...]]:
     broken = []
     if ratio.alarm:
@@ -207,7 +207,7 @@ def _verdict(
     return verdict, (*told, *(f"{line.metric} of {line.arm} is open" for line in unsure))
 
 
-def _of_lines(lines: Sequence[Line]) -> str:
+def _of_lines(lines: Sequence[MetricEffect]) -> str:
     """Harm of any arm, else the verdict of the best arm: it is an arm that people choose, whole, so what is
     better in one metric doesn't make up for what is worse in another."""
     if any(line.said == HARM for line in lines):
@@ -223,7 +223,7 @@ def _of_lines(lines: Sequence[Line]) -> str:
     return WORSE if any(WORSE in said for said in arms) else OPEN
 
 
-def in_words(line: Line) -> str:
+def in_words(line: MetricEffect) -> str:
     """One line's effect as a sentence."""
     its = line.effect
     bounds = f"{its.relative:+.2%} ({its.low:+.2%} to {its.high:+.2%})"
@@ -232,8 +232,8 @@ def in_words(line: Line) -> str:
 
 
 def _days(
-    experiment: Experiment, outcomes: Outcomes, metric: Metric, until_ms: int
-) -> tuple[Cell, ...]:
+    experiment: Experiment, outcomes: UserOutcomes, metric: Metric, until_ms: int
+) -> tuple[SubgroupEffect, ...]:
     """By days since exposure: an effect of novelty is large at first, and leaves."""
     family = outcomes.days * max(1, len(experiment.arms) - 1)
     alpha = experiment.metrics.alpha / family
@@ -245,13 +245,13 @@ def _days(
         for number, arm in enumerate(experiment.arms[1:], 1):
             mine = outcomes.users(metric, number, day=day, until_ms=until_ms)
             if mine.denominators_U.sum() > 0 and control.denominators_U.sum() > 0:
-                cells.append(Cell(name, arm.name, effect(mine, control, alpha, eta)))
+                cells.append(SubgroupEffect(name, arm.name, effect(mine, control, alpha, eta)))
     return tuple(cells)
 
 
 def _segments(
-    experiment: Experiment, outcomes: Outcomes, metric: Metric, names: Sequence[str]
-) -> tuple[Cell, ...]:
+    experiment: Experiment, outcomes: UserOutcomes, metric: Metric, names: Sequence[str]
+) -> tuple[SubgroupEffect, ...]:
     parts: list[tuple[str, int | None, bool | None]] = [
         ("new", None, True),
         ("returning", None, False),
@@ -265,5 +265,5 @@ def _segments(
         for number, arm in enumerate(experiment.arms[1:], 1):
             mine = outcomes.users(metric, number, segment=segment, new=new)
             if len(mine) and len(control):
-                cells.append(Cell(name, arm.name, effect(mine, control, alpha, eta)))
+                cells.append(SubgroupEffect(name, arm.name, effect(mine, control, alpha, eta)))
     return tuple(cells)

@@ -7,26 +7,26 @@ from experiments.assignment.definition import Experiment, name_in, read_experime
 from experiments.assignment.design import Ramp
 from experiments.statistics.ramp import STOPPED, begin, stop
 from recsys.config.policy_config import PolicyConfig
-from recsys.events.control_records import Experiments, ExperimentWish, Stand
+from recsys.events.control_records import Experiments, ExperimentRequest, Stand
 
 
 @dataclass(frozen=True)
-class Told:
+class ExperimentSet:
     """Texts by file, and where their experiments stand: what a revision carries."""
 
     configs: Mapping[str, str] = field(default_factory=dict)
     stands: Mapping[str, Stand] = field(default_factory=dict)
 
 
-def all_of(
-    told: Told | Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None
+def parse_all(
+    told: ExperimentSet | Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None
 ) -> tuple[Experiment, ...]:
     """Its experiments as their files say, also those that give nobody an arm. Raises YamlError."""
     return read_experiments(told.configs, policy, labels, _stopped(told))
 
 
-def each_of(
-    told: Told | Experiments,
+def parse_each(
+    told: ExperimentSet | Experiments,
     policy: PolicyConfig,
     labels: Sequence[str] | None = None,
     stopped: bool = True,
@@ -46,7 +46,7 @@ def each_of(
 
 
 def running(
-    told: Told | Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None
+    told: ExperimentSet | Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None
 ) -> tuple[Experiment, ...]:
     """Those that give arms, with the traffic that they have by now. Raises YamlError."""
     now = []
@@ -59,9 +59,9 @@ def running(
     return tuple(now)
 
 
-def grant(
-    told: Told, wish: ExperimentWish, policy: PolicyConfig, labels: Sequence[str], now_ms: int
-) -> Told:
+def apply_request(
+    told: ExperimentSet, wish: ExperimentRequest, policy: PolicyConfig, labels: Sequence[str], now_ms: int
+) -> ExperimentSet:
     """What holds once a wish is granted. Raises ValueError, saying why, where it can't be."""
     if wish.what == "start":
         return _start(told, wish, policy, labels, now_ms)
@@ -75,12 +75,12 @@ def grant(
     if stand.state == STOPPED:
         raise ValueError(f"{wish.name} is stopped already: {stand.why}")
     stopped = stop(stand, now_ms, wish.reason or "asked for")
-    return Told(told.configs, {**told.stands, wish.name: stopped})
+    return ExperimentSet(told.configs, {**told.stands, wish.name: stopped})
 
 
 def _start(
-    told: Told, wish: ExperimentWish, policy: PolicyConfig, labels: Sequence[str], now_ms: int
-) -> Told:
+    told: ExperimentSet, wish: ExperimentRequest, policy: PolicyConfig, labels: Sequence[str], now_ms: int
+) -> ExperimentSet:
     its = read_experiment(wish.text, wish.name or "<text>", policy, labels)
     if its.name in _names(told):
         raise ValueError(
@@ -96,28 +96,28 @@ def _start(
     stand = begin(its, now_ms, at_once=wish.at_once)
     if stand.state == STOPPED:
         raise ValueError(f"{its.name}: {stand.why}; give it a later stop")
-    new = Told({**told.configs, file: wish.text}, {**told.stands, its.name: stand})
+    new = ExperimentSet({**told.configs, file: wish.text}, {**told.stands, its.name: stand})
     read_experiments(_going(new), policy, labels)  # whether it fits beside the others
     return new
 
 
-def _names(told: Told | Experiments) -> list[str]:
+def _names(told: ExperimentSet | Experiments) -> list[str]:
     return sorted({name_in(text) for text in told.configs.values()} - {""})
 
 
-def _stopped(told: Told | Experiments) -> set[str]:
+def _stopped(told: ExperimentSet | Experiments) -> set[str]:
     return {name for name, its in told.stands.items() if its.state == STOPPED}
 
 
-def _going(told: Told | Experiments) -> dict[str, str]:
+def _going(told: ExperimentSet | Experiments) -> dict[str, str]:
     """The texts of those that aren't stopped: of the others nothing needs to be readable."""
     over = _stopped(told)
     return {file: text for file, text in told.configs.items() if name_in(text) not in over}
 
 
 def with_files(
-    told: Told, files: Mapping[str, str], policy: PolicyConfig, labels: Sequence[str], now_ms: int
-) -> Told:
+    told: ExperimentSet, files: Mapping[str, str], policy: PolicyConfig, labels: Sequence[str], now_ms: int
+) -> ExperimentSet:
     """What holds with these files beside the code. What was started by a wish stays as it is; a file that
     says when, how or by what it may be stopped, or whose arms train lines, has a place where it stands.
     Raises ValueError."""
@@ -130,9 +130,9 @@ def with_files(
                 f"the experiment {name!r} is there twice; give one of them another name"
             )
     stands = dict(told.stands)
-    for its in read_experiments(_going(Told(configs, stands)), policy, labels):
+    for its in read_experiments(_going(ExperimentSet(configs, stands)), policy, labels):
         if its.name not in stands and (
             its.ramp.steps or its.start or its.stop or its.metrics.guardrails or its.trains
         ):
             stands[its.name] = begin(its, now_ms, given=False)
-    return Told(configs, stands)
+    return ExperimentSet(configs, stands)

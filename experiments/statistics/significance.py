@@ -22,7 +22,7 @@ CLUSTERS = 4096  # users share an accumulator by their hash, so memory is bounde
 
 
 @dataclass(frozen=True)
-class Estimate:
+class AnytimeEstimate:
     """A mean with bounds, each of which holds at all times with probability 1 − α. ``weight``: of what was
     seen, mostly a number of examples. NaN and infinite bounds where nothing was."""
 
@@ -49,7 +49,7 @@ def tightest_at(variance: float, alpha: float) -> float:
     return variance / (inner + math.log1p(inner))
 
 
-class Mean:
+class ClusteredMean:
     """The mean of a stream of weighted values that come in clusters (of a user, of a block).
 
     ``tight_at``: of how much weight the bounds are to be tightest. ``at_least``: clusters that must have been
@@ -83,18 +83,18 @@ class Mean:
     def weight(self) -> float:
         return float(self._weights.sum())
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> AnytimeEstimate:
         """The mean as of now and its two bounds."""
         weight = self.weight
         if not weight:
-            return Estimate()
+            return AnytimeEstimate()
         mean = float(self._sums.sum() / weight)
         if np.count_nonzero(self._weights) < self._at_least:
-            return Estimate(mean, weight=weight)
+            return AnytimeEstimate(mean, weight=weight)
         seen = self._weights > 0
         variance = float(((self._sums[seen] - mean * self._weights[seen]) ** 2).sum())
         if not variance > 0:  # all are equal: nothing is known of how they vary
-            return Estimate(mean, weight=weight)
+            return AnytimeEstimate(mean, weight=weight)
         eta = tightest_at(variance / weight * self._tight_at, self.alpha)
         radius = crossing(variance, self.alpha, eta) / weight
-        return Estimate(mean, mean - radius, mean + radius, weight)
+        return AnytimeEstimate(mean, mean - radius, mean + radius, weight)

@@ -106,7 +106,7 @@ class Gap:
 
 
 @dataclass
-class Refusals:
+class RejectedDeltas:
     """What was not used, counted."""
 
     corrupt: int = 0
@@ -127,7 +127,7 @@ class DeltaAssembler:
     epoch: int
     step: int
     patience: int = 8
-    refusals: Refusals = field(default_factory=Refusals)
+    refusals: RejectedDeltas = field(default_factory=RejectedDeltas)
     _gap: Gap | None = None
     _waiting: dict[tuple[int, int, int], dict[int, Delta]] = field(default_factory=dict)
 

@@ -32,7 +32,7 @@ from parameter_server.publish.rounding import (
     round_rows,
     row_bytes,
 )
-from parameter_server.publish.withheld_rows import HELD_COLUMNS, Held
+from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS, WithheldRows
 from parameter_server.table.routing import Keys, Rows
 from parameter_server.table.table import Arrays, table_seed
 from recsys.config.system_config import TableConfig
@@ -84,7 +84,7 @@ class _Moved:
         )  # fmt: skip
 
 
-class Published:
+class PublishedRows:
     """The published state of one shard's tables. Values in, values out; it never sees the tables."""
 
     def __init__(
@@ -96,7 +96,7 @@ class Published:
         self._tables = {table.name: table for table in tables}
         self._seeds = {name: table_seed(seed, name) for name in self._tables}
         self._held = {
-            name: Held(table.dim, format == "fp16") for name, table in self._tables.items()
+            name: WithheldRows(table.dim, format == "fp16") for name, table in self._tables.items()
         }
         self._digest = 0
 
@@ -237,7 +237,7 @@ class Published:
         """Goes on from rows of a snapshot that this shard owns, and what was held back of them (nothing, in a
         snapshot without these columns); more of the same table may follow, where several shards wrote it."""
         if held:
-            self._held[name].put(*(held[column] for column in HELD_COLUMNS))
+            self._held[name].put(*(held[column] for column in WITHHELD_COLUMNS))
         its, rows = published_rows(keys, values, held, self.format)
         self._count(name, its, rows, np.ones(len(its), np.bool_), 1)
 

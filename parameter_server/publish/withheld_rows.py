@@ -12,7 +12,7 @@ from parameter_server.table.routing import Keys, Rows, as_keys
 from parameter_server.table.table import Arrays
 from recsys.arrays.growable import grown, written_bytes
 
-HELD_COLUMNS: Final = ("keys", "last", "had", "traffic", "change")
+WITHHELD_COLUMNS: Final = ("keys", "last", "had", "traffic", "change")
 
 
 class Old(NamedTuple):
@@ -23,8 +23,8 @@ class Old(NamedTuple):
     traffic: NDArray[np.int64]
 
 
-class Held:
-    """Held-back rows by key. Where each stands depends on history; nothing that is published does."""
+class WithheldRows:
+    """WithheldRows-back rows by key. Where each stands depends on history; nothing that is published does."""
 
     def __init__(self, dim: int, halves: bool = False) -> None:
         """``halves``: what was sent is exact in float16, and kept as that."""
@@ -88,5 +88,5 @@ class Held:
         """Copies of everything by key, ascending."""
         order = np.argsort(self.keys)
         columns = (self.keys, self._last, self._had, self._traffic, self._change)
-        pairs = zip(HELD_COLUMNS, columns, strict=True)
+        pairs = zip(WITHHELD_COLUMNS, columns, strict=True)
         return {name: column[: len(self)][order] for name, column in pairs}

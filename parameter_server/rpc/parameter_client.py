@@ -14,13 +14,13 @@ import numpy as np
 from parameter_server.rpc.protocol import (  # fmt: skip
     Answer,
     Array,
-    Common,
+    CommonStepQuery,
     Frame,
     Hello,
     Lookup,
     Refusal,
     Rewind,
-    Where,
+    AppliedQuery,
 )
 from parameter_server.rpc.protocol import exchange as exchange_frame
 from parameter_server.shard.lanes import LaneGradients
@@ -157,7 +157,7 @@ class ShardedClient:
         self._dims, self._channels, self._worker = spec.dims, list(channels), worker
 
     def where(self) -> list[int]:
-        return self._applied(Frame(Where()))
+        return self._applied(Frame(AppliedQuery()))
 
     def lookup(self, step: int, keys: KeysByTable) -> RowsByTable:
         return self._lookup(step, keys)[0]
@@ -185,7 +185,7 @@ class ShardedClient:
     def align(self) -> int:
         where = self.where()
         if max(where) - min(where) > 1:
-            common = min(self._applied(Frame(Common())))
+            common = min(self._applied(Frame(CommonStepQuery())))
             where = self._applied(Frame(Rewind(self._worker.generation, common)))
         return min(where)
 

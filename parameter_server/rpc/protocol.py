@@ -27,7 +27,7 @@ _DTYPES: Final[dict[str, np.dtype[Any]]] = {
 Array = NDArray[Any]
 
 
-class WireError(ValueError):
+class ProtocolError(ValueError):
     """A message that can't be read: the peer is broken, hostile, or of another version."""
 
 
@@ -56,11 +56,11 @@ class Hello(Message, frozen=True, tag="hello"):
     generation: int
 
 
-class Where(Message, frozen=True, tag="where"):
+class AppliedQuery(Message, frozen=True, tag="where"):
     """Asks for the applied step."""
 
 
-class Common(Message, frozen=True, tag="common"):
+class CommonStepQuery(Message, frozen=True, tag="common"):
     """Asks for the newest step of a complete snapshot without a flaw."""
 
 
@@ -117,18 +117,18 @@ class Refusal(Message, frozen=True, tag="refusal"):
     applied: int = 0
 
 
-Any_ = Hello | Where | Common | Rewind | Lookup | Exchange | Answer | Refusal
+AnyMessage = Hello | AppliedQuery | CommonStepQuery | Rewind | Lookup | Exchange | Answer | Refusal
 
 
 class _Header(msgspec.Struct, frozen=True, array_like=True):
-    message: Any_
+    message: AnyMessage
     parts: list[Part]
 
 
 class Frame(NamedTuple):
     """A message with its arrays."""
 
-    message: Any_
+    message: AnyMessage
     arrays: Sequence[Array] = ()
 
 
@@ -154,43 +154,43 @@ def encode(frame: Frame) -> list[bytes | memoryview]:
 
 
 def sizes(head: bytes, max_header: int = MAX_HEADER, max_body: int = MAX_BODY) -> tuple[int, int]:
-    """The lengths of header and body that a message announces; raises WireError beyond the limits."""
+    """The lengths of header and body that a message announces; raises ProtocolError beyond the limits."""
     header, body = HEAD.unpack(head)
     if header > max_header or body > max_body:
-        raise WireError(
+        raise ProtocolError(
             f"a message announces {header} + {body} bytes, expected at most {max_header} + {max_body}"
         )
     return header, body
 
 
 def decode(header: bytes | memoryview, body: bytearray | memoryview | bytes) -> Frame:
-    """A message with its arrays, as views of ``body``. Raises WireError."""
+    """A message with its arrays, as views of ``body``. Raises ProtocolError."""
     try:
         head = _decoder.decode(header)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise WireError(f"the header of a message can't be read: {error}") from None
+        raise ProtocolError(f"the header of a message can't be read: {error}") from None
     arrays, at = [], 0
     for part in head.parts:
         dtype = _DTYPES.get(part.kind)
         if dtype is None or len(part.shape) not in (1, 2) or any(n < 0 for n in part.shape):
-            raise WireError(f"array {part} has an unknown kind or shape")
+            raise ProtocolError(f"array {part} has an unknown kind or shape")
         count = part.shape[0] * (part.shape[1] if len(part.shape) == 2 else 1)
         if at + count * dtype.itemsize > len(body):
-            raise WireError(f"array {part} goes beyond the {len(body)} bytes of its message")
+            raise ProtocolError(f"array {part} goes beyond the {len(body)} bytes of its message")
         arrays.append(np.frombuffer(body, dtype, count, at).reshape(part.shape))
         at += count * dtype.itemsize + (-count * dtype.itemsize) % 8
     if at != len(body):
-        raise WireError(f"a message has {len(body)} bytes of arrays, its header says {at}")
+        raise ProtocolError(f"a message has {len(body)} bytes of arrays, its header says {at}")
     return Frame(head.message, arrays)
 
 
 def from_bytes(data: bytes) -> Frame:
     """Reads a message that came as a whole (through a Ray call)."""
     if len(data) < HEAD.size:
-        raise WireError(f"a message has {len(data)} bytes, expected at least {HEAD.size}")
+        raise ProtocolError(f"a message has {len(data)} bytes, expected at least {HEAD.size}")
     header, body = sizes(data[: HEAD.size])
     if HEAD.size + header + body != len(data):
-        raise WireError(f"a message has {len(data)} bytes, expected {HEAD.size + header + body}")
+        raise ProtocolError(f"a message has {len(data)} bytes, expected {HEAD.size + header + body}")
     view = memoryview(data)[HEAD.size :]
     # The header's length is odd: copy the body, so that its arrays are aligned.
     return decode(view[:header], bytearray(view[header:]))
@@ -227,7 +227,7 @@ def exchange(
 
 
 def read_exchange(frame: Frame) -> tuple[list[LaneGradients], dict[str, Array] | None]:
-    """The lanes and next keys of an ``Exchange``. Raises WireError where arrays are missing or left over."""
+    """The lanes and next keys of an ``Exchange``. Raises ProtocolError where arrays are missing or left over."""
     message = frame.message
     assert isinstance(message, Exchange)
     left = iter(frame.arrays)
@@ -241,12 +241,12 @@ def read_exchange(frame: Frame) -> tuple[list[LaneGradients], dict[str, Array] |
             lanes.append(LaneGradients(head.lane, tables, *its))
         keys = None if message.next is None else {name: next(left) for name in message.next}
     except StopIteration:
-        raise WireError("an exchange has fewer arrays than its lanes and keys need") from None
+        raise ProtocolError("an exchange has fewer arrays than its lanes and keys need") from None
     if next(left, None) is not None:
-        raise WireError("an exchange has more arrays than its lanes and keys need")
+        raise ProtocolError("an exchange has more arrays than its lanes and keys need")
     for array in (*(k for k in (keys or {}).values()), *_key_arrays(lanes)):
         if array.dtype != np.int64 or array.ndim != 1:
-            raise WireError(f"keys are {array.dtype} {array.shape}, expected int64 (N,)")
+            raise ProtocolError(f"keys are {array.dtype} {array.shape}, expected int64 (N,)")
     return lanes, keys
 
 

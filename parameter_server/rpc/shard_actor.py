@@ -30,8 +30,8 @@ from parameter_server.rpc.protocol import Frame, Refusal, encode, from_bytes
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
 from parameter_server.shard.shard import ShardSpec, part_of
-from parameter_server.storage.durable_shard import DurableShard, Home, Publish
-from parameter_server.storage.reshard import Files, Recut, recut
+from parameter_server.storage.durable_shard import DurableShard, ShardStorage, Publish
+from parameter_server.storage.reshard import ShardFiles, Resharded, reshard_line
 from parameter_server.table.dense import Vector
 from parameter_server.table.kernels import warm
 from recsys.config.system_config import Config
@@ -87,7 +87,7 @@ class ShardActor:
         return f"Shard({its.line}/{its.epoch}, {its.part + 1} of {its.parts})"
 
     def address(self) -> Address:
-        """Where it listens now: another port and token after each restart."""
+        """AppliedQuery it listens now: another port and token after each restart."""
         return self._server.address
 
     def call(self, greeting: bytes, request: bytes) -> bytes:
@@ -144,10 +144,10 @@ def log_as(spec: ShardSpec, config: Config) -> None:
     log_in_worker("shards", config.state, name, config.logging.format, who)
 
 
-def home_of(spec: ShardSpec, config: Config) -> Home:
-    """Where a shard keeps its files, under the state folder."""
+def home_of(spec: ShardSpec, config: Config) -> ShardStorage:
+    """AppliedQuery a shard keeps its files, under the state folder."""
     files = files_of(config)
-    return Home(
+    return ShardStorage(
         snapshots=files.snapshots,
         wal=files.wal(spec),
         snapshot_every=config.step.snapshot_every,
@@ -156,14 +156,14 @@ def home_of(spec: ShardSpec, config: Config) -> Home:
     )
 
 
-def files_of(config: Config) -> Files:
-    """Where all shards keep theirs."""
+def files_of(config: Config) -> ShardFiles:
+    """AppliedQuery all shards keep theirs."""
     state = Path(config.state).resolve()
     power = config.log.durability == "power"
-    return Files(state / "snapshots", state / "parts" / "shards", power)
+    return ShardFiles(state / "snapshots", state / "parts" / "shards", power)
 
 
-def prepare(spec: ShardSpec, config: Config, dense: Vector | None) -> Recut | None:
+def prepare(spec: ShardSpec, config: Config, dense: Vector | None) -> Resharded | None:
     """Before the shards start: stops those of another number of shards that still run, and cuts what they
     left for the number that there is now."""
     files = files_of(config)
@@ -172,7 +172,7 @@ def prepare(spec: ShardSpec, config: Config, dense: Vector | None) -> Recut | No
             stop_shards(running_shards(replace(spec, parts=parts)))
     log = open_log(config)
     try:
-        return recut(spec, files, publisher(log, spec.line), dense)
+        return reshard_line(spec, files, publisher(log, spec.line), dense)
     finally:
         log.close()
 
@@ -302,7 +302,7 @@ class RayChannel(Channel):
 
 
 def _resolver(spec: ShardSpec, part: int, handle: Any) -> Callable[[], Address]:
-    """Where a shard listens now. One that Ray gave up on has been made anew under the same name."""
+    """AppliedQuery a shard listens now. One that Ray gave up on has been made anew under the same name."""
     current = handle
 
     def resolve() -> Address:

@@ -15,16 +15,16 @@ import numpy as np
 
 from parameter_server.rpc.protocol import (  # fmt: skip
     Answer,
-    Any_,
-    Common,
+    AnyMessage,
+    CommonStepQuery,
     Exchange,
     Frame,
     Hello,
     Lookup,
     Refusal,
     Rewind,
-    Where,
-    WireError,
+    AppliedQuery,
+    ProtocolError,
     read_exchange,
 )
 from parameter_server.shard.lanes import LaneGradients
@@ -81,7 +81,7 @@ class ShardService:
     def token(self) -> str:
         return self._token
 
-    def hello(self, hello: Any_) -> Refusal | None:
+    def hello(self, hello: AnyMessage) -> Refusal | None:
         """Checks who connects; None where it is welcome."""
         spec = self._shard.spec
         if not isinstance(hello, Hello):
@@ -138,23 +138,23 @@ class ShardService:
 
     def _answer(self, frame: Frame) -> Frame:
         message = frame.message
-        if isinstance(message, Where):
+        if isinstance(message, AppliedQuery):
             return Frame(Answer(self._shard.applied))
-        if isinstance(message, Common):
+        if isinstance(message, CommonStepQuery):
             return Frame(Answer(self._shard.common_step()))
         if isinstance(message, Rewind):
             return self._rewind(message)
         if isinstance(message, Lookup):
             if len(message.tables) != len(frame.arrays):
-                raise WireError(f"{len(frame.arrays)} arrays for tables {message.tables}")
+                raise ProtocolError(f"{len(frame.arrays)} arrays for tables {message.tables}")
             if any(a.dtype != np.int64 or a.ndim != 1 for a in frame.arrays):
-                raise WireError("keys of a lookup are not int64 (N,)")
+                raise ProtocolError("keys of a lookup are not int64 (N,)")
             return self._rows(message.step, dict(zip(message.tables, frame.arrays, strict=True)))
         if isinstance(message, Exchange):
             lanes, keys = read_exchange(frame)
             self._learn(message, lanes)
             return self._rows(message.step, keys or {})
-        raise WireError(f"a {type(message).__name__} is no request")
+        raise ProtocolError(f"a {type(message).__name__} is no request")
 
     def _learn(self, message: Exchange, lanes: list[LaneGradients]) -> None:
         """Learns the step once all its lanes are there; returns when it has been learned."""

@@ -21,7 +21,7 @@ from parameter_server.rpc.protocol import (
     Frame,
     Hello,
     Refusal,
-    WireError,
+    ProtocolError,
     decode,
     encode,
     sizes,
@@ -29,7 +29,7 @@ from parameter_server.rpc.protocol import (
 from parameter_server.rpc.shard_service import ShardService
 
 HELLO_TIMEOUT_S = 5.0
-MAX_UNWELCOME = 8
+MAX_HELLO_REFUSALS = 8
 _HELLO_BYTES = 4096
 _ACCEPT_PAUSE_S = 0.1
 _LOG: Final = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ _BUFFERS_AT_ONCE = 512  # below the limit of one sendmsg
 
 @dataclass(frozen=True)
 class Address:
-    """Where a shard listens, and the token that its hello needs."""
+    """AppliedQuery a shard listens, and the token that its hello needs."""
 
     host: str
     port: int
@@ -63,7 +63,7 @@ def send(sock: socket.socket, frame: Frame) -> None:
 def receive(
     sock: socket.socket, max_header: int | None = None, max_body: int | None = None
 ) -> Frame:
-    """Reads a whole message. Raises ConnectionError at the end of the stream, WireError for rubbish."""
+    """Reads a whole message. Raises ConnectionError at the end of the stream, ProtocolError for rubbish."""
     limits = () if max_header is None or max_body is None else (max_header, max_body)
     header, body = sizes(bytes(_read(sock, HEAD.size)), *limits)
     return decode(_read(sock, header), _read(sock, body))
@@ -149,7 +149,7 @@ class SocketServer:
                 while not self._closed:
                     send(sock, self._service.answer(receive(sock)))
                     self._service.publish()
-        except WireError:
+        except ProtocolError:
             self._refuse()
         except OSError:
             pass  # the worker went away; it comes back on a new connection
@@ -211,10 +211,10 @@ class SocketChannel(Channel):
                     return reply
                 # A restarted shard has a new token, and its port may be another's now: resolve again.
                 unwelcome += reply.message.kind == "hello"
-                if reply.message.kind not in ("failed", "hello") or unwelcome > MAX_UNWELCOME:
+                if reply.message.kind not in ("failed", "hello") or unwelcome > MAX_HELLO_REFUSALS:
                     return reply
                 problem = reply.message.text
-            except (OSError, WireError) as error:
+            except (OSError, ProtocolError) as error:
                 problem = repr(error)
             self.close()
             if time.monotonic() > deadline:

@@ -20,7 +20,7 @@ from parameter_server.table.routing import as_rows
 PREFIX: Final = "refused_"  # of the metrics that tell it; then what, and the shard's part
 
 
-def marked(total: StepSum, lanes: Sequence[LaneGradients], bound: float, part: int) -> StepSum:
+def mark_rejected(total: StepSum, lanes: Sequence[LaneGradients], bound: float, part: int) -> StepSum:
     """The sum, with what will be refused of it among its metrics: rows, dense, and how much each lane has
     of it that would be refused alone (none, where only the sum is beyond the bound)."""
     rows = {name: _unsound(its.gradients, bound) for name, its in total.tables.items()}
@@ -37,7 +37,7 @@ def marked(total: StepSum, lanes: Sequence[LaneGradients], bound: float, part: i
     return replace(total, metrics={**total.metrics, **told})
 
 
-def told_by(metrics: Mapping[str, float], part: int) -> str:
+def describe_rejections(metrics: Mapping[str, float], part: int) -> str:
     """What a delta's metrics say that its shard refused, in words; empty where that is nothing."""
     rows = int(metrics.get(f"{PREFIX}rows.{part}", 0))
     dense = bool(metrics.get(f"{PREFIX}dense.{part}", 0))

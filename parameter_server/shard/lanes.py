@@ -18,7 +18,7 @@ from parameter_server.table.routing import Keys, Rows, as_keys, as_rows, new_ind
 
 Counts = NDArray[np.int32]
 # Of a step, times the usual: beyond that Adagrad unlearns more than any drift does.
-MOST_RATE: Final = 10.0
+MAX_RATE: Final = 10.0
 
 
 class RowGradients(NamedTuple):
@@ -157,10 +157,10 @@ def add_lanes(
 
 def _rate_of(step: int, lanes: Sequence[LaneGradients]) -> float:
     rates = sorted({lane.rate for lane in lanes}) or [1.0]
-    if len(rates) > 1 or not 0 < rates[0] <= MOST_RATE:
+    if len(rates) > 1 or not 0 < rates[0] <= MAX_RATE:
         raise ValueError(
             f"step {step} came with the learning rates {rates} times the usual, expected one above 0, at "
-            f"most {MOST_RATE:g}, for all its lanes: that of its record"
+            f"most {MAX_RATE:g}, for all its lanes: that of its record"
         )
     return rates[0]
 

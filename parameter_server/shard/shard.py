@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.publish.deltas import seal
-from parameter_server.publish.published import Change, Published, Removed
+from parameter_server.publish.published import Change, PublishedRows, Removed
 from parameter_server.publish.rounding import check_format, round_dense
-from parameter_server.publish.withheld_rows import HELD_COLUMNS
+from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS
 from parameter_server.shard import gradient_rejections as refusals
 from parameter_server.shard.lanes import LaneGradients, StepSum, add_lanes
 from parameter_server.table.dense import DENSE_COLUMNS, Dense, Vector
@@ -114,7 +114,7 @@ class Shard:
         tables: Mapping[str, Table] | None = None,
     ) -> None:
         """A line's beginning, before step 1. ``dense`` (P,): the initial parameters, for part 0 alone.
-        ``tables``: by name, where they are others than new ones of ``spec`` (see ``mapped_shard``)."""
+        ``tables``: by name, where they are others than new ones of ``spec`` (see ``open_mmap_shard``)."""
         if dense is not None and spec.part != 0:
             raise ValueError(f"part is {spec.part}, but dense parameters live on part 0 alone")
         self.spec = spec
@@ -126,7 +126,7 @@ class Shard:
             self.dense = Dense(
                 dense, spec.dense_rate, spec.bound, spec.dense_average, spec.dense_first
             )
-        self.published = Published(spec.tables, spec.seed, spec.delta_format, spec.delta_bytes)
+        self.published = PublishedRows(spec.tables, spec.seed, spec.delta_format, spec.delta_bytes)
         self.applied = 0
         self.clock_ms = 0  # the newest event time seen: it never goes back, whatever steps say
         self.counters = Counters()
@@ -176,7 +176,7 @@ class Shard:
             )
         self._check_dense(lanes)
         total = add_lanes(step, time_ms, lanes, self.spec.dims)
-        return refusals.marked(total, lanes, self.spec.bound, self.spec.part)
+        return refusals.mark_rejected(total, lanes, self.spec.bound, self.spec.part)
 
     def _check_dense(self, lanes: Sequence[LaneGradients]) -> None:
         """Before anything is written down: what can't be applied would come back at each start."""
@@ -321,7 +321,7 @@ class Shard:
                            if f"table/{name}/{k}" in arrays}  # fmt: skip
                 columns = self._owned(columns)
                 table.load(columns | counted)
-                held = {k: arrays[f"held/{name}/{k}"] for k in HELD_COLUMNS
+                held = {k: arrays[f"held/{name}/{k}"] for k in WITHHELD_COLUMNS
                         if f"held/{name}/{k}" in arrays}  # fmt: skip
                 held = self._owned(held) if held else held
                 self.published.load(name, columns["keys"], columns["values"], held)

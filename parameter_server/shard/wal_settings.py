@@ -20,7 +20,7 @@ _ABOUT: Final = (
 _BEFORE: Final = {"dense_first": 1.0}
 
 
-class RulesChanged(ValueError):
+class WalSettingsChanged(ValueError):
     """Steps were written down by other rules: to replay them by these would give weights that never were."""
 
     def __init__(self, path: Path, steps: tuple[int, int], changes: Sequence[str]) -> None:
@@ -32,7 +32,7 @@ class RulesChanged(ValueError):
         )
 
 
-def rules_of(spec: ShardSpec) -> str:
+def wal_settings_of(spec: ShardSpec) -> str:
     """The rules as text, one for each setting: as a write-ahead file carries them."""
     rules = {name: getattr(spec, name) for name in _ABOUT}
     for table in spec.tables:
@@ -40,7 +40,7 @@ def rules_of(spec: ShardSpec) -> str:
     return json.dumps(rules, sort_keys=True)
 
 
-def learned_by(rules: str, spec: ShardSpec) -> ShardSpec:
+def spec_by_settings(rules: str, spec: ShardSpec) -> ShardSpec:
     """The spec with what the rules say in the place of its own, for the tables that it has."""
     said = _said(rules)
     tables = tuple(

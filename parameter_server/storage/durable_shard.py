@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from parameter_server.shard.lanes import LaneGradients, StepSum
 from parameter_server.shard.shard import Shard, ShardSpec
-from parameter_server.shard.wal_settings import RulesChanged, changes, rules_of
+from parameter_server.shard.wal_settings import WalSettingsChanged, changes, wal_settings_of
 from parameter_server.storage import snapshots
 from parameter_server.storage.wal import Wal
 from parameter_server.table.dense import Vector
@@ -29,7 +29,7 @@ Publish = Callable[[Sequence[bytes]], None]
 
 
 @dataclass(frozen=True)
-class Home:
+class ShardStorage:
     """Where a shard keeps its state and how hard."""
 
     snapshots: Path
@@ -45,7 +45,7 @@ class DurableShard:
     def __init__(
         self,
         spec: ShardSpec,
-        home: Home,
+        home: ShardStorage,
         publish: Publish,
         dense: Vector | None = None,
         background: bool = False,
@@ -66,7 +66,7 @@ class DurableShard:
         self._untidy: int | None = None  # the newest snapshot, until all its parts are there
         self._saved = 0  # the newest step that a snapshot was begun from, or written of
         self.snapshot_error = ""  # of the newest snapshot that could not be written
-        self._wal = Wal(home.wal, owner_of(spec), home.sync, rules_of(spec))
+        self._wal = Wal(home.wal, owner_of(spec), home.sync, wal_settings_of(spec))
         self.passed_over: list[str] = []
         self.lost = ""
         try:
@@ -217,7 +217,7 @@ class DurableShard:
             arrays, meta = shard.export()
             self._write(0, arrays, meta)  # replicas need something to start from
 
-    def _check_file(self, base: int, found: snapshots.Found) -> None:
+    def _check_file(self, base: int, found: snapshots.LatestSnapshot) -> None:
         """Whether the file goes on from a start at step ``base``: what doesn't is cleared, and what would be
         lost by that, or replayed as it never was, is refused."""
         spec, home, wal = self.spec, self._home, self._wal
@@ -225,7 +225,7 @@ class DurableShard:
         reach = last if first == 1 else 0
         newest = snapshots.newest_step(home.snapshots, spec.line, spec.epoch)
         if found.snapshot is None and newest > reach:
-            raise snapshots.Unusable(f"{home.snapshots}/{spec.line}", home.wal, found.reasons)
+            raise snapshots.NoUsableSnapshot(f"{home.snapshots}/{spec.line}", home.wal, found.reasons)
         if first > base + 1:
             self.lost = f"snapshot {base}, write-ahead file {first} to {last}"
             wal.clear()
@@ -233,9 +233,9 @@ class DurableShard:
             # A power cut took its end, or it is of an earlier number of shards: the snapshot holds all of it,
             # and the next step behind it would leave a hole, at which the file would be cut.
             wal.clear()
-        elif differs := changes(wal.rules, rules_of(spec)):
+        elif differs := changes(wal.rules, wal_settings_of(spec)):
             if last > base:
-                raise RulesChanged(home.wal, (base + 1, last), differs)
+                raise WalSettingsChanged(home.wal, (base + 1, last), differs)
             wal.clear()
 
     def _apply(self, total: StepSum) -> None:
@@ -295,10 +295,10 @@ def load_shard(shard: Shard, snapshot: snapshots.Snapshot) -> None:
         shard.load([snapshot.read(part)], snapshot.meta(part))
         return
     parts = range(snapshot.parts)
-    load_cut(shard, [snapshot.read(part) for part in parts], [snapshot.meta(p) for p in parts])
+    load_resharded(shard, [snapshot.read(part) for part in parts], [snapshot.meta(p) for p in parts])
 
 
-def load_cut(shard: Shard, parts: Sequence[Arrays], metas: Sequence[Mapping[str, Any]]) -> None:
+def load_resharded(shard: Shard, parts: Sequence[Arrays], metas: Sequence[Mapping[str, Any]]) -> None:
     """Fills a new shard from the exports of all parts of another number of shards."""
     meta = dict(metas[0]) | {  # what was counted goes to part 0, so that the sum over shards stays
         name: sum(m[name] for m in metas) if shard.spec.part == 0 else 0

@@ -13,12 +13,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.publish.withheld_rows import HELD_COLUMNS
+from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS
 from parameter_server.table.table import ROW_COLUMNS
 
 Arrays = Mapping[str, NDArray[Any]]
 REMOVED: Final = "removed"
-_COLUMNS: Final = {*ROW_COLUMNS, *HELD_COLUMNS} - {"keys"}
+_COLUMNS: Final = {*ROW_COLUMNS, *WITHHELD_COLUMNS} - {"keys"}
 
 
 def difference(before: Arrays, after: Arrays) -> dict[str, NDArray[Any]]:

@@ -14,13 +14,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.publish.withheld_rows import HELD_COLUMNS
+from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.storage import increments
 from parameter_server.storage.durable_shard import load_shard
 from parameter_server.storage.snapshots import Snapshot
 from parameter_server.table.dense import Vector
-from parameter_server.table.overlay_table import Base, OverlayTable
+from parameter_server.table.overlay_table import BaseRows, OverlayTable
 from parameter_server.table.table import ROW_COLUMNS
 from recsys.config.system_config import TableConfig
 
@@ -30,7 +30,7 @@ _TYPES: Final[Mapping[str, np.dtype[Any]]] = {"I64": np.dtype("<i8"), "F32": np.
 _BLOCK: Final = 1 << 16  # rows whose digest is taken at once
 
 
-def mapped_shard(
+def open_mmap_shard(
     spec: ShardSpec, dense: Vector | None, snapshot: Snapshot, step: int | None = None
 ) -> Shard:
     """A shard as ``load_shard`` would fill it (as if after ``step``, if given), from a snapshot whose digests
@@ -75,7 +75,7 @@ def _view(
     kind = _TYPES[its["dtype"]]
     count = (stop - start) // kind.itemsize
     flat = np.frombuffer(data, kind, count, begin + start if count else 0)
-    # Compiled loops take aligned arrays alone. Files that safetensors wrote have no others.
+    # Compiled loops take aligned arrays alone. ShardFiles that safetensors wrote have no others.
     return np.require(flat.reshape(its["shape"]), requirements=["C", "A"])
 
 
@@ -94,7 +94,7 @@ def _tables(
     tables = {}
     full, *later = files
     for config in spec.tables:
-        base = Base(_rows(full, config))
+        base = BaseRows(_rows(full, config))
         table = OverlayTable(base, config, spec.seed, spec.bound, spec.part, spec.parts)
         for its in later:
             table.replace(_rows(its, config), its[f"table/{config.name}/{increments.REMOVED}"])
@@ -124,7 +124,7 @@ def _load_rest(shard: Shard, tables: Mapping[str, OverlayTable], snapshot: Snaps
         arrays[f"table/{name}/accumulator"] = np.empty(0, np.float32)
     shard.load([arrays], snapshot.meta(part))
     for name, table in tables.items():
-        its = {c: held[f"held/{name}/{c}"] for c in HELD_COLUMNS if f"held/{name}/{c}" in held}
+        its = {c: held[f"held/{name}/{c}"] for c in WITHHELD_COLUMNS if f"held/{name}/{c}" in held}
         for keys, values in table.blocks(_BLOCK):
             here = np.isin(its["keys"], keys) if its else None
             shard.published.load(name, keys, values, {c: a[here] for c, a in its.items()})

@@ -15,9 +15,9 @@ from typing import Final, NamedTuple
 
 from parameter_server.shard.lanes import StepSum
 from parameter_server.shard.shard import Shard, ShardSpec, part_of
-from parameter_server.shard.wal_settings import learned_by
+from parameter_server.shard.wal_settings import spec_by_settings
 from parameter_server.storage import snapshots
-from parameter_server.storage.durable_shard import Publish, load_cut, load_shard, owner_of
+from parameter_server.storage.durable_shard import Publish, load_resharded, load_shard, owner_of
 from parameter_server.storage.wal import Wal
 from parameter_server.table.dense import Vector
 from recsys.events.records import pack
@@ -25,7 +25,7 @@ from recsys.events.records import pack
 _FILE: Final = re.compile(r"(?P<line>.+)-(?P<epoch>\d+)-(?P<part>\d+)-of-(?P<parts>\d+)\.wal")
 
 
-class Recut(NamedTuple):
+class Resharded(NamedTuple):
     """What was done: from how many shards, at which step."""
 
     parts: int
@@ -33,7 +33,7 @@ class Recut(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Files:
+class ShardFiles:
     """Where a line's shards keep their files."""
 
     snapshots: Path
@@ -51,12 +51,12 @@ class Files:
         return sorted({int(m["parts"]) for m in own})
 
 
-def recut(
-    spec: ShardSpec, files: Files, publish: Publish, dense: Vector | None = None
-) -> Recut | None:
+def reshard_line(
+    spec: ShardSpec, files: ShardFiles, publish: Publish, dense: Vector | None = None
+) -> Resharded | None:
     """Cuts what other numbers of shards left for ``spec.parts``; None where they left no more than is in the
     snapshot and the own files. No shard of the line may run. ``dense``: as a line begins. Raises
-    snapshots.Unusable where snapshots are there, none can be used, and the files don't hold what they did.
+    snapshots.NoUsableSnapshot where snapshots are there, none can be used, and the files don't hold what they did.
 
     The newest delta of each old shard is published once more: a crash may have kept it from being so.
     """
@@ -69,19 +69,19 @@ def recut(
     best = max(others, key=lambda parts: reach[parts])
     held = snapshots.newest_step(files.snapshots, spec.line, spec.epoch)
     if newest is None and held > reach[best]:
-        raise snapshots.Unusable(f"{files.snapshots}/{spec.line}", files.wals, reasons)
+        raise snapshots.NoUsableSnapshot(f"{files.snapshots}/{spec.line}", files.wals, reasons)
     done = None
     if reach[best] > _reach(spec, files, base):
         old = replace(spec, parts=best)
         _write(spec, files, _recover(old, files, newest, reach[best], publish, dense))
-        done = Recut(best, reach[best])
+        done = Resharded(best, reach[best])
     for parts in others:
         for part in range(parts):
             files.wal(part_of(replace(spec, parts=parts), part)).unlink(missing_ok=True)
     return done
 
 
-def _reach(spec: ShardSpec, files: Files, base: int) -> int:
+def _reach(spec: ShardSpec, files: ShardFiles, base: int) -> int:
     """The newest step that all shards of a layout have, going on from a snapshot at ``base``."""
     reached = []
     for part in range(spec.parts):
@@ -97,7 +97,7 @@ def _reach(spec: ShardSpec, files: Files, base: int) -> int:
 
 def _recover(
     spec: ShardSpec,
-    files: Files,
+    files: ShardFiles,
     newest: snapshots.Snapshot | None,
     step: int,
     publish: Publish,
@@ -107,7 +107,7 @@ def _recover(
     for part in range(spec.parts):
         own = part_of(spec, part)
         wal = Wal(files.wal(own), owner_of(own), files.sync)
-        shard = Shard(learned_by(wal.rules, own), dense if part == 0 else None)
+        shard = Shard(spec_by_settings(wal.rules, own), dense if part == 0 else None)
         if newest is not None:
             load_shard(shard, newest)
         delta = None
@@ -122,14 +122,14 @@ def _recover(
     return shards
 
 
-def _write(spec: ShardSpec, files: Files, old: Sequence[Shard]) -> None:
+def _write(spec: ShardSpec, files: ShardFiles, old: Sequence[Shard]) -> None:
     """A snapshot in the new number of parts. One new shard is in memory at a time."""
     exports = [shard.export() for shard in old]
     first = old[0].dense
     for part in range(spec.parts):
         own = part_of(spec, part)
         shard = Shard(own, first.values if part == 0 and first is not None else None)
-        load_cut(shard, [arrays for arrays, _ in exports], [meta for _, meta in exports])
+        load_resharded(shard, [arrays for arrays, _ in exports], [meta for _, meta in exports])
         arrays, meta = shard.export()
         step, parts = old[0].applied, spec.parts
         snapshots.write_part(

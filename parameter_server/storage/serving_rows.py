@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from parameter_server.publish.published import published_rows
 from parameter_server.publish.rounding import round_dense
-from parameter_server.publish.withheld_rows import HELD_COLUMNS
+from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS
 from parameter_server.storage import increments
 from parameter_server.storage.snapshots import NoSnapshot, Snapshot, latest
 
@@ -40,7 +40,7 @@ def load_rows(
         for name, keys in arrays.items():
             if name.startswith("table/") and name.endswith("/keys"):
                 table = name.removeprefix("table/").removesuffix("/keys")
-                held = {c: arrays[f"held/{table}/{c}"] for c in HELD_COLUMNS
+                held = {c: arrays[f"held/{table}/{c}"] for c in WITHHELD_COLUMNS
                         if f"held/{table}/{c}" in arrays}  # fmt: skip
                 rows = published_rows(keys, arrays[f"table/{table}/values"], held, format)
                 found.setdefault(table, []).append(rows)

@@ -51,7 +51,7 @@ class NoSnapshot(LookupError):
         self.reasons = list(reasons)
 
 
-class Unusable(NoSnapshot):
+class NoUsableSnapshot(NoSnapshot):
     """There are snapshots, and none can be used: to begin at step 0 would throw away what they hold."""
 
     def __init__(self, where: str, wal: Path, reasons: Sequence[str]) -> None:
@@ -89,7 +89,7 @@ class Snapshot:
         return read_files(_part(self.folder, part, self.parts), self.manifests[part], wanted)
 
 
-class Found(NamedTuple):
+class LatestSnapshot(NamedTuple):
     """The newest usable snapshot, if any, and why newer ones were passed over."""
 
     snapshot: Snapshot | None
@@ -134,7 +134,7 @@ def write_part(
     return target
 
 
-def latest(folder: Path, line: str, epoch: int | None = None, step: int | None = None) -> Found:
+def latest(folder: Path, line: str, epoch: int | None = None, step: int | None = None) -> LatestSnapshot:
     """The newest complete snapshot of a line (of an epoch, a step, if given) whose digests are right."""
     reasons: list[str] = []
     for version in reversed(_versions(folder, line)):
@@ -142,10 +142,10 @@ def latest(folder: Path, line: str, epoch: int | None = None, step: int | None =
         if number != (number[0] if epoch is None else epoch, number[1] if step is None else step):
             continue
         try:
-            return Found(_check(version, line), reasons)
+            return LatestSnapshot(_check(version, line), reasons)
         except (OSError, ValueError, KeyError) as error:
             reasons.append(f"{version.name}: {error}")
-    return Found(None, reasons)
+    return LatestSnapshot(None, reasons)
 
 
 def newest_step(folder: Path, line: str, epoch: int) -> int:

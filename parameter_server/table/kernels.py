@@ -182,7 +182,7 @@ def add_lane(index: Any, sum_keys: Any, sum_counts: Any, sums: Any, rows: Any, k
 
 @kernel(types.void(types.uint8[:, ::1], types.uint32[::1], _int, _int, types.uint64, _KEYS, _COUNTS,
                    _int, _int, _flag[::1]))  # fmt: skip
-def sight(cells: Any, added: Any, first: Any, blocks: Any, seed: Any, keys: Any, counts: Any,
+def count_sightings(cells: Any, added: Any, first: Any, blocks: Any, seed: Any, keys: Any, counts: Any,
           enough_at: Any, window: Any, enough: Any) -> None:  # fmt: skip
     """Counts sightings, one key after the other, and says which have been seen often enough.
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from parameter_server.table import kernels
 from parameter_server.table.routing import Keys, Rows, as_keys
 from parameter_server.table.table import (
-    EVICTED,
+    EVICTED_FRACTION,
     MAX_GRADIENT,
-    MOST_LEAVING,
+    MAX_REMOVED,
     ROW_COLUMNS,
     Arrays,
     Table,
@@ -101,7 +101,7 @@ def _gather(index: Any, base_keys: Any, base_rows: Any, rows: Any, keys: Any, sl
     return missing
 
 
-class Base:
+class BaseRows:
     """Rows of a snapshot by key, where they lie. A row may leave; none comes back, and none changes."""
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -159,7 +159,7 @@ class OverlayTable(Table):
 
     def __init__(
         self,
-        base: Base,
+        base: BaseRows,
         config: TableConfig,
         seed: int,
         bound: float = MAX_GRADIENT,
@@ -210,9 +210,9 @@ class OverlayTable(Table):
         places = self._base.find(keys)
         keys, places = keys[places >= 0], places[places >= 0]
         both = np.concatenate([own, keys])
-        if len(both) > MOST_LEAVING:
+        if len(both) > MAX_REMOVED:
             used = np.concatenate([self._used_ms[self._ids.find(own)], self._base.used_ms[places]])
-            both = both[oldest(both, used, MOST_LEAVING)]
+            both = both[oldest(both, used, MAX_REMOVED)]
         return np.sort(both)
 
     def remove(self, keys: Keys) -> Keys:
@@ -251,7 +251,7 @@ class OverlayTable(Table):
         excess = len(self) + rows - self._limit
         if self._limit and excess > 0 and len(self._base):
             places = self._base.places
-            leaving = min(max(excess, int(self._limit * EVICTED)), MOST_LEAVING)
+            leaving = min(max(excess, int(self._limit * EVICTED_FRACTION)), MAX_REMOVED)
             keys = self._base.keys[places]
             if leaving < len(keys):
                 keys = keys[oldest(keys, self._base.used_ms[places], leaving)]

@@ -70,7 +70,7 @@ class Sketch:
         """Counts the sightings of keys (N,); says of each whether it has now been seen often enough, (N,)."""
         enough = np.empty(len(keys), np.bool_)
         counts = np.ascontiguousarray(counts, np.int32)
-        kernels.sight(self._cells, self._added, self._first, self._blocks, self._seed, keys, counts,
+        kernels.count_sightings(self._cells, self._added, self._first, self._blocks, self._seed, keys, counts,
                       self._enough, self._window, enough)  # fmt: skip
         return enough
 

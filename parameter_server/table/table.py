@@ -40,9 +40,9 @@ EPSILON: Final = 1e-8
 MAX_GRADIENT: Final = 1e3
 ROW_COLUMNS: Final = ("keys", "values", "accumulator", "used_ms")
 # The fraction of the rows that leaves at once when the budget is reached: finding them is a scan of all.
-EVICTED: Final = 1 / 32
+EVICTED_FRACTION: Final = 1 / 32
 # Rows of a table that expire or are evicted at once: their tombstones (2 MiB) must fit into a delta.
-MOST_LEAVING: Final = 1 << 18
+MAX_REMOVED: Final = 1 << 18
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -219,12 +219,12 @@ class Table:
 
     def stale(self, now_ms: int) -> Keys:
         """The keys of rows unused for longer than the time-to-live, ascending: what may ``expire``. Where
-        there are more than ``MOST_LEAVING``, so many: those used least recently, by (time, key)."""
+        there are more than ``MAX_REMOVED``, so many: those used least recently, by (time, key)."""
         if not self.config.ttl_s:
             return np.empty(0, np.int64)
         slots = np.flatnonzero(self._used_ms[: len(self._ids)] < now_ms - 1000 * self.config.ttl_s)
-        if len(slots) > MOST_LEAVING:
-            slots = self._oldest(slots, MOST_LEAVING)
+        if len(slots) > MAX_REMOVED:
+            slots = self._oldest(slots, MAX_REMOVED)
         return np.sort(self._ids.keys[slots])
 
     def _oldest(self, slots: Keys, count: int) -> Keys:
@@ -275,7 +275,7 @@ class Table:
 
     def _make_room(self, rows: int, kept: Keys) -> tuple[Keys, Rows]:
         """Removes the rows used least recently, by (time, key), until ``rows`` more fit the budget, and a
-        batch of them at least, but at most ``MOST_LEAVING``; those at the slots ``kept`` stay. Returns keys,
+        batch of them at least, but at most ``MAX_REMOVED``; those at the slots ``kept`` stay. Returns keys,
         ascending, and values."""
         excess = len(self) + rows - self._limit
         if not self._limit or excess <= 0:
@@ -283,7 +283,7 @@ class Table:
         may_leave = np.ones(len(self._ids), np.bool_)
         may_leave[kept[kept >= 0]] = False
         slots = np.flatnonzero(may_leave)
-        leaving = min(len(slots), max(excess, int(self._limit * EVICTED)), MOST_LEAVING)
+        leaving = min(len(slots), max(excess, int(self._limit * EVICTED_FRACTION)), MAX_REMOVED)
         if leaving < len(slots):
             slots = self._oldest(slots, leaving)
         slots = slots[np.argsort(self._ids.keys[slots])]

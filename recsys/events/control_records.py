@@ -78,7 +78,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
     time_ms: int = 0
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True, tag="wish"):
+class OperatorRequest(msgspec.Struct, frozen=True, kw_only=True, tag="wish"):
     """What a person asks the director to do: ``approve`` what waits for approval, or ``rollback``. ``line``
     is the candidate's; empty: whatever is live."""
 
@@ -117,7 +117,7 @@ class Experiments(msgspec.Struct, frozen=True, kw_only=True, tag="experiments"):
     refused: str = ""
 
 
-class ExperimentWish(msgspec.Struct, frozen=True, kw_only=True, tag="experiment_wish"):
+class ExperimentRequest(msgspec.Struct, frozen=True, kw_only=True, tag="experiment_wish"):
     """What a person asks the director to do with an experiment: ``start`` what ``text`` says, or ``stop`` the
     one of that ``name``. ``at_once``: without its ramp."""
 
@@ -169,5 +169,5 @@ class Reaction(msgspec.Struct, frozen=True, kw_only=True, tag="reaction"):
 
 
 Control = (
-    Live | Experiments | ExperimentWish | Erasure | Candidate | Decision | Wish | Alarm | Reaction
+    Live | Experiments | ExperimentRequest | Erasure | Candidate | Decision | OperatorRequest | Alarm | Reaction
 )

@@ -1,5 +1,6 @@
 """Remembers the newest event ids, so that an event that arrives twice counts once."""
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 
@@ -8,7 +9,8 @@ class Recent:
 
     def __init__(self, limit: int, ids: Iterable[str] = ()) -> None:
         self.limit = limit
-        self._ids: dict[str, None] = dict.fromkeys(ids)
+        # A plain dict looks for its first key among all that were deleted before it: 31 µs an id at 200,000.
+        self._ids: OrderedDict[str, None] = OrderedDict.fromkeys(ids)
 
     def __contains__(self, id_: str) -> bool:
         return id_ in self._ids
@@ -22,8 +24,12 @@ class Recent:
             return False
         self._ids[id_] = None
         if len(self._ids) > self.limit:
-            del self._ids[next(iter(self._ids))]
+            self._ids.popitem(last=False)
         return True
+
+    def discard(self, id_: str) -> None:
+        """Forgets one id, if it is remembered."""
+        self._ids.pop(id_, None)
 
     def drop(self, prefix: str) -> None:
         """Forgets the ids that begin with it. Looks at all there are: it is rare."""

@@ -16,7 +16,7 @@ from recsys.log.protocol import Topic
 R = TypeVar("R")
 
 
-class Lesson(msgspec.Struct, kw_only=True, gc=False):
+class TrainingExample(msgspec.Struct, kw_only=True, gc=False):
     """What is learned of an example, and its id. Whoever learns decodes this much of it: the rest takes five
     times as long. A field that learning needs belongs here, all others into ``Example``.
 
@@ -43,7 +43,7 @@ class Lesson(msgspec.Struct, kw_only=True, gc=False):
     features: FeatureBlock | None = None  # of this one item: N = 1
 
 
-class Example(Lesson, kw_only=True):
+class Example(TrainingExample, kw_only=True):
     """One shown item with its engagements. (partition, offset, index) of its impression is its id."""
 
     sequence: int  # the how-manyth example of its partition: repeats after a restart have the same

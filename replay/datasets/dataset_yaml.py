@@ -1,4 +1,4 @@
-"""``dataset.yaml``: what an event log says about itself. Unknown keys are errors, with their line."""
+"""``dataset.yaml``: the description of an event log. Unknown keys are errors, with their line."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ _KINDS: Final = (CATEGORICAL, NUMERIC, VECTOR)
 
 @dataclass(frozen=True)
 class LogSettings:
-    """The values of a dataset.yaml. ``fields``, where given, spares the scan that finds them."""
+    """Values of a dataset.yaml. ``fields``, when given, makes the scan of the log unnecessary."""
 
     labels: tuple[str, ...]
     window_s: float
@@ -73,9 +73,9 @@ class _Check:
 
     def __call__(self, holds: bool, key: str, expected: str, value: object) -> None:
         if not holds:
-            found = "" if value is None else f", found {value!r}"
+            actual = "" if value is None else f", found {value!r}"
             line = self._marked.line(*key.split("."))
-            raise DataError(self._file, f"expected {expected}{found}", line=line, field=key)
+            raise DataError(self._file, f"expected {expected}{actual}", line=line, field=key)
 
     def number(self, value: Any, key: str, above: float) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -91,10 +91,10 @@ class _Check:
 def _fields(value: Any, check: _Check) -> dict[str, dict[str, str]]:
     if value is None:
         return {}
-    known = f"names with their kind ({', '.join(_KINDS)}) under {', '.join(sorted(_PARTS))}"
-    check(isinstance(value, dict), "fields", known, value)
+    expected = f"names with their kind ({', '.join(_KINDS)}) under {', '.join(sorted(_PARTS))}"
+    check(isinstance(value, dict), "fields", expected, value)
     for part, names in value.items():
-        check(part in _PARTS and isinstance(names, dict), f"fields.{part}", known, names)
+        check(part in _PARTS and isinstance(names, dict), f"fields.{part}", expected, names)
         for name, kind in names.items():
             check(kind in _KINDS, f"fields.{part}.{name}", f"one of {', '.join(_KINDS)}", kind)
     return {part: dict(names) for part, names in value.items()}

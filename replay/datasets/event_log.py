@@ -1,17 +1,21 @@
 """An event log: JSON Lines, one event a line, sorted by time, with a ``dataset.yaml`` beside it.
 
-The format is in docs/data.md. A broken line is an error that names it; a line of a type or an
-engagement kind that isn't known is a dead letter, counted by its reason, because the format may grow.
+docs/data.md describes the format. A malformed line is an error with file and line; a line of unknown type or
+engagement kind is skipped and counted in ``dead_letters``, because the format may grow.
 """
 
+import gzip
+import zlib
 from collections import Counter, deque
 from collections.abc import Iterator
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Final
 
 import mmh3
 import msgspec
+import zstandard
 
 from recsys.events.event_types import (
     ENGAGEMENT_KINDS,
@@ -25,14 +29,14 @@ from recsys.events.event_types import (
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, VECTOR, Schema, default_groups, kind_of
 from replay.datasets.dataset import DataError
 from replay.datasets.dataset_yaml import read_settings
-from replay.datasets.log_files import find_parts, lines_of
 
+ENDINGS: Final = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 _TYPES = {"item", "user", "impression", "engagement", "tick"}
 _STATE = (Item, User)
 
 
 class EventLog:
-    """A folder with ``dataset.yaml`` and ``events.jsonl`` (or several parts, packed or not)."""
+    """A folder with ``dataset.yaml`` and ``events.jsonl`` (or several parts, compressed or not)."""
 
     def __init__(self, folder: Path) -> None:
         self._settings = read_settings(folder / "dataset.yaml")
@@ -48,7 +52,7 @@ class EventLog:
 
     @cached_property
     def schema(self) -> Schema:
-        """The fields that dataset.yaml gives, else those that a scan of the log finds: names and kinds."""
+        """Names and kinds of the fields: from dataset.yaml, else from a scan of the log."""
         fields = self._settings.fields or self._scan()
         items = fields.get("item", {})
         texts = tuple(sorted(name for name, kind in items.items() if kind == CATEGORICAL))
@@ -92,24 +96,24 @@ class EventLog:
                         field="time_ms",
                     )
                 newest = event.time_ms
-                if repeats.is_one(event, raw):
+                if repeats.is_repeat(event, raw):
                     self.repeats += 1
                     continue
                 yield file, line, event
 
     def _event(self, file: Path, line: int, raw: bytes) -> Event | None:
-        """The event of a line; None, and a dead letter, where its type or kind isn't known."""
+        """Event of a line; None, counted in ``dead_letters``, when its type or kind is unknown."""
         try:
             value = msgspec.json.decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise DataError(file, f"expected one JSON object ({error})", line=line) from error
         if isinstance(value, dict):
-            of = value.get("type")
-            if isinstance(of, str) and of not in _TYPES:
-                self.dead_letters[f"unknown type {of[:40]!r}"] += 1
+            event_type = value.get("type")
+            if isinstance(event_type, str) and event_type not in _TYPES:
+                self.dead_letters[f"unknown type {event_type[:40]!r}"] += 1
                 return None
             kind = value.get("kind")
-            if of == "engagement" and isinstance(kind, str) and kind not in ENGAGEMENT_KINDS:
+            if event_type == "engagement" and isinstance(kind, str) and kind not in ENGAGEMENT_KINDS:
                 self.dead_letters[f"unknown engagement kind {kind[:40]!r}"] += 1
                 return None
         try:
@@ -139,19 +143,19 @@ class EventLog:
                 )
 
     def _scan(self) -> dict[str, dict[str, str]]:
-        """Names and kinds of all fields. Text anywhere makes a field categorical."""
-        found: dict[str, dict[str, str]] = {"item": {}, "user": {}, "context": {}}
+        """Names and kinds of all fields. A single text value makes a field categorical."""
+        kinds_by_part: dict[str, dict[str, str]] = {"item": {}, "user": {}, "context": {}}
         counted = self.dead_letters, self.repeats
         self.dead_letters = Counter()
         for _, _, event in self._read():
             if isinstance(event, Item):
-                self._note(found["item"], event.fields)
+                self._note(kinds_by_part["item"], event.fields)
             elif isinstance(event, User):
-                self._note(found["user"], event.fields)
+                self._note(kinds_by_part["user"], event.fields)
             elif isinstance(event, Impression):
-                self._note(found["context"], event.context)
+                self._note(kinds_by_part["context"], event.context)
         self.dead_letters, self.repeats = counted
-        return found
+        return kinds_by_part
 
     def _note(self, kinds: dict[str, str], fields: dict[str, Any]) -> None:
         for name, value in fields.items():
@@ -165,7 +169,7 @@ class EventLog:
 
 
 class _Repeats:
-    """Remembers events of the horizon: by their own id, else by a hash of the line.
+    """Detects repeated events within the horizon: by event id, else by a hash of the line.
 
     Equal lines have equal times, so hashes are kept for one millisecond only.
     """
@@ -177,8 +181,8 @@ class _Repeats:
         self._ids: set[str] = set()
         self._order: deque[tuple[int, str]] = deque()
 
-    def is_one(self, event: Event, raw: bytes) -> bool:
-        """Whether the event was there before. Events come in time order."""
+    def is_repeat(self, event: Event, raw: bytes) -> bool:
+        """Whether the event came before. Events come in time order."""
         if event.time_ms != self._now_ms:
             self._now_ms = event.time_ms
             self._lines.clear()
@@ -204,3 +208,42 @@ def _is_vector(value: object, length: int) -> bool:
         and len(value) == length
         and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
     )
+
+
+def find_parts(folder: Path) -> list[Path]:
+    """Files of the log in name order; raises DataError when there are none, or a part exists twice."""
+    parts: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if not file.name.endswith(ENDINGS):
+            continue
+        stem = file.name.partition(".jsonl")[0]
+        if stem in parts:
+            raise DataError(
+                folder, f"each part once, there are {parts[stem].name} and {file.name}; remove one"
+            )
+        parts[stem] = file
+    if not parts:
+        raise DataError(folder, f"events.jsonl, or parts that end in {', '.join(ENDINGS)}")
+    return [parts[stem] for stem in sorted(parts)]
+
+
+def lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, line without its end); empty lines are skipped."""
+    number = 0
+    try:
+        with _opened(file) as stream:
+            for number, raw in enumerate(stream, 1):  # noqa: B007
+                text = raw.strip()
+                if text:
+                    yield number, text
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise DataError(file, f"a file that can be unpacked ({error})", line=number + 1) from error
+
+
+def _opened(file: Path) -> IO[bytes] | Any:
+    if file.name.endswith(".gz"):
+        return gzip.open(file, "rb")
+    if file.name.endswith(".zst"):
+        packed = zstandard.open(file, "rb")
+        return BufferedReader(packed, 1 << 20)
+    return file.open("rb")

@@ -1,7 +1,7 @@
-"""KuaiRand as events: one impression a row, and what the viewer did when the video stopped playing.
+"""KuaiRand as events: one impression a row, and the engagements at the end of its play.
 
 The frames come from ``kuairand_files`` (Parquet or the official CSV). A row's engagements happen at
-``time_ms + play_time_ms``, the view last: it ends the example, so what is labelled must come before it.
+``time_ms + play_time_ms``, the view last: it ends the example, so labels must come before it.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from recsys.events.event_types import Engagement, Event, Impression, Item, Serve
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 
 LABELS: Final = ("long_view", "click", "like", "follow", "comment", "share", "hide")
-# Engagement kind and the column that says it, in the order in which they are emitted.
+# Engagement kind and its column, in the order in which engagements are emitted.
 FLAGS: Final = (
     ("long_view", "long_view"),
     ("click", "is_click"),
@@ -29,8 +29,7 @@ FLAGS: Final = (
 )
 HISTORY_FROM_MS: Final = 1_649_347_200_000  # 8 April 2022, 00:00 in Beijing: where KuaiRand begins
 HISTORY: Final = "history"  # the surface of warm-up impressions
-# A view always comes, so the window matters only to what is played longer than this; the longest
-# in six days is 779 s.
+# Every impression gets a view, so the window matters only to longer plays; the longest in six days is 779 s.
 WINDOW_S: Final = 900.0
 
 _KINDS_OF: Final = tuple(
@@ -41,11 +40,9 @@ _KINDS_OF: Final = tuple(
 
 @dataclass(frozen=True)
 class Frames:
-    """What both layouts are read into, typed. ``items`` and ``users`` hold text and numbers only."""
+    """The data of both layouts, typed. ``items`` and ``users`` hold text and numbers only."""
 
-    log: (
-        pl.DataFrame
-    )  # user_id, video_id, time_ms, play_time_ms, tab, surface, the columns of FLAGS
+    log: pl.DataFrame  # user_id, video_id, time_ms, play_time_ms, tab, surface, columns of FLAGS
     items: pl.DataFrame  # video_id, author, tags (list), video_type, ..., duration_ms
     users: pl.DataFrame  # user_id and its columns as text
     history: pl.DataFrame | None = None
@@ -54,7 +51,7 @@ class Frames:
 
 @dataclass
 class _Rows:
-    """Impressions as columns, in the order in which ties are settled."""
+    """Impressions as columns; their order breaks ties."""
 
     user: list[int]
     item: list[int]
@@ -68,7 +65,7 @@ class _Rows:
 
 
 class KuaiRand:
-    """A KuaiRand log. Its days are Beijing days; all that was served was shown."""
+    """A KuaiRand log. Its days are Beijing days; every served item was shown."""
 
     def __init__(self, frames: Frames, name: str = "kuairand") -> None:
         self.name = name
@@ -99,14 +96,14 @@ class KuaiRand:
     def warmup(self) -> Iterator[Event]:
         """Each user's last videos from before the log, at made-up times: only their order is known.
 
-        They are spread evenly from 8 April to the user's last one; how long they played is unknown.
+        They are spread evenly from 8 April to the user's last one; play times are unknown.
         """
         if self._frames.history is not None:
             yield from _in_time_order(_rows_of_history(self._frames.history), None, None)
 
 
 def chosen(sequence: list[int], subset: list[int]) -> list[bool]:
-    """Which places of ``sequence`` the newest entries of ``subset`` stand for, matched from the end.
+    """Places of ``sequence`` that the newest entries of ``subset`` refer to, matched from the end.
 
     Both are oldest first and cut to the newest 50, so ``subset`` may reach further back. A video that
     repeats is matched at its latest place.
@@ -150,14 +147,14 @@ def _rows_of_history(history: pl.DataFrame) -> _Rows:
     long_bit, like_bit = 1, 1 << 2
     for row in history.iter_rows(named=True):
         watched: list[int] = row["watch_seq"]
-        kept, seen = len(watched), max(row["history_len"], len(watched))
+        num_watched, history_length = len(watched), max(row["history_len"], len(watched))
         span = max(row["last_time_ms"] - HISTORY_FROM_MS, 0)
         longs = chosen(watched, row["long_watch_seq"])
         likes = chosen(watched, row["like_seq"])
         for i, video in enumerate(watched):
             user.append(row["user_id"])
             item.append(video)
-            time.append(row["last_time_ms"] - span * (kept - 1 - i) // seen)
+            time.append(row["last_time_ms"] - span * (num_watched - 1 - i) // history_length)
             mask.append(long_bit * longs[i] + like_bit * likes[i])
             request_id.append(f"{row['user_id']}-{HISTORY}-{i}")
     return _Rows(
@@ -173,7 +170,7 @@ def _rows_of_history(history: pl.DataFrame) -> _Rows:
 
 
 def _in_time_order(rows: _Rows, from_ms: int | None, until_ms: int | None) -> Iterator[Event]:
-    """Impressions and what follows them, merged by time; at the same time, by row, impression first."""
+    """Impressions and their engagements merged by time; at the same time by row, impression first."""
     n = len(rows.user)
     times = np.concatenate([rows.time, rows.time + rows.played])
     row_of, stage = np.tile(np.arange(n), 2), np.repeat([0, 1], n)

@@ -56,7 +56,7 @@ Columns = Mapping[str, Any]  # polars types by column
 
 
 def read_parquet_layout(folder: Path) -> Frames:
-    """interactions, videos, users and, where it is there, history."""
+    """Reads interactions, videos, users and, if present, history."""
     history = folder / "history.parquet"
     log = _from_parquet(folder / "interactions.parquet", _LOG)
     return _frames(
@@ -70,7 +70,7 @@ def read_parquet_layout(folder: Path) -> Frames:
 def read_csv_layout(folder: Path) -> Frames:
     """All logs of the folder, standard and random; impressions of the latter have the surface "random".
 
-    The official files repeat some rows, exactly: those count once.
+    The official files repeat some rows exactly: those count once.
     """
     logs, repeats = [], 0
     for file in sorted(folder.glob("log_*.csv")):
@@ -95,9 +95,9 @@ def _frames(
     repeats: int = 0,
 ) -> Frames:
     log = pl.concat(logs)
-    # A video's length is told with each impression too: it fills in where the video table has none.
-    told = log.group_by("video_id").agg(pl.col("duration_ms").drop_nulls().first())
-    items = items.join(told, on="video_id", how="left", maintain_order="left").select(
+    # Impressions hold the video's length too: it fills gaps of the video table.
+    durations = log.group_by("video_id").agg(pl.col("duration_ms").drop_nulls().first())
+    items = items.join(durations, on="video_id", how="left", maintain_order="left").select(
         "video_id",
         author=_text("author_id"),
         tags=pl.col("tag").str.extract_all(r"[^\s,\[\]\"]+"),
@@ -119,24 +119,24 @@ def _text(column: str) -> pl.Expr:
 
 
 def _only(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise DataError(folder, f"exactly one file named {pattern}, there is {names}")
-    return found[0]
+    files = sorted(folder.glob(pattern))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
+        raise DataError(folder, f"exactly one file named {pattern}, found {names}")
+    return files[0]
 
 
 def _from_parquet(file: Path, columns: Columns) -> pl.DataFrame:
     try:
-        there = pl.read_parquet_schema(file)
-        _check_columns(file, columns, list(there))
+        columns_of_file = pl.read_parquet_schema(file)
+        _check_columns(file, columns, list(columns_of_file))
         return _typed(file, pl.read_parquet(file, columns=list(columns)), columns, first_line=1)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(file, f"a readable Parquet file ({_first_line(error)})") from error
 
 
 def _from_csv(file: Path, columns: Columns, whole: bool = False) -> pl.DataFrame:
-    """The columns in their types; the ``whole`` file, if wanted, has the others as text."""
+    """The columns in their types; with ``whole`` all other columns follow as text."""
     with file.open(newline="", encoding="utf-8", errors="replace") as text:
         _check_columns(file, columns, next(csv.reader(text), []))
     try:
@@ -148,11 +148,11 @@ def _from_csv(file: Path, columns: Columns, whole: bool = False) -> pl.DataFrame
     return _typed(file, frame, columns, first_line=2)
 
 
-def _check_columns(file: Path, columns: Columns, there: list[str]) -> None:
+def _check_columns(file: Path, columns: Columns, present: list[str]) -> None:
     for name in columns:
-        if name not in there:
+        if name not in present:
             raise DataError(
-                file, f"a column of this name; there are {', '.join(there)}", line=1, field=name
+                file, f"a column of this name; there are {', '.join(present)}", line=1, field=name
             )
 
 
@@ -178,7 +178,7 @@ def _typed(file: Path, frame: pl.DataFrame, columns: Columns, first_line: int) -
 
 
 def _broken_line(file: Path) -> DataError | None:
-    """Where a CSV file has a line with more or fewer fields than its header."""
+    """The first line of a CSV file whose number of fields differs from the header's, as an error."""
     with file.open(newline="", encoding="utf-8", errors="replace") as text:
         reader = csv.reader(text)
         width = len(next(reader))

@@ -1,4 +1,4 @@
-"""Opens a data set by what its folder holds."""
+"""Opens a data set by the files in its folder."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ def open_dataset(path: str | Path) -> Dataset:
     """A KuaiRand log (Parquet or the official CSV files) or an event log; raises DataError."""
     folder = Path(path)
     if not folder.is_dir():
-        raise DataError(folder, "a folder with a data set, there is none")
+        raise DataError(folder, "a folder with a data set; the folder doesn't exist")
     if (folder / "dataset.yaml").exists():
         from replay.datasets.event_log import EventLog
 
@@ -23,9 +23,9 @@ def open_dataset(path: str | Path) -> Dataset:
     for place in (folder, folder / "data", folder / "KuaiRand-Pure" / "data"):
         if any(place.glob("log_standard_*.csv")):
             return KuaiRand(read_csv_layout(place), "kuairand")
-    there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
+    entries = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
     raise DataError(
         folder,
         "dataset.yaml (an event log), interactions.parquet (KuaiRand as Parquet) or "
-        f"log_standard_*.csv, here or in data/ (the official KuaiRand); there is {there}",
+        f"log_standard_*.csv, here or in data/ (the official KuaiRand); there is {entries}",
     )

@@ -27,7 +27,7 @@ _FAR: Final = 2**62
 
 
 @dataclass(frozen=True)
-class Past:
+class WarmupData:
     """What a system is warmed up with. ``events`` may be called again and gives the same again.
 
     ``last_ms`` is when the last of it happened, on its own clock.
@@ -40,7 +40,7 @@ class Past:
     events: Callable[[], Iterator[Event]]
 
 
-def of_dataset(dataset: Dataset, limit: int = 0) -> Past:
+def warmup_from_dataset(dataset: Dataset, limit: int = 0) -> WarmupData:
     """The last ``limit`` impressions of a data set (0: all of them), with what was done about them."""
     scan = _Scan(dataset, limit)
     views = dataset.all_shown and not scan.has_views
@@ -50,7 +50,7 @@ def of_dataset(dataset: Dataset, limit: int = 0) -> Past:
         found = (_on_surface(e, scan.field, scan.main) for e in dataset.events(scan.from_ms))
         return with_views(found, window_ms) if views else found
 
-    return Past(
+    return WarmupData(
         dataset.name,
         replace(dataset.schema, context=FEED_SCHEMA.context, shown_by="view"),
         max(scan.last_ms, scan.shown_ms + window_ms if views else 0),
@@ -117,7 +117,7 @@ def _views_until(waiting: list[tuple[int, int, Impression]], now_ms: int) -> Ite
             )
 
 
-def of_world(now_ms: int, requests: int = 3_000, items: int = 2_000, seed: int = 0) -> Past:
+def warmup_from_world(now_ms: int, requests: int = 3_000, items: int = 2_000, seed: int = 0) -> WarmupData:
     """``requests`` lists of the simulated world that end now, drawn at random: nothing is learned yet."""
     lists = requests * 1000  # one request a second, more or less: by the time of day
     world = World(seed, items=items, start_ms=now_ms - lists)
@@ -128,7 +128,7 @@ def of_world(now_ms: int, requests: int = 3_000, items: int = 2_000, seed: int =
         )
     ]
     last_ms = max(event.time_ms for event in _happened(world, asked))
-    return Past(
+    return WarmupData(
         "world",
         FEED_SCHEMA,
         last_ms,

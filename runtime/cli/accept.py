@@ -14,7 +14,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from experiments.promotion.acceptance import Accept, Evidence, Refuse, decide, what_is_read
+from experiments.promotion.acceptance import Accept, RowFormEvidence, Refuse, decide, input_digest
 from recsys.config.loader import load
 from recsys.config.system_config import Config, digest
 from recsys.features.feature_set import FeatureSet
@@ -26,7 +26,7 @@ from replay.parameter_copies import Copy, SideBySide, Sync
 from replay.predictions import Predictions, write_report
 from replay.replay_report import judged_rows, with_bar
 from replay.replay_run import Progress, ReplayOptions, config_for, replay_with
-from runtime.cli.output_paths import check_folders
+from runtime.cli.common import check_folders
 from runtime.supervision.acceptance_file import write_accepted
 from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore
@@ -53,7 +53,7 @@ class ByForm(SideBySide):
 
 def measure(
     dataset: Dataset, options: ReplayOptions, base: Config, progress: Progress = iter
-) -> Evidence:
+) -> RowFormEvidence:
     """Replays the data and says what each form gives and takes."""
     whole = replace(base.parameter_server, delta_format="fp32", delta_kb=0.0)
     config = config_for(dataset, options, replace(base, parameter_server=whole))
@@ -67,8 +67,8 @@ def measure(
     scores = dict(zip(_FORMS, (copy.scores()[judged_N] for copy in player.copies), strict=True))
     between = paired_auc_interval(scores["float32"], scores["int8"], labels, users)
     stores = {copy.sync.name: copy.rows for copy in player.copies}
-    return Evidence(
-        features=what_is_read(features),
+    return RowFormEvidence(
+        features=input_digest(features),
         model=digest(base.model),
         data=dataset.name,
         rows=int(judged_N.sum()),
@@ -148,7 +148,7 @@ def _plain(decision: Accept | Refuse) -> dict[str, Any]:
     return {"decision": type(decision).__name__.lower(), **found}
 
 
-def _lines(evidence: Evidence) -> list[str]:
+def _lines(evidence: RowFormEvidence) -> list[str]:
     its = evidence
     lines = [f"{its.data}: {its.rows:,} rows of {its.users:,} users"]
     for form in _FORMS:

@@ -64,11 +64,11 @@ def audited(
     from training.archive.raw_events import ArchiveSource
     from training.archive.recompute import (
         CantRecompute,
-        CountersThen,
+        PastCounters,
         Folds,
         Recomputer,
-        Shown,
-        named,
+        PlacedImpression,
+        split_by_counter_offsets,
     )
 
     archive, config = archive_of(folder), config_of(folder)
@@ -82,7 +82,7 @@ def audited(
     items, folds = source.items(its), Folds(fold_event, shown_keys)
     sessions = PastSessions(source, config, its)  # type: ignore[arg-type]  # as much of a log as it reads
 
-    def session_of(shown: Shown) -> Any:
+    def session_of(shown: PlacedImpression) -> Any:
         its = shown.impression
         try:
             if its.stamp is None or its.asked is None:
@@ -92,8 +92,8 @@ def audited(
             raise CantRecompute("its session can't be folded again as it was") from error
 
     found = Audit(Recomputer(items), its, tolerance)
-    for shown in named(sample).values():
-        counters = CountersThen(items, source.events, source.partitions("events"), folds)
+    for shown in split_by_counter_offsets(sample).values():
+        counters = PastCounters(items, source.events, source.partitions("events"), folds)
         found.look(shown, session_of, counters)
     return found.report
 

@@ -58,7 +58,7 @@ def backfilled(
     from training.archive.backfill import Backfill
     from training.archive.files import files_of
     from training.archive.raw_events import ArchiveSource
-    from training.archive.recompute import CountersThen, Folds, Recomputer, SessionsThen, named
+    from training.archive.recompute import PastCounters, Folds, Recomputer, PastSessions, split_by_counter_offsets
 
     archive, config = archive_of(folder), config_of(folder)
     features = features_of(folder, config, file)
@@ -74,9 +74,9 @@ def backfilled(
     }
     wanted = [its for its in source.impressions() if (its.partition, its.offset) in places]
     users = {str(its.impression.user_id) for its in wanted}
-    for shown in named(wanted).values():
-        sessions = SessionsThen(items, source.events, folds, users, config.sessions.seen)
-        counters = CountersThen(items, source.events, source.partitions("events"), folds)
+    for shown in split_by_counter_offsets(wanted).values():
+        sessions = PastSessions(items, source.events, folds, users, config.sessions.seen)
+        counters = PastCounters(items, source.events, source.partitions("events"), folds)
         fill.compute(shown, sessions, counters)
     out.mkdir(parents=True)
     write_atomically(out / FILE, as_file(features))
@@ -93,31 +93,34 @@ def _within(path: Path, first: str | None, until: str | None) -> bool:
 
 def _examples(path: Path) -> Iterator[Any]:
     """The examples of a file, None for a record that is none."""
-    import polars as pl
+    import pyarrow.parquet as pq
 
     from recsys.events.records import Example, unpack
 
-    for kind, value in pl.read_parquet(path, columns=["type", "value"]).iter_rows():
-        yield unpack(value, Example) if kind == "example" else None
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=["type", "value"], use_threads=False):
+            for kind, value in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                yield unpack(value, Example) if kind == "example" else None
 
 
 def _write(path: Path, to: Path, fill: Any) -> None:
     """A file anew: places that aren't examples stay, examples that can't be filled in go."""
-    import polars as pl
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     from recsys.events.records import pack
-    from training.archive.files import beside
+    from training.archive.files import FORMAT, beside
 
-    frame = pl.read_parquet(path, hive_partitioning=False)
+    with pq.ParquetFile(path) as file:
+        table = file.read()
     values: list[bytes | None] = []
-    for old, example in zip(frame["value"].to_list(), _examples(path), strict=True):
+    for old, example in zip(table["value"].to_pylist(), _examples(path), strict=True):
         filled = None if example is None else fill.fill(example)
         if example is None or filled is example:
             values.append(old)
         else:
             values.append(None if filled is None else pack(filled))
-    frame = frame.with_columns(pl.Series("value", values, pl.Binary)).filter(
-        pl.col("value").is_not_null()
-    )
+    place, column = table.schema.get_field_index("value"), table.schema.field("value")
+    filled_table = table.set_column(place, column, pa.array(values, column.type))
     with beside(to) as partial:
-        frame.write_parquet(partial, compression="zstd")
+        pq.write_table(filled_table.filter(filled_table["value"].is_valid()), partial, **FORMAT)

@@ -14,12 +14,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments.promotion.epoch_model import sized
-from experiments.promotion.lifecycle import Lifecycle, Standing, is_guards_name
-from experiments.statistics.significance import Estimate
+from experiments.promotion.epoch_model import with_size
+from experiments.promotion.lifecycle import Lifecycle, CandidateState, is_guard_name
+from experiments.statistics.significance import AnytimeEstimate
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.control_records import Candidate, Control, Decision, Live, Wish
+from recsys.events.control_records import Candidate, Control, Decision, Live, OperatorRequest
 from recsys.events.records import CONTROL, pack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, LogLost, LogUnavailable
@@ -29,7 +29,7 @@ from runtime.supervision.acceptance_file import check_accepted
 from training.candidates import rollback_impact as affected
 from training.candidates.candidate_evidence import numbers
 from training.candidates.model_size_check import size_of
-from training.candidates.promoter import Promoter, answers_wish
+from training.candidates.promoter import Promoter, answers_request
 from training.candidates.registry import Refused, Registry
 from training.lines.control import ControlReader
 from training.lines.line import spec_of
@@ -55,7 +55,7 @@ class View:
         self.promoter.read()
         return [self._row(its) for its in self.promoter.lifecycle.standings.values()]
 
-    def _row(self, its: Standing) -> dict[str, Any]:
+    def _row(self, its: CandidateState) -> dict[str, Any]:
         evidence = self.promoter.evidence(its)
         return {
             "line": its.line,
@@ -117,7 +117,7 @@ def drawn(rows: list[dict[str, Any]], promoter: Promoter) -> Table:
     return table
 
 
-def _bounds(its: Estimate) -> str:
+def _bounds(its: AnytimeEstimate) -> str:
     return f"{its.mean:+.4f} ({its.low:+.4f} to {its.high:+.4f})" if its.weight else "–"
 
 
@@ -139,7 +139,7 @@ def propose(
 def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> None:
     """Proposes a candidate to a system. Ends the command where it is refused."""
     with with_system(state) as (config, log):
-        if is_guards_name(name):
+        if is_guard_name(name):
             raise Refused(f"{name} is a name of a guard: add the candidate under another one")
         if "." in name:
             raise Refused(
@@ -147,7 +147,7 @@ def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> 
             )
         folder, features = registry.resolve(), feature_set(config)
         size = size_of(Registry(folder).provenance(name), config.model)
-        own = sized(config, size)
+        own = with_size(config, size)
         spec_of(own, name)  # its tables, in as many shards as the system has
         check_accepted(own, features)
         control = ControlReader(log)
@@ -179,7 +179,7 @@ def approve(
             raise Refused(
                 f"{name} is {standing.stage if standing else 'not known'}: nothing to approve"
             )
-        _say(log, Wish(what="approve", line=name, time_ms=wall_ms()))
+        _say(log, OperatorRequest(what="approve", line=name, time_ms=wall_ms()))
         typer.echo(f"{name} is approved: it goes on once its evidence holds")
 
 
@@ -199,7 +199,7 @@ def rollback(
         control = ControlReader(log)
         control.turn()
         before, began_s = len(control.lifecycle.lives), time.monotonic()
-        wish = Wish(
+        wish = OperatorRequest(
             what="rollback", line=_meant(control.lifecycle, name), reason=reason, time_ms=wall_ms()
         )
         _say(log, wish)
@@ -242,12 +242,12 @@ def _meant(lifecycle: Lifecycle, name: str) -> str:
     raise Refused(f"{name} is {standing.stage if standing else 'not known'}; what is live is {its}")
 
 
-def _answer(control: ControlReader, wish: Wish) -> Decision | Live:
+def _answer(control: ControlReader, wish: OperatorRequest) -> Decision | Live:
     """What the director says to a wish. Raises Refused where it doesn't answer."""
     until_s = time.monotonic() + _ANSWER_S
     while time.monotonic() < until_s:
         for said in control.turn():
-            if isinstance(said, Live | Decision) and answers_wish(wish, said):
+            if isinstance(said, Live | Decision) and answers_request(wish, said):
                 return said
         time.sleep(_LOOK_S)
     raise Refused(

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from experiments.assignment.target_policy import Target, read_target
-from experiments.statistics.off_policy import Lists, by_rank, estimates, support
+from experiments.assignment.target_policy import TargetPolicy, read_target
+from experiments.statistics.off_policy import WeightedLists, by_rank, estimates, support
 from recsys.config.yaml_with_lines import Marked
 
 REFUSED = 1
@@ -80,17 +80,17 @@ def _state_in(text: str, file: Path) -> object:
 
 
 def _gone(share: float, why: str) -> list[str]:
-    from replay.logged_lists import MOST_GONE
+    from replay.logged_lists import MAX_GONE_SHARE
 
-    if share <= MOST_GONE:
+    if share <= MAX_GONE_SHARE:
         return []
     return [
-        f"{share:.0%} of the lists can't be made again, expected {MOST_GONE:.0%} at most, as those that are "
+        f"{share:.0%} of the lists can't be made again, expected {MAX_GONE_SHARE:.0%} at most, as those that are "
         f"left may not stand for all: take a time range that log and snapshots still cover ({why})"
     ]
 
 
-def _values(target: Target, lists: Lists, alpha: float, refused: list[str]) -> dict[str, Any]:
+def _values(target: TargetPolicy, lists: WeightedLists, alpha: float, refused: list[str]) -> dict[str, Any]:
     its = support(lists)
     refused = [*refused, *its.refusals()]
     found: dict[str, Any] = {

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from experiments.assignment.definition import Experiment, read_experiments
 from experiments.statistics.readout import Readout, metrics_needed
-from experiments.statistics.revision import Told, each_of, grant
+from experiments.statistics.revision import ExperimentSet, parse_each, apply_request
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.control_records import Control, Experiments, ExperimentWish
+from recsys.events.control_records import Control, Experiments, ExperimentRequest
 from recsys.events.records import CONTROL, pack
 from recsys.features.feature_set_file import FEED_SCHEMA, labels_of
 from recsys.log.protocol import Append, Log
@@ -28,7 +28,7 @@ from runtime.reports.experiment_summary import began_ms, notes_of, row_of
 from runtime.reports.experiment_table import list_table, power_table, report_tables
 from runtime.reports.interleaving_report import read_interleaving
 from training.candidates.director import CONFIGS
-from training.outcomes.trial_fold import TrialFold
+from training.outcomes.experiment_fold import ExperimentFold
 
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 _ANSWER_S: Final = 30.0
@@ -47,7 +47,7 @@ def list_(state: StateOption = Path("state"), json: JsonOption = False) -> None:
     """Shows the experiments of a system: where each stands, its arms, what decides."""
     with with_system(state) as (config, log):
         said = newest(log)
-        found, unread = each_of(said, config.policy, labels_of(config))
+        found, unread = parse_each(said, config.policy, labels_of(config))
         rows = [row_of(its, said) for its in found]
         for name, why in unread.items():
             typer.secho(f"recsys: {name} can't be read: {why}", fg="red", err=True)
@@ -87,13 +87,13 @@ def _check_beside(
     texts: dict[str, str], said: Experiments, config: Config
 ) -> tuple[Experiment, ...]:
     """As they would be started one after the other; those that run already count as themselves."""
-    labels, told = labels_of(config), Told(said.configs, said.stands)
+    labels, told = labels_of(config), ExperimentSet(said.configs, said.stands)
     found = []
     for file, text in texts.items():
         (its,) = read_experiments({file: text}, config.policy, labels)
         if text not in told.configs.values():
-            wish = ExperimentWish(what="start", name=file, text=text)
-            told = grant(told, wish, config.policy, labels, wall_ms())
+            wish = ExperimentRequest(what="start", name=file, text=text)
+            told = apply_request(told, wish, config.policy, labels, wall_ms())
         found.append(its)
     return tuple(found)
 
@@ -147,7 +147,7 @@ def start(
 ) -> None:
     """Starts an experiment of a running system; no part is restarted."""
     with with_system(state) as (config, log):
-        wish = ExperimentWish(
+        wish = ExperimentRequest(
             what="start", name=str(file), text=file.read_text("utf-8"), at_once=at_once,
             time_ms=wall_ms(),
         )  # fmt: skip
@@ -168,7 +168,7 @@ def stop(
 ) -> None:
     """Ends an experiment: from the next request on nobody is given its arms. Its report stays."""
     with with_system(state) as (config, log):
-        wish = ExperimentWish(what="stop", name=name, reason=reason, time_ms=wall_ms())
+        wish = ExperimentRequest(what="stop", name=name, reason=reason, time_ms=wall_ms())
         said = _ask(log, config, wish)
         typer.echo(f"{name} is stopped, revision {said.revision}: {said.stands[name].why}")
 
@@ -212,7 +212,7 @@ def read_report(log: Log, config: Config, its: Experiment) -> tuple[Readout, lis
     """What an experiment has shown by now, and what one must know beside it."""
     labels = labels_of(config)
     metrics_needed(its, labels)
-    fold = TrialFold(log, config, labels, its, began_ms(readable(log, CONTROL, Control), its.name))
+    fold = ExperimentFold(log, config, labels, its, began_ms(readable(log, CONTROL, Control), its.name))
     while fold.read():
         pass
     seen = fold.readout()
@@ -230,7 +230,7 @@ def newest(log: Log) -> Experiments:
 
 def _meant(name: str, said: Experiments, config: Config) -> Experiment:
     """The experiment of a name, or of a file. Raises ValueError where there is none."""
-    known, unread = each_of(said, config.policy, labels_of(config))
+    known, unread = parse_each(said, config.policy, labels_of(config))
     if name in unread:
         raise ValueError(f"{name} can't be read: {unread[name]}")
     for its in known:
@@ -243,10 +243,10 @@ def _meant(name: str, said: Experiments, config: Config) -> Experiment:
     raise ValueError(f"no experiment {name!r}, and no such file; there are {names}")
 
 
-def _ask(log: Log, config: Config, wish: ExperimentWish) -> Experiments:
+def _ask(log: Log, config: Config, wish: ExperimentRequest) -> Experiments:
     """Has the director do it; raises ValueError where it refuses, or doesn't answer."""
     said = newest(log)
-    grant(Told(said.configs, said.stands), wish, config.policy, labels_of(config), wall_ms())
+    apply_request(ExperimentSet(said.configs, said.stands), wish, config.policy, labels_of(config), wall_ms())
     (offset,) = log.append(CONTROL, [Append(0, b"", pack(wish))])
     until_s = time.monotonic() + _ANSWER_S
     while time.monotonic() < until_s:

@@ -16,7 +16,7 @@ from experiments.assignment.policy import Policy
 from recsys.events.event_types import Served
 from recsys.features.catalogue import Catalogue
 from recsys.features.session import Session
-from replay.answer_check import DIFFERENT, EQUAL, GONE, Explained, Explainer
+from replay.answer_check import DIFFERENT, EQUAL, GONE, AnswerCheck, AnswerChecker
 from runtime.supervision import launch_plan as plans
 from serving.request import AnswerItem
 
@@ -54,7 +54,7 @@ def explain(
     raise typer.Exit(_STATUS.get(found.verdict, 2))
 
 
-def explained(request_id: str, state: Path, user: str | None) -> tuple[Explained, dict[str, Any]]:
+def explained(request_id: str, state: Path, user: str | None) -> tuple[AnswerCheck, dict[str, Any]]:
     """What was found, and as plain values."""
     import torch
 
@@ -66,14 +66,14 @@ def explained(request_id: str, state: Path, user: str | None) -> tuple[Explained
     torch.set_num_threads(1)  # as a replica has it: sums must not depend on the number of cores
     log = open_log(config)
     try:
-        explainer = Explainer(log, config, feature_set(config))
+        explainer = AnswerChecker(log, config, feature_set(config))
         found = explainer.explain(request_id, user)
         return found, as_values(found, explainer.catalogue)
     finally:
         log.close()
 
 
-def as_values(found: Explained, catalogue: Catalogue) -> dict[str, Any]:
+def as_values(found: AnswerCheck, catalogue: Catalogue) -> dict[str, Any]:
     """What was found as plain values, for JSON and for people."""
     shown: dict[str, Any] = {"request_id": found.request_id, "verdict": found.verdict}
     shown |= {"why": found.why} if found.why else {}

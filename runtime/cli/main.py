@@ -1,4 +1,4 @@
-"""The command ``recsys``. A command's module is imported when it runs, so that help stays quick."""
+"""The ``recsys`` command. Each command's module is imported when it runs, so that help stays fast."""
 
 import importlib
 import importlib.util
@@ -7,81 +7,96 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-# name → (where it stands, its line in the help). What stands there is a function with typer's annotations,
-# or a typer.Typer with commands of its own.
+# name → (module:attribute, help). The attribute is a function with typer annotations, or a typer.Typer with
+# commands of its own.
 COMMANDS = {
     "doctor": (
         "runtime.cli.doctor:doctor",
-        "Says what is wrong with this machine, and what to do.",
+        "Checks this machine and names a remedy for each problem.",
     ),
     "demo": (
         "runtime.demo.demo:demo",
-        "Starts everything, with simulated viewers and the feed page.",
+        "Starts the whole system with simulated viewers and the feed page.",
     ),
-    "up": ("runtime.cli.up:up", "Starts every part and watches it."),
-    "down": ("runtime.cli.down:down", "Stops what `up` started."),
+    "up": ("runtime.cli.up:up", "Starts and supervises all parts of the system."),
+    "down": ("runtime.cli.down:down", "Stops the system that `up` started."),
     "restart": (
         "runtime.parts.restart:restart",
-        "Replaces the replicas, while requests are answered.",
+        "Replaces the serving replicas without downtime.",
     ),
-    "status": ("runtime.cli.status:status", "Says how each part is, and how far behind."),
-    "metrics": ("runtime.parts.metrics:metrics", "Tells what Prometheus reads of the parts."),
-    "part": ("runtime.cli.part:part", "Runs one part in this process."),
+    "status": ("runtime.cli.status:status", "Shows the state and the lag of each part."),
+    "metrics": ("runtime.parts.metrics:metrics", "Prints or serves the parts' Prometheus metrics."),
+    "part": ("runtime.cli.part:part", "Runs one part of the system in this process."),
     "viewers": ("runtime.parts.viewers:viewers", "Sends simulated viewers to a running server."),
     "explain": (
         "runtime.cli.explain:explain",
-        "Makes a past answer again, and says why it was so.",
+        "Recomputes a past answer and explains it.",
     ),
-    "trace": ("runtime.cli.trace:trace", "Tells the life of one swipe, from the log."),
-    "shadow": ("runtime.cli.candidates:shadow", "Shows candidates beside live, and how they do."),
-    "propose": ("runtime.cli.candidates:propose", "Has a candidate judged on the current traffic."),
-    "approve": ("runtime.cli.candidates:approve", "Lets a candidate that waits for it go on."),
-    "rollback": ("runtime.cli.candidates:rollback", "Goes back to what was live before."),
+    "trace": ("runtime.cli.trace:trace", "Shows the timeline of one request, read from the log."),
+    "shadow": (
+        "runtime.cli.candidates:shadow",
+        "Shows how candidates do compared with the live model.",
+    ),
+    "propose": (
+        "runtime.cli.candidates:propose",
+        "Proposes a candidate for evaluation on live traffic.",
+    ),
+    "approve": ("runtime.cli.candidates:approve", "Approves a candidate for promotion."),
+    "rollback": (
+        "runtime.cli.candidates:rollback",
+        "Rolls back a canary or the newest promotion.",
+    ),
     "experiment": (
         "runtime.cli.experiment:experiment",
-        "Lists, checks, starts and stops experiments, and reports what they show.",
+        "Lists, checks, starts, stops and reports experiments.",
     ),
     "counterfactual": (
         "runtime.cli.counterfactual:counterfactual",
-        "Says what another policy would have earned, from the log.",
+        "Estimates off-policy what another policy would have earned.",
     ),
-    "audit": ("runtime.cli.audit:audit", "Checks logged features against the events of then."),
+    "audit": (
+        "runtime.cli.audit:audit",
+        "Compares logged features with features recomputed from events.",
+    ),
     "backfill": (
         "runtime.cli.backfill:backfill",
-        "Fills in features that examples were logged without.",
+        "Adds missing features to archived examples.",
     ),
-    "forget": ("runtime.cli.forget:forget", "Erases a user, and unlearns them if asked to."),
-    "data": ("runtime.cli.data:data", "Fetches data sets."),
-    "replay": ("runtime.cli.replay:replay", "Scores, then learns from a data set in event time."),
+    "forget": ("runtime.cli.forget:forget", "Deletes a user; --unlearn also retrains without them."),
+    "data": ("runtime.cli.data:data", "Downloads data sets."),
+    "replay": (
+        "runtime.cli.replay:replay",
+        "Replays a data set in event time: scores each example, then learns from it.",
+    ),
     "offline": (
         "runtime.cli.offline:offline",
-        "Trains a candidate from the archive or from a data set.",
+        "Trains a candidate from the archive or a data set.",
     ),
-    "merge": ("runtime.cli.merge:merge", "Makes a candidate between an offline one and live."),
-    "models": ("runtime.cli.models:models", "Lists candidates, shows one, compares two."),
+    "merge": ("runtime.cli.merge:merge", "Merges an offline candidate with the live model."),
+    "models": ("runtime.cli.models:models", "Lists, shows and compares candidates."),
     "accept": (
         "runtime.cli.accept:accept",
-        "Says what int8 rows cost, and accepts or refuses them.",
+        "Measures the AUC cost of int8 rows, and accepts or refuses them.",
     ),
-    "study": ("benchmarks.study:study", "Measures what freshness is worth."),
-    "bench": ("benchmarks.bench:bench", "Measures speed beside what one would pick instead."),
+    "study": ("benchmarks.study:study", "Measures the value of freshness and other design choices."),
+    "bench": ("benchmarks.bench:bench", "Benchmarks speed against common alternatives."),
 }
 
 
 def load(where: str, name: str) -> Any:
-    """The command that stands at ``module:attribute``, ready to be invoked."""
+    """Imports the command at ``module:attribute``, ready to be invoked as ``name``."""
     module, _, attribute = where.partition(":")
-    found = getattr(importlib.import_module(module), attribute)
-    if not isinstance(found, typer.Typer):
-        function, found = found, typer.Typer(add_completion=False)
-        found.command(name)(function)
-    command = typer.main.get_command(found)
+    target = getattr(importlib.import_module(module), attribute)
+    if not isinstance(target, typer.Typer):
+        function, target = target, typer.Typer(add_completion=False)
+        target.command(name)(function)
+    command = typer.main.get_command(target)
     command.name = name
     return command
 
 
-class _Lazy(TyperGroup):
-    """Lists the commands from the table above, and puts the real one in place of a listed one that is run."""
+class _LazyGroup(TyperGroup):
+    """Lists the commands of ``COMMANDS``; imports the real command when it is run."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, _, rest = super().resolve_command(ctx, args)
@@ -99,10 +114,10 @@ class _Lazy(TyperGroup):
             raise typer.Exit(2) from error
 
 
-# Local variables stay out of tracebacks: they may hold a token or a URL with a password.
+# Tracebacks leave out local variables, which may hold a token or a URL with a password.
 app = typer.Typer(
-    cls=_Lazy,
-    help="A recommender that learns from every swipe.",
+    cls=_LazyGroup,
+    help="A recommender that learns continually, from every swipe.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -112,13 +127,13 @@ app = typer.Typer(
 
 @app.callback()
 def _recsys() -> None:
-    """With a callback a Typer of one command still is a group."""
+    """Makes the app a group; typer would otherwise run a single command directly."""
 
 
-def _listed() -> None:
-    """The command's place in the help; ``_Lazy`` runs the real one."""
+def _placeholder() -> None:
+    """Holds a command's place in the help; ``_LazyGroup`` runs the real command."""
 
 
 for _name, (_where, _help) in COMMANDS.items():
     if importlib.util.find_spec(_where.partition(":")[0]) is not None:
-        app.command(_name, help=_help)(_listed)
+        app.command(_name, help=_help)(_placeholder)

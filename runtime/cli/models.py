@@ -84,7 +84,7 @@ def diff(a: Name, b: Name, registry: Folder = Path("registry"), json: Json = Fal
 
 def listed(registry: Path) -> list[dict[str, Any]]:
     """A line for each candidate, by the time when it was made."""
-    from training.candidates.registry import Refused, Registry, iso, model_words, teacher_words
+    from training.candidates.registry import Refused, Registry, iso, describe_model, describe_teacher
 
     its = Registry(registry)
     rows: list[tuple[int, dict[str, Any]]] = []
@@ -97,7 +97,7 @@ def listed(registry: Path) -> list[dict[str, Any]]:
         row: dict[str, Any] = {
             "name": name,
             "kind": found.kind,
-            "model": model_words(found),
+            "model": describe_model(found),
             "learned": f"{iso(found.from_ms)} to {iso(found.until_ms)}",
             "examples": found.examples,
             "epochs": found.epochs,
@@ -105,7 +105,7 @@ def listed(registry: Path) -> list[dict[str, Any]]:
             or (found.ancestor.line if found.ancestor else ""),
         }
         if found.teacher is not None:
-            row["teacher"] = teacher_words(found.teacher)
+            row["teacher"] = describe_teacher(found.teacher)
         for metric in ("auc", "log_loss"):
             if (value := found.metrics.get(f"last_day.{metric}")) is not None:
                 row[metric] = round(value, 4)

@@ -228,7 +228,7 @@ def _from_archive(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, b
         features = replace(features, kind=asked.features)
     span = archives.Range(_until_ms(asked), parse_time(asked.from_, 0.0))
     horizon_ms = int(config.join.horizon_s * 1000)
-    key = jobs.key_of_data(
+    key = jobs.cache_key(
         archives.fingerprint(asked.data, span), features, config.join, asked.allow_gaps
     )
     dense = FeatureBuilder(features).dense_width
@@ -280,7 +280,7 @@ def _from_dataset(asked: Asked, config: Config, work: Path) -> tuple[Any, Any, b
     assert until_ms is not None
     played = config_for(dataset, ReplayOptions(features.kind), config)
     files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(asked.data.glob("*"))]
-    key = jobs.key_of_data(repr((asked.data.resolve().as_posix(), files, from_ms, until_ms)),
+    key = jobs.cache_key(repr((asked.data.resolve().as_posix(), files, from_ms, until_ms)),
                            features, played.join, False)  # fmt: skip
 
     def make(folder: Path) -> Any:
@@ -332,9 +332,9 @@ def _on_ray(folder: Path, asked: Asked) -> None:
     if owns:
         ray.init(**options)
     try:
-        from training.offline.ray_job import PROGRESS, HowFar, fit
+        from training.offline.ray_job import PROGRESS, OfflineProgress, fit
 
-        with Followed(folder / PROGRESS, HowFar):
+        with Followed(folder / PROGRESS, OfflineProgress):
             fit(folder, asked.workers, asked.cpus)
     finally:
         if owns:

@@ -1,4 +1,4 @@
-"""``recsys part NAME``: one part in this process, with the configuration that ``recsys up`` wrote."""
+"""``recsys part NAME``: runs one part in this process, with the configuration that ``recsys up`` wrote."""
 
 import argparse
 import sys
@@ -7,24 +7,24 @@ from typing import Annotated
 
 import typer
 
+from runtime.cli.common import StateOption
+
 
 def run(name: str, state: str) -> int:
     """Runs the part to its end; returns the exit status."""
     from recsys.process.gc_control import settle
     from recsys.process.part_process import Stop, run_part
     from recsys.process.process_priority import session_steps_back
-    from runtime.supervision import launch_plan as plans
+    from runtime.supervision import launch_plan
     from runtime.supervision.part_table import body, niceness
     from runtime.supervision.processes import mark
 
     mark()
-    config, _ = plans.read(state)
+    config, _ = launch_plan.read(state)
     session_steps_back(niceness(name))
 
     def work(stop: Stop) -> None:
-        loop = body(
-            name
-        )  # imported inside, so that a failure of it is told in the heartbeat, like any
+        loop = body(name)  # imported here, so that the heartbeat reports an import error too
         settle()
         loop(config, stop)
 
@@ -32,15 +32,15 @@ def run(name: str, state: str) -> int:
 
 
 def part(
-    name: Annotated[str, typer.Argument(help="Of the table that `recsys status` shows.")],
-    state: Annotated[Path, typer.Option(help="The state folder.")] = Path("state"),
+    name: Annotated[str, typer.Argument(help="Name of the part, as `recsys status` lists it.")],
+    state: StateOption = Path("state"),
 ) -> None:
-    """Runs one part in this process."""
+    """Runs one part of the system in this process."""
     raise typer.Exit(run(name, str(state)))
 
 
 def main() -> int:
-    """For the supervisor, which starts ``python -m runtime.cli.part``."""
+    """Entry point of ``python -m runtime.cli.part``, which the supervisor starts."""
     parser = argparse.ArgumentParser(prog="recsys part")
     parser.add_argument("name")
     parser.add_argument("--state", default="state")

@@ -12,7 +12,7 @@ from replay.datasets.open_dataset import open_dataset
 from replay.predictions import Predictions, read_predictions, write_predictions, write_report
 from replay.replay_report import print_report, report_of, with_bar
 from replay.replay_run import Replayed, ReplayOptions, replay_data
-from runtime.cli.output_paths import check_folders
+from runtime.cli.common import check_folders
 
 
 def _parse_version(text: str | None) -> int | None:

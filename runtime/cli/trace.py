@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from replay.request_timeline import Finder, Life, Moment
+from replay.request_timeline import TimelineReader, RequestTimeline, Moment
 from runtime.supervision import launch_plan as plans
 
 
@@ -45,7 +45,7 @@ def trace(
             typer.echo(line)
 
 
-def life_of(request_id: str, state: Path, user: str | None = None) -> Life:
+def life_of(request_id: str, state: Path, user: str | None = None) -> RequestTimeline:
     """``request_id`` empty: of the newest that was learned from."""
     from recsys.process.open_log import open_log
 
@@ -53,13 +53,13 @@ def life_of(request_id: str, state: Path, user: str | None = None) -> Life:
     config = replace(config, state=str(state.resolve()))  # the folder may have been moved
     log = open_log(config)
     try:
-        finder = Finder(log, config.join)
+        finder = TimelineReader(log, config.join)
         return finder.life(request_id or finder.latest(), user)
     finally:
         log.close()
 
 
-def as_values(life: Life) -> dict[str, Any]:
+def as_values(life: RequestTimeline) -> dict[str, Any]:
     """For programs. ``after_ms``: since the impression."""
     moments = [
         asdict(moment)
@@ -78,7 +78,7 @@ def as_values(life: Life) -> dict[str, Any]:
     }
 
 
-def drawn(life: Life) -> list[str]:
+def drawn(life: RequestTimeline) -> list[str]:
     """For people."""
     began = datetime.fromtimestamp(_began_ms(life) / 1000, UTC)
     rows = [("after", "what", "where", "")]
@@ -94,7 +94,7 @@ def drawn(life: Life) -> list[str]:
     return lines + [f"missing: {why}" for why in life.missing]
 
 
-def _began_ms(life: Life) -> int:
+def _began_ms(life: RequestTimeline) -> int:
     return life.of("impression")[0].at_ms
 
 

@@ -1,4 +1,4 @@
-"""``recsys up``: starts every part, watches it, and ends what it started."""
+"""``recsys up``: starts all parts, supervises them, and stops what it started."""
 
 import argparse
 import os
@@ -21,33 +21,38 @@ from recsys.features.feature_set_file import feature_set
 from recsys.observability.log_lines import log_to_file
 from recsys.observability.otlp_export import check_installed
 from recsys.process.part_process import run_folder
-from runtime.reports.status_table import parts_table, said_beyond_loopback
-from runtime.supervision import launch_plan as plans
-from runtime.supervision import run_file as runs
+from runtime.cli.common import ConfigOption, StateOverride
+from runtime.reports.status_table import exposure_warning, parts_table
+from runtime.supervision import launch_plan, run_file
 from runtime.supervision.acceptance_file import check_accepted
-from runtime.supervision.launch_plan import EMBEDDED_KAFKA, Plan
+from runtime.supervision.launch_plan import EMBEDDED_KAFKA, Plan, PortTaken
 from runtime.supervision.part_table import table
 from runtime.supervision.run_file import Running
 from runtime.supervision.supervisor import Change
 from runtime.supervision.supervisor_loop import Runner
 
-_READY_S: Final = 240.0  # how long --detach waits for all parts
+_READY_S: Final = 240.0  # timeout of --detach for all parts to get ready
 _DRAW_EVERY_S: Final = 0.25
 
 
 def up(
-    config: Annotated[str, typer.Option(help="laptop, cluster, or a YAML file.")] = "laptop",
-    state: Annotated[
-        Path | None, typer.Option(help="The state folder, instead of the configuration's.")
-    ] = None,
+    config: ConfigOption = "laptop",
+    state: StateOverride = None,
     log: Annotated[
-        str, typer.Option(help="kafka: with an embedded broker; or kafka://host:port.")
+        str,
+        typer.Option(help="Event log: kafka starts an embedded broker; or kafka://host:port."),
     ] = "",
-    detach: Annotated[bool, typer.Option(help="Return once everything is ready.")] = False,
-    viewers: Annotated[float, typer.Option(help="Requests a second of simulated viewers.")] = 0.0,
-    only: Annotated[str, typer.Option(help="Only these parts (a,b) and what they need.")] = "",
+    detach: Annotated[
+        bool, typer.Option(help="Run in the background; return when all parts are ready.")
+    ] = False,
+    viewers: Annotated[
+        float, typer.Option(help="Requests per second of simulated viewers; 0: none.")
+    ] = 0.0,
+    only: Annotated[
+        str, typer.Option(help="Start only these parts (a,b) and their dependencies.")
+    ] = "",
 ) -> None:
-    """Starts every part and watches it. Ctrl-C, or `recsys down`, ends what it started."""
+    """Starts and supervises all parts. Ctrl-C or `recsys down` stops the system."""
     from recsys.config.loader import load
 
     settings = load(config)
@@ -61,7 +66,7 @@ def up(
 
 
 def log_url(log: str) -> str:
-    """``kafka`` is a broker of our own."""
+    """Expands ``kafka`` to the URL of an embedded broker."""
     return EMBEDDED_KAFKA if log == "kafka" else log
 
 
@@ -69,37 +74,43 @@ def start(
     config: Config, *, detach: bool = False, viewers: float = 0.0, only: list[str] | None = None,
     control_room: bool = False,
 ) -> int:  # fmt: skip
-    """Starts a configuration; returns the exit status: 0 also where it runs already, 1 where another does, 2
-    where its settings are wrong. ``control_room``: with one, whatever the configuration says."""
+    """Starts a configuration; returns the exit status.
+
+    0 also where this configuration already runs, 1 where another one does, 2 for wrong settings.
+    ``control_room`` starts one even where the configuration has no port for it.
+    """
     console = Console()
     try:
-        with runs.held(config.state):
-            left = runs.end_leftovers(config.state)
+        with run_file.lock(config.state):
+            left = run_file.end_leftovers(config.state)
             if left:
-                console.print(f"ended {left} parts that a killed `recsys up` had left running")
+                console.print(f"stopped {left} parts that a killed `recsys up` had left running")
             try:
-                resolved, plan = _planned(config, viewers, only or [], control_room)
-            except (plans.PortTaken, ValueError) as error:
+                resolved, plan = _plan(config, viewers, only or [], control_room)
+            except (PortTaken, ValueError) as error:
                 console.print(f"[red]recsys:[/red] {error}", highlight=False)
                 return 2 if isinstance(error, BadSettings) else 1
-            plans.write(resolved, plan)
-            if beyond := said_beyond_loopback(resolved):
-                console.print(f"[yellow]recsys:[/yellow] {beyond}", highlight=False, soft_wrap=True)
+            launch_plan.write(resolved, plan)
+            if warning := exposure_warning(resolved):
+                console.print(
+                    f"[yellow]recsys:[/yellow] {warning}", highlight=False, soft_wrap=True
+                )
             if not detach:
                 _run(resolved, plan, console)
                 return 0
-    except runs.AlreadyRuns:
-        return _say_what_runs(config, console)
+    except run_file.AlreadyRuns:
+        return _report_running(config, console)
     return _detach(resolved, console)
 
 
-def _planned(
-    config: Config, viewers: float, only: list[str], control_room: bool = False
+def _plan(
+    config: Config, viewers: float, only: list[str], control_room: bool
 ) -> tuple[Config, Plan]:
+    """Resolves addresses, and checks all settings before anything starts."""
     from training.lines.line import spec_of  # imports torch: not for --help
 
     address = os.environ.get("RAY_ADDRESS", "")
-    resolved, plan = plans.resolve(
+    resolved, plan = launch_plan.resolve(
         config, viewers=viewers, only=only, ray_address=address, control_room=control_room
     )
     features = feature_set(resolved)
@@ -108,10 +119,10 @@ def _planned(
     check_accepted(resolved, features)
     try:
         check_installed(resolved.tracing.endpoint)
-        spec_of(resolved)  # else a part tells, that never gets ready
+        spec_of(resolved)  # otherwise a part would fail with it, and never get ready
     except ValueError as error:
         raise BadSettings(str(error)) from None
-    table(plan)  # an unknown name in ``only`` is told before anything starts
+    table(plan)  # raises ValueError for an unknown part in ``only``
     return resolved, plan
 
 
@@ -120,14 +131,14 @@ def _run(config: Config, plan: Plan, console: Console | None) -> None:
     if console is None:
         Runner(config, plan).run()
     elif not console.is_terminal:
-        Runner(config, plan, _Lines(config, console).show).run()
+        Runner(config, plan, _ChangeLines(config, console).show).run()
     else:
         with Live(console=console, auto_refresh=False) as live:
-            Runner(config, plan, _Table(config, live).show).run()
+            Runner(config, plan, _LiveTable(config, live).show).run()
 
 
-class _Table:
-    """The live table, redrawn a few times a second."""
+class _LiveTable:
+    """Table of parts on a terminal, redrawn a few times a second."""
 
     def __init__(self, config: Config, live: Live) -> None:
         self._config, self._live, self._drawn_at = config, live, 0.0
@@ -139,8 +150,8 @@ class _Table:
             self._drawn_at = now
 
 
-class _Lines:
-    """One line for each change, where there is no terminal; the table once all is ready."""
+class _ChangeLines:
+    """Without a terminal: one line per state change, and the table once all parts are ready."""
 
     def __init__(self, config: Config, console: Console) -> None:
         self._config, self._console, self._was_ready = config, console, False
@@ -154,12 +165,12 @@ class _Lines:
         self._was_ready = running.ready
 
 
-def _say_what_runs(config: Config, console: Console) -> int:
-    running = runs.read(config.state)
+def _report_running(config: Config, console: Console) -> int:
+    running = run_file.read(config.state)
     if running is None:
         console.print("[red]recsys:[/red] another `recsys up` is just starting here")
         return 1
-    resolved, _ = plans.read(config.state)
+    resolved, _ = launch_plan.read(config.state)
     console.print(parts_table(running, resolved))
     if running.asked != digest(config):
         console.print(
@@ -175,7 +186,7 @@ def _say_what_runs(config: Config, console: Console) -> int:
 
 
 def _detach(config: Config, console: Console) -> int:
-    """Starts the supervisor as a process of its own, and returns when everything is ready."""
+    """Starts the supervisor as a background process; returns when all parts are ready."""
     folder = run_folder(config.state)
     with (folder / "up.out").open("ab") as output:
         process = subprocess.Popen(
@@ -185,34 +196,37 @@ def _detach(config: Config, console: Console) -> int:
     deadline = time.monotonic() + _READY_S
     running: Running | None = None
     while time.monotonic() < deadline and process.poll() is None:
-        running = runs.read(config.state)
-        if running is not None and running.supervisor.pid == process.pid and running.ready:
-            console.print(parts_table(running, config))
-            console.print(f"runs in the background; `recsys down --state {config.state}` ends it")
-            return 0
-        if running is not None and running.supervisor.pid == process.pid and running.lost:
-            break
+        running = run_file.read(config.state)
+        if running is not None and running.supervisor.pid == process.pid:
+            if running.ready:
+                console.print(parts_table(running, config))
+                console.print(
+                    f"runs in the background; `recsys down --state {config.state}` stops it"
+                )
+                return 0
+            if running.lost:
+                break
         time.sleep(0.1)
     if running is not None:
         console.print(parts_table(running, config))
-    what = f"is not ready after {_READY_S:.0f} s, and goes on trying"
+    outcome = f"is not ready after {_READY_S:.0f} s, and keeps trying"
     if process.poll() is not None:
-        what = "ended"
+        outcome = "exited"
     elif running is not None and running.lost:
-        what = "can't get ready, and waits for `recsys down`"
+        outcome = "can't get ready, and waits for `recsys down`"
     console.print(
-        f"[red]recsys:[/red] the supervisor {what}; see {folder}/up.log and {folder}/up.out"
+        f"[red]recsys:[/red] the supervisor {outcome}; see {folder}/up.log and {folder}/up.out"
     )
     return 1
 
 
 def main() -> int:
-    """For ``--detach``: supervises what was written to the state folder."""
+    """Entry point of the background supervisor: runs the plan in the state folder."""
     parser = argparse.ArgumentParser(prog="runtime.cli.up")
     parser.add_argument("--state", required=True)
     state = parser.parse_args().state
-    with runs.held(state):
-        _run(*plans.read(state), None)
+    with run_file.lock(state):
+        _run(*launch_plan.read(state), None)
     return 0
 
 

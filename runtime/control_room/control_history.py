@@ -14,7 +14,7 @@ from recsys.events.control_records import (
     Experiments,
     Live,
     Reaction,
-    Wish,
+    OperatorRequest,
 )
 from recsys.events.records import CONTROL, DEAD_LETTERS, unpack
 from recsys.log.protocol import Log, LogLost
@@ -22,7 +22,7 @@ from recsys.process.log_consumer import UNREADABLE
 
 KEPT: Final = 40  # of each kind
 _LETTERS: Final = 8
-_TOLD: Final = (Live, Candidate, Decision, Wish)
+_TOLD: Final = (Live, Candidate, Decision, OperatorRequest)
 
 
 class ControlStory:

@@ -14,14 +14,14 @@ import msgspec
 from experiments.assignment.definition import Experiment
 from experiments.statistics.ramp import STOPPED
 from experiments.statistics.readout import Readout
-from experiments.statistics.revision import each_of
+from experiments.statistics.revision import parse_each
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments, Stand
 from recsys.features.feature_set_file import labels_of
 from recsys.log.protocol import Log
 from runtime.reports.experiment_summary import began_ms, notes_of, row_of
-from training.outcomes.trial_fold import TrialFold
+from training.outcomes.experiment_fold import ExperimentFold
 
 EVERY_S: Final = 30.0
 CPU_S: Final = 0.15  # of the processor, for all experiments at one look
@@ -36,7 +36,7 @@ class Trials:
     def __init__(self, config: Config, open_: Callable[[], Log]) -> None:
         self._config, self._open = config, open_
         self._log: Log | None = None
-        self._folds: dict[str, tuple[Experiment, TrialFold]] = {}
+        self._folds: dict[str, tuple[Experiment, ExperimentFold]] = {}
         self._rows: dict[str, dict[str, Any]] = {}  # what was read off, by name; ``read_ms``: when
         self._takes_s: dict[str, float] = {}  # to read it off, the last time
         self._turns: dict[str, int] = {}  # the look that was the last to come to it
@@ -60,7 +60,7 @@ class Trials:
         """Reads on, and reads off. Who runs comes first, and of those the newest; who is stopped isn't read,
         and said as it was read last."""
         labels, said = labels_of(self._config), revisions[-1]
-        found, unread = each_of(said, self._config.policy, labels, stopped=False)
+        found, unread = parse_each(said, self._config.policy, labels, stopped=False)
         found.sort(key=lambda its: (-began_ms(revisions, its.name), its.name))
         over = {name: its for name, its in said.stands.items() if its.state == STOPPED}
         self._read([its for its in found[:_MOST] if not its.interleaves], revisions, labels)
@@ -144,19 +144,19 @@ class Trials:
 
     def _fold_of(
         self, its: Experiment, revisions: list[Experiments], labels: tuple[str, ...]
-    ) -> TrialFold:
+    ) -> ExperimentFold:
         known = self._folds.get(its.name)
         if known is None or known[0] != its:
             if self._log is None:
                 self._log = self._open()
             began = began_ms(revisions, its.name)
-            fold = TrialFold(self._log, self._config, labels, its, began, most_users=_USERS)
+            fold = ExperimentFold(self._log, self._config, labels, its, began, most_users=_USERS)
             known = self._folds[its.name] = its, fold
             self._rows.pop(its.name, None)
         return known[1]
 
 
-def _report(fold: TrialFold) -> dict[str, Any]:
+def _report(fold: ExperimentFold) -> dict[str, Any]:
     seen = fold.readout(parts=False)
     return {
         "verdict": seen.verdict,

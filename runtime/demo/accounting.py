@@ -82,11 +82,10 @@ class Books:
 
     def archived(self, folder: Path, entries: Entries) -> int:
         """How many of the engagements stand in the archive, byte for byte the event that the log has."""
-        from training.archive.writer import read_archive
+        from training.archive.writer import archived_rows
 
-        rows = read_archive(folder, EVENTS).select("partition", "offset", "type").collect()
-        there = zip(rows["partition"].to_list(), rows["offset"].to_list(), strict=True)
-        return len(entries.places.intersection(there))
+        columns = ("partition", "offset")
+        return len(entries.places.intersection(archived_rows(folder, EVENTS, columns)))
 
     def examples_before(self) -> int:
         """How many examples stood there at the mark."""

@@ -10,7 +10,7 @@ from experiments.assignment.definition import Experiment
 from experiments.assignment.design import Metrics
 from experiments.assignment.metric import Metric, metric_of
 from experiments.statistics.effect import eta_of
-from experiments.statistics.power import Looks, come_once
+from experiments.statistics.power import SequentialPower, single_visit_covariance
 from recsys.log.protocol import Log
 from training.outcomes.population import read_population
 
@@ -46,7 +46,7 @@ def answer_from_log(
     shares = (min(arms[1:]), arms[0])  # the smallest treatment: the others find more
     rows = []
     for one in asked:
-        looks = Looks(seen.covariance(one), alpha, eta)
+        looks = SequentialPower(seen.covariance(one), alpha, eta)
         users = seen.users * traffic
         row = _row(one, seen.mean(one), looks, shares, users, effect, guess.wanted)
         rows.append(row | {"users_needed": math.ceil(row["users_needed"] / sum(shares))})
@@ -70,7 +70,7 @@ def answer_given(
     metrics = Metrics()
     effect = guess.effect or metrics.find
     eta = eta_of(metrics.find, metrics.alpha)
-    looks = Looks(come_once((sd / mean) ** 2, days), metrics.alpha, eta)
+    looks = SequentialPower(single_visit_covariance((sd / mean) ** 2, days), metrics.alpha, eta)
     users, given = users_per_day * days, Metric("given", "given")
     row = _row(given, mean, looks, _HALVES, users, effect, guess.wanted)
     found = looks.power(_arms(users, _HALVES), effect)
@@ -86,7 +86,7 @@ def answer_given(
 def _row(
     metric: Metric,
     mean: float,
-    looks: Looks,
+    looks: SequentialPower,
     shares: tuple[float, float],
     users: float,
     effect: float,

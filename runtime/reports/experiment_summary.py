@@ -7,7 +7,7 @@ from typing import Any
 from experiments.assignment.definition import Experiment
 from experiments.statistics.readout import Readout
 from recsys.events.control_records import Control, Experiments
-from training.outcomes.trial_fold import TrialFold
+from training.outcomes.experiment_fold import OTHER_SURFACES, ExperimentFold
 
 
 def began_ms(told: Iterable[Control], name: str) -> int:
@@ -42,13 +42,17 @@ def row_of(its: Experiment, said: Experiments) -> dict[str, Any]:
     }
 
 
-def notes_of(fold: TrialFold, seen: Readout) -> list[str]:
+def notes_of(fold: ExperimentFold, seen: Readout) -> list[str]:
     """What one must know beside a readout of a fold."""
     notes = []
     if not fold.complete:
         notes.append("the log begins after the experiment did: what retention dropped is missing")
     if fold.waiting:
         notes.append(f"{fold.waiting:,} shown items are still in their window, and not counted yet")
+    if fold.pooled_surfaces:
+        notes.append(
+            f"{fold.pooled_surfaces:,} further surfaces are pooled into the segment `{OTHER_SURFACES}`"
+        )
     if fold.unreadable:
         notes.append(f"{fold.unreadable:,} places of the log were empty or couldn't be read")
     if seen.outside:

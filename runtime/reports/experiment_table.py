@@ -15,8 +15,8 @@ from experiments.statistics.readout import (
     MIXED,
     SAFE,
     WORSE,
-    Cell,
-    Line,
+    SubgroupEffect,
+    MetricEffect,
     Readout,
 )
 
@@ -122,7 +122,7 @@ def _metrics(seen: Readout) -> Table:
     return table
 
 
-def _cells(title: str, cells: Sequence[Cell]) -> Table:
+def _cells(title: str, cells: Sequence[SubgroupEffect]) -> Table:
     table = _table(title)
     for name in ("part", "arm", "users", "control", "arm's", "effect", "interval"):
         table.add_column(name, justify="left" if name in ("part", "arm") else "right")
@@ -135,7 +135,7 @@ def _cells(title: str, cells: Sequence[Cell]) -> Table:
     return table
 
 
-def _role(line: Line) -> str:
+def _role(line: MetricEffect) -> str:
     return f"{line.role}, {line.tolerated:.0%}" if line.tolerated else line.role
 
 

@@ -23,8 +23,8 @@ def read_interleaving(
         notes.append(f"{read.waiting:,} lists are still in their window, and not counted yet")
     if read.repeats:
         notes.append(f"{read.repeats:,} lists stand on the log a second time, and count once")
-    if read.nobodys:
-        notes.append(f"{read.nobodys:,} items that earned something were nobody's pick")
+    if read.uncredited:
+        notes.append(f"{read.uncredited:,} items that earned something were nobody's pick")
     control, treatment = (arm.name for arm in its.arms)
     values = {
         "experiment": its.name,

@@ -77,13 +77,13 @@ def begun(job: Any, workers: int) -> str:
 
 def summary(registry: Path, name: str, seconds: float, stood: bool) -> dict[str, Any]:
     """The closing table."""
-    from training.candidates.registry import Registry, iso, model_words, teacher_words
+    from training.candidates.registry import Registry, iso, describe_model, describe_teacher
 
     its = Registry(registry).provenance(name)
     teacher = (
         {}
         if its.teacher is None
-        else {"model": model_words(its), "teacher": teacher_words(its.teacher)}
+        else {"model": describe_model(its), "teacher": describe_teacher(its.teacher)}
     )
     return {
         "candidate": name,

@@ -1,4 +1,4 @@
-"""The table of parts, as ``up`` and ``status`` print it."""
+"""Tables of ``recsys up`` and ``recsys status``: the parts, their throughput and lag, and useful addresses."""
 
 import re
 import time
@@ -7,31 +7,64 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from recsys.config.system_config import Config
 from recsys.process.part_process import read_beat
+from runtime.parts.serve import SHARDS_AWAY
+from runtime.reports.tables import plain_table
 from runtime.supervision.launch_plan import CONTROL_KEY, control_room_url, feed_url
 from runtime.supervision.processes import Socket, is_loopback
 from runtime.supervision.run_file import PartRecord, Running
+from runtime.supervision.system_status import Status
 
 _COLOURS: Final = {
     "ready": "green", "done": "green", "starting": "yellow", "waiting": "dim", "backoff": "red",
     "stopping": "yellow", "stopped": "dim", "lost": "red",
 }  # fmt: skip
-# These answer calls that carry the cluster's token only.
-_GUARDED: Final = ("gcs_server", "raylet")
+# These programs answer only calls with the cluster's token.
+_TOKEN_GUARDED: Final = ("gcs_server", "raylet")
+
+
+def status_table(status: Status, running: Running, config: Config) -> Group:
+    """Lays out everything that ``recsys status`` prints."""
+    flow = []
+    for part in status.parts:
+        rates = " ".join(f"{name} {rate:,.1f}" for name, rate in sorted(part.rates.items()))
+        lag = " ".join(f"{topic} {count:,}" for topic, count in sorted(part.lag.items()))
+        if rates or lag or part.state == "stalled":
+            flow.append((part.name, rates, lag + " STALLED" * (part.state == "stalled")))
+    facts = [
+        ("model", f"cut {status.cut or '–'}, served {status.served or '–'}"),
+        ("events/s", _number(status.events_per_s)),
+        ("examples/s", _number(status.examples_per_s)),
+        ("click → session", _milliseconds(status.click_to_session_p95_ms)),
+        ("click → served", _milliseconds(status.click_to_served_p95_ms)),
+        ("dead letters", _number(status.dead_letters)),
+    ]
+    facts += [("drift", text) for part in status.parts if (text := _drift(part.gauges))]
+    lines = [Text(f"{name:<16} {value}") for name, value in facts]
+    for name, why in status.lost.items():
+        lines.insert(0, Text(f"LOST: {name}: {why}", style="red"))
+    if away := sum(part.gauges.get(SHARDS_AWAY, 0) for part in status.parts):
+        text = f"retrieval: {away:.0f} shards are down; lists lack their items"
+        lines.insert(0, Text(text, style="red"))
+    if status.running:
+        flow_table = plain_table(("part", "per second", "behind"), flow)
+        return Group(parts_table(running, config), Text(""), flow_table, Text(""), *lines)
+    ago = duration(int(time.time() * 1000) - running.time_ms)
+    lines.insert(0, Text(f"not running (last seen {ago} ago)", style="yellow"))
+    if orphaned := [part.name for part in status.parts if part.state == "orphaned"]:
+        text = f"left without a supervisor: {', '.join(orphaned)}; `recsys up` or `down` ends them"
+        lines.insert(1, Text(text, style="red"))
+    return Group(*lines)
 
 
 def parts_table(running: Running, config: Config, now_ms: int | None = None) -> Group:
-    """Parts, states and ports, and below them where to look."""
+    """Lists parts, states and ports, and below them the system's addresses."""
     now_ms = int(time.time() * 1000) if now_ms is None else now_ms
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("part", "state", "for", "restarts", "listens on", "note"):
-        table.add_column(column, justify="right" if column in ("for", "restarts") else "left")
-    for part in running.parts:
-        table.add_row(
+    rows = (
+        (
             part.name,
             Text(part.state, style=_COLOURS.get(part.state, "")),
             duration(now_ms - part.since_ms),
@@ -39,30 +72,32 @@ def parts_table(running: Running, config: Config, now_ms: int | None = None) -> 
             Text(ports(part.sockets)),
             Text(note(part, Path(config.state))),
         )
+        for part in running.parts
+    )
+    columns = ("part", "state", "for", "restarts", "listens on", "note")
+    table = plain_table(columns, rows, right=("for", "restarts"))
     return Group(table, Text(""), *(Text(line) for line in addresses(config)))
 
 
 def addresses(config: Config) -> list[str]:
-    """Where a person looks next."""
+    """Lists the addresses of feed, control room, dashboard, session store and log."""
     serve, room = config.serve, control_room_url(config).partition("#")[0]
     key = f"{config.state}/run/{CONTROL_KEY}"
-    dashboard = [
-        f"dashboard  http://127.0.0.1:{serve.dashboard_port}  (Ray's; token in {config.state}/run/ray.token)"
-    ]
+    dashboard = f"http://127.0.0.1:{serve.dashboard_port}  (Ray's; token in {config.state}/run/ray.token)"
     return [
         f"feed       {feed_url(config)}",
         *([f"control    {room}  (key in {key})"] if room else []),
-        *(dashboard if serve.dashboard else ()),
+        *([f"dashboard  {dashboard}"] if serve.dashboard else []),
         f"sessions   {hide_password(config.sessions.url)}",
         f"log        {hide_password(config.log.url)}"
         + (f" in {config.state}/log" if config.log.url == "sqlite" else ""),
     ]
 
 
-def said_beyond_loopback(config: Config) -> str:
-    """One line on who else reaches the API, and what guards it; empty where nobody else does."""
+def exposure_warning(config: Config) -> str:
+    """Warns that other machines reach the API, and which routes need a key; empty on loopback."""
     serve = config.serve
-    with suppress(ValueError):  # a name
+    with suppress(ValueError):  # a host name
         if is_loopback(serve.host):
             return ""
     if serve.host == "localhost":
@@ -74,41 +109,61 @@ def said_beyond_loopback(config: Config) -> str:
 
 
 def hide_password(url: str) -> str:
+    """Replaces user and password of a URL by asterisks."""
     return re.sub(r"(?<=://)[^/@\s]*@", "***@", url)
 
 
 def ports(sockets: list[Socket]) -> str:
-    """Loopback ports by number (at most four); any other with what guards it."""
+    """Lists at most four loopback ports by number, and every other one with its protection."""
     inside = sorted({socket.port for socket in sockets if socket.loopback})
     shown = [str(port) for port in inside[:4]] + (["…"] if len(inside) > 4 else [])
-    return " ".join(shown + [beyond(socket) for socket in sockets if not socket.loopback])
+    return " ".join(shown + [exposed_port(socket) for socket in sockets if not socket.loopback])
 
 
-def beyond(socket: Socket) -> str:
-    guard = "guarded by token" if socket.program in _GUARDED else "OPEN to other machines"
+def exposed_port(socket: Socket) -> str:
+    """Describes a port that other machines reach."""
+    guard = "guarded by token" if socket.program in _TOKEN_GUARDED else "OPEN to other machines"
     return f"{socket.host}:{socket.port} ({guard})"
 
 
 def note(part: PartRecord, state: Path) -> str:
-    """Why a part isn't ready, or what it last died of."""
+    """Explains why a part isn't ready, or how it last failed."""
     if part.state == "lost":
         return part.reason
-    said = part.reason if part.state not in ("ready", "done", "stopped") else ""
-    if part.last_exit not in (None, 0) or part.state == "backoff":
-        beat = read_beat(state / "run" / f"{part.name}.json")
-        failure = beat.failure if beat is not None else ""
-        died = f"last exit {part.last_exit}" if part.last_exit is not None else ""
-        said = "; ".join(
-            filter(None, (said if said != f"exit {part.last_exit}" else "", died, failure))
-        )
-    return said
+    reason = part.reason if part.state not in ("ready", "done", "stopped") else ""
+    if part.last_exit in (None, 0) and part.state != "backoff":
+        return reason
+    beat = read_beat(state / "run" / f"{part.name}.json")
+    failure = beat.failure if beat is not None else ""
+    last_exit = f"last exit {part.last_exit}" if part.last_exit is not None else ""
+    reason = "" if reason == f"exit {part.last_exit}" else reason
+    return "; ".join(filter(None, (reason, last_exit, failure)))
 
 
 def duration(milliseconds: int) -> str:
-    """7s, 3m12s, 2h05m."""
+    """Formats a duration: 7s, 3m12s, 2h05m."""
     seconds = max(0, milliseconds) // 1000
     if seconds < 60:
         return f"{seconds}s"
     if seconds < 3600:
         return f"{seconds // 60}m{seconds % 60:02d}s"
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def _drift(gauges: dict[str, float]) -> str:
+    """Summarises the director's gauges of drift; empty for any other part."""
+    if "publish_every" not in gauges:
+        return ""
+    text = (
+        f"{gauges.get('alarms', 0):.0f} alarms, learning rates × {gauges.get('rate', 1):g}, "
+        f"rows published every {gauges['publish_every']:.0f} steps"
+    )
+    return text + ", the offline command runs" * bool(gauges.get("offline_runs"))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.1f}".removesuffix(".0")
+
+
+def _milliseconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f} ms (p95)"

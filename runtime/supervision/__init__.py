@@ -1,1 +1,1 @@
-"""The part table, the supervisor and its state file, and the status of a running system."""
+"""Process supervision: the part table, the supervisor and its state file, and the system status."""

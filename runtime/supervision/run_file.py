@@ -1,4 +1,4 @@
-"""What runs in a state folder: ``state/run/up.json``, written by the supervisor, read by everyone else."""
+"""The run file ``STATE/run/up.json``: the supervisor writes the state of all parts, others read it."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ from runtime.supervision.processes import Identity, Socket, alive, end_sessions,
 
 
 class PartRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One part, as the supervisor sees it."""
+    """State of one part, as the supervisor sees it."""
 
     name: str
     state: str
@@ -28,10 +28,10 @@ class PartRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
-    """One ``recsys up``, from its start to its end."""
+    """One run of ``recsys up``, from start to end."""
 
     supervisor: Identity
-    asked: str  # digest of the configuration that was asked for
+    asked: str  # digest of the configuration before addresses were filled in
     started_ms: int
     time_ms: int
     stopping: bool = False
@@ -43,20 +43,24 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def lost(self) -> dict[str, str]:
-        """The parts that can't go on, however long one waits, and why."""
+        """Parts that can never continue, and why."""
         return {part.name: part.reason for part in self.parts if part.state == "lost"}
 
     @property
     def processes(self) -> list[Identity]:
         return [part.process for part in self.parts if part.process is not None]
 
+    def any_alive(self) -> bool:
+        """Whether the supervisor or a part still runs."""
+        return any(map(alive, [self.supervisor, *self.processes]))
+
 
 class AlreadyRuns(RuntimeError):
-    """Another supervisor holds the state folder."""
+    """Another supervisor has locked the state folder."""
 
 
 def read(state: str | Path) -> Running | None:
-    """What was last written, maybe by one that is gone (see ``alive``); None where nothing ever was."""
+    """Reads the run file; its writer may be gone (see ``alive``). None where there never was one."""
     try:
         data = (Path(state) / "run" / "up.json").read_bytes()
         return msgspec.json.decode(data, type=Running)
@@ -65,11 +69,11 @@ def read(state: str | Path) -> Running | None:
 
 
 @contextmanager
-def held(state: str | Path) -> Iterator[None]:
-    """Holds the state folder while it lasts; raises AlreadyRuns where another process does.
+def lock(state: str | Path) -> Iterator[None]:
+    """Locks the state folder; raises AlreadyRuns where another process has locked it.
 
-    A folder that isn't there is made, for its owner only: sessions and events are of persons. The lock goes
-    with the process, however that ends.
+    Creates a missing folder, for its owner only: sessions and events are personal data. The lock ends with
+    the process, however that ends.
     """
     Path(state).mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(run_folder(state) / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -85,7 +89,7 @@ def held(state: str | Path) -> Iterator[None]:
 
 
 def end_leftovers(state: str | Path, grace_s: float = 10.0) -> int:
-    """Ends the parts that a killed supervisor left running; how many. Call it while holding the folder."""
+    """Ends parts that a killed supervisor left running; returns their number. The caller holds the lock."""
     last = read(state)
     if last is None or alive(last.supervisor):
         return 0
@@ -93,7 +97,7 @@ def end_leftovers(state: str | Path, grace_s: float = 10.0) -> int:
 
 
 def stop(state: str | Path, running: Running, grace_s: float = 90.0) -> bool:
-    """Has the supervisor end everything, and ends what is left; whether the supervisor did it all itself."""
+    """Stops the supervisor, then what it left; returns whether the supervisor ended every part itself."""
     if alive(running.supervisor):
         os.kill(running.supervisor.pid, signal.SIGTERM)
         deadline = time.monotonic() + grace_s

@@ -92,7 +92,7 @@ class Admission(Limit):
         return self.inside * self.answer_s - self._read_s
 
 
-class Buckets:
+class TokenBuckets:
     """What each client may ask: ``rate`` requests a second, and a second's worth at once. 0 is no limit."""
 
     def __init__(self, rate: float, clients: int = _CLIENTS) -> None:

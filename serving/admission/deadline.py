@@ -1,7 +1,7 @@
 """What an answer leaves out where its time runs short, and what a past answer left out. Pure.
 
 A stage is asked for before it begins. What is left out stands in ``degraded``, and so in the impression: who
-makes a past answer again asks ``AsServed``, which says the same without a clock.
+makes a past answer again asks ``RecordedDeadline``, which says the same without a clock.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,34 +15,34 @@ UNRANKED: Final = "rank:none"  # nothing is ranked: popularity is the order
 class Deadline(Protocol):
     """When an answer is due."""
 
-    def misses(self, stage: str) -> bool:
+    def skips(self, stage: str) -> bool:
         """Whether a stage is left out: too little time is left for it."""
 
 
-class ByClock:
+class ClockDeadline:
     """``left_ms`` says how much time is left; ``needs_ms`` how much must be left for each stage."""
 
     def __init__(self, left_ms: Callable[[], float], needs_ms: Mapping[str, float]) -> None:
         self._left_ms, self._needs_ms = left_ms, needs_ms
 
-    def misses(self, stage: str) -> bool:
+    def skips(self, stage: str) -> bool:
         return self._left_ms() < self._needs_ms.get(stage, 0.0)
 
 
-class AsServed:
+class RecordedDeadline:
     """Leaves out what an impression's ``degraded`` says was left out. Empty: nothing is."""
 
     def __init__(self, degraded: Iterable[str] = ()) -> None:
         self._missed = frozenset(degraded)
 
-    def misses(self, stage: str) -> bool:
+    def skips(self, stage: str) -> bool:
         return stage in self._missed
 
 
-UNHURRIED: Final[Deadline] = AsServed()
+NO_DEADLINE: Final[Deadline] = RecordedDeadline()
 
 
-def shortened(found: Mapping[int, list[str]], most: int) -> dict[int, list[str]]:
+def shorten_candidates(found: Mapping[int, list[str]], most: int) -> dict[int, list[str]]:
     """At most ``most`` candidates, of each source's first ones its share: sources find the best first."""
     if len(found) <= most:
         return dict(found)

@@ -17,7 +17,7 @@ _HEADERS: Final = [
 ]
 
 
-class Undisturbed:
+class RequestTrackingOff:
     """ASGI, around what Serve puts around the app: says so in each request's headers. What a client says
     there itself doesn't count."""
 
@@ -32,4 +32,4 @@ class Undisturbed:
 
 def middlewares() -> list[Middleware]:
     """What Serve asks for, in each process that takes requests in."""
-    return [Middleware(Undisturbed)]
+    return [Middleware(RequestTrackingOff)]

@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 
 
-class Turnstile:
+class FairLock:
     """First come, first through. Used in one event loop; ``pass_on`` follows each ``turn`` that returned."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
-from serving.admission.admission import CLIENT, WAIT, Buckets, Limit
+from serving.admission.admission import CLIENT, WAIT, TokenBuckets, Limit
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -39,11 +39,11 @@ class Tally(Protocol):
     def turned_away(self, route: str, reason: str) -> None: ...
 
 
-class Gate:
+class LoadShedder:
     """ASGI. ``lists`` is told by the service how long requests wait for the thread."""
 
     def __init__(
-        self, app: App, tally: Tally, lists: Limit, events: Limit, others: Limit, clients: Buckets
+        self, app: App, tally: Tally, lists: Limit, events: Limit, others: Limit, clients: TokenBuckets
     ) -> None:
         self._app, self._tally, self._clients = app, tally, clients
         self._lists, self._events, self._others = lists, events, others

@@ -41,7 +41,7 @@ _USER_LABELS: Final = "labels"
 
 
 def item_in(value: Any, where: str, config: Config, now_ms: int) -> dict[str, Any]:
-    """An item to be published, as Intake takes it."""
+    """An item to be published, as WriteApi takes it."""
     raw = object_of(value, where)
     item = {"type": "item", "item_id": id_of_path(raw, "ItemId", where)}
     return checked(item | _item(raw, {}, where, config, now_ms), where, now_ms)
@@ -86,7 +86,7 @@ def item_out(item_id: Id, fields: Mapping[str, Any], config: Config) -> dict[str
 
 
 def user_in(value: Any, where: str, now_ms: int) -> dict[str, Any]:
-    """A user's profile, as Intake takes it."""
+    """A user's profile, as WriteApi takes it."""
     raw = object_of(value, where)
     return _user(id_of_path(raw, "UserId", where), raw, where, now_ms)
 
@@ -101,7 +101,7 @@ def user_patched(value: Any, user_id: Id, now_ms: int) -> dict[str, Any]:
 
 
 def feedback_in(value: Any, where: str, config: Config, now_ms: int) -> dict[str, Any]:
-    """An engagement, as Ingest takes it: without a request. The same at the same time is a repeat."""
+    """An engagement, as EventValidator takes it: without a request. The same at the same time is a repeat."""
     raw = object_of(value, where)
     user_id, item_id = id_of_path(raw, "UserId", where), id_of_path(raw, "ItemId", where)
     kind = kind_of(raw, "FeedbackType", where, config)

@@ -20,7 +20,7 @@ from serving.compat.newest_events import (
     page_of,
     users_of,
 )
-from serving.compat.shared_handlers import Desk, json
+from serving.compat.shared_handlers import SharedHandlers, json
 from serving.ingestion.write_api import Unavailable
 
 MOST: Final = 100  # of a page
@@ -30,7 +30,7 @@ N = Annotated[int, Query(ge=1, le=MOST)]
 T = TypeVar("T")
 
 
-def add_reads(router: APIRouter, desk: Desk) -> None:
+def add_reads(router: APIRouter, desk: SharedHandlers) -> None:
     """Adds them all."""
     look = _Looks(desk)
     _add_users(router, look)
@@ -41,7 +41,7 @@ def add_reads(router: APIRouter, desk: Desk) -> None:
 class _Looks:
     """One look into the log at a time, in a thread: many at once would hold up the lists."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: SharedHandlers) -> None:
         self.desk, self._turn = desk, asyncio.Lock()
         self.reader = [Depends(desk.let_in)]
 

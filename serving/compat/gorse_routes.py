@@ -15,7 +15,7 @@ from serving import request as asked
 from serving.compat import gorse
 from serving.compat import unpersonalized as lists
 from serving.compat.gorse_reads import add_reads
-from serving.compat.shared_handlers import Desk, instead, json, refuse_strangers
+from serving.compat.shared_handlers import SharedHandlers, instead, json, refuse_strangers
 from serving.compat.times import seconds_of
 from serving.compat.values import MOST_EVENTS, at_most, list_of
 from serving.http.strict_json import StrictRoute
@@ -39,7 +39,7 @@ _ABSENT: Final = (
 )  # fmt: skip
 
 
-def routes_of(desk: Desk) -> APIRouter:
+def routes_of(desk: SharedHandlers) -> APIRouter:
     """All of them, for the app of one replica."""
     router = APIRouter(
         route_class=StrictRoute, tags=["Gorse"], dependencies=[Depends(_refuse_slashes)]
@@ -74,7 +74,7 @@ def _rows(count: int) -> Response:
     return json({"RowAffected": count})
 
 
-def _add_items(router: APIRouter, desk: Desk) -> None:
+def _add_items(router: APIRouter, desk: SharedHandlers) -> None:
     writer, now_ms, config = [Depends(desk.let_in)], desk.service.now_ms, desk.config
 
     @router.post("/api/item", dependencies=writer)
@@ -112,7 +112,7 @@ def _add_items(router: APIRouter, desk: Desk) -> None:
         return json({"Cursor": str(index) if index < len(catalogue) else "", "Items": page})
 
 
-def _add_changes(router: APIRouter, desk: Desk) -> None:
+def _add_changes(router: APIRouter, desk: SharedHandlers) -> None:
     writer, now_ms, config = [Depends(desk.let_in)], desk.service.now_ms, desk.config
 
     async def changed(item_id: str, change: Callable[[Fields], dict[str, Any]]) -> Response:
@@ -152,7 +152,7 @@ def _add_changes(router: APIRouter, desk: Desk) -> None:
         )
 
 
-def _add_users(router: APIRouter, desk: Desk) -> None:
+def _add_users(router: APIRouter, desk: SharedHandlers) -> None:
     writer, now_ms = [Depends(desk.let_in)], desk.service.now_ms
 
     @router.post("/api/user", dependencies=writer)
@@ -178,11 +178,11 @@ def _add_users(router: APIRouter, desk: Desk) -> None:
     @router.delete("/api/user/{user_id}", dependencies=writer)
     async def delete_user(user_id: Name) -> Response:
         """Forgets a user, as DELETE /v1/users/{user_id} does."""
-        await desk.service.intake.erase_user(user_id)
+        await desk.service.write_api.erase_user(user_id)
         return _rows(1)
 
 
-def _add_feedback(router: APIRouter, desk: Desk) -> None:
+def _add_feedback(router: APIRouter, desk: SharedHandlers) -> None:
     @router.post("/api/feedback")
     @router.put("/api/feedback")
     async def feedback(request: Request) -> Response:
@@ -196,7 +196,7 @@ def _add_feedback(router: APIRouter, desk: Desk) -> None:
         return _rows(await desk.engage(events))
 
 
-def _add_recommend(router: APIRouter, desk: Desk) -> None:
+def _add_recommend(router: APIRouter, desk: SharedHandlers) -> None:
     service, config = desk.service, desk.config
 
     @router.get("/api/recommend/{user_id}/{category}")
@@ -232,7 +232,7 @@ def _add_recommend(router: APIRouter, desk: Desk) -> None:
         return json([str(item.item_id) for item in items])
 
 
-def _add_session(router: APIRouter, desk: Desk) -> None:
+def _add_session(router: APIRouter, desk: SharedHandlers) -> None:
     service, config = desk.service, desk.config
 
     @router.post("/api/session/recommend/{category}")
@@ -257,7 +257,7 @@ def _add_session(router: APIRouter, desk: Desk) -> None:
         return json(gorse.scores_out([(i.item_id, i.score or 0.0) for i in answer.items[offset:]]))
 
 
-def _candidates(desk: Desk, session: Session, category: str) -> tuple[Id, ...]:
+def _candidates(desk: SharedHandlers, session: Session, category: str) -> tuple[Id, ...]:
     """What there is of a category that a user hasn't seen."""
     seen, most = _indices_of(desk, session), desk.config.serve.candidates
     return tuple(lists.of_category(desk.service.replica, category, seen, most))
@@ -268,7 +268,7 @@ def _kind(feedback_type: str, config: Config) -> str:
 
 
 async def _write_back(
-    desk: Desk, request_id: str, user_id: Id, ids: Sequence[Id], kind: str, delay_s: float
+    desk: SharedHandlers, request_id: str, user_id: Id, ids: Sequence[Id], kind: str, delay_s: float
 ) -> None:
     async def write() -> None:
         now_ms = desk.service.now_ms()
@@ -280,7 +280,7 @@ async def _write_back(
         await write()
 
 
-def _add_lists(router: APIRouter, desk: Desk) -> None:
+def _add_lists(router: APIRouter, desk: SharedHandlers) -> None:
     service = desk.service
 
     async def unwanted(user_id: str) -> Collection[int]:
@@ -320,7 +320,7 @@ def _add_lists(router: APIRouter, desk: Desk) -> None:
         return json(gorse.scores_out(found[offset:]))
 
 
-def _add_health(router: APIRouter, desk: Desk) -> None:
+def _add_health(router: APIRouter, desk: SharedHandlers) -> None:
     service = desk.service
 
     async def health() -> dict[str, Any]:
@@ -365,7 +365,7 @@ def _start(cursor: str) -> int:
     return int(cursor or 0)
 
 
-def _indices_of(desk: Desk, session: Session) -> Collection[int]:
+def _indices_of(desk: SharedHandlers, session: Session) -> Collection[int]:
     """The catalogue indices of what a user saw or hid."""
     catalogue = desk.service.replica.catalogue
     found = (catalogue.index_of_key(key) for key in (*session.seen, *session.hidden))

@@ -44,7 +44,7 @@ _WATCH: Final = "watch_ms"  # a field of an interaction that we know
 
 @dataclass
 class Batch:
-    """The events of one body, as Intake takes them; ``events`` is how many there were, ``places`` where each
+    """The events of one body, as WriteApi takes them; ``events`` is how many there were, ``places`` where each
     of ``items`` stands in the body."""
 
     events: int = 0

@@ -16,7 +16,7 @@ from recsys.events.hashing import Id
 from serving import request as asked
 from serving.compat import metarank
 from serving.compat import unpersonalized as lists
-from serving.compat.shared_handlers import Desk, instead, json
+from serving.compat.shared_handlers import SharedHandlers, instead, json
 from serving.compat.values import Raw, checked, list_of, object_of, optional_id
 from serving.http.strict_json import StrictRoute
 
@@ -25,7 +25,7 @@ Model = Annotated[str, Path(min_length=1, max_length=256)]
 Scored = list[tuple[Id, float]]
 
 
-def routes_of(desk: Desk) -> APIRouter:
+def routes_of(desk: SharedHandlers) -> APIRouter:
     """All of them, for the app of one replica."""
     router = APIRouter(route_class=StrictRoute, tags=["Metarank"])
     _add_feedback(router, desk)
@@ -52,7 +52,7 @@ def routes_of(desk: Desk) -> APIRouter:
     return router
 
 
-def _add_feedback(router: APIRouter, desk: Desk) -> None:
+def _add_feedback(router: APIRouter, desk: SharedHandlers) -> None:
     @router.post("/feedback")
     async def feedback(request: Request) -> Response:
         """One event, a list, or one in each line: all of it, or none where one can't be read. Items and users
@@ -69,7 +69,7 @@ def _add_feedback(router: APIRouter, desk: Desk) -> None:
         return json(told)
 
 
-async def _write(desk: Desk, batch: metarank.Batch, now_ms: int) -> None:
+async def _write(desk: SharedHandlers, batch: metarank.Batch, now_ms: int) -> None:
     """Items first: laid over what they have they may be too large, and then nothing is written."""
 
     def made(fields_of: Callable[[Id], Mapping[str, Any] | None]) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ def laid_over(
     return found
 
 
-def _add_rank(router: APIRouter, desk: Desk) -> None:
+def _add_rank(router: APIRouter, desk: SharedHandlers) -> None:
     @router.post("/rank/{model}")
     async def rank(
         model: Model, request: Request, explain: Annotated[bool, Query()] = False
@@ -122,7 +122,7 @@ def _add_rank(router: APIRouter, desk: Desk) -> None:
         return json({"took": _took_ms(began_s), "items": items})
 
 
-def _in_order(desk: Desk, answer: asked.Answer, given: Sequence[str]) -> Scored:
+def _in_order(desk: SharedHandlers, answer: asked.Answer, given: Sequence[str]) -> Scored:
     """The list as it was logged, then what was ranked beyond it, then what isn't known: nothing that was
     given is missing but what was removed. What isn't known has the lowest score of all, or 0."""
     ranked, catalogue = answer.ranked, desk.service.replica.catalogue
@@ -137,7 +137,7 @@ def _in_order(desk: Desk, answer: asked.Answer, given: Sequence[str]) -> Scored:
     return found + [(item_id, least) for item_id in unknown]
 
 
-def _add_recommend(router: APIRouter, desk: Desk) -> None:
+def _add_recommend(router: APIRouter, desk: SharedHandlers) -> None:
     service = desk.service
 
     @router.post("/recommend/{model}")

@@ -6,14 +6,14 @@ from fastapi import FastAPI, Request, Response
 
 from recsys.events.event_types import Rejected
 from serving.compat import gorse_routes, metarank_routes
-from serving.compat.shared_handlers import Desk, Refused, Tally, json, refusal
-from serving.compat.unpersonalized import NoCounterpart
+from serving.compat.shared_handlers import SharedHandlers, PartlyRejected, Tally, json, refusal
+from serving.compat.unpersonalized import Unsupported
 from serving.service import Service
 
 
-def mount(app: FastAPI, service: Service, tally: Tally, admin_key: Callable[[], str]) -> Desk:
+def mount(app: FastAPI, service: Service, tally: Tally, admin_key: Callable[[], str]) -> SharedHandlers:
     """Adds those that the configuration asks for. The desk is to be closed before the service stops."""
-    desk = Desk(service, tally, admin_key)
+    desk = SharedHandlers(service, tally, admin_key)
     compat = service.config.compat
     if compat.gorse:
         app.include_router(gorse_routes.routes_of(desk))
@@ -24,12 +24,12 @@ def mount(app: FastAPI, service: Service, tally: Tally, admin_key: Callable[[], 
     async def unread(_: Request, error: Rejected) -> Response:
         return refusal(error)
 
-    @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> Response:
+    @app.exception_handler(PartlyRejected)
+    async def refused(_: Request, error: PartlyRejected) -> Response:
         return refusal(error)
 
-    @app.exception_handler(NoCounterpart)
-    async def absent(_: Request, error: NoCounterpart) -> Response:
+    @app.exception_handler(Unsupported)
+    async def absent(_: Request, error: Unsupported) -> Response:
         return json({"error": str(error), "details": []}, 501)
 
     return desk

@@ -42,7 +42,7 @@ class Tally(Protocol):
     def ranked_again(self) -> None: ...
 
 
-class Desk:
+class SharedHandlers:
     """Reads bodies, lets writers in, and hands on what they say. ``admin_key``: as in build_app."""
 
     def __init__(self, service: Service, tally: Tally, admin_key: Callable[[], str]) -> None:
@@ -91,7 +91,7 @@ class Desk:
     async def engage(self, raw_events: Sequence[Mapping[str, Any]]) -> int:
         """Takes engagements; how many were new. Raises Rejected for the first that can't be taken: the others
         are."""
-        taken = await self.service.intake.take(raw_events, foreign=True)
+        taken = await self.service.write_api.take(raw_events, foreign=True)
         for status in (ACCEPTED, DUPLICATE, REJECTED):
             self.tally.took(status, taken.count(status))
         _raise_first(taken.results)
@@ -121,17 +121,17 @@ class Desk:
             await self._put_items(made(self.fields_of))
 
     async def _put_items(self, items: Sequence[dict[str, Any]]) -> None:
-        results = await self.service.intake.put_items(items)
-        await self._applied(self.service.intake.items_end)
+        results = await self.service.write_api.put_items(items)
+        await self._applied(self.service.write_api.items_end)
         _raise_first(results)
 
     async def remove_item(self, item_id: Id) -> None:
         async with self._items:
-            await self.service.intake.remove_item(item_id)
-            await self._applied(self.service.intake.items_end)
+            await self.service.write_api.remove_item(item_id)
+            await self._applied(self.service.write_api.items_end)
 
     async def put_users(self, users: Sequence[Mapping[str, Any]]) -> None:
-        _raise_first(await self.service.intake.put_users(users))
+        _raise_first(await self.service.write_api.put_users(users))
 
     async def rank(self, wanted: asked.Request, request_id: str) -> asked.Answer:
         """Answers under the id of a client's ranking, and where one of that id was answered here, under a new
@@ -173,10 +173,10 @@ def _raise_first(results: Sequence[Result]) -> None:
     refused = [result for result in results if result.error is not None]
     if refused:
         field, value, expected = refused[0].error or ("", "", "")
-        raise Refused(f"[{refused[0].index}].{field}", value, expected, len(refused), len(results))
+        raise PartlyRejected(f"[{refused[0].index}].{field}", value, expected, len(refused), len(results))
 
 
-class Refused(Exception):
+class PartlyRejected(Exception):
     """Some of what was sent isn't taken; of the first, field, value and what was expected."""
 
     def __init__(self, field: str, value: str, expected: str, refused: int, of: int) -> None:
@@ -184,7 +184,7 @@ class Refused(Exception):
         super().__init__(f"{refused} of {of} are refused, the others are taken")
 
 
-def refusal(error: Rejected | Refused) -> Response:
+def refusal(error: Rejected | PartlyRejected) -> Response:
     """400, as Gorse and Metarank answer what they can't read."""
     if isinstance(error, Rejected):
         detail = {"field": error.field, "value": error.value, "expected": error.expected}

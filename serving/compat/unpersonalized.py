@@ -23,7 +23,7 @@ Indices = NDArray[np.int64]
 NEWEST: Final = 2000  # looked at for the latest, as for the source ``fresh``
 
 
-class NoCounterpart(ValueError):
+class Unsupported(ValueError):
     """What is asked for isn't there, and what to do instead."""
 
 
@@ -49,9 +49,9 @@ def popular(replica: Replica, n: int, unwanted: Collection[int], category: str) 
 
 def near(replica: Replica, item_ids: Collection[Id], n: int, category: str = "") -> Scored | None:
     """What is nearest to some items, by the product with the mean of their vectors, without themselves; None
-    where none of them is known. Raises NoCounterpart where the replica has no index."""
+    where none of them is known. Raises Unsupported where the replica has no index."""
     if not replica.indexed:
-        raise NoCounterpart(
+        raise Unsupported(
             "items near an item aren't searched with serve.retrieval_shards above 0"
         )
     known = [i for i in map(replica.catalogue.index_of, item_ids) if i is not None]
@@ -86,7 +86,7 @@ def _holding(replica: Replica, category: str) -> NDArray[np.bool_]:
     """Which items hold the category, by the keys that are made of the field."""
     field = replica.config.compat.categories
     if not has_categories(replica.features, field):
-        raise NoCounterpart(
+        raise Unsupported(
             f"categories need the field {field!r} as a categorical feature of items; set compat.categories "
             "to one that is"
         )

@@ -38,7 +38,7 @@ class _Stored(msgspec.Struct, array_like=True):
     value: bytes
 
 
-class KeptFile:
+class SpoolFile:
     """One file, held open and locked. ``end``: where the next record goes; ``sent``: what went out."""
 
     def __init__(self, path: Path, fd: int, log: bytes, sent: int) -> None:
@@ -50,7 +50,7 @@ class KeptFile:
         self.torn = 0
 
     @classmethod
-    def made(cls, folder: Path, log_id: str) -> "KeptFile":
+    def made(cls, folder: Path, log_id: str) -> "SpoolFile":
         """A new one. It gets its name once it is locked, so that nobody takes it for left behind. Raises
         OSError where the disk has no room for its head."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ class KeptFile:
         return cls(path, fd, digest_of(log_id), _HEAD.size)
 
     @classmethod
-    def left(cls, path: Path, log_id: str) -> "KeptFile | None":
+    def left(cls, path: Path, log_id: str) -> "SpoolFile | None":
         """A file whose replica is gone; None where it lives, or where the file is for another log."""
         try:
             fd = os.open(path, os.O_RDWR)
@@ -185,13 +185,13 @@ def digest_of(log_id: str) -> bytes:
     return hashlib.blake2b(log_id.encode(), digest_size=16).digest()
 
 
-class Kept:
+class DiskSpool:
     """All that waits on disk: the own file, and those that were left behind. Used by one thread."""
 
     def __init__(self, folder: Path, log_id: str, most_bytes: int) -> None:
         self._folder, self._log_id, self._most = folder, log_id, most_bytes
-        self._own: KeptFile | None = None
-        self._left: list[KeptFile] = []
+        self._own: SpoolFile | None = None
+        self._left: list[SpoolFile] = []
         self._torn = 0
 
     @property
@@ -214,7 +214,7 @@ class Kept:
             return 0
         if self._own is None:
             try:
-                self._own = KeptFile.made(self._folder, self._log_id)
+                self._own = SpoolFile.made(self._folder, self._log_id)
             except OSError as error:
                 logging.getLogger(__name__).warning("not kept", extra={"error": str(error)})
                 return 0
@@ -226,7 +226,7 @@ class Kept:
         """Takes over the files whose replicas are gone."""
         mine = {file.path for file in (*self._left, self._own) if file is not None}
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
-            if path not in mine and (file := KeptFile.left(path, self._log_id)) is not None:
+            if path not in mine and (file := SpoolFile.left(path, self._log_id)) is not None:
                 self._left.append(file)
 
     def peek(self, most: int) -> list[Waiting]:

@@ -46,7 +46,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Taken:
+class ValidatedBatch:
     """One batch: what to append to ``events``, in order, and a result per event."""
 
     records: tuple[Append, ...]
@@ -58,7 +58,7 @@ class Taken:
         return sum(result.status == status for result in self.results)
 
 
-class Ingest:
+class EventValidator:
     """Takes batches of decoded JSON events. ``duration_ms_of`` knows an item's duration, or None."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Ingest:
         self._duration_ms_of = duration_ms_of
         self._recent = Recent(window)
 
-    def take(self, raw_events: Sequence[object], now_ms: int, foreign: bool = False) -> Taken:
+    def take(self, raw_events: Sequence[object], now_ms: int, foreign: bool = False) -> ValidatedBatch:
         """Reads the events of one batch; never raises for what is in them. ``foreign``: from the client of
         another recommender, who may tell the past, and needn't know which request it is about."""
         results: list[Result] = []
@@ -101,9 +101,9 @@ class Ingest:
             )
             for event in out
         )
-        return Taken(records, tuple(out), tuple(results), tuple(ids))
+        return ValidatedBatch(records, tuple(out), tuple(results), tuple(ids))
 
-    def keep(self, taken: Taken) -> None:
+    def keep(self, taken: ValidatedBatch) -> None:
         """The batch is committed: its events are repeats from now on."""
         for name in taken.ids:
             self._recent.add(name)

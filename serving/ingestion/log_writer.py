@@ -18,7 +18,7 @@ from itertools import groupby
 from typing import Final
 
 from recsys.log.protocol import Append, Log, LogUnavailable
-from serving.ingestion.disk_spool import Kept, Waiting
+from serving.ingestion.disk_spool import DiskSpool, Waiting
 
 _BATCH: Final = 500  # entries in one append
 _RETRY_S: Final = 0.5
@@ -42,7 +42,7 @@ class _Entry:
     told: Callable[[int], None] | None = None
 
 
-class ImpressionWriter:
+class LogWriter:
     """Appends in the background. ``keep_bytes``: the most impressions in memory; ``kept``: where more of them
     wait on disk while the log is away; ``waiting``: the most events that may wait at a time. Counters are for
     metrics."""
@@ -54,7 +54,7 @@ class ImpressionWriter:
         keep_bytes: int = 64 << 20,
         waiting: int = 20_000,
         retry_s: float = _RETRY_S,
-        kept: Kept | None = None,
+        kept: DiskSpool | None = None,
     ) -> None:
         self._log, self._keep_bytes, self._most = log, keep_bytes, waiting
         self._retry_s, self._kept = retry_s, kept

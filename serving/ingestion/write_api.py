@@ -16,12 +16,12 @@ from recsys.log.protocol import Append, LogUnavailable
 from serving.ingestion.event_validation import (
     ACCEPTED,
     REJECTED,
-    Ingest,
+    EventValidator,
     Result,
-    Taken,
+    ValidatedBatch,
     check_storable,
 )
-from serving.ingestion.log_writer import ImpressionWriter, Overloaded
+from serving.ingestion.log_writer import LogWriter, Overloaded
 from serving.sessions.session_store import SessionReader, StoreUnavailable
 from serving.sessions.session_view import offset_of
 from serving.tracing.freshness import Freshness
@@ -40,13 +40,13 @@ class Unavailable(RuntimeError):
         self.retry_after_s = retry_after_s
 
 
-class Intake:
+class WriteApi:
     """Appends what comes from outside, in the event loop. All methods raise Unavailable."""
 
     def __init__(
         self,
         config: Config,
-        writer: ImpressionWriter,
+        writer: LogWriter,
         sessions: SessionReader,
         freshness: Freshness,
         duration_ms_of: Callable[[Id], float | None],
@@ -56,7 +56,7 @@ class Intake:
         self._config, self._writer, self._sessions = config, writer, sessions
         self._traces = traces
         self._freshness, self._now_ms = freshness, now_ms
-        self._ingest = Ingest(config, duration_ms_of)
+        self._ingest = EventValidator(config, duration_ms_of)
         self._following: asyncio.Task[None] | None = None
         self.items_end = 0  # the offset of ``items`` after the newest that was committed here
 
@@ -64,9 +64,9 @@ class Intake:
         if self._following is not None:
             self._following.cancel()
 
-    async def take(self, raw_events: Sequence[object], foreign: bool = False) -> Taken:
+    async def take(self, raw_events: Sequence[object], foreign: bool = False) -> ValidatedBatch:
         """Takes a batch of events; when it returns, what was accepted is committed. ``foreign``: as in
-        Ingest. Raises Unavailable."""
+        EventValidator. Raises Unavailable."""
         began_ns = self._traces.now_ns() if self._traces else 0
         taken = self._ingest.take(raw_events, self._now_ms(), foreign)
         offsets = await self._commit(EVENTS, taken.records)

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from experiments.statistics.interleaving import NOBODY, Draft, shares
+from experiments.statistics.interleaving import NOBODY, TeamDraft, shares
 from recsys.events.hashing import uniform
 from serving.ranking.selection import Ballot, Drawn
 from serving.ranking.slate_propensities import Walk, seats
@@ -44,7 +44,7 @@ def draft(
     """Up to ``n`` ranks. Both ballots have the same candidates, and the same items fixed to ranks, which are
     nobody's. So is, from there on, all that is drawn once either policy has nothing left."""
     n = max(n, 0)
-    turns = Draft(request_id, teams, seed)
+    turns = TeamDraft(request_id, teams, seed)
     walks = tuple(Walk(ballot, n) for ballot in ballots)
     pinned = ballots[0].pinned(n)
     waiting = int((pinned >= 0).sum())
@@ -73,7 +73,7 @@ def draft(
     )
 
 
-def _pick(walks: tuple[Walk, ...], turns: Draft, draw: float) -> _Pick:
+def _pick(walks: tuple[Walk, ...], turns: TeamDraft, draw: float) -> _Pick:
     """Who is next draws."""
     steps = [None if walk.ended else walk.step() for walk in walks]
     able = [step for step in steps if step is not None]

@@ -17,7 +17,7 @@ from recsys.events.event_types import Event, FeatureBlock, Impression, Served, S
 from recsys.events.hashing import Id
 from recsys.features.feature_set import read_block
 from recsys.features.session import Session
-from serving.admission.deadline import AsServed
+from serving.admission.deadline import RecordedDeadline
 from serving.pipeline import Pipeline
 from serving.ranking.scoring import probabilities
 from serving.replica.replica import Replica
@@ -62,7 +62,7 @@ def answer_again(
     """The answer, from the same time and request id, without what too little time was left for. Raises
     ValueError as ``request_of`` does."""
     request, its = request_of(impression), impression
-    as_served = AsServed(its.degraded)
+    as_served = RecordedDeadline(its.degraded)
     answer = pipeline.recommend(request, session, policy, its.time_ms, its.request_id, as_served)
     for stage in (SESSION, STALE):
         if stage in its.degraded:

@@ -15,7 +15,7 @@ import msgspec
 
 from experiments.assignment.policy import Policies
 from experiments.promotion.epoch_model import config_at
-from experiments.promotion.lifecycle import Lifecycle, Standing
+from experiments.promotion.lifecycle import Lifecycle, CandidateState
 from experiments.statistics.revision import running
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.policy_config import check_rules, check_weights
@@ -126,7 +126,7 @@ class StateReader:
         self._pinned = pinned
         self._wanted: tuple[str, int | None] = pinned or (MAIN, None)
         self.lifecycle = Lifecycle()
-        self.canary: Standing | None = None  # the candidate that answers a share of the users
+        self.canary: CandidateState | None = None  # the candidate that answers a share of the users
         self.arms: frozenset[str] = frozenset()  # the lines that answer arms of experiments
         self._items, self._states = log.begin(ITEMS, 0), log.begin(ITEM_STATE, 0)
         self.items_applied = self._items  # every record of ``items`` before it is in the catalogue

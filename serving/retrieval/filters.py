@@ -1,6 +1,6 @@
-"""Which items may be shown to a user now. Each filter says how many it removed."""
+"""Filters: the items that may be shown to a user now, and how many each filter removed."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import numpy as np
 
@@ -8,32 +8,65 @@ from recsys.arrays.bitmap import Bitmap, Indices
 from recsys.events.hashing import Id
 from recsys.features.catalogue import Catalogue
 from recsys.features.session import Session
+from serving.request import Candidates, Request
 
 
-def wanted_items(
-    catalogue: Catalogue, session: Session, exclude_ids: Iterable[Id], least: int
+def allowed_items(
+    catalogue: Catalogue, session: Session, request: Request
 ) -> tuple[Bitmap, dict[str, int], Indices]:
-    """The items of the catalogue that may come, how many each filter removed, and which of the living were.
-    What this costs hangs on the session: of the catalogue, only bits are copied.
+    """Items that may be retrieved, removals by filter, and the living items that were removed.
 
-    Where fewer than ``least`` would remain, what was seen may come again: an empty feed is worse.
+    The cost depends on the session: only bits of the catalogue are copied. Where fewer than ``request.n``
+    items would remain, seen ones may come again: an empty feed is worse.
     """
-    wanted = catalogue.living.copy()
-    removed = {"gone": len(wanted) - wanted.count}
-    excluded = [index for index in map(catalogue.index_of, exclude_ids) if index is not None]
+    allowed = catalogue.living.copy()
+    gone = len(allowed) - allowed.count
+    excluded = [index for index in map(catalogue.index_of, request.exclude_ids) if index is not None]
     taken = {
-        "excluded": wanted.take(np.array(excluded, np.int64)),
-        "hidden": wanted.take(_known(catalogue, session.hidden)),
-        "seen": wanted.take(_known(catalogue, session.seen)),
+        "excluded": allowed.take(np.array(excluded, np.int64)),
+        "hidden": allowed.take(_indices_of(catalogue, session.hidden)),
+        "seen": allowed.take(_indices_of(catalogue, session.seen)),
     }
-    if wanted.count < least:
-        wanted.give_back(taken["seen"])
+    if allowed.count < request.n:
+        allowed.give_back(taken["seen"])
         taken["seen"] = np.empty(0, np.int64)
-    removed |= {name: len(its) for name, its in taken.items()}
-    return wanted, removed, np.concatenate(list(taken.values()))
+    removed = {"gone": gone} | {name: len(indices) for name, indices in taken.items()}
+    return allowed, removed, np.concatenate(list(taken.values()))
 
 
-def _known(catalogue: Catalogue, keys: Collection[int]) -> Indices:
-    """The indices of those of the keys that are of items: all found at once, for there are hundreds."""
-    found = catalogue.indices_of_keys(np.fromiter(keys, np.int64, len(keys)))
-    return found[found >= 0]
+def _indices_of(catalogue: Catalogue, keys: Collection[int]) -> Indices:
+    """Indices of the keys that are items, looked up together: there are hundreds."""
+    indices = catalogue.indices_of_keys(np.fromiter(keys, np.int64, len(keys)))
+    return indices[indices >= 0]
+
+
+def given_items(catalogue: Catalogue, request: Request) -> tuple[list[int], dict[str, int]]:
+    """Distinct indices of the caller's own candidates, and the counts of unknown or gone and of excluded
+    ones, which are left out."""
+    distinct = dict.fromkeys(map(str, request.candidate_ids or ()))
+    indices = [catalogue.index_of(item_id) for item_id in distinct]
+    alive = [index for index in indices if index is not None and catalogue.alive[index]]
+    excluded = _texts(request.exclude_ids)
+    left = [index for index in alive if str(catalogue.ids[index]) not in excluded]
+    return left, {"unknown": len(distinct) - len(alive), "excluded": len(alive) - len(left)}
+
+
+def pinned_items(
+    catalogue: Catalogue, request: Request, session: Session, pins: dict[int | str, Id],
+    candidates: Candidates,
+) -> dict[int, int]:  # fmt: skip
+    """Catalogue indices by rank of the policy's pins that may be shown. Seen items may, too."""
+    excluded, pinned = _texts(request.exclude_ids), dict[int, int]()
+    for rank, item_id in pins.items():
+        index = catalogue.index_of(item_id)
+        if index is None or int(rank) >= request.n or not catalogue.alive[index]:
+            continue
+        hidden = int(catalogue.keys[index, 0]) in session.hidden
+        missing = request.candidate_ids is not None and index not in candidates.sources
+        if not hidden and not missing and str(item_id) not in excluded:
+            pinned[int(rank)] = index
+    return pinned
+
+
+def _texts(item_ids: Collection[Id]) -> set[str]:
+    return {str(item_id) for item_id in item_ids}

@@ -1,8 +1,8 @@
-"""Reads ``items`` and ``events`` for a fold: every event once, with the items' keys at hand.
+"""Reads ``items`` and ``events`` for a fold: each event once, with the keys of the items at hand.
 
-Items are read first in each turn, so that an event about an item that was published before it finds it.
-Repeats are recognised by their ids among the newest of their partition, also across a restart: the ids before
-the place that is gone on from are read back.
+Each turn reads items first, so that an event about an item published before it finds the item. Repeats are
+recognised by id among the newest events of their partition, also across a restart: the ids before the resume
+position are read again.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ REMEMBERED: Final = 20_000  # ids a partition
 READ_BACK: Final = 2_000  # records a partition whose ids are read again after a restart
 
 
-class Read(NamedTuple):
-    """An event with where it stands."""
+class FoldEvent(NamedTuple):
+    """An event with its partition and offset."""
 
     partition: int
     offset: int
@@ -30,7 +30,7 @@ class Read(NamedTuple):
 
 
 class EventReader:
-    """The catalogue, and the events after ``offsets``. ``offsets`` are the next to read, by partition."""
+    """Catalogue and cursor over ``events``. ``offsets``: next to read, by partition."""
 
     def __init__(self, log: Log, features: FeatureSet) -> None:
         self._log, self.features = log, features
@@ -42,19 +42,19 @@ class EventReader:
         self._recent: list[Recent] = []
 
     def seek(self, offsets: Sequence[int] | None) -> None:
-        """Goes on from these offsets; from the beginning of the log without."""
+        """Resumes from these offsets; from the beginning of the log if None."""
         partitions = range(self._log.partitions(EVENTS))
         begins = [self._log.begin(EVENTS, p) for p in partitions]
         if offsets is not None and len(offsets) != len(begins):
             raise ValueError(
-                f"a place of {len(offsets)} partitions, but {EVENTS!r} has {len(begins)}: it was left by "
+                f"a position of {len(offsets)} partitions, but {EVENTS!r} has {len(begins)}: it belongs to "
                 "another log; start with a new state folder"
             )
         self.offsets = list(begins if offsets is None else offsets)
         self._recent = [self._read_back(p, begins[p]) for p in partitions]
 
     def read_items(self) -> int:
-        """Folds what is new in ``items``; returns how many records that were."""
+        """Folds new records of ``items`` into the catalogue; returns their number."""
         moved = 0
         while records := self._log.read(ITEMS, 0, self.items_offset):
             for record in records:
@@ -65,10 +65,10 @@ class EventReader:
             moved += len(records)
         return moved
 
-    def read(self, limit: int = 1_000) -> list[Read]:
-        """The next events, at most ``limit`` a partition, without ticks and repeats; ``offsets`` move on."""
+    def read(self, limit: int = 1_000) -> list[FoldEvent]:
+        """Next events, at most ``limit`` a partition, without ticks and repeats; advances ``offsets``."""
         self.read_items()
-        found = []
+        events = []
         for partition, offset in enumerate(self.offsets):
             records = self._log.read(EVENTS, partition, offset, limit)
             for record in records:
@@ -76,15 +76,15 @@ class EventReader:
                 if event is None or isinstance(event, Tick):
                     continue
                 if self._recent[partition].add(repeat_key(event)):
-                    found.append(Read(partition, record.offset, event))
+                    events.append(FoldEvent(partition, record.offset, event))
                 else:
                     self.repeats += 1
             if records:
                 self.offsets[partition] = records[-1].offset + 1
-        return found
+        return events
 
     def keys_of(self, item_id: Id) -> Keys:
-        """The keys of an item (I,); of its id alone where it was never published."""
+        """Keys of an item (I,); of its id alone if it was never published."""
         index = self.catalogue.index_of(item_id)
         if index is None:
             return self.features.item_keys(item_id, {})
@@ -92,14 +92,14 @@ class EventReader:
         return keys
 
     def shown_keys(self, impression: Impression) -> Keys:
-        """The keys of what an impression says was shown (N, I): see ``serving.sessions.session_fold``."""
+        """Keys of the items that an impression counts as shown (N, I)."""
         return shown_keys(self.features, impression, self.keys_of)
 
     def _decode(self, value: bytes) -> Event | None:
         try:
             return decode(value)
         except Rejected:
-            # The joiner, which reads the same records, keeps it in dead_letters.
+            # The joiner reads the same records and puts this one into dead_letters.
             self.unreadable += 1
             return None
 

@@ -1,4 +1,4 @@
-"""How one event changes a session: for the part that folds all, and for who folds a past one again."""
+"""Folds one event into a session; shared by the live fold and by reconstructions of past sessions."""
 
 from collections.abc import Callable
 
@@ -9,12 +9,12 @@ from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.session import Session
 
-KeysOf = Callable[[Id], Keys]  # the keys of an item (I,), as its fields are when an event is folded
+KeysOf = Callable[[Id], Keys]  # keys of an item (I,), as its fields are when an event is folded
 
 
 def fold_event(session: Session, event: Event, keys_of: KeysOf) -> None:
-    """Folds an event of the session's user; others change nothing. That a user is forgotten isn't folded: it
-    begins another session."""
+    """Folds an event of the session's user; other events change nothing. An erasure isn't folded: it starts
+    a new session."""
     if isinstance(event, User):
         session.fold_user(event)
     elif isinstance(event, Impression):
@@ -24,7 +24,7 @@ def fold_event(session: Session, event: Event, keys_of: KeysOf) -> None:
 
 
 def shown_keys(features: FeatureSet, impression: Impression, keys_of: KeysOf) -> Keys:
-    """The keys of what an impression says was shown (N, I): all its items, or none where views say it."""
+    """Keys of the items that an impression counts as shown (N, I): all, or none if views count instead."""
     shown = impression.items if features.schema.shown_by == "impression" else []
     keys = np.zeros((len(shown), features.item_columns), np.int64)
     for row, item in zip(keys, shown, strict=True):

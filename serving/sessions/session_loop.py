@@ -26,9 +26,9 @@ from recsys.observability.recent_delays import Delays
 from recsys.observability.tracer import Tracer, tracer_of
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
-from serving.sessions.event_reader import EventReader, Read
+from serving.sessions.event_reader import EventReader, FoldEvent
 from serving.sessions.session_fold import fold_event
-from serving.sessions.session_store import FoldStore, Moved, Place, RedisFold, StoreUnavailable
+from serving.sessions.session_store import FoldStore, PositionConflict, FoldPosition, RedisFoldStore, StoreUnavailable
 from serving.tracing.swipe_traces import folded
 
 NAME: Final = "session-fold"
@@ -54,7 +54,7 @@ class SessionLoop:
         self.events = EventReader(log, features)
         self.delays = Delays()  # from a view's own time to its session's being written
         self.unreadable = 0  # packed sessions that couldn't be read: begun anew
-        self._place: Place | None = None
+        self._place: FoldPosition | None = None
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._control = 0
         self._held_ms = 0
@@ -124,7 +124,7 @@ class SessionLoop:
         return Session(user_id, self._features, self._seen)
 
     def _fold(
-        self, batch: Iterable[Read], erased: Mapping[str, Erasure]
+        self, batch: Iterable[FoldEvent], erased: Mapping[str, Erasure]
     ) -> tuple[set[str], set[str]]:
         """Folds events into the loaded sessions; the users changed, and those gone.
 
@@ -158,7 +158,7 @@ class SessionLoop:
 
     def _commit(self, changed: set[str], gone: set[str]) -> None:
         packed = {name: self._sessions[name].pack() for name in sorted(changed - gone)}
-        after = Place(self._log.id, list(self.events.offsets), self._control)
+        after = FoldPosition(self._log.id, list(self.events.offsets), self._control)
         self._store.commit(self._place, after, packed, sorted(gone))
         self._place = after
         for name in gone:
@@ -168,7 +168,7 @@ class SessionLoop:
         while len(self._sessions) > _IN_MEMORY:
             self._sessions.popitem(last=False)
 
-    def _measure(self, batch: Iterable[Read]) -> None:
+    def _measure(self, batch: Iterable[FoldEvent]) -> None:
         events = [read.event for read in batch]
         views = [e.time_ms for e in events if isinstance(e, Engagement) and e.kind == "view"]
         self.delays.since(views, self._now_ms())
@@ -189,7 +189,7 @@ def _user_of(event: Event) -> Id | None:
 def run(config: Config, stop: Stop) -> None:
     """The part: turns until it is asked to stop; waits while the store or the log is away."""
     log = open_log(config)
-    store = RedisFold(config.sessions.url, config.sessions.ttl_s)
+    store = RedisFoldStore(config.sessions.url, config.sessions.ttl_s)
     tracer = tracer_of(config, NAME)
     loop = SessionLoop(log, store, feature_set(config), config.sessions.seen, tracer=tracer)
     logger = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ def run(config: Config, stop: Stop) -> None:
             try:
                 moved = loop.turn()
                 starting = False
-            except (StoreUnavailable, LogUnavailable, Moved) as error:
+            except (StoreUnavailable, LogUnavailable, PositionConflict) as error:
                 stop.heartbeat.add("failed_turns")
                 logger.warning("turn failed, trying again", extra={"error": str(error)})
                 _tell_delay(loop, stop)

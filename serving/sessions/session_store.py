@@ -1,10 +1,10 @@
-"""Sessions in Redis or Valkey: one GET per request, and for the fold MGET and one transaction per batch.
+"""Session store in Redis or Valkey: one GET per request; MGET and one transaction per batch of the fold.
 
-The fold's place in the log is written in the transaction that writes the sessions, so the two agree whatever
-is killed when. Before it writes, it compares: where the store has another place than the fold left there (it
-came back without its last second, or another process folds too), nothing is written and ``Moved`` is raised;
-the fold then goes on from the place that is there. A single instance is meant, not a Redis Cluster, whose
-transactions end at a slot.
+The transaction that writes the sessions also writes the fold's position in the log, so the two agree after a
+crash. Before it writes, the fold compares positions: if the store holds another one (it lost its last second,
+or a second process folds too), nothing is written and ``PositionConflict`` is raised; the fold then resumes
+from the stored position. The store is a single instance, not a Redis Cluster, where a transaction covers one
+slot only.
 """
 
 from collections.abc import Awaitable, Collection, Mapping, Sequence
@@ -18,22 +18,23 @@ from redis.retry import Retry
 
 from recsys.events.hashing import Id
 
-_PLACE: Final = b"sessions:place"
+_POSITION_KEY: Final = b"sessions:place"
 _CONNECTIONS: Final = 200
 _FOLD_TIMEOUT_S: Final = 10.0
-READ_TIMEOUT_S: Final = 1.0  # of the connection; a request waits for far less
+_READ_TIMEOUT_S: Final = 1.0  # of the connection; a request waits far less: see session_timeout
+_ERRORS: Final = (redis.RedisError, OSError)
 
 
 class StoreUnavailable(RuntimeError):
-    """The session store doesn't answer. Whether the last write was done is unknown."""
+    """The session store doesn't answer. Whether the last write happened is unknown."""
 
 
-class Moved(RuntimeError):
-    """The store's place isn't the one that this fold left there: go on from what is there."""
+class PositionConflict(RuntimeError):
+    """The store's position isn't the one this fold wrote last: resume from the stored one."""
 
 
-class Place(msgspec.Struct, frozen=True):
-    """Up to where the sessions are folded: offsets of ``events`` by partition, and of ``control``."""
+class FoldPosition(msgspec.Struct, frozen=True):
+    """Next offsets to fold: of ``events`` by partition, and of ``control``."""
 
     log_id: str
     events: list[int]
@@ -41,102 +42,105 @@ class Place(msgspec.Struct, frozen=True):
 
 
 def session_key(user_id: Id) -> str:
-    """Where a user's session stands."""
+    """Redis key of a user's session."""
     return f"session:{user_id}"
 
 
 class SessionReader(Protocol):
-    """What a request needs."""
+    """Read access for requests."""
 
     def get(self, user_id: Id) -> Awaitable[bytes | None]:
-        """A packed session; None where there is none. Raises StoreUnavailable when it is awaited."""
+        """Packed session; None if there is none. Raises StoreUnavailable when awaited."""
 
     async def close(self) -> None: ...
 
 
 class FoldStore(Protocol):
-    """What the fold needs. Both methods raise StoreUnavailable."""
+    """Read and write access for the fold. All methods but ``close`` raise StoreUnavailable."""
 
-    def place(self) -> Place | None:
-        """The place last committed; None in a new store."""
+    def position(self) -> FoldPosition | None:
+        """Last committed position; None in a new store."""
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
         """Packed sessions, in order; None where there is none."""
 
     def commit(
         self,
-        before: Place | None,
-        after: Place,
+        before: FoldPosition | None,
+        after: FoldPosition,
         sessions: Mapping[str, bytes],
         gone: Collection[str] = (),
     ) -> None:
-        """Writes sessions, removes those of ``gone`` and moves the place: all or nothing.
+        """Writes ``sessions``, deletes those of ``gone`` and sets the position: all or nothing.
 
-        Raises Moved, with nothing written, where the place isn't ``before``.
+        Raises PositionConflict, with nothing written, if the stored position isn't ``before``.
         """
 
     def close(self) -> None: ...
 
 
 class MemorySessions:
-    """Both protocols in memory, for tests and for a system in one process."""
+    """Session store in memory, for tests and for a system in one process."""
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
-        self._place: Place | None = None
+        self._position: FoldPosition | None = None
 
     async def get(self, user_id: Id) -> bytes | None:
         return self.blobs.get(str(user_id))
 
     async def close(self) -> None: ...
 
-    def place(self) -> Place | None:
-        return self._place
+    def position(self) -> FoldPosition | None:
+        return self._position
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
         return [self.blobs.get(str(user_id)) for user_id in user_ids]
 
     def commit(
         self,
-        before: Place | None,
-        after: Place,
+        before: FoldPosition | None,
+        after: FoldPosition,
         sessions: Mapping[str, bytes],
         gone: Collection[str] = (),
     ) -> None:
-        _compare(before, self._place)
+        _compare(before, self._position)
         self.blobs.update(sessions)
         for user_id in gone:
             self.blobs.pop(user_id, None)
-        self._place = after
+        self._position = after
 
 
-class MemoryFold:
-    """The fold's side of ``MemorySessions``: its ``close`` isn't a coroutine."""
+class MemoryFoldStore:
+    """FoldStore over ``MemorySessions``, whose own ``close`` is a coroutine."""
 
     def __init__(self, sessions: MemorySessions) -> None:
         self.sessions = sessions
-        self.place, self.load, self.commit = sessions.place, sessions.load, sessions.commit
+        self.position, self.load, self.commit = sessions.position, sessions.load, sessions.commit
 
     def close(self) -> None: ...
 
 
 class RedisSessions:
-    """The sessions as a request reads them. Use it in one event loop."""
+    """SessionReader over redis-py with hiredis; belongs to one event loop.
+
+    A read of a 25 KB session costs 34 to 39 µs of processor time, about 1 % of an answer.
+    """
 
     def __init__(self, url: str) -> None:
         self._client: Any = redis.asyncio.Redis.from_url(
             url,
             max_connections=_CONNECTIONS,
-            socket_timeout=READ_TIMEOUT_S,
-            socket_connect_timeout=READ_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 1),  # a connection that the server closed meanwhile
+            socket_timeout=_READ_TIMEOUT_S,
+            socket_connect_timeout=_READ_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 1),  # for a connection that the server closed meanwhile
             protocol=2,
         )
 
     async def get(self, user_id: Id) -> bytes | None:
         try:
             blob: bytes | None = await self._client.get(session_key(user_id))
-        except (redis.RedisError, OSError) as error:
+        except _ERRORS as error:
             raise StoreUnavailable(f"the session store can't be read: {error}") from error
         return blob
 
@@ -144,8 +148,8 @@ class RedisSessions:
         await self._client.aclose()
 
 
-class RedisFold:
-    """The sessions as the fold writes them. Each write begins the session's time-to-live anew."""
+class RedisFoldStore:
+    """FoldStore over redis-py. Each write of a session renews its time to live."""
 
     def __init__(self, url: str, ttl_s: int) -> None:
         self._ttl_s = ttl_s
@@ -157,10 +161,10 @@ class RedisFold:
             protocol=2,
         )
 
-    def place(self) -> Place | None:
+    def position(self) -> FoldPosition | None:
         try:
-            return _read_place(self._client.get(_PLACE))
-        except (redis.RedisError, OSError) as error:
+            return _decode_position(self._client.get(_POSITION_KEY))
+        except _ERRORS as error:
             raise StoreUnavailable(f"the session store can't be read: {error}") from error
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
@@ -168,46 +172,45 @@ class RedisFold:
             return []
         try:
             blobs: list[bytes | None] = self._client.mget(list(map(session_key, user_ids)))
-        except (redis.RedisError, OSError) as error:
+        except _ERRORS as error:
             raise StoreUnavailable(f"the session store can't be read: {error}") from error
         return blobs
 
     def commit(
         self,
-        before: Place | None,
-        after: Place,
+        before: FoldPosition | None,
+        after: FoldPosition,
         sessions: Mapping[str, bytes],
         gone: Collection[str] = (),
     ) -> None:
         try:
             with self._client.pipeline(transaction=True) as pipe:
-                pipe.watch(_PLACE)
-                _compare(before, _read_place(pipe.get(_PLACE)))
+                pipe.watch(_POSITION_KEY)
+                _compare(before, _decode_position(pipe.get(_POSITION_KEY)))
                 pipe.multi()
                 for user_id, blob in sessions.items():
                     pipe.set(session_key(user_id), blob, ex=self._ttl_s)
                 if gone:
                     pipe.delete(*map(session_key, gone))
-                pipe.set(_PLACE, msgspec.msgpack.encode(after))
+                pipe.set(_POSITION_KEY, msgspec.msgpack.encode(after))
                 pipe.execute()
         except redis.WatchError as error:
-            raise Moved(
-                "another process folds sessions into this store: end one of them"
-            ) from error
-        except (redis.RedisError, OSError) as error:
+            reason = "another process folds sessions into this store: stop one of them"
+            raise PositionConflict(reason) from error
+        except _ERRORS as error:
             raise StoreUnavailable(f"the session store can't be written: {error}") from error
 
     def close(self) -> None:
         self._client.close()
 
 
-def _read_place(blob: Any) -> Place | None:
-    return None if blob is None else msgspec.msgpack.decode(blob, type=Place)
+def _decode_position(blob: Any) -> FoldPosition | None:
+    return None if blob is None else msgspec.msgpack.decode(blob, type=FoldPosition)
 
 
-def _compare(expected: Place | None, found: Place | None) -> None:
-    if found != expected:
-        raise Moved(
-            f"the session store is at {found}, this fold left it at {expected}: the store lost its newest "
+def _compare(expected: FoldPosition | None, stored: FoldPosition | None) -> None:
+    if stored != expected:
+        raise PositionConflict(
+            f"the session store is at {stored}, this fold left it at {expected}: the store lost its newest "
             "writes, or another process folds too"
         )

@@ -1,4 +1,4 @@
-"""A session as its viewer may see it: topics by weight, and the recent history. Pure."""
+"""Formats a session for display: topics by weight, and the recent history. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.counters import SPEEDS
 from recsys.features.session import Session
 
-_NOT_WATCHED: float = 0.3  # what an item that was shown and not watched long takes from its topics
+_NOT_WATCHED: float = 0.3  # weight that the topics of an item lose if it was shown and not watched long
 
 
 class _Offset(msgspec.Struct):
@@ -19,12 +19,12 @@ class _Offset(msgspec.Struct):
 
 
 def offset_of(blob: bytes) -> int:
-    """The offset of a packed session, without reading the rest; raises msgspec.MsgspecError."""
+    """Offset of a packed session, decoding nothing else; raises msgspec.MsgspecError."""
     return msgspec.msgpack.decode(blob, type=_Offset).offset
 
 
 def view_of(session: Session, catalogue: Catalogue, weights: Mapping[str, float]) -> dict[str, Any]:
-    """What the page shows. ``weights`` of engagements are those of the policy."""
+    """Session as the page shows it. ``weights``: of engagements, from the policy."""
     return {
         "user_id": session.user_id,
         "events": session.events,
@@ -38,7 +38,7 @@ def view_of(session: Session, catalogue: Catalogue, weights: Mapping[str, float]
 def _topics(
     session: Session, catalogue: Catalogue, weights: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """The tags of the recent items, with what their counters weigh, heaviest first."""
+    """Tags of the recent items with the weight of their counters, heaviest first."""
     groups = session.features.schema.groups
     if not groups:
         return []
@@ -53,32 +53,28 @@ def _topics(
     if not keys:
         return []
     kinds = session.features.kinds
-    read = session.counters.read(np.array(list(keys.values()), np.int64), session.last_ms)
-    fast = read.reshape(len(keys), SPEEDS, len(kinds))[:, 0]
-    weigh = np.array([weights.get(kind, 0.0) for kind in kinds], np.float32)
-    weigh[kinds.index("shown")] = -_NOT_WATCHED
-    weigh[kinds.index("watch")] = 0.0
-    main = session.features.main_labels[0]
-    weigh[kinds.index(main)] += _NOT_WATCHED
-    total = (fast @ weigh).tolist()
-    found = [{"tag": t, "weight": round(w, 3)} for t, w in zip(keys, total, strict=True)]
-    return sorted(found, key=lambda topic: -float(topic["weight"]))
+    counts = session.counters.read(np.array(list(keys.values()), np.int64), session.last_ms)
+    fast = counts.reshape(len(keys), SPEEDS, len(kinds))[:, 0]
+    kind_weights = np.array([weights.get(kind, 0.0) for kind in kinds], np.float32)
+    kind_weights[kinds.index("shown")] = -_NOT_WATCHED
+    kind_weights[kinds.index("watch")] = 0.0
+    kind_weights[kinds.index(session.features.main_labels[0])] += _NOT_WATCHED
+    totals = (fast @ kind_weights).tolist()
+    topics = [{"tag": t, "weight": round(w, 3)} for t, w in zip(keys, totals, strict=True)]
+    return sorted(topics, key=lambda topic: -float(topic["weight"]))
 
 
 def _recent(session: Session, catalogue: Catalogue) -> list[dict[str, Any]]:
-    """The history, newest first, by item ids; items that are unknown here are left out."""
+    """History, newest first; items that the catalogue lacks are left out."""
     labels = session.features.schema.labels
-    found = []
-    for entry in reversed(session.history):
-        index = catalogue.index_of_key(entry.keys[0])
-        if index is not None:
-            did = [name for name, value in zip(labels, entry.outcomes, strict=True) if value]
-            found.append(
-                {
-                    "item_id": catalogue.ids[index],
-                    "time_ms": entry.time_ms,
-                    "watch_ms": entry.watch_ms,
-                    "did": did,
-                }
-            )
-    return found
+    entries = ((catalogue.index_of_key(e.keys[0]), e) for e in reversed(session.history))
+    return [
+        {
+            "item_id": catalogue.ids[index],
+            "time_ms": entry.time_ms,
+            "watch_ms": entry.watch_ms,
+            "did": [name for name, did in zip(labels, entry.outcomes, strict=True) if did],
+        }
+        for index, entry in entries
+        if index is not None
+    ]

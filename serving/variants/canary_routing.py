@@ -3,26 +3,26 @@
 from collections import Counter
 from collections.abc import Collection
 
-from experiments.promotion.lifecycle import Standing, answers
+from experiments.promotion.lifecycle import CandidateState, answers
 from recsys.events.hashing import Id
 from serving.pipeline import Pipeline
-from serving.variants.model_variants import LineSides, Side
+from serving.variants.model_variants import ModelVariants, ModelVariant
 
 
-class CanarySide:
+class CanaryRouter:
     """Belongs to the event loop that answers. ``look`` before each request."""
 
-    def __init__(self, sides: LineSides) -> None:
+    def __init__(self, sides: ModelVariants) -> None:
         self.sides = sides
-        self.standing: Standing | None = None
+        self.standing: CandidateState | None = None
         self.answered = Counter[str]()  # by line
 
     @property
-    def side(self) -> Side | None:
+    def side(self) -> ModelVariant | None:
         """The canary's."""
         return None if self.standing is None else self.sides.get(self.standing.line)
 
-    def look(self, standing: Standing | None, arms: Collection[str] = ()) -> None:
+    def look(self, standing: CandidateState | None, arms: Collection[str] = ()) -> None:
         """Takes note of the candidate that answers now, if any does, and of the lines that answer arms.
         Never waits, never raises."""
         self.standing = standing

@@ -29,7 +29,7 @@ _LOOK_S: Final = 1.0  # between two looks for a line's first snapshot
 
 
 @dataclass(frozen=True)
-class Side:
+class ModelVariant:
     """What answers for one line."""
 
     line: str
@@ -44,7 +44,7 @@ class Side:
         return fine and self.pipeline.replica.step > 0
 
 
-class LineSides:
+class ModelVariants:
     """Belongs to the event loop that answers. ``want`` before each request."""
 
     def __init__(
@@ -53,8 +53,8 @@ class LineSides:
         self._config, self._log, self._features, self._now_ms = config, log, features, now_ms
         self._snapshots = Path(config.state) / "snapshots"
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._sides: dict[str, Side] = {}  # changed by whoever calls ``want`` alone
-        self._made: deque[Side] = deque()  # by threads, and not among these yet
+        self._sides: dict[str, ModelVariant] = {}  # changed by whoever calls ``want`` alone
+        self._made: deque[ModelVariant] = deque()  # by threads, and not among these yet
         self._wanted: frozenset[str] = frozenset()
         self._making: set[str] = set()
         self._again_s: dict[str, float] = {}
@@ -86,16 +86,16 @@ class LineSides:
             side = self._made.popleft()
             self._sides[side.line] = side
 
-    def get(self, line: str) -> Side | None:
+    def get(self, line: str) -> ModelVariant | None:
         """The side of a line, whether or not it has caught up; None where there is none, or not yet."""
         return self._sides.get(line)
 
-    def fit(self, side: Side) -> bool:
+    def fit(self, side: ModelVariant) -> bool:
         """Whether a side may answer now: one whose line stands still while others learn may not."""
         return side.ready and not side.reader.stale(self._now_ms())
 
     @property
-    def all(self) -> list[Side]:
+    def all(self) -> list[ModelVariant]:
         return list(self._sides.values())
 
     async def stop(self) -> None:
@@ -115,7 +115,7 @@ class LineSides:
                 return
             replica = Replica(self._features, self._config)
             reader = StateReader(self._log, replica, self._config, self._now_ms, pinned=(line, 0))
-            made = Side(line, Pipeline(replica), reader, Follower(self._log, reader))
+            made = ModelVariant(line, Pipeline(replica), reader, Follower(self._log, reader))
             if self._loop is not None:
                 made.follower.start(self._loop)
             self._made.append(made)
@@ -125,7 +125,7 @@ class LineSides:
         finally:
             self._making.discard(line)
 
-    def _drop(self, side: Side) -> None:
+    def _drop(self, side: ModelVariant) -> None:
         """Nobody is answered by it any more; its thread ends by itself."""
         if self._loop is not None:
             threading.Thread(target=side.follower.stop, name="side-stop", daemon=True).start()

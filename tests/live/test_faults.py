@@ -11,7 +11,7 @@ from recsys.process.open_log import open_log
 from runtime.supervision.launch_plan import EMBEDDED_KAFKA
 from runtime.supervision.system_status import gather
 from tests.support.live_system import LiveSystem, Traffic
-from training.archive.writer import read_archive
+from training.archive.writer import archived_rows
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -143,8 +143,8 @@ def _step(system):
 
 def _check_archive(system, acknowledged):
     def missing():
-        values = read_archive(system.state / "archive", EVENTS).select("value").collect()["value"]
-        events = (decode(bytes(value)) for value in values)
+        rows = archived_rows(system.state / "archive", EVENTS, ["value"])
+        events = (decode(value) for (value,) in rows)
         found = {e.event_id for e in events if isinstance(e, Engagement)}
         return acknowledged - found
 

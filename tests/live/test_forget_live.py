@@ -18,7 +18,7 @@ from recsys.events.records import EXAMPLES, without_example
 from recsys.features.feature_set_file import feature_set
 from recsys.process.open_log import open_log
 from recsys.process.part_process import read_beat
-from replay.answer_check import EQUAL, Explainer
+from replay.answer_check import EQUAL, AnswerChecker
 from runtime.cli.forget import Refused, forget_user
 from runtime.cli.trace import life_of
 from runtime.supervision.launch_plan import _free_ports
@@ -157,7 +157,7 @@ def unequal(system: LiveSystem, asked: list[tuple[str, str]]) -> list[str]:
     torch.set_num_threads(1)  # as a replica has it
     log = open_log(system.config)
     try:
-        explainer = Explainer(log, system.config, feature_set(system.config))
+        explainer = AnswerChecker(log, system.config, feature_set(system.config))
         found = [explainer.explain(request_id, user) for request_id, user in asked]
         return [f"{its.why} {its.differences[:2]}" for its in found if its.verdict != EQUAL]
     finally:

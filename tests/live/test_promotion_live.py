@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.promotion.epoch_model import sized
+from experiments.promotion.epoch_model import with_size
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
@@ -134,7 +134,7 @@ def there_and_back(
 
 def register(system: LiveSystem, log: Log, name: str, size: ModelSize | None) -> None:
     """A candidate: live's newest snapshot; or, of another size, one that has learned the steps so far."""
-    config, features = sized(system.config, size), feature_set(system.config)
+    config, features = with_size(system.config, size), feature_set(system.config)
     folder = system.state / "snapshots"
     until(lambda: snapshots.latest(folder, MAIN).snapshot, 60, "there is a snapshot")
     snapshot = snapshots.latest(folder, MAIN).snapshot

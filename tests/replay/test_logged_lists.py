@@ -4,7 +4,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 
-from experiments.assignment.target_policy import Target
+from experiments.assignment.target_policy import TargetPolicy
 from recsys.config.policy_config import PolicyConfig
 from recsys.events.event_types import Asked, Impression, Stamp, encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics
@@ -12,7 +12,7 @@ from recsys.log.protocol import Append, MemoryLog
 from replay.logged_lists import EARLY, REPEATED, SAMPLED, chosen
 
 WINDOW_MS = 1_000
-TARGET = Target("t", PolicyConfig(), {"like": 1.0})
+TARGET = TargetPolicy("t", PolicyConfig(), {"like": 1.0})
 
 
 def listed(n: int, size: int = 0) -> Impression:

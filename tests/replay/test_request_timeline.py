@@ -14,8 +14,8 @@ from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step
 from recsys.log.protocol import Append, MemoryLog, Record
 from recsys.log.sqlite_log import SqliteLog
 from recsys.process.open_log import create_topics
-from replay.local_system import OneProcess, small_config
-from replay.request_timeline import Finder
+from replay.local_system import LocalSystem, small_config
+from replay.request_timeline import TimelineReader
 from runtime.cli.main import app
 from runtime.supervision import launch_plan as plans
 from runtime.supervision.launch_plan import Plan, RayPorts
@@ -28,7 +28,7 @@ PARTS = ["impression", "engagement", "example", "step", "delta", "stamp"]
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("life")
     config = small_config(folder)
-    system = OneProcess(config)
+    system = LocalSystem(config)
     asked = asyncio.run(swipe_and_learn(system, 20))
     plans.write(config, Plan(ray=RayPorts(*range(14))))
     return folder, asked
@@ -42,7 +42,7 @@ def log(ran: tuple[Path, list[str]]) -> Iterator[SqliteLog]:
 
 
 def test_a_life_has_all_its_moments_in_order(ran: tuple[Path, list[str]], log: SqliteLog) -> None:
-    life = Finder(log, JoinConfig()).life(ran[1][2])
+    life = TimelineReader(log, JoinConfig()).life(ran[1][2])
     assert not life.missing and {moment.what for moment in life.moments} == set(PARTS)
     firsts = [min(moment.at_ms for moment in life.of(what)) for what in PARTS]
     assert firsts == sorted(firsts)
@@ -51,7 +51,7 @@ def test_a_life_has_all_its_moments_in_order(ran: tuple[Path, list[str]], log: S
 
 
 def test_moments_are_what_stands_on_the_log(ran: tuple[Path, list[str]], log: SqliteLog) -> None:
-    life = Finder(log, JoinConfig()).life(ran[1][2])
+    life = TimelineReader(log, JoinConfig()).life(ran[1][2])
     for moment in life.moments:
         topic, partition, offset = moment.place
         [record] = log.read(topic, partition, offset, 1)
@@ -87,7 +87,7 @@ def check_first(log: SqliteLog, step: int, at_ms: int) -> None:
 
 
 def test_the_newest_that_was_learned(ran: tuple[Path, list[str]], log: SqliteLog) -> None:
-    finder = Finder(log, JoinConfig())
+    finder = TimelineReader(log, JoinConfig())
     newest = finder.latest()
     assert newest in ran[1][-3:]
     what = {moment.what for moment in finder.life(newest).moments}
@@ -98,7 +98,7 @@ def test_what_is_missing_is_said(ran: tuple[Path, list[str]], log: SqliteLog) ->
     copy = MemoryLog()
     create_topics(copy, small_config(ran[0]))
     for topic in (EVENTS, EXAMPLES, STEPS, DELTAS):
-        finder = Finder(copy, JoinConfig())
+        finder = TimelineReader(copy, JoinConfig())
         if topic == EVENTS:
             with pytest.raises(KeyError, match="no impression of request"):
                 finder.life(ran[1][2])
@@ -109,7 +109,7 @@ def test_what_is_missing_is_said(ran: tuple[Path, list[str]], log: SqliteLog) ->
         for partition in range(log.partitions(topic)):
             for record in log.read(topic, partition, 0, 10_000):
                 copy.append(topic, [(partition, record.key, record.value)])  # type: ignore[list-item]
-    whole = Finder(copy, JoinConfig()).life(ran[1][2])
+    whole = TimelineReader(copy, JoinConfig()).life(ran[1][2])
     assert not whole.missing and {moment.what for moment in whole.moments} == set(PARTS)
 
 
@@ -125,14 +125,14 @@ def test_the_newest_is_found_where_reads_are_short(
 ) -> None:
     copy = ShortReads()
     create_topics(copy, small_config(ran[0]))
-    newest = Finder(log, JoinConfig()).latest()
+    newest = TimelineReader(log, JoinConfig()).latest()
     for topic in (EVENTS, EXAMPLES, STEPS, DELTAS):
         for partition in range(log.partitions(topic)):
             for record in log.read(topic, partition, 0, 10_000):
                 copy.append(topic, [Append(partition, record.key, record.value)])
         if topic == EVENTS:
-            assert Finder(copy, JoinConfig()).latest() == ran[1][-1], "the newest answer"
-    assert Finder(copy, JoinConfig()).latest() == newest
+            assert TimelineReader(copy, JoinConfig()).latest() == ran[1][-1], "the newest answer"
+    assert TimelineReader(copy, JoinConfig()).latest() == newest
 
 
 def test_the_command(ran: tuple[Path, list[str]]) -> None:

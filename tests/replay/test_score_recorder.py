@@ -2,7 +2,7 @@ import numpy as np
 
 from recsys.events.event_types import Engagement, Impression, Served
 from replay.player import Scored
-from replay.score_recorder import Recorder
+from replay.replay_run import ScoreRecorder
 
 
 def scored(request: str, *items: str | int, step: int = 1, **context: str) -> Scored:
@@ -19,7 +19,7 @@ def happened(request: str, item: str | int, kind: str) -> Engagement:
 
 
 def test_scores_stand_beside_what_happened_in_the_order_given() -> None:
-    its = Recorder(["click", "like"], "page")
+    its = ScoreRecorder(["click", "like"], "page")
     its.happened(happened("r2", 7, "like"))  # before it is scored
     its.scored(scored("r1", "a", "b", page="home"))
     its.scored(scored("r2", "7", step=2))
@@ -36,7 +36,7 @@ def test_scores_stand_beside_what_happened_in_the_order_given() -> None:
 
 
 def test_of_nothing_there_are_empty_columns() -> None:
-    its = Recorder(["click"], None)
+    its = ScoreRecorder(["click"], None)
     out = its.predictions()
     assert out.request_id == [] and len(out.scores["click"]) == len(out.labels["click"]) == 0
     assert len(its.contexts()) == 0

@@ -1,14 +1,14 @@
-"""Evidence and features of an acceptance decision."""
+"""RowFormEvidence and features of an acceptance decision."""
 
-from experiments.promotion.acceptance import Evidence, what_is_read
+from experiments.promotion.acceptance import RowFormEvidence, input_digest
 from recsys.config.system_config import ModelConfig, digest
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 
 FEATURES = FeatureSet(FEED_SCHEMA, "all", 20)
 
-EVIDENCE = Evidence(
-    features=what_is_read(FEATURES),
+EVIDENCE = RowFormEvidence(
+    features=input_digest(FEATURES),
     model=digest(ModelConfig()),
     data="kuairand",
     rows=1000,

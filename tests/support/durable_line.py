@@ -2,7 +2,7 @@
 
 from parameter_server.rpc.parameter_client import Routed, part_of, route_lanes
 from parameter_server.shard.shard import digest_of_shards
-from parameter_server.storage.durable_shard import DurableShard, Home
+from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from tests.support.small_line import DENSE, LANES, toy_spec
 
 STEPS, PARTS, ALL = 25, 2, list(range(LANES))
@@ -25,7 +25,7 @@ class Line:
         self.shards = [self.open(part) for part in range(PARTS)]
 
     def open(self, part):
-        home = Home(self.folder / "snapshots", self.folder / f"{part}.wal", self.every, 2)
+        home = ShardStorage(self.folder / "snapshots", self.folder / f"{part}.wal", self.every, 2)
         publish = self.published.extend
         dense = DENSE if part == 0 else None
         shard = DurableShard(part_of(self.spec, part), home, publish, dense, self.background)

@@ -54,7 +54,13 @@ class ToyTrial:
     def arm(self, user: str) -> str | None:
         return self._policies.resolve(user).arms.get("mine")
 
-    def serve(self, user: str, arms: dict[str, str] | None = None, watch: bool = True) -> str:
+    def serve(
+        self,
+        user: str,
+        arms: dict[str, str] | None = None,
+        watch: bool = True,
+        surface: str = "feed",
+    ) -> str:
         """One list, a second later; ``arms``: instead of those that are assigned."""
         self.now_ms += 1_000
         self._served += 1
@@ -64,7 +70,7 @@ class ToyTrial:
         self._append(
             Impression(
                 time_ms=self.now_ms, request_id=request_id, user_id=user, items=items,
-                stamp=Stamp(arms=given),
+                surface=surface, stamp=Stamp(arms=given),
             )
         )  # fmt: skip
         if watch:

@@ -16,7 +16,7 @@ from recsys.events.event_types import Engagement
 from replay.simulation.world import World
 from runtime.cli.up import start
 from runtime.supervision import launch_plan as plans
-from runtime.supervision import run_file as runs
+from runtime.supervision import run_file
 from runtime.supervision.processes import kill_session, members_saying
 
 ITEMS, USERS = 300, 20
@@ -43,9 +43,9 @@ class LiveSystem:
         self.config, _ = plans.read(self.state)
 
     def down(self) -> None:
-        running = runs.read(self.state)
+        running = run_file.read(self.state)
         if running is not None:
-            runs.stop(self.state, running)
+            run_file.stop(self.state, running)
             for leader in [*running.processes, running.supervisor]:
                 kill_session(leader)
 
@@ -64,8 +64,8 @@ class LiveSystem:
             )
             client.upsert_users({u.user_id: u.fields for u in self.world.users()})
 
-    def running(self) -> runs.Running:
-        running = runs.read(self.state)
+    def running(self) -> run_file.Running:
+        running = run_file.read(self.state)
         assert running is not None
         return running
 

@@ -15,7 +15,7 @@ from recsys.model.model_tables import tables_of
 from tests.support.small_feed import FEATURES, example
 from training.continual.learner import Learner
 from training.offline.examples import Examples, examples_of
-from training.offline.setup import vocabularies_of
+from training.offline.setup import count_vocabularies
 from training.offline.tables import OwnTable
 from training.offline.trainer import OfflineTrainer, alone
 
@@ -79,7 +79,7 @@ def toy_trainer(
 ) -> OfflineTrainer:
     model = build_model(FEATURES, MODEL)
     learner, tables = Learner(model), tables_of(MODEL)
-    vocabularies = vocabularies_of(blocks, learner, tables, size=20)
+    vocabularies = count_vocabularies(blocks, learner, tables, size=20)
     rows = {t.name: made(t, vocabularies[t.name], MODEL.seed) for t in tables}
     dense = Dense(
         model.read_dense(), MODEL.dense_rate, average=MODEL.dense_average, first=MODEL.dense_first

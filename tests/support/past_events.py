@@ -10,10 +10,10 @@ from recsys.events.event_types import Event, Impression, Item, User
 from recsys.events.hashing import partition_of
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
-from replay.feature_replay import AsServed
+from replay.feature_replay import FeatureReplay
 from serving.sessions.session_fold import fold_event, shown_keys
 from tests.support.small_feed import FEATURES, PARTITIONS, START_MS, feed
-from training.archive.recompute import CountersThen, Folds, ItemHistory, Read, SessionsThen, Shown
+from training.archive.recompute import PastCounters, Folds, ItemHistory, Read, PastSessions, PlacedImpression
 
 FOLDS = Folds(fold_event, shown_keys)
 
@@ -42,22 +42,22 @@ class ToyPast:
     def events(self, partition: int) -> Iterator[Read]:
         return iter(self.partitions[partition])
 
-    def shown(self) -> list[Shown]:
+    def shown(self) -> list[PlacedImpression]:
         return [
-            Shown(p, offset, event)
+            PlacedImpression(p, offset, event)
             for p, events in enumerate(self.partitions)
             for offset, event in events
             if isinstance(event, Impression)
         ]
 
-    def counters(self, items: ItemHistory) -> CountersThen:
-        return CountersThen(items, self.events, PARTITIONS, FOLDS)
+    def counters(self, items: ItemHistory) -> PastCounters:
+        return PastCounters(items, self.events, PARTITIONS, FOLDS)
 
-    def sessions(self, items: ItemHistory) -> SessionsThen:
+    def sessions(self, items: ItemHistory) -> PastSessions:
         users = {str(its.impression.user_id) for its in self.shown()}
-        return SessionsThen(items, self.events, FOLDS, users)
+        return PastSessions(items, self.events, FOLDS, users)
 
-    def session_of(self, items: ItemHistory, shown: Shown) -> Session:
+    def session_of(self, items: ItemHistory, shown: PlacedImpression) -> Session:
         """One session, from the beginning: an oracle without state."""
         session = Session(shown.impression.user_id, items.features)
         for offset, event in self.partitions[shown.partition]:
@@ -70,7 +70,7 @@ class ToyPast:
 def toy_past(requests: int = 60) -> ToyPast:
     """Each time is another one, as what came first at a time isn't known of several partitions."""
     past = ToyPast()
-    server = AsServed(FEATURES)
+    server = FeatureReplay(FEATURES)
     told: list[Event] = [_item(n, 0) for n in range(9)]
     told += [
         User(time_ms=START_MS - 500 + n, user_id=f"u{n}", fields={"country": f"c{n % 3}"})

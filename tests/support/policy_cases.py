@@ -8,7 +8,7 @@ from recsys.config.system_config import Config, JoinConfig
 from recsys.events.control_records import Experiments
 from recsys.events.event_types import Item
 from recsys.events.hashing import uniform
-from replay.local_system import START_MS, OneProcess, small_config
+from replay.local_system import START_MS, LocalSystem, small_config
 from runtime.supervision import launch_plan as plans
 from runtime.supervision.launch_plan import Plan, RayPorts
 from serving.request import Request
@@ -47,7 +47,7 @@ def request_of(n: int) -> Request:
 async def scenario(folder: Path) -> list[str]:
     """The ids of its requests. Its folder is one that commands can read."""
     config = config_of(folder)
-    system = OneProcess(config)
+    system = LocalSystem(config)
     plans.write(config, Plan(ray=RayPorts(*range(14))))
     system.publish([item(n) for n in range(40)])
     await system.start()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.studies.promotion.simulated_pairs import Pair, Stream
-from experiments.statistics.comparison import Paired
+from experiments.statistics.comparison import PairedPredictions
 from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Decision, Live
@@ -101,7 +101,7 @@ class Town:
             found += decided
 
 
-def said_of(line: str, pairs: Paired, step: int, nan: bool = False, epoch: int = 0) -> Scores:
+def said_of(line: str, pairs: PairedPredictions, step: int, nan: bool = False, epoch: int = 0) -> Scores:
     candidate = pairs.candidate_N.astype(np.float32)
     if nan:
         candidate[0] = np.nan

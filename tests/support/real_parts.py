@@ -21,7 +21,7 @@ from parameter_server.rpc.parameter_client import Worker as WorkerId
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
 from parameter_server.shard.shard import ShardSpec
-from parameter_server.storage.durable_shard import DurableShard, Home
+from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from parameter_server.storage.wal import Wal
 from recsys.config.system_config import Config, LogConfig
 from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Delta, unpack
@@ -59,8 +59,8 @@ class Job:
     def spec(self) -> ShardSpec:
         return replace(SPEC, **PUBLISHED[self.seed % len(PUBLISHED)])  # type: ignore[arg-type]
 
-    def home(self, part: int) -> Home:
-        return Home(self.folder / "snapshots", self.folder / f"{part}.wal", SNAPSHOT_EVERY, 2)
+    def home(self, part: int) -> ShardStorage:
+        return ShardStorage(self.folder / "snapshots", self.folder / f"{part}.wal", SNAPSHOT_EVERY, 2)
 
     def plant(self) -> None:
         torch.set_num_threads(1)

@@ -8,7 +8,7 @@ from parameter_server.rpc.parameter_client import ShardedClient, Worker, hello, 
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
 from parameter_server.shard.shard import digest_of_shards
-from parameter_server.storage.durable_shard import DurableShard, Home
+from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from tests.support.small_line import DENSE, toy_spec
 
 TOKEN = "correct horse"
@@ -27,7 +27,7 @@ class Servers:
             self.start(part)
 
     def start(self, part: int) -> None:
-        home = Home(self.folder / "snapshots", self.folder / f"{part}.wal", self.every, 2)
+        home = ShardStorage(self.folder / "snapshots", self.folder / f"{part}.wal", self.every, 2)
         shard = DurableShard(
             part_of(self.spec, part), home, self.published.extend, DENSE if part == 0 else None
         )

@@ -23,7 +23,7 @@ from parameter_server.rpc.protocol import Answer, Exchange, Frame, Rewind
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.shard.lanes import LaneGradients
 from parameter_server.shard.shard import ShardSpec
-from parameter_server.storage.durable_shard import DurableShard, Home
+from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from recsys.config.system_config import TableConfig
 from recsys.events.event_types import Event
 from recsys.events.records import DELTAS, EVENTS, Delta, topics, unpack
@@ -321,7 +321,7 @@ class Simulation:
     def _shard(self, part: int) -> tuple[DurableShard, ShardService]:
         there = self._shards[part]
         if there is None:
-            home = Home(
+            home = ShardStorage(
                 self.folder / "snapshots", self.folder / f"{part}.wal", SNAPSHOT_EVERY, 2, self.power
             )  # fmt: skip
             shard = ShuffledShard(

@@ -25,7 +25,7 @@ from training.steps import step_reader
 
 def whole_examples() -> AbstractContextManager[Any]:
     """Within it, workers decode all of an example: counting needs to know which it is, learning doesn't."""
-    return mock.patch.object(step_reader, "Lesson", Example)
+    return mock.patch.object(step_reader, "TrainingExample", Example)
 
 
 def counted(example: Example) -> list[int]:

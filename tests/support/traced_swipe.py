@@ -1,11 +1,11 @@
 """One traced swipe, from request to learned step."""
 
 from benchmarks.answers.reconstruction_run import _item
-from replay.local_system import OneProcess
+from replay.local_system import LocalSystem
 from serving.request import Request
 
 
-async def swipe_and_learn(system: OneProcess, requests: int) -> list[str]:
+async def swipe_and_learn(system: LocalSystem, requests: int) -> list[str]:
     system.publish([_item(n, 0) for n in range(200)])
     await system.start()
     asked = []

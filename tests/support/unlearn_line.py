@@ -4,7 +4,7 @@ from pathlib import Path
 
 from parameter_server.rpc.parameter_client import part_of
 from parameter_server.shard.shard import digest_of_shards
-from parameter_server.storage.durable_shard import DurableShard, Home
+from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from recsys.config.system_config import Config
 from recsys.events.records import DELTAS
 from recsys.log.protocol import Append, Log
@@ -30,7 +30,7 @@ class Shards(DurableClient):
         durable = []
         for part in range(spec.parts):
             wal = folder / "parts" / "shards" / f"main-{epoch}-{part}-of-{spec.parts}.wal"
-            home = Home(folder / "snapshots", wal, config.step.snapshot_every, snapshots_kept=4)
+            home = ShardStorage(folder / "snapshots", wal, config.step.snapshot_every, snapshots_kept=4)
 
             def publish(values: object) -> None:
                 log.append(DELTAS, [Append(0, b"main", value) for value in values])  # type: ignore[attr-defined]

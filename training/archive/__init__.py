@@ -1,1 +1,1 @@
-"""The log's cold half as Parquet: written, read, audited, and computed again from."""
+"""Archives the log as Parquet, reads it back, audits its features and recomputes them."""

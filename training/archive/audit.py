@@ -22,7 +22,7 @@ from recsys.events.hashing import uniform
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, RequestFeatures, UnknownFeatureSet, read_block
 from recsys.features.session import Session
-from training.archive.recompute import CantRecompute, CountersThen, Recomputer, Shown
+from training.archive.recompute import CantRecompute, PastCounters, Recomputer, PlacedImpression
 
 TOLERANCE: Final = 1e-4  # of a dense column that counters gave
 _EXACT: Final = 1e-6  # of the others
@@ -79,7 +79,7 @@ class Audit:
         self.report = AuditReport()
 
     def look(
-        self, shown: Iterable[Shown], session_of: Callable[[Shown], Session], counters: CountersThen
+        self, shown: Iterable[PlacedImpression], session_of: Callable[[PlacedImpression], Session], counters: PastCounters
     ) -> None:
         """Looks at impressions, in the order that the counters can be asked in. What ``session_of`` raises as
         ValueError is a reason why it can't be computed again."""
@@ -87,7 +87,7 @@ class Audit:
             self._one(its, session_of, counters)
 
     def _one(
-        self, its: Shown, session_of: Callable[[Shown], Session], counters: CountersThen
+        self, its: PlacedImpression, session_of: Callable[[PlacedImpression], Session], counters: PastCounters
     ) -> None:
         report = self.report
         report.sampled += 1
@@ -116,7 +116,7 @@ def _count(counts: dict[str, int], reason: str) -> None:
     counts[reason] = counts.get(reason, 0) + 1
 
 
-def _add(found: FeatureDifference, apart: NDArray[np.float64], its: Shown) -> None:
+def _add(found: FeatureDifference, apart: NDArray[np.float64], its: PlacedImpression) -> None:
     found.first = found.first or its.impression.request_id
     found.impressions += 1
     found.numbers += len(apart)

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from recsys.events.event_types import FeatureBlock
 from recsys.events.records import Example
 from recsys.features.feature_set import FeatureSet, one_item
-from training.archive.recompute import CantRecompute, CountersThen, Recomputer, SessionsThen, Shown
+from training.archive.recompute import CantRecompute, PastCounters, Recomputer, PastSessions, PlacedImpression
 
 KEPT: Final = "had the wanted features"
 FILLED: Final = "backfilled"
@@ -38,7 +38,7 @@ class Backfill:
         return block is None or block.feature_set != self._features.digest
 
     def compute(
-        self, shown: Iterable[Shown], sessions: SessionsThen, counters: CountersThen
+        self, shown: Iterable[PlacedImpression], sessions: PastSessions, counters: PastCounters
     ) -> None:
         """Computes the features of impressions, in the order that the counters can be asked in."""
         for its in shown:

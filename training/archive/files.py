@@ -1,6 +1,7 @@
-"""The archive's files: named by the offsets that they hold, written beside and renamed, merged, and written
-anew without the rows of a user who is forgotten. The names and the layout are
-training/archive/writer.py's."""
+"""Parquet files of the archive: naming, atomic replacement, merging, and removal of a deleted user's rows.
+
+A file name states the offsets it covers; training/archive/writer.py describes the layout.
+"""
 
 import os
 import re
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,11 +19,18 @@ from recsys.log.protocol import Record
 
 FLUSH_BYTES: Final = 32_000_000
 _MERGE_ROWS: Final = 1_000  # read at once
+# Text repeats, so it gets dictionaries; records don't, and a dictionary for them costs time and space.
+FORMAT: Final[dict[str, Any]] = {
+    "compression": "zstd",
+    "compression_level": 3,
+    "use_dictionary": ["topic", "partition", "key", "type", "user_id", "item_id", "request_id", "kind"],
+    "column_encoding": {"offset": "DELTA_BINARY_PACKED"},
+}  # fmt: skip
 _NAME: Final = re.compile(r"part-(\d+)-(\d+)-(\d+)\.parquet")
 
 
-class Held(NamedTuple):
-    """A file of the archive and the offsets [first, last] that it covers."""
+class ArchiveFile(NamedTuple):
+    """An archive file and the offsets [first, last] that it covers."""
 
     path: Path
     partition: int
@@ -30,58 +38,62 @@ class Held(NamedTuple):
     last: int
 
 
-def files_of(folder: Path, topic: str) -> list[Held]:
-    """The files of a topic that hold each record once, by partition and offset.
+def files_of(folder: Path, topic: str) -> list[ArchiveFile]:
+    """Lists the files of a topic that contain each record once, by partition and offset.
 
-    A file whose offsets another one covers was left over by a kill between merging and removing.
+    Skips a file whose offsets another file covers: a kill between merging and removing leaves such files.
     """
-    kept: list[Held] = []
-    for held in listed((folder / topic).glob("day=*/hour=*/*")):
-        before = kept[-1] if kept else None
-        if before is None or before.partition != held.partition or before.last < held.last:
-            kept.append(held)
-    return kept
+    files: list[ArchiveFile] = []
+    for file in listed((folder / topic).glob("day=*/hour=*/*")):
+        before = files[-1] if files else None
+        if before is None or before.partition != file.partition or before.last < file.last:
+            files.append(file)
+    return files
 
 
-def tidy(folder: Path, topic: str) -> list[Held]:
-    """Removes what a kill left over, merges the hours that are over; returns the files, as ``files_of``."""
-    for half in (folder / topic).glob("day=*/hour=*/.part-*"):
-        half.unlink()
-    kept = files_of(folder, topic)
-    wanted = {held.path for held in kept}
-    for held in listed((folder / topic).glob("day=*/hour=*/*")):
-        if held.path not in wanted:
-            held.path.unlink()
-    hours: dict[tuple[int, Path], list[Held]] = {}
-    for held in kept:
-        hours.setdefault((held.partition, held.path.parent), []).append(held)
-    for (partition, there), parts in hours.items():
-        if there != max(path for p, path in hours if p == partition):
+def tidy(folder: Path, topic: str) -> list[ArchiveFile]:
+    """Removes leftovers of a kill and merges the files of finished hours; returns ``files_of``."""
+    for partial in (folder / topic).glob("day=*/hour=*/.part-*"):
+        partial.unlink()
+    files = files_of(folder, topic)
+    current = {file.path for file in files}
+    for file in listed((folder / topic).glob("day=*/hour=*/*")):
+        if file.path not in current:
+            file.path.unlink()
+    hours: dict[tuple[int, Path], list[ArchiveFile]] = {}
+    for file in files:
+        hours.setdefault((file.partition, file.path.parent), []).append(file)
+    for (partition, hour), parts in hours.items():
+        if hour != max(path for p, path in hours if p == partition):
             merge(parts)
     return files_of(folder, topic)
 
 
-def merge(parts: Sequence[Held]) -> None:
-    """Puts the files of one hour and partition into one, whose name covers theirs, and removes them.
+def merge(parts: Sequence[ArchiveFile]) -> None:
+    """Merges the files of one hour and partition into one that covers their offsets, and removes them.
 
-    An hour may be more than memory holds: no more than one row group of it is there at a time.
+    An hour may exceed memory, so at most one row group is loaded at a time.
     """
     if len(parts) < 2:
         return
     name = f"part-{parts[0].partition}-{parts[0].first}-{parts[-1].last}.parquet"
-    schema = pq.read_schema(parts[0].path)
-    with (
-        beside(parts[0].path.with_name(name)) as partial,
-        pq.ParquetWriter(partial, schema, compression="zstd") as file,
-    ):
-        for table in _row_groups(held.path for held in parts):
+    with _rewritten(parts[0].path.with_name(name), parts[0].path) as file:
+        for table in _row_groups(part.path for part in parts):
             file.write_table(table, row_group_size=len(table))
-    for held in parts:
-        held.path.unlink()
+    for part in parts:
+        part.path.unlink()
+
+
+@contextmanager
+def _rewritten(path: Path, schema_from: Path) -> Iterator[pq.ParquetWriter]:
+    """Opens a writer for ``path`` with the schema of another file."""
+    schema = pq.read_schema(schema_from)
+    with beside(path) as partial, pq.ParquetWriter(partial, schema, **FORMAT) as file:
+        yield file
 
 
 def _row_groups(paths: Iterable[Path]) -> Iterator[pa.Table]:
-    """The rows of some files in order, as tables of about ``FLUSH_BYTES``."""
+    """Reads the rows of some files in order, as tables of about ``FLUSH_BYTES``."""
     batches, size = list[pa.RecordBatch](), 0
     for path in paths:
         with pq.ParquetFile(path) as file:
@@ -96,27 +108,26 @@ def _row_groups(paths: Iterable[Path]) -> Iterator[pa.Table]:
 
 
 def erase_rows(
-    folder: Path, topic: str, partition: int, key: bytes, gone: Callable[[Record], bool]
+    folder: Path, topic: str, partition: int, key: bytes, is_erased: Callable[[Record], bool]
 ) -> int:
-    """Writes the files anew that hold records with a key which are to go; returns how many went. A file keeps
-    its name, for that says which offsets were archived."""
+    """Removes the records with a key for which ``is_erased``; returns the number of removed rows.
+
+    Rewritten files keep their names, which state the offsets that were archived.
+    """
     erased = 0
-    for held in files_of(folder, topic):
-        if held.partition != partition or not _has_key(held.path, key):
+    for part in files_of(folder, topic):
+        if part.partition != partition or not _has_key(part.path, key):
             continue
-        schema = pq.read_schema(held.path)
-        with (
-            beside(held.path) as partial,
-            pq.ParquetWriter(partial, schema, compression="zstd") as file,
-        ):
-            for table in _row_groups([held.path]):
+        with _rewritten(part.path, part.path) as file:
+            for table in _row_groups([part.path]):
                 columns = (table[name].to_pylist() for name in ("offset", "key", "value"))
                 stays = [
-                    its[1] != key or not gone(Record(*its)) for its in zip(*columns, strict=True)
+                    row[1] != key or not is_erased(Record(*row))
+                    for row in zip(*columns, strict=True)
                 ]
-                kept = table.filter(pa.array(stays))
-                erased += len(table) - len(kept)
-                file.write_table(kept, row_group_size=max(1, len(kept)))
+                remaining = table.filter(pa.array(stays))
+                erased += len(table) - len(remaining)
+                file.write_table(remaining, row_group_size=max(1, len(remaining)))
     return erased
 
 
@@ -130,17 +141,16 @@ def _has_key(path: Path, key: bytes) -> bool:
 
 
 def hour_of(path: Path) -> int:
-    """The hour of a file's folder, since 1970."""
+    """The hour of a file's folder, in hours since 1970."""
     day, hour = (part.partition("=")[2] for part in path.parts[-3:-1])
     return int(datetime.fromisoformat(f"{day}T{hour}:00+00:00").timestamp()) // 3600
 
 
-def listed(paths: Iterable[Path]) -> list[Held]:
-    """The archive's files among some paths, by partition and offset, of two that begin alike the longer one
-    first."""
-    named = ((path, _NAME.fullmatch(path.name)) for path in paths)
-    found = [Held(path, *map(int, match.groups())) for path, match in named if match]
-    return sorted(found, key=lambda held: (held.partition, held.first, -held.last))
+def listed(paths: Iterable[Path]) -> list[ArchiveFile]:
+    """The archive files among some paths, by partition and first offset, then the longer one first."""
+    matches = ((path, _NAME.fullmatch(path.name)) for path in paths)
+    files = [ArchiveFile(path, *map(int, match.groups())) for path, match in matches if match]
+    return sorted(files, key=lambda file: (file.partition, file.first, -file.last))
 
 
 def path_of(folder: Path, topic: str, hour: int, partition: int, first: int, last: int) -> Path:
@@ -151,7 +161,7 @@ def path_of(folder: Path, topic: str, hour: int, partition: int, first: int, las
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """Where to write a file, which then takes its place."""
+    """Yields a temporary path beside ``path``, which it replaces afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     yield partial

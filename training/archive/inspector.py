@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from parameter_server.shard.gradient_rejections import told_by
+from parameter_server.shard.gradient_rejections import describe_rejections
 from recsys.events.control_records import Control
 from recsys.events.event_types import Item, decode
 from recsys.events.records import (
@@ -100,7 +100,7 @@ class Inspector(Turns):
             told = unpack(record.value, _Told)
         except UNREADABLE:
             return  # every replica counts it, and mends it by a snapshot
-        refused = told_by(told.metrics, told.part)
+        refused = describe_rejections(told.metrics, told.part)
         if not refused:
             return
         line = told.line, told.epoch

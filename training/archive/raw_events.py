@@ -1,32 +1,36 @@
-"""An archive as a source of raw events: by partition and offset, and for a few users at once.
+"""Reads raw events from an archive, by partition and offset or for a few users at once.
 
-Reads what training/archive/writer.py wrote; nothing else need be there of the system that wrote it.
+Needs only the files of training/archive/writer.py, nothing else of the system that wrote them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
-import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.events.event_types import Event, Impression, Item, Rejected, decode
 from recsys.events.records import EVENTS, ITEMS
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import LogLost, Record
-from training.archive.files import Held, files_of
-from training.archive.recompute import ItemHistory, Read, Shown
-from training.archive.writer import read_archive
+from training.archive.files import ArchiveFile, files_of
+from training.archive.recompute import ItemHistory, PlacedImpression, Read
+from training.archive.writer import archived_rows
 
 _ROWS: Final = 2_000  # read at once
 
 
 class ArchiveSource:
-    """The archive in a folder. It has what is asked of a log by who makes a past session again: ``begin``,
-    ``end``, ``read``, ``keyed`` and ``partitions``, for ``events`` and ``items``."""
+    """Reads an archive folder like a log: the methods that rebuilding a past session needs.
+
+    These are ``begin``, ``end``, ``read``, ``keyed`` and ``partitions``, for ``events`` and ``items``.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Raises FileNotFoundError where there is no archive."""
+        """Raises FileNotFoundError if the folder contains no archive."""
         self.folder = folder
         self._files = {topic: files_of(folder, topic) for topic in (EVENTS, ITEMS)}
         if not self._files[EVENTS]:
@@ -34,70 +38,63 @@ class ArchiveSource:
                 f"{folder} has no archived events: give the folder that holds events/day=…/hour=…, or a "
                 "state folder whose system was up for some seconds (it archives as it goes)"
             )
-        self._kept: dict[
-            int, dict[int, Record]
-        ] = {}  # by partition and offset: records of some users
+        self._cache: dict[int, dict[int, Record]] = {}  # of some users, by partition and offset
 
     @property
     def id(self) -> str:
-        about = self.folder / "log_id"
-        return about.read_text() if about.exists() else ""
+        id_file = self.folder / "log_id"
+        return id_file.read_text() if id_file.exists() else ""
 
     def partitions(self, topic: str) -> int:
-        return 1 + max((held.partition for held in self._files[topic]), default=0)
+        return 1 + max((file.partition for file in self._files[topic]), default=0)
 
     def begin(self, topic: str, partition: int) -> int:
-        return min((held.first for held in self._of(topic, partition)), default=0)
+        return min((file.first for file in self._of(topic, partition)), default=0)
 
     def end(self, topic: str, partition: int) -> int:
-        return max((held.last + 1 for held in self._of(topic, partition)), default=0)
+        return max((file.last + 1 for file in self._of(topic, partition)), default=0)
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1_000) -> list[Record]:
-        """As a log reads. Raises LogLost for what isn't archived."""
-        kept = self._kept.get(partition, {}) if topic == EVENTS else {}
-        if limit == 1 and offset in kept:
-            return [kept[offset]]
-        if not self.begin(topic, partition) <= offset <= self.end(topic, partition):
+        """Reads like a log. Raises LogLost for offsets that aren't archived."""
+        cached = self._cache.get(partition, {}) if topic == EVENTS else {}
+        if limit == 1 and offset in cached:
+            return [cached[offset]]
+        begin, end = self.begin(topic, partition), self.end(topic, partition)
+        if not begin <= offset <= end:
             raise LogLost(
                 f"{topic}/{partition}: offset {offset} isn't archived in {self.folder}, which has "
-                f"{self.begin(topic, partition)} to {self.end(topic, partition)}"
+                f"{begin} to {end}"
             )
-        found = []
-        for record in self.records(topic, partition, offset):
-            found.append(record)
-            if len(found) == limit:
-                break
-        return found
+        return list(islice(self.records(topic, partition, offset), limit))
 
     def keyed(self, topic: str, partition: int, keys: Iterable[bytes], before: int) -> list[int]:
-        """Offsets of the records of users that were asked for by ``keep``."""
+        """Offsets of the records of some users, who were passed to ``keep``."""
         wanted = set(keys)
-        kept = self._kept.get(partition, {})
-        return [at for at, record in kept.items() if at < before and record.key in wanted]
+        cached = self._cache.get(partition, {})
+        return [at for at, record in cached.items() if at < before and record.key in wanted]
 
     def keep(self, keys: set[bytes]) -> None:
         """Reads all events of some users into memory."""
-        its = pl.col("key").is_in(list(keys))
         columns = ("partition", "offset", "key", "value")
-        frame = read_archive(self.folder, EVENTS).filter(its).select(columns).collect()
-        self._kept = {}
-        for partition, *record in frame.sort("partition", "offset").iter_rows():
-            self._kept.setdefault(partition, {})[record[0]] = Record(*record)
+        of_users = pc.field("key").isin(pa.array(list(keys), pa.large_binary()))
+        self._cache = {}
+        for partition, *record in archived_rows(self.folder, EVENTS, columns, of_users):
+            self._cache.setdefault(partition, {})[record[0]] = Record(*record)
 
     def records(self, topic: str, partition: int, offset: int = 0) -> Iterator[Record]:
-        """The records of a partition from an offset on, file by file."""
-        for held in self._of(topic, partition):
-            if held.last < offset:
+        """Yields the records of a partition from an offset on, file by file."""
+        names = ["offset", "key", "value"]
+        for part in self._of(topic, partition):
+            if part.last < offset:
                 continue
-            with pq.ParquetFile(held.path) as file:
-                for batch in file.iter_batches(_ROWS, columns=["offset", "key", "value"]):
-                    columns = (batch[name].to_pylist() for name in ("offset", "key", "value"))
-                    for record in map(Record, *columns):
+            with pq.ParquetFile(part.path) as file:
+                for batch in file.iter_batches(_ROWS, columns=names):
+                    for record in map(Record, *(batch[name].to_pylist() for name in names)):
                         if record.offset >= offset:
                             yield record
 
     def events(self, partition: int) -> Iterator[Read]:
-        """All events of a partition; None where a record can't be read."""
+        """Yields all events of a partition; None for an unreadable record."""
         for record in self.records(EVENTS, partition):
             yield record.offset, _decoded(record.value)
 
@@ -111,19 +108,16 @@ class ArchiveSource:
         history.end = max(history.end, self.end(ITEMS, 0))
         return history
 
-    def impressions(self, where: pl.Expr | None = None) -> Iterator[Shown]:
-        """The archived impressions that an expression over the archive's columns holds for (all, without)."""
-        its = pl.col("type") == "impression"
-        frame = read_archive(self.folder, EVENTS).filter(its if where is None else its & where)
-        for partition, offset, value in (
-            frame.select("partition", "offset", "value").collect().iter_rows()
-        ):
+    def impressions(self) -> Iterator[PlacedImpression]:
+        """Yields the archived impressions."""
+        columns, where = ("partition", "offset", "value"), pc.field("type") == "impression"
+        for partition, offset, value in archived_rows(self.folder, EVENTS, columns, where):
             event = _decoded(value)
             if isinstance(event, Impression):
-                yield Shown(partition, offset, event)
+                yield PlacedImpression(partition, offset, event)
 
-    def _of(self, topic: str, partition: int) -> Sequence[Held]:
-        return [held for held in self._files[topic] if held.partition == partition]
+    def _of(self, topic: str, partition: int) -> list[ArchiveFile]:
+        return [file for file in self._files[topic] if file.partition == partition]
 
 
 def _decoded(value: bytes) -> Event | None:

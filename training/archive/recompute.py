@@ -51,7 +51,7 @@ class Folds:
     shown: Callable[[FeatureSet, Impression, KeysOf], Keys]
 
 
-class Shown(NamedTuple):
+class PlacedImpression(NamedTuple):
     """An impression and its place among the events."""
 
     partition: int
@@ -140,7 +140,7 @@ class _Reader:
         self.missing |= offset is not None and offset > self.offset
 
 
-class CountersThen:
+class PastCounters:
     """Item counters as they were, going forward through the events of all partitions."""
 
     def __init__(
@@ -151,7 +151,7 @@ class CountersThen:
         self._fold = ItemCounters(items.features)
         self.nothing = Counters(len(items.features.kinds))
 
-    def of(self, shown: Shown) -> Counters:
+    def of(self, shown: PlacedImpression) -> Counters:
         """What a server had counted when it made an impression. Ask in the order of ``order_of``.
 
         Raises CantRecompute where events before are missing: erased, or not archived.
@@ -179,7 +179,7 @@ class CountersThen:
             self._fold.engagement(event, keys_of(event.item_id))
 
 
-class SessionsThen:
+class PastSessions:
     """Sessions as they were, of some users, going forward. Item keys are those of an event's time."""
 
     def __init__(
@@ -196,7 +196,7 @@ class SessionsThen:
         self._waiting: dict[str, deque[Placed]] = {}
         self._sessions: dict[str, Session] = {}
 
-    def of(self, shown: Shown) -> Session:
+    def of(self, shown: PlacedImpression) -> Session:
         """The session before an impression: up to the offset of its stamp, where it has one."""
         its, features = shown.impression, self._items.features
         stamp, name = its.stamp, str(its.user_id)
@@ -221,9 +221,9 @@ class SessionsThen:
             session.offset = offset + 1
         return session
 
-    def _anew(self, shown: Shown) -> Session:
+    def _anew(self, shown: PlacedImpression) -> Session:
         users = {str(shown.impression.user_id)}
-        past = SessionsThen(self._items, self._events_of, self._folds, users, self._seen)
+        past = PastSessions(self._items, self._events_of, self._folds, users, self._seen)
         return past.of(shown)
 
     def _read(self, partition: int, stop: int) -> None:
@@ -243,7 +243,7 @@ class Recomputer:
         self._items = items
         self.builder = FeatureBuilder(items.features)
 
-    def block(self, shown: Shown, session: Session, counters: Counters) -> FeatureBlock:
+    def block(self, shown: PlacedImpression, session: Session, counters: Counters) -> FeatureBlock:
         """The features (N items). Raises CantRecompute where items of then are missing."""
         its = shown.impression
         offset = (
@@ -269,16 +269,16 @@ def counted_of(impression: Impression) -> list[int] | None:
     return [] if not stamp.item_state_offset else None
 
 
-def order_of(shown: Shown) -> tuple[int, int]:
-    """The order in which ``CountersThen`` can be asked: as the counters grew, then by time. Impressions that
+def order_of(shown: PlacedImpression) -> tuple[int, int]:
+    """The order in which ``PastCounters`` can be asked: as the counters grew, then by time. Impressions that
     say what was counted, and such that don't, need one each."""
     counted = counted_of(shown.impression)
     return (0 if counted is None else sum(counted), shown.impression.time_ms)
 
 
-def named(impressions: Sequence[Shown]) -> Mapping[bool, list[Shown]]:
+def split_by_counter_offsets(impressions: Sequence[PlacedImpression]) -> Mapping[bool, list[PlacedImpression]]:
     """Impressions in ``order_of``, apart: those that say what was counted (True), and those that don't."""
-    apart: dict[bool, list[Shown]] = {True: [], False: []}
+    apart: dict[bool, list[PlacedImpression]] = {True: [], False: []}
     for shown in sorted(impressions, key=order_of):
         apart[counted_of(shown.impression) is not None].append(shown)
     return apart

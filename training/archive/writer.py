@@ -1,22 +1,21 @@
-"""The archive: what was accepted of events, items and examples, as Parquet by day and hour.
+"""Archives accepted events, items and examples as Parquet by day and hour.
 
     archive/TOPIC/day=2026-11-24/hour=15/part-PARTITION-FIRST-LAST.parquet
 
-It is the log's cold half: each record stands here as it stood on the log, and the log drops nothing that is
-not here yet. A file is written beside and renamed, and its name says which offsets it holds; so the names say
-where to go on, and a kill at any time neither loses nor repeats a record. A record's day and hour are those
-of its partition's event time when it came: a late one lies where it was read, and offsets stay together. An
-hour's many small files become one per partition once the hour is over. Who is forgotten is taken out of the
-files (training/deletion/erasure.py).
+The archive is the cold half of the log: records are stored as they were on the log, and the log drops nothing
+that isn't archived. Files are written under a temporary name and renamed; the name states the offsets they
+contain. So file names say where to resume, and a kill neither loses nor repeats a record. Day and hour follow
+the event time of the partition at arrival: late records stay beside their neighbours. Once an hour is over its
+small files become one per partition. training/deletion/erasure.py removes deleted users.
 """
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from recsys.events.event_types import decode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS, Example, unpack, without_example
@@ -26,6 +25,7 @@ from recsys.process.part_process import write_atomically
 from recsys.process.retry_loop import Turns
 from training.archive.files import (
     FLUSH_BYTES,
+    FORMAT,
     beside,
     files_of,
     hour_of,
@@ -35,33 +35,37 @@ from training.archive.files import (
     tidy,
 )
 
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
+
 PART: Final = "archive"
 TOPICS: Final = (EVENTS, ITEMS, EXAMPLES)
 _FLUSH_MS: Final = 5_000
 _READ: Final = 1_000
+_ROWS: Final = 2_000  # of a batch that is read back
 _HOUR_MS: Final = 3_600_000
-_LOG: Final = logging.getLogger(__name__)
-SCHEMA: Final = pl.Schema(
+SCHEMA: Final = pa.schema(
     {
-        "topic": pl.String,
-        "partition": pl.Int32,
-        "offset": pl.Int64,
-        "time_ms": pl.Int64,
-        "key": pl.Binary,
-        "type": pl.String,  # of the event; "example", "erased", "forget"; "unreadable"
-        "value": pl.Binary,  # the record as it stood on the log
-        "user_id": pl.String,
-        "item_id": pl.String,
-        "request_id": pl.String,
-        "kind": pl.String,
-        "watch_ms": pl.Int64,
+        "topic": pa.large_string(),
+        "partition": pa.int32(),
+        "offset": pa.int64(),
+        "time_ms": pa.int64(),
+        "key": pa.large_binary(),
+        "type": pa.large_string(),  # of the event; "example", "erased", "forget"; "unreadable"
+        "value": pa.large_binary(),  # the record as it was on the log
+        "user_id": pa.large_string(),
+        "item_id": pa.large_string(),
+        "request_id": pa.large_string(),
+        "kind": pa.large_string(),
+        "watch_ms": pa.int64(),
     }
 )
+_HIVE: Final = pa.schema({"day": pa.date32(), "hour": pa.int64()})
 
 
 @dataclass
 class _Buffer:
-    """Records of one partition and hour on their way to a file."""
+    """Records of one partition and hour that wait to be written."""
 
     hour: int
     rows: list[tuple[Any, ...]] = field(default_factory=list)
@@ -69,10 +73,10 @@ class _Buffer:
 
 
 class Archive(Turns):
-    """Archives topics of a log into a folder. ``clock`` (milliseconds) says when to write."""
+    """Archives topics of a log into a folder; ``clock`` (milliseconds) decides when to write."""
 
     def __init__(self, log: Log, folder: Path, clock: Callable[[], int]) -> None:
-        """Raises LogLost where the folder holds the archive of another log."""
+        """Raises LogLost if the folder contains the archive of another log."""
         self._log, self._folder, self._clock = log, folder, clock
         self._check_log()
         self._consumers: dict[str, Consumer] = {}
@@ -87,7 +91,7 @@ class Archive(Turns):
         return [offset for _, offset in sorted(self._consumers[topic].offsets.items())]
 
     def _turn(self) -> int:
-        """Reads what is there and writes what is due."""
+        """Reads new records and writes files that are due."""
         moved = 0
         for topic, consumer in self._consumers.items():
             for partition, record in consumer.poll(_READ):
@@ -98,38 +102,37 @@ class Archive(Turns):
         return moved
 
     def flush(self) -> None:
-        """Writes everything that was read."""
+        """Writes all buffered records."""
         self._due_ms = self._clock() + _FLUSH_MS
         written = {place: self._write(*place) for place in list(self._buffers)}
         for (topic, partition), offset in written.items():  # all files first: the log may be away
             self._log.hold(PART, topic, partition, offset)
 
     def _restore(self) -> None:
-        """Goes on from what is written."""
+        """Resumes after the newest file of each partition, and cleans up after a kill."""
         self._buffers.clear()
         self._due_ms = self._clock() + _FLUSH_MS
         for topic in TOPICS:
-            self._open(topic)
-
-    def _open(self, topic: str) -> None:
-        """Tidies up after a kill, and goes on after the newest file of each partition."""
-        newest = {held.partition: held for held in tidy(self._folder, topic)}
-        places = {partition: held.last + 1 for partition, held in newest.items()}
-        for partition, held in newest.items():
-            # Event time must not go back, or an hour's offsets would lie on both sides of another's.
-            self._time_ms[topic, partition] = hour_of(held.path) * _HOUR_MS
-        partitions = list(range(self._log.partitions(topic)))
-        self._consumers[topic] = Consumer(self._log, topic, partitions, places)
-        for partition, offset in self._consumers[topic].offsets.items():
-            self._log.hold(PART, topic, partition, offset)
+            newest = {file.partition: file for file in tidy(self._folder, topic)}
+            for partition, file in newest.items():
+                # Event time must not go back, or an hour's offsets would lie on both sides of another's.
+                self._time_ms[topic, partition] = hour_of(file.path) * _HOUR_MS
+            consumer = self._consumers[topic] = Consumer(
+                self._log,
+                topic,
+                list(range(self._log.partitions(topic))),
+                {partition: file.last + 1 for partition, file in newest.items()},
+            )
+            for partition, offset in consumer.offsets.items():
+                self._log.hold(PART, topic, partition, offset)
 
     def _check_log(self) -> None:
-        about = self._folder / "log_id"
-        if about.exists():
-            check_same(self._log, about.read_text(), f"the archive in {self._folder}")
+        id_file = self._folder / "log_id"
+        if id_file.exists():
+            check_same(self._log, id_file.read_text(), f"the archive in {self._folder}")
         else:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(about, self._log.id.encode())
+            write_atomically(id_file, self._log.id.encode())
 
     def _take(self, topic: str, partition: int, record: Record) -> None:
         place = (topic, partition)
@@ -141,58 +144,77 @@ class Archive(Turns):
         if buffer is not None and (hour != before or buffer.size > FLUSH_BYTES):
             self._log.hold(PART, topic, partition, self._write(topic, partition))
         if before and hour != before:
-            there = path_of(self._folder, topic, before, partition, 0, 0).parent
-            merge([held for held in listed(there.glob("*")) if held.partition == partition])
+            folder = path_of(self._folder, topic, before, partition, 0, 0).parent
+            merge([file for file in listed(folder.glob("*")) if file.partition == partition])
         buffer = self._buffers.setdefault(place, _Buffer(hour))
         buffer.rows.append(row)
         buffer.size += len(record.value)
 
     def _write(self, topic: str, partition: int) -> int:
-        """Writes what waits; returns the offset after it."""
+        """Writes the buffer of a partition; returns the offset after it."""
         buffer = self._buffers.pop((topic, partition))
         first, last = buffer.rows[0][2], buffer.rows[-1][2]
-        frame = pl.DataFrame(buffer.rows, schema=SCHEMA, orient="row")
+        columns = map(pa.array, zip(*buffer.rows, strict=True), SCHEMA.types)
+        table = pa.Table.from_arrays(list(columns), schema=SCHEMA)
         with beside(path_of(self._folder, topic, buffer.hour, partition, first, last)) as partial:
-            frame.write_parquet(partial, compression="zstd")
-        self.written += len(frame)
+            pq.write_table(table, partial, **FORMAT)
+        self.written += len(table)
         self.files += 1
         return int(last) + 1
 
 
-def read_archive(folder: Path, topic: str) -> pl.LazyFrame:
-    """All archived records of a topic, each once, with their ``day`` and ``hour``; ordered by partition and
-    offset."""
-    paths = [held.path for held in files_of(folder, topic)]
+def read_archive(folder: Path, topic: str) -> "ds.Dataset":
+    """All archived records of a topic, each once, with ``day`` and ``hour``, by partition and offset.
+
+    Lazy: ``to_table`` and ``to_batches`` read the columns and row groups that they are asked for.
+    """
+    import pyarrow.dataset as ds  # 50 MB that a process which only writes can do without
+
+    paths = [str(file.path) for file in files_of(folder, topic)]
+    schema = pa.schema([*SCHEMA, *_HIVE])
     if not paths:
-        return pl.LazyFrame(schema={**SCHEMA, "day": pl.Date, "hour": pl.Int64})
-    return pl.scan_parquet(
-        paths, hive_partitioning=True, hive_schema={"day": pl.Date, "hour": pl.Int64}
+        return ds.dataset(schema.empty_table())
+    partitioning = ds.partitioning(_HIVE, flavor="hive")
+    return ds.dataset(paths, schema=schema, format="parquet", partitioning=partitioning)
+
+
+def archived_rows(
+    folder: Path, topic: str, columns: Sequence[str], where: "ds.Expression | None" = None
+) -> Iterator[tuple[Any, ...]]:
+    """Yields some columns of the archived records that satisfy ``where``, in the order of ``read_archive``."""
+    batches = read_archive(folder, topic).to_batches(
+        columns=list(columns),
+        filter=where,
+        batch_size=_ROWS,
+        batch_readahead=1,
+        fragment_readahead=1,
     )
+    for batch in batches:
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _row(topic: str, partition: int, record: Record, now_ms: int) -> tuple[tuple[Any, ...], int]:
-    """A record as a row of ``SCHEMA``, and its event time (``now_ms`` where it can't be read)."""
+    """A record as a row of ``SCHEMA``, and its event time (``now_ms`` if it is unreadable)."""
     kind, time_ms, fields = "unreadable", now_ms, (None,) * 5
     try:
-        if topic == EXAMPLES and (empty := without_example(record.value)) is not None:
-            kind, time_ms, fields = type(empty).__name__.lower(), empty.closed_ms, _fields(empty)
-        elif topic == EXAMPLES:
-            example = unpack(record.value, Example)
-            kind, time_ms, fields = "example", example.closed_ms, _fields(example)
+        if topic == EXAMPLES:
+            example = without_example(record.value) or unpack(record.value, Example)
+            kind, time_ms = type(example).__name__.lower(), example.closed_ms
+            fields = _fields(example)
         else:
             event = decode(record.value)
             kind, time_ms = type(event).__name__.lower(), event.time_ms
             fields = _fields(event)
     except UNREADABLE:
-        pass  # kept raw: its dead letter says why
+        pass  # archived raw: its dead letter states the reason
     row = (topic, partition, record.offset, time_ms, record.key, kind, record.value, *fields)
     return row, time_ms
 
 
-def _fields(of: object) -> tuple[Any, ...]:
+def _fields(record: object) -> tuple[Any, ...]:
     def text(name: str) -> str | None:
-        value = getattr(of, name, None)
+        value = getattr(record, name, None)
         return None if value is None else str(value)
 
-    watch_ms = getattr(of, "watch_ms", None)
+    watch_ms = getattr(record, "watch_ms", None)
     return text("user_id"), text("item_id"), text("request_id"), text("kind"), watch_ms

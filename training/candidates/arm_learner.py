@@ -15,12 +15,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.assignment.arm_line import ALL, ArmWeights, line_of, telling
+from experiments.assignment.arm_line import ALL, ArmWeights, arm_line_name, arm_features
 from recsys.events.control_records import ArmLine
 from recsys.events.event_types import Stamp
 from recsys.events.hashed_random import draws
 from recsys.events.hashing import key_of
-from recsys.events.records import Lesson
+from recsys.events.records import TrainingExample
 from recsys.model.model import Model
 from training.continual.learner import Floats, Lane, Learned, Learner
 from training.continual.rows_behind import rows_of_some
@@ -30,7 +30,7 @@ _PREFIX: Final = "arm/"
 _SEEDS: Final = 2**31 - 1
 
 
-class ArmExample(Lesson, kw_only=True):
+class ArmExample(TrainingExample, kw_only=True):
     """What the line of an arm reads of an example: also which arm was answered, and what was said of it."""
 
     predicted: bytes = b""
@@ -53,10 +53,10 @@ class ArmLearner(Learner):
     def __init__(self, model: Model, arm: ArmLine) -> None:
         super().__init__(model)
         self._arm, self.weights = arm, ArmWeights()
-        self._seed = key_of("line", line_of(arm.experiment, arm.arm)) & _SEEDS
+        self._seed = key_of("line", arm_line_name(arm.experiment, arm.arm)) & _SEEDS
 
     def prepare(
-        self, examples: Sequence[Lesson], rehearsed: Sequence[Lesson] = (), weight: float = 1.0
+        self, examples: Sequence[TrainingExample], rehearsed: Sequence[TrainingExample] = (), weight: float = 1.0
     ) -> Lane:
         """As a learner's; ``examples`` are ``ArmExample``s."""
         lane = super().prepare(examples, rehearsed, weight)
@@ -99,18 +99,18 @@ class ArmLearner(Learner):
         )
         return weights_B
 
-    def _is_own(self, example: Lesson) -> bool:
+    def _is_own(self, example: TrainingExample) -> bool:
         stamp = example.stamp if isinstance(example, ArmExample) else None
         return stamp is not None and stamp.arms.get(self._arm.experiment) == self._arm.arm
 
-    def _telling(self, examples: Sequence[Lesson], size: int) -> Keys:
+    def _telling(self, examples: Sequence[TrainingExample], size: int) -> Keys:
         columns = self.features.item_columns
         keys = b"".join(e.features.item_keys for e in examples if e.features is not None)
         items_BI = np.frombuffer(keys, np.int64).reshape(size, columns)
         worth_B = np.array([_worth(e) for e in examples], np.float64)
         # A correction weighs what the example weighed that it corrects, but for what was learned between.
         labels = [(e.previous if e.correction else e.labels)[0] for e in examples]
-        return telling(items_BI, worth_B, np.array(labels, np.float32) > 0)
+        return arm_features(items_BI, worth_B, np.array(labels, np.float32) > 0)
 
 
 def without_rows(learned: Learned, lane: Lane, weigh_B: NDArray[np.bool_]) -> Learned:
@@ -125,7 +125,7 @@ def without_rows(learned: Learned, lane: Lane, weigh_B: NDArray[np.bool_]) -> Le
     return replace(learned, gradients=gradients)
 
 
-def _worth(example: Lesson) -> float:
+def _worth(example: TrainingExample) -> float:
     """What the line that answered thought of it: the first label's probability."""
     predicted = example.predicted if isinstance(example, ArmExample) else b""
     return float(np.frombuffer(predicted, np.float32, 1)[0]) if predicted else 0.0

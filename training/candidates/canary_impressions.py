@@ -8,9 +8,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from experiments.promotion.canary_engagement import ServedRates
-from experiments.promotion.guard import served_rates
-from experiments.promotion.lifecycle import Standing
+from experiments.promotion.canary_engagement import EngagementRates
+from experiments.promotion.guard import engagement_rates
+from experiments.promotion.lifecycle import CandidateState
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.control_records import Live
 from recsys.events.hashing import Id, key_of
@@ -101,14 +101,14 @@ class Settled:
         self._waiting.append(_Row(its.shown_ms, key_of("user", its.user_id), ours, labels, ranked))
 
 
-class CanaryShown:
+class CanaryImpressions:
     """Fills ``rates`` with what a canary has shown since it began to answer, beside ``live`` (line/epoch)."""
 
     def __init__(
-        self, log: Log, canary: Standing, live: str, labels: Sequence[str], rules: PromotionConfig
+        self, log: Log, canary: CandidateState, live: str, labels: Sequence[str], rules: PromotionConfig
     ) -> None:
         self.line = canary.line
-        self.rates = ServedRates(labels, rules.alpha, rules.canary_examples)
+        self.rates = EngagementRates(labels, rules.alpha, rules.canary_examples)
         ours, since_ms = f"{canary.line}/0", canary.since_ms
         self._settled = Settled(log, ours, live, since_ms, len(labels), rules)
 
@@ -119,15 +119,15 @@ class CanaryShown:
         _count(self.rates, [r for r in rows if first_ms is not None and r.shown_ms >= first_ms])
 
 
-class GuardShown:
+class GuardImpressions:
     """Fills ``rates`` with what a live line has shown since it is live, beside what the epoch before showed
     in the half hour before that."""
 
     def __init__(
-        self, log: Log, guard: Standing, live: Live, labels: Sequence[str], rules: PromotionConfig
+        self, log: Log, guard: CandidateState, live: Live, labels: Sequence[str], rules: PromotionConfig
     ) -> None:
         self.line = guard.line
-        self.rates = served_rates(labels, rules)
+        self.rates = engagement_rates(labels, rules)
         ours, theirs = f"{live.line}/{live.epoch}", f"{live.line}/{live.of}"
         since_ms = live.time_ms - BEFORE_MS
         self._settled = Settled(log, ours, theirs, since_ms, len(labels), rules)
@@ -142,7 +142,7 @@ class GuardShown:
         _count(self.rates, self._settled.read())
 
 
-def _count(rates: ServedRates, settled: Sequence[_Row]) -> None:
+def _count(rates: EngagementRates, settled: Sequence[_Row]) -> None:
     if settled:
         _, users, ours, labels, ranked = zip(*settled, strict=True)
         rates.add(np.array(users, np.int64), np.array(ours), np.array(labels), np.array(ranked))

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.promotion import gates, guard
-from experiments.promotion.canary_engagement import ServedRates
+from experiments.promotion.canary_engagement import EngagementRates
 from experiments.promotion.guard import GuardEvidence
-from experiments.promotion.promotion import Evidence, Served, comparison, window
-from experiments.statistics.comparison import Compared, Comparison, Paired
+from experiments.promotion.promotion import Evidence, CanaryEngagement, comparison, window
+from experiments.statistics.comparison import ComparisonResult, Comparison, PairedPredictions
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.records import Scores
 
@@ -20,7 +20,7 @@ from recsys.events.records import Scores
 class Heard(NamedTuple):
     """What a record of ``scores`` says, looked over. Hits (E,) are as there."""
 
-    pairs: Paired
+    pairs: PairedPredictions
     hits_E: NDArray[np.uint8]
     hit_users_E: NDArray[np.int64]
     figures: dict[str, float]
@@ -35,28 +35,28 @@ class Case:
     recent: Comparison | None
     scores: gates.ScoreMoments = field(default_factory=gates.ScoreMoments)
     recent_scores: gates.ScoreMoments = field(default_factory=gates.ScoreMoments)
-    rates: ServedRates | None = None  # of what its lists, or live's, have shown
+    rates: EngagementRates | None = None  # of what its lists, or live's, have shown
     missed: guard.Calibration | None = None
     not_finite: int = 0  # of live's predictions since a guard began
     figures: dict[str, float] = field(default_factory=dict)
     refused: str = ""
     step: int = 0
     said: str = ""  # the newest judgement that was told
-    ended: Compared | None = None  # what was known at its end
-    ended_served: Served | None = None
+    ended: ComparisonResult | None = None  # what was known at its end
+    ended_served: CanaryEngagement | None = None
 
     @property
-    def compared(self) -> Compared:
+    def compared(self) -> ComparisonResult:
         if self.ended is not None:
             return self.ended
-        return Compared() if self.comparison is None else self.comparison.result()
+        return ComparisonResult() if self.comparison is None else self.comparison.result()
 
     @property
-    def lately(self) -> Compared:
-        return Compared() if self.recent is None else self.recent.result()
+    def lately(self) -> ComparisonResult:
+        return ComparisonResult() if self.recent is None else self.recent.result()
 
     @property
-    def served(self) -> Served | None:
+    def served(self) -> CanaryEngagement | None:
         """What viewers did with what was shown; None where nothing was yet."""
         return self.ended_served if self.rates is None else self.rates.result()
 
@@ -116,7 +116,7 @@ class Case:
             tuple(failed),
             self.served,
             self.lately,
-            missed=guard.Missed() if self.missed is None else self.missed.result(),
+            missed=guard.CalibrationGap() if self.missed is None else self.missed.result(),
             not_finite=self.not_finite,
             hours=hours,
         )
@@ -143,7 +143,7 @@ def heard_of(said: Scores) -> Heard:
     return Heard(pairs_of(said), hits, users, said.figures)
 
 
-def pairs_of(said: Scores) -> Paired:
+def pairs_of(said: Scores) -> PairedPredictions:
     """What a record says of examples. Raises ValueError as ``heard_of`` does."""
     users, bits = np.frombuffer(said.users, np.int64), np.frombuffer(said.segments, np.int64)
     labels = np.frombuffer(said.labels, np.uint8)
@@ -162,7 +162,7 @@ def pairs_of(said: Scores) -> Paired:
         )
     if (labels > 1).any():
         raise ValueError(f"labels has a {labels.max()}, expected 0 and 1")
-    return Paired(
+    return PairedPredictions(
         users,
         np.frombuffer(said.live, np.float32).astype(np.float64),
         np.frombuffer(said.candidate, np.float32).astype(np.float64),
@@ -172,12 +172,12 @@ def pairs_of(said: Scores) -> Paired:
     )
 
 
-def finite(pairs: Paired) -> Paired:
+def finite(pairs: PairedPredictions) -> PairedPredictions:
     """Without what either gave no number for."""
     fine = np.isfinite(pairs.candidate_N) & np.isfinite(pairs.live_N)
     if fine.all():
         return pairs
-    return Paired(
+    return PairedPredictions(
         pairs.users_N[fine],
         pairs.live_N[fine],
         pairs.candidate_N[fine],
@@ -215,15 +215,15 @@ def numbers(evidence: Evidence) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 
-def _sizes(figures: dict[str, float]) -> tuple[gates.Size, gates.Size] | None:
+def _sizes(figures: dict[str, float]) -> tuple[gates.ModelCost, gates.ModelCost] | None:
     names = ("live_rank_us", "live_bytes", "rank_us", "bytes")
     if not all(name in figures for name in names):
         return None
     live_us, live_bytes, us, nbytes = (figures[name] for name in names)
-    return gates.Size(live_us, live_bytes), gates.Size(us, nbytes)
+    return gates.ModelCost(live_us, live_bytes), gates.ModelCost(us, nbytes)
 
 
-def _picks(figures: dict[str, float]) -> gates.Picks | None:
+def _picks(figures: dict[str, float]) -> gates.PickConcentration | None:
     if "picks" not in figures or "live_picks" not in figures:
         return None
-    return gates.Picks(figures["live_picks"], figures["picks"], int(figures.get("pickers", 0)))
+    return gates.PickConcentration(figures["live_picks"], figures["picks"], int(figures.get("pickers", 0)))

@@ -33,8 +33,11 @@ from training.drift.offline_command import OfflineCommand
 from training.drift.watch import DriftWatch
 from training.lines.line import MAIN
 from training.lines.live_epoch import live_epochs
-from training.outcomes import arm_lines
-from training.outcomes.trials import Trials
+from training.outcomes.experiment_control import (
+    ExperimentController,
+    arm_line_records,
+    experiments_without_line,
+)
 from training.steps.lineage import starts_after
 from training.steps.step_reader import StepReader
 
@@ -64,7 +67,7 @@ class Director:
         what takes long."""
         self._log, self._clock = log, clock
         features = feature_set(config)
-        self.trials = Trials(log, config, features.schema.labels, experiments)
+        self.experiments = ExperimentController(log, config, features.schema.labels, experiments)
         self.promoter = Promoter(log, config, features, clock)
         self.drift = DriftWatch(log, config, features)
         self.offline = OfflineCommand(config.drift.offline_command)
@@ -107,7 +110,7 @@ class Director:
                     continue
                 self._left(control)
                 self.promoter.fold(control)
-                self.trials.fold(record.offset, control)
+                self.experiments.fold(record.offset, control)
                 if isinstance(control, Live):
                     self.live = control
         return moved
@@ -146,8 +149,8 @@ class Director:
 
     def _publish_experiments(self) -> int:
         """Tells everyone of the experiments, once for each change: of files, by wishes, by what is seen."""
-        moved, self.trials.lost = 0, arm_lines.lost(self.promoter.lifecycle)
-        while (revision := self.trials.turn(self._clock())) is not None:
+        moved, self.experiments.lost = 0, experiments_without_line(self.promoter.lifecycle)
+        while (revision := self.experiments.turn(self._clock())) is not None:
             self._log.append(CONTROL, [Append(0, b"", pack(revision))])
             _LOG.info("experiments, revision %d: %s", revision.revision, revision.stands)
             moved += 1 + self._fold()
@@ -158,7 +161,7 @@ class Director:
         lifecycle, refused = self.promoter.lifecycle, self.promoter.refused
         decided = [
             *self.promoter.turn(),
-            *arm_lines.due(self.trials.running, lifecycle, refused, self._clock()),
+            *arm_line_records(self.experiments.running, lifecycle, refused, self._clock()),
         ]
         for record in decided:
             self._log.append(CONTROL, [Append(0, b"", pack(record))])
@@ -275,8 +278,8 @@ def run(config: Config, stop: Stop) -> None:
     while not stop.is_set():
         try:
             director.turn()
-            tell_drift(director, beat)
-            tell_experiments(director, beat)
+            report_drift(director, beat)
+            report_experiments(director, beat)
         except LogUnavailable as error:
             _LOG.warning("log unavailable, trying again: %s", error)
             beat.add("retries")
@@ -289,7 +292,7 @@ def run(config: Config, stop: Stop) -> None:
     log.close()
 
 
-def tell_drift(director: Director, beat: Heartbeat) -> None:
+def report_drift(director: Director, beat: Heartbeat) -> None:
     """Puts it into the heartbeat: alarms since this director began, and what the newest reaction says."""
     its = director.drift.reaction
     beat.gauge("alarms", director.drift.alarms)
@@ -298,7 +301,7 @@ def tell_drift(director: Director, beat: Heartbeat) -> None:
     beat.gauge("offline_runs", float(director.offline.runs))
 
 
-def tell_experiments(director: Director, beat: Heartbeat) -> None:
+def report_experiments(director: Director, beat: Heartbeat) -> None:
     """Puts into the heartbeat how many experiments ended by themselves, of all that were ever told."""
-    beat.gauge("experiments_broken", director.trials.stopped_for(BROKEN))
-    beat.gauge("experiments_harmed", director.trials.stopped_for(HARM))
+    beat.gauge("experiments_broken", director.experiments.stopped_for(BROKEN))
+    beat.gauge("experiments_harmed", director.experiments.stopped_for(HARM))

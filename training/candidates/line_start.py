@@ -11,10 +11,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from experiments.promotion.epoch_model import sized
-from experiments.promotion.lifecycle import ARM, Lifecycle, Standing
+from experiments.promotion.epoch_model import with_size
+from experiments.promotion.lifecycle import ARM, Lifecycle, CandidateState
 from parameter_server.storage import snapshots
-from parameter_server.storage.mmap_shard import mapped_shard
+from parameter_server.storage.mmap_shard import open_mmap_shard
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import Live
 from recsys.events.records import EXAMPLES, STEPS, Step
@@ -37,11 +37,11 @@ class LineStart:
         self._log, self._config, self._features, self._clock = log, config, features, clock
         self._folder = Path(config.state) / "snapshots"
 
-    def begin(self, standing: Standing, lifecycle: Lifecycle, epoch: int) -> Shadow:
+    def begin(self, standing: CandidateState, lifecycle: Lifecycle, epoch: int) -> Shadow:
         """From its own newest snapshot; at first from the registry, or a guard from the newest of the epoch
         that it is. ``epoch``: the live one. Raises Refused, LogLost, NoSnapshot."""
         line, its = standing.line, standing.candidate
-        config = sized(self._config, its.size)
+        config = with_size(self._config, its.size)
         spec, dense = (
             whole_spec(config, line),
             build_model(self._features, config.model).read_dense(),
@@ -50,13 +50,13 @@ class LineStart:
         if own is None and _is_of_live(standing):
             # Live may have several shards: mapped, and copied on write, is a snapshot of one.
             found = self._from_live(standing, lifecycle, epoch)
-            write_line(self._folder, line, *mapped_shard(spec, dense, *found).export())
+            write_line(self._folder, line, *open_mmap_shard(spec, dense, *found).export())
             own = snapshots.latest(self._folder, line, 0).snapshot
         if own is not None:
-            shard = mapped_shard(spec, dense, own)
+            shard = open_mmap_shard(spec, dense, own)
         else:
             found = self._from_registry(standing, lifecycle, epoch, config.model)
-            shard = mapped_shard(spec, dense, *found)
+            shard = open_mmap_shard(spec, dense, *found)
         shadow = Shadow(
             self._log, config, self._features, line, shard, lifecycle.lives, its.learns, its.arm
         )
@@ -71,7 +71,7 @@ class LineStart:
         return shadow
 
     def _from_registry(
-        self, standing: Standing, lifecycle: Lifecycle, epoch: int, model: ModelConfig
+        self, standing: CandidateState, lifecycle: Lifecycle, epoch: int, model: ModelConfig
     ) -> tuple[snapshots.Snapshot, int]:
         """Its snapshot, and the step that it stands after. Raises Refused, LogLost."""
         registry = Registry(standing.candidate.registry)
@@ -87,7 +87,7 @@ class LineStart:
         return snapshot, step
 
     def _from_live(
-        self, standing: Standing, lifecycle: Lifecycle, epoch: int
+        self, standing: CandidateState, lifecycle: Lifecycle, epoch: int
     ) -> tuple[snapshots.Snapshot, int]:
         """The newest snapshot of what was live before, for a guard, or of what is live, for an arm's line. It
         learns again what was learned after that, and then goes on. Raises NoSnapshot, LogLost."""
@@ -134,6 +134,6 @@ def write_line(
     snapshots.write_part(folder, line, 0, meta["step"], 0, 1, dict(arrays), meta)
 
 
-def _is_of_live(standing: Standing) -> bool:
+def _is_of_live(standing: CandidateState) -> bool:
     """Whether it begins from a snapshot of the live line, and stands in no registry."""
     return bool(standing.guards) or standing.stage == ARM

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from experiments.promotion.epoch_model import size_beside
+from experiments.promotion.epoch_model import size_difference
 from recsys.config.system_config import ModelConfig
 from recsys.events.control_records import ModelSize
 from training.candidates.registry import Provenance, Refused, model_config
@@ -20,7 +20,7 @@ def size_of(its: Provenance, configured: ModelConfig) -> ModelSize | None:
     """The size of a candidate's model; None where its model is the configured one. Raises Refused where it
     differs in more than its size, with every value and what was expected."""
     try:
-        return size_beside(configured, model_config(its))
+        return size_difference(configured, model_config(its))
     except (ValueError, msgspec.ValidationError) as error:
         raise Refused(
             f"candidate {its.name} has another model configuration: {error}; {_REMEDY}"

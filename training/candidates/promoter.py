@@ -21,17 +21,17 @@ from experiments.promotion.lifecycle import (
     TAKING_BACK,
     TAKING_OVER,
     Lifecycle,
-    Standing,
+    CandidateState,
 )
 from experiments.promotion.promotion import Evidence, Hold, Promote, Rollback, Verdict, judge
 from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
-from recsys.events.control_records import Control, Decision, Live, Wish
+from recsys.events.control_records import Control, Decision, Live, OperatorRequest
 from recsys.events.records import EXAMPLES, SCORES, Scores, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import UNREADABLE
-from training.candidates.canary_impressions import CanaryShown, GuardShown
+from training.candidates.canary_impressions import CanaryImpressions, GuardImpressions
 from training.candidates.candidate_evidence import Case, begun, numbers
 from training.lines.line import MAIN
 from training.steps.lineage import CAUGHT_UP, Lineage, last_steps, newest_step, starts_after
@@ -42,7 +42,7 @@ _LOG: Final = logging.getLogger(__name__)
 _APPROVE, _ROLLBACK = "approve", "rollback"
 
 
-class CantGoBack(ValueError):
+class RollbackImpossible(ValueError):
     """Nothing to go back to, or not from here; says why."""
 
 
@@ -60,24 +60,24 @@ class Promoter:
         self._retrieves = features.history_length > 0
         self._adopted: int | None = None  # an epoch that was made to go back to, and isn't live yet
         self._approved: set[str] = set()
-        self._wishes: list[Wish] = []
+        self._wishes: list[OperatorRequest] = []
         self._scores = log.begin(SCORES, 0)
         self.unread = 0  # records of ``scores`` that made no sense
-        self._shown: CanaryShown | None = None  # what the canary that answers now has shown
-        self._guard_shown: GuardShown | None = None  # what live has shown, while it is guarded
+        self._shown: CanaryImpressions | None = None  # what the canary that answers now has shown
+        self._guard_shown: GuardImpressions | None = None  # what live has shown, while it is guarded
 
     # --- folding ---
 
     def fold(self, said: Control) -> None:
         """A record of ``control``."""
         lives = len(self.lifecycle.lives)
-        if isinstance(said, Wish):
+        if isinstance(said, OperatorRequest):
             if said.what == _APPROVE:
                 self._approved.add(said.line)
             elif said.what == _ROLLBACK:
                 self._wishes.append(said)
         elif isinstance(said, Live | Decision):
-            self._wishes = [wish for wish in self._wishes if not answers_wish(wish, said)]
+            self._wishes = [wish for wish in self._wishes if not answers_request(wish, said)]
         self.lifecycle.fold(said)
         if isinstance(said, Decision) and said.line in self.cases:
             self._moved(said)
@@ -133,7 +133,7 @@ class Promoter:
                     break  # one at a time: each changes what the next rests on
         return found
 
-    def _place(self, standing: Standing) -> tuple[bool, float]:
+    def _place(self, standing: CandidateState) -> tuple[bool, float]:
         """Guards first: what a bad line gives way to is what was before it, not the next candidate. Of
         several candidates that have proved themselves, the one that gained most."""
         gained = self.cases[standing.line].compared.loss.mean
@@ -161,7 +161,7 @@ class Promoter:
             return
         if self._shown is None or self._shown.line != canary.line:
             live = f"{MAIN}/{self._epoch}"
-            self._shown = CanaryShown(self._log, canary, live, self._labels, self._rules)
+            self._shown = CanaryImpressions(self._log, canary, live, self._labels, self._rules)
             self.cases[canary.line].rates = self._shown.rates
         self._shown.read()
 
@@ -175,14 +175,14 @@ class Promoter:
         case = self.cases[guard.line]
         if self._guard_shown is None or self._guard_shown.line != guard.line:
             live = self.lifecycle.of_guard(guard)
-            self._guard_shown = GuardShown(self._log, guard, live, self._labels, self._rules)
+            self._guard_shown = GuardImpressions(self._log, guard, live, self._labels, self._rules)
             case.rates = self._guard_shown.rates
         self._guard_shown.read()
         case.not_finite = self._guard_shown.not_finite
 
     # --- deciding ---
 
-    def evidence(self, standing: Standing) -> Evidence:
+    def evidence(self, standing: CandidateState) -> Evidence:
         """All that is known of a candidate now."""
         case = self.cases[standing.line]
         if standing.guards:
@@ -197,7 +197,7 @@ class Promoter:
             self._retrieves,
         )
 
-    def opinion(self, standing: Standing) -> str:
+    def opinion(self, standing: CandidateState) -> str:
         """What would be decided of a candidate now, and why; nothing is."""
         if standing.stage == TAKING_OVER:
             return "its snapshot is being written"
@@ -210,7 +210,7 @@ class Promoter:
             return decided[0].why  # type: ignore[union-attr]
         return self.cases[standing.line].said
 
-    def _decide(self, standing: Standing) -> list[Control]:
+    def _decide(self, standing: CandidateState) -> list[Control]:
         if standing.stage == TAKING_BACK:
             return self._take_back(standing)
         evidence = self.evidence(standing)
@@ -230,7 +230,7 @@ class Promoter:
             return []
         return self._promote(standing, said)
 
-    def _promote(self, standing: Standing, said: Promote) -> list[Control]:
+    def _promote(self, standing: CandidateState, said: Promote) -> list[Control]:
         case, other = self.cases[standing.line], self.lifecycle.canary
         if other is not None and other.line != standing.line:
             case.said = f"{other.line} is at it: one candidate at a time; {said.why}"
@@ -244,7 +244,7 @@ class Promoter:
             return []
         return [self._told(standing, said)]
 
-    def _live(self, standing: Standing) -> list[Control]:
+    def _live(self, standing: CandidateState) -> list[Control]:
         """The pointer moves once the snapshot is there that the next epoch begins from."""
         steps = snapshots.complete_steps(self._folder, MAIN, standing.epoch)
         if not steps:
@@ -279,10 +279,10 @@ class Promoter:
             return [_refusal(wish, f"{over}; what is live is {MAIN}/{self._epoch}", self._clock())]
         try:
             return [self._back(why)]
-        except (CantGoBack, snapshots.NoSnapshot, OSError) as error:
+        except (RollbackImpossible, snapshots.NoSnapshot, OSError) as error:
             return [_refusal(wish, f"{wish.line} can't go back: {error}", self._clock())]
 
-    def _take_back(self, standing: Standing) -> list[Control]:
+    def _take_back(self, standing: CandidateState) -> list[Control]:
         """What the guard stands for is live again. Where it can't be, it ends."""
         try:
             return [self._back(f"{standing.line}: {standing.why}")]
@@ -292,19 +292,19 @@ class Promoter:
                 "%s can't take %s/%d back yet: %s", standing.line, MAIN, self._epoch, error
             )
             return []
-        except (CantGoBack, snapshots.NoSnapshot) as error:
+        except (RollbackImpossible, snapshots.NoSnapshot) as error:
             why = f"{standing.why}; but {MAIN}/{self._epoch} can't go back: {error}"
             return [self._told(standing, Hold(True, why, self.evidence(standing)))]
 
     def _back(self, why: str) -> Live:
-        """The live line as it was before its newest promotion. Raises CantGoBack, NoSnapshot, OSError."""
+        """The live line as it was before its newest promotion. Raises RollbackImpossible, NoSnapshot, OSError."""
         live = self.lifecycle.live
         if live is None or not live.candidate:
-            raise CantGoBack("nothing was promoted before it")
+            raise RollbackImpossible("nothing was promoted before it")
         before = self.lifecycle.lives[-2].epoch
         steps = snapshots.complete_steps(self._folder, MAIN, before)
         if not steps:
-            raise CantGoBack(f"no snapshot of epoch {before} is left")
+            raise RollbackImpossible(f"no snapshot of epoch {before} is left")
         self._check_there(before, steps[-1])
         epoch = self._next_epoch() if self._adopted is None else self._adopted
         snapshots.adopt(self._folder, MAIN, (before, steps[-1]), epoch)
@@ -315,17 +315,17 @@ class Promoter:
         )  # fmt: skip
 
     def _check_there(self, epoch: int, since: int) -> None:
-        """Whether the log still has what is to be learned again. Raises CantGoBack."""
+        """Whether the log still has what is to be learned again. Raises RollbackImpossible."""
         lives = [live for live in self.lifecycle.lives if live.epoch <= epoch]
         starts = starts_after(Lineage(self._log, MAIN, lives), since)
         gone = {p for p, start in starts.items() if start < self._log.begin(EXAMPLES, p)}
         if gone:
-            raise CantGoBack(
+            raise RollbackImpossible(
                 f"the log no longer has the examples after step {since} of epoch {epoch} (partitions "
                 f"{sorted(gone)})"
             )
 
-    def _told(self, standing: Standing, said: Verdict) -> Decision:
+    def _told(self, standing: CandidateState, said: Verdict) -> Decision:
         promoted = isinstance(said, Promote)
         taking_over = promoted and said.to != CANARY  # type: ignore[union-attr]
         return Decision(
@@ -348,12 +348,12 @@ class Promoter:
         return 1 + max([*known, *snapshots.epochs(self._folder, MAIN)])
 
 
-def answers_wish(wish: Wish, said: Live | Decision) -> bool:
+def answers_request(wish: OperatorRequest, said: Live | Decision) -> bool:
     """Whether a record is what came of a wish to go back: it is granted once, also for who folds it again."""
     if isinstance(said, Live):
         return not said.candidate and wish.line.startswith(f"{said.line}/")
     return said.line == wish.line and (said.said == "rollback" or said.to == _ROLLBACK)
 
 
-def _refusal(wish: Wish, why: str, now_ms: int) -> Decision:
+def _refusal(wish: OperatorRequest, why: str, now_ms: int) -> Decision:
     return Decision(line=wish.line, said="hold", to=_ROLLBACK, why=why, time_ms=now_ms)

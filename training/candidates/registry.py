@@ -304,13 +304,13 @@ def model_config(provenance: Provenance) -> ModelConfig:
     return model
 
 
-def model_words(provenance: Provenance) -> str:
+def describe_model(provenance: Provenance) -> str:
     """How wide a candidate's model is, in words; empty where its file doesn't say."""
     dim, hidden = (provenance.config.get(name) for name in MAY_DIFFER)
     return "" if dim is None or hidden is None else f"dim {dim}, hidden {shown(hidden)}"
 
 
-def teacher_words(teacher: Teacher) -> str:
+def describe_teacher(teacher: Teacher) -> str:
     """Who taught a student, and how much, e.g. ``main/0, 0.5 of 12345 examples``."""
     who = ", ".join(sorted(teacher.served)) or teacher.by
     return f"{who}, {teacher.share:g} of {teacher.examples} examples"

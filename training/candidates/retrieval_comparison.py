@@ -67,7 +67,7 @@ class Items:
                     self.catalogue.apply(event)
 
 
-class RetrievalLook:
+class RetrievalComparison:
     """Looks at one candidate, again and again: once for each snapshot of live."""
 
     def __init__(self, features: FeatureSet, config: Config, items: Items) -> None:

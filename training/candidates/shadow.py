@@ -22,7 +22,7 @@ from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import ArmLine, Live
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id, key_of, uniform
-from recsys.events.records import Delta, Lesson, Scores, Step
+from recsys.events.records import Delta, TrainingExample, Scores, Step
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from recsys.model.blueprint import build_model
@@ -30,7 +30,7 @@ from recsys.model.model import padded
 from training.candidates.arm_learner import ArmExample, ArmLearner
 from training.continual.learner import Learner
 from training.continual.worker import Worker
-from training.joining.sampling import stands_for
+from training.joining.sampling import represented_examples
 from training.lines.line import MAIN
 from training.steps.lineage import Lineage
 from training.steps.step_reader import ExampleCheck, read_lanes
@@ -42,7 +42,7 @@ _MOST_SURFACES: Final = 6
 _STILL: Final = Stamp(line="")
 
 
-class ScoredExample(Lesson, kw_only=True):
+class ScoredExample(TrainingExample, kw_only=True):
     """What is read of an example that is scored."""
 
     user_id: Id = ""
@@ -159,7 +159,7 @@ class Shadow:
         arrays, meta = self.shard.export()
         return (dict(arrays) if self.arm is None else arrays | self.arm.export()), meta
 
-    def probabilities(self, examples: Sequence[Lesson]) -> NDArray[np.float32]:
+    def probabilities(self, examples: Sequence[TrainingExample]) -> NDArray[np.float32]:
         """What it would serve for some examples, (B, L): by the dense parameters that replicas are given."""
         lane = self._learner.prepare(examples)
         dense = self.shard.dense
@@ -198,5 +198,5 @@ def _first(predicted: bytes) -> float:
 
 def _weights(shown: Sequence[ScoredExample]) -> bytes:
     """Of how many examples each tells; empty where each tells of itself."""
-    weights = [stands_for(e.labels, e.kept, e.sampled_out) for e in shown]
+    weights = [represented_examples(e.labels, e.kept, e.sampled_out) for e in shown]
     return np.array(weights, np.float32).tobytes() if any(w != 1.0 for w in weights) else b""

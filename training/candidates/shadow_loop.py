@@ -18,7 +18,7 @@ import msgspec
 from safetensors import SafetensorError
 
 from experiments.promotion.epoch_model import config_at
-from experiments.promotion.lifecycle import ARM, CANARY, TAKING_OVER, Lifecycle, Standing
+from experiments.promotion.lifecycle import ARM, CANARY, TAKING_OVER, Lifecycle, CandidateState
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.table.kernels import warm
@@ -35,7 +35,7 @@ from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.retry_loop import Turns, patiently
 from training.candidates.line_start import LineStart, write_line
-from training.candidates.retrieval_comparison import Items, Look, RetrievalLook, ranks_us
+from training.candidates.retrieval_comparison import Items, Look, RetrievalComparison, ranks_us
 from training.candidates.shadow import Shadow
 from training.forgetting.panel_watch import PanelThread
 from training.lines.control import ControlReader
@@ -107,7 +107,7 @@ class ShadowLoop(Turns):
     def _restore(self) -> None:
         self._control = ControlReader(self._log)
         self._shadows.clear()
-        self._looks: dict[str, RetrievalLook] = {}
+        self._looks: dict[str, RetrievalComparison] = {}
         self._items: Items | None = None
         self._written: set[tuple[str, int]] = set()
         self._publishing: set[str] = set()
@@ -150,7 +150,7 @@ class ShadowLoop(Turns):
                 snapshots.remove(self._folder, line)
                 self._removed.add(line)
 
-    def _work(self, standing: Standing, newest: int) -> int:
+    def _work(self, standing: CandidateState, newest: int) -> int:
         shadow = self._shadows.get(standing.line)
         try:
             if shadow is None:
@@ -169,7 +169,7 @@ class ShadowLoop(Turns):
             self._refuse(standing.line, f"{type(error).__name__}: {error}")
             return 1
 
-    def _waits(self, standing: Standing) -> bool:
+    def _waits(self, standing: CandidateState) -> bool:
         """Whether there is no snapshot of live yet that an arm's line could begin from."""
         if standing.stage != ARM or snapshots.complete_steps(self._folder, standing.line, 0):
             return False
@@ -216,7 +216,7 @@ class ShadowLoop(Turns):
         if look is None:
             if self._items is None:
                 self._items = Items(self._log, self._features)
-            look = RetrievalLook(self._features, self._config, self._items)
+            look = RetrievalComparison(self._features, self._config, self._items)
             self._looks[shadow.line] = look
         look.take(shadow.shown)
         found = look.end()
@@ -235,7 +235,7 @@ class ShadowLoop(Turns):
 
     # --- what of it others see ---
 
-    def _show(self, standing: Standing, shadow: Shadow) -> None:
+    def _show(self, standing: CandidateState, shadow: Shadow) -> None:
         """As canary it publishes its deltas; to take over, it becomes the next epoch's first snapshot."""
         line = standing.line
         if standing.stage in (CANARY, TAKING_OVER, ARM) and line not in self._publishing:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from parameter_server.shard.lanes import RowGradients
 from recsys.events.event_types import FeatureBlock
-from recsys.events.records import Lesson
+from recsys.events.records import TrainingExample
 from recsys.features.feature_set import FeatureSet, UnknownFeatureSet
 from recsys.model.batch import Batch, Jagged, assemble
 from recsys.model.model import Lookup, Model, lookup_of, padded
@@ -72,7 +72,7 @@ class Learner:
         self._jagged = jagged
 
     def prepare(
-        self, examples: Sequence[Lesson], rehearsed: Sequence[Lesson] = (), weight: float = 1.0
+        self, examples: Sequence[TrainingExample], rehearsed: Sequence[TrainingExample] = (), weight: float = 1.0
     ) -> Lane:
         """Arrays of a lane's examples, and of those that are learned again with a weight. Raises
         UnknownFeatureSet where they were served with another set."""
@@ -200,7 +200,7 @@ class Learner:
         return out
 
 
-def _features(example: Lesson, digest: str) -> FeatureBlock:
+def _features(example: TrainingExample, digest: str) -> FeatureBlock:
     block = example.features
     if block is None:
         raise ValueError("an example has no features; it can't be learned from before a backfill")

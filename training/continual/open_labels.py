@@ -48,7 +48,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from recsys.events.records import Lesson
+from recsys.events.records import TrainingExample
 from recsys.model.ranker import loss_per_output
 from training.steps.example_validation import is_open
 
@@ -97,7 +97,7 @@ class Told:
         return slope_BL * logits_BL
 
 
-def told(examples: Sequence[Lesson], labels_BK: Floats) -> Told:
+def told(examples: Sequence[TrainingExample], labels_BK: Floats) -> Told:
     """What the labels (0 or 1) of some examples tell."""
     size, labels = labels_BK.shape
     ones = np.ones((size, labels + 1), np.float32)

@@ -21,7 +21,7 @@ from parameter_server.shard.shard import StepMismatch
 from parameter_server.table.routing import unique
 from recsys.config.system_config import Config
 from recsys.events.hashing import Id, key_of
-from recsys.events.records import EXAMPLES, STEPS, Lesson, Step
+from recsys.events.records import EXAMPLES, STEPS, TrainingExample, Step
 from recsys.log.protocol import Log
 from recsys.process.gc_control import no_collection
 from recsys.process.log_consumer import DeadLetters
@@ -72,7 +72,7 @@ class Worker:
         *,
         reader: StepReader | Lineage | None = None,
         tells: bool = True,
-        kind: type[Lesson] | None = None,
+        kind: type[TrainingExample] | None = None,
     ) -> None:
         """``reader``: of step records, where it isn't to be those of one epoch alone. ``tells``: whether what
         it leaves out becomes dead letters: a line's own workers do that. ``kind``: what examples are read

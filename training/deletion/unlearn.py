@@ -26,7 +26,7 @@ from recsys.events.records import (
     DELTAS,
     EXAMPLES,
     STEPS,
-    Lesson,
+    TrainingExample,
     Range,
     pack,
     unpack,
@@ -210,7 +210,7 @@ def _check_features(log: Any, its: Range, features: FeatureSet) -> None:
     """A replay would leave out, in silence, examples of other features."""
     for record in read_range(log, EXAMPLES, its.partition, its.start, its.stop):
         with suppress(*UNREADABLE):
-            block = unpack(record.value, Lesson).features
+            block = unpack(record.value, TrainingExample).features
             if block is not None and block.feature_set != features.digest:
                 raise CantUnlearn(
                     f"the example at {its.partition}/{record.offset} has feature set {block.feature_set}, "

@@ -88,7 +88,7 @@ class Alarm:
 
 
 @dataclass(frozen=True)
-class Watched:
+class MonitoredNumber:
     """One number: its kind and name, and which way it must move to matter (``up`` or ``both``)."""
 
     kind: str
@@ -98,17 +98,17 @@ class Watched:
 
 @dataclass
 class _Column:
-    watched: Watched
+    watched: MonitoredNumber
     detectors: list[ChangeDetector]
     quiet: int = 0
     sums: tuple[float, float] = (0.0, 0.0)  # how far it has moved up, and down …
     since: tuple[int, int] = (0, 0)  # … and for how many blocks
 
 
-class Watch:
+class ChangeMonitor:
     """Watches C numbers of the same blocks. Feed it sums; it returns alarms (mostly none)."""
 
-    def __init__(self, watched: Sequence[Watched], config: DriftConfig | None = None) -> None:
+    def __init__(self, watched: Sequence[MonitoredNumber], config: DriftConfig | None = None) -> None:
         self.config = config or DriftConfig()
         its = self.config
         self._baseline = Baseline(len(watched), its.memory, its.warm_up)
@@ -184,7 +184,7 @@ class Watch:
 
 
 def _detectors(
-    watched: Watched, config: DriftConfig, watched_together: int
+    watched: MonitoredNumber, config: DriftConfig, watched_together: int
 ) -> list[ChangeDetector]:
     """Losses have both; of many features Page–Hinkley alone, which costs a microsecond."""
     judged = watched.kind in (LOSS, CALIBRATION)
@@ -196,15 +196,15 @@ def _detectors(
     return found
 
 
-class LossWatch:
+class LossMonitor:
     """Watches the prequential sums of steps, as a delta's ``metrics`` carry them: of each label the loss,
     which matters where it grows, and what was predicted less what happened, either way."""
 
     def __init__(self, labels: Sequence[str], config: DriftConfig | None = None) -> None:
         self.labels = tuple(labels)
-        watched = [Watched(LOSS, label, "up") for label in labels]
-        watched += [Watched(CALIBRATION, label) for label in labels]
-        self._watch = Watch(watched, config)
+        watched = [MonitoredNumber(LOSS, label, "up") for label in labels]
+        watched += [MonitoredNumber(CALIBRATION, label) for label in labels]
+        self._watch = ChangeMonitor(watched, config)
 
     def step(self, metrics: Mapping[str, float], at_ms: int, step: int) -> list[Alarm]:
         """Takes a step's sums; steps without examples (all left out, corrections) change nothing."""
@@ -217,7 +217,7 @@ class LossWatch:
 
 
 @dataclass
-class FeatureWatch:
+class FeatureMonitor:
     """Watches the means of dense columns, and the shares of the commonest keys of some slots.
 
     ``columns`` names the dense columns (F,). ``slots`` are names of keys (B,) given beside; which of their
@@ -231,11 +231,11 @@ class FeatureWatch:
     most: int = 12  # keys of a slot
 
     def __post_init__(self) -> None:
-        self._dense = Watch([Watched(FEATURE, name) for name in self.columns], self.config)
+        self._dense = ChangeMonitor([MonitoredNumber(FEATURE, name) for name in self.columns], self.config)
         self._counts: dict[str, dict[int, int]] = {slot: {} for slot in self.slots}
         self._seen = 0
         self._keys: dict[str, NDArray[np.int64]] = {}
-        self._shares: Watch | None = None
+        self._shares: ChangeMonitor | None = None
 
     def step(
         self,
@@ -272,6 +272,6 @@ class FeatureWatch:
                 common = [k for k, many in counts.items() if k and many >= self.least * self._seen]
                 common = sorted(common, key=lambda k: (-counts[k], k))[: self.most]  # noqa: B023
                 self._keys[slot] = np.array(common, np.int64)
-                watched += [Watched(SHARE, f"{slot}={key:#x}") for key in common]
+                watched += [MonitoredNumber(SHARE, f"{slot}={key:#x}") for key in common]
             self._counts = {}
-            self._shares = Watch(watched, self.config) if watched else None
+            self._shares = ChangeMonitor(watched, self.config) if watched else None

@@ -63,7 +63,7 @@ class StartOffline:
 Reaction = SetRate | PublishEvery | StartOffline
 
 
-class Reactor:
+class ReactionPolicy:
     """Turns alarms into reactions. Call it once for each step, with its alarms (mostly none)."""
 
     def __init__(self, config: ReactionConfig | None = None) -> None:

@@ -29,7 +29,7 @@ from training.drift import monitors as drift
 from training.drift.reaction import (
     PublishEvery,
     ReactionConfig,
-    Reactor,
+    ReactionPolicy,
     SetRate,
     StartOffline,
 )
@@ -56,11 +56,11 @@ class DriftWatch:
         self._control = ControlReader(log)
         offline = [s for s in self._control.turn() if isinstance(s, Reaction) and s.offline]
         self._epoch = self._control.live_epoch(line)
-        self._reactor = Reactor(self._rules)
+        self._reactor = ReactionPolicy(self._rules)
         its = self.reaction = self._within(self._control.reaction)
         self._unsaid = its is not self._control.reaction
         self._reactor.go_on(its.rate, its.publish_every, offline[-1].time_ms if offline else None)
-        self._losses = drift.LossWatch(self._labels)
+        self._losses = drift.LossMonitor(self._labels)
         self._features = SampledFeatures(log, features)
         self._watches = config.drift.watch
         self._offset = log.end(DELTAS, 0)
@@ -90,7 +90,7 @@ class DriftWatch:
         epoch = self._control.live_epoch(self._line, self._epoch)
         if epoch != self._epoch:
             self._epoch, self.step = epoch, 0
-            self._losses = drift.LossWatch(self._labels)
+            self._losses = drift.LossMonitor(self._labels)
 
     def _within(self, its: Reaction) -> Reaction:
         """A reaction, or one that takes back what of it goes beyond what is allowed by now."""
@@ -197,7 +197,7 @@ class _Shown(msgspec.Struct):
 
 
 class SampledFeatures:
-    """Feeds a FeatureWatch with runs of examples, from those that come after this was made. It costs so much
+    """Feeds a FeatureMonitor with runs of examples, from those that come after this was made. It costs so much
     a second and no more, however many come."""
 
     def __init__(self, log: Log, features: FeatureSet) -> None:
@@ -212,7 +212,7 @@ class SampledFeatures:
             if s.name in _SLOTS or s.name.startswith("item.")
         }
         slots = (*self._user, *self._item)
-        self.watch = drift.FeatureWatch([names[n] for n in self._columns], slots)
+        self.watch = drift.FeatureMonitor([names[n] for n in self._columns], slots)
         partitions = range(log.partitions(EXAMPLES))
         self._next = {p: -(-log.end(EXAMPLES, p) // _RUN) for p in partitions}  # runs
         self._decoder = msgspec.msgpack.Decoder(_Shown)

@@ -15,11 +15,11 @@ import msgspec
 import numpy as np
 
 from recsys.events.hashing import Id
-from recsys.events.records import EXAMPLES, Lesson, Step, unpack
+from recsys.events.records import EXAMPLES, TrainingExample, Step, unpack
 from recsys.log.protocol import Log, LogLost, Record, read_range
 from recsys.process.log_consumer import UNREADABLE
 from training.forgetting.panels import LEAST, ROW, Panel
-from training.joining.sampling import stands_for
+from training.joining.sampling import represented_examples
 from training.steps.lineage import Lineage
 from training.steps.step_reader import ExampleCheck, records_of
 
@@ -31,7 +31,7 @@ CORRECTIONS: Final = 50_000  # newest records of a partition that are looked thr
 _CORRECTION: Final = b"\xaacorrection\xc3"
 
 
-class PanelExample(Lesson, kw_only=True):
+class PanelExample(TrainingExample, kw_only=True):
     """What is read of an example of a panel."""
 
     user_id: Id = ""
@@ -155,5 +155,5 @@ def _read(record: Record, check: ExampleCheck) -> PanelExample | None:
 
 def _row(partition: int, offset: int, its: PanelExample) -> tuple[float, ...]:
     said = np.frombuffer(its.predicted, np.float32, 1)[0] if its.predicted else np.nan
-    weight = stands_for(its.labels, its.kept, its.sampled_out)
+    weight = represented_examples(its.labels, its.kept, its.sampled_out)
     return (partition, offset, its.offset, its.index, its.labels[0], weight, said, np.nan)

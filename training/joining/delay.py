@@ -44,7 +44,7 @@ class DelayState(msgspec.Struct, array_like=True):
     through: list[float]
 
 
-class Delays:
+class LabelDelays:
     """The shares of one partition. Ways of ending: 0 by its view, 1 by its window."""
 
     def __init__(self, labels: int, window_s: float, horizon_s: float) -> None:

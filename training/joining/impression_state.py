@@ -31,7 +31,7 @@ class Held(msgspec.Struct, array_like=True, gc=False):
     kept: bytes = b""
 
 
-class HeldAt(msgspec.Struct, array_like=True):
+class StateOffset(msgspec.Struct, array_like=True):
     """All that is read of a packed ``Held`` to know where its impression stands."""
 
     offset: int
@@ -45,7 +45,7 @@ class Open(msgspec.Struct, gc=False):
     size: int  # bytes, roughly
 
 
-def held_of(offset: int, impression: Impression, shown: bool) -> Held:
+def new_state(offset: int, impression: Impression, shown: bool) -> Held:
     """An impression with which nothing was done yet."""
     items = impression.items
     count = len(items)

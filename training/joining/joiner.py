@@ -46,7 +46,7 @@ from recsys.events.event_types import (
 from recsys.events.hashing import Id
 from recsys.events.records import Example, Forget, served_by
 from recsys.features.feature_set import one_item, predicted_of
-from training.joining.delay import Delays, DelayState
+from training.joining.delay import LabelDelays, DelayState
 from training.joining.impression_state import (
     AFTER,
     BY_WINDOW,
@@ -56,11 +56,11 @@ from training.joining.impression_state import (
     SHOWN,
     Held,
     Open,
-    held_of,
+    new_state,
     rank_of,
     size_of,
 )
-from training.joining.pending_impressions import Shelf, ShelfState
+from training.joining.pending_impressions import PendingImpressions, PendingState
 from training.joining.sampling import is_kept
 from training.joining.spill import Spill
 
@@ -72,7 +72,7 @@ _LEFT: Final = 20_000  # impressions of which it is known that their horizon is 
 
 
 class _State(msgspec.Struct, array_like=True):
-    shelf: ShelfState
+    shelf: PendingState
     watermark_ms: int
     sequence: int
     counts: dict[str, int]
@@ -111,9 +111,9 @@ class Joiner:
         self._lists: dict[int, list[float]] = {}  # labels by their bits
         self._window_ms = int(config.window_s * 1000)
         self._horizon_ms = int(config.horizon_s * 1000)
-        self._delays = Delays(len(self.labels), config.window_s, config.horizon_s)
+        self._delays = LabelDelays(len(self.labels), config.window_s, config.horizon_s)
         self._recall = recall
-        self._shelf = Shelf(recall is None, spill, memory_bytes)
+        self._shelf = PendingImpressions(recall is None, spill, memory_bytes)
         self._recent = Recent(_RECENT)
         self._left = Recent(_LEFT)
         self._opened: dict[str, list[str]] = {}  # requests whose window is open, by user, in order
@@ -200,7 +200,7 @@ class Joiner:
         if self._shelf.has(request_id):
             self.counts["repeats"] += 1
             return
-        held = held_of(offset, impression, self.config.all_shown)
+        held = new_state(offset, impression, self.config.all_shown)
         opened = Open(held, impression, size_of(impression))
         self._opened.setdefault(held.user_id, []).append(request_id)
         self._shelf.add(request_id, opened, impression.time_ms + self._window_ms)

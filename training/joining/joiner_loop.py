@@ -286,14 +286,14 @@ class JoinerLoop(Turns):
         for partition, joiner in place.joiners.items():
             begin, end = self._log.begin(EVENTS, partition), self._log.end(EVENTS, partition)
             place.offsets[partition] = begin
-            if place.appended[partition] and (begin > 0 or somebody_gone(self._log, partition)):
+            if place.appended[partition] and (begin > 0 or has_erased_examples(self._log, partition)):
                 joiner.sequence = max(place.appended[partition])
                 place.appended[partition] = set()
                 place.offsets[partition] = end
                 self.skipped += end - begin
 
 
-def somebody_gone(log: Log, partition: int) -> bool:
+def has_erased_examples(log: Log, partition: int) -> bool:
     """Whether events of a user may be ticks by now, whose examples have or had numbers."""
     may_be_half = PART in log.holds(EVENTS, partition)  # who asked, by the first pass
     offset, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)

@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from recsys.events.event_types import Impression, decode, encode
-from training.joining.impression_state import Held, HeldAt, Open, size_of
+from training.joining.impression_state import Held, StateOffset, Open, size_of
 from training.joining.spill import Row, Spill
 
 _AROUND: Final = 300  # bytes around a packed Held: its id, its place in a dictionary, its timer
@@ -21,7 +21,7 @@ _AT_ONCE: Final = 1_000  # rows of the spill that are due
 _ALL: Final = (1 << 63, "")  # after every timer
 
 
-class ShelfState(msgspec.Struct, array_like=True):
+class PendingState(msgspec.Struct, array_like=True):
     open: dict[str, Held]
     closed: dict[str, bytes]
     timers: list[tuple[int, str]]
@@ -29,7 +29,7 @@ class ShelfState(msgspec.Struct, array_like=True):
     spilled: int  # rows there
 
 
-class Shelf:
+class PendingImpressions:
     """Impressions by request id. ``keep``: they can't be read again, and are kept whole for ever.
 
     Without a ``spill`` everything stays in memory; ``cap`` is in bytes. ``reach`` an id before looking for it
@@ -143,13 +143,13 @@ class Shelf:
         spilled = self._spill.oldest() if self._spill is not None else None
         return min(offsets if spilled is None else [*offsets, spilled], default=None)
 
-    def mark(self) -> ShelfState:
+    def mark(self) -> PendingState:
         """The state. What is in the spill stays there, and is marked."""
         held = {id_: self._to_keep(opened) for id_, opened in self.open.items()}
         generation = self._spill.mark() if self._spill is not None else 0
-        return ShelfState(held, self.closed, self.timers, generation, self.spilled)
+        return PendingState(held, self.closed, self.timers, generation, self.spilled)
 
-    def restore(self, state: ShelfState) -> None:
+    def restore(self, state: PendingState) -> None:
         """Goes back to a state; raises SpillLost where its rows in the spill aren't there."""
         if self._spill is not None:
             self._spill.back(state.generation, state.spilled)
@@ -204,4 +204,4 @@ def _row(id_: str, due_ms: int, held: Held, packed: bytes) -> Row:
 
 _encoder = msgspec.msgpack.Encoder()
 _held = msgspec.msgpack.Decoder(Held)
-_held_at = msgspec.msgpack.Decoder(HeldAt)
+_held_at = msgspec.msgpack.Decoder(StateOffset)

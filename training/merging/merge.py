@@ -95,7 +95,7 @@ class Parent:
 
     def child(self, arrays: Arrays, meta: Mapping[str, Any]) -> "Parent":
         """What was trained from this one."""
-        return Parent(arrays, meta, (*self.descent, identity(self.arrays)))
+        return Parent(arrays, meta, (*self.descent, export_digest(self.arrays)))
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Replayed:
     forget: Mapping[str, Keys] = field(default_factory=dict)
 
 
-def identity(arrays: Mapping[str, NDArray[Any]]) -> str:
+def export_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 of rows, optimizer and dense parameters of an export, in whatever order its rows are."""
     sha = hashlib.sha256()
     for name in tables_in(arrays):
@@ -127,7 +127,7 @@ def identity(arrays: Mapping[str, NDArray[Any]]) -> str:
     return sha.hexdigest()
 
 
-def standing_at(export: tuple[Arrays, dict[str, Any]], step: int) -> tuple[Arrays, dict[str, Any]]:
+def export_at_step(export: tuple[Arrays, dict[str, Any]], step: int) -> tuple[Arrays, dict[str, Any]]:
     """An offline model as if it had learned up to a step of the live line, the one that ended at offset b.
     Its own steps don't count, and nothing of it is held back."""
     arrays, meta = export
@@ -164,7 +164,7 @@ def interpolate(
     merged line begins with a snapshot, which they read whole. Raises NoCommonAncestor, and ValueError where
     the three aren't of one model.
     """
-    its = identity(ancestor.arrays)
+    its = export_digest(ancestor.arrays)
     common_ancestor(online, offline)
     if its not in online.descent or its not in offline.descent:
         raise NoCommonAncestor(
@@ -190,7 +190,7 @@ def interpolate(
     newest_ms = max(online.meta["clock_ms"], offline.meta["clock_ms"])
     meta = dict(online.meta) | {"clock_ms": newest_ms}
     return Parent(
-        arrays, meta, (*online.descent, identity(online.arrays), identity(offline.arrays))
+        arrays, meta, (*online.descent, export_digest(online.arrays), export_digest(offline.arrays))
     )
 
 

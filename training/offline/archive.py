@@ -24,7 +24,7 @@ from recsys.events.hashing import digest_of, key_of
 from recsys.events.records import EVENTS, EXAMPLES, unpack, unpack_all
 from recsys.features.feature_set import FeatureSet
 from recsys.process.log_consumer import UNREADABLE
-from training.archive.files import Held, files_of, hour_of
+from training.archive.files import ArchiveFile, files_of, hour_of
 from training.candidates.registry import iso
 from training.offline.cache import Cache, CacheWriter
 from training.offline.examples import TaughtLesson
@@ -152,7 +152,7 @@ def fingerprint(archive: Path, asked: Range) -> str:
     return digest_of(repr((archive.resolve().as_posix(), asked, spans, forgotten)))
 
 
-def gaps_of(archive: Path, files: Sequence[Held], asked: Range) -> list[str]:
+def gaps_of(archive: Path, files: Sequence[ArchiveFile], asked: Range) -> list[str]:
     """What is missing of a range, in words, each with the remedy."""
     if not files:
         return [
@@ -166,7 +166,7 @@ def gaps_of(archive: Path, files: Sequence[Held], asked: Range) -> list[str]:
     ]
 
 
-def _before(archive: Path, files: Sequence[Held], asked: Range) -> Iterator[str]:
+def _before(archive: Path, files: Sequence[ArchiveFile], asked: Range) -> Iterator[str]:
     first = min(hour_of(held.path) for held in files)
     if asked.from_ms is not None and first * HOUR_MS > asked.from_ms:
         yield (
@@ -175,7 +175,7 @@ def _before(archive: Path, files: Sequence[Held], asked: Range) -> Iterator[str]
         )
 
 
-def _holes(files: Sequence[Held], asked: Range) -> Iterator[str]:
+def _holes(files: Sequence[ArchiveFile], asked: Range) -> Iterator[str]:
     """Between two files of a partition, where what should lie between may be in the range."""
     for a, b in pairwise(files):
         if a.partition != b.partition or b.first == a.last + 1:
@@ -197,7 +197,7 @@ def _empty_days(archive: Path, asked: Range) -> Iterator[str]:
             yield f"{folder} has no files: bring them back, choose a range without that day, {_ALLOW}"
 
 
-def _after(archive: Path, files: Sequence[Held], asked: Range) -> Iterator[str]:
+def _after(archive: Path, files: Sequence[ArchiveFile], asked: Range) -> Iterator[str]:
     end = end_of(archive, files)
     if end < asked.until_ms:
         yield (
@@ -207,7 +207,7 @@ def _after(archive: Path, files: Sequence[Held], asked: Range) -> Iterator[str]:
 
 
 @_as_files_are_merged
-def end_of(archive: Path, files: Sequence[Held]) -> int:
+def end_of(archive: Path, files: Sequence[ArchiveFile]) -> int:
     """How far event time has come in the archive, milliseconds: in all partitions of the events, of which
     idle ones tick; or in any of the examples, where no events are archived."""
     newest = {held.partition: held for held in files_of(archive, EVENTS)}
@@ -228,12 +228,12 @@ def newest(archive: Path) -> int:
     return min(end_of(archive, files) // 1000, last // 1000 + 1) * 1000
 
 
-def _last_ms(held: Held) -> int:
+def _last_ms(held: ArchiveFile) -> int:
     times = _table(held.path, ["time_ms"]).column("time_ms").to_numpy()
     return int(times.max()) if len(times) else hour_of(held.path) * HOUR_MS
 
 
-def _forgotten(files: Sequence[Held]) -> dict[tuple[int, str], int]:
+def _forgotten(files: Sequence[ArchiveFile]) -> dict[tuple[int, str], int]:
     """The offset before which nothing of a user may be learned, by (partition, user). It counts whenever it
     was asked for: also after the range."""
     found: dict[tuple[int, str], int] = {}
@@ -243,13 +243,13 @@ def _forgotten(files: Sequence[Held]) -> dict[tuple[int, str], int]:
     return found
 
 
-def _forgets(held: Held) -> list[dict[str, Any]]:
+def _forgets(held: ArchiveFile) -> list[dict[str, Any]]:
     table = _table(held.path, ["offset", "type", "user_id"])
     rows: list[dict[str, Any]] = table.filter(pc.equal(table["type"], "forget")).to_pylist()
     return rows
 
 
-def _pass_over(files: Sequence[Held], places: dict[int, _Partition]) -> None:
+def _pass_over(files: Sequence[ArchiveFile], places: dict[int, _Partition]) -> None:
     """What is before the range isn't learned, and nobody has to learn it after."""
     for held in files:
         places[held.partition].next = held.last + 1
@@ -257,7 +257,7 @@ def _pass_over(files: Sequence[Held], places: dict[int, _Partition]) -> None:
 
 
 def _read(
-    held: Held,
+    held: ArchiveFile,
     hour: int,
     place: _Partition,
     asked: Range,

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from recsys.events.records import Lesson
+from recsys.events.records import TrainingExample
 from recsys.features.feature_set import FeatureSet
 from training.offline.examples import BLOCKS, Examples, examples_of, id_hash, joined, widths
 from training.steps.step_reader import ExampleCheck
@@ -132,10 +132,10 @@ class CacheWriter:
         self._predicted: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
 
-    def add(self, lessons: Sequence[Lesson], time_ms: Sequence[int]) -> None:
+    def add(self, lessons: Sequence[TrainingExample], time_ms: Sequence[int]) -> None:
         """Takes examples and corrections; event time doesn't go back. Raises ValueError for another feature
         set; what else doesn't fit is left out and counted."""
-        first: list[Lesson] = []
+        first: list[TrainingExample] = []
         times: list[int] = []
         well = self._check.all_fit(lessons)
         for lesson, time in zip(lessons, time_ms, strict=True):
@@ -159,7 +159,7 @@ class CacheWriter:
         if sum(map(len, self._waiting)) >= self._block:
             self._write()
 
-    def _leave_out(self, lesson: Lesson, reason: str) -> None:
+    def _leave_out(self, lesson: TrainingExample, reason: str) -> None:
         block = lesson.features
         if block is None or block.feature_set != self._features.digest:
             raise ValueError(

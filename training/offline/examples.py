@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recsys.events.event_types import FeatureBlock
 from recsys.events.hashing import splitmix64
-from recsys.events.records import Lesson
+from recsys.events.records import TrainingExample
 from recsys.features.feature_set import FeatureSet
 from recsys.model.batch import Batch, assemble
 from training.lines.line import MAIN
@@ -26,7 +26,7 @@ Bytes = NDArray[np.uint8]
 _LIVE: Final = f"{MAIN}/"  # what ``served_by`` begins with, whichever epoch it was
 
 
-class TaughtLesson(Lesson, kw_only=True, gc=False):
+class TaughtLesson(TrainingExample, kw_only=True, gc=False):
     """A lesson with what was predicted of it when it was served: as much as an offline job reads."""
 
     predicted: bytes = b""  # float32 (L,); empty where no ranker answered
@@ -37,7 +37,7 @@ class Examples:
     """N examples in order. The five columns of features are bytes (N, width), as in a ``FeatureBlock``.
 
     ``time_ms``: event time, which doesn't go back within a partition; ``ids``: a hash of the example's id;
-    ``kept``: the rate at which examples like it were kept; ``arrived``: see ``recsys.events.records.Lesson``, 1
+    ``kept``: the rate at which examples like it were kept; ``arrived``: see ``recsys.events.records.TrainingExample``, 1
     where a label is final; ``taught``: the probabilities that a teacher gives (N, L), NaN where it says
     nothing.
     """
@@ -97,7 +97,7 @@ def widths(features: FeatureSet, dense_width: int) -> dict[str, int]:
 
 
 def examples_of(
-    lessons: Sequence[Lesson], time_ms: NDArray[np.int64], labels: int, final: NDArray[np.bool_]
+    lessons: Sequence[TrainingExample], time_ms: NDArray[np.int64], labels: int, final: NDArray[np.bool_]
 ) -> Examples:
     """Columns of decoded examples that were checked (``ExampleCheck``). ``final`` (N,): whose labels are."""
     blocks = [_block(lesson) for lesson in lessons]
@@ -117,7 +117,7 @@ def examples_of(
     )
 
 
-def predictions(lessons: Sequence[Lesson], outputs: int) -> NDArray[np.float32]:
+def predictions(lessons: Sequence[TrainingExample], outputs: int) -> NDArray[np.float32]:
     """What the live line predicted of examples when it served them (N, outputs).
 
     NaN where they don't say, where another line served, which has proved nothing yet (a canary), and where
@@ -155,7 +155,7 @@ def joined(parts: Sequence[Examples]) -> Examples:
     )
 
 
-def _block(lesson: Lesson) -> FeatureBlock:
+def _block(lesson: TrainingExample) -> FeatureBlock:
     assert lesson.features is not None, "it was checked"
     return lesson.features
 

@@ -33,12 +33,12 @@ from training.offline.loop import OfflineLoop, Plan, Tell
 from training.offline.setup import (
     Ancestor,
     ancestor_at,
-    meta_of,
+    export_meta,
     packed,
     table_maker,
-    trainer_of,
+    build_trainer,
     unpacked,
-    vocabularies_of,
+    count_vocabularies,
 )
 from training.offline.teacher_labels import Teaching, taught_blocks, teacher_of
 from training.offline.teacher_labels import prepare as teach
@@ -131,7 +131,7 @@ def learn(
     ancestor = ancestor_of(folder, job, cache)
     vocabularies = unpacked(_vocabulary(folder, job, cache, ancestor))
     make, model, teaching = table_maker(job.tables), job.model, job.teaching
-    trainer = trainer_of(
+    trainer = build_trainer(
         job.features, model, job.lanes, vocabularies, make, ancestor, rank, workers, exchange,
         share=teaching.share if teaching else None,
     )  # fmt: skip
@@ -142,7 +142,7 @@ def learn(
     if rank:
         return
     arrays, refused = trainer.export(), trainer.refused
-    meta = meta_of(arrays, loop.place.steps, refused.rows, refused.dense, job.delta_format)
+    meta = export_meta(arrays, loop.place.steps, refused.rows, refused.dense, job.delta_format)
     its = provenance_of(job, cache, metrics, loop.place.best, ancestor)
     Registry(job.registry).add(
         its, arrays, meta, loop.place.steps, folder / _ANCESTOR if job.init else None
@@ -229,13 +229,13 @@ def _vocabulary(
     if found is not None:
         return found.read(0)
     learner = Learner(build_model(job.features, job.model))
-    vocabularies = vocabularies_of(cache, learner, tables_of(job.model), ancestor, job.shards)
+    vocabularies = count_vocabularies(cache, learner, tables_of(job.model), ancestor, job.shards)
     arrays = packed(vocabularies)
     write_part(folder, _VOCABULARY, 0, 0, 0, 1, arrays, {})
     return arrays
 
 
-def key_of_data(data: str, features: FeatureSet, join: JoinConfig, allow_gaps: bool) -> str:
+def cache_key(data: str, features: FeatureSet, join: JoinConfig, allow_gaps: bool) -> str:
     """The digest of a cache: of what it is made from (``data``), and how."""
     what = (FORMAT, data, features, join, allow_gaps)
     return digest_of(msgspec.json.encode(what, order="deterministic"))

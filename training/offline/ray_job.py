@@ -36,7 +36,7 @@ _REPORT_S: Final = 5.0  # Ray takes one report in two seconds, and makes whoever
 _FAILURES: Final = 3  # of workers, before the job gives up
 
 
-class HowFar(msgspec.Struct, frozen=True):
+class OfflineProgress(msgspec.Struct, frozen=True):
     """How far a job has come, for the driver, whose output is what a job's log shows."""
 
     stage: str
@@ -137,7 +137,7 @@ class Reporter:
         loss /= max(1.0, sums.get("examples", 0.0))
         for gauge, value in zip(self._gauges, (place.learned, place.epoch, loss), strict=False):
             gauge.set(float(value))
-        told = HowFar(place.stage, place.epoch, place.learned, place.steps, loss)
+        told = OfflineProgress(place.stage, place.epoch, place.learned, place.steps, loss)
         if self._rank == 0 and self._progress is not None:
             write_atomically(self._progress, msgspec.json.encode(told))
         ray.train.report(

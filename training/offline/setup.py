@@ -20,9 +20,9 @@ from training.continual.learner import Learner
 from training.continual.rows_behind import examples_behind
 from training.offline.distill import Distiller
 from training.offline.loop import Blocks
-from training.offline.tables import OwnTable, RowTable, started_from
+from training.offline.tables import OwnTable, RowTable, started_columns
 from training.offline.trainer import Exchange, OfflineTrainer, alone, lane_of
-from training.offline.vocabulary import Counter, Vocabulary, vocabulary_of
+from training.offline.vocabulary import Counter, Vocabulary, select_keys
 
 Arrays = Mapping[str, NDArray[Any]]
 MakeTable = Callable[[TableConfig, Vocabulary, int], RowTable]
@@ -89,7 +89,7 @@ def _read(snapshot: Snapshot) -> list[dict[str, NDArray[Any]]]:
     return [snapshot.read(part, wanted) for part in range(snapshot.parts)]
 
 
-def vocabularies_of(
+def count_vocabularies(
     blocks: Blocks,
     learner: Learner,
     tables: Sequence[TableConfig],
@@ -108,7 +108,7 @@ def vocabularies_of(
                 counter.see(name, lookup.keys[name], counts, int(some.time_ms.max()))
     seen = counter.sightings()
     return {
-        table.name: vocabulary_of(
+        table.name: select_keys(
             table,
             seen[table.name],
             ancestor.vocabulary(table.name) if ancestor else None,
@@ -118,7 +118,7 @@ def vocabularies_of(
     }
 
 
-def trainer_of(
+def build_trainer(
     features: FeatureSet,
     model: ModelConfig,
     lanes: int,
@@ -138,7 +138,7 @@ def trainer_of(
         its = vocabularies[table.name]
         rows[table.name] = make(table, its, model.seed)
         if ancestor:
-            rows[table.name].load(started_from(table, its, model.seed, ancestor.table(table.name)))
+            rows[table.name].load(started_columns(table, its, model.seed, ancestor.table(table.name)))
     dense = Dense(
         network.read_dense(),
         model.dense_rate,
@@ -162,7 +162,7 @@ def table_maker(name: str) -> MakeTable:
     raise ValueError(f"tables are {name!r}, expected 'torchrec' or 'own'")
 
 
-def meta_of(
+def export_meta(
     arrays: Arrays, steps: int, refused_rows: int, refused_dense: int, delta_format: str
 ) -> dict[str, Any]:
     """What ``Shard.export`` would say beside these arrays."""

@@ -77,7 +77,7 @@ def initial_columns(config: TableConfig, vocabulary: Vocabulary, seed: int) -> C
     return {"values": values, "accumulator": np.zeros(len(vocabulary), np.float32)}
 
 
-def started_from(
+def started_columns(
     config: TableConfig, vocabulary: Vocabulary, seed: int, before: Mapping[str, NDArray[Any]]
 ) -> Columns:
     """Rows of a vocabulary, of which some go on from a snapshot's: ``before`` has keys, in any order, values

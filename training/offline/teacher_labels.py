@@ -40,7 +40,7 @@ from training.continual.learner import Learner
 from training.offline.cache import Cache
 from training.offline.examples import Examples
 from training.offline.loop import Blocks
-from training.offline.setup import Ancestor, ancestor_at, trainer_of, vocabularies_of
+from training.offline.setup import Ancestor, ancestor_at, build_trainer, count_vocabularies
 from training.offline.tables import OwnTable
 
 FOLDER: Final = "taught"
@@ -58,7 +58,7 @@ class Teaching(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: Parent | None = None
 
 
-class TaughtBlocks:
+class TeacherBlocks:
     """Blocks with what a teacher says in the place of what was predicted when they were served."""
 
     def __init__(self, blocks: Blocks, folder: Path) -> None:
@@ -74,14 +74,14 @@ class TaughtBlocks:
         return replace(block, taught=said)
 
 
-def learning_along(
+def online_teacher(
     blocks: Blocks, features: FeatureSet, model: ModelConfig, lanes: int, step_examples: int
 ) -> Iterator[Floats]:
     """What a line says that learns all blocks once, in event time: of each step before it learns it, with
     the averaged dense parameters, as replicas would."""
     tables = tables_of(model)
-    vocabularies = vocabularies_of(blocks, Learner(build_model(features, model)), tables)
-    trainer = trainer_of(features, model, lanes, vocabularies, OwnTable)
+    vocabularies = count_vocabularies(blocks, Learner(build_model(features, model)), tables)
+    trainer = build_trainer(features, model, lanes, vocabularies, OwnTable)
     for number in range(len(blocks)):
         said = []
         for some in _cut(blocks.read(number), step_examples):
@@ -95,7 +95,7 @@ def frozen(
 ) -> Iterator[Floats]:
     """What a candidate of this model says, as it is."""
     vocabularies = {table.name: teacher.vocabulary(table.name) for table in tables_of(model)}
-    trainer = trainer_of(features, model, 1, vocabularies, OwnTable, teacher)
+    trainer = build_trainer(features, model, 1, vocabularies, OwnTable, teacher)
     for number in range(len(blocks)):
         block = blocks.read(number)
         yield np.concatenate([trainer.predict(some) for some in _cut(block, _PREDICTED_AT_ONCE)])
@@ -158,7 +158,7 @@ def prepare(
         return
     model = teaching.model
     if teaching.by == ALONG:
-        write(folder, learning_along(cache, features, model, lanes, step_examples))
+        write(folder, online_teacher(cache, features, model, lanes, step_examples))
         return
     dense = build_model(features, model).dense_size()
     its = ancestor_at(registry, teaching.by, model, dense, cache.about.forgotten)
@@ -170,7 +170,7 @@ def prepare(
 def taught_blocks(folder: Path, teaching: Teaching | None, cache: Cache) -> Blocks:
     """The blocks that a job learns, with what its teacher says, where it has one."""
     asked = teaching is not None and _is_asked(teaching)
-    return TaughtBlocks(cache, folder) if asked else cache
+    return TeacherBlocks(cache, folder) if asked else cache
 
 
 def teacher_of(teaching: Teaching, cache: Cache) -> Teacher:

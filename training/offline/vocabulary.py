@@ -39,7 +39,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Sightings:
+class KeyCounts:
     """How often keys were seen as features of examples, and when last: keys ascending."""
 
     keys: Keys
@@ -47,44 +47,44 @@ class Sightings:
     last_ms: Counts
 
     @staticmethod
-    def none() -> "Sightings":
+    def none() -> "KeyCounts":
         empty = np.empty(0, np.int64)
-        return Sightings(empty, empty, empty)
+        return KeyCounts(empty, empty, empty)
 
 
 class Counter:
     """Counts the keys of all tables over batches. Merges now and then, so memory follows the keys."""
 
     def __init__(self, tables: Iterable[str], merge_every: int = 64) -> None:
-        self._seen = {name: [Sightings.none()] for name in tables}
+        self._seen = {name: [KeyCounts.none()] for name in tables}
         self._every = merge_every
 
     def see(self, table: str, keys: Keys, counts: NDArray[np.int32], time_ms: int) -> None:
         """Distinct keys of a batch, and the examples behind each."""
         waiting = self._seen[table]
         waiting.append(
-            Sightings(keys, counts.astype(np.int64), np.full(len(keys), time_ms, np.int64))
+            KeyCounts(keys, counts.astype(np.int64), np.full(len(keys), time_ms, np.int64))
         )
         if len(waiting) > self._every:
             waiting[:] = [merged(waiting)]
 
-    def sightings(self) -> dict[str, Sightings]:
+    def sightings(self) -> dict[str, KeyCounts]:
         """What was seen, by table."""
         return {name: merged(waiting) for name, waiting in self._seen.items()}
 
 
-def merged(parts: Sequence[Sightings]) -> Sightings:
-    """Sightings of several batches as one: counts are added, the last time stands."""
+def merged(parts: Sequence[KeyCounts]) -> KeyCounts:
+    """KeyCounts of several batches as one: counts are added, the last time stands."""
     keys, at = np.unique(np.concatenate([part.keys for part in parts]), return_inverse=True)
     counts, last_ms = np.zeros(len(keys), np.int64), np.zeros(len(keys), np.int64)
     np.add.at(counts, at, np.concatenate([part.counts for part in parts]))
     np.maximum.at(last_ms, at, np.concatenate([part.last_ms for part in parts]))
-    return Sightings(keys, counts, last_ms)
+    return KeyCounts(keys, counts, last_ms)
 
 
-def vocabulary_of(
+def select_keys(
     config: TableConfig,
-    seen: Sightings,
+    seen: KeyCounts,
     before: Vocabulary | None,
     shards: int,
 ) -> Vocabulary:
@@ -92,7 +92,7 @@ def vocabulary_of(
     time-to-live at the end; of more than ``shards`` budgets hold, those used last."""
     known = np.empty(0, np.int64) if before is None else before.keys
     used = np.empty(0, np.int64) if before is None else before.used_ms
-    old = Sightings(known, np.full(len(known), config.admit_after), used)
+    old = KeyCounts(known, np.full(len(known), config.admit_after), used)
     both = merged([seen, old])
     keeps = both.counts >= config.admit_after
     if config.ttl_s and len(both.last_ms):

@@ -1,1 +1,1 @@
-"""Outcomes of experiments, folded from the log, and the director's handling of running experiments."""
+"""Folds outcomes of experiments from the log, and decides their next revision."""

@@ -1,8 +1,7 @@
-"""Credits of an interleaving, read off the log: whose each rank was from ``events``, what was done from
-``examples``.
+"""Reads the credits of an interleaving experiment: arms of ranks from ``events``, labels from ``examples``.
 
-An example names the place of its impression, and the impression the arm that picked each of its ranks. As for
-other experiments an item counts once its window is over, and later engagements correct it.
+An example names the log position of its impression, and the impression names the arm that picked each rank.
+As in other experiments, an item counts once its window is over, and later engagements correct it.
 """
 
 # U users
@@ -16,24 +15,25 @@ import msgspec
 import numpy as np
 
 from experiments.assignment.definition import INTERLEAVED, Experiment
-from experiments.statistics.interleaving import Credits, Preference, preference
+from experiments.statistics.interleaving import ArmCredits, Preference, preference
 from recsys.config.system_config import Config
 from recsys.events.dedupe import Recent
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id, key_of
 from recsys.events.records import EVENTS, EXAMPLES
-from recsys.log.protocol import Log, newest_first
+from recsys.log.protocol import Log, newest_first, read_range
 from recsys.process.log_consumer import UNREADABLE
 from training.lines.offset_lookup import first_at, served_ms_of
 from training.outcomes.shown_item import closed_ms_of
 
-_READ: Final = 1_000
 _MARGIN_MS: Final = 60_000
-_RECENT: Final = 100_000  # requests of a partition by whose ids repeats are known, as the joiner's
-_Place = tuple[int, int]  # partition and offset of ``events``
+_RECENT: Final = (
+    100_000  # request ids remembered per partition to detect duplicates, as in the joiner
+)
+_Position = tuple[int, int]  # partition and offset of ``events``
 
 
-class _Drafted(msgspec.Struct, tag="impression", tag_field="type"):
+class _InterleavedImpression(msgspec.Struct, tag="impression", tag_field="type"):
     request_id: str
     user_id: Id
     time_ms: int
@@ -42,7 +42,7 @@ class _Drafted(msgspec.Struct, tag="impression", tag_field="type"):
     stamp: Stamp | None = None
 
 
-class _Done(msgspec.Struct):
+class _LabelledExample(msgspec.Struct):
     partition: int
     offset: int
     index: int
@@ -50,77 +50,75 @@ class _Done(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class CreditsRead:
-    """``waiting``: lists whose window isn't over. ``repeats``: lists that stand on the log a second time, and
-    count where they came first. ``complete``: whether the log still had all of it.
-    ``nobodys``: items that were done something with at ranks that nobody is credited for."""
+class InterleavingCredits:
+    """ArmCredits read so far.
 
-    credits: Credits
+    ``waiting``: lists whose window isn't over. ``repeats``: duplicates of lists on the log; the first one
+    counts. ``complete``: whether the log still had all records of the experiment. ``uncredited``: engaged
+    items at ranks that belong to no arm.
+    """
+
+    credits: ArmCredits
     waiting: int
     complete: bool
-    nobodys: int
+    uncredited: int
     repeats: int
 
 
 @dataclass(frozen=True)
 class _List:
     user: int
-    teams: tuple[int, ...]  # by rank: 0 control, 1 treatment, -1 nobody's
-    shares: tuple[float, ...]  # by rank: the treatment's of what is earned there
+    teams: tuple[int, ...]  # by rank: 0 control, 1 treatment, -1 neither
+    shares: tuple[float, ...]  # by rank: the treatment's share of what is earned there
 
 
 def read_credits(
     log: Log, config: Config, labels: Sequence[str], experiment: Experiment, started_ms: int
-) -> CreditsRead:
-    """All that the log has since the experiment began. Holds some 700 bytes for each of its lists of 8 ranks,
-    and 200 for each item that earned something."""
+) -> InterleavingCredits:
+    """Reads all records since the experiment began. Memory: some 700 bytes for a list of 8 ranks, and 200 for
+    each item that earned a credit."""
     names = [arm.name for arm in experiment.arms]
-    lists, waiting, repeats, complete = dict[_Place, _List](), 0, 0, True
+    lists, waiting, repeats, complete = dict[_Position, _List](), 0, 0, True
     window_ms = int(config.join.window_s * 1000)
     for partition in range(log.partitions(EVENTS)):
         over_ms = _newest_ms(log, partition) - window_ms
         begin, seen = log.begin(EVENTS, partition), Recent(_RECENT)
         offset = first_at(log, EVENTS, partition, started_ms - _MARGIN_MS, served_ms_of)
         complete = complete and not 0 < begin == offset
-        while records := log.read(EVENTS, partition, offset, _READ):
-            for record in records:
-                its = _drafted_of(record.value, experiment.name)
-                if its is None:
-                    continue
-                if not seen.add(its.request_id):  # who appends may append again
-                    repeats += 1
-                    continue
-                if its.time_ms > over_ms:
-                    waiting += 1
-                    continue
-                teams = tuple(names.index(t) if t in names else -1 for t in its.teams)
-                lists[partition, record.offset] = _list_of(its, teams)
-            offset = records[-1].offset + 1
-    worth = [(labels.index(label), weight) for label, weight in experiment.credited.items()]
-    earned = _earned(log, lists, worth, started_ms)
-    credits, nobodys = _summed(lists, earned)
-    return CreditsRead(credits, waiting, complete, nobodys, repeats)
+        for record in read_range(log, EVENTS, partition, offset, log.end(EVENTS, partition)):
+            impression = _decode_impression(record.value, experiment.name)
+            if impression is None:
+                continue
+            if not seen.add(impression.request_id):  # a client may append a list again
+                repeats += 1
+            elif impression.time_ms > over_ms:
+                waiting += 1
+            else:
+                teams = tuple(names.index(t) if t in names else -1 for t in impression.teams)
+                lists[partition, record.offset] = _list_of(impression, teams)
+    weights = [(labels.index(label), weight) for label, weight in experiment.credited.items()]
+    credits, uncredited = _summed(lists, _earned(log, lists, weights, started_ms))
+    return InterleavingCredits(credits, waiting, complete, uncredited, repeats)
 
 
-def _list_of(its: _Drafted, teams: tuple[int, ...]) -> _List:
-    """A list that doesn't say its shares is shared by picks."""
-    told = len(its.shares) == len(teams)
-    shares = tuple(its.shares) if told else tuple(float(team == 1) for team in teams)
-    return _List(key_of("user", its.user_id), teams, shares)
+def _list_of(impression: _InterleavedImpression, teams: tuple[int, ...]) -> _List:
+    """Without explicit shares, each rank is credited to the arm that picked it."""
+    has_shares = len(impression.shares) == len(teams)
+    shares = impression.shares if has_shares else [float(team == 1) for team in teams]
+    return _List(key_of("user", impression.user_id), teams, tuple(shares))
 
 
-def interleaving_readout(experiment: Experiment, read: CreditsRead) -> Preference:
-    its = experiment.metrics
-    return preference(read.credits, its.alpha, its.find)
+def interleaving_readout(experiment: Experiment, read: InterleavingCredits) -> Preference:
+    return preference(read.credits, experiment.metrics.alpha, experiment.metrics.find)
 
 
-def _drafted_of(value: bytes, name: str) -> _Drafted | None:
+def _decode_impression(value: bytes, name: str) -> _InterleavedImpression | None:
     try:
-        its: _Drafted = _drafted.decode(value)
+        impression: _InterleavedImpression = _impression.decode(value)
     except UNREADABLE:  # mostly another kind of event
         return None
-    mine = its.stamp is not None and its.stamp.arms.get(name) == INTERLEAVED
-    return its if mine else None
+    stamp = impression.stamp
+    return impression if stamp is not None and stamp.arms.get(name) == INTERLEAVED else None
 
 
 def _newest_ms(log: Log, partition: int) -> int:
@@ -129,54 +127,52 @@ def _newest_ms(log: Log, partition: int) -> int:
 
 
 def _earned(
-    log: Log, lists: dict[_Place, _List], worth: list[tuple[int, float]], started_ms: int
-) -> dict[tuple[_Place, int], float]:
-    """By list and rank, as the newest record of each example says, where that isn't 0."""
-    found = dict[tuple[_Place, int], float]()
+    log: Log, lists: dict[_Position, _List], weights: list[tuple[int, float]], started_ms: int
+) -> dict[tuple[_Position, int], float]:
+    """Non-zero credits by list and rank, from the newest record of each example."""
+    earned = dict[tuple[_Position, int], float]()
     for partition in range(log.partitions(EXAMPLES)):
         offset = first_at(log, EXAMPLES, partition, started_ms - _MARGIN_MS, closed_ms_of)
-        while records := log.read(EXAMPLES, partition, offset, _READ):
-            for record in records:
-                try:
-                    its = _done.decode(record.value)
-                except UNREADABLE:  # an empty place of somebody who was forgotten
-                    continue
-                place = (its.partition, its.offset)
-                value = sum(w * its.labels[at] for at, w in worth) if place in lists else 0.0
-                if value:
-                    found[place, its.index] = value
-                else:
-                    found.pop((place, its.index), None)
-            offset = records[-1].offset + 1
-    return found
+        for record in read_range(log, EXAMPLES, partition, offset, log.end(EXAMPLES, partition)):
+            try:
+                example = _example.decode(record.value)
+            except UNREADABLE:  # a tombstone of a user who was forgotten
+                continue
+            position = (example.partition, example.offset)
+            credit = sum(w * example.labels[at] for at, w in weights) if position in lists else 0.0
+            if credit:
+                earned[position, example.index] = credit
+            else:
+                earned.pop((position, example.index), None)
+    return earned
 
 
 def _summed(
-    lists: dict[_Place, _List], earned: dict[tuple[_Place, int], float]
-) -> tuple[Credits, int]:
-    """And how many items earned something for nobody."""
+    lists: dict[_Position, _List], earned: dict[tuple[_Position, int], float]
+) -> tuple[ArmCredits, int]:
+    """ArmCredits by user, and the number of items that earned a credit for no arm."""
     rows: dict[int, int] = {}
-    for its in lists.values():
-        rows.setdefault(its.user, len(rows))
+    for shown in lists.values():
+        rows.setdefault(shown.user, len(rows))
     picked_U2, shared_U2 = np.zeros((len(rows), 2)), np.zeros((len(rows), 2))
     lists_U = np.zeros(len(rows), np.int64)
-    first, nobodys = [0, 0], 0
-    for its in lists.values():
-        lists_U[rows[its.user]] += 1
-        picker = next((team for team in its.teams if team >= 0), -1)
+    first, uncredited = [0, 0], 0
+    for shown in lists.values():
+        lists_U[rows[shown.user]] += 1
+        picker = next((team for team in shown.teams if team >= 0), -1)
         if picker >= 0:
             first[picker] += 1
-    for (place, rank), value in earned.items():
-        its = lists[place]
-        team = its.teams[rank] if rank < len(its.teams) else -1
+    for (position, rank), credit in earned.items():
+        shown = lists[position]
+        team = shown.teams[rank] if rank < len(shown.teams) else -1
         if team >= 0:
-            row, share = rows[its.user], its.shares[rank]
-            picked_U2[row, team] += value
-            shared_U2[row] += value * (1 - share), value * share
+            row, share = rows[shown.user], shown.shares[rank]
+            picked_U2[row, team] += credit
+            shared_U2[row] += credit * (1 - share), credit * share
         else:
-            nobodys += 1
-    return Credits(picked_U2, shared_U2, lists_U, (first[0], first[1])), nobodys
+            uncredited += 1
+    return ArmCredits(picked_U2, shared_U2, lists_U, (first[0], first[1])), uncredited
 
 
-_drafted: Any = msgspec.msgpack.Decoder(_Drafted)
-_done: Any = msgspec.msgpack.Decoder(_Done)
+_impression: Any = msgspec.msgpack.Decoder(_InterleavedImpression)
+_example: Any = msgspec.msgpack.Decoder(_LabelledExample)

@@ -1,7 +1,7 @@
-"""Who would be in an experiment: all users of the examples on a log, with running sums at equally many looks.
+"""Reads all users of the examples on a log, with running sums at equally spaced looks.
 
-For the power of an experiment that isn't there yet (experiments/statistics/power.py): how much users differ, and how
-much the same ones come again, is read off what they did without it.
+For the power analysis of a planned experiment (experiments/statistics/power.py): the variance between users
+and their return rate are estimated from behaviour without the experiment.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,12 @@ from typing import Final
 import numpy as np
 
 from experiments.assignment.metric import Metric, sums_of
-from experiments.statistics.outcomes import DAY_MS, Outcomes
+from experiments.statistics.outcomes import DAY_MS, UserOutcomes
 from experiments.statistics.power import Floats, covariance
 from recsys.events.hashing import key_of
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Log, newest_first
-from training.outcomes.shown_item import ShownItem, closed_ms_of, read_shown, values_of
+from training.outcomes.shown_item import ShownItem, closed_ms_of, metric_increments, read_shown
 
 LOOKS: Final = 14
 _READ: Final = 1_000
@@ -26,14 +26,14 @@ _MOST_USERS: Final = 200_000
 
 @dataclass(frozen=True)
 class Population:
-    """``users`` in ``days``, ``sampled`` of whom are in ``outcomes``, whose days are the looks."""
+    """``users`` in ``days``. ``outcomes`` holds a sample of them; its days are the looks."""
 
-    outcomes: Outcomes
+    outcomes: UserOutcomes
     users: int
     days: float
 
     def covariance(self, metric: Metric) -> Floats:
-        """K (T, T) of a metric: experiments/statistics/power.py. Raises ValueError where too little was counted."""
+        """K (T, T) of a metric, see experiments/statistics/power.py. Raises ValueError for too few data."""
         return covariance(*self.outcomes.daily(metric, 0))
 
     def mean(self, metric: Metric) -> float:
@@ -43,7 +43,7 @@ class Population:
 def read_population(
     log: Log, labels: Sequence[str], metrics: Sequence[Metric], looks: int = LOOKS
 ) -> Population:
-    """All that the log has of examples. Raises ValueError where there are none."""
+    """Reads all examples on the log. Raises ValueError if it has none."""
     first_ms, last_ms = _span(log)
     if last_ms <= first_ms:
         raise ValueError(
@@ -51,18 +51,20 @@ def read_population(
         )
     day_ms = max(1, -(-(last_ms + 1 - first_ms) // looks))
     sums = sums_of(metrics)
-    its = Outcomes(("all",), sums, looks, _MOST_USERS, since_ms=first_ms, day_ms=day_ms)
+    outcomes = UserOutcomes(("all",), sums, looks, _MOST_USERS, since_ms=first_ms, day_ms=day_ms)
     for batch in _batches(log):
         users = np.array([key_of("user", item.user_id) for item in batch], np.int64)
         shown_ms = np.array([item.shown_ms for item in batch], np.int64)
-        nothing = np.zeros(len(batch), np.int64)
-        its.expose(users, nothing, shown_ms, nothing)
-        its.add(users, nothing, shown_ms, np.array([values_of(i, sums, labels) for i in batch]))
-    return Population(its, round(len(its) / its.sampled), (last_ms - first_ms) / DAY_MS)
+        zeros = np.zeros(len(batch), np.int64)
+        outcomes.expose(users, zeros, shown_ms, zeros)
+        increments = np.array([metric_increments(item, sums, labels) for item in batch])
+        outcomes.add(users, zeros, shown_ms, increments)
+    users_in_all = round(len(outcomes) / outcomes.sampled)
+    return Population(outcomes, users_in_all, (last_ms - first_ms) / DAY_MS)
 
 
 def _span(log: Log) -> tuple[int, int]:
-    """When the oldest and the newest example that are there closed: by the ends of each partition."""
+    """Close times of the oldest and the newest example left, from the ends of each partition."""
     times = []
     for partition in range(log.partitions(EXAMPLES)):
         oldest = log.read(EXAMPLES, partition, log.begin(EXAMPLES, partition), 1)
@@ -75,8 +77,6 @@ def _batches(log: Log) -> Iterator[list[ShownItem]]:
     for partition in range(log.partitions(EXAMPLES)):
         offset = log.begin(EXAMPLES, partition)
         while records := log.read(EXAMPLES, partition, offset, _READ):
-            read = [read_shown(record.value) for record in records]
-            batch = [its for its in read if its is not None]
-            if batch:
+            if batch := [item for r in records if (item := read_shown(r.value)) is not None]:
                 yield batch
             offset = records[-1].offset + 1

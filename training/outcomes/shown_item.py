@@ -1,4 +1,4 @@
-"""One shown item as experiments count it: what an example, or a correction of one, adds to a user's sums."""
+"""Converts an example, or a correction of one, into increments of a user's metric sums."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +9,11 @@ from experiments.assignment.metric import SHOWN, WATCH
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id
 from recsys.process.log_consumer import UNREADABLE
-from training.joining.sampling import stands_for
+from training.joining.sampling import represented_examples
 
 
 class ShownItem(msgspec.Struct):
-    """What is read of an example: not its features."""
+    """Fields of an example that experiments read; features are skipped."""
 
     user_id: Id
     shown_ms: int
@@ -28,46 +28,46 @@ class ShownItem(msgspec.Struct):
 
 
 def read_shown(value: bytes) -> ShownItem | None:
-    """A record of ``examples``; None for an empty place, or what can't be read."""
+    """Decodes a record of ``examples``; None for a tombstone or an unreadable record."""
     try:
         return _decoder.decode(value)
     except UNREADABLE:
         return None
 
 
-def values_of(its: ShownItem, sums: Sequence[str], labels: Sequence[str]) -> list[float]:
-    """What it adds to each sum, in their order.
+def metric_increments(item: ShownItem, sums: Sequence[str], labels: Sequence[str]) -> list[float]:
+    """The increment of each sum, in the order of ``sums``.
 
-    An example without any engagement stands for 1 / kept such, since the others were left out; one that gets
-    an engagement later stands for itself from then on, whether it had been kept or not. So sums are right on
-    average. Watch time is that of when the example was first told.
+    An example without engagement represents 1 / kept examples, since the others were sampled out. One that
+    is engaged with later represents itself from then on, kept or not, so sums are unbiased. Watch time is
+    taken from the first record of the example.
     """
-    previous = its.previous or [0.0] * len(its.labels)
-    engaged = any(its.labels)
-    if not its.correction:
-        weight = stands_for(its.labels, its.kept, its.sampled_out)
-        others = {SHOWN: weight, WATCH: weight * its.watch_ms / 1000}
+    previous = item.previous or [0.0] * len(item.labels)
+    if not item.correction:
+        weight = represented_examples(item.labels, item.kept, item.sampled_out)
+        unlabelled = {SHOWN: weight, WATCH: weight * item.watch_ms / 1000}
     else:
-        first = engaged and not any(previous) and not its.sampled_out
-        others = {SHOWN: 1 - 1 / its.kept if first else 0.0, WATCH: 0.0}
-    out = []
+        first = any(item.labels) and not any(previous) and not item.sampled_out
+        unlabelled = {SHOWN: 1 - 1 / item.kept if first else 0.0, WATCH: 0.0}
+    increments = []
     for name in sums:
-        if name in others:
-            out.append(others[name])
+        if name in unlabelled:
+            increments.append(unlabelled[name])
             continue
         at = labels.index(name)
-        out.append(_at(its.labels, at) - (_at(previous, at) if its.correction else 0.0))
-    return out
+        before = _at(previous, at) if item.correction else 0.0
+        increments.append(_at(item.labels, at) - before)
+    return increments
 
 
 def closed_ms_of(example: bytes) -> int:
-    """When an example, or an empty place, was closed; for a search by time."""
+    """Close time of an example or a tombstone, for a search by time."""
     closed: int = _closed.decode(example).closed_ms
     return closed
 
 
-def _at(values: Sequence[float], place: int) -> float:
-    return values[place] if place < len(values) else 0.0
+def _at(values: Sequence[float], index: int) -> float:
+    return values[index] if index < len(values) else 0.0
 
 
 class _Closed(msgspec.Struct):

@@ -2,17 +2,17 @@
 
 from typing import Final
 
-from recsys.events.records import Lesson
+from recsys.events.records import TrainingExample
 
 _LEAST: Final = 1e-6  # share that may have arrived
 
 
-def is_open(example: Lesson) -> bool:
+def is_open(example: TrainingExample) -> bool:
     """Whether its labels tell less, or more, than what they are."""
     return bool(example.arrived) or example.sampled_out or example.kept != 1.0
 
 
-def fault_of(example: Lesson, labels: int) -> str:
+def fault_of(example: TrainingExample, labels: int) -> str:
     """Why it can't be told what an example of so many labels tells; empty where it can."""
     if example.sampled_out and len(example.previous) != labels:
         return f"it has {len(example.previous)} previous labels, expected {labels}"

@@ -17,7 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from experiments.promotion.epoch_model import config_at
-from parameter_server.shard.lanes import MOST_RATE
+from parameter_server.shard.lanes import MAX_RATE
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.records import EXAMPLES, STEPS, Step, pack, unpack
@@ -126,7 +126,7 @@ class SequencerLoop(Turns):
     def _react(self) -> None:
         """The next step learns and is published as the newest reaction says; what makes no sense is usual."""
         its, sequencer = self._control.reaction, self._sequencer
-        sequencer.rate = its.rate if 0 < its.rate <= MOST_RATE else 1.0
+        sequencer.rate = its.rate if 0 < its.rate <= MAX_RATE else 1.0
         sequencer.gathered = max(1, its.publish_every)
 
     def _append(self, steps: Sequence[Step]) -> None:

@@ -23,7 +23,7 @@ from recsys.events.records import (  # fmt: skip
     EXAMPLES,
     STEPS,
     Forget,
-    Lesson,
+    TrainingExample,
     Range,
     Step,
     unpack,
@@ -163,9 +163,9 @@ class LeftOut:
 class LaneExamples:
     """What one lane of a step learns from, what it doesn't, and the users whose rows leave with it."""
 
-    examples: list[Lesson] = field(default_factory=list)
+    examples: list[TrainingExample] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
-    rehearsed: list[Lesson] = field(default_factory=list)  # learned again
+    rehearsed: list[TrainingExample] = field(default_factory=list)  # learned again
     forget: list[Id] = field(default_factory=list)
     quarantined: int = 0  # served by a line that was rolled back
 
@@ -295,9 +295,9 @@ class ExampleCheck:
     """Whether an example fits a model: its feature set, the sizes of its arrays, finite numbers."""
 
     def __init__(
-        self, features: FeatureSet, dense_width: int, kind: type[Lesson] | None = None
+        self, features: FeatureSet, dense_width: int, kind: type[TrainingExample] | None = None
     ) -> None:
-        """``kind``: what examples are read as: whoever learns needs no more than a ``Lesson``."""
+        """``kind``: what examples are read as: whoever learns needs no more than a ``TrainingExample``."""
         self.features, self._kind = features, kind
         self._digest = features.digest
         length, outcomes = features.history_length, features.outcomes
@@ -312,10 +312,10 @@ class ExampleCheck:
         self._labels = len(features.schema.labels)
 
     @property
-    def kind(self) -> type[Lesson]:
-        return self._kind or Lesson
+    def kind(self) -> type[TrainingExample]:
+        return self._kind or TrainingExample
 
-    def reason(self, example: Lesson) -> str:
+    def reason(self, example: TrainingExample) -> str:
         """Why an example can't be learned from; empty where it can."""
         block = example.features
         if block is None:
@@ -328,7 +328,7 @@ class ExampleCheck:
             or fault_of(example, self._labels)
         )
 
-    def all_fit(self, examples: Sequence[Lesson]) -> bool:
+    def all_fit(self, examples: Sequence[TrainingExample]) -> bool:
         """Whether ``reason`` has none against any of some examples, of all at once."""
         sizes = {
             (b.feature_set, len(b.user_keys), len(b.item_keys), len(b.history), len(b.outcomes), len(b.dense))
@@ -352,7 +352,7 @@ class ExampleCheck:
             and _finite([e.features for e in examples if e.features])
         )
 
-    def _wrong_size(self, example: Lesson, block: FeatureBlock) -> str:
+    def _wrong_size(self, example: TrainingExample, block: FeatureBlock) -> str:
         sizes = (
             len(block.user_keys),
             len(block.item_keys),
@@ -367,7 +367,7 @@ class ExampleCheck:
             return f"it has {len(example.labels)} labels, expected {self._labels}"
         return ""
 
-    def _wrong_number(self, example: Lesson, block: FeatureBlock) -> str:
+    def _wrong_number(self, example: TrainingExample, block: FeatureBlock) -> str:
         if not all([0.0 <= label <= 1.0 for label in example.labels]):
             return f"labels are {example.labels}, expected 0 to 1"
         if not 0 <= example.watch_ms < _MAX_WATCH_MS:

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.studies.drift.story_stream import Night, Stream
+from benchmarks.studies.drift.scenario_stream import Night, Stream
 from recsys.model.blueprint import build_model
 from recsys.model.list_ranker import lists_of
 from training.continual.learner import Floats, Lane, Learner
 from training.continual.local_line import LocalLine
 from training.continual.rows_behind import examples_behind
 from training.lines.line import spec_of
-from training.merging.merge import Blend, Blends, Parent, Since, interpolate, standing_at
+from training.merging.merge import Blend, Blends, Parent, Since, interpolate, export_at_step
 from training.merging.merge_variants import Averages, Chooser, Lead, losses
 from training.merging.refit import Batch, Refit, refit
 from training.offline.distill import Distiller, student_of, taught
@@ -220,7 +220,7 @@ class Arms:
                 tuned.learn(batch.time_ms, [batch.lane])
         self._job = Job(fitted.line, ancestor.child(*tuned.export()), ancestor)
         self._before = night.steps
-        line = standing_at(fitted.line.export(), night.steps)
+        line = export_at_step(fitted.line.export(), night.steps)
         candidate = Runner(track, LocalLine.loaded(track.learner, track.spec, line))
         self.lines[_caught(number)] = candidate
         self.pairs[_averaged(number)] = Pair(self.online, candidate)

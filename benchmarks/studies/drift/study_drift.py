@@ -16,15 +16,15 @@ import typer
 
 from benchmarks.studies.drift.drift_arms import Arms, Played, Track
 from benchmarks.studies.drift.drift_figures import Run, figures_of, plot, run_of, shown
-from benchmarks.studies.drift.story_log import DAYS, StoryLog
-from benchmarks.studies.drift.story_stream import Stream, watch
+from benchmarks.studies.drift.scenario_log import DAYS, ScenarioLog
+from benchmarks.studies.drift.scenario_stream import Stream, watch
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from replay.datasets.dataset import DataError
 from replay.datasets.open_dataset import open_dataset
 from replay.replay_report import judged_from_ms, with_bar
 from replay.replay_run import ReplayOptions
-from replay.simulation.world_stories import STORIES
-from runtime.cli.output_paths import check_folders
+from replay.simulation.world_scenarios import SCENARIOS
+from runtime.cli.common import check_folders
 from training.merging.refit import Refit
 
 _SAMPLES = 500  # draws of users
@@ -40,7 +40,7 @@ def drift(
         Path | None, typer.Argument(help="A folder as for replay, instead of stories.")
     ] = None,
     story: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(STORIES)}; all if none is named.")
+        list[str] | None, typer.Option(help=f"One of {', '.join(SCENARIOS)}; all if none is named.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs with other initial values (and worlds).")] = 5,
     first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
@@ -68,7 +68,7 @@ def drift(
         options = ReplayOptions(
             ModelConfig(features=features).features, step_examples=step_examples
         )
-        logs = [StoryLog(first_seed, hours, story=name) for name in story or STORIES]
+        logs = [ScenarioLog(first_seed, hours, story=name) for name in story or SCENARIOS]
         chosen = range(first_seed, first_seed + seeds)
         found: list[Found] = []
         for one in [_folder(data, options, chosen, student)] if data else (
@@ -91,7 +91,7 @@ def _base(seed: int) -> Config:
     )
 
 
-def _story(log: StoryLog, options: ReplayOptions, seeds: range, student: bool) -> Found:
+def _story(log: ScenarioLog, options: ReplayOptions, seeds: range, student: bool) -> Found:
     started, runs, about = time.monotonic(), [], []
     from_ms, window_ms = log.nights()[0][1], log.world().day_ms / _WINDOWS_A_DAY
     for seed in seeds:

@@ -24,7 +24,7 @@ from benchmarks.harness.world_log import WorldLog
 from benchmarks.studies.drift.kept_states import MOST_STATES, KeepingPlayer, mixed
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config, ModelConfig
-from recsys.events.records import EXAMPLES, Lesson, unpack
+from recsys.events.records import EXAMPLES, TrainingExample, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.model.blueprint import build_model
 from recsys.model.prediction_metrics import auc, log_loss
@@ -33,9 +33,9 @@ from replay.predictions import Predictions
 from replay.replay_run import ReplayOptions, config_for, replay_with
 from replay.simulation.world import World
 from replay.simulation.world_aba import WorldABA
-from runtime.cli.output_paths import check_folders
+from runtime.cli.common import check_folders
 from training.continual.learner import Learner
-from training.drift.monitors import LossWatch
+from training.drift.monitors import LossMonitor
 from training.lines.line import MAIN, learning_digest
 from training.steps.rehearsal import (
     ForgettingConfig,
@@ -89,7 +89,7 @@ class RehearsedLoop(DirectLoop):
         self.strengths: list[tuple[int, Strength]] = []
         self.alarms: list[tuple[int, str, str]] = []
         self.seen = 0.0
-        self._watch = LossWatch(features.schema.labels)
+        self._watch = LossMonitor(features.schema.labels)
         self._learner = Learner(build_model(features, config.model))
         self._forgetting, self._rehearses, self._window = forgetting, rehearses, -1
         self.exams: list[int] = []  # when the panel of the first A is scored
@@ -124,7 +124,7 @@ class RehearsedLoop(DirectLoop):
     def _score(self, places: list[Place]) -> dict[str, float]:
         """How the model as it is predicts the first label of a panel."""
         lessons = [
-            unpack(self.log.read(EXAMPLES, p.partition, p.offset, 1)[0].value, Lesson)
+            unpack(self.log.read(EXAMPLES, p.partition, p.offset, 1)[0].value, TrainingExample)
             for p in places
         ]
         lessons = [lesson for lesson in lessons if not lesson.correction]

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.assignment.arm_line import DIVERTED, WEIGHTED, ArmWeights, telling
+from experiments.assignment.arm_line import DIVERTED, WEIGHTED, ArmWeights, arm_features
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.hashing import key_of
 from recsys.features.feature_builder import FeatureBuilder
@@ -172,7 +172,7 @@ class ArmsWorld:
             at = order_B[start : start + _STEP]
             labels_B, mine_B = shown.labels_B[at], own_B[at]
             items_BI = self._item_keys[shown.items_B[at]]
-            telling_BF = telling(items_BI, shown.thought_B[at], labels_B > 0)
+            telling_BF = arm_features(items_BI, shown.thought_B[at], labels_B > 0)
             if how == ALONE:
                 weights_B = mine_B.astype(np.float64)
             else:

@@ -17,7 +17,7 @@ from benchmarks.studies.experiments.arms_world import (
     biases,
 )
 from experiments.assignment.arm_line import DIVERTED, WEIGHTED
-from runtime.cli.output_paths import check_folders
+from runtime.cli.common import check_folders
 
 SETTINGS: Final = {
     "the same, 5 %": Setting(share=0.05, boost=0.0, users=800),

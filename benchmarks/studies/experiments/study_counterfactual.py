@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.studies.experiments.list_world import STAYS, ListWorld, Shown
 from experiments.assignment.definition import Arm, apply_overrides
-from experiments.statistics.off_policy import Estimate, Lists, Support, estimates, support
+from experiments.statistics.off_policy import PolicyValue, WeightedLists, Support, estimates, support
 from recsys.config.policy_config import PolicyConfig
 from serving.ranking.selection import draw_from
 from serving.ranking.slate_propensities import chances_along
@@ -69,7 +69,7 @@ def one_list(
 
 def logged(
     world: ListWorld, targets: Mapping[str, PolicyConfig], seed: int, users: int
-) -> dict[str, Lists]:
+) -> dict[str, WeightedLists]:
     """A log of the logging policy as each target would weigh it. Its users are drawn from the world's, each
     draw a user of their own."""
     draw, policy = np.random.default_rng(seed), logging_policy()
@@ -94,7 +94,7 @@ def logged(
                 np.where(mine < NO_CHANCE, theirs, 0.0).sum(1),
             )
     return {
-        name: Lists(ratios, rewards, said, expected, gap, whose)
+        name: WeightedLists(ratios, rewards, said, expected, gap, whose)
         for name, (ratios, said, expected, gap) in arrays.items()
     }
 
@@ -110,7 +110,7 @@ def measure(runs: int, users: int = USERS, world: ListWorld | None = None) -> di
     targets = policies()
     truths = {name: true_value(world, its, _TRUTH_LISTS) for name, its in targets.items()}
     base = true_value(world, logging_policy(), _TRUTH_LISTS)[0]
-    found: dict[str, list[tuple[Support, tuple[Estimate, ...]]]] = {name: [] for name in targets}
+    found: dict[str, list[tuple[Support, tuple[PolicyValue, ...]]]] = {name: [] for name in targets}
     for run in range(runs):
         for name, lists in logged(world, targets, _RUN_SEED + run, users).items():
             found[name].append((support(lists), estimates(lists)))
@@ -130,7 +130,7 @@ def measure(runs: int, users: int = USERS, world: ListWorld | None = None) -> di
 
 
 def _summary(
-    found: list[tuple[Support, tuple[Estimate, ...]]], truth: float, base: float
+    found: list[tuple[Support, tuple[PolicyValue, ...]]], truth: float, base: float
 ) -> dict[str, Any]:
     out: dict[str, Any] = {
         "ess": float(np.mean([its.ess for its, _ in found])),
@@ -158,7 +158,7 @@ def _summary(
 
 def counterfactual(
     runs: Annotated[int, typer.Option(help="Logs, each of other users.")] = 400,
-    users: Annotated[int, typer.Option(help="Users of a log.")] = USERS,
+    users: Annotated[int, typer.Option(help="ArmUsers of a log.")] = USERS,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here.")
     ] = None,

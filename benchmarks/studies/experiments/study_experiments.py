@@ -20,8 +20,8 @@ from experiments.assignment.assignment import assign
 from experiments.assignment.definition import Arm, Experiment
 from experiments.assignment.metric import SHOWN
 from experiments.statistics.effect import Effect, effect, eta_of
-from experiments.statistics.outcomes import Outcomes
-from experiments.statistics.power import Looks, covariance
+from experiments.statistics.outcomes import UserOutcomes
+from experiments.statistics.power import SequentialPower, covariance
 from experiments.statistics.sample_ratio import sample_ratio
 
 ALPHA: Final = 0.05
@@ -83,7 +83,7 @@ def measure_lift(runs: int) -> dict[str, Any]:
     """+2 %, with the users that ``power`` asks for by a pilot of others without an effect."""
     pilot = simulate(np.random.default_rng(_PILOT_SEED), _PILOT_USERS, LIFT_LOOKS)
     seen = covariance(pilot.numerators_TU.T, pilot.denominators_TU.T)
-    looks = Looks(seen, ALPHA, eta_of(LIFT, ALPHA))
+    looks = SequentialPower(seen, ALPHA, eta_of(LIFT, ALPHA))
     users = looks.users_needed((0.5, 0.5), LIFT, 0.8)
     promised = looks.power((users / 2, users / 2), LIFT)
     found, held, held_at = np.zeros(LIFT_LOOKS), 0, 0
@@ -152,7 +152,7 @@ def measure_leak(runs: int) -> dict[str, Any]:
         }
         if name == "moved":
             held = [
-                Outcomes(("control", "treatment"), (SHOWN,), most_users=KEPT) for _ in hours[:3]
+                UserOutcomes(("control", "treatment"), (SHOWN,), most_users=KEPT) for _ in hours[:3]
             ]
             again = [
                 _alarm_h(np.random.default_rng(seed), shares, its) for seed, its in enumerate(held)
@@ -166,7 +166,7 @@ def measure_leak(runs: int) -> dict[str, Any]:
 
 
 def _alarm_h(
-    draw: np.random.Generator, shares: tuple[float, float], outcomes: Outcomes | None = None
+    draw: np.random.Generator, shares: tuple[float, float], outcomes: UserOutcomes | None = None
 ) -> float | None:
     """When the alarm was raised; None where it wasn't within the day. ``outcomes``: what counts the users."""
     minutes = draw.multinomial(DAY_USERS // _MINUTES, shares, size=_MINUTES)
@@ -184,7 +184,7 @@ def _alarm_h(
 
 def experiments(
     runs: Annotated[int, typer.Option(help="Simulated experiments of each kind.")] = 1_000,
-    users: Annotated[int, typer.Option(help="Users who are assigned.")] = 10_000_000,
+    users: Annotated[int, typer.Option(help="ArmUsers who are assigned.")] = 10_000_000,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here.")
     ] = None,

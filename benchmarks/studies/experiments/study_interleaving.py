@@ -5,8 +5,8 @@ The same two rankers in the simulated world, once as arms of an experiment and o
 the same power. What is needed follows from the variance of a pool of users; that it does what it says is
 looked at by experiments of so many users, drawn from the pool (about whose own ratio they are centred).
 
-Users who come again make the difference: apart, each user adds what is their own to one arm, however many
-lists of theirs there are; in one list it is taken out. So it is measured by lists of a user. Credits are
+ArmUsers who come again make the difference: apart, each user adds what is their own to one arm, however many
+lists of theirs there are; in one list it is taken out. So it is measured by lists of a user. ArmCredits are
 shared as the report shares them (``experiments.statistics.interleaving.shares``); what it would take if each item were
 its picker's alone is told beside it.
 """
@@ -27,7 +27,7 @@ from scipy.stats import norm
 from benchmarks.studies.experiments.list_world import STAYS, ListWorld, Shown
 from benchmarks.studies.experiments.study_counterfactual import logging_policy
 from experiments.assignment.definition import Arm, apply_overrides
-from experiments.statistics.effect import AT_LEAST, Users, influence
+from experiments.statistics.effect import AT_LEAST, ArmUsers, influence
 from recsys.config.policy_config import PolicyConfig
 from serving.ranking.selection import draw_from
 from serving.ranking.team_draft import draft
@@ -51,10 +51,10 @@ class Ranker:
 
 @dataclass(frozen=True)
 class Pool:
-    """Users with sums of what they did: long views and lists; or long views of treatment and of control.
+    """ArmUsers with sums of what they did: long views and lists; or long views of treatment and of control.
     ``ratio``: the true one, to which chance adds little."""
 
-    users: Users
+    users: ArmUsers
     ratio: float
 
 
@@ -74,7 +74,7 @@ def pairs(world: ListWorld) -> dict[str, tuple[Ranker, Ranker]]:
 
 
 def alone(world: ListWorld, ranker: Ranker, users: int, each: int, seed: int) -> Pool:
-    """Users of one arm."""
+    """ArmUsers of one arm."""
     views, expected, lists = np.zeros(users), 0.0, _lists_of(users, each, seed)
     for user, request_id, draw, person in _requests(world, lists, seed):
         candidates_C = world.some_candidates(draw)
@@ -83,13 +83,13 @@ def alone(world: ListWorld, ranker: Ranker, users: int, each: int, seed: int) ->
         shown = Shown(person, candidates_C, drawn.positions)
         views[user] += world.watched_R(shown, draw).sum()
         expected += world.worth(shown)
-    return Pool(Users(views, lists.astype(np.float64)), expected / lists.sum())
+    return Pool(ArmUsers(views, lists.astype(np.float64)), expected / lists.sum())
 
 
 def together(
     world: ListWorld, control: Ranker, treatment: Ranker, users: int, each: int, seed: int
 ) -> tuple[Pool, Pool]:
-    """Users whose lists both draw: with what each of the two earned by shares, and by picks."""
+    """ArmUsers whose lists both draw: with what each of the two earned by shares, and by picks."""
     shared_U2, picked_U2, expected_2 = np.zeros((users, 2)), np.zeros((users, 2)), np.zeros(2)
     lists = _lists_of(users, each, seed)
     for user, request_id, draw, person in _requests(world, lists, seed):
@@ -109,7 +109,7 @@ def together(
         picked_U2[user] += did_R @ picked_R2
         expected_2 += liked_R @ shared_R2
     ratio = float(expected_2[1] / expected_2[0])
-    shared, picked = (Pool(Users(its[:, 1], its[:, 0]), ratio) for its in (shared_U2, picked_U2))
+    shared, picked = (Pool(ArmUsers(its[:, 1], its[:, 0]), ratio) for its in (shared_U2, picked_U2))
     return shared, picked
 
 
@@ -187,7 +187,7 @@ def _some(pool: Pool, users: float, draw: np.random.Generator) -> tuple[float, f
     What the pool's own ratio is off by chance is taken out."""
     its = pool.users
     at = draw.integers(0, len(its), max(2, round(users)))
-    some = Users(its.numerators_U[at], its.denominators_U[at])
+    some = ArmUsers(its.numerators_U[at], its.denominators_U[at])
     off = math.log(its.ratio / pool.ratio)
     return math.log(some.ratio) - off, float(influence(some).var()) / len(some)
 
@@ -212,7 +212,7 @@ def measure(
 
 
 def interleaving(
-    users: Annotated[int, typer.Option(help="Users of a pool.")] = 1_000,
+    users: Annotated[int, typer.Option(help="ArmUsers of a pool.")] = 1_000,
     each: Annotated[int, typer.Option("--lists", help="Lists of a user, on average.")] = EACH,
     runs: Annotated[int, typer.Option(help="Experiments by which power is looked at.")] = 2_000,
     json_file: Annotated[

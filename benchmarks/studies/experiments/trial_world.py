@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.statistics.effect import Users
+from experiments.statistics.effect import ArmUsers
 
 Floats = NDArray[np.float64]
 _SHARE: Final = 0.4  # of shown items that are viewed long
@@ -31,12 +31,12 @@ class Trial:
     before_U2: Floats
     treated_U: NDArray[np.bool_]
 
-    def at(self, look: int, treated: bool, covariates: bool = False) -> Users:
+    def at(self, look: int, treated: bool, covariates: bool = False) -> ArmUsers:
         """The users of one arm who had come by a look."""
         mine = np.flatnonzero((self.treated_U == treated) & (self.denominators_TU[look] > 0))
         before = self.before_U2[mine]
         known = np.column_stack([before, before[:, 1] > 0]) if covariates else np.zeros((0, 0))
-        return Users(self.numerators_TU[look, mine], self.denominators_TU[look, mine], known)
+        return ArmUsers(self.numerators_TU[look, mine], self.denominators_TU[look, mine], known)
 
 
 def simulate(

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from experiments.promotion.epoch_model import sized
+from experiments.promotion.epoch_model import with_size
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.lanes import LaneGradients
 from parameter_server.shard.shard import Shard
@@ -20,13 +20,13 @@ from parameter_server.storage.snapshots import Snapshot
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import Config, ModelConfig, digest
-from recsys.events.control_records import Candidate, Control, ModelSize, Wish
+from recsys.events.control_records import Candidate, Control, ModelSize, OperatorRequest
 from recsys.events.event_types import Item
 from recsys.events.hashing import uniform
-from recsys.events.records import CONTROL, Lesson, Step, pack
+from recsys.events.records import CONTROL, TrainingExample, Step, pack
 from recsys.log.protocol import Append
 from recsys.model.blueprint import build_model
-from replay.local_system import OneProcess, small_config
+from replay.local_system import LocalSystem, small_config
 from replay.simulation.world import World
 from serving.request import Answer, Request
 from training.candidates.model_size_check import size_of
@@ -38,7 +38,7 @@ from training.steps.step_reader import ExampleCheck, read_lanes
 
 LIST: Final = 5
 Change = Callable[[dict[str, Any]], None]
-Relabel = Callable[[Lesson], Lesson]
+Relabel = Callable[[TrainingExample], TrainingExample]
 
 
 class Made(NamedTuple):
@@ -137,7 +137,7 @@ class PromotionRun:
     """A system at work. ``show`` has people look at some lists, one after the other."""
 
     def __init__(self, config: Config, viewers: Viewers | None = None) -> None:
-        self.config, self.system = config, OneProcess(config)
+        self.config, self.system = config, LocalSystem(config)
         self.viewers: Viewers = viewers or EvenViewers()
         self.answers: list[Answer] = []
         self.registry = Registry(Path(config.state) / "registry")
@@ -158,7 +158,7 @@ class PromotionRun:
     async def _watch(self, answer: Answer) -> None:
         events = self.viewers.watch(answer, self.system.now_ms)
         self.system.now_ms = max([self.system.now_ms, *(e["time_ms"] for e in events)])
-        taken = await self.system.service.intake.take(events)
+        taken = await self.system.service.write_api.take(events)
         assert taken.count("accepted") == len(events), taken.results
 
     @property
@@ -176,7 +176,7 @@ class PromotionRun:
     ) -> Made:
         """One that has gone over all steps so often, from initial values or from a snapshot. ``relabel`` may
         change what it learns; ``size``: of its model, where it isn't to be the configured one."""
-        system, config = self.system, sized(self.config, size)
+        system, config = self.system, with_size(self.config, size)
         learner = Learner(build_model(system.features, config.model))
         shard = Shard(whole_spec(config, "cand"), learner.model.read_dense())
         if began is not None:
@@ -250,4 +250,4 @@ class PromotionRun:
         self.system.log.append(CONTROL, [Append(0, b"", pack(record))])
 
     def wish(self, what: str, line: str = "", reason: str = "") -> None:
-        self.say(Wish(what=what, line=line, reason=reason, time_ms=self.system.now_ms))
+        self.say(OperatorRequest(what=what, line=line, reason=reason, time_ms=self.system.now_ms))

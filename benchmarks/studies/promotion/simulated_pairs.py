@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.statistics.comparison import Paired
+from experiments.statistics.comparison import PairedPredictions
 from recsys.model.prediction_metrics import auc
 
 Floats = NDArray[np.float64]
@@ -56,7 +56,7 @@ class Stream:
         self._pair, self._draw, self._chosen = pair, np.random.default_rng(seed), chosen
         self._users_2U = _correlated(self._draw, users)
 
-    def step(self, size: int = STEP) -> Paired:
+    def step(self, size: int = STEP) -> PairedPredictions:
         draw, pair, lists = self._draw, self._pair, -(-size // LIST)
         pool = POOL if self._chosen else LIST
         users = draw.integers(0, self._users_2U.shape[1], lists).repeat(pool)
@@ -68,7 +68,7 @@ class Stream:
         candidate = predicted(true_N + pair.candidate * noise_2N[1], pair.candidate, pair.sure)
         labels = (draw.random(lists * pool) < 1 / (1 + np.exp(-true_N))).astype(np.float64)
         kept = self._kept(live, lists, pool)[:size]
-        return Paired(users[kept], live[kept], candidate[kept], labels[kept])
+        return PairedPredictions(users[kept], live[kept], candidate[kept], labels[kept])
 
     def _kept(self, live_N: Floats, lists: int, pool: int) -> NDArray[np.int64]:
         """The places of those that are shown: drawn without replacement by softmax (Gumbel's trick)."""

@@ -26,9 +26,9 @@ from serving.replica.row_store import RowStore
 from training.continual.learner import Learner
 from training.offline.examples import Examples
 from training.offline.loop import OfflineLoop, Plan
-from training.offline.setup import trainer_of, vocabularies_of
+from training.offline.setup import build_trainer, count_vocabularies
 from training.offline.tables import OwnTable
-from training.offline.teacher_labels import learning_along
+from training.offline.teacher_labels import online_teacher
 from training.offline.trainer import OfflineTrainer
 from training.offline.vocabulary import Vocabulary
 
@@ -111,8 +111,8 @@ class Arms:
         self._plan = replace_last(plan, len(self._before))
         blocks = blocks_of(every)
         learner = Learner(build_model(features, system))
-        self._vocabularies = vocabularies_of(blocks, learner, tables_of(system))
-        said = learning_along(blocks, features, system, lanes, plan.step_examples)
+        self._vocabularies = count_vocabularies(blocks, learner, tables_of(system))
+        said = online_teacher(blocks, features, system, lanes, plan.step_examples)
         self.teacher_NL: Floats = np.concatenate(list(said))  # of all examples, in order
 
     def train(self, model: ModelConfig, share: float | None = None) -> Arrays:
@@ -160,7 +160,7 @@ class Arms:
 
     def _trainer(self, model: ModelConfig, share: float | None = None) -> OfflineTrainer:
         vocabularies: Mapping[str, Vocabulary] = self._vocabularies
-        return trainer_of(self._features, model, self._lanes, vocabularies, OwnTable, share=share)
+        return build_trainer(self._features, model, self._lanes, vocabularies, OwnTable, share=share)
 
     def _said(self, trainer: OfflineTrainer, learns: bool) -> Floats:
         size = self._plan.step_examples if learns else BLOCK

@@ -29,7 +29,7 @@ from benchmarks.studies.promotion.promotion_run import (
 from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.hashing import uniform
-from recsys.events.records import Lesson
+from recsys.events.records import TrainingExample
 from recsys.model.model import Model
 from replay.local_system import START_MS
 from replay.simulation.world import World
@@ -136,8 +136,8 @@ KINDS: Final = (
 )
 
 
-def _relabelled(how: str, seed: int) -> Callable[[Lesson], Lesson]:
-    def relabel(lesson: Lesson) -> Lesson:
+def _relabelled(how: str, seed: int) -> Callable[[TrainingExample], TrainingExample]:
+    def relabel(lesson: TrainingExample) -> TrainingExample:
         if how == "turned":
             return changed(lesson, labels=[1 - label for label in lesson.labels])
         at = (lesson.partition, lesson.offset, lesson.index)

@@ -14,11 +14,11 @@ import numpy as np
 
 from benchmarks.studies.promotion.simulated_pairs import STEP, Ended, Pair, Stream, noise_for
 from experiments.promotion import guard
-from experiments.promotion.canary_engagement import ServedRates
+from experiments.promotion.canary_engagement import EngagementRates
 from experiments.promotion.guard import GuardEvidence, judge_guard
 from experiments.promotion.lifecycle import SHADOW
 from experiments.promotion.promotion import Hold, Rollback, window
-from experiments.statistics.comparison import Paired
+from experiments.statistics.comparison import PairedPredictions
 from recsys.config.promotion_config import PromotionConfig
 
 BEFORE: Final = 8_000  # examples that are shown before the switch
@@ -40,7 +40,7 @@ def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = F
     # Users' noise is the same before and after: the seed's.
     before, after = (Stream(its, seed, chosen=chosen) for its in (course.pair, course.then))
     whole, recent = guard.comparison(rules), guard.lately(rules)
-    missed, served = guard.Calibration(rules), guard.served_rates(["long_view"], rules)
+    missed, served = guard.Calibration(rules), guard.engagement_rates(["long_view"], rules)
     old = Stream(replace(course.pair, live=course.pair.candidate), seed + 1_000_000, chosen=chosen)
     for _ in range(BEFORE // STEP):
         shown = old.step()
@@ -65,13 +65,13 @@ def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = F
             return Ended("stays", seen)
 
 
-def _show(served: ServedRates, shown: Paired, since: bool) -> None:
+def _show(served: EngagementRates, shown: PairedPredictions, since: bool) -> None:
     size = len(shown)
     ours, ranked = np.full(size, since), np.ones(size, np.bool_)
     served.add(shown.users_N, ours, shown.labels_N[:, None], ranked)
 
 
-def _in_segments(pairs: Paired) -> Paired:
+def _in_segments(pairs: PairedPredictions) -> PairedPredictions:
     new_N = pairs.users_N % round(1 / _NEW) == 0
     return replace(pairs, segments={"new viewers": new_N, "surface feed": ~new_N})
 

@@ -24,7 +24,7 @@ from replay.datasets.open_dataset import open_dataset
 from replay.offline_examples import cache_dataset
 from replay.replay_report import judged_from_ms, with_bar
 from replay.replay_run import Progress, ReplayOptions, config_for
-from runtime.cli.output_paths import check_folders
+from runtime.cli.common import check_folders
 from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore
 from training.offline.distill import SHARE, checked_share

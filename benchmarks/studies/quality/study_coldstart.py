@@ -40,7 +40,7 @@ from recsys.config.policy_config import PolicyConfig
 from recsys.events.hashing import Id
 from recsys.model.prediction_metrics import Interval, paired_ratio_interval
 from replay.simulation.world import World
-from runtime.cli.output_paths import check_folders
+from runtime.cli.common import check_folders
 
 SWIPES: Final = (0, 1, 5, 20)
 _HOUR_MS: Final = 3_600_000

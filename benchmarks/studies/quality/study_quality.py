@@ -28,7 +28,7 @@ from replay.player import Player
 from replay.predictions import Predictions, compare
 from replay.replay_report import judged_from_ms, judged_rows, slices_of, with_bar
 from replay.replay_run import Progress, Replayed, ReplayOptions, config_for, replay_with
-from runtime.cli.output_paths import check_folders
+from runtime.cli.common import check_folders
 
 WHOLE: Final = "all"
 

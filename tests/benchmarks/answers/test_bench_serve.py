@@ -56,7 +56,7 @@ def test_being_told_to_end_is_said_once_and_does_not_cut_the_ending_short() -> N
 @pytest.mark.slow
 def test_training_goes_on_from_the_benchs_state(tmp_path: Path) -> None:
     from parameter_server.rpc.parameter_client import part_of
-    from parameter_server.storage.durable_shard import DurableShard, Home
+    from parameter_server.storage.durable_shard import DurableShard, ShardStorage
     from recsys.features.feature_set_file import feature_set
     from recsys.model.blueprint import build_model
     from recsys.process.open_log import open_log
@@ -68,7 +68,7 @@ def test_training_goes_on_from_the_benchs_state(tmp_path: Path) -> None:
     features, log = feature_set(config), open_log(config)
     assert SequencerLoop(log, config, features, lambda: 0).step == STEP
     log.close()
-    home = Home(tmp_path / "snapshots", tmp_path / "0.wal", 500)
+    home = ShardStorage(tmp_path / "snapshots", tmp_path / "0.wal", 500)
     dense = build_model(features, config.model).read_dense()
     shard = DurableShard(part_of(spec_of(config), 0), home, lambda deltas: None, dense)
     assert shard.applied == STEP and not shard.lost and not shard.passed_over

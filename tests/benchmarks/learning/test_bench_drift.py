@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.learning.bench_drift import watch
 from benchmarks.learning.drift_stream import LABELS, Shift, make_stream
-from training.drift.monitors import DriftConfig, FeatureWatch, LossWatch, Watch, Watched
+from training.drift.monitors import DriftConfig, FeatureMonitor, LossMonitor, ChangeMonitor, MonitoredNumber
 
 BLOCK = 128
 DAY_MS = 86_400_000
@@ -13,8 +13,8 @@ DAY_MS = 86_400_000
 
 def alarms_of(values: np.ndarray, mode: str = "both", day: int = 780, **config: object):
     """Of blocks (T, C), one a step: (block, what) of each alarm."""
-    watched = [Watched("feature", str(c), mode) for c in range(values.shape[1])]
-    watch = Watch(watched, DriftConfig(**config))  # type: ignore[arg-type]
+    watched = [MonitoredNumber("feature", str(c), mode) for c in range(values.shape[1])]
+    watch = ChangeMonitor(watched, DriftConfig(**config))  # type: ignore[arg-type]
     return [
         (block, alarm)
         for block, row in enumerate(values)
@@ -70,7 +70,7 @@ def test_one_wild_block_is_no_change() -> None:
 
 
 def test_small_steps_are_gathered_and_empty_ones_change_nothing() -> None:
-    watch = Watch([Watched("feature", "a")])
+    watch = ChangeMonitor([MonitoredNumber("feature", "a")])
     for step in range(10):
         watch.feed(np.array([12.0]), 12, step, step)
         watch.feed(np.array([0.0]), 0, step, step)
@@ -80,7 +80,7 @@ def test_small_steps_are_gathered_and_empty_ones_change_nothing() -> None:
 
 
 def test_what_is_not_finite_is_refused_by_name() -> None:
-    watch = LossWatch(["like"])
+    watch = LossMonitor(["like"])
     with pytest.raises(ValueError, match="step 7: the sum of like is nan"):
         watch.step({"examples": 1.0, "loss.like": float("nan")}, 0, 7)
 
@@ -89,11 +89,11 @@ def test_configuration_is_checked() -> None:
     with pytest.raises(ValueError, match=r"drift.block is 0"):
         DriftConfig(block=0)
     with pytest.raises(ValueError, match="raise memory"):
-        Watch([Watched("feature", "a")], DriftConfig(memory=100))
+        ChangeMonitor([MonitoredNumber("feature", "a")], DriftConfig(memory=100))
 
 
 def test_a_feature_that_is_rare_is_not_watched_and_a_common_one_is() -> None:
-    features = FeatureWatch([], ["tag"], DriftConfig())
+    features = FeatureMonitor([], ["tag"], DriftConfig())
     rng, none = np.random.default_rng(0), np.zeros((BLOCK, 0), np.float32)
     told = []
     for step in range(400):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from experiments.assignment.arm_line import ArmWeights, line_of
+from experiments.assignment.arm_line import ArmWeights, arm_line_name
 
 
 def shown(draw, size, share, of_arm, of_others):
@@ -69,7 +69,7 @@ def test_no_weight_is_beyond_the_bound() -> None:
 
 
 def test_a_line_of_an_arm_has_no_name_that_another_could_have() -> None:
-    assert line_of("more_novelty", "treatment") == "more_novelty.treatment"
+    assert arm_line_name("more_novelty", "treatment") == "more_novelty.treatment"
 
 
 def test_where_only_its_own_count_they_stand_for_all() -> None:

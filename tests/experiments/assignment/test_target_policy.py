@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.assignment.target_policy import UNJUDGED, read_target
+from experiments.assignment.target_policy import NOT_ESTIMABLE, read_target
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
 from tests.support.paths import ROOT
@@ -34,7 +34,7 @@ def test_one_label_is_a_reward() -> None:
     assert its.reward == {"click": 1.0} and its.policy == PolicyConfig() and not its.until_ms
 
 
-@pytest.mark.parametrize("name", sorted(UNJUDGED))
+@pytest.mark.parametrize("name", sorted(NOT_ESTIMABLE))
 def test_what_brings_other_candidates_is_refused_by_name(name: str) -> None:
     tried = {"sources": ("sources.fresh", 9), "trust_after": (name, 9), "fixed": ("fixed.0", "v1")}
     path, value = tried[name]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.promotion.acceptance import Accept, Refuse, decide, misfit
+from experiments.promotion.acceptance import Accept, Refuse, decide, mismatch
 from recsys.config.system_config import ModelConfig
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
@@ -33,10 +33,10 @@ def test_it_refuses_with_the_reason_and_the_evidence(changes: dict[str, object],
 
 def test_evidence_is_of_one_feature_set_and_one_model() -> None:
     accepted = Accept("int8", 0.001, EVIDENCE)
-    assert misfit(accepted, FEATURES, ModelConfig()) is None
+    assert mismatch(accepted, FEATURES, ModelConfig()) is None
     past = FeatureSet(replace(FEED_SCHEMA, shown_by="impression"), "all", 20)
-    assert misfit(accepted, past, ModelConfig()) is None
-    longer = misfit(accepted, FeatureSet(FEED_SCHEMA, "all", 21), ModelConfig())
+    assert mismatch(accepted, past, ModelConfig()) is None
+    longer = mismatch(accepted, FeatureSet(FEED_SCHEMA, "all", 21), ModelConfig())
     assert longer is not None and "feature set" in longer
-    wider = misfit(accepted, FEATURES, ModelConfig(dim=8))
+    wider = mismatch(accepted, FEATURES, ModelConfig(dim=8))
     assert wider is not None and "model's configuration" in wider

@@ -5,7 +5,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from experiments.promotion.epoch_model import config_at, size_beside, sized
+from experiments.promotion.epoch_model import config_at, size_difference, with_size
 from experiments.promotion.lifecycle import Lifecycle
 from recsys.config.system_config import Config, ModelConfig, RowsConfig, TablesConfig
 from recsys.events.control_records import Candidate, Control, Decision, Live, ModelSize
@@ -53,7 +53,7 @@ def test_each_line_and_epoch_has_its_own_model(
 def test_what_is_configured_beside_the_size_holds_for_every_epoch() -> None:
     changed = replace(CONFIG, model=replace(CONFIG.model, row_rate=0.1))
     assert config_at(changed, HISTORY, "main", 1).model.row_rate == 0.1
-    assert sized(changed, None) is changed
+    assert with_size(changed, None) is changed
 
 
 def test_a_candidate_that_calls_itself_as_the_live_line_does_not_change_its_model() -> None:
@@ -63,9 +63,9 @@ def test_a_candidate_that_calls_itself_as_the_live_line_does_not_change_its_mode
 
 def test_a_size_is_known_by_what_differs_alone() -> None:
     model = ModelConfig()
-    assert size_beside(model, model) is None
-    assert size_beside(model, replace(model, dim=8)) == ModelSize(8, model.hidden)
-    assert size_beside(model, replace(model, hidden=(9,))) == ModelSize(model.dim, (9,))
+    assert size_difference(model, model) is None
+    assert size_difference(model, replace(model, dim=8)) == ModelSize(8, model.hidden)
+    assert size_difference(model, replace(model, hidden=(9,))) == ModelSize(model.dim, (9,))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_what_else_differs_is_refused_by_name_value_and_expectation(
 ) -> None:
     its = replace(ModelConfig(dim=8), **changes)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"{said}.*only dim and hidden may differ") as error:
-        size_beside(ModelConfig(), its)
+        size_difference(ModelConfig(), its)
     assert "model.dim" not in str(error.value)
 
 

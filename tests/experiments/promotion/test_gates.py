@@ -1,6 +1,6 @@
 import numpy as np
 
-from experiments.promotion.gates import Picks, ScoreMoments, Size, failures, logits_of
+from experiments.promotion.gates import PickConcentration, ScoreMoments, ModelCost, failures, logits_of
 from recsys.config.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()
@@ -21,7 +21,7 @@ def scores(candidate: np.ndarray, live: np.ndarray = LIVE) -> ScoreMoments:
 
 def test_live_itself_passes() -> None:
     assert (
-        failures(scores(LIVE), RULES, (Size(800, 1e6), Size(800, 1e6)), Picks(0.1, 0.1, 90)) == []
+        failures(scores(LIVE), RULES, (ModelCost(800, 1e6), ModelCost(800, 1e6)), PickConcentration(0.1, 0.1, 90)) == []
     )
 
 
@@ -55,9 +55,9 @@ def test_few_scores_say_nothing_of_their_spread() -> None:
 
 def test_a_slow_a_large_and_a_narrow_candidate_fail() -> None:
     fine = scores(LIVE)
-    (slow,) = failures(fine, RULES, (Size(800, 1e6), Size(1_300, 1e6)))
+    (slow,) = failures(fine, RULES, (ModelCost(800, 1e6), ModelCost(1_300, 1e6)))
     assert slow == "it takes 1300 µs to rank a list, expected at most 1.5 times live's 800"
-    (large,) = failures(fine, RULES, (Size(800, 1e6), Size(800, 3e6)))
+    (large,) = failures(fine, RULES, (ModelCost(800, 1e6), ModelCost(800, 3e6)))
     assert "2.9 MiB, expected at most 2.0 times live's 1.0" in large
-    (narrow,) = failures(fine, RULES, picks=Picks(0.1, 0.5, 90))
+    (narrow,) = failures(fine, RULES, picks=PickConcentration(0.1, 0.5, 90))
     assert narrow.startswith("its ten commonest picks have 50% of 90 users' lists")

@@ -7,25 +7,25 @@ import pytest
 from benchmarks.studies.promotion.simulated_pairs import Pair
 from benchmarks.studies.promotion.study_guard import Course, run_once
 from experiments.promotion import guard
-from experiments.promotion.guard import GuardEvidence, Missed, judge_guard
+from experiments.promotion.guard import GuardEvidence, CalibrationGap, judge_guard
 from experiments.promotion.lifecycle import SHADOW
-from experiments.promotion.promotion import Hold, Rollback, Served
-from experiments.statistics.comparison import Compared, Paired
-from experiments.statistics.significance import Estimate
+from experiments.promotion.promotion import Hold, Rollback, CanaryEngagement
+from experiments.statistics.comparison import ComparisonResult, PairedPredictions
+from experiments.statistics.significance import AnytimeEstimate
 from recsys.config.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()
-EQUAL = Compared(
+EQUAL = ComparisonResult(
     examples=5_000,
     users=400,
-    loss=Estimate(0.0, -0.004, 0.004, 5_000),
-    auc=Estimate(0.0, -0.01, 0.01, 5_000),
-    user_auc=Estimate(0.0, -0.01, 0.01, 5_000),
+    loss=AnytimeEstimate(0.0, -0.004, 0.004, 5_000),
+    auc=AnytimeEstimate(0.0, -0.01, 0.01, 5_000),
+    user_auc=AnytimeEstimate(0.0, -0.01, 0.01, 5_000),
     live_calibration=1.0,
     candidate_calibration=1.02,
 )
 FINE = GuardEvidence(
-    SHADOW, EQUAL, recent=EQUAL, served=Served(5_000, 5_000, users=400, live_users=400)
+    SHADOW, EQUAL, recent=EQUAL, served=CanaryEngagement(5_000, 5_000, users=400, live_users=400)
 )
 
 
@@ -43,8 +43,8 @@ def test_nothing_is_said_without_evidence() -> None:
     assert isinstance(said, Hold) and not said.final
 
 
-BY_MORE = Estimate(0.05, 0.021, 0.08, 5_000)  # by more than any margin but recall's
-BY_LESS = Estimate(0.009, 0.005, 0.013, 5_000)  # known to be worse, but within the margins
+BY_MORE = AnytimeEstimate(0.05, 0.021, 0.08, 5_000)  # by more than any margin but recall's
+BY_LESS = AnytimeEstimate(0.009, 0.005, 0.013, 5_000)  # known to be worse, but within the margins
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ BY_LESS = Estimate(0.009, 0.005, 0.013, 5_000)  # known to be worse, but within 
 )
 @pytest.mark.parametrize("when", ["compared", "recent"])
 def test_known_to_be_worse_by_more_than_a_margin_is_taken_back(
-    worse: dict[str, Estimate], what: str, when: str
+    worse: dict[str, AnytimeEstimate], what: str, when: str
 ) -> None:
     evidence = replace(FINE, **{when: replace(EQUAL, **worse)})
     said = judge_guard(evidence, RULES)
@@ -70,17 +70,17 @@ def test_known_to_be_worse_by_more_than_a_margin_is_taken_back(
 @pytest.mark.parametrize(
     "worse",
     [{"loss": BY_LESS}, {"auc": BY_LESS}, {"segments": {"new viewers": BY_LESS}},
-     {"loss": Estimate(0.3, 0.0, 0.6)}],
+     {"loss": AnytimeEstimate(0.3, 0.0, 0.6)}],
 )  # fmt: skip
 def test_what_may_come_of_what_live_chose_to_show_takes_nothing_back(
-    worse: dict[str, Estimate],
+    worse: dict[str, AnytimeEstimate],
 ) -> None:
     assert isinstance(judge_guard(replace(FINE, compared=replace(EQUAL, **worse)), RULES), Hold)
 
 
 def test_a_guard_that_is_broken_ends_whatever_it_says_of_live() -> None:
     broken = replace(
-        FINE, failed=("3 of its scores aren't finite",), compared=Compared(loss=BY_MORE)
+        FINE, failed=("3 of its scores aren't finite",), compared=ComparisonResult(loss=BY_MORE)
     )
     said = judge_guard(broken, RULES)
     assert isinstance(said, Hold) and said.final
@@ -91,16 +91,16 @@ def test_a_guard_that_is_broken_ends_whatever_it_says_of_live() -> None:
     "served, why",
     [
         (
-            Served(1_000, 1_000, degraded=0.08, live_degraded=0.02, users=30, live_users=30),
+            CanaryEngagement(1_000, 1_000, degraded=0.08, live_degraded=0.02, users=30, live_users=30),
             "8.0% of live's lists went without",
         ),
         (
-            Served(100, 900, {"like": Estimate(-0.2, -0.25, -0.11)}, users=30, live_users=30),
+            CanaryEngagement(100, 900, {"like": AnytimeEstimate(-0.2, -0.25, -0.11)}, users=30, live_users=30),
             "fewer like than before",
         ),
     ],
 )
-def test_what_live_itself_shows_may_take_it_back(served: Served, why: str) -> None:
+def test_what_live_itself_shows_may_take_it_back(served: CanaryEngagement, why: str) -> None:
     said = judge_guard(replace(FINE, served=served), RULES)
     assert isinstance(said, Rollback) and why in said.why
 
@@ -108,21 +108,21 @@ def test_what_live_itself_shows_may_take_it_back(served: Served, why: str) -> No
 @pytest.mark.parametrize(
     "served",
     [
-        Served(999, 1_000, degraded=0.5),  # too few lists to say
-        Served(1_000, 0, degraded=0.5),  # nobody knows how it was before
-        Served(1_000, 999, degraded=0.5),
-        Served(1_000, 1_000, degraded=0.08, live_degraded=0.04),  # nearly as many before
-        Served(100, 900, {"like": Estimate(-0.2, -0.3, -0.09)}),  # times differ
+        CanaryEngagement(999, 1_000, degraded=0.5),  # too few lists to say
+        CanaryEngagement(1_000, 0, degraded=0.5),  # nobody knows how it was before
+        CanaryEngagement(1_000, 999, degraded=0.5),
+        CanaryEngagement(1_000, 1_000, degraded=0.08, live_degraded=0.04),  # nearly as many before
+        CanaryEngagement(100, 900, {"like": AnytimeEstimate(-0.2, -0.3, -0.09)}),  # times differ
     ],
 )
-def test_what_was_so_before_or_may_be_chance_takes_nothing_back(served: Served) -> None:
+def test_what_was_so_before_or_may_be_chance_takes_nothing_back(served: CanaryEngagement) -> None:
     served = replace(served, users=400, live_users=400)
     assert isinstance(judge_guard(replace(FINE, served=served), RULES), Hold)
 
 
-FAR = Missed(over=Estimate(0.1, 0.05, 0.15), under=Estimate(0.2, 0.1, 0.3))
-DEGRADED = Served(1_000, 1_000, degraded=0.5, users=30, live_users=30)
-FEWER = Served(1_000, 1_000, {"like": Estimate(-0.2, -0.25, -0.11)}, users=30, live_users=30)
+FAR = CalibrationGap(over=AnytimeEstimate(0.1, 0.05, 0.15), under=AnytimeEstimate(0.2, 0.1, 0.3))
+DEGRADED = CanaryEngagement(1_000, 1_000, degraded=0.5, users=30, live_users=30)
+FEWER = CanaryEngagement(1_000, 1_000, {"like": AnytimeEstimate(-0.2, -0.25, -0.11)}, users=30, live_users=30)
 
 
 @pytest.mark.parametrize(
@@ -173,10 +173,10 @@ def test_predictions_that_are_no_numbers_take_it_back_at_once() -> None:
     assert isinstance(said, Rollback) and said.why == "2 of live's predictions aren't finite"
 
 
-def predictions(live: float, happens: float, size: int = 4_000) -> Paired:
+def predictions(live: float, happens: float, size: int = 4_000) -> PairedPredictions:
     draw = np.random.default_rng(3)
     labels_N = (draw.random(size) < happens).astype(np.float64)
-    return Paired(np.arange(size) % 500, np.full(size, live), np.full(size, happens), labels_N)
+    return PairedPredictions(np.arange(size) % 500, np.full(size, live), np.full(size, happens), labels_N)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_predictions_far_from_what_happens_are_known(
 
 @pytest.mark.parametrize("other, back", [(1.1, True), (2.0, False), (float("nan"), False)])
 def test_a_world_that_both_mistake_takes_nothing_back(other: float, back: bool) -> None:
-    far = Missed(over=Estimate(0.1, 0.05, 0.15), under=Estimate(0.2, 0.1, 0.3))
+    far = CalibrationGap(over=AnytimeEstimate(0.1, 0.05, 0.15), under=AnytimeEstimate(0.2, 0.1, 0.3))
     compared = replace(EQUAL, live_calibration=1.9, candidate_calibration=other)
     said = judge_guard(replace(FINE, compared=compared, missed=far), RULES)
     assert isinstance(said, Rollback) == back
@@ -211,7 +211,7 @@ def test_weights_of_those_that_stand_for_others_count() -> None:
     """A negative that stands for four: without its weight, live would look far too low."""
     labels_N = np.tile([1.0, 0.0], 1_000)
     weights_N = np.where(labels_N > 0, 1.0, 4.0)
-    pairs = Paired(np.arange(2_000) % 500, np.full(2_000, 0.2), np.full(2_000, 0.2), labels_N)
+    pairs = PairedPredictions(np.arange(2_000) % 500, np.full(2_000, 0.2), np.full(2_000, 0.2), labels_N)
     for weights, low in ((weights_N, False), (None, True)):
         calibration = guard.Calibration(RULES)
         calibration.add(replace(pairs, weights_N=weights))

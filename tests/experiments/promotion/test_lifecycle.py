@@ -11,7 +11,7 @@ from experiments.promotion.lifecycle import (
     Lifecycle,
     answers,
 )
-from recsys.events.control_records import Candidate, Control, Decision, Experiments, Live, Wish
+from recsys.events.control_records import Candidate, Control, Decision, Experiments, Live, OperatorRequest
 from recsys.events.records import pack, unpack
 
 
@@ -80,7 +80,7 @@ def test_unlearning_ends_candidates_at_work_and_quarantines_nothing() -> None:
 
 def test_what_is_not_about_candidates_changes_nothing() -> None:
     lifecycle = folded(FIRST, C1)
-    for said in (Experiments(revision=1), Wish(what="approve", line="c1"),
+    for said in (Experiments(revision=1), OperatorRequest(what="approve", line="c1"),
                  Decision(line="unknown", said="rollback"), C1):  # fmt: skip
         assert not lifecycle.fold(said)  # type: ignore[arg-type]
     assert stage(lifecycle) == SHADOW and lifecycle.rolled_back == []

@@ -9,24 +9,24 @@ from experiments.promotion.promotion import (
     Hold,
     Promote,
     Rollback,
-    Served,
+    CanaryEngagement,
     judge,
 )
-from experiments.statistics.comparison import Compared
-from experiments.statistics.significance import Estimate
+from experiments.statistics.comparison import ComparisonResult
+from experiments.statistics.significance import AnytimeEstimate
 from recsys.config.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()
-BETTER = Compared(
+BETTER = ComparisonResult(
     examples=5_000,
     users=400,
-    loss=Estimate(0.004, 0.001, 0.007, 5_000),
-    auc=Estimate(0.006, 0.001, 0.011, 5_000),
+    loss=AnytimeEstimate(0.004, 0.001, 0.007, 5_000),
+    auc=AnytimeEstimate(0.006, 0.001, 0.011, 5_000),
     live_loss=0.6,
     live_calibration=1.01,
     candidate_calibration=0.99,
 )
-SAME = replace(BETTER, loss=Estimate(0.0, -0.001, 0.001, 5_000), auc=Estimate(0.0, -0.001, 0.001))
+SAME = replace(BETTER, loss=AnytimeEstimate(0.0, -0.001, 0.001, 5_000), auc=AnytimeEstimate(0.0, -0.001, 0.001))
 
 
 def test_better_and_no_worse_elsewhere_goes_to_a_canary() -> None:
@@ -39,13 +39,13 @@ def test_better_and_no_worse_elsewhere_goes_to_a_canary() -> None:
     [
         (replace(BETTER, examples=1_999), "1999 examples compared, expected 2000"),
         (SAME, "not told apart yet"),
-        (replace(BETTER, auc=Estimate(0.0, -0.01, 0.01)), "no worse in the other"),
-        (replace(BETTER, loss=Estimate(0.0, -0.01, 0.01)), "no worse in the other"),
+        (replace(BETTER, auc=AnytimeEstimate(0.0, -0.01, 0.01)), "no worse in the other"),
+        (replace(BETTER, loss=AnytimeEstimate(0.0, -0.01, 0.01)), "no worse in the other"),
         (replace(BETTER, candidate_calibration=1.5), "calibration is 1.500, live's 1.010"),
         (replace(BETTER, candidate_calibration=float("nan")), "calibration is nan"),
     ],
 )
-def test_what_is_not_sure_is_held_and_looked_at_again(compared: Compared, why: str) -> None:
+def test_what_is_not_sure_is_held_and_looked_at_again(compared: ComparisonResult, why: str) -> None:
     said = judge(Evidence(SHADOW, compared), RULES)
     assert isinstance(said, Hold) and not said.final
     assert why in said.why
@@ -58,14 +58,14 @@ def test_a_miscalibrated_candidate_may_replace_a_worse_calibrated_line() -> None
 
 BAD = [
     (Evidence(SHADOW, failed=("3 of its scores aren't finite",)), "aren't finite"),
-    (Evidence(SHADOW, replace(SAME, loss=Estimate(-0.1, -0.2, -0.01))), "log loss is worse"),
-    (Evidence(SHADOW, replace(SAME, auc=Estimate(-0.1, -0.2, -0.01))), "AUC is worse"),
+    (Evidence(SHADOW, replace(SAME, loss=AnytimeEstimate(-0.1, -0.2, -0.01))), "log loss is worse"),
+    (Evidence(SHADOW, replace(SAME, auc=AnytimeEstimate(-0.1, -0.2, -0.01))), "AUC is worse"),
     (
-        Evidence(SHADOW, replace(BETTER, recall=Estimate(-0.1, -0.2, -0.03))),
+        Evidence(SHADOW, replace(BETTER, recall=AnytimeEstimate(-0.1, -0.2, -0.03))),
         "retrieves less of what viewers engage with",
     ),
     (
-        Evidence(SHADOW, replace(BETTER, segments={"new viewers": Estimate(-0.1, -0.2, -0.02)})),
+        Evidence(SHADOW, replace(BETTER, segments={"new viewers": AnytimeEstimate(-0.1, -0.2, -0.02)})),
         "worse in new viewers",
     ),
 ]
@@ -87,9 +87,9 @@ def test_one_that_cannot_be_told_apart_is_given_up_in_the_end() -> None:
 
 
 def test_a_canary_goes_on_once_it_was_shown_often_enough() -> None:
-    few = Evidence(CANARY, BETTER, served=Served(RULES.canary_examples - 1))
+    few = Evidence(CANARY, BETTER, served=CanaryEngagement(RULES.canary_examples - 1))
     assert isinstance(judge(few, RULES), Hold)
-    enough = replace(few, served=Served(RULES.canary_examples))
+    enough = replace(few, served=CanaryEngagement(RULES.canary_examples))
     said = judge(enough, RULES)
     assert isinstance(said, Promote) and said.to == "all"
 
@@ -97,11 +97,11 @@ def test_a_canary_goes_on_once_it_was_shown_often_enough() -> None:
 @pytest.mark.parametrize(
     "served, why",
     [
-        (Served(100, 900, {"like": Estimate(-0.1, -0.15, -0.04)}), "fewer like"),
-        (Served(100, 900, degraded=0.2), "20.0% of its lists went without its ranker"),
+        (CanaryEngagement(100, 900, {"like": AnytimeEstimate(-0.1, -0.15, -0.04)}), "fewer like"),
+        (CanaryEngagement(100, 900, degraded=0.2), "20.0% of its lists went without its ranker"),
     ],
 )
-def test_a_guardrail_takes_a_canary_back(served: Served, why: str) -> None:
+def test_a_guardrail_takes_a_canary_back(served: CanaryEngagement, why: str) -> None:
     said = judge(Evidence(CANARY, BETTER, served=served), RULES)
     assert isinstance(said, Rollback) and why in said.why
 

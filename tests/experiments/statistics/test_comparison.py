@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.promotion.simulated_pairs import Pair, Stream
-from experiments.statistics.comparison import Comparison, Paired, log_losses
+from experiments.statistics.comparison import Comparison, PairedPredictions, log_losses
 from recsys.model.prediction_metrics import auc, log_loss
 
 
@@ -14,7 +14,7 @@ def compared(pair: Pair, steps: int, seed: int = 0, segments: bool = False) -> t
         pairs = stream.step()
         if segments:
             odd = pairs.users_N % 2 == 1
-            pairs = Paired(pairs.users_N, pairs.live_N, pairs.candidate_N, pairs.labels_N,
+            pairs = PairedPredictions(pairs.users_N, pairs.live_N, pairs.candidate_N, pairs.labels_N,
                            {"odd": odd, f"step {n % 3}": np.ones(len(pairs), bool)})  # fmt: skip
         seen.append(pairs)
         comparison.add(pairs)
@@ -48,7 +48,7 @@ def test_equal_models_gain_nothing_at_all() -> None:
     result, seen = compared(Pair(0.7, 0.7), 20)
     same = Comparison()
     for p in seen:
-        same.add(Paired(p.users_N, p.live_N, p.live_N, p.labels_N))
+        same.add(PairedPredictions(p.users_N, p.live_N, p.live_N, p.labels_N))
     assert same.result().loss.mean == 0 and same.result().loss.low == -np.inf
 
 
@@ -67,7 +67,7 @@ def test_losses_stay_finite_at_0_and_1() -> None:
 
 def test_arrays_of_other_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match=r"arrays have \[1, 2\] examples"):
-        Paired(np.zeros(2, np.int64), np.zeros(2), np.zeros(1), np.zeros(2))
+        PairedPredictions(np.zeros(2, np.int64), np.zeros(2), np.zeros(1), np.zeros(2))
 
 
 def test_one_that_stands_for_four_counts_four_times() -> None:
@@ -78,7 +78,7 @@ def test_one_that_stands_for_four_counts_four_times() -> None:
         once.add(replace(pairs, weights_N=four))
         at = np.repeat(np.arange(len(pairs)), four.astype(int))
         often.add(
-            Paired(pairs.users_N[at], pairs.live_N[at], pairs.candidate_N[at], pairs.labels_N[at])
+            PairedPredictions(pairs.users_N[at], pairs.live_N[at], pairs.candidate_N[at], pairs.labels_N[at])
         )
     ours, theirs = once.result(), often.result()
     assert ours.loss.mean == pytest.approx(theirs.loss.mean)

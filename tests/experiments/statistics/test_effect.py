@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.experiments.trial_world import simulate
-from experiments.statistics.effect import Users, effect, eta_of, holm, influence, p_value, radius
+from experiments.statistics.effect import ArmUsers, effect, eta_of, holm, influence, p_value, radius
 
 ALPHA = 0.05
 ETA = eta_of(0.06, ALPHA)
 
 
-def users(seed: int, n: int = 400, share: float = 0.3, items: float = 10.0) -> Users:
+def users(seed: int, n: int = 400, share: float = 0.3, items: float = 10.0) -> ArmUsers:
     draw = np.random.default_rng(seed)
     shown = 1.0 + draw.poisson(items, n)
-    return Users(draw.binomial(shown.astype(int), share).astype(float), shown)
+    return ArmUsers(draw.binomial(shown.astype(int), share).astype(float), shown)
 
 
 def test_an_arm_beside_itself_has_no_effect() -> None:
@@ -43,7 +43,7 @@ def test_the_delta_method_gives_the_variance_that_is_seen() -> None:
 def test_items_of_a_user_do_not_count_as_independent() -> None:
     """Everybody's items told twenty times over are no more to go by."""
     once, other = users(3), users(4)
-    often = Users(20 * once.numerators_U, 20 * once.denominators_U)
+    often = ArmUsers(20 * once.numerators_U, 20 * once.denominators_U)
     assert effect(often, other, ALPHA, ETA).high == pytest.approx(
         effect(once, other, ALPHA, ETA).high
     )
@@ -74,7 +74,7 @@ def test_covariates_correct_for_arms_that_began_apart() -> None:
 def test_a_covariate_that_is_the_same_for_all_changes_nothing(covariate: float) -> None:
     ours, theirs = users(7), users(8)
     more = [
-        Users(u.numerators_U, u.denominators_U, np.full((len(u), 2), covariate))
+        ArmUsers(u.numerators_U, u.denominators_U, np.full((len(u), 2), covariate))
         for u in (ours, theirs)
     ]
     assert effect(*more, ALPHA, ETA).high == pytest.approx(effect(ours, theirs, ALPHA, ETA).high)
@@ -83,14 +83,14 @@ def test_a_covariate_that_is_the_same_for_all_changes_nothing(covariate: float) 
 def test_too_few_users_say_nothing() -> None:
     few = effect(users(1, 99), users(2, 400), ALPHA, ETA)
     assert few.p == 1 and few.low == -1 and few.high == math.inf and not few.known
-    never = Users(np.zeros(400), np.ones(400))
+    never = ArmUsers(np.zeros(400), np.ones(400))
     assert not effect(never, users(2), ALPHA, ETA).known
     assert not effect(never, never, ALPHA, ETA).known
 
 
 def test_arrays_of_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[2, 3\] users"):
-        Users(np.zeros(2), np.zeros(3))
+        ArmUsers(np.zeros(2), np.zeros(3))
 
 
 def test_the_interval_and_the_p_value_are_one_test() -> None:

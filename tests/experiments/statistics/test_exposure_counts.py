@@ -1,11 +1,11 @@
-"""Users by arm: each once, by the first, however many there are."""
+"""ArmUsers by arm: each once, by the first, however many there are."""
 
 import numpy as np
 import pytest
 
 from experiments.statistics import exposure_counts as exposed
-from experiments.statistics.exposure_counts import Exposed, kept
-from experiments.statistics.outcomes import NOBODY, Outcomes
+from experiments.statistics.exposure_counts import ExposureCounts, kept
+from experiments.statistics.outcomes import NOBODY, UserOutcomes
 from experiments.statistics.sample_ratio import sample_ratio
 
 
@@ -15,7 +15,7 @@ def keys_of(count: int, seed: int = 0) -> np.ndarray:
 
 def test_each_user_counts_once_for_the_first_arm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exposed, "_NEW", 50)
-    its, first = Exposed(3), dict[int, int]()
+    its, first = ExposureCounts(3), dict[int, int]()
     draw = np.random.default_rng(1)
     users = keys_of(400)
     for _ in range(60):
@@ -28,7 +28,7 @@ def test_each_user_counts_once_for_the_first_arm(monkeypatch: pytest.MonkeyPatch
 
 
 def test_beyond_the_most_a_share_by_hash_is_counted() -> None:
-    its, users = Exposed(2, most=1_000), keys_of(5_000)
+    its, users = ExposureCounts(2, most=1_000), keys_of(5_000)
     for _ in range(2):  # whoever left doesn't come back
         for start in range(0, 5_000, 500):
             some = users[start : start + 500]
@@ -40,7 +40,7 @@ def test_beyond_the_most_a_share_by_hash_is_counted() -> None:
 
 def test_a_leak_is_seen_though_outcomes_are_of_a_share() -> None:
     """Of 40,000 users 1,000 are held; the ratio is that of all, as the study of leaks counts them."""
-    its = Outcomes(("control", "treatment"), ("shown",), most_users=1_000)
+    its = UserOutcomes(("control", "treatment"), ("shown",), most_users=1_000)
     users = keys_of(40_000)
     arms = (np.random.default_rng(2).random(40_000) < 0.475).astype(np.int64)  # of 0.5
     zeros = np.zeros(1_000, np.int64)

@@ -15,8 +15,8 @@ from experiments.statistics.interleaving import (
     BROKEN,
     OPEN,
     WORSE,
-    Credits,
-    Draft,
+    ArmCredits,
+    TeamDraft,
     preference,
     shares,
 )
@@ -43,7 +43,7 @@ def read(text: str):
 def test_coins_are_fair_and_differ_from_pair_to_pair() -> None:
     first, second = [], []
     for n in range(2_000):
-        draft = Draft(f"r{n}", TEAMS)
+        draft = TeamDraft(f"r{n}", TEAMS)
         teams = [draft.picked(draft.turn()) for _ in range(4)]
         first.append(teams[0] == "a")
         second.append(teams[2] == "a")
@@ -53,20 +53,20 @@ def test_coins_are_fair_and_differ_from_pair_to_pair() -> None:
 
 def credits(
     a: float, b: float, users: int = 400, seed: int = 0, coins: tuple[int, int] = (2_000, 2_000)
-) -> Credits:
+) -> ArmCredits:
     draw = np.random.default_rng(seed)
     busy = draw.gamma(2, 5, users)
     earned = np.column_stack([draw.poisson(a * busy), draw.poisson(b * busy)]).astype(float)
-    return Credits(earned, earned, np.full(users, 10), coins)
+    return ArmCredits(earned, earned, np.full(users, 10), coins)
 
 
-def of_picks(earned_U2: np.ndarray) -> Credits:
+def of_picks(earned_U2: np.ndarray) -> ArmCredits:
     """Where each item is its picker's alone."""
-    return Credits(earned_U2, earned_U2, np.full(len(earned_U2), 10))
+    return ArmCredits(earned_U2, earned_U2, np.full(len(earned_U2), 10))
 
 
-def part(its: Credits, n: int) -> Credits:
-    return Credits(its.picked_U2[:n], its.shared_U2[:n], its.lists_U[:n])
+def part(its: ArmCredits, n: int) -> ArmCredits:
+    return ArmCredits(its.picked_U2[:n], its.shared_U2[:n], its.lists_U[:n])
 
 
 def weighed(chances_R2: np.ndarray, sides: list[int]) -> float:
@@ -96,7 +96,7 @@ def test_the_last_of_an_odd_number_is_its_picker_s_alone() -> None:
     )
 
 
-def explored(ranks: int, lists: int, users: int, seed: int, worth: float = 0.4) -> Credits:
+def explored(ranks: int, lists: int, users: int, seed: int, worth: float = 0.4) -> ArmCredits:
     """The control shows something else than the 20 best at one rank of 50, the treatment never. ``worth``: of
     what else there is; the best have 0.4."""
     draw, best, rest, seldom = np.random.default_rng(seed), 20, 80, 0.02
@@ -113,7 +113,7 @@ def explored(ranks: int, lists: int, users: int, seed: int, worth: float = 0.4) 
         share_R = shares(np.array(chances), sides)
         shared_U2[user] += earned @ (1 - share_R), earned @ share_R
         picked_U2[user] += earned @ (1 - np.array(sides)), earned @ np.array(sides)
-    return Credits(picked_U2, shared_U2, np.full(users, lists), (first[0], first[1]))
+    return ArmCredits(picked_U2, shared_U2, np.full(users, lists), (first[0], first[1]))
 
 
 @pytest.mark.parametrize("ranks, lists", [(1, 1), (2, 1), (3, 1), (2, 5), (5, 2)])
@@ -133,7 +133,7 @@ def test_what_is_made_up_of_few_users_has_no_bounds() -> None:
     few = np.tile([[1.5, 1.0]], (10, 1))
     shared_U2 = np.concatenate([many, few])
     picked_U2 = np.resize(its.picked_U2[its.picked_U2.sum(1) > 0], shared_U2.shape)
-    found = preference(Credits(picked_U2, shared_U2, np.ones(290, np.int64)))
+    found = preference(ArmCredits(picked_U2, shared_U2, np.ones(290, np.int64)))
     assert found.verdict == OPEN and found.high == np.inf
     assert "from some 10 users" in found.why and "280" in found.why
 
@@ -149,7 +149,7 @@ def test_shared_credits_need_fewer_users_and_are_as_right() -> None:
         for its in (picked_UR.astype(float), share_UR)
     ]
     for shared in summed:
-        called.append(preference(Credits(summed[0], shared, np.full(users, 5))))
+        called.append(preference(ArmCredits(summed[0], shared, np.full(users, 5))))
     assert called[0].verdict == OPEN and called[1].verdict == BETTER
     assert called[0].low < called[1].low < called[1].high < called[0].high
 
@@ -157,7 +157,7 @@ def test_shared_credits_need_fewer_users_and_are_as_right() -> None:
 def test_a_credit_that_few_picks_earned_has_no_bounds_however_it_is_shared() -> None:
     picked_U2 = lopsided(19, 2_000).picked_U2
     shared_U2 = 0.5 * picked_U2 + 0.25 * picked_U2.sum(1, keepdims=True)
-    its = preference(Credits(picked_U2, shared_U2, np.full(len(picked_U2), 10)))
+    its = preference(ArmCredits(picked_U2, shared_U2, np.full(len(picked_U2), 10)))
     assert its.verdict == BETTER and "sign test" in its.why and its.high == np.inf
 
 
@@ -191,7 +191,7 @@ def test_few_users_and_no_credit_say_nothing() -> None:
     assert "99 users, expected 100" in preference(credits(1.0, 2.0, users=99)).why
 
 
-def lopsided(control: int, treatment: int, users: int = 4_000) -> Credits:
+def lopsided(control: int, treatment: int, users: int = 4_000) -> ArmCredits:
     """So many users gave one credit each, to either."""
     earned_U2 = np.zeros((users, 2))
     earned_U2[:control, 0] = 1.0

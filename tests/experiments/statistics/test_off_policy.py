@@ -15,7 +15,7 @@ from experiments.statistics.off_policy import (
     LEAST_USERS,
     SNDR,
     SNIPS,
-    Lists,
+    WeightedLists,
     by_rank,
     estimates,
     support,
@@ -28,20 +28,20 @@ from tests.support.paths import ROOT
 REFERENCE = json.loads((ROOT / "tests/support/obp_cases.json").read_text())
 
 
-def lists_of(case: dict) -> Lists:
+def lists_of(case: dict) -> WeightedLists:
     actions, target = np.array(case["actions"]), np.array(case["target"])
     q_hat, mine = np.array(case["q_hat"]), np.array(case["propensities"])
     at = np.take_along_axis(target, actions[..., None], 2)[..., 0]
     said = np.take_along_axis(q_hat, actions[..., None], 2)[..., 0]
     none = np.zeros(actions.shape)
     rewards = np.array(case["rewards"])
-    return Lists(at / mine, rewards, said, (target * q_hat).sum(2), none, np.arange(len(actions)))
+    return WeightedLists(at / mine, rewards, said, (target * q_hat).sum(2), none, np.arange(len(actions)))
 
 
 def bandit(
     seed: int, users: int, each: int = 1, ranks: int = 1, arms: int = 4, bold: float = 0.7, loved: float = 0.0
-) -> tuple[Lists, float]:  # fmt: skip
-    """Lists of a bandit in which items' worth is known and users differ by ``loved``; and the true value of
+) -> tuple[WeightedLists, float]:  # fmt: skip
+    """WeightedLists of a bandit in which items' worth is known and users differ by ``loved``; and the true value of
     the target, which draws rank by rank with replacement."""
     draw = np.random.default_rng(seed)
     worth = np.linspace(0.1, 0.6, arms)
@@ -53,14 +53,14 @@ def bandit(
     rewards = (draw.random(actions.shape) < worth[actions] + mood_L[:, None]).astype(float)
     expected = np.full(actions.shape, target @ worth)
     none = np.zeros(actions.shape)
-    lists = Lists((target / logged)[actions], rewards, worth[actions], expected, none, user_L)
+    lists = WeightedLists((target / logged)[actions], rewards, worth[actions], expected, none, user_L)
     truth = ranks * (
         target @ worth + np.mean(np.random.default_rng(1).normal(0, loved, 200_000).clip(-0.1, 0.3))
     )
     return lists, float(truth)
 
 
-def by_name(lists: Lists) -> dict:
+def by_name(lists: WeightedLists) -> dict:
     return {its.name: its for its in estimates(lists)}
 
 
@@ -76,7 +76,7 @@ def test_estimates_are_those_of_open_bandit_pipeline(case: dict) -> None:
 
 def test_the_logged_policy_itself_is_worth_what_was_earned() -> None:
     lists, _ = bandit(0, 200, ranks=3)
-    same = Lists(np.ones((200, 3)), lists.rewards_LR, *[np.zeros((200, 3))] * 3, lists.users_L)
+    same = WeightedLists(np.ones((200, 3)), lists.rewards_LR, *[np.zeros((200, 3))] * 3, lists.users_L)
     earned = lists.rewards_LR.sum(1).mean()
     for its in estimates(same):
         assert its.value == pytest.approx(earned) and its.lift == pytest.approx(0, abs=1e-12)
@@ -89,9 +89,9 @@ def test_a_perfect_model_makes_doubly_robust_the_surest_and_a_wrong_one_costs_no
     lists, truth = bandit(1, 4000, bold=1.2)
     its = by_name(lists)
     assert its[DR].error < 0.8 * its[IPS].error and its[SNDR].error < 0.8 * its[IPS].error
-    wrong = Lists(
-        lists.ratios_LR, lists.rewards_LR, np.full_like(lists.said_LR, 0.9),
-        np.full_like(lists.said_LR, 0.9), lists.unsupported_LR, lists.users_L,
+    wrong = WeightedLists(
+        lists.ratios_LR, lists.rewards_LR, np.full_like(lists.predicted_LR, 0.9),
+        np.full_like(lists.predicted_LR, 0.9), lists.unsupported_LR, lists.users_L,
     )  # fmt: skip
     for name, one in by_name(wrong).items():
         assert abs(one.value - truth) < 4 * one.error, name
@@ -111,8 +111,8 @@ def test_intervals_hold_the_truth_where_a_users_lists_are_alike(each: int, loved
 
 def test_without_clusters_intervals_would_be_too_narrow() -> None:
     lists, _ = bandit(3, 150, 8, ranks=2, loved=0.15)
-    alone = Lists(
-        lists.ratios_LR, lists.rewards_LR, lists.said_LR, lists.expected_LR, lists.unsupported_LR,
+    alone = WeightedLists(
+        lists.ratios_LR, lists.rewards_LR, lists.predicted_LR, lists.expected_LR, lists.unsupported_LR,
         np.arange(len(lists)),
     )  # fmt: skip
     assert by_name(lists)[SNDR].error > 1.1 * by_name(alone)[SNDR].error
@@ -123,8 +123,8 @@ def test_what_the_log_had_no_chance_to_show_is_refused_with_its_share() -> None:
     gap = np.zeros((400, 2))
     gap[:, 1] = 0.3
     its = support(
-        Lists(
-            lists.ratios_LR, lists.rewards_LR, lists.said_LR, lists.expected_LR, gap, lists.users_L
+        WeightedLists(
+            lists.ratios_LR, lists.rewards_LR, lists.predicted_LR, lists.expected_LR, gap, lists.users_L
         )
     )
     weights = lists.ratios_LR[:, 0]
@@ -152,15 +152,15 @@ def test_few_users_are_refused_however_many_lists_they_have() -> None:
 def test_weights_that_miss_a_part_of_the_target_are_noticed() -> None:
     """Propensities that are wrong, or items that were all but never shown: weights aren't 1 on average."""
     lists, _ = bandit(7, 3000)
-    half = Lists(
-        lists.ratios_LR * 0.7, lists.rewards_LR, lists.said_LR, lists.expected_LR, lists.unsupported_LR,
+    half = WeightedLists(
+        lists.ratios_LR * 0.7, lists.rewards_LR, lists.predicted_LR, lists.expected_LR, lists.unsupported_LR,
         lists.users_L,
     )  # fmt: skip
     (why,) = support(half).refusals()
     assert "mean weight at rank 1 is 0.69" in why
 
 
-def shorter(seed: int, lists: int = 3000) -> tuple[Lists, float]:
+def shorter(seed: int, lists: int = 3000) -> tuple[WeightedLists, float]:
     """Three ranks of six items, judged for a policy that has one of an author: half of the lists are of items
     of two authors, and end after two ranks under it. And what it earns, as told by drawing its lists."""
     worth_N, draw = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), np.random.default_rng(seed)
@@ -179,7 +179,7 @@ def shorter(seed: int, lists: int = 3000) -> tuple[Lists, float]:
     none = np.zeros((lists, 3))
     run = [draw_from(theirs[n % 2], 3, request_id=f"t{n}").positions for n in range(8_000)]
     truth = np.mean([worth_N[positions].sum() for positions in run])
-    return Lists(ratios, rewards, none, none, none, np.arange(lists), ended), float(truth)
+    return WeightedLists(ratios, rewards, none, none, none, np.arange(lists), ended), float(truth)
 
 
 def test_lists_that_end_sooner_under_the_target_are_worth_what_it_earns_until_then() -> None:
@@ -193,7 +193,7 @@ def test_lists_that_end_sooner_under_the_target_are_worth_what_it_earns_until_th
 
 def test_nothing_is_estimated_of_no_lists() -> None:
     none = np.zeros((0, 3))
-    empty = Lists(none, none, none, none, none, np.zeros(0, np.int64))
+    empty = WeightedLists(none, none, none, none, none, np.zeros(0, np.int64))
     assert support(empty).refusals()
     with pytest.raises(ValueError, match="0 lists"):
         estimates(empty)
@@ -202,11 +202,11 @@ def test_nothing_is_estimated_of_no_lists() -> None:
 def test_arrays_that_do_not_fit_are_refused() -> None:
     two, three = np.ones((2, 1)), np.ones((3, 1))
     with pytest.raises(ValueError, match="rewards_LR has shape"):
-        Lists(two, three, two, two, two, np.zeros(2, np.int64))
+        WeightedLists(two, three, two, two, two, np.zeros(2, np.int64))
     with pytest.raises(ValueError, match="users_L has shape"):
-        Lists(two, two, two, two, two, np.zeros(3, np.int64))
+        WeightedLists(two, two, two, two, two, np.zeros(3, np.int64))
     with pytest.raises(ValueError, match="not finite"):
-        Lists(two * np.inf, two, two, two, two, np.zeros(2, np.int64))
+        WeightedLists(two * np.inf, two, two, two, two, np.zeros(2, np.int64))
 
 
 @settings(max_examples=60, deadline=None)
@@ -215,8 +215,8 @@ def test_whatever_the_lists_bounds_stand_around_and_scale_with_rewards(
     seed: int, users: int, ranks: int, scale: float
 ) -> None:
     lists, _ = bandit(seed, users, 2, ranks)
-    scaled = Lists(
-        lists.ratios_LR, scale * lists.rewards_LR, scale * lists.said_LR, scale * lists.expected_LR,
+    scaled = WeightedLists(
+        lists.ratios_LR, scale * lists.rewards_LR, scale * lists.predicted_LR, scale * lists.expected_LR,
         lists.unsupported_LR, lists.users_L,
     )  # fmt: skip
     for one, other in zip(estimates(lists), estimates(scaled), strict=True):

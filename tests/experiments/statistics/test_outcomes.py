@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.assignment.metric import metric_of, sums_of
-from experiments.statistics.outcomes import DAY_MS, NOBODY, Outcomes
+from experiments.statistics.outcomes import DAY_MS, NOBODY, UserOutcomes
 
 LABELS = ("long_view", "hide")
 LONG, PER_USER = metric_of("long_view", LABELS), metric_of("shown_per_user", LABELS)
@@ -17,16 +17,16 @@ def ints(*values: int) -> Any:
     return np.array(values, np.int64)
 
 
-def expose(its: Outcomes, user: int, arm: int, time_ms: int = 1_000, segment: int = 0) -> None:
+def expose(its: UserOutcomes, user: int, arm: int, time_ms: int = 1_000, segment: int = 0) -> None:
     its.expose(ints(user), ints(arm), ints(time_ms), ints(segment))
 
 
-def show(its: Outcomes, user: int, arm: int, shown_ms: int, long: float, shown: float = 1) -> None:
+def show(its: UserOutcomes, user: int, arm: int, shown_ms: int, long: float, shown: float = 1) -> None:
     its.add(ints(user), ints(arm), ints(shown_ms), np.array([[long, shown]]))
 
 
-def made() -> Outcomes:
-    return Outcomes(("control", "treatment"), SUMS)
+def made() -> UserOutcomes:
+    return UserOutcomes(("control", "treatment"), SUMS)
 
 
 def test_names_become_ratios_of_sums() -> None:
@@ -88,7 +88,7 @@ def test_days_are_since_exposure_or_since_a_time() -> None:
     assert its.users(LONG, 0, day=1).numerators_U.tolist() == [1]
     above, below = its.daily(LONG, 0)
     assert below.tolist() == [[1, 2, 2, 2, 2, 2, 2, 3]] and above[0, :2].tolist() == [0, 1]
-    all_alike = Outcomes(("all",), SUMS, days=3, since_ms=0)
+    all_alike = UserOutcomes(("all",), SUMS, days=3, since_ms=0)
     expose(all_alike, 1, 0, DAY_MS // 2)
     show(all_alike, 1, 0, DAY_MS + 1, 0)
     assert all_alike.daily(LONG, 0)[1].tolist() == [[0, 1, 1]]
@@ -121,7 +121,7 @@ def test_a_correction_takes_back() -> None:
 
 
 def test_beyond_the_most_users_half_leave_by_a_hash_and_the_rest_keep_what_they_did() -> None:
-    few = Outcomes(("control", "treatment"), SUMS, most_users=1_000)
+    few = UserOutcomes(("control", "treatment"), SUMS, most_users=1_000)
     keys = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 5_000)
     arms = np.arange(5_000) % 2
     for start in range(0, 5_000, 500):
@@ -138,7 +138,7 @@ def test_beyond_the_most_users_half_leave_by_a_hash_and_the_rest_keep_what_they_
 
 
 def test_half_may_leave_in_the_middle_of_a_call() -> None:
-    few = Outcomes(("all",), SUMS, most_users=100)
+    few = UserOutcomes(("all",), SUMS, most_users=100)
     keys = np.random.default_rng(1).integers(-(2**63), 2**63 - 1, 150)
     few.add(keys, np.full(150, NOBODY), np.zeros(150, np.int64), np.tile([1.0, 2.0], (150, 1)))
     few.expose(keys, np.zeros(150, np.int64), np.ones(150, np.int64), np.zeros(150, np.int64))

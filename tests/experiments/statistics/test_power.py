@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.studies.experiments.trial_world import simulate
 from experiments.statistics.effect import effect, eta_of, radius
-from experiments.statistics.power import Looks, come_once, covariance
+from experiments.statistics.power import SequentialPower, single_visit_covariance, covariance
 
 ALPHA = 0.05
 ETA = eta_of(0.1, ALPHA)
@@ -18,25 +18,25 @@ def test_one_look_is_the_normal_distribution() -> None:
     information = 1 / (variance * (1 / 400 + 1 / 600))
     sigmas = np.log1p(0.2) - radius(information, ALPHA, ETA)
     expected = NormalDist().cdf(sigmas * information**0.5)
-    found = Looks(np.array([[variance]]), ALPHA, ETA).power(users, 0.2)
+    found = SequentialPower(np.array([[variance]]), ALPHA, ETA).power(users, 0.2)
     assert found[0] == pytest.approx(expected, abs=0.01)
 
 
 def test_without_an_effect_power_is_the_chance_of_a_false_alarm() -> None:
-    looks = Looks(come_once(0.5, 50), ALPHA, ETA).power((5_000, 5_000), 0.0)
+    looks = SequentialPower(single_visit_covariance(0.5, 50), ALPHA, ETA).power((5_000, 5_000), 0.0)
     assert 0 < looks[-1] < ALPHA and (np.diff(looks) >= 0).all()
 
 
 def test_users_who_come_once_help_at_each_look_and_those_who_stay_do_not() -> None:
     """Of the same variance at the end: where nothing new comes, looking again finds nothing new."""
     users = (2_000, 2_000)
-    once = Looks(come_once(0.5, 30), ALPHA, ETA).power(users, 0.07)
-    stays = Looks(np.full((30, 30), 0.5), ALPHA, ETA).power(users, 0.07)
+    once = SequentialPower(single_visit_covariance(0.5, 30), ALPHA, ETA).power(users, 0.07)
+    stays = SequentialPower(np.full((30, 30), 0.5), ALPHA, ETA).power(users, 0.07)
     assert once[-1] > stays[-1] + 0.02 and stays[0] == pytest.approx(stays[-1])
 
 
 def test_what_is_needed_has_the_power_that_was_wanted() -> None:
-    looks = Looks(come_once(0.5, 10), ALPHA, ETA)
+    looks = SequentialPower(single_visit_covariance(0.5, 10), ALPHA, ETA)
     needed = looks.users_needed((0.5, 0.5), 0.05)
     halves = (needed / 2, needed / 2)
     assert looks.power(halves, 0.05)[-1] == pytest.approx(0.8, abs=0.01)
@@ -50,7 +50,7 @@ def test_the_promise_is_kept_by_users_who_come_again() -> None:
     looks, users, runs = 8, 1_000, 300
     pilot = simulate(np.random.default_rng(99), 8_000, looks)
     seen = covariance(pilot.numerators_TU.T, pilot.denominators_TU.T)
-    said = Looks(seen, ALPHA, ETA).power((users / 2, users / 2), 0.12)[-1]
+    said = SequentialPower(seen, ALPHA, ETA).power((users / 2, users / 2), 0.12)[-1]
     found = 0
     for seed in range(runs):
         trial = simulate(np.random.default_rng(seed), users, looks, 0.12)
@@ -63,9 +63,9 @@ def test_the_promise_is_kept_by_users_who_come_again() -> None:
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: Looks(come_once(1, 2), ALPHA, ETA).users_needed((0.5, 0.5), 0.0), "effect is 0"),
-        (lambda: Looks(come_once(1, 2), ALPHA, ETA).smallest_effect((9, 9), 1.0), "power is 1"),
-        (lambda: Looks(np.zeros((2, 2)), ALPHA, ETA), "no variance"),
+        (lambda: SequentialPower(single_visit_covariance(1, 2), ALPHA, ETA).users_needed((0.5, 0.5), 0.0), "effect is 0"),
+        (lambda: SequentialPower(single_visit_covariance(1, 2), ALPHA, ETA).smallest_effect((9, 9), 1.0), "power is 1"),
+        (lambda: SequentialPower(np.zeros((2, 2)), ALPHA, ETA), "no variance"),
         (lambda: covariance(np.zeros((3, 2)), np.ones((3, 2))), "nothing was counted"),
     ],
 )

@@ -11,10 +11,10 @@ from experiments.assignment.definition import Arm, Experiment, read_experiment
 from experiments.assignment.design import Metrics, Ramp, time_ms_of
 from experiments.statistics.ramp import begin, move, stop
 from experiments.statistics.readout import BETTER, BROKEN, HARM, OPEN, WORSE
-from experiments.statistics.revision import Told, all_of, each_of, grant, running, with_files
+from experiments.statistics.revision import ExperimentSet, parse_all, parse_each, apply_request, running, with_files
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
-from recsys.events.control_records import Experiments, ExperimentWish, Stand
+from recsys.events.control_records import Experiments, ExperimentRequest, Stand
 from tests.support.paths import ROOT
 
 HOUR_MS = 3_600_000
@@ -97,9 +97,9 @@ def test_whoever_was_in_stays_in_as_it_grows() -> None:
     from experiments.assignment.assignment import assign
 
     users = [f"u{n}" for n in range(3_000)]
-    told = Told({"m.yaml": TEXT}, {"mine": Stand(traffic=0.1)})
+    told = ExperimentSet({"m.yaml": TEXT}, {"mine": Stand(traffic=0.1)})
     (small,) = running(told, POLICY, LABELS)
-    (large,) = running(Told(told.configs, {"mine": Stand(traffic=0.4)}), POLICY, LABELS)
+    (large,) = running(ExperimentSet(told.configs, {"mine": Stand(traffic=0.4)}), POLICY, LABELS)
     inside = [user for user in users if assign(user, small)]
     assert 200 < len(inside) < 400
     assert all(assign(user, small) == assign(user, large) for user in inside)
@@ -114,28 +114,28 @@ def test_a_revision_without_stands_is_as_ever() -> None:
     assert [its.traffic for its in running(said, POLICY, LABELS)] == [1.0]
 
 
-def start(text: str = TEXT, **more: Any) -> ExperimentWish:
-    return ExperimentWish(what="start", text=text, **more)
+def start(text: str = TEXT, **more: Any) -> ExperimentRequest:
+    return ExperimentRequest(what="start", text=text, **more)
 
 
 def test_a_wish_starts_and_another_stops() -> None:
-    plain = Told({"plain.yaml": PLAIN})
-    told = grant(plain, start(), POLICY, LABELS, 7)
+    plain = ExperimentSet({"plain.yaml": PLAIN})
+    told = apply_request(plain, start(), POLICY, LABELS, 7)
     assert told.stands["mine"] == Stand(traffic=0.1, since_ms=7, started_ms=7, given=True)
     assert [its.name for its in running(told, POLICY, LABELS)] == ["mine", "plain"]
     for name in ("mine", "plain"):
-        told = grant(told, ExperimentWish(what="stop", name=name, reason="r"), POLICY, LABELS, 9)
+        told = apply_request(told, ExperimentRequest(what="stop", name=name, reason="r"), POLICY, LABELS, 9)
         assert told.stands[name].why == "r"
-    assert running(told, POLICY, LABELS) == () and len(all_of(told, POLICY, LABELS)) == 2
+    assert running(told, POLICY, LABELS) == () and len(parse_all(told, POLICY, LABELS)) == 2
 
 
 def test_who_is_stopped_is_in_nobodys_way() -> None:
-    told = grant(Told(), start(PLAIN), POLICY, LABELS, 7)
+    told = apply_request(ExperimentSet(), start(PLAIN), POLICY, LABELS, 7)
     other = PLAIN.replace("plain", "next")
     with pytest.raises(YamlError, match="shares users"):
-        grant(told, start(other), POLICY, LABELS, 8)
-    stopped = grant(told, ExperimentWish(what="stop", name="plain"), POLICY, LABELS, 8)
-    again = grant(stopped, start(other), POLICY, LABELS, 9)
+        apply_request(told, start(other), POLICY, LABELS, 8)
+    stopped = apply_request(told, ExperimentRequest(what="stop", name="plain"), POLICY, LABELS, 8)
+    again = apply_request(stopped, start(other), POLICY, LABELS, 9)
     assert [its.name for its in running(again, POLICY, LABELS)] == ["next"]
 
 
@@ -146,30 +146,30 @@ def test_who_is_stopped_is_in_nobodys_way() -> None:
         (start(TEXT.replace("[long_view]", "[likes]"), name="f.yaml"), r"f\.yaml:5: metric is"),
         (start(TEXT + "stop: 2020-01-01\n"), "its time is over"),
         (start("name: x"), "'arms' is required"),
-        (ExperimentWish(what="stop", name="nobody"), "no experiment 'nobody'; there are plain"),
-        (ExperimentWish(what="pause", name="plain"), "expected 'start' or 'stop'"),
+        (ExperimentRequest(what="stop", name="nobody"), "no experiment 'nobody'; there are plain"),
+        (ExperimentRequest(what="pause", name="plain"), "expected 'start' or 'stop'"),
     ],
 )
-def test_wishes_that_cannot_be_granted_say_why(wish: ExperimentWish, says: str) -> None:
+def test_wishes_that_cannot_be_granted_say_why(wish: ExperimentRequest, says: str) -> None:
     now_ms = time_ms_of("2026-11-30")
     with pytest.raises(ValueError, match=says):
-        grant(Told({"plain.yaml": PLAIN}), wish, POLICY, LABELS, now_ms)
+        apply_request(ExperimentSet({"plain.yaml": PLAIN}), wish, POLICY, LABELS, now_ms)
 
 
 def test_who_is_stopped_cannot_be_stopped_again() -> None:
     its = stop(Stand(traffic=0.3), 5, "enough")
-    told = Told({"plain.yaml": PLAIN}, {"plain": its})
+    told = ExperimentSet({"plain.yaml": PLAIN}, {"plain": its})
     with pytest.raises(ValueError, match="stopped already: enough"):
-        grant(told, ExperimentWish(what="stop", name="plain"), POLICY, LABELS, 6)
+        apply_request(told, ExperimentRequest(what="stop", name="plain"), POLICY, LABELS, 6)
 
 
 def test_files_come_and_go_and_what_was_started_stays() -> None:
-    told = grant(Told(), start(), POLICY, LABELS, 7)
+    told = apply_request(ExperimentSet(), start(), POLICY, LABELS, 7)
     with_plain = with_files(told, {"plain.yaml": PLAIN}, POLICY, LABELS, 8)
     assert set(with_plain.configs) == {"plain.yaml", "mine.yaml"}
     assert set(with_plain.stands) == {"mine"}
     assert with_files(with_plain, {}, POLICY, LABELS, 9) == told
-    ramped = with_files(Told(), {"m.yaml": TEXT}, POLICY, LABELS, 9)
+    ramped = with_files(ExperimentSet(), {"m.yaml": TEXT}, POLICY, LABELS, 9)
     assert ramped.stands["mine"] == Stand(traffic=0.1, since_ms=9, started_ms=9)
     assert with_files(ramped, {"m.yaml": TEXT}, POLICY, LABELS, 99) == ramped
 
@@ -214,26 +214,26 @@ def test_arms_are_given_and_taken_by_texts_that_cannot_be_judged() -> None:
     """A revision of before names were checked: replicas and past answers go on by it, `stop` ends it, and
     what is stopped is in nobody's way, whatever it says."""
     typo = PLAIN + "metric: longview\n"
-    old = Told({"plain.yaml": typo, "gone.yaml": "name: gone\narms: 7\n"}, {
+    old = ExperimentSet({"plain.yaml": typo, "gone.yaml": "name: gone\narms: 7\n"}, {
         "plain": Stand(traffic=0.3), "gone": Stand(state="stopped")})  # fmt: skip
     assert [its.traffic for its in running(old, POLICY, LABELS)] == [0.3]
-    found, unread = each_of(old, POLICY, LABELS)
+    found, unread = parse_each(old, POLICY, LABELS)
     assert found == [] and set(unread) == {"plain", "gone"}
-    assert each_of(old, POLICY, LABELS, stopped=False)[1].keys() == {"plain"}
-    told = grant(old, ExperimentWish(what="stop", name="plain"), POLICY, LABELS, 9)
+    assert parse_each(old, POLICY, LABELS, stopped=False)[1].keys() == {"plain"}
+    told = apply_request(old, ExperimentRequest(what="stop", name="plain"), POLICY, LABELS, 9)
     assert told.stands["plain"].state == "stopped" and running(told, POLICY, LABELS) == ()
-    assert "mine" in grant(told, start(), POLICY, LABELS, 10).stands
+    assert "mine" in apply_request(told, start(), POLICY, LABELS, 10).stands
     assert with_files(told, {}, POLICY, LABELS, 11).stands == told.stands
 
 
 def test_no_wish_overwrites_the_file_of_another() -> None:
-    told = Told({"mine.yaml": PLAIN})
+    told = ExperimentSet({"mine.yaml": PLAIN})
     with pytest.raises(ValueError, match=r"'mine\.yaml' is held by the experiment 'plain'"):
-        grant(told, start(), POLICY, LABELS, 7)
+        apply_request(told, start(), POLICY, LABELS, 7)
 
 
 def test_a_name_stands_in_one_file_also_once_it_is_stopped() -> None:
-    told = Told(stands={"plain": Stand(state="stopped")})
+    told = ExperimentSet(stands={"plain": Stand(state="stopped")})
     with pytest.raises(ValueError, match="'plain' is there twice"):
         with_files(told, {"a.yaml": PLAIN, "b.yaml": PLAIN}, POLICY, LABELS, 7)
 

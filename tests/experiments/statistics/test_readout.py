@@ -8,7 +8,7 @@ import pytest
 
 from experiments.assignment.definition import Arm, Experiment
 from experiments.assignment.design import Metrics
-from experiments.statistics.outcomes import DAY_MS, NOBODY, Outcomes
+from experiments.statistics.outcomes import DAY_MS, NOBODY, UserOutcomes
 from experiments.statistics.readout import (
     BETTER,
     BROKEN,
@@ -33,8 +33,8 @@ TWO = Experiment(
 
 def filled(
     experiment: Experiment, rates: list[tuple[float, float]], users: int = 3_000, **more: Any
-) -> Outcomes:
-    """Users whose share of long views and hides is that of their arm. ``only``: users of each arm that are
+) -> UserOutcomes:
+    """ArmUsers whose share of long views and hides is that of their arm. ``only``: users of each arm that are
     kept; ``fades``: the treatment's effect is of the first day alone."""
     its, draw = outcomes_for(experiment, LABELS, 10**6), np.random.default_rng(0)
     base = rates[0][0]
@@ -62,7 +62,7 @@ def filled(
     return its
 
 
-def read(experiment: Experiment, outcomes: Outcomes, **more: Any) -> Readout:
+def read(experiment: Experiment, outcomes: UserOutcomes, **more: Any) -> Readout:
     return readout(
         experiment, outcomes, LABELS, until_ms=3 * DAY_MS + 2, segments=("feed", "search"), **more
     )

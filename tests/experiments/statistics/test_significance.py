@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.statistics.significance import Estimate, Mean, crossing, tightest_at
+from experiments.statistics.significance import AnytimeEstimate, ClusteredMean, crossing, tightest_at
 
 
 def looked(
     values: np.ndarray, clusters: np.ndarray, step: int, alpha: float = 0.05
-) -> list[Estimate]:
-    mean = Mean(alpha)
+) -> list[AnytimeEstimate]:
+    mean = ClusteredMean(alpha)
     found = []
     for at in range(0, len(values), step):
         mean.add(clusters[at : at + step], values[at : at + step])
@@ -20,12 +20,12 @@ def looked(
 
 
 def test_a_mean_of_nothing_says_nothing() -> None:
-    its = Mean(0.05).estimate()
+    its = ClusteredMean(0.05).estimate()
     assert math.isnan(its.mean) and its.low == -math.inf and its.high == math.inf
 
 
 def test_few_clusters_have_no_bounds_however_many_values_they_have() -> None:
-    mean = Mean(0.05, at_least=30)
+    mean = ClusteredMean(0.05, at_least=30)
     mean.add(np.arange(29).repeat(1000), np.random.default_rng(0).normal(size=29_000))
     assert mean.estimate().low == -math.inf
     mean.add(np.array([29]), np.array([0.5]))
@@ -36,7 +36,7 @@ def test_weights_and_clusters_are_those_of_the_formula() -> None:
     draw = np.random.default_rng(3)
     clusters, values = draw.integers(0, 50, 400), draw.normal(0.3, 1, 400)
     weights = draw.random(400) + 0.5
-    mean = Mean(0.05, tight_at=1_000)
+    mean = ClusteredMean(0.05, tight_at=1_000)
     mean.add(clusters, values, weights)
     total = weights.sum()
     expected = (values * weights).sum() / total
@@ -79,4 +79,4 @@ def test_what_is_there_is_found() -> None:
 
 def test_alpha_must_be_a_probability() -> None:
     with pytest.raises(ValueError, match="alpha is 0.7, expected"):
-        Mean(0.7)
+        ClusteredMean(0.7)

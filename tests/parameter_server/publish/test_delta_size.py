@@ -27,7 +27,7 @@ def size(delta):
 def test_a_step_that_settles_sends_no_more_and_the_rest_follows(monkeypatch, budget):
     most = 200
     monkeypatch.setattr(published, "MOST_BYTES", most)
-    monkeypatch.setattr(rows, "MOST_LEAVING", 3)
+    monkeypatch.setattr(rows, "MAX_REMOVED", 3)
     spec = toy_spec(delta_format="fp16", delta_bytes=budget, settle_every=7, digest_every=1)
     deltas = []
     client = LocalClient.fresh(spec, DENSE, deltas.append)
@@ -54,7 +54,7 @@ def test_a_step_that_settles_sends_no_more_and_the_rest_follows(monkeypatch, bud
 
 
 def test_so_many_rows_expire_at_one_look_and_the_others_at_the_next(monkeypatch):
-    monkeypatch.setattr(rows, "MOST_LEAVING", 2)
+    monkeypatch.setattr(rows, "MAX_REMOVED", 2)
     table, ones = Table(TableConfig("t", 3, 0.1, ttl_s=1), 0), np.ones(1, np.int32)
     for key, used_ms in ((4, 30), (1, 20), (9, 20), (2, 10), (3, 20), (5, 5_000)):
         table.apply(ids(key), np.ones((1, 3), np.float32), ones, used_ms)
@@ -73,7 +73,7 @@ def test_what_was_used_since_the_look_stays():
 
 
 def test_a_budget_that_was_lowered_is_reached_over_several_steps(monkeypatch):
-    monkeypatch.setattr(rows, "MOST_LEAVING", 40)
+    monkeypatch.setattr(rows, "MAX_REMOVED", 40)
     large = Table(TableConfig("t", 8, 0.1), 0)
     keys = np.arange(200)
     large.apply(keys, np.ones((200, 8), np.float32), np.ones(200, np.int32), 1)
@@ -95,4 +95,4 @@ def test_a_record_that_is_too_large_is_told_with_its_size_before_anything_is_app
     ):
         check_appends("deltas", 1, [(0, b"", b"x"), (0, b"k" * 8, b"x" * 2992)], 2_000)
     check_appends("deltas", 1, [(0, b"", b"x" * 2000)], 2_000)
-    assert KEY_BYTES * rows.MOST_LEAVING * 3 < published.MOST_BYTES
+    assert KEY_BYTES * rows.MAX_REMOVED * 3 < published.MOST_BYTES

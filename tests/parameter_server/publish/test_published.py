@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.publish.published import KEY_BYTES, Change, Published, Removed, published_rows
+from parameter_server.publish.published import KEY_BYTES, Change, PublishedRows, Removed, published_rows
 from parameter_server.publish.rounding import (
     FORMATS,
     digest_of_rows,
@@ -15,7 +15,7 @@ from parameter_server.publish.rounding import (
     round_rows,
     row_bytes,
 )
-from parameter_server.publish.withheld_rows import HELD_COLUMNS
+from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS
 from parameter_server.table.table import initial_rows, table_seed
 from recsys.config.system_config import TableConfig
 
@@ -29,12 +29,12 @@ class World:
 
     format: str = "fp16"
     budget: int = 0
-    published: Published = None
+    published: PublishedRows = None
     true: dict = field(default_factory=lambda: {"a": {}, "b": {}})
     replica: dict = field(default_factory=lambda: {"a": {}, "b": {}})
 
     def __post_init__(self):
-        self.published = Published(TABLES, 3, self.format, self.budget)
+        self.published = PublishedRows(TABLES, 3, self.format, self.budget)
 
     def rows_of(self, name, keys):
         config = next(t for t in TABLES if t.name == name)
@@ -72,9 +72,9 @@ class World:
 
     def again(self):
         """The shard's published state as it comes back from a snapshot."""
-        out, arrays = Published(TABLES, 3, self.format, self.budget), self.published.export()
+        out, arrays = PublishedRows(TABLES, 3, self.format, self.budget), self.published.export()
         for name in DIMS:
-            held = {column: arrays[f"held/{name}/{column}"] for column in HELD_COLUMNS}
+            held = {column: arrays[f"held/{name}/{column}"] for column in WITHHELD_COLUMNS}
             out.load(name, *self.columns(self.true[name], DIMS[name]), held)
         return out
 
@@ -90,7 +90,7 @@ class World:
             keys, rows = self.columns(self.replica[name], dim)
             seed = table_seed(3, name)
             digest += digest_of_rows(seed, keys, rows, np.ones(len(keys), bool))
-            held = {column: arrays[f"held/{name}/{column}"] for column in HELD_COLUMNS}
+            held = {column: arrays[f"held/{name}/{column}"] for column in WITHHELD_COLUMNS}
             ids, values = published_rows(*self.columns(self.true[name], dim), held, self.format)
             assert dict(zip(ids.tolist(), map(bytes, values), strict=True)) == {
                 key: bytes(row) for key, row in self.replica[name].items()

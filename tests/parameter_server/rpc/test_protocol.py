@@ -11,7 +11,7 @@ from parameter_server.rpc.protocol import (  # fmt: skip
     LaneHead,
     Lookup,
     Where,
-    WireError,
+    ProtocolError,
     encode,
     exchange,
     from_bytes,
@@ -83,25 +83,25 @@ def test_broken_messages_are_errors_and_never_wrong_shapes(spot, flip, cut):
         frame = from_bytes(bytes(data))
         if isinstance(frame.message, Exchange):
             read_exchange(frame)
-    except WireError:
+    except ProtocolError:
         pass  # anything else would kill the thread that reads
 
 
 def test_announced_sizes_are_limited():
-    with pytest.raises(WireError, match="expected at most"):
+    with pytest.raises(ProtocolError, match="expected at most"):
         sizes(HEAD.pack(1 << 30, 0))
-    with pytest.raises(WireError, match="expected at most"):
+    with pytest.raises(ProtocolError, match="expected at most"):
         sizes(HEAD.pack(10, 1), max_body=0)
 
 
 def test_missing_and_surplus_arrays_are_errors():
     head = LaneHead(0, ["items"], [], False, {})
     message = Exchange(1, 1, 0, [head], None)
-    with pytest.raises(WireError, match="fewer arrays"):
+    with pytest.raises(ProtocolError, match="fewer arrays"):
         read_exchange(Frame(message, [np.arange(3)]))
-    with pytest.raises(WireError, match="more arrays"):
+    with pytest.raises(ProtocolError, match="more arrays"):
         read_exchange(Frame(Exchange(1, 1, 0, [], None), [np.arange(3)]))
-    with pytest.raises(WireError, match="keys are float32"):
+    with pytest.raises(ProtocolError, match="keys are float32"):
         read_exchange(Frame(Exchange(1, 1, 0, [], ["items"]), [np.ones(3, np.float32)]))
 
 

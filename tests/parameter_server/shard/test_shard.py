@@ -5,7 +5,7 @@ import pytest
 
 from parameter_server.publish.deltas import DeltaAssembler, Gap, to_arrays
 from parameter_server.rpc.parameter_client import LocalClient, fresh_shards
-from parameter_server.shard.gradient_rejections import told_by
+from parameter_server.shard.gradient_rejections import describe_rejections
 from parameter_server.shard.lanes import LaneGradients, RowGradients, StepSum
 from parameter_server.shard.shard import Shard, StepMismatch, digest_of_shards
 from parameter_server.table.table import initial_rows
@@ -217,7 +217,7 @@ def test_what_is_refused_is_told_with_its_lanes_and_the_same_after_a_restart():
     again.learn(1, 0, [lane(0, 5), *idle(1, 2, 3)])
     total = shard.merge(2, 0, bad)
     told = shard.apply(total)
-    assert told_by(told.metrics, 0) == "shard 0 refused the gradients of 3 rows, of lanes 1, 2"
+    assert describe_rejections(told.metrics, 0) == "shard 0 refused the gradients of 3 rows, of lanes 1, 2"
     assert again.apply(StepSum.decode(total.encode())) == told and shard.counters.refused_rows == 3
     assert all(
         np.isfinite(rows).all() for rows in shard.lookup(2, {"features": np.arange(9)}).values()
@@ -227,8 +227,8 @@ def test_what_is_refused_is_told_with_its_lanes_and_the_same_after_a_restart():
 def test_what_only_the_sum_exceeds_and_other_parts_refuse_is_told_too():
     shard = Shard(toy_spec(), DENSE)
     told = shard.learn(1, 0, [lane(0, 5, gradient=900.0), lane(1, 5, gradient=900.0), *idle(2, 3)])
-    assert "of no lane alone" in told_by(told.metrics, 0)
+    assert "of no lane alone" in describe_rejections(told.metrics, 0)
     other = Shard(replace(toy_spec(2), part=1))
     lanes = [lane(0, 5, gradient=np.inf, metrics={"examples": 1.0}), *idle(1, 2, 3)]
     told = other.learn(1, 0, lanes)
-    assert told_by(told.metrics, 1) and "examples" not in told.metrics and not told_by({}, 1)
+    assert describe_rejections(told.metrics, 1) and "examples" not in told.metrics and not describe_rejections({}, 1)

@@ -14,10 +14,10 @@ from parameter_server.publish.deltas import DeltaAssembler, to_arrays
 from parameter_server.rpc.parameter_client import LocalClient, part_of
 from parameter_server.shard.lanes import LaneGradients
 from parameter_server.shard.shard import Shard, digest_of_shards
-from parameter_server.shard.wal_settings import RulesChanged
+from parameter_server.shard.wal_settings import WalSettingsChanged
 from parameter_server.storage import durable_shard as durable
 from parameter_server.storage import snapshots
-from parameter_server.storage.durable_shard import DurableShard, Home
+from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from parameter_server.storage.serving_rows import load_rows
 from recsys.events.records import Delta
 from tests.support.durable_line import ALL, PARTS, SPEC, STEPS, Line
@@ -254,7 +254,7 @@ def test_a_line_goes_on_with_another_number_of_shards(tmp_path, parts):
     other = replace(SPEC, parts=parts)
     shards = []
     for part in range(parts):
-        home = Home(tmp_path / "snapshots", tmp_path / f"other-{part}.wal")
+        home = ShardStorage(tmp_path / "snapshots", tmp_path / f"other-{part}.wal")
         dense = DENSE if part == 0 else None
         shards.append(DurableShard(part_of(other, part), home, lambda deltas: None, dense))
     inner = [shard.shard for shard in shards]
@@ -311,7 +311,7 @@ def test_steps_are_never_replayed_by_other_settings(tmp_path, changes, said):
     line = Line(tmp_path)
     work(line, ALL, 24)
     before = (tmp_path / "0.wal").read_bytes()
-    with pytest.raises(RulesChanged, match=f"steps 21 to 24.*{said}.*recsys down"):
+    with pytest.raises(WalSettingsChanged, match=f"steps 21 to 24.*{said}.*recsys down"):
         learning(line, **changes)
     assert (tmp_path / "0.wal").read_bytes() == before
     learning(line)  # by those of before, all goes on
@@ -331,7 +331,7 @@ def test_after_a_clean_stop_settings_may_change(tmp_path):
     for part in range(PARTS):  # and the steps after it are replayed by the new ones
         line.crash(part)
     assert line.digest() == digest
-    with pytest.raises(RulesChanged, match="steps 25 to 27.*learning_rate was 0.01, is 0.1"):
+    with pytest.raises(WalSettingsChanged, match="steps 25 to 27.*learning_rate was 0.01, is 0.1"):
         learning(line)
 
 
@@ -455,7 +455,7 @@ def test_a_closed_shard_publishes_nothing_more(tmp_path):
         assert free.wait(20)
         published.extend(deltas)
 
-    home = Home(tmp_path / "snapshots", tmp_path / "0.wal")
+    home = ShardStorage(tmp_path / "snapshots", tmp_path / "0.wal")
     shard = DurableShard(part_of(toy_spec(1), 0), home, publish, DENSE)
     idle = [LaneGradients(lane) for lane in range(LANES)]
     shard.learn(1, 0, idle, publish=False)

@@ -14,7 +14,7 @@ from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.storage.durable_shard import load_shard
-from parameter_server.storage.mmap_shard import map_arrays, mapped_shard
+from parameter_server.storage.mmap_shard import map_arrays, open_mmap_shard
 from parameter_server.table.overlay_table import OverlayTable
 from recsys.events.records import pack
 from tests.support.small_line import (
@@ -59,7 +59,7 @@ def both(spec, snapshot, step=None):
     plain = Shard(spec, DENSE if spec.part == 0 else None)
     load_shard(plain, snapshot)
     plain.applied = plain.applied if step is None else step
-    return plain, mapped_shard(spec, DENSE if spec.part == 0 else None, snapshot, step)
+    return plain, open_mmap_shard(spec, DENSE if spec.part == 0 else None, snapshot, step)
 
 
 def is_mapped(shard):
@@ -187,7 +187,7 @@ def test_a_table_of_another_dimension_is_refused_as_ever(tmp_path):
     with pytest.raises(ValueError):
         load_shard(Shard(spec, DENSE), snapshot)
     with pytest.raises(ValueError):
-        mapped_shard(spec, DENSE, snapshot)
+        open_mmap_shard(spec, DENSE, snapshot)
 
 
 def test_a_mapped_file_is_what_was_written(tmp_path):

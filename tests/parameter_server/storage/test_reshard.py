@@ -13,10 +13,10 @@ from parameter_server.publish.deltas import DeltaAssembler, Gap
 from parameter_server.rpc.parameter_client import LocalClient, part_of
 from parameter_server.shard.lanes import LaneGradients
 from parameter_server.shard.shard import ShardSpec, digest_of_shards
-from parameter_server.shard.wal_settings import changes, learned_by, rules_of
+from parameter_server.shard.wal_settings import changes, spec_by_settings, wal_settings_of
 from parameter_server.storage import reshard, snapshots
-from parameter_server.storage.durable_shard import DurableShard, Home
-from parameter_server.storage.reshard import Files, Recut, recut
+from parameter_server.storage.durable_shard import DurableShard, ShardStorage
+from parameter_server.storage.reshard import ShardFiles, Resharded, reshard_line
 from parameter_server.table.table import ROW_COLUMNS, digest_of_exports
 from recsys.config.system_config import laptop
 from serving.replica.row_store import RowStore
@@ -32,18 +32,18 @@ class Line(DurableClient):
 
     def __init__(self, folder: Path, spec: ShardSpec, publish: Callable[[list[bytes]], None]):
         files = files_in(folder)
-        self.done = recut(spec, files, publish, DENSE)
+        self.done = reshard_line(spec, files, publish, DENSE)
         durable = []
         for part in range(spec.parts):
             own = part_of(spec, part)
-            home = Home(files.snapshots, files.wal(own), snapshot_every=10, snapshots_kept=2)
+            home = ShardStorage(files.snapshots, files.wal(own), snapshot_every=10, snapshots_kept=2)
             first = DENSE if part == 0 else None
             durable.append(DurableShard(own, home, publish, first))
         super().__init__(durable)
 
 
-def files_in(folder: Path) -> Files:
-    return Files(folder / "snapshots", folder / "wals")
+def files_in(folder: Path) -> ShardFiles:
+    return ShardFiles(folder / "snapshots", folder / "wals")
 
 
 def oracle(until: int) -> LocalClient:
@@ -69,7 +69,7 @@ def digest_of_rows(line: LocalClient) -> str:
 
 def test_two_shards_become_three_and_one_and_change_no_bit(tmp_path: Path) -> None:
     published: list[bytes] = []
-    for parts, until, came in ((2, 17, None), (3, 24, Recut(2, 17)), (1, 38, Recut(3, 24))):
+    for parts, until, came in ((2, 17, None), (3, 24, Resharded(2, 17)), (1, 38, Resharded(3, 24))):
         line = Line(tmp_path, replace(SPEC, parts=parts), published.extend)
         assert line.done == came
         if came is not None:
@@ -132,7 +132,7 @@ def test_a_shard_that_is_a_step_ahead_waits_for_the_others(tmp_path: Path) -> No
     assert (line.durable[0].applied, ahead.applied) == (15, 16)
     line.close()
     after = Line(tmp_path, replace(SPEC, parts=3), lambda values: None)
-    assert after.done == Recut(2, 15)
+    assert after.done == Resharded(2, 15)
     work(after, ALL, 30)
     assert digest_of_shards(after.shards) == digest_of_shards(oracle(30).shards)
 
@@ -160,7 +160,7 @@ def test_killed_on_the_way_it_is_the_old_shards_or_the_new(
         patch.setattr(reshard.snapshots, "write_part", write_part)
         if dies_at == "removal":
             patch.setattr(Path, "unlink", unlink)
-        recut(replace(SPEC, parts=3), files_in(tmp_path), lambda values: None, DENSE)
+        reshard_line(replace(SPEC, parts=3), files_in(tmp_path), lambda values: None, DENSE)
     for parts in (2, 3) if dies_at == "second part" else (3,):  # someone may change his mind
         line = Line(tmp_path, replace(SPEC, parts=parts), lambda values: None)
         assert line.where() == [17] * parts
@@ -191,7 +191,7 @@ def test_the_number_may_change_together_with_what_a_table_is_set_to(tmp_path: Pa
 
     sights = replace(SPEC, parts=10)  # 11 parts can't share the counts of sightings
     line = Line(tmp_path, sights, lambda values: None)
-    assert line.done == Recut(11, 5) and line.where() == [5] * 10
+    assert line.done == Resharded(11, 5) and line.where() == [5] * 10
     assert digest_of_rows(line) == digest_of_rows(first) and scores(line, 5) == rows
     work(line, ALL, 7)
     counted = sum(shard.tables["items"].waiting for shard in line.shards)
@@ -205,7 +205,7 @@ def test_the_number_may_change_together_with_what_a_table_is_set_to(tmp_path: Pa
     line.close()
 
     line = Line(tmp_path, replace(SPEC, parts=8, tables=tight), lambda values: None)
-    assert line.done == Recut(9, 9)  # a smaller budget makes none of the old steps lose a row
+    assert line.done == Resharded(9, 9)  # a smaller budget makes none of the old steps lose a row
     assert digest_of_rows(line) == before and scores(line, 9) == rows
     assert not sum(shard.counters.evicted for shard in line.shards)
     work(line, ALL, 10)
@@ -226,7 +226,7 @@ def test_settings_that_changed_after_the_snapshot_may_not_fit_the_old_number(
     rows, before = scores(line, 13), digest_of_rows(line)
     line.close()
     line = Line(tmp_path, replace(SPEC, parts=12), lambda values: None)
-    assert line.done == Recut(11, 13)
+    assert line.done == Resharded(11, 13)
     assert digest_of_rows(line) == before and scores(line, 13) == rows
     line.close()
 
@@ -248,8 +248,8 @@ def test_before_shards_start_those_of_a_number_that_no_longer_fits_are_stopped(
         lambda spec: [shard_actor.actor_name(spec, part) for part in range(spec.parts)],
     )
     monkeypatch.setattr(shard_actor, "stop_shards", stopped.extend)
-    monkeypatch.setattr(shard_actor, "recut", lambda spec, *_: Recut(11, spec.parts))
-    assert shard_actor.prepare(replace(SPEC, parts=10), config, DENSE) == Recut(11, 10)
+    monkeypatch.setattr(shard_actor, "reshard_line", lambda spec, *_: Resharded(11, spec.parts))
+    assert shard_actor.prepare(replace(SPEC, parts=10), config, DENSE) == Resharded(11, 10)
     assert stopped == [f"shard-main-0-{part}-of-11" for part in range(11)]
 
 
@@ -260,18 +260,18 @@ def test_a_spec_comes_back_from_its_rules() -> None:
         dense_rate=0.3,
         lanes=2,
     )
-    found = learned_by(rules_of(other), SPEC)
+    found = spec_by_settings(wal_settings_of(other), SPEC)
     assert found == replace(SPEC, tables=other.tables, dense_rate=0.3, lanes=2)
-    assert learned_by("", SPEC) == SPEC
+    assert spec_by_settings("", SPEC) == SPEC
 
 
 def test_steps_from_before_there_was_a_faster_beginning_had_none():
-    rules = json.loads(rules_of(replace(SPEC, dense_first=1.0)))
+    rules = json.loads(wal_settings_of(replace(SPEC, dense_first=1.0)))
     del rules["dense_first"]
     before = json.dumps(rules)
-    assert learned_by(before, replace(SPEC, dense_first=10.0)).dense_first == 1.0
-    assert changes(before, rules_of(replace(SPEC, dense_first=1.0))) == []
-    assert changes(before, rules_of(replace(SPEC, dense_first=10.0))) == [
+    assert spec_by_settings(before, replace(SPEC, dense_first=10.0)).dense_first == 1.0
+    assert changes(before, wal_settings_of(replace(SPEC, dense_first=1.0))) == []
+    assert changes(before, wal_settings_of(replace(SPEC, dense_first=10.0))) == [
         "dense_first was 1.0, is 10.0"
     ]
 
@@ -294,6 +294,6 @@ def test_files_stay_where_no_snapshot_can_be_used(tmp_path: Path) -> None:
     files = files_in(tmp_path)
     for arrays in files.snapshots.rglob("*.safetensors"):
         arrays.write_bytes(b"")
-    with pytest.raises(snapshots.Unusable, match="doesn.t begin at step 0"):
-        recut(replace(SPEC, parts=3), files, lambda values: None, DENSE)
+    with pytest.raises(snapshots.NoUsableSnapshot, match="doesn.t begin at step 0"):
+        reshard_line(replace(SPEC, parts=3), files, lambda values: None, DENSE)
     assert len(list(files.wals.glob("*-of-2.wal"))) == 2

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from parameter_server.table import overlay_table as overlay
 from parameter_server.table import table as rows_module
-from parameter_server.table.overlay_table import Base, OverlayTable
+from parameter_server.table.overlay_table import BaseRows, OverlayTable
 from parameter_server.table.table import Table, rows_within
 from recsys.arrays.key_index import LOAD
 from recsys.config.system_config import TableConfig
@@ -33,7 +33,7 @@ def over(table):
     export = table.export()
     for array in export.values():
         array.flags.writeable = False
-    out = OverlayTable(Base(export), table.config, 5)
+    out = OverlayTable(BaseRows(export), table.config, 5)
     if out._sketch:
         out._sketch.load(export)
     return out
@@ -141,7 +141,7 @@ def filled(config, count):
 
 def test_where_more_are_stale_than_may_leave_the_same_go_first(monkeypatch: pytest.MonkeyPatch):
     for module in (rows_module, overlay):
-        monkeypatch.setattr(module, "MOST_LEAVING", 7)
+        monkeypatch.setattr(module, "MAX_REMOVED", 7)
     plain = filled(TableConfig("t", 2, 0.1, ttl_s=1), 15)
     other = over(plain)
     for table in (plain, other):

@@ -13,7 +13,7 @@ from recsys.events.records import (
     Delta,
     Example,
     ItemState,
-    Lesson,
+    TrainingExample,
     Range,
     Step,
     TableRows,
@@ -86,12 +86,12 @@ def test_examples_are_partitioned_as_events_and_what_is_folded_from_the_start_ne
 
 
 def test_a_lesson_is_what_is_learned_of_an_example() -> None:
-    lesson = unpack_all([pack(EXAMPLE)], Lesson)[0]
-    assert {name: getattr(EXAMPLE, name) for name in Lesson.__struct_fields__} == {
-        name: getattr(lesson, name) for name in Lesson.__struct_fields__
+    lesson = unpack_all([pack(EXAMPLE)], TrainingExample)[0]
+    assert {name: getattr(EXAMPLE, name) for name in TrainingExample.__struct_fields__} == {
+        name: getattr(lesson, name) for name in TrainingExample.__struct_fields__
     }
     with pytest.raises(msgspec.MsgspecError):
-        unpack_all([pack(EXAMPLE), pack(Tick(time_ms=1))], Lesson)
+        unpack_all([pack(EXAMPLE), pack(Tick(time_ms=1))], TrainingExample)
 
 
 def test_nothing_is_collected_in_a_pause_even_where_it_fails() -> None:

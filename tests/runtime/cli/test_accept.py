@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.harness.world_log import WorldLog
-from experiments.promotion.acceptance import Accept, what_is_read
+from experiments.promotion.acceptance import Accept, input_digest
 from recsys.config.loader import BadSettings
 from recsys.config.system_config import Config, ModelConfig, digest
 from recsys.features.feature_set import FeatureSet
@@ -80,7 +80,7 @@ def test_it_judges_the_later_half(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accepting, "_LOOKUPS", 2)
     found = measure(WorldLog(2, hours=1, users=6, items=20, requests_per_s=0.01), OPTIONS, Config())
     assert found.rows > 10 and found.users <= 6 and set(found.auc) == {"float32", "fp16", "int8"}
-    assert found.features == what_is_read(FeatureSet(small().schema, "ids", 20))
+    assert found.features == input_digest(FeatureSet(small().schema, "ids", 20))
 
 
 def test_float32_needs_no_acceptance_and_int8_does(tmp_path: Path) -> None:

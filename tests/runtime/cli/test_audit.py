@@ -18,7 +18,7 @@ from recsys.features.feature_set import read_block
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Record
 from recsys.process.open_log import open_log
-from replay.local_system import OneProcess, small_config
+from replay.local_system import LocalSystem, small_config
 from runtime.cli.audit import audited
 from runtime.cli.main import app
 from serving.reconstruction.reconstructed_session import find_impression
@@ -30,7 +30,7 @@ REQUESTS = 26
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[str]]]:
     state = tmp_path_factory.mktemp("audit")
-    asked, _ = asyncio.run(run_system(OneProcess(small_config(state)), REQUESTS, 0))
+    asked, _ = asyncio.run(run_system(LocalSystem(small_config(state)), REQUESTS, 0))
     yield state, [request_id for request_id, _ in asked]
 
 
@@ -97,11 +97,11 @@ def test_backfill_writes_an_archive_of_examples_with_the_wanted_features(
     done = CliRunner().invoke(app, [*asked, "--json"])
     assert done.exit_code == 0, done.output
     counts = msgspec.json.decode(done.output)
-    before = read_archive(folder, EXAMPLES).collect()
-    after = read_archive(out, EXAMPLES).collect()
+    before = read_archive(folder, EXAMPLES).to_table()
+    after = read_archive(out, EXAMPLES).to_table()
     assert before.schema == after.schema
     assert counts == {"had the wanted features": 0, "backfilled": len(before)} and len(before)
-    for old, new in zip(before["value"], after["value"], strict=True):
+    for old, new in zip(before["value"].to_pylist(), after["value"].to_pylist(), strict=True):
         was, filled = unpack(old, Example), unpack(new, Example)
         assert filled.features is not None and was.features is not None
         assert filled.features.backfilled and filled.features.feature_set == wanted.digest

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.config.system_config import Config
-from recsys.events.control_records import Candidate, Control, Decision, Live, Wish
+from recsys.events.control_records import Candidate, Control, Decision, Live, OperatorRequest
 from recsys.events.records import CONTROL, pack, topics
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, MemoryLog
@@ -60,7 +60,7 @@ def test_a_person_ends_a_guard_and_what_is_live_stays(log: MemoryLog) -> None:
     assert told.strip() == "guard-1 is at its end: what is live stays, and nothing guards it"
     control = ControlReader(log)
     wish, answer = control.turn()[-2:]
-    assert isinstance(wish, Wish) and isinstance(answer, Decision) and answer.why == "it is fine"
+    assert isinstance(wish, OperatorRequest) and isinstance(answer, Decision) and answer.why == "it is fine"
     assert control.lifecycle.at_work == [] and control.live_epoch("main") == 1
 
 
@@ -71,7 +71,7 @@ def test_a_guard_is_not_approved_and_its_name_is_no_candidates(log: MemoryLog) -
     ):  # fmt: skip
         _, error = run(*said)
         assert str(error) == why
-    assert not any(isinstance(said, Wish) for said in ControlReader(log).turn())
+    assert not any(isinstance(said, OperatorRequest) for said in ControlReader(log).turn())
 
 
 def test_the_guard_is_shown_beside_candidates(log: MemoryLog) -> None:

@@ -21,8 +21,8 @@ from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, Record
 from recsys.process.open_log import open_log
-from replay.answer_check import EQUAL, Explainer
-from replay.logged_lists import BY_SCORE, EARLY, GONE, OTHERS, SAMPLED, read_lists
+from replay.answer_check import EQUAL, AnswerChecker
+from replay.logged_lists import BY_SCORE, EARLY, GONE, OTHER_CANDIDATES, SAMPLED, read_lists
 from replay.logged_lists import TEAM_DRAFT as DRAFTED
 from runtime.cli.counterfactual import measured
 from runtime.cli.main import app
@@ -104,10 +104,10 @@ def test_ratios_are_those_of_the_policies_own_draws(run: Run) -> None:
     """At the first rank, where nothing stands above: the logged chances scaled by hand."""
     uniform = run.lists("name: even\noverrides: {explore: 1.0, quota: 0.0}\nreward: click\n")
     first, places = uniform.lists.ratios_LR[:, 0], []
-    explainer = Explainer(run.log, run.config, feature_set(run.config))
+    explainer = AnswerChecker(run.log, run.config, feature_set(run.config))
     for place, its in run.impressions().items():
         if not its.teams and its.asked is not None and not its.asked.by_score:
-            answer = explainer.again(its, place).answer
+            answer = explainer.check(its, place).answer
             assert answer is not None and answer.ranked is not None
             places.append(1 / len(answer.ranked.indices) / its.items[0].propensity)
     assert np.sort(first) == pytest.approx(np.sort(places))
@@ -123,12 +123,12 @@ def test_a_list_that_ends_sooner_keeps_its_weight_and_earns_nothing_below(run: R
     kept = weights_LR[:, 1] > 0
     assert kept.any() and ended_LR[kept, 2].all()
     assert (weights_LR[kept, 2] == weights_LR[kept, 1]).all()
-    assert not lists.earned_LR[kept, 2].any() and not lists.said_LR[kept, 2].any()
+    assert not lists.earned_LR[kept, 2].any() and not lists.predicted_LR[kept, 2].any()
     assert not lists.expected_LR[kept, 2].any() and lists.rewards_LR[:, 2].any()
 
 
 def test_interleaved_lists_are_made_again_equal_with_their_teams(run: Run) -> None:
-    explainer = Explainer(run.log, run.config, feature_set(run.config))
+    explainer = AnswerChecker(run.log, run.config, feature_set(run.config))
     drafted = [its for its in run.impressions().values() if its.teams]
     assert len(drafted) == toy.LISTS
     for its in drafted:
@@ -153,13 +153,13 @@ def test_another_team_on_the_log_is_a_difference(run: Run, tmp_path: Path) -> No
     partition, offset, _ = found
     other = msgspec.structs.replace(its, teams=its.teams[::-1] + [""])
     log.replace(EVENTS, partition, [Record(offset, str(its.user_id).encode(), encode(other))])
-    again = Explainer(log, config, feature_set(config)).explain(its.request_id)
+    again = AnswerChecker(log, config, feature_set(config)).explain(its.request_id)
     assert [its.field for its in again.differences] == ["teams"]
     told = (([], []), ([0.5] * 9, ["shares"]))  # lists of before shares were logged have none
     for shares, fields in told:
         other = msgspec.structs.replace(its, shares=shares)
         log.replace(EVENTS, partition, [Record(offset, str(its.user_id).encode(), encode(other))])
-        again = Explainer(log, config, feature_set(config)).explain(its.request_id)
+        again = AnswerChecker(log, config, feature_set(config)).explain(its.request_id)
         assert [its.field for its in again.differences] == fields
     log.close()
 
@@ -264,7 +264,7 @@ def test_lists_of_other_candidates_and_open_windows_are_left_out(run: Run) -> No
     features = feature_set(run.config)
     target = read_target(SAME, "p", changed.policy, features.schema.labels)
     read = read_lists(run.log, run.config, features, target, 5_000)
-    assert read.left_out[OTHERS] == toy.LISTS - toy.LISTS // 10 and not len(read.lists)
+    assert read.left_out[OTHER_CANDIDATES] == toy.LISTS - toy.LISTS // 10 and not len(read.lists)
     late = toy.replace(run.config, join=toy.JoinConfig(window_s=1e6))
     its = Run(run.folder, late, run.log, run.asked)
     assert its.lists(SAME).left_out[EARLY] == toy.LISTS - toy.LISTS // 10

@@ -21,8 +21,8 @@ from recsys.events.records import DELTAS, EVENTS, ITEM_STATE, ItemState, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, Record
 from recsys.process.open_log import open_log
-from replay.answer_check import DIFFERENT, EQUAL, GONE, Explained, Explainer
-from replay.local_system import START_MS, OneProcess, small_config
+from replay.answer_check import DIFFERENT, EQUAL, GONE, AnswerCheck, AnswerChecker
+from replay.local_system import START_MS, LocalSystem, small_config
 from runtime.cli.explain import as_values, drawn
 from runtime.cli.main import app
 from runtime.supervision import launch_plan as plans
@@ -59,7 +59,7 @@ def request_of(n: int) -> Request:
     return Request(user, n=6, surface="similar")
 
 
-async def live(system: OneProcess, requests: int, first: int = 0, turns: bool = True) -> list[str]:
+async def live(system: LocalSystem, requests: int, first: int = 0, turns: bool = True) -> list[str]:
     """Viewers ask and watch; the ids of their requests."""
     asked = []
     for n in range(first, first + requests):
@@ -73,7 +73,7 @@ async def live(system: OneProcess, requests: int, first: int = 0, turns: bool = 
     return asked
 
 
-async def scenario(system: OneProcess) -> list[str]:
+async def scenario(system: LocalSystem) -> list[str]:
     """Items come, change and go, an experiment begins, another replica answers, a session can't be read."""
     system.publish([item(n) for n in range(60)])
     for n in range(4):
@@ -106,9 +106,9 @@ class Past:
 
     def explain(
         self, asked: list[str] | None = None, config: Config | None = None
-    ) -> list[Explained]:
+    ) -> list[AnswerCheck]:
         its = config or self.config
-        explainer = Explainer(self.log, its, feature_set(its))
+        explainer = AnswerChecker(self.log, its, feature_set(its))
         return [explainer.explain(request_id) for request_id in asked or self.asked]
 
     def change(self, request_id: str, **fields: Any) -> None:
@@ -132,7 +132,7 @@ class Past:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("run")
-    return folder, asyncio.run(scenario(OneProcess(small_config(folder))))
+    return folder, asyncio.run(scenario(LocalSystem(small_config(folder))))
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def past(run: tuple[Path, list[str]], tmp_path: Path) -> Iterator[Past]:
     log.close()
 
 
-def impression_of(found: Explained) -> Impression:
+def impression_of(found: AnswerCheck) -> Impression:
     assert found.impression is not None
     return found.impression
 
@@ -167,14 +167,14 @@ def test_an_answer_from_lists_is_made_again_by_the_centroids_that_were_written_d
     config = small_config(tmp_path / "state")
     config = replace(config, serve=replace(config.serve, index="ivf"))
 
-    async def scenario(system: OneProcess) -> list[str]:
+    async def scenario(system: LocalSystem) -> list[str]:
         system.publish([item(n) for n in range(120)])
         await system.start()
         asked = await live(system, 16)
         await system.stop()
         return asked
 
-    asked, log = asyncio.run(scenario(OneProcess(config))), open_log(config)
+    asked, log = asyncio.run(scenario(LocalSystem(config))), open_log(config)
     found = Past(config, log, asked).explain()
     assert [f"{i.why} {i.differences[:2]}" for i in found if i.verdict != EQUAL] == []
     assert impression_of(found[-1]).stamp.index  # type: ignore[union-attr]
@@ -196,7 +196,7 @@ def test_an_answer_of_shards_is_made_again_whatever_they_had_gone_on_to(
     async def gone(asked: bytes) -> bytes:
         raise ConnectionError("killed")
 
-    async def scenario(system: OneProcess) -> list[str]:
+    async def scenario(system: LocalSystem) -> list[str]:
         system.publish([item(n) for n in range(160)])
         await system.start()
         asked = await live(system, 12)
@@ -217,7 +217,7 @@ def test_an_answer_of_shards_is_made_again_whatever_they_had_gone_on_to(
         await system.stop()
         return asked
 
-    asked, log = asyncio.run(scenario(OneProcess(config))), open_log(config)
+    asked, log = asyncio.run(scenario(LocalSystem(config))), open_log(config)
     found = Past(config, log, asked).explain()
     assert [f"{i.why} {i.differences[:2]}" for i in found if i.verdict != EQUAL] == []
     stamps = [impression_of(its).stamp for its in found]
@@ -239,14 +239,14 @@ def test_what_too_little_time_was_left_for_is_left_out_again(tmp_path: Path) -> 
     serve = replace(config.serve, rank_ms=1e9, short_candidates=20, stale_s=0.001)
     config = replace(config, serve=serve)
 
-    async def scenario(system: OneProcess) -> list[str]:
+    async def scenario(system: LocalSystem) -> list[str]:
         system.publish([item(n) for n in range(60)])
         await system.start()
         asked = await live(system, 16)
         await system.stop()
         return asked
 
-    asked, log = asyncio.run(scenario(OneProcess(config))), open_log(config)
+    asked, log = asyncio.run(scenario(LocalSystem(config))), open_log(config)
     found = Past(config, log, asked).explain()
     assert [f"{i.why} {i.differences[:2]}" for i in found if i.verdict != EQUAL] == []
     degraded = Counter(stage for its in found for stage in impression_of(its).degraded)
@@ -255,7 +255,7 @@ def test_what_too_little_time_was_left_for_is_left_out_again(tmp_path: Path) -> 
 
 
 def test_what_is_shown_of_an_answer(past: Past) -> None:
-    explainer = Explainer(past.log, past.config, feature_set(past.config))
+    explainer = AnswerChecker(past.log, past.config, feature_set(past.config))
     found = explainer.explain(past.asked[44], "u2")
     shown = as_values(found, explainer.catalogue)
     lines = drawn(shown)
@@ -294,7 +294,7 @@ def test_a_number_of_the_features_that_is_another_is_named(past: Past) -> None:
 
 def test_a_request_that_nobody_made_is_not_found(past: Past) -> None:
     assert past.explain(["nobody"])[0].verdict == GONE
-    explainer = Explainer(past.log, past.config, feature_set(past.config))
+    explainer = AnswerChecker(past.log, past.config, feature_set(past.config))
     assert "no impression" in explainer.explain("nobody", "u1").why
 
 

@@ -22,7 +22,7 @@ from recsys.process.part_process import write_atomically
 from runtime.cli.forget import Refused, forget_user
 from runtime.cli.main import app
 from runtime.supervision import launch_plan as plans
-from runtime.supervision import run_file as runs
+from runtime.supervision import run_file
 from runtime.supervision.processes import identify
 from tests.support.small_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
 from tests.support.unlearn_line import learn
@@ -131,7 +131,7 @@ def test_unlearning_beside_a_running_system_is_refused(tmp_path: Path) -> None:
     started(tmp_path)
     now_ms = int(time.time() * 1000)
     here = identify(os.getpid())
-    running = runs.Running(supervisor=here, asked="", started_ms=now_ms, time_ms=now_ms)
+    running = run_file.Running(supervisor=here, asked="", started_ms=now_ms, time_ms=now_ms)
     write_atomically(tmp_path / "run" / "up.json", msgspec.json.encode(running))
     with pytest.raises(Refused, match="recsys down"):
         forget_user(USER, tmp_path, unlearn=True)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from runtime.supervision import launch_plan as plans
-from runtime.supervision import run_file as runs
+from runtime.supervision import run_file
 from runtime.supervision.processes import alive, listening, members
 from runtime.supervision.supervisor_loop import part_environment
 from tests.support.paths import ROOT
@@ -77,14 +77,14 @@ def test_valkey_comes_back_with_its_data_and_orphans_are_ended(state):
         stranger.get("user")
     assert stat.S_IMODE((state / "run" / "valkey.acl").stat().st_mode) == 0o600
     time.sleep(1.2)  # the append-only file is synced each second
-    first = runs.read(state)
+    first = run_file.read(state)
     server = next(
         pid
         for pid in members(sessions_of(first)["valkey"])
         if "valkey-server" in psutil.Process(pid).name()
     )
     os.kill(server, signal.SIGKILL)
-    wait_for(lambda: seen_of(runs.read(state), "valkey").restarts == 1 and runs.read(state).ready)
+    wait_for(lambda: seen_of(run_file.read(state), "valkey").restarts == 1 and run_file.read(state).ready)
     assert Redis.from_url(config.sessions.url).get("user") == b"17"
 
     status, text = recsys("up", "--state", state, "--only", "valkey,log")
@@ -92,14 +92,14 @@ def test_valkey_comes_back_with_its_data_and_orphans_are_ended(state):
     status, text = recsys("up", "--state", state, RECSYS__STEP__EXAMPLES="17")
     assert status == 1 and "another configuration" in text
 
-    orphan = sessions_of(runs.read(state))["valkey"]
+    orphan = sessions_of(run_file.read(state))["valkey"]
     os.kill(first.supervisor.pid, signal.SIGKILL)
     wait_for(lambda: not alive(first.supervisor))
     status, text = recsys("status", "--state", state)
     assert status == 1 and "left without a supervisor: valkey" in text and alive(orphan)
     status, text = recsys("up", "--state", state, "--only", "valkey,log", "--detach")
     assert status == 0 and "ended 1 parts" in text and not alive(orphan)
-    last = runs.read(state)
+    last = run_file.read(state)
     status, text = recsys("down", "--state", state)
     assert status == 0, text
     assert not any(members(process) for process in sessions_of(last).values())
@@ -148,7 +148,7 @@ def test_only_the_api_s_port_follows_the_configured_host(state, tmp_path):
     )
     assert status == 0, text
     serve_hello(state, tmp_path)
-    sockets = listening(sessions_of(runs.read(state)))["ray"]
+    sockets = listening(sessions_of(run_file.read(state)))["ray"]
     port = plans.read(state)[0].serve.port
     beyond = {(found.host, found.port) for found in sockets if not found.loopback}
     assert beyond == {("0.0.0.0", port)} and len(sockets) >= 15
@@ -170,25 +170,25 @@ def test_serve_answers_behind_haproxy_and_all_ports_are_loopback(state, tmp_path
             times.append(1000 * (time.perf_counter() - begun))
     print(f"p50 {sorted(times)[250]:.2f} ms, p95 {sorted(times)[475]:.2f} ms")
 
-    sessions = sessions_of(runs.read(state))
+    sessions = sessions_of(run_file.read(state))
     sockets = listening(sessions)["ray"]
     programs = {found.program for found in sockets}
     assert {"gcs_server", "raylet"} <= programs
     assert len(sockets) >= 15 and config.serve.port in {found.port for found in sockets}
     assert [found for found in sockets if not found.loopback] == []
-    wait_for(lambda: len(seen_of(runs.read(state), "ray").sockets) >= 15)
+    wait_for(lambda: len(seen_of(run_file.read(state), "ray").sockets) >= 15)
 
     dashboard = f"http://127.0.0.1:{config.serve.dashboard_port}/api/jobs/"
     assert httpx.get(dashboard).status_code == 401
     token = (state / "run" / "ray.token").read_text()
     assert httpx.get(dashboard, headers={"Authorization": f"Bearer {token}"}).status_code == 200
 
-    head = runs.read(state)
+    head = run_file.read(state)
     raylet = next(pid for pid in members(sessions["ray"]) if psutil.Process(pid).name() == "raylet")
     os.kill(raylet, signal.SIGKILL)
-    wait_for(lambda: seen_of(runs.read(state), "ray").restarts == 1 and runs.read(state).ready, 60)
+    wait_for(lambda: seen_of(run_file.read(state), "ray").restarts == 1 and run_file.read(state).ready, 60)
     assert members(sessions["ray"]) == []
-    sessions = sessions_of(runs.read(state))
+    sessions = sessions_of(run_file.read(state))
     folder = (state / "run" / "ray").readlink()
     assert recsys("down", "--state", state)[0] == 0
     assert members(sessions["ray"]) == [] and not folder.exists()
@@ -215,7 +215,7 @@ def test_ctrl_c_ends_everything(state):
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        running = wait_for(lambda: (found := runs.read(state)).ready and found)
+        running = wait_for(lambda: (found := run_file.read(state)).ready and found)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=20)
     finally:

@@ -20,7 +20,7 @@ from runtime.control_room.experiment_folds import Trials
 from runtime.control_room.part import Room, run
 from runtime.control_room.system_watch import Watch
 from runtime.supervision import launch_plan as plans
-from runtime.supervision import run_file as runs
+from runtime.supervision import run_file
 from runtime.supervision.part_metrics import families
 from runtime.supervision.part_table import table
 from runtime.supervision.processes import identify
@@ -28,7 +28,7 @@ from runtime.supervision.system_status import gather
 from serving.control_room.exposition import keyed
 from tests.support.experiment_log import LABELS, ToyTrial
 from tests.support.plan_config import config_in
-from training.outcomes.trial_fold import TrialFold
+from training.outcomes.experiment_fold import ExperimentFold
 
 TEXT = """
 name: mine
@@ -56,9 +56,9 @@ def system(tmp_path: Path) -> tuple[Config, Log]:
         beat.gauge("click_to_session_p95_ms", 38.0)
         beat.offsets(EVENTS, [1, 0, 0, 1])
         beat.ready()
-        parts.append(runs.PartRecord(name=name, state="ready", restarts=2))
+        parts.append(run_file.PartRecord(name=name, state="ready", restarts=2))
     me = identify(os.getpid())
-    running = runs.Running(supervisor=me, asked="", started_ms=1, time_ms=1, parts=parts)
+    running = run_file.Running(supervisor=me, asked="", started_ms=1, time_ms=1, parts=parts)
     write_atomically(tmp_path / "run" / "up.json", msgspec.json.encode(running))
     return config, log
 
@@ -251,7 +251,7 @@ def test_one_that_is_stopped_is_told_as_it_was_and_not_read_on(
     monkeypatch.setattr(control_room_trials, "CPU_S", 60.0)
     its.look([said])
     over = several("mine", mine=Stand(state="stopped", why="harm"))
-    monkeypatch.setattr(TrialFold, "read", None)
+    monkeypatch.setattr(ExperimentFold, "read", None)
     [row] = its.look([said, over])
     assert row["state"] == "stopped" and sum(arm["users"] for arm in row["report"]["arms"]) == 1
     assert not its._folds
@@ -265,16 +265,16 @@ def test_each_has_its_turn_where_time_is_short(
     now_s, read = [0.0], list[str]()
     monkeypatch.setattr(control_room_trials.time, "thread_time", lambda: now_s[0])
 
-    def takes(fold: TrialFold, **_: object) -> int:
+    def takes(fold: ExperimentFold, **_: object) -> int:
         now_s[0] += 0.02
         read.append(fold.experiment.name)
         return 1000
 
-    def report(fold: TrialFold) -> dict[str, object]:
+    def report(fold: ExperimentFold) -> dict[str, object]:
         now_s[0] += 0.1
         return {"arms": []}
 
-    monkeypatch.setattr(TrialFold, "read", takes)
+    monkeypatch.setattr(ExperimentFold, "read", takes)
     monkeypatch.setattr(control_room_trials, "_report", report)
     for _ in range(6):
         before_s = now_s[0]
@@ -292,7 +292,7 @@ def test_one_that_fails_stops_no_other_and_says_so(
     monkeypatch.setattr(control_room_trials, "CPU_S", 60.0)
     its.look([said])
 
-    def fails(fold: TrialFold) -> dict[str, object]:
+    def fails(fold: ExperimentFold) -> dict[str, object]:
         if fold.experiment.name == "bad":
             raise ZeroDivisionError
         return report(fold)

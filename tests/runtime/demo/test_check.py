@@ -320,8 +320,8 @@ def test_the_data_is_what_was_named_else_what_is_there_else_the_world(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    small = pasts.of_world(10**12, requests=5, items=20)
-    monkeypatch.setattr(demo_data.pasts, "of_world", lambda now_ms: small)
+    small = pasts.warmup_from_world(10**12, requests=5, items=20)
+    monkeypatch.setattr(demo_data.pasts, "warmup_from_world", lambda now_ms: small)
     tiny = tmp_path / "tiny"
     tiny.mkdir()
     (tiny / "dataset.yaml").write_text(

@@ -92,14 +92,14 @@ def test_the_heartbeat_says_what_each_table_holds_and_let_go(tmp_path):
     from parameter_server.rpc.parameter_client import part_of
     from parameter_server.shard.lanes import LaneGradients, RowGradients
     from parameter_server.shard.shard import ShardSpec
-    from parameter_server.storage.durable_shard import DurableShard, Home
+    from parameter_server.storage.durable_shard import DurableShard, ShardStorage
     from recsys.config.system_config import TableConfig
     from recsys.process.part_process import Heartbeat
 
     tables = (TableConfig("a", 8, 0.1, budget_mb=0.005), TableConfig("b", 8, 0.1, admit_after=2))
     statuses = []
     for part in (0, 1):
-        home = Home(tmp_path / "snapshots", tmp_path / f"{part}.wal")
+        home = ShardStorage(tmp_path / "snapshots", tmp_path / f"{part}.wal")
         shard = DurableShard(part_of(ShardSpec(tables, 1, parts=2), part), home, lambda _: None)
         for step in (1, 2):
             keys = np.arange(step * 60, step * 60 + 50)

@@ -14,7 +14,7 @@ from recsys.config.system_config import LogConfig, SessionConfig
 from runtime.parts import valkey
 from runtime.reports.status_table import addresses
 from runtime.supervision import launch_plan as plans
-from runtime.supervision import run_file as runs
+from runtime.supervision import run_file
 from runtime.supervision.launch_plan import PortTaken, resolve
 from runtime.supervision.part_table import NAMES, body, table
 from runtime.supervision.ray_environment import client_environment
@@ -86,10 +86,10 @@ def test_the_embedded_store_s_password_is_new_each_time_and_shown_nowhere(tmp_pa
 
 
 def test_the_state_folder_is_made_for_its_owner_only(tmp_path):
-    with runs.held(tmp_path / "above" / "state"):
+    with run_file.lock(tmp_path / "above" / "state"):
         assert stat.S_IMODE((tmp_path / "above" / "state").stat().st_mode) == 0o700
     tmp_path.chmod(0o750)
-    with runs.held(tmp_path):  # one that stands is left as it is
+    with run_file.lock(tmp_path):  # one that stands is left as it is
         assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
 
 

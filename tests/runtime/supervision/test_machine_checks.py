@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.config.system_config import laptop
-from runtime.cli import doctor as command
+from runtime.supervision import machine as command
 from runtime.cli.main import COMMANDS, app, load
 from runtime.supervision.machine_checks import (
     REQUIREMENTS,
@@ -23,7 +23,7 @@ from runtime.supervision.machine_checks import (
     Machine,
     MiB,
     Port,
-    checks,
+    run_checks,
     normalised,
     release,
 )
@@ -73,7 +73,7 @@ def with_port(**what: Any) -> Machine:
 
 
 def test_a_machine_as_locked_is_healthy() -> None:
-    assert [check for check in checks(HEALTHY) if check.state != "ok" or check.remedy] == []
+    assert [check for check in run_checks(HEALTHY) if check.state != "ok" or check.remedy] == []
 
 
 SYMBOL = "OSError: fbgemm_gpu_tbe.so: undefined symbol: materialize_cow_storage"
@@ -113,7 +113,7 @@ SYMBOL = "OSError: fbgemm_gpu_tbe.so: undefined symbol: materialize_cow_storage"
 def test_a_fault_is_found_by_its_check_alone(
     machine: Machine, name: str, state: str, found: str, remedy: str
 ) -> None:
-    (wrong,) = [check for check in checks(machine) if check.state != "ok"]
+    (wrong,) = [check for check in run_checks(machine) if check.state != "ok"]
     assert (wrong.name, wrong.state) == (name, state)
     assert found in wrong.found and remedy in wrong.remedy
 
@@ -125,16 +125,16 @@ def test_a_fault_is_found_by_its_check_alone(
         with_version("torchrec", "1.9.2"),
         replace(HEALTHY, secrets={}),
         replace(HEALTHY, shm_bytes=None),
-        with_port(listener="python (process 7)", ours=True),
+        with_port(listener="python (process 7)", is_own=True),
     ],
 )
 def test_what_serves_as_well_is_no_fault(machine: Machine) -> None:
-    assert all(check.state == "ok" for check in checks(machine))
+    assert all(check.state == "ok" for check in run_checks(machine))
 
 
 def test_torchrec_is_not_blamed_for_fbgemm() -> None:
     imports = {**HEALTHY.imports, "fbgemm_gpu": SYMBOL, "torchrec": SYMBOL}
-    wrong = [check for check in checks(replace(HEALTHY, imports=imports)) if check.state != "ok"]
+    wrong = [check for check in run_checks(replace(HEALTHY, imports=imports)) if check.state != "ok"]
     assert [(check.name, "fbgemm-gpu-cpu" in check.remedy) for check in wrong] == [
         ("fbgemm-gpu-cpu", True),
         ("torchrec", True),
@@ -188,7 +188,7 @@ def test_the_command_prints_a_line_for_each_check(
     as_json = CliRunner().invoke(app, ["doctor", "--json"])
     assert as_lines.exit_code == as_json.exit_code == status
     shown = json.loads(as_json.stdout)
-    assert len(as_lines.stdout.splitlines()) == len(shown) == len(checks(machine))
+    assert len(as_lines.stdout.splitlines()) == len(shown) == len(run_checks(machine))
     assert [check["name"] for check in shown if check["state"] == "fail"] == ["python"] * status
     assert ("make setup PYTHON=python3.11" in as_lines.stdout) == bool(status)
 
@@ -198,7 +198,7 @@ def test_a_taken_port_is_observed_with_who_takes_it() -> None:
         number = taken.getsockname()[1]
         config = replace(laptop(), serve=replace(laptop().serve, port=number, dashboard_port=0))
         (port,) = command._ports(config)
-    assert (port.number, port.ours) == (number, False) and str(os.getpid()) in port.listener
+    assert (port.number, port.is_own) == (number, False) and str(os.getpid()) in port.listener
 
 
 def test_settings_that_do_not_fit_are_one_line_and_no_traceback() -> None:

@@ -11,7 +11,7 @@ import msgspec
 import psutil
 import pytest
 
-from runtime.supervision import run_file as runs
+from runtime.supervision import run_file
 from runtime.supervision.launch_plan import resolve
 from runtime.supervision.processes import alive, identify, kill_session, listening, members
 from runtime.supervision.supervisor import Part
@@ -183,9 +183,9 @@ def test_what_a_part_started_is_known_in_whatever_session_and_ends_with_it():
 
 
 def test_one_holds_the_state_folder(tmp_path):
-    with runs.held(tmp_path):
-        with pytest.raises(runs.AlreadyRuns):
-            with runs.held(tmp_path):
+    with run_file.lock(tmp_path):
+        with pytest.raises(run_file.AlreadyRuns):
+            with run_file.lock(tmp_path):
                 pass
-    with runs.held(tmp_path):
+    with run_file.lock(tmp_path):
         pass

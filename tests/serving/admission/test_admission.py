@@ -5,7 +5,7 @@ from collections import deque
 
 import pytest
 
-from serving.admission.admission import ONGOING, WAIT, Admission, Buckets, Limit
+from serving.admission.admission import ONGOING, WAIT, Admission, TokenBuckets, Limit
 
 SERVICE_S = 0.004
 
@@ -151,16 +151,16 @@ def test_a_limit_counts() -> None:
 
 
 def test_a_client_has_its_share_and_a_second_s_worth_at_once() -> None:
-    buckets = Buckets(rate=2.0)
+    buckets = TokenBuckets(rate=2.0)
     assert [buckets.take("a", 10.0) for _ in range(3)] == [0.0, 0.0, 0.5]
     assert buckets.take("b", 10.0) == 0.0  # another's share is its own
     assert buckets.take("a", 10.25) == pytest.approx(0.25)  # asking costs nothing
     assert buckets.take("a", 10.5) == 0.0
-    assert Buckets(rate=0.0).take("a", 0.0) == 0.0
+    assert TokenBuckets(rate=0.0).take("a", 0.0) == 0.0
 
 
 def test_only_so_many_clients_are_remembered() -> None:
-    buckets = Buckets(rate=1.0, clients=3)
+    buckets = TokenBuckets(rate=1.0, clients=3)
     for n in range(50):
         buckets.take(f"c{n}", 0.0)
     assert len(buckets) == 3

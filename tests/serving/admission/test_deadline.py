@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.admission.deadline import POPULAR, SHORT, UNRANKED, AsServed, ByClock, shortened
+from serving.admission.deadline import POPULAR, SHORT, UNRANKED, RecordedDeadline, ClockDeadline, shorten_candidates
 from serving.pipeline import Pipeline
 from serving.request import Request
 from tests.support.replica_harness import NOW_MS, config, made, policy, popular, viewer
@@ -12,20 +12,20 @@ NEEDS_MS = {POPULAR: 10.0, SHORT: 20.0, UNRANKED: 8.0}
 
 def test_a_stage_is_missed_below_what_it_needs() -> None:
     left_ms = [15.0]
-    deadline = ByClock(lambda: left_ms[0], NEEDS_MS)
-    assert [deadline.misses(s) for s in (POPULAR, SHORT, UNRANKED)] == [False, True, False]
+    deadline = ClockDeadline(lambda: left_ms[0], NEEDS_MS)
+    assert [deadline.skips(s) for s in (POPULAR, SHORT, UNRANKED)] == [False, True, False]
     left_ms[0] = -5.0
-    assert all(deadline.misses(s) for s in NEEDS_MS)
+    assert all(deadline.skips(s) for s in NEEDS_MS)
 
 
 def test_of_each_source_its_first_ones_stay() -> None:
     found = {n: ["vector"] for n in range(60)} | {n: ["fresh", "topic"] for n in range(60, 90)}
-    kept = shortened(found, 30)
+    kept = shorten_candidates(found, 30)
     assert list(kept) == [*range(20), *range(60, 70)]
     assert kept[60] == ["fresh", "topic"]
-    assert shortened(found, 90) == found
+    assert shorten_candidates(found, 90) == found
     many = {n: [f"s{n}"] for n in range(50)}
-    assert len(shortened(many, 10)) == 10
+    assert len(shorten_candidates(many, 10)) == 10
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,13 @@ def test_an_answer_says_what_it_did_without_and_is_made_again(
     popular(replica, {n: n for n in range(150)})
     pipeline, session = Pipeline(replica), viewer(replica, liked=(3, 8))
     request, by = Request("u", n=10), policy()
-    late = ByClock(lambda: left_ms, NEEDS_MS)
+    late = ClockDeadline(lambda: left_ms, NEEDS_MS)
     answer = pipeline.recommend(request, session, by, NOW_MS, "r1", late)
     assert len(answer.items) == 10
     assert answer.degraded == missed
     assert (answer.items[0].sources == ("popular",)) == (POPULAR in missed)
     assert answer.impression.degraded == list(answer.degraded)
     again = pipeline.recommend(
-        request, session, by, NOW_MS, "r1", AsServed(answer.impression.degraded)
+        request, session, by, NOW_MS, "r1", RecordedDeadline(answer.impression.degraded)
     )
     assert again == answer

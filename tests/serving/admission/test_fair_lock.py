@@ -2,12 +2,12 @@
 
 import asyncio
 
-from serving.admission.fair_lock import Turnstile
+from serving.admission.fair_lock import FairLock
 
 
 def test_one_after_the_other_in_order_and_others_run_between() -> None:
     async def scenario() -> None:
-        turnstile, seen = Turnstile(), list[str]()
+        turnstile, seen = FairLock(), list[str]()
 
         async def one(name: str) -> None:
             await turnstile.turn()
@@ -29,7 +29,7 @@ def test_one_after_the_other_in_order_and_others_run_between() -> None:
 
 def test_who_gives_up_keeps_nobody_back() -> None:
     async def scenario() -> None:
-        turnstile = Turnstile()
+        turnstile = FairLock()
         await turnstile.turn()
         waiting = [asyncio.ensure_future(turnstile.turn()) for _ in range(3)]
         await asyncio.sleep(0)

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 
 from recsys.config.system_config import ServeConfig
-from serving.admission.admission import Buckets, Limit
-from serving.admission.load_shedding import ARRIVED_S, Gate
+from serving.admission.admission import TokenBuckets, Limit
+from serving.admission.load_shedding import ARRIVED_S, LoadShedder
 from tests.support.service_harness import Slow, World, run, view
 
 
@@ -40,7 +40,7 @@ class Inner:
         await send({"type": "http.response.body", "body": b"{}"})
 
 
-def client_of(gate: Gate) -> httpx.AsyncClient:
+def client_of(gate: LoadShedder) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app=gate, client=("127.0.0.1", 5))
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 
@@ -49,7 +49,7 @@ def test_each_kind_has_its_own_limit_and_health_always_passes() -> None:
     async def scenario() -> None:
         inner, tally = Inner(), Tally()
         limits = [Limit(1), Limit(1), Limit(1)]
-        client = client_of(Gate(inner, tally, *limits, Buckets(0.0)))
+        client = client_of(LoadShedder(inner, tally, *limits, TokenBuckets(0.0)))
         kinds = ["/v1/recommend", "/v1/events", "/v1/sessions/u", "/metrics"]
         waiting = [asyncio.ensure_future(client.get(path)) for path in kinds]
         await asyncio.sleep(0.01)
@@ -76,7 +76,7 @@ def test_other_recommenders_clients_share_the_limits_and_their_health_passes() -
     async def scenario() -> None:
         inner, tally = Inner(), Tally()
         inner.go.set()
-        client = client_of(Gate(inner, tally, Limit(0), Limit(0), Limit(0), Buckets(0.0)))
+        client = client_of(LoadShedder(inner, tally, Limit(0), Limit(0), Limit(0), TokenBuckets(0.0)))
         kinds = {
             "/v1/recommend": [
                 "/api/recommend/bob",
@@ -102,7 +102,7 @@ def test_a_caller_with_more_than_its_share_is_told_429_and_others_pass() -> None
     async def scenario() -> None:
         inner, tally = Inner(), Tally()
         inner.go.set()
-        gate = Gate(inner, tally, Limit(9), Limit(9), Limit(9), Buckets(1.0))
+        gate = LoadShedder(inner, tally, Limit(9), Limit(9), Limit(9), TokenBuckets(1.0))
         client = client_of(gate)
 
         async def ask(seen_by_proxy: str, claimed: str = "") -> int:

@@ -38,7 +38,7 @@ items = st.fixed_dictionaries(
 
 
 def record(raw: dict[str, Any], kind: str) -> Any:
-    """The event that Intake makes of what the translator says."""
+    """The event that WriteApi makes of what the translator says."""
     return parse({"type": kind, "time_ms": NOW_MS} | raw, now_ms=NOW_MS, unattributed=True)
 
 

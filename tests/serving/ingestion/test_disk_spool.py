@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recsys.log.protocol import Append
-from serving.ingestion.disk_spool import _HEAD, Kept, KeptFile, Waiting
+from serving.ingestion.disk_spool import _HEAD, DiskSpool, SpoolFile, Waiting
 
 LARGE = 1 << 20
 REAL_PWRITE = os.pwrite
@@ -17,17 +17,17 @@ def waiting(*numbers: int) -> list[Waiting]:
     return [("events", Append(n % 3, b"k", b"value %d" % n)) for n in numbers]
 
 
-def kept(folder: Path, log_id: str = "log", most_bytes: int = LARGE) -> Kept:
-    return Kept(folder, log_id, most_bytes)
+def kept(folder: Path, log_id: str = "log", most_bytes: int = LARGE) -> DiskSpool:
+    return DiskSpool(folder, log_id, most_bytes)
 
 
-def killed(its: Kept) -> None:
+def killed(its: DiskSpool) -> None:
     """As by kill -9: the file stays as it is, the lock goes."""
     assert its._own is not None
     os.close(its._own._fd)
 
 
-def drained(its: Kept, most: int = 2) -> list[Waiting]:
+def drained(its: DiskSpool, most: int = 2) -> list[Waiting]:
     found = []
     while batch := its.peek(most):
         found += batch
@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_made_keeps_nothing(tmp_path: Path) -> None:
     assert its.put(waiting(0)) == 0 and its.pending == 0
     its.adopt()
     its.close()
-    assert KeptFile.left(tmp_path / "nowhere.kept", "log") is None
+    assert SpoolFile.left(tmp_path / "nowhere.kept", "log") is None
 
 
 STEPS = ("pwrite", "ftruncate", "pwrite")  # by which a file that is sent whole begins anew
@@ -263,7 +263,7 @@ def test_a_file_that_cannot_be_removed_is_let_go_of(
         patch.setattr(Path, "unlink", refused)
         its.close()
     (path,) = tmp_path.iterdir()
-    after = KeptFile.left(path, "log")
+    after = SpoolFile.left(path, "log")
     assert after is not None and after.pending == 0
     after.close()
     assert list(tmp_path.iterdir()) == []

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, decode
 from recsys.events.hashing import partition_of
-from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, Ingest, Taken
+from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, EventValidator, ValidatedBatch
 
 NOW_MS = 1_790_000_000_000
 DURATIONS: dict[Any, float] = {"short": 5_000, "long": 60_000}
 
 
 @pytest.fixture
-def ingest() -> Ingest:
-    return Ingest(Config(), DURATIONS.get, window=100)
+def ingest() -> EventValidator:
+    return EventValidator(Config(), DURATIONS.get, window=100)
 
 
 def view(item_id: str = "short", watch_ms: int | None = 100, **more: Any) -> dict[str, Any]:
@@ -32,17 +32,17 @@ def view(item_id: str = "short", watch_ms: int | None = 100, **more: Any) -> dic
     } | more
 
 
-def take(ingest: Ingest, *events: object, now_ms: int = NOW_MS) -> Taken:
+def take(ingest: EventValidator, *events: object, now_ms: int = NOW_MS) -> ValidatedBatch:
     taken = ingest.take(events, now_ms)
     ingest.keep(taken)
     return taken
 
 
-def statuses(taken: Taken) -> list[str]:
+def statuses(taken: ValidatedBatch) -> list[str]:
     return [result.status for result in taken.results]
 
 
-def kinds(taken: Taken) -> list[str]:
+def kinds(taken: ValidatedBatch) -> list[str]:
     return [event.kind for event in taken.engagements]
 
 
@@ -59,7 +59,7 @@ def kinds(taken: Taken) -> list[str]:
     ],
 )
 def test_a_view_of_most_of_an_item_is_a_long_view(
-    ingest: Ingest, item_id: str, watch_ms: int | None, long: bool
+    ingest: EventValidator, item_id: str, watch_ms: int | None, long: bool
 ) -> None:
     taken = take(ingest, view(item_id, watch_ms, event_id="e"))
     assert kinds(taken) == (["long_view", "view"] if long else ["view"])
@@ -68,7 +68,7 @@ def test_a_view_of_most_of_an_item_is_a_long_view(
         assert taken.engagements[0].watch_ms == watch_ms
 
 
-def test_records_are_what_is_taken_in_the_users_partition(ingest: Ingest) -> None:
+def test_records_are_what_is_taken_in_the_users_partition(ingest: EventValidator) -> None:
     taken = take(ingest, view(user_id=7), view("long", 20_000, user_id="x"))
     assert [decode(r.value) for r in taken.records] == list(taken.engagements)
     assert [r.partition for r in taken.records] == [
@@ -77,7 +77,7 @@ def test_records_are_what_is_taken_in_the_users_partition(ingest: Ingest) -> Non
     assert [r.key for r in taken.records] == [b"7", b"x", b"x"]
 
 
-def test_a_long_view_that_the_client_sends_counts_once(ingest: Ingest) -> None:
+def test_a_long_view_that_the_client_sends_counts_once(ingest: EventValidator) -> None:
     said = view(kind="long_view", event_id="mine")
     taken = take(ingest, view(watch_ms=5_000), said)
     assert statuses(taken) == [ACCEPTED, ACCEPTED] and kinds(taken) == ["view", "long_view"]
@@ -88,7 +88,7 @@ def test_a_long_view_that_the_client_sends_counts_once(ingest: Ingest) -> None:
     assert statuses(late) == [DUPLICATE]
 
 
-def test_repeats_are_known_by_id_or_content_within_the_window(ingest: Ingest) -> None:
+def test_repeats_are_known_by_id_or_content_within_the_window(ingest: EventValidator) -> None:
     assert statuses(take(ingest, view(event_id="a"), view(event_id="a"))) == [ACCEPTED, DUPLICATE]
     assert statuses(take(ingest, view(), view())) == [ACCEPTED, DUPLICATE]
     assert statuses(take(ingest, view(event_id="a"), view())) == [DUPLICATE, DUPLICATE]
@@ -96,7 +96,7 @@ def test_repeats_are_known_by_id_or_content_within_the_window(ingest: Ingest) ->
     assert statuses(take(ingest, view(event_id="a"))) == [ACCEPTED]
 
 
-def test_what_was_not_committed_is_no_repeat(ingest: Ingest) -> None:
+def test_what_was_not_committed_is_no_repeat(ingest: EventValidator) -> None:
     assert statuses(ingest.take([view(event_id="a")], NOW_MS)) == [ACCEPTED]
     assert statuses(take(ingest, view(event_id="a"))) == [ACCEPTED]
     assert statuses(take(ingest, view(event_id="a"))) == [DUPLICATE]
@@ -126,7 +126,7 @@ def test_what_was_not_committed_is_no_repeat(ingest: Ingest) -> None:
         (None, "event"),
     ],
 )
-def test_a_wrong_event_is_refused_alone(ingest: Ingest, event: object, field: str) -> None:
+def test_a_wrong_event_is_refused_alone(ingest: EventValidator, event: object, field: str) -> None:
     taken = take(ingest, view(event_id="before"), event, view(event_id="after"))
     assert statuses(taken) == [ACCEPTED, REJECTED, ACCEPTED]
     assert len(taken.records) == 2
@@ -146,13 +146,13 @@ _JSON = st.recursive(
 
 @given(st.lists(_JSON | st.dictionaries(st.sampled_from([*view(), "event_id"]), _JSON), max_size=5))
 def test_nothing_that_comes_in_raises(events: list[Any]) -> None:
-    taken = Ingest(Config()).take([*events, view()], NOW_MS)
+    taken = EventValidator(Config()).take([*events, view()], NOW_MS)
     assert [r.index for r in taken.results] == list(range(len(events) + 1))
     assert taken.results[-1].status == ACCEPTED
     assert all(isinstance(decode(r.value), Engagement) for r in taken.records)
 
 
-def test_only_a_foreign_client_may_tell_the_past_and_no_request(ingest: Ingest) -> None:
+def test_only_a_foreign_client_may_tell_the_past_and_no_request(ingest: EventValidator) -> None:
     old = view(request_id="", time_ms=NOW_MS - 10 * 365 * 86_400_000, watch_ms=9_000)
     assert statuses(take(ingest, old)) == [REJECTED]
     taken = ingest.take([old], NOW_MS, foreign=True)
@@ -161,7 +161,7 @@ def test_only_a_foreign_client_may_tell_the_past_and_no_request(ingest: Ingest) 
     assert statuses(ingest.take([ahead], NOW_MS, foreign=True)) == [REJECTED]
 
 
-def test_without_a_request_a_long_view_is_known_by_its_view_alone(ingest: Ingest) -> None:
+def test_without_a_request_a_long_view_is_known_by_its_view_alone(ingest: EventValidator) -> None:
     """The same item may be watched on two days; with a request it is watched once in it."""
     watched = [view(request_id="", time_ms=NOW_MS - day, watch_ms=9_000, event_id=f"e{day}")
                for day in (0, 86_400_000)]  # fmt: skip

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog, Topic
-from serving.ingestion.disk_spool import Kept, Waiting
-from serving.ingestion.log_writer import CLOSED, FULL, REFUSED, ImpressionWriter, Overloaded
+from serving.ingestion.disk_spool import DiskSpool, Waiting
+from serving.ingestion.log_writer import CLOSED, FULL, REFUSED, LogWriter, Overloaded
 
 
 class Log(MemoryLog):
@@ -44,8 +44,8 @@ def log() -> Log:
 
 
 @pytest.fixture
-def writer(log: Log) -> Iterator[ImpressionWriter]:
-    made = ImpressionWriter(log, keep_bytes=100, waiting=10, retry_s=0.02)
+def writer(log: Log) -> Iterator[LogWriter]:
+    made = LogWriter(log, keep_bytes=100, waiting=10, retry_s=0.02)
     made.start()
     yield made
     log.away = False
@@ -64,13 +64,13 @@ def until(holds: Any) -> None:
         time.sleep(0.002)
 
 
-def test_events_are_acknowledged_with_their_offsets(writer: ImpressionWriter, log: Log) -> None:
+def test_events_are_acknowledged_with_their_offsets(writer: LogWriter, log: Log) -> None:
     assert writer.commit("events", [record(b"a"), record(b"b")]).result(5) == [0, 1]
     assert writer.commit("items", [record(b"i")]).result(5) == [0]
     assert log.values() == [b"a", b"b"] and log.values("items") == [b"i"]
 
 
-def test_what_waits_goes_out_at_once_and_in_order(writer: ImpressionWriter, log: Log) -> None:
+def test_what_waits_goes_out_at_once_and_in_order(writer: LogWriter, log: Log) -> None:
     log.open.clear()
     writer.impression("events", record(b"0"))
     until(lambda: not writer._entries)
@@ -87,7 +87,7 @@ def test_what_waits_goes_out_at_once_and_in_order(writer: ImpressionWriter, log:
 
 
 def test_impressions_outlast_the_log_and_events_are_refused(
-    writer: ImpressionWriter, log: Log
+    writer: LogWriter, log: Log
 ) -> None:
     log.away = True
     assert writer.impression("events", record(b"1"))
@@ -111,7 +111,7 @@ def test_impressions_outlast_the_log_and_events_are_refused(
     assert writer.commit("events", [record(b"3")]).result(5) == [2]
 
 
-def test_what_is_kept_is_bounded_and_the_rest_counted(writer: ImpressionWriter, log: Log) -> None:
+def test_what_is_kept_is_bounded_and_the_rest_counted(writer: LogWriter, log: Log) -> None:
     log.away = True
     taken = [writer.impression("events", record(b"x" * 30)) for _ in range(5)]
     assert taken == [True, True, True, False, False]
@@ -122,7 +122,7 @@ def test_what_is_kept_is_bounded_and_the_rest_counted(writer: ImpressionWriter, 
     assert writer.impression("events", record(b"x" * 30))
 
 
-def test_more_events_than_may_wait_are_refused(writer: ImpressionWriter, log: Log) -> None:
+def test_more_events_than_may_wait_are_refused(writer: LogWriter, log: Log) -> None:
     log.open.clear()
     first = writer.commit("events", [record(b"x")] * 8)
     with pytest.raises(Overloaded, match="8 events wait"):
@@ -133,7 +133,7 @@ def test_more_events_than_may_wait_are_refused(writer: ImpressionWriter, log: Lo
     assert writer.commit("events", [record(b"z")] * 10).result(5)[0] == 10
 
 
-def test_an_unexpected_error_does_not_end_the_thread(writer: ImpressionWriter, log: Log) -> None:
+def test_an_unexpected_error_does_not_end_the_thread(writer: LogWriter, log: Log) -> None:
     with pytest.raises(LogUnavailable, match="nowhere"):
         writer.commit("nowhere", [record(b"x")]).result(5)
     until(lambda: not writer.failing)
@@ -141,7 +141,7 @@ def test_an_unexpected_error_does_not_end_the_thread(writer: ImpressionWriter, l
 
 
 def test_closing_writes_what_waits(log: Log) -> None:
-    writer = ImpressionWriter(log)
+    writer = LogWriter(log)
     log.open.clear()
     writer.start()
     for i in range(50):
@@ -156,8 +156,8 @@ class Disk:
     """A writer that keeps on disk, and its log."""
 
     def __init__(self, folder: Path, log: Log | None = None, **more: int) -> None:
-        self.log, self.kept = log or Log(), Kept(folder, "log", more.pop("disk", 1 << 20))
-        self.writer = ImpressionWriter(
+        self.log, self.kept = log or Log(), DiskSpool(folder, "log", more.pop("disk", 1 << 20))
+        self.writer = LogWriter(
             self.log, keep_bytes=more.pop("keep_bytes", 1000), retry_s=0.01, kept=self.kept
         )
         self.writer.start()
@@ -257,7 +257,7 @@ def test_a_log_that_goes_and_comes_loses_nothing_and_repeats_nothing(tmp_path: P
 
 
 def test_a_record_that_the_log_never_takes_keeps_nobody_back(
-    writer: ImpressionWriter, log: Log
+    writer: LogWriter, log: Log
 ) -> None:
     log.open.clear()
     writer.impression("events", record(b"0"))
@@ -273,8 +273,8 @@ def test_a_record_that_the_log_never_takes_keeps_nobody_back(
 def test_the_thread_outlives_whatever_goes_wrong_in_it(
     log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = Kept(tmp_path, "log", 1 << 20)
-    writer = ImpressionWriter(log, retry_s=0.02, kept=kept)
+    kept = DiskSpool(tmp_path, "log", 1 << 20)
+    writer = LogWriter(log, retry_s=0.02, kept=kept)
     log.away = True
     writer.start()
     writer.impression("events", record(b"0"))
@@ -327,7 +327,7 @@ def test_what_cannot_be_put_on_disk_at_the_end_is_counted(
     its.show(1, 2)
     its.writer.close()
     assert its.writer.drops[CLOSED] == 2
-    after = Kept(tmp_path, "log", 1 << 20)
+    after = DiskSpool(tmp_path, "log", 1 << 20)
     after.adopt()  # it was let go of
     assert after.peek(5) == [("events", record(b"0"))]
 
@@ -336,7 +336,7 @@ def test_a_folder_that_cannot_be_searched_does_not_end_the_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.ingestion.log_writer._ADOPT_S", 0.0)
-    monkeypatch.setattr(Kept, "adopt", broken)
+    monkeypatch.setattr(DiskSpool, "adopt", broken)
     its = Disk(tmp_path)
     its.show(0)
     until(lambda: its.numbers() == [0])
@@ -353,7 +353,7 @@ def test_while_the_disk_cannot_be_read_what_comes_is_put_there(
     first.show(0)
     first.writer.close()
     with monkeypatch.context() as patch:
-        patch.setattr(Kept, "peek", broken)
+        patch.setattr(DiskSpool, "peek", broken)
         its = Disk(tmp_path)
         its.show(1, 2)
         until(lambda: its.kept.own_pending and not its.writer.kept_bytes)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.statistics.interleaving import NOBODY, Draft
+from experiments.statistics.interleaving import NOBODY, TeamDraft
 from serving.ranking.selection import BY_SCORE, Ballot, Cap, Chance, draw_from
 from serving.ranking.slate_propensities import chances_along
 from serving.ranking.team_draft import draft
@@ -179,5 +179,5 @@ def test_once_one_has_nothing_left_the_other_fills_the_list_for_nobody() -> None
 def test_whose_turn_it_is_is_as_a_draft_says() -> None:
     its = ballot()
     for n in range(20):
-        turns, teams = Draft(f"r{n}", TEAMS), draft((its, its), 6, TEAMS, request_id=f"r{n}").teams
+        turns, teams = TeamDraft(f"r{n}", TEAMS), draft((its, its), 6, TEAMS, request_id=f"r{n}").teams
         assert list(teams) == [turns.picked(turns.turn()) for _ in teams]

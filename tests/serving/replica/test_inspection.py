@@ -10,7 +10,7 @@ import pytest
 from recsys.events.records import ITEMS
 from serving.replica import inspection
 from serving.request import Request
-from serving.variants.canary_routing import CanarySide
+from serving.variants.canary_routing import CanaryRouter
 from tests.support.service_harness import ADMIN, World, run
 
 
@@ -89,7 +89,7 @@ def test_a_list_is_drawn_as_the_feed_draws_and_counts_as_none(
 ) -> None:
     async def scenario(w: World) -> None:
         asked, read = list[Request](), list[float]()
-        canary, recommend, its = w.service.canary, w.service.pipeline.recommend, CanarySide.pipeline
+        canary, recommend, its = w.service.canary, w.service.pipeline.recommend, CanaryRouter.pipeline
 
         def noted(request: Request, *rest: Any) -> Any:
             asked.append(request)
@@ -98,7 +98,7 @@ def test_a_list_is_drawn_as_the_feed_draws_and_counts_as_none(
         side = SimpleNamespace(line="arm", pipeline=w.service.pipeline)
         monkeypatch.setattr(canary.sides, "fit", lambda side: True)
         monkeypatch.setattr(canary.sides, "get", lambda line: side)
-        monkeypatch.setattr(CanarySide, "pipeline", lambda of, user, _, c: its(of, user, "arm", c))
+        monkeypatch.setattr(CanaryRouter, "pipeline", lambda of, user, _, c: its(of, user, "arm", c))
         monkeypatch.setattr(w.service.pipeline, "recommend", noted)
         monkeypatch.setattr(w.service.admission, "read", lambda s, now_s: read.append(s))
         found = await seen(w, "users/u1")

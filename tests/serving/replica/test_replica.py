@@ -5,7 +5,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from experiments.promotion.epoch_model import sized
+from experiments.promotion.epoch_model import with_size
 from parameter_server.publish.deltas import Changed, StepDelta
 from recsys.events.control_records import ModelSize
 from recsys.events.event_types import Item
@@ -50,7 +50,7 @@ def test_steps_applied_and_a_snapshot_loaded_are_the_same_version() -> None:
 
 def test_a_model_of_another_size_takes_the_place_of_what_answers_at_once() -> None:
     usual = made(steps=3)
-    small = sized(config(), ModelSize(dim=2, hidden=(4,)))
+    small = with_size(config(), ModelSize(dim=2, hidden=(4,)))
     other = made(steps=5, its_config=small)
     tables = {name: store.export() for name, store in other.rows.items()}
     kept = digest(usual)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.assignment.policy import Policies
-from experiments.promotion.epoch_model import sized
+from experiments.promotion.epoch_model import with_size
 from parameter_server.publish.deltas import seal
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.lanes import LaneGradients, RowGradients
@@ -369,7 +369,7 @@ def test_the_model_is_that_of_the_epoch_and_of_the_canary(fixture: Fixture) -> N
     fixture.step(1, 1.0)
     fixture.turn()
     size = ModelSize(dim=4, hidden=(8,))
-    teacher, fixture.config = fixture.config, sized(fixture.config, size)
+    teacher, fixture.config = fixture.config, with_size(fixture.config, size)
     fixture.snapshot(1, 7.0, epoch=1)
     fixture.snapshot(3, 9.0, line="small")
     fixture.step(2, 8.0, epoch=1)

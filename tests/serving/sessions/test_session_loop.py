@@ -26,10 +26,10 @@ from recsys.features.session import Session
 from recsys.log.protocol import Append, LogLost, MemoryLog
 from serving.sessions.session_loop import SessionLoop
 from serving.sessions.session_store import (
-    MemoryFold,
+    MemoryFoldStore,
     MemorySessions,
-    Moved,
-    Place,
+    PositionConflict,
+    FoldPosition,
     StoreUnavailable,
 )
 
@@ -47,7 +47,7 @@ class Fixture:
 
     def loop(self, store: Any = None) -> SessionLoop:
         """A fold as it is after its process was started (again)."""
-        fold = store or MemoryFold(self.sessions)
+        fold = store or MemoryFoldStore(self.sessions)
         return SessionLoop(self.log, fold, FEATURES, now_ms=lambda: self.now_ms)
 
     def append(self, *events: Event) -> None:
@@ -214,7 +214,7 @@ def test_a_session_ahead_of_the_place_is_not_folded_twice(fixture: Fixture) -> N
     fixture.append(engagement(event_id="a"), engagement(i=1, event_id="b"))
     turn_all(fixture.loop())
     folded = dict(fixture.sessions.blobs)
-    fixture.sessions._place = Place(fixture.log.id, [0, 0, 0, 0], 0)
+    fixture.sessions._place = FoldPosition(fixture.log.id, [0, 0, 0, 0], 0)
     turn_all(fixture.loop())
     assert fixture.sessions.blobs == folded
 
@@ -229,19 +229,19 @@ def test_the_log_is_held_where_the_fold_would_begin_again(fixture: Fixture) -> N
     assert fixture.log.holds(EVENTS, partition) == {"session-fold": 1}
 
 
-class Failing(MemoryFold):
+class Failing(MemoryFoldStore):
     """Fails at chosen commits: before writing, after it, or having lost what was written before."""
 
     def __init__(self, sessions: MemorySessions, plan: dict[int, str]) -> None:
         super().__init__(sessions)
         self.sessions, self.plan, self.calls = sessions, plan, 0
-        self.old: list[tuple[dict[str, bytes], Place | None]] = []
+        self.old: list[tuple[dict[str, bytes], FoldPosition | None]] = []
         self.commit = self._commit  # type: ignore[method-assign]
 
     def _commit(
         self,
-        before: Place | None,
-        after: Place,
+        before: FoldPosition | None,
+        after: FoldPosition,
         sessions: Mapping[str, bytes],
         gone: Collection[str] = (),
     ) -> None:
@@ -278,7 +278,7 @@ def test_whatever_fails_the_sessions_are_those_of_an_undisturbed_fold(
     while idle < 2:
         try:
             idle = 0 if loop.turn(limit) else idle + 1
-        except (StoreUnavailable, Moved):
+        except (StoreUnavailable, PositionConflict):
             if restart:
                 loop = disturbed.loop(store)
     assert disturbed.sessions.blobs == calm.sessions.blobs

@@ -10,18 +10,18 @@ import pytest
 from serving.sessions.session_connection import LineSessions, sessions_at
 from serving.sessions.session_store import (
     FoldStore,
-    MemoryFold,
+    MemoryFoldStore,
     MemorySessions,
-    Moved,
-    Place,
-    RedisFold,
+    PositionConflict,
+    FoldPosition,
+    RedisFoldStore,
     RedisSessions,
     SessionReader,
     StoreUnavailable,
 )
 
-FIRST = Place("log-1", [3, 0, 7, 1], 2)
-SECOND = Place("log-1", [5, 0, 9, 1], 2)
+FIRST = FoldPosition("log-1", [3, 0, 7, 1], 2)
+SECOND = FoldPosition("log-1", [5, 0, 9, 1], 2)
 
 
 class Stores:
@@ -50,7 +50,7 @@ class Stores:
 
     def another(self) -> FoldStore:
         """A second process that folds into the same store."""
-        return MemoryFold(self._memory) if self._memory else RedisFold(self._url, 60)
+        return MemoryFoldStore(self._memory) if self._memory else RedisFoldStore(self._url, 60)
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +76,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def stores(request: pytest.FixtureRequest) -> Iterator[Stores]:
     if request.param == "memory":
         memory = MemorySessions()
-        yield Stores(MemoryFold(memory), memory=memory)
+        yield Stores(MemoryFoldStore(memory), memory=memory)
         return
     server = request.getfixturevalue("server")
     url = f"redis://127.0.0.1:{server.port}/0"
     server.client().flushall()
-    fold = RedisFold(url, 60)
+    fold = RedisFoldStore(url, 60)
     yield Stores(fold, url, reader=RedisSessions if request.param == "redis" else sessions_at)
     fold.close()
 
@@ -109,7 +109,7 @@ def test_gone_sessions_are_removed(stores: Stores) -> None:
 def test_another_place_than_expected_writes_nothing(stores: Stores) -> None:
     stores.fold.commit(None, FIRST, {"u1": b"1"})
     for wrong in (None, SECOND):
-        with pytest.raises(Moved, match="another process"):
+        with pytest.raises(PositionConflict, match="another process"):
             stores.fold.commit(wrong, SECOND, {"u1": b"2"}, ["u1"])
     assert stores.fold.place() == FIRST and stores.get("u1") == [b"1"]
 
@@ -117,10 +117,10 @@ def test_another_place_than_expected_writes_nothing(stores: Stores) -> None:
 def test_two_folds_do_not_both_win(stores: Stores) -> None:
     other = stores.another()
     stores.fold.commit(None, FIRST, {"u1": b"1"})
-    with pytest.raises(Moved):
+    with pytest.raises(PositionConflict):
         other.commit(None, FIRST, {"u1": b"2"})
     other.commit(FIRST, SECOND, {"u1": b"2"})
-    with pytest.raises(Moved):
+    with pytest.raises(PositionConflict):
         stores.fold.commit(FIRST, SECOND, {"u1": b"1"})
     other.close()
 
@@ -129,18 +129,18 @@ def test_two_folds_do_not_both_win(stores: Stores) -> None:
 def test_a_write_between_looking_and_writing_is_noticed(server: Any) -> None:
     url = f"redis://127.0.0.1:{server.port}/0"
     server.client().flushall()
-    one, other = RedisFold(url, 60), RedisFold(url, 60)
+    one, other = RedisFoldStore(url, 60), RedisFoldStore(url, 60)
     from serving.sessions import session_store
 
     compare = session_store._compare
 
-    def meddle(expected: Place | None, found: Place | None) -> None:
+    def meddle(expected: FoldPosition | None, found: FoldPosition | None) -> None:
         compare(expected, found)
         session_store._compare = compare
         other.commit(None, SECOND, {"u1": b"other"})
 
     session_store._compare = meddle
-    with pytest.raises(Moved):
+    with pytest.raises(PositionConflict):
         one.commit(None, FIRST, {"u1": b"one"})
     assert one.place() == SECOND and one.load(["u1"]) == [b"other"]
     one.close()
@@ -149,7 +149,7 @@ def test_a_write_between_looking_and_writing_is_noticed(server: Any) -> None:
 
 @pytest.mark.services
 def test_sessions_leave_after_their_time(server: Any) -> None:
-    fold = RedisFold(f"redis://127.0.0.1:{server.port}/0", 60)
+    fold = RedisFoldStore(f"redis://127.0.0.1:{server.port}/0", 60)
     server.client().flushall()
     fold.commit(None, FIRST, {"u1": b"1"})
     assert 50 < server.client().ttl("session:u1") <= 60
@@ -164,7 +164,7 @@ def test_a_store_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
     server = ValkeyServer(host="127.0.0.1", data_dir=tmp_path)
     server.start(timeout=30)
     url = f"redis://127.0.0.1:{server.port}/0"
-    fold = RedisFold(url, 60)
+    fold = RedisFoldStore(url, 60)
     fold.commit(None, FIRST, {"u1": b"1"})
     server.stop()
     for act in (

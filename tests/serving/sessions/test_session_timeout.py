@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serving.sessions.session_store import MemorySessions, StoreUnavailable
-from serving.sessions.session_timeout import SHUN_S, PatientReader
+from serving.sessions.session_timeout import SHUN_S, TimedSessionReader
 
 
 class Store(MemorySessions):
@@ -26,7 +26,7 @@ class Store(MemorySessions):
         return self.blobs.get(str(user_id))
 
 
-async def fails(reader: PatientReader) -> float:
+async def fails(reader: TimedSessionReader) -> float:
     """Reads, expects no answer, and says how long that took in seconds."""
     began = time.monotonic()
     with pytest.raises(StoreUnavailable):
@@ -36,7 +36,7 @@ async def fails(reader: PatientReader) -> float:
 
 def test_an_answer_is_passed_on() -> None:
     async def scenario() -> None:
-        reader = PatientReader(Store())
+        reader = TimedSessionReader(Store())
         assert await reader.get("u") == b"session"
         assert await reader.get("nobody") is None
         assert reader.failures == 0
@@ -48,7 +48,7 @@ def test_a_hanging_store_costs_a_slice_and_is_then_left_alone() -> None:
     async def scenario() -> None:
         store = Store()
         store.delay_s = 60.0
-        reader = PatientReader(store)
+        reader = TimedSessionReader(store)
         for _ in range(3):
             assert await fails(reader) < 0.3
         assert await fails(reader) < 0.01 and store.asked == 3
@@ -64,14 +64,14 @@ def test_a_broken_store_is_told_at_once() -> None:
     async def scenario() -> None:
         store = Store()
         store.broken = True
-        assert await fails(PatientReader(store)) < 0.02
+        assert await fails(TimedSessionReader(store)) < 0.02
 
     asyncio.run(scenario())
 
 
 def test_a_burst_in_a_busy_loop_loses_no_session() -> None:
     async def scenario() -> None:
-        reader = PatientReader(Store())
+        reader = TimedSessionReader(Store())
 
         async def request() -> bytes | None:
             blob = await reader.get("u")
@@ -87,7 +87,7 @@ def test_a_store_that_hangs_in_a_busy_loop_is_still_noticed() -> None:
     async def scenario() -> None:
         store = Store()
         store.delay_s = 60.0
-        reader = PatientReader(store)
+        reader = TimedSessionReader(store)
 
         async def request() -> None:
             with pytest.raises(StoreUnavailable):
@@ -104,7 +104,7 @@ def test_who_has_time_waits_for_a_slow_store_longer_than_a_request_does() -> Non
     async def scenario() -> None:
         store = Store()
         store.delay_s = 0.2
-        reader = PatientReader(store)
+        reader = TimedSessionReader(store)
         assert await reader.get("u", 1.0) == b"session"
         await fails(reader)
 

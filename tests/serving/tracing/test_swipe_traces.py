@@ -11,7 +11,7 @@ import pytest
 
 from recsys.config.telemetry_config import TracingConfig
 from recsys.observability.spans import of_request
-from replay.local_system import OneProcess, small_config
+from replay.local_system import LocalSystem, small_config
 from tests.support.traced_swipe import swipe_and_learn
 
 STAGES = ["session", "wait", "filter", "retrieve", "rank", "select", "answer"]
@@ -43,7 +43,7 @@ def said(span: dict[str, Any]) -> dict[str, Any]:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("traced")
     tracing = TracingConfig(share=0.5, file=str(folder / "spans.jsonl"))
-    system = OneProcess(replace(small_config(folder), tracing=tracing))
+    system = LocalSystem(replace(small_config(folder), tracing=tracing))
     asked = asyncio.run(swipe_and_learn(system, 20))
     assert system.tracer is not None and not system.tracer.dropped
     return [r for r in asked if system.tracer.chosen(r)], spans_in(folder / "spans.jsonl")
@@ -114,6 +114,6 @@ def test_no_span_says_who_the_viewer_is(ran: tuple[list[str], list[dict[str, Any
 
 
 def test_nothing_is_told_where_tracing_is_off(tmp_path: Path) -> None:
-    system = OneProcess(small_config(tmp_path))
+    system = LocalSystem(small_config(tmp_path))
     assert system.tracer is None and system.service.traces is None
     system.close()

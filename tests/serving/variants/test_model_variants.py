@@ -10,17 +10,17 @@ from recsys.events.records import topics
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import MemoryLog
 from replay.local_system import small_config
-from serving.variants.model_variants import LineSides
+from serving.variants.model_variants import ModelVariants
 
 
-def sides(folder: Path) -> LineSides:
+def sides(folder: Path) -> ModelVariants:
     config, log = small_config(folder), MemoryLog()
     for topic in topics(config.log.partitions):
         log.create(topic)
-    return LineSides(config, log, feature_set(config), lambda: 0)
+    return ModelVariants(config, log, feature_set(config), lambda: 0)
 
 
-async def wanted(its: LineSides, for_s: float) -> None:
+async def wanted(its: ModelVariants, for_s: float) -> None:
     """Requests that want one line, a hundred a second."""
     its.start(asyncio.get_running_loop())
     until = time.monotonic() + for_s

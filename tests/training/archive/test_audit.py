@@ -11,7 +11,7 @@ from recsys.features.feature_set import read_block
 from tests.support.past_events import ToyPast, toy_past
 from tests.support.small_feed import DENSE, FEATURES
 from training.archive.audit import Audit, AuditReport, is_sampled
-from training.archive.recompute import Recomputer, Shown, named
+from training.archive.recompute import Recomputer, PlacedImpression, split_by_counter_offsets
 
 
 @pytest.fixture
@@ -23,12 +23,12 @@ def audit(past: ToyPast, **more: float) -> AuditReport:
     items = past.history()
     sessions = past.sessions(items)
     found = Audit(Recomputer(items), FEATURES, **more)
-    for shown in named(past.shown()).values():
+    for shown in split_by_counter_offsets(past.shown()).values():
         found.look(shown, sessions.of, past.counters(items))
     return found.report
 
 
-def plant(past: ToyPast, shown: Shown, block: FeatureBlock | None) -> None:
+def plant(past: ToyPast, shown: PlacedImpression, block: FeatureBlock | None) -> None:
     its = replace(shown.impression, features=block)
     past.partitions[shown.partition][shown.offset] = (shown.offset, its)
 
@@ -52,7 +52,7 @@ def test_sessions_folded_on_the_way_are_those_folded_from_the_beginning(past: To
         assert sessions.of(shown).pack() == packed(past, items, shown)
 
 
-def packed(past: ToyPast, items: object, shown: Shown) -> bytes:
+def packed(past: ToyPast, items: object, shown: PlacedImpression) -> bytes:
     session = past.session_of(items, shown)  # type: ignore[arg-type]
     before = [o for o, e in past.partitions[shown.partition]
               if o < shown.offset and getattr(e, "user_id", None) == session.user_id]  # fmt: skip

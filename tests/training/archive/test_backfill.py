@@ -13,7 +13,7 @@ from recsys.features.feature_set import FeatureSet, one_item
 from tests.support.past_events import ToyPast, toy_past
 from tests.support.small_feed import FEATURES, SCHEMA, START_MS, example
 from training.archive.backfill import FILLED, KEPT, Backfill
-from training.archive.recompute import Recomputer, named
+from training.archive.recompute import Recomputer, split_by_counter_offsets
 
 WIDER = FeatureSet(
     changed(SCHEMA, item=(*SCHEMA.item, ("mood", CATEGORICAL)), groups=("author", "tags")), "all", 6
@@ -23,7 +23,7 @@ WIDER = FeatureSet(
 def filled(past: ToyPast, features: FeatureSet) -> Backfill:
     items = past.history(features)
     fill = Backfill(Recomputer(items), features)
-    for shown in named(past.shown()).values():
+    for shown in split_by_counter_offsets(past.shown()).values():
         fill.compute(shown, past.sessions(items), past.counters(items))
     return fill
 

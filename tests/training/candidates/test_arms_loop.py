@@ -11,7 +11,7 @@ from experiments.promotion.lifecycle import ARM, ENDED
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
 from parameter_server.table.overlay_table import OverlayTable
-from recsys.events.control_records import Decision, ExperimentWish
+from recsys.events.control_records import Decision, ExperimentRequest
 from recsys.events.records import CONTROL, DELTAS, EXAMPLES, Delta, pack
 from recsys.log.protocol import Append
 from recsys.model.blueprint import build_model
@@ -35,7 +35,7 @@ CONTROL_LINE, TREATMENT_LINE = "learners.control", "learners.treatment"
 
 
 def wish(run: PromotionRun, what: str) -> None:
-    said = ExperimentWish(what=what, name="learners", text=TEXT)
+    said = ExperimentRequest(what=what, name="learners", text=TEXT)
     run.system.log.append(CONTROL, [Append(0, b"", pack(said))])
 
 
@@ -215,7 +215,7 @@ def test_an_experiment_whose_line_is_lost_is_broken(tmp_path: Path) -> None:
         run.system.log.append(CONTROL, [Append(0, b"", pack(ended))])
         await run.show(5)
         assert not run.lifecycle.arms
-        stand = run.system.director.trials.newest.stands["learners"]
+        stand = run.system.director.experiments.newest.stands["learners"]
         assert stand.state == "stopped"
         assert stand.why == "broken: the line learners.treatment ended: its disk is gone"
         assert run.answers[-1].stamp.line == MAIN

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.promotion.promotion_run import LIST, Change, PromotionRun, config_of
-from experiments.promotion.lifecycle import Standing
+from experiments.promotion.lifecycle import CandidateState
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
-from parameter_server.storage.mmap_shard import mapped_shard
+from parameter_server.storage.mmap_shard import open_mmap_shard
 from recsys.events.control_records import Decision
 from recsys.events.records import EXAMPLES, SCORES, Scores
 from recsys.log.protocol import LogLost
@@ -67,7 +67,7 @@ def turned(run: PromotionRun, become: Callable[..., None], changes: tuple[Change
     return worse
 
 
-def guard_of(run: PromotionRun) -> Standing:
+def guard_name(run: PromotionRun) -> CandidateState:
     return run.lifecycle.standings[GUARD]
 
 
@@ -104,7 +104,7 @@ def test_a_line_that_turns_bad_once_it_is_live_is_taken_back_by_itself(
             await run.show(1)
         back = run.lifecycle.live
         assert (back.epoch, back.of, back.candidate, back.guarded) == (2, 0, "", False)
-        assert back.reason.startswith(f"{GUARD}: live's ") and guard_of(run).stage == "ended"
+        assert back.reason.startswith(f"{GUARD}: live's ") and guard_name(run).stage == "ended"
         bad = [a for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
         shown = len(bad) * LIST
         assert 0 < shown <= 250, (
@@ -164,11 +164,11 @@ def test_a_good_one_stays_over_the_guarded_time(tmp_path: Path) -> None:
         held = run.system.log.holds(EXAMPLES, 0)
         assert f"shadow/{GUARD}" in held
         for _ in range(40):
-            if guard_of(run).stage != "shadow":
+            if guard_name(run).stage != "shadow":
                 break
             await run.show(10)
-        assert run.lifecycle.live.epoch == 1 and guard_of(run).stage == "ended"
-        assert "examples compared, nothing against what is live" in guard_of(run).why
+        assert run.lifecycle.live.epoch == 1 and guard_name(run).stage == "ended"
+        assert "examples compared, nothing against what is live" in guard_name(run).why
         await run.show(2)
         assert GUARD not in run.system.shadow.shadows
         assert f"shadow/{GUARD}" not in run.system.log.holds(EXAMPLES, 0)
@@ -191,7 +191,7 @@ def test_a_guard_is_what_the_line_would_have_been(tmp_path: Path) -> None:
             found = snapshots.latest(folder, MAIN, 0, step).snapshot
             assert found is not None
             dense = build_model(system.features, run.config.model).read_dense()
-            return mapped_shard(whole_spec(run.config, GUARD), dense, found, step)
+            return open_mmap_shard(whole_spec(run.config, GUARD), dense, found, step)
 
         guard = Shadow(
             system.log, run.config, system.features, GUARD, at(first), run.lifecycle.lives
@@ -257,8 +257,8 @@ def test_a_guard_that_cannot_be_loaded_ends(
         monkeypatch.setattr(LineStart, "_from_live", fails)
         run = await promoted(tmp_path)
         await run.show(3)
-        assert (run.lifecycle.live.epoch, guard_of(run).stage) == (1, "ended")  # type: ignore[union-attr]
-        assert guard_of(run).why.startswith(f"what it replaced can't take its place: {what}")
+        assert (run.lifecycle.live.epoch, guard_name(run).stage) == (1, "ended")  # type: ignore[union-attr]
+        assert guard_name(run).why.startswith(f"what it replaced can't take its place: {what}")
         assert nothing_kept(run, GUARD)
         await run.system.stop()
 
@@ -277,7 +277,7 @@ def test_nothing_is_kept_of_a_guard_that_is_refused_once_it_is_at_work(
         assert not nothing_kept(run, GUARD) and (tmp_path / "snapshots" / GUARD).exists()
         monkeypatch.setattr(Shadow, "turn", fails)
         await run.show(3)
-        assert guard_of(run).why == "what it replaced can't take its place: LogLost: gone"
+        assert guard_name(run).why == "what it replaced can't take its place: LogLost: gone"
         assert nothing_kept(run, GUARD) and not (tmp_path / "snapshots" / GUARD).exists()
         await run.system.stop()
 
@@ -321,7 +321,7 @@ def test_a_person_or_another_promotion_ends_the_guard(tmp_path: Path) -> None:
         while run.lifecycle.live.epoch == 1:
             await run.show(1)
         await run.show(3)
-        assert guard_of(run).stage == "ended"
+        assert guard_name(run).stage == "ended"
         assert {its.line for its in run.lifecycle.at_work if its.guards} == {"guard-2"}
         assert set(run.system.shadow.shadows) == {"guard-2"}
         run.wish("rollback", "main/2", "it looks odd")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from experiments.promotion.epoch_model import sized
+from experiments.promotion.epoch_model import with_size
 from parameter_server.shard.shard import Shard
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, digest
 from recsys.events.control_records import Candidate, Control, ModelSize
@@ -36,7 +36,7 @@ def provenance(name: str, model: ModelConfig, **changes: object) -> Provenance:
 
 
 def test_its_size_is_known_from_its_file() -> None:
-    student = sized(replace(Config(), model=MODEL), SMALL).model
+    student = with_size(replace(Config(), model=MODEL), SMALL).model
     assert size_of(provenance("s", student), MODEL) == SMALL
     assert size_of(provenance("s", MODEL), MODEL) is None
 
@@ -83,7 +83,7 @@ def said(config: Config) -> list[Candidate]:
 
 
 def test_what_is_proposed_says_its_size(config: Config) -> None:
-    student = sized(config, SMALL).model
+    student = with_size(config, SMALL).model
     for name, model in (("s", student), ("as-usual", MODEL)):
         registry = added(config, name, model)
         propose_to(Path(config.state), name, registry.folder)
@@ -100,7 +100,7 @@ def test_one_whose_rows_as_int8_were_not_accepted_is_not_proposed_where_rows_are
         serve=replace(config.serve, rows="int8"),
     )
     monkeypatch.setattr(shadow.plans, "read", lambda _: (its, None))
-    registry = added(config, "s", sized(config, SMALL).model)
+    registry = added(config, "s", with_size(config, SMALL).model)
     with pytest.raises(typer.Exit):
         propose_to(Path(config.state), "s", registry.folder)
     assert "recsys accept int8" in capsys.readouterr().err and said(config) == []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.promotion.simulated_pairs import Pair, Stream
-from recsys.events.control_records import Candidate, Control, Decision, Wish
+from recsys.events.control_records import Candidate, Control, Decision, OperatorRequest
 from recsys.events.records import SCORES, Scores, pack
 from recsys.log.protocol import Append
 from tests.support.promotion_harness import BETTER, EQUAL, RULES, WORSE, Town, said_of, told
@@ -45,7 +45,7 @@ def test_one_at_a_time(town: Town) -> None:
     town.scored("second", BETTER, 20)
     assert town.decide() == []
     assert town.promoter.cases["second"].said.startswith("first is at it: one candidate at a time")
-    town.say(Wish(what="rollback", line="first", reason="no"))
+    town.say(OperatorRequest(what="rollback", line="first", reason="no"))
     assert told(town.decide()) == [("first", "rollback", ""), ("second", "promote", "canary")]
 
 
@@ -111,7 +111,7 @@ def test_people_are_asked_where_the_rules_say_so(tmp_path: Path) -> None:
     town.say(candidate("good"))
     town.scored("good", BETTER, 20)
     assert town.decide() == [] and town.promoter.cases["good"].said.startswith("waits for approval")
-    town.say(Wish(what="approve", line="good"))
+    town.say(OperatorRequest(what="approve", line="good"))
     assert told(town.decide()) == [("good", "promote", "canary")]
 
 
@@ -166,7 +166,7 @@ def test_a_restart_decides_nothing_twice(town: Town) -> None:
     town.say(candidate("good"), candidate("other"))
     town.scored("good", BETTER, 20)
     town.decide()
-    town.say(Wish(what="rollback", line="good", reason="no"))
+    town.say(OperatorRequest(what="rollback", line="good", reason="no"))
     assert told(town.decide()) == [("good", "rollback", "")]
     town.scored("other", BETTER, 20)
     assert told(town.decide()) == [("other", "promote", "canary")]
@@ -185,7 +185,7 @@ def test_a_wish_that_cannot_be_granted_is_answered(town: Town) -> None:
         ("main/3", "main/3 is over, or not known"),
         ("", "it says of what"),
     ):
-        town.say(Wish(what="rollback", line=line))
+        town.say(OperatorRequest(what="rollback", line=line))
         (answer,) = town.decide()
         assert isinstance(answer, Decision) and (answer.said, answer.to) == ("hold", "rollback")
         assert why in answer.why and town.decide() == []

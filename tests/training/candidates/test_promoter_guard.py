@@ -11,7 +11,7 @@ import pytest
 from benchmarks.studies.promotion.simulated_pairs import Pair
 from parameter_server.storage import snapshots
 from recsys.config.promotion_config import PromotionConfig
-from recsys.events.control_records import Candidate, Control, Decision, Live, Wish
+from recsys.events.control_records import Candidate, Control, Decision, Live, OperatorRequest
 from tests.support.promotion_harness import EQUAL, RULES, Town, told
 from training.candidates.candidate_evidence import Case
 
@@ -115,7 +115,7 @@ def test_what_ends_by_a_live_record_keeps_its_numbers_and_no_more(tmp_path: Path
     assert not closed(cases["guard-2"])
     town.say(Candidate(line="other", registry="r"))
     town.scored("other", EQUAL, 3, epoch=2)
-    town.say(Wish(what="rollback", line="main/2", reason="it looks odd"))
+    town.say(OperatorRequest(what="rollback", line="main/2", reason="it looks odd"))
     town.decide()
     assert town.promoter.lifecycle.at_work == [] and all(map(closed, cases.values()))
     assert town.promoter.cases["other"].compared.examples == 3 * 128
@@ -195,7 +195,7 @@ def test_a_guard_whose_own_scores_are_no_numbers_ends(tmp_path: Path) -> None:
 
 def test_a_person_may_end_the_guard_or_take_the_line_back_before_it(tmp_path: Path) -> None:
     town = guarded(tmp_path / "a")
-    town.say(Wish(what="rollback", line=GUARD, reason="it is fine"))
+    town.say(OperatorRequest(what="rollback", line=GUARD, reason="it is fine"))
     (over,) = town.decide()
     assert isinstance(over, Decision) and (over.said, over.to, over.final) == (
         "hold",
@@ -203,13 +203,13 @@ def test_a_person_may_end_the_guard_or_take_the_line_back_before_it(tmp_path: Pa
         True,
     )
     assert town.promoter.lifecycle.live.epoch == 1  # type: ignore[union-attr]
-    town.say(Wish(what="rollback", line=GUARD))
+    town.say(OperatorRequest(what="rollback", line=GUARD))
     (refused,) = town.decide()
     assert isinstance(refused, Decision) and refused.why.startswith(f"{GUARD} is over")
 
     town = guarded(tmp_path / "b")
     town.scored(GUARD, LIVE_IS_WORSE, 10, epoch=1)
-    town.say(Wish(what="rollback", line="main/1", reason="it looks odd"))
+    town.say(OperatorRequest(what="rollback", line="main/1", reason="it looks odd"))
     (live,) = town.decide()
     assert isinstance(live, Live) and live.reason == "it looks odd"
     assert town.promoter.lifecycle.at_work == [] and town.decide() == []

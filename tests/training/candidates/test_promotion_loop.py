@@ -13,7 +13,7 @@ from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
 from parameter_server.storage import snapshots
 from recsys.events.control_records import Decision
 from recsys.events.event_types import Impression, decode
-from recsys.events.records import EVENTS, SCORES, STEPS, Lesson, Scores, Step
+from recsys.events.records import EVENTS, SCORES, STEPS, TrainingExample, Scores, Step
 from recsys.process.log_consumer import readable
 from runtime.cli.candidates import View
 from tests.support.promotion_checks import never_back, stamps, until
@@ -127,7 +127,7 @@ def test_a_canary_that_is_taken_back_answers_nobody_after_the_next_turn(tmp_path
 def test_a_canary_that_ranks_upside_down_is_taken_back_by_itself(tmp_path: Path) -> None:
     """In shadow it would be known; so it is made canary before it has scored anything."""
 
-    def turned(lesson: Lesson) -> Lesson:
+    def turned(lesson: TrainingExample) -> TrainingExample:
         return msgspec.structs.replace(lesson, labels=[1 - label for label in lesson.labels])
 
     async def scenario() -> None:

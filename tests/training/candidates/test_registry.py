@@ -24,11 +24,11 @@ from training.candidates.registry import (
     Registry,
     Teacher,
     model_config,
-    model_words,
+    describe_model,
     new_name,
     parent_of,
     plain_config,
-    teacher_words,
+    describe_teacher,
 )
 
 
@@ -131,8 +131,8 @@ def test_who_taught_is_kept_and_sealed(registry: Registry) -> None:
     arrays, meta = shard().export()
     registry.add(of_model(SMALL, teacher=teacher), arrays, meta, step=2)
     assert registry.provenance("cand-2").teacher == teacher
-    assert teacher_words(teacher) == "main/0, 0.5 of 7 examples"
-    assert model_words(registry.provenance("cand-2")) == "dim 2, hidden 4"
+    assert describe_teacher(teacher) == "main/0, 0.5 of 7 examples"
+    assert describe_model(registry.provenance("cand-2")) == "dim 2, hidden 4"
     file = registry.folder / "cand-2" / FILE
     file.write_text(file.read_text().replace('"share": 0.5', '"share": 0.6'))
     with pytest.raises(Refused, match="was changed"):

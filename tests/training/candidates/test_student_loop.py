@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
-from experiments.promotion.epoch_model import sized
+from experiments.promotion.epoch_model import with_size
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
 from recsys.events.control_records import Decision, ModelSize
 from recsys.events.records import SCORES, STEPS, Scores, Step
 from recsys.process.log_consumer import readable
-from replay.answer_check import EQUAL, Explainer
+from replay.answer_check import EQUAL, AnswerChecker
 from serving.retrieval import retrieval_client
 from tests.support.promotion_checks import never_back, stamps, until
 from training.lines.line import MAIN, learning_digest
@@ -85,7 +85,7 @@ def test_a_student_takes_over_learns_on_and_is_taken_back(
         assert set(dims(run).values()) == {SIZE.dim}
         assert stamps(run)[-1][:2] == (MAIN, 1) and stamps(run)[-1][2] > began
         teacher, student = (
-            learning_digest(sized(run.config, size), run.system.features) for size in (None, SIZE)
+            learning_digest(with_size(run.config, size), run.system.features) for size in (None, SIZE)
         )
         assert (digests(run, 0), digests(run, 1)) == ({teacher}, {student})
         assert run.system.worker.counts["other_config"] == 0
@@ -107,7 +107,7 @@ def test_a_student_takes_over_learns_on_and_is_taken_back(
 
 def explained(run: PromotionRun) -> None:
     """Answers of each line and epoch are made again from the log, each by the model of then."""
-    explainer = Explainer(run.system.log, run.config, run.system.features)
+    explainer = AnswerChecker(run.system.log, run.config, run.system.features)
     chosen = {stamp: n for n, stamp in enumerate(stamps(run)) if stamp[2]}  # one of each version
     newest = [n for (line, *_), n in chosen.items() if line == "small"]
     chosen = {s: n for s, n in chosen.items() if s[0] == MAIN or n in newest[-_EXPLAINED:]}

@@ -6,8 +6,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from benchmarks.studies.drift.story_log import StoryLog
-from benchmarks.studies.drift.story_stream import Stream, watch
+from benchmarks.studies.drift.scenario_log import ScenarioLog
+from benchmarks.studies.drift.scenario_stream import Stream, watch
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.model.blueprint import build_model
 from recsys.model.list_ranker import lists_of
@@ -16,7 +16,7 @@ from replay.replay_run import ReplayOptions
 from training.continual.learner import Lane, Learner
 from training.continual.local_line import LocalLine
 from training.lines.line import spec_of
-from training.merging.merge import Replayed, catch_up, standing_at
+from training.merging.merge import Replayed, catch_up, export_at_step
 from training.merging.merge_variants import losses
 from training.merging.refit import Batch, Refit, refit
 from training.offline.distill import Distiller, student_of, taught
@@ -30,7 +30,7 @@ CONFIG = Config(
 
 @cache
 def stream() -> Stream:
-    log = StoryLog(1, 6.0, users=10, items=40, requests_per_s=0.012, story="meaning")
+    log = ScenarioLog(1, 6.0, users=10, items=40, requests_per_s=0.012, story="meaning")
     return watch(log, ReplayOptions(step_examples=64), CONFIG, log.nights())
 
 
@@ -85,7 +85,7 @@ def test_a_fit_stops_early_and_learns_all() -> None:
 
 def test_a_catch_up_begins_where_the_offline_model_ended_and_predicts_first() -> None:
     offline = learned(line_of(), lanes()[:8] * 2)
-    line = LocalLine.loaded(offline.learner, offline.spec, standing_at(offline.export(), 8))
+    line = LocalLine.loaded(offline.learner, offline.spec, export_at_step(offline.export(), 8))
     expected = line.predict(lanes()[8])
     told = catch_up(line, [Replayed(n, [lane]) for n, lane in enumerate(lanes()[8:11])])
     assert line.step == 11 and len(told) == 3

@@ -32,7 +32,7 @@ from tests.support.small_feed import (
     toy_config,
     toy_log,
 )
-from training.archive.writer import Archive, read_archive
+from training.archive.writer import Archive, archived_rows
 from training.deletion import erasure
 from training.deletion.erasure import EVERY_MS, Eraser
 from training.joining.joiner_loop import JoinerLoop
@@ -118,8 +118,8 @@ class System:
         ]
 
     def archived(self, topic: str) -> list[tuple[int, int, bytes, bytes]]:
-        frame = read_archive(self.folder / "archive", topic)
-        return frame.select("partition", "offset", "key", "value").collect().rows()
+        columns = ("partition", "offset", "key", "value")
+        return list(archived_rows(self.folder / "archive", topic, columns))
 
 
 def names(value: bytes) -> bool:

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
-import polars as pl
+import pyarrow.compute as pc
 import pytest
 
-from experiments.promotion.epoch_model import config_at, sized
+from experiments.promotion.epoch_model import config_at, with_size
 from parameter_server.rpc.parameter_client import fresh_shards
 from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
@@ -31,7 +31,7 @@ from tests.support.small_feed import (
 )
 from tests.support.unlearn_line import learn
 from training.archive.files import erase_rows
-from training.archive.writer import Archive, read_archive
+from training.archive.writer import Archive, archived_rows
 from training.candidates.director import point, starts_after
 from training.deletion.erasure import PART, Eraser, erase_records, left_of
 from training.deletion.unlearn import CantUnlearn, unlearn
@@ -219,7 +219,7 @@ def test_the_model_is_that_of_the_snapshot_that_it_begins_from(tmp_path: Path, s
     before = request(log, LATE)
     finish(log, config, FEATURES)
     learn(config, log, since)
-    small = sized(config, student)
+    small = with_size(config, student)
     line = fresh_shards(spec_of(small), build_model(FEATURES, small.model).read_dense())
     for part, shard in enumerate(line):
         arrays, meta = shard.export()
@@ -312,12 +312,8 @@ def test_the_archive_knows_that_what_retention_dropped_was_others(tmp_path: Path
     trim_before(log, oldest)
     partition = partition_of(LATE, PARTITIONS)
     assert log.begin(EXAMPLES, partition) > 0
-    [other] = (
-        read_archive(tmp_path / "a" / "archive", EXAMPLES)
-        .filter((pl.col("partition") == partition) & (pl.col("offset") == 0))
-        .select("key")
-        .collect()["key"]
-    )
+    first = (pc.field("partition") == partition) & (pc.field("offset") == 0)
+    [(other,)] = archived_rows(tmp_path / "a" / "archive", EXAMPLES, ["key"], first)
     shutil.copytree(tmp_path / "a" / "archive", tmp_path / "whole")
     erase_rows(tmp_path / "a" / "archive", EXAMPLES, partition, other, lambda its: its.offset == 0)
     with pytest.raises(

@@ -6,7 +6,7 @@ from training.drift.monitors import Alarm, Evidence
 from training.drift.reaction import (
     PublishEvery,
     ReactionConfig,
-    Reactor,
+    ReactionPolicy,
     SetRate,
     StartOffline,
 )
@@ -21,14 +21,14 @@ def feature(name: str) -> Alarm:
 
 
 def test_a_loss_raises_the_rate_and_calls_for_the_offline_job_once() -> None:
-    reactor = Reactor()
+    reactor = ReactionPolicy()
     assert reactor.step([LOSS], 256, 0) == [SetRate(3.0, (LOSS,)), StartOffline(0, (LOSS,))]
     assert reactor.step([LOSS], 256, HOUR_MS) == []  # the rate is there, the job was called for
     assert reactor.step([LOSS], 256, 7 * HOUR_MS)[-1:] == [StartOffline(7 * HOUR_MS, (LOSS,) * 3)]
 
 
 def test_the_rate_falls_back_to_the_usual_and_stays_there() -> None:
-    reactor = Reactor()
+    reactor = ReactionPolicy()
     reactor.step([LOSS], 256, 0)
     told = [its for _ in range(400) for its in reactor.step([], 256, 1) if isinstance(its, SetRate)]
     factors = [its.factor for its in told]
@@ -38,7 +38,7 @@ def test_the_rate_falls_back_to_the_usual_and_stays_there() -> None:
 
 
 def test_a_feature_alone_calls_for_no_offline_job_and_three_do() -> None:
-    reactor = Reactor()
+    reactor = ReactionPolicy()
     assert not any(isinstance(its, StartOffline) for its in reactor.step([feature("a")], 256, 0))
     assert not any(
         isinstance(its, StartOffline) for its in reactor.step([feature("a")] * 2, 256, 0)
@@ -48,7 +48,7 @@ def test_a_feature_alone_calls_for_no_offline_job_and_three_do() -> None:
 
 
 def test_a_calm_stream_gathers_more_steps_and_an_alarm_ends_that_at_once() -> None:
-    reactor = Reactor()
+    reactor = ReactionPolicy()
     told = [its for _ in range(1_000) for its in reactor.step([], 256, 1)]
     assert told == [PublishEvery(2), PublishEvery(4), PublishEvery(8)]
     assert PublishEvery(1, (LOSS,)) in reactor.step([LOSS], 256, 2)

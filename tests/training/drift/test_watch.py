@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from experiments.promotion.lifecycle import Lifecycle
-from parameter_server.shard.lanes import MOST_RATE
+from parameter_server.shard.lanes import MAX_RATE
 from recsys.config.drift_config import DriftRules
 from recsys.events.control_records import Alarm, Control, Live, Reaction
 from recsys.events.event_types import FeatureBlock
@@ -20,7 +20,7 @@ from recsys.log.protocol import Append, LogUnavailable
 from recsys.process.part_process import Heartbeat
 from tests.support.learning_loops import Clock, FlakyLog, everything, sequence
 from tests.support.small_feed import FEATURES, append_examples, example, toy_config, toy_log
-from training.candidates.director import Director, tell_drift
+from training.candidates.director import Director, report_drift
 from training.drift import watch as drift_watch
 from training.drift.offline_command import OfflineCommand
 from training.drift.watch import DriftWatch, SampledFeatures, steady
@@ -209,7 +209,7 @@ def test_whoever_folds_control_passes_alarms_and_reactions_over() -> None:
     assert not Lifecycle().fold(alarm) and not Lifecycle().fold(Reaction(rate=2.0))
 
 
-@pytest.mark.parametrize("rate", [0.0, -1.0, MOST_RATE + 1, float("nan"), float("inf")])
+@pytest.mark.parametrize("rate", [0.0, -1.0, MAX_RATE + 1, float("nan"), float("inf")])
 def test_a_reaction_that_makes_no_sense_is_none(rate: float) -> None:
     log, clock = toy_log(), Clock()
     log.append(CONTROL, [Append(0, b"", pack(Reaction(rate=rate, publish_every=-3)))])
@@ -220,7 +220,7 @@ def test_a_reaction_that_makes_no_sense_is_none(rate: float) -> None:
 def test_the_heartbeat_says_how_things_are(tmp_path) -> None:
     log, beat = toy_log(), Heartbeat("director")
     log.append(CONTROL, [Append(0, b"", pack(Reaction(rate=1.5, publish_every=2)))])
-    tell_drift(director(log, tmp_path), beat)
+    report_drift(director(log, tmp_path), beat)
     gauges = beat.now().gauges
     assert gauges == {"alarms": 0, "rate": 1.5, "publish_every": 2, "offline_runs": 0}
 

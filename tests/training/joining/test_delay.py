@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.joining.delay import SLICES, Delays
+from training.joining.delay import SLICES, LabelDelays
 
 WINDOW_S, HORIZON_S = 10.0, 310.0  # a slice is ten seconds
 WIDTH_MS = 10_000
@@ -16,11 +16,11 @@ def counted(
     labels: int = 1,
     seed: int = 0,
     window_s: float = WINDOW_S,
-) -> Delays:
+) -> LabelDelays:
     """``rates[n]``: labels that become true of the impressions of second n, after exponential delays. Those
     within the window are in the first example, those within the horizon in corrections."""
     whole_s = WINDOW_S + HORIZON_S
-    draw, its = np.random.default_rng(seed), Delays(labels, window_s, whole_s - window_s)
+    draw, its = np.random.default_rng(seed), LabelDelays(labels, window_s, whole_s - window_s)
     events = []
     for second, rate in enumerate(rates):
         for delay_s in draw.exponential(mean_s, rate):
@@ -91,7 +91,7 @@ def test_few_labels_nearly_all_and_nearly_none_are_taken_for_all() -> None:
     assert counted([1] * 150).arrived(1) == []
     assert counted([20] * 1000, mean_s=1.0).arrived(1) == []
     assert counted([200] * 700, mean_s=3_000.0).arrived(1) != []  # a tenth of 320 s all the same
-    its = Delays(1, WINDOW_S, HORIZON_S)
+    its = LabelDelays(1, WINDOW_S, HORIZON_S)
     for second in range(1000):
         its.advance(second * 1000)
         its.first(second * 1000, 1, 1 if second % 10 == 0 else 0)
@@ -101,7 +101,7 @@ def test_few_labels_nearly_all_and_nearly_none_are_taken_for_all() -> None:
 
 
 def test_labels_and_ways_of_ending_are_apart() -> None:
-    its = Delays(3, WINDOW_S, HORIZON_S)
+    its = LabelDelays(3, WINDOW_S, HORIZON_S)
     for second in range(900):
         its.advance(second * 1000)
         its.first(second * 1000, 0, 0b011)
@@ -129,4 +129,4 @@ def test_a_silence_of_any_length_leaves_nothing_behind() -> None:
 
 def test_a_state_of_other_labels_is_refused() -> None:
     with pytest.raises(ValueError, match="other labels"):
-        Delays(2, 1.0, 1.0).restore(Delays(3, 1.0, 1.0).state)
+        LabelDelays(2, 1.0, 1.0).restore(LabelDelays(3, 1.0, 1.0).state)

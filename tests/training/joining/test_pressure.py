@@ -20,7 +20,7 @@ from tests.support.service_harness import Broken, Slow, World, run, view
 
 REQUESTS = 30
 AT_ONCE = 6
-UNHURRIED = ServeConfig(deadline_ms=10_000.0, queue_ms=10_000.0)  # what is gone is the matter here
+NO_DEADLINE = ServeConfig(deadline_ms=10_000.0, queue_ms=10_000.0)  # what is gone is the matter here
 
 
 def raises(*_: Any, **__: Any) -> Any:
@@ -82,7 +82,7 @@ async def ask(world: World, answers: list[httpx.Response]) -> None:
 def test_a_feed_answers_whatever_is_gone_and_no_impression_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    world = World(tmp_path, serve=UNHURRIED)
+    world = World(tmp_path, serve=NO_DEADLINE)
     world.service.writer._retry_s = 0.02
     monkeypatch.setattr("serving.replica.log_follower._RETRY_S", 0.02)
 

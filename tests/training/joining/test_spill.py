@@ -26,7 +26,7 @@ from tests.support.small_feed import (
     toy_log,
 )
 from training.joining import pending_impressions as shelf
-from training.joining.impression_state import Open, held_of
+from training.joining.impression_state import Open, new_state
 from training.joining.joiner import Joiner
 from training.joining.joiner_loop import JoinerLoop
 from training.joining.spill import MemorySpill, Row, Spill, SpillLost
@@ -186,10 +186,10 @@ def test_a_file_that_was_killed_stands_at_its_newest_mark(tmp_path: Path) -> Non
 @settings(max_examples=25, deadline=None)
 @given(due=st.lists(st.integers(0, 20), min_size=30, max_size=60), now_ms=st.integers(0, 25))
 def test_timers_run_out_in_one_order_wherever_they_are(due: list[int], now_ms: int) -> None:
-    its = shelf.Shelf(False, MemorySpill(), 20_000)
+    its = shelf.PendingImpressions(False, MemorySpill(), 20_000)
     for n, due_ms in enumerate(due):
         shown = impression(n, 1, START_MS)
-        its.add(f"r{n:02}", Open(held_of(n, shown, False), shown, 1_000), due_ms)
+        its.add(f"r{n:02}", Open(new_state(n, shown, False), shown, 1_000), due_ms)
         assert its.bytes <= 20_000 and len(its) == n + 1
     assert its.spilled and len(its.open) > 5
     expected = sorted((due_ms, f"r{n:02}") for n, due_ms in enumerate(due) if due_ms <= now_ms)

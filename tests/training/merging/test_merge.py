@@ -19,9 +19,9 @@ from training.merging.merge import (
     Parent,
     Since,
     common_ancestor,
-    identity,
+    export_digest,
     interpolate,
-    standing_at,
+    export_at_step,
 )
 
 TABLES = (
@@ -122,7 +122,7 @@ def test_a_merged_line_learns_on(on: list[int], off: list[int], more: list[int],
     merged = interpolate(online, offline, ancestor, Blends.all(w))
     shard = shard_of(merged)
     assert (shard.applied, shard.digest()) == (online.meta["step"], shard_of(merged).digest())
-    assert identity(shard.export()[0]) == identity(merged.arrays)
+    assert export_digest(shard.export()[0]) == export_digest(merged.arrays)
     learn(shard, 9, more)
     assert shard.applied == online.meta["step"] + 1
     assert all(np.isfinite(a).all() for a in shard.export()[0].values() if a.dtype == np.float32)
@@ -163,9 +163,9 @@ def test_without_a_common_ancestor_it_is_refused() -> None:
         interpolate(online, stranger, ancestor, Blends())
     with pytest.raises(NoCommonAncestor, match="isn't a snapshot that both"):
         interpolate(online, offline, online, Blends())
-    assert common_ancestor(online, offline) == identity(ancestor.arrays)
+    assert common_ancestor(online, offline) == export_digest(ancestor.arrays)
     newer = online.child(offline.arrays, offline.meta)
-    assert common_ancestor(newer.child(online.arrays, {}), newer) == identity(online.arrays)
+    assert common_ancestor(newer.child(online.arrays, {}), newer) == export_digest(online.arrays)
 
 
 def test_another_model_and_wrong_shares_are_refused() -> None:
@@ -185,6 +185,6 @@ def test_an_identity_knows_no_order_and_a_candidate_stands_where_the_line_stood(
     turned = dict(online.arrays)
     for name in ("keys", "values", "accumulator", "used_ms"):
         turned[f"table/features/{name}"] = turned[f"table/features/{name}"][::-1]
-    assert identity(turned) == identity(online.arrays) != identity(offline.arrays)
-    arrays, meta = standing_at(shard_of(offline).export(), 40)
+    assert export_digest(turned) == export_digest(online.arrays) != export_digest(offline.arrays)
+    arrays, meta = export_at_step(shard_of(offline).export(), 40)
     assert meta["step"] == 40 and not any(name.startswith("held/") for name in arrays)

@@ -18,7 +18,7 @@ from tests.support.small_feed import (
     PARTITIONS,
     START_MS,
 )
-from training.archive.files import Held, files_of
+from training.archive.files import ArchiveFile, files_of
 from training.offline.archive import Missing, Range, cache_archive, fingerprint
 from training.offline.cache import Cache
 from training.offline.examples import id_hash
@@ -103,7 +103,7 @@ def test_files_that_were_merged_meanwhile_are_listed_again(
 ) -> None:
     stale = 1  # listings whose first file is gone by the time it is read
 
-    def listed(folder: Path, topic: str) -> list[Held]:
+    def listed(folder: Path, topic: str) -> list[ArchiveFile]:
         nonlocal stale
         files = files_of(folder, topic)
         if topic == EXAMPLES and stale > 0:

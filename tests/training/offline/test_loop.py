@@ -11,7 +11,7 @@ from parameter_server.shard.shard import Shard, ShardSpec
 from recsys.model.model_tables import tables_of
 from tests.support.offline_examples import MODEL, MemoryCheckpoints, toy_blocks, toy_trainer
 from training.offline.loop import DONE, OfflineLoop, Plan, scores
-from training.offline.setup import meta_of
+from training.offline.setup import export_meta
 from training.offline.trainer import LaneResult, OfflineTrainer
 
 PLAN = Plan(last=3, epochs=2, step_examples=8, checkpoint_every=2)
@@ -124,7 +124,7 @@ def test_the_number_of_workers_changes_no_bit() -> None:
 def test_it_is_an_export_that_a_shard_goes_on_from() -> None:
     loop, trainer, _ = whole()
     arrays = trainer.export()
-    meta = meta_of(arrays, loop.place.steps, 0, 0, "fp32")
+    meta = export_meta(arrays, loop.place.steps, 0, 0, "fp32")
     shard = Shard(ShardSpec(tables_of(MODEL), lanes=4), arrays["dense/values"])
     shard.load([arrays], meta)
     out, its = shard.export()

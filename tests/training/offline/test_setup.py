@@ -7,7 +7,7 @@ from tests.support.offline_examples import MODEL, toy_blocks, toy_trainer
 from tests.support.small_feed import FEATURES
 from training.candidates.registry import Parent
 from training.continual.learner import Learner
-from training.offline.setup import Ancestor, table_maker, trainer_of, vocabularies_of
+from training.offline.setup import Ancestor, table_maker, build_trainer, count_vocabularies
 from training.offline.tables import OwnTable
 
 PARENT = Parent("main", 0, 7, "0" * 64)
@@ -22,8 +22,8 @@ def test_rows_go_on_from_an_ancestor_but_not_those_of_who_is_forgotten() -> None
     gone = arrays["table/users/keys"][:3].tolist()
     later, learner = toy_blocks(2, first=500), Learner(build_model(FEATURES, MODEL))
     ancestor = Ancestor(PARENT, [arrays], gone)
-    vocabularies = vocabularies_of(later, learner, tables_of(MODEL), ancestor)
-    trainer = trainer_of(FEATURES, MODEL, 4, vocabularies, OwnTable, ancestor)
+    vocabularies = count_vocabularies(later, learner, tables_of(MODEL), ancestor)
+    trainer = build_trainer(FEATURES, MODEL, 4, vocabularies, OwnTable, ancestor)
     after = trainer.export()
     kept = np.isin(arrays["table/items/keys"], after["table/items/keys"])
     assert kept.all() and (after["dense/m"] == arrays["dense/m"]).all()

@@ -6,8 +6,8 @@ import pytest
 from parameter_server.shard.lanes import RowGradients
 from parameter_server.table.table import initial_rows
 from recsys.config.system_config import TableConfig
-from training.offline.tables import OwnTable, RowTable, started_from
-from training.offline.vocabulary import Counter, Sightings, Vocabulary, merged, vocabulary_of
+from training.offline.tables import OwnTable, RowTable, started_columns
+from training.offline.vocabulary import Counter, KeyCounts, Vocabulary, merged, select_keys
 
 CONFIG = TableConfig("videos", 17, 0.05, 0.01)
 KEYS = np.arange(2, 202, dtype=np.int64) * 7
@@ -82,12 +82,12 @@ def test_rows_go_on_from_a_snapshot() -> None:
         "values": np.arange(51, dtype=np.float32).reshape(3, 17),
         "accumulator": np.array([1, 2, 3], np.float32),
     }
-    columns = started_from(CONFIG, VOCABULARY, 3, before)
+    columns = started_columns(CONFIG, VOCABULARY, 3, before)
     assert columns["accumulator"][:3].tolist() == [3, 1, 0]
     assert np.array_equal(columns["values"][0], before["values"][2])
 
 
-def seen(*keys_counts_times: tuple[int, int, int]) -> Sightings:
+def seen(*keys_counts_times: tuple[int, int, int]) -> KeyCounts:
     counter = Counter(["videos"], merge_every=2)
     for key, count, time_ms in keys_counts_times:
         counter.see("videos", np.array([key], np.int64), np.array([count], np.int32), time_ms)
@@ -98,17 +98,17 @@ def test_who_gets_a_row() -> None:
     found = seen((5, 1, 10), (9, 2, 20), (5, 1, 30), (7, 1, 40), (9, 1, 15))
     assert found.keys.tolist() == [5, 7, 9] and found.counts.tolist() == [2, 1, 3]
     assert found.last_ms.tolist() == [30, 40, 20]
-    admitted = vocabulary_of(TableConfig("videos", 4, 0.1, admit_after=2), found, None, 1)
+    admitted = select_keys(TableConfig("videos", 4, 0.1, admit_after=2), found, None, 1)
     assert admitted.keys.tolist() == [5, 9] and admitted.used_ms.tolist() == [30, 20]
     before = Vocabulary(np.array([1, 7], np.int64), np.array([3, 90], np.int64))
-    its = vocabulary_of(TableConfig("videos", 4, 0.1, admit_after=2), found, before, 1)
+    its = select_keys(TableConfig("videos", 4, 0.1, admit_after=2), found, before, 1)
     assert its.keys.tolist() == [1, 5, 7, 9] and its.used_ms.tolist() == [3, 30, 90, 20]
 
 
 def test_rows_past_their_time_or_the_budget_get_none() -> None:
     found = merged([seen((key, 1, 1000 * key)) for key in range(1, 101)])
-    lives = vocabulary_of(TableConfig("videos", 4, 0.1, ttl_s=10), found, None, 1)
+    lives = select_keys(TableConfig("videos", 4, 0.1, ttl_s=10), found, None, 1)
     assert lives.keys.tolist() == list(range(90, 101))
     tight = TableConfig("videos", 4, 0.1, budget_mb=0.001)
-    few = vocabulary_of(tight, found, None, 2)
+    few = select_keys(tight, found, None, 2)
     assert 0 < len(few) < 100 and few.keys[-1] == 100 and (np.diff(few.keys) == 1).all()

@@ -19,9 +19,9 @@ from tests.support.small_feed import FEATURES
 from training.candidates.registry import Parent
 from training.continual.learner import Learner
 from training.offline.loop import OfflineLoop, Plan
-from training.offline.setup import Ancestor, trainer_of, vocabularies_of
+from training.offline.setup import Ancestor, build_trainer, count_vocabularies
 from training.offline.tables import OwnTable
-from training.offline.teacher_labels import TaughtBlocks, frozen, learning_along, write
+from training.offline.teacher_labels import TeacherBlocks, frozen, online_teacher, write
 from training.offline.trainer import OfflineTrainer
 
 SMALL = replace(MODEL, dim=2, hidden=(4,))
@@ -30,8 +30,8 @@ NAN = np.float32(np.nan)
 
 def student(blocks: MemoryBlocks, share: float | None, made: object = OwnTable) -> OfflineTrainer:
     learner = Learner(build_model(FEATURES, SMALL))
-    vocabularies = vocabularies_of(blocks, learner, tables_of(SMALL))
-    return trainer_of(FEATURES, SMALL, 4, vocabularies, made, share=share)  # type: ignore[arg-type]
+    vocabularies = count_vocabularies(blocks, learner, tables_of(SMALL))
+    return build_trainer(FEATURES, SMALL, 4, vocabularies, made, share=share)  # type: ignore[arg-type]
 
 
 def saying(blocks: MemoryBlocks, said: float) -> MemoryBlocks:
@@ -94,11 +94,11 @@ def test_the_teacher_alone_is_what_a_student_becomes() -> None:
 
 def test_a_line_that_learns_along_tells_before_it_learns() -> None:
     blocks = toy_blocks(3)
-    said = list(learning_along(blocks, FEATURES, MODEL, 4, 8))
+    said = list(online_teacher(blocks, FEATURES, MODEL, 4, 8))
     assert [its.shape for its in said] == [(24, 3)] * 3
     late = blocks.read(2)
     turned = MemoryBlocks([*blocks.blocks[:2], replace(late, labels=1 - late.labels)])
-    others = list(learning_along(turned, FEATURES, MODEL, 4, 8))
+    others = list(online_teacher(turned, FEATURES, MODEL, 4, 8))
     assert np.array_equal(said[1], others[1]), "what comes later says nothing"
     assert np.array_equal(said[2][:8], others[2][:8]), "nor do the labels of its own step"
     assert not np.array_equal(said[2][8:], others[2][8:])
@@ -128,7 +128,7 @@ def test_what_is_said_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
         write(folder, dies())
     assert not folder.exists()
     write(folder, iter([np.full((24, 3), k / 10, np.float32) for k in (1, 2)]))
-    kept = TaughtBlocks(blocks, folder)
+    kept = TeacherBlocks(blocks, folder)
     assert len(kept) == 2 and (kept.read(1).taught == np.float32(0.2)).all()
     assert np.array_equal(kept.read(1).labels, blocks.read(1).labels)
 

@@ -1,4 +1,4 @@
-"""Credits of interleaved lists, from a log: each list once, and what its items earned in the end."""
+"""ArmCredits of interleaved lists, from a log: each list once, and what its items earned in the end."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from recsys.events.event_types import Impression, Stamp, encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics
 from recsys.log.protocol import Append, MemoryLog
 from replay.local_system import small_config
-from training.outcomes.credit_fold import CreditsRead, read_credits
+from training.outcomes.credit_fold import InterleavingCredits, read_credits
 
 LABELS = ("long_view", "like")
 DUEL = "name: duel\nkind: interleaving\ncredit: {like: 1.0}\narms:\n  control:\n  treatment: {overrides: {weights.like: 3.0}}\n"  # fmt: skip  # noqa: E501
@@ -35,7 +35,7 @@ def example(offset: int, index: int, like: float, correction: bool = False) -> E
     )  # fmt: skip
 
 
-def read(folder: Path, lists: Sequence[Impression], examples: Sequence[Example]) -> CreditsRead:
+def read(folder: Path, lists: Sequence[Impression], examples: Sequence[Example]) -> InterleavingCredits:
     log = MemoryLog()
     for topic in topics(1):
         log.create(topic)
@@ -57,7 +57,7 @@ def test_what_a_correction_takes_back_is_earned_by_nobody(tmp_path: Path) -> Non
     first = [example(0, 0, 1.0), example(1, 1, 0.0)]
     said = [*first, example(0, 0, 0.0, True), example(1, 1, 1.0, True)]
     its = read(tmp_path, [listed(0), listed(1)], said)
-    assert its.credits.picked_U2.tolist() == [[0.0, 0.0], [0.0, 1.0]] and its.nobodys == 0
+    assert its.credits.picked_U2.tolist() == [[0.0, 0.0], [0.0, 1.0]] and its.uncredited == 0
 
 
 def test_credits_are_shared_as_the_list_says_and_by_picks_where_it_says_nothing(

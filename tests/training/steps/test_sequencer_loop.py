@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from experiments.promotion.epoch_model import sized
+from experiments.promotion.epoch_model import with_size
 from parameter_server.shard.shard import digest_of_shards
 from recsys.events.control_records import Live, ModelSize
 from recsys.events.records import CONTROL, EXAMPLES, STEPS, Delta, Step, pack, unpack
@@ -131,7 +131,7 @@ def test_steps_say_by_which_model_their_epoch_learns_them() -> None:
     said: dict[int, list[tuple[int, str]]] = {}
     for step in everything(log, STEPS, Step)[0]:
         said.setdefault(step.epoch, []).append((step.step, step.config))
-    usual, small = (learning_digest(sized(toy_config(), its), FEATURES) for its in (None, size))
+    usual, small = (learning_digest(with_size(toy_config(), its), FEATURES) for its in (None, size))
     assert [{config for _, config in said[n]} for n in range(3)] == [{usual}, {small}, {usual}]
     assert [said[n][0][0] for n in range(3)] == [1, 2, 3]
 

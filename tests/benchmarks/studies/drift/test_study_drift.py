@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from benchmarks.studies.drift.drift_arms import ARMS, Arms, Played, Track
 from benchmarks.studies.drift.drift_figures import figures_of, plot, run_of, shown
-from benchmarks.studies.drift.story_log import StoryLog
-from benchmarks.studies.drift.story_stream import Stream, watch
+from benchmarks.studies.drift.scenario_log import ScenarioLog
+from benchmarks.studies.drift.scenario_stream import Stream, watch
 from benchmarks.studies.drift.study_drift import _base
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.events.event_types import Impression
@@ -29,8 +29,8 @@ SMALL = Config(
 )
 
 
-def log(story: str = "meaning") -> StoryLog:
-    return StoryLog(1, 6.0, users=10, items=40, requests_per_s=0.012, story=story)
+def log(story: str = "meaning") -> ScenarioLog:
+    return ScenarioLog(1, 6.0, users=10, items=40, requests_per_s=0.012, story=story)
 
 
 @cache

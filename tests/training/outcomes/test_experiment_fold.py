@@ -14,8 +14,9 @@ from recsys.events.control_records import Experiments, Stand
 from recsys.events.event_types import Engagement, encode
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Append
+from runtime.reports.experiment_summary import notes_of
 from tests.support.experiment_log import BEGAN_MS, HOUR_MS, ITEMS, LABELS, ToyTrial
-from training.outcomes.trial_fold import TrialFold
+from training.outcomes.experiment_fold import MOST_SURFACES, OTHER_SURFACES, ExperimentFold
 
 TEXT = """
 name: mine
@@ -28,8 +29,8 @@ SAID = Experiments(revision=1, configs={"mine.yaml": TEXT})
 LONG, HIDE, WATCH = (metric_of(n, LABELS) for n in ("long_view", "hide", "watch_s_per_user"))
 
 
-def fold(toy: ToyTrial) -> TrialFold:
-    its = TrialFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS)
+def fold(toy: ToyTrial) -> ExperimentFold:
+    its = ExperimentFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS)
     while its.read():
         pass
     return its
@@ -57,12 +58,30 @@ def test_all_that_was_shown_to_each_arm_is_counted_once_its_window_is_over(toy: 
     assert 35 < inside < 60  # traffic 0.8
     assert its.outcomes.shown(0) + its.outcomes.shown(1) == 2 * ITEMS * inside
     assert its.misassigned == its.outcomes.crossed == its.outcomes.outside == 0
-    assert its.segments == ["feed"] and its.complete
+    assert its.surfaces == ["feed"] and its.complete
     assert early.outcomes.shown(0) < its.outcomes.shown(0)
 
 
+@pytest.mark.parametrize("surfaces", [MOST_SURFACES, MOST_SURFACES + 3])
+def test_surfaces_beyond_the_limit_share_one_segment(toy: ToyTrial, surfaces: int) -> None:
+    toy.take(SAID)
+    for n in range(10 * surfaces):
+        toy.serve(f"u{n}", surface=f"s{n % surfaces}")
+    toy.pass_time(1)
+    its = fold(toy)
+    seen = its.readout()
+    pooled = surfaces - MOST_SURFACES
+    assert len(its.surfaces) == MOST_SURFACES and its.pooled_surfaces == pooled
+    segments = [cell for cell in seen.segments if cell.part not in ("new", "returning")]
+    assert [cell.part for cell in segments] == its.surfaces + [OTHER_SURFACES] * (pooled > 0)
+    users = sum(sum(cell.effect.users) for cell in segments)
+    assert users == sum(its.outcomes.counts())  # nobody is missing from the table
+    notes = [note for note in notes_of(its, seen) if OTHER_SURFACES in note]
+    assert [note.split()[0] for note in notes] == [str(pooled)] * (pooled > 0)
+
+
 def test_a_fold_that_reads_on_ends_where_one_that_reads_all_does(toy: ToyTrial) -> None:
-    its = TrialFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS)
+    its = ExperimentFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS)
     for _ in range(3):
         served(toy, 30, 1)
         its.read(1)
@@ -81,8 +100,8 @@ def test_small_turns_lose_nothing_that_was_shown(
     served(toy, 60, 1)
     toy.pass_time(1)
     whole = fold(toy)
-    monkeypatch.setattr("training.outcomes.trial_fold._READ", 10)
-    its = TrialFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS)
+    monkeypatch.setattr("training.outcomes.experiment_fold._READ", 10)
+    its = ExperimentFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS)
     assert its.read(1) > 0 and its.waiting == 0
     while its.read(1):
         pass
@@ -93,7 +112,7 @@ def test_small_turns_lose_nothing_that_was_shown(
 
 def test_what_is_shown_waits_for_exposures_that_come_while_it_is_read(toy: ToyTrial) -> None:
     """An example may be read whose list was served after the events were."""
-    its = TrialFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS)
+    its = ExperimentFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS)
     poll, late = its._poll, []
 
     def and_then_serve(topic: str) -> Any:
@@ -229,7 +248,7 @@ def test_a_log_that_has_lost_its_beginning_says_so(toy: ToyTrial) -> None:
 
 
 def test_retention_that_overtakes_a_fold_is_told(toy: ToyTrial) -> None:
-    its = TrialFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS)
+    its = ExperimentFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS)
     served(toy, 40, 2)
     toy.log.trim(EVENTS, 0, 50)
     assert its.complete and its.read() and not its.complete
@@ -248,7 +267,7 @@ def test_a_past_that_is_imported_while_it_runs_hides_nobody(toy: ToyTrial) -> No
     toy.log.append(EVENTS, [Append(n % 2, b"", encode(its)) for n, its in enumerate(likes)])
     for n in range(200, 400):
         toy.serve(f"u{n}")
-    its = TrialFold(toy.log, toy.config, LABELS, MINE, began_ms)
+    its = ExperimentFold(toy.log, toy.config, LABELS, MINE, began_ms)
     while its.read():
         pass
     assert sum(its.outcomes.counts()) == sum(toy.arm(f"u{n}") is not None for n in range(400))
@@ -259,7 +278,7 @@ def test_times_before_it_began_are_left_where_they_are(toy: ToyTrial) -> None:
     """Only a week before is read."""
     served(toy, 20, 1)
     toy.pass_time(24 * 9)
-    later: Any = TrialFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS + 10 * 24 * HOUR_MS)
+    later: Any = ExperimentFold(toy.log, toy.config, LABELS, MINE, BEGAN_MS + 10 * 24 * HOUR_MS)
     while later.read():
         pass
     assert len(later.outcomes) == 0

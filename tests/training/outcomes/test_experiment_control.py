@@ -7,12 +7,12 @@ import pytest
 
 from experiments.assignment.policy import Policies
 from experiments.statistics.revision import running
-from recsys.events.control_records import Control, Experiments, ExperimentWish, Stand
+from recsys.events.control_records import Control, ExperimentRequest, Experiments, Stand
 from recsys.events.records import CONTROL, pack, unpack
 from recsys.log.protocol import Append
 from tests.support.experiment_log import HOUR_MS, LABELS, ToyTrial
-from training.outcomes.trial_fold import TrialFold
-from training.outcomes.trials import LOOK_EVERY_MS, Trials
+from training.outcomes.experiment_control import READOUT_EVERY_MS, ExperimentController
+from training.outcomes.experiment_fold import ExperimentFold
 
 TEXT = """
 name: mine
@@ -25,11 +25,11 @@ PLAIN = "name: plain\nlayer: other\narms: {a: {share: 0.5}, b: {share: 0.5}}\n"
 
 
 class Runs:
-    """What the director does with ``Trials``: fold, ask, append."""
+    """What the director does with ``ExperimentController``: fold, ask, append."""
 
     def __init__(self, toy: ToyTrial, files: dict[str, str] | None) -> None:
         self.toy, self._offset = toy, 0
-        self.trials = Trials(toy.log, toy.config, LABELS, files)
+        self.trials = ExperimentController(toy.log, toy.config, LABELS, files)
 
     def turn(self) -> list[Experiments]:
         found = []
@@ -43,7 +43,7 @@ class Runs:
         return found
 
     def ask(self, **wish: Any) -> None:
-        self.toy.log.append(CONTROL, [Append(0, b"", pack(ExperimentWish(**wish)))])
+        self.toy.log.append(CONTROL, [Append(0, b"", pack(ExperimentRequest(**wish)))])
 
     def _fold(self) -> None:
         for record in self.toy.log.read(CONTROL, 0, self._offset):
@@ -115,7 +115,7 @@ def test_it_does_not_grow_with_too_few(toy: ToyTrial) -> None:
 def test_it_grows_by_all_who_are_in_it_where_a_few_are_kept(
     toy: ToyTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.outcomes.trials._MOST_USERS", 10)
+    monkeypatch.setattr("training.outcomes.experiment_control._MOST_USERS", 10)
     runs = started(toy)
     serve(toy)
     toy.pass_time(2)
@@ -130,7 +130,7 @@ def test_a_guardrail_stops_it_and_only_harm_does(toy: ToyTrial, harm: bool) -> N
     serve(toy, users=800)
     toy.pass_time(0.1)
     assert runs.turn() == []  # there are more events than are read at once
-    toy.now_ms += LOOK_EVERY_MS
+    toy.now_ms += READOUT_EVERY_MS
     said = runs.turn()
     assert len(said) == int(harm)
     if harm:
@@ -148,7 +148,7 @@ def test_arms_that_are_given_wrongly_stop_it(toy: ToyTrial, caplog: Any) -> None
     serve(toy, 20)
     wrong = {"control": "treatment", "treatment": "control", None: "control"}
     toy.serve("u1", {"mine": wrong[toy.arm("u1")]})
-    toy.now_ms += LOOK_EVERY_MS
+    toy.now_ms += READOUT_EVERY_MS
     (said,) = runs.turn()
     assert said.stands["mine"].why.startswith("broken: ")
     assert (runs.trials.stopped_for("broken"), runs.trials.stopped_for("harm")) == (1, 0)
@@ -182,7 +182,7 @@ def test_a_file_with_a_start_waits_for_it(toy: ToyTrial) -> None:
 def test_files_that_no_longer_fit_leave_what_runs_as_it_is(toy: ToyTrial, caplog: Any) -> None:
     started(toy)
     runs = Runs(toy, {"plain.yaml": PLAIN, "next.yaml": TEXT.replace("mine", "twin")})
-    assert runs.turn() == [] and "don't fit" in caplog.text
+    assert runs.turn() == [] and "conflict with" in caplog.text
     with pytest.raises(ValueError, match=r"bad\.yaml:2"):
         Runs(toy, {"bad.yaml": "name: x\nnonsense: 1\n"})
 
@@ -217,7 +217,7 @@ def test_one_that_cannot_be_judged_is_stopped(toy: ToyTrial, monkeypatch: Any) -
     def read(*_: Any) -> int:
         raise ValueError("sums don't fit")
 
-    monkeypatch.setattr(TrialFold, "read", read)
+    monkeypatch.setattr(ExperimentFold, "read", read)
     (said,) = runs.turn()
     assert said.stands["mine"].why == "broken: can't be judged: sums don't fit"
     assert runs.turn() == []

@@ -5,12 +5,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from replay.simulation.world_stories import DAY_MS, STORIES, StoryWorld
+from replay.simulation.world_scenarios import DAY_MS, SCENARIOS, ScenarioWorld
 
 HOUR_MS = DAY_MS // 24
 
 
-def likings(world: StoryWorld, day: float, users: int = 30, items: int = 30) -> np.ndarray:
+def likings(world: ScenarioWorld, day: float, users: int = 30, items: int = 30) -> np.ndarray:
     at_ms = world.start_ms + round(day * DAY_MS)
     return np.array(
         [
@@ -25,7 +25,7 @@ def alike(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_a_day_has_a_night_and_people_come_in_visits() -> None:
-    world = StoryWorld(3, requests_per_s=0.05)
+    world = ScenarioWorld(3, requests_per_s=0.05)
     day = list(world.next_requests(world.start_ms, world.start_ms + DAY_MS))
     hours = np.array([(r.time_ms - world.start_ms) // HOUR_MS for r in day])
     assert 0.8 < len(day) / (0.05 * 86_400) < 1.2
@@ -41,7 +41,7 @@ def test_a_day_has_a_night_and_people_come_in_visits() -> None:
 
 
 def test_where_nothing_happens_tastes_stay_but_for_moods() -> None:
-    world = StoryWorld(3)
+    world = ScenarioWorld(3)
     assert alike(likings(world, 0.5), likings(world, 4.5)) > 0.8
 
 
@@ -53,7 +53,7 @@ def test_where_nothing_happens_tastes_stay_but_for_moods() -> None:
 def test_tastes_are_others_while_the_story_says_so(
     story: str, changed: tuple[float, float], before_and_after: tuple[float, float]
 ) -> None:
-    world = STORIES[story](3)
+    world = SCENARIOS[story](3)
     first, second = (likings(world, day) for day in before_and_after)
     assert alike(first, second) > 0.8
     for day in changed:
@@ -62,7 +62,7 @@ def test_tastes_are_others_while_the_story_says_so(
 
 
 def test_a_taste_turns_within_a_session_for_every_second_one() -> None:
-    world = STORIES["session_turn"](3)
+    world = SCENARIOS["session_turn"](3)
     stretch = world.start_ms + HOUR_MS  # and a mood begins
     turned = [
         world.taste(f"u{n}", "cooking", stretch)
@@ -73,7 +73,7 @@ def test_a_taste_turns_within_a_session_for_every_second_one() -> None:
 
 
 def test_everybody_likes_who_is_everywhere() -> None:
-    world = STORIES["viral"](3)
+    world = SCENARIOS["viral"](3)
     at_ms = world.start_ms + DAY_MS + 12 * HOUR_MS
     author = world.shown_too(at_ms)
     assert author and world.shown_too(at_ms + 7 * HOUR_MS) is None
@@ -85,7 +85,7 @@ def test_everybody_likes_who_is_everywhere() -> None:
 
 
 def test_bots_come_beside_people_and_like_one_author_or_anything() -> None:
-    world = STORIES["bots"](3, requests_per_s=0.05)
+    world = SCENARIOS["bots"](3, requests_per_s=0.05)
     midnights = [world.start_ms + day * DAY_MS for day in (1, 2, 3)]
     second, third = (
         [request.user_id for request in world.next_requests(from_ms, until_ms)]
@@ -103,8 +103,8 @@ def test_bots_come_beside_people_and_like_one_author_or_anything() -> None:
 
 
 def test_a_story_is_told_by_its_seed_and_in_days_of_any_length() -> None:
-    one, same, other = (STORIES["meaning"](seed) for seed in (3, 3, 4))
+    one, same, other = (SCENARIOS["meaning"](seed) for seed in (3, 3, 4))
     assert np.array_equal(likings(one, 2.5), likings(same, 2.5))
     assert not np.array_equal(likings(one, 2.5), likings(other, 2.5))
-    short = STORIES["a_b_a"](3, day_ms=DAY_MS // 12)
+    short = SCENARIOS["a_b_a"](3, day_ms=DAY_MS // 12)
     assert short.day(short.start_ms + DAY_MS // 6) == 2.0

@@ -31,7 +31,7 @@ _BOTS: Final = 1 / 3  # of the traffic
 _ACCOUNTS: Final = 20  # that they have
 
 
-class StoryWorld(World):
+class ScenarioWorld(World):
     """A world by day and night in which tastes don't drift. A story changes one of its hooks."""
 
     story = "none"
@@ -106,7 +106,7 @@ class StoryWorld(World):
         return False
 
 
-class SessionTurn(StoryWorld):
+class SessionTurn(ScenarioWorld):
     """Every second stretch of twenty minutes has a moment from which on a viewer wants something else."""
 
     story = "session_turn"
@@ -119,7 +119,7 @@ class SessionTurn(StoryWorld):
         return super().taste(user_id, f"{tag} of {stretch}", time_ms)
 
 
-class SaleDay(StoryWorld):
+class SaleDay(ScenarioWorld):
     """The third day is a sale."""
 
     story = "sale_day"
@@ -131,7 +131,7 @@ class SaleDay(StoryWorld):
         return taste + (_SALE if self._chosen(tag) else -_SALE / 2)
 
 
-class Meaning(StoryWorld):
+class Meaning(ScenarioWorld):
     """At four in the third night, while a nightly job is at work, some tags begin to mean something else."""
 
     story = "meaning"
@@ -142,7 +142,7 @@ class Meaning(StoryWorld):
         return super().taste(user_id, tag, time_ms)
 
 
-class Viral(StoryWorld):
+class Viral(ScenarioWorld):
     """From ten to six of each day but the first, one author is everywhere, and everybody likes it."""
 
     story = "viral"
@@ -161,7 +161,7 @@ class Viral(StoryWorld):
         return self.author(f"w{self._pick(self.num_items, 'viral', int(day))}")
 
 
-class Bots(StoryWorld):
+class Bots(ScenarioWorld):
     """From the third day on, a third of all visits are those of bots, who like one author, or anything."""
 
     story = "bots"
@@ -186,7 +186,7 @@ class Bots(StoryWorld):
         return super()._visitor(second)
 
 
-class ABA(StoryWorld):
+class ABA(ScenarioWorld):
     """From four in the third night on, for a day, everybody likes what they like in another world."""
 
     story = "a_b_a"
@@ -197,4 +197,4 @@ class ABA(StoryWorld):
         return super().taste(user_id, tag, time_ms)
 
 
-STORIES: Final = {world.story: world for world in (SessionTurn, SaleDay, Meaning, Viral, Bots, ABA)}
+SCENARIOS: Final = {world.story: world for world in (SessionTurn, SaleDay, Meaning, Viral, Bots, ABA)}

@@ -6,7 +6,7 @@ from benchmarks.harness.world_log import WorldLog
 from recsys.events.event_types import Item
 from recsys.events.hashing import Id, uniform
 from replay.simulation.world import World
-from replay.simulation.world_stories import STORIES, StoryWorld
+from replay.simulation.world_scenarios import SCENARIOS, ScenarioWorld
 
 DAYS = 5  # that a story is told in
 _HOUR_MS = 3_600_000
@@ -16,7 +16,7 @@ _READY = 6 / 24  # of the day, when what a nightly job made is there
 
 
 @dataclass
-class StoryLog(WorldLog):
+class ScenarioLog(WorldLog):
     """``hours`` for a story of five days: fewer than 120 make its days shorter."""
 
     hours: float = 24.0 * DAYS
@@ -27,18 +27,18 @@ class StoryLog(WorldLog):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.story not in STORIES:
-            raise ValueError(f"story is {self.story!r}, expected one of {', '.join(STORIES)}")
+        if self.story not in SCENARIOS:
+            raise ValueError(f"story is {self.story!r}, expected one of {', '.join(SCENARIOS)}")
         self.name = self.story
         self._told = self._teller()
 
-    def world(self) -> StoryWorld:
+    def world(self) -> ScenarioWorld:
         """The world that the story is of."""
         return self._told
 
-    def _teller(self) -> StoryWorld:
+    def _teller(self) -> ScenarioWorld:
         day_s = self.hours * 3_600 / DAYS
-        return STORIES[self.story](
+        return SCENARIOS[self.story](
             self.seed,
             self.users,
             self.items,
@@ -59,7 +59,7 @@ class StoryLog(WorldLog):
         self, world: World, catalogue: list[Item], request_id: str, ids: list[Id], now_ms: int
     ) -> list[Id]:
         """In a drawn half of the lists, something of an author who is shown everywhere takes a place."""
-        assert isinstance(world, StoryWorld)
+        assert isinstance(world, ScenarioWorld)
         author = world.shown_too(now_ms)
         if author is None or uniform(self.seed, "with", request_id) >= _WITH_AUTHOR:
             return ids

@@ -19,10 +19,10 @@ from recsys.events.event_types import Engagement, Event, Impression, Item, User
 from recsys.events.records import Example
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from replay.datasets.dataset import Dataset
-from replay.partition_joiners import Joiners
+from replay.direct_loop import Joiners
 from replay.player import Player, Scored
 from replay.replay_run import Progress, ReplayOptions, config_for
-from replay.score_recorder import Recorder
+from replay.replay_run import ScoreRecorder
 from training.steps.sequencer import Sequencer
 
 Ints = NDArray[np.int64]
@@ -170,7 +170,7 @@ def watch(
     """Plays a data set once. ``nights``: when each job begins, and is there; ``lists``: if it makes any."""
     config = config_for(dataset, options, base)
     features = FeatureSet(dataset.schema, options.features, config.sessions.history)
-    recorder = Recorder(dataset.schema.labels, None)
+    recorder = ScoreRecorder(dataset.schema.labels, None)
     ahead = [e for e in dataset.events() if isinstance(e, Impression)] if lists else []
     player = Watch(features, config, CutLoop(features, config), nights=nights, ahead=ahead)
     player.on_scored = recorder.scored
@@ -192,7 +192,7 @@ def _with_warmup(player: Player, dataset: Dataset) -> Iterator[Event]:
         yield event
 
 
-def _stream(player: Watch, recorder: Recorder) -> Stream:
+def _stream(player: Watch, recorder: ScoreRecorder) -> Stream:
     found = recorder.predictions()
     place = {
         (request, str(item)): row

@@ -1,0 +1,31 @@
+"""Tables on a terminal, in the one style that all commands use."""
+
+from collections.abc import Container, Iterable, Sequence
+from typing import Any
+
+from rich.table import Table
+
+
+def plain_table(
+    columns: Iterable[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    title: str | None = None,
+    right: Container[str] = (),
+    fold: Container[str] = (),
+) -> Table:
+    """Builds a table without borders. ``right``: columns aligned right; ``fold``: columns whose text wraps."""
+    names = list(columns)
+    table = Table(
+        title=title, box=None, pad_edge=False, header_style="bold", title_justify="left",
+        show_header=any(names),
+    )  # fmt: skip
+    for name in names:
+        table.add_column(
+            name,
+            justify="right" if name in right else "left",
+            overflow="fold" if name in fold else "ellipsis",
+        )
+    for row in rows:
+        table.add_row(*(cell if hasattr(cell, "__rich_console__") else str(cell) for cell in row))
+    return table

@@ -1,0 +1,38 @@
+"""The pipeline's answers stay the same to the bit while its code changes."""
+
+import pytest
+
+from serving.admission.deadline import RecordedDeadline
+from serving.pipeline import Pipeline
+from serving.request import Answer
+from serving.retrieval.retrieval_plan import Near
+from tests.support.golden_answers import GoldenCase, answers, digest_of_answers, hashed_predictions, item_keys
+from tests.support.replica_harness import NOW_MS
+
+DIGEST = ""
+
+
+def ask(case: GoldenCase, request_id: str, deadline: RecordedDeadline) -> Answer:
+    pipeline, near = Pipeline(case.replica), None
+    if case.from_shards is not None:
+        found = {name: item_keys(*its) for name, its in case.from_shards.items()}
+        near = Near(pipeline.version, "2:flat+none", found, missing=True)
+    return pipeline.recommend(
+        case.request, case.session, case.policy, NOW_MS, request_id, deadline, near
+    )
+
+
+def test_answers_are_those_that_were_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.pipeline.probabilities", hashed_predictions)
+    assert digest_of_answers(ask) == DIGEST
+
+
+def test_the_recorded_answers_cover_what_a_pipeline_can_do() -> None:
+    made = [answer for _, answer in answers(ask)]
+    degraded = {stage for answer in made for stage in answer.degraded}
+    removed = {stage for answer in made for stage, count in answer.removed.items() if count}
+    sources = {source for answer in made for shown in answer.items for source in shown.sources}
+    assert degraded == {"model", "retrieval", "retrieval:popular", "rank:short", "rank:none"}
+    assert removed >= {"gone", "excluded", "hidden", "seen", "unknown", "rules", "per_author"}
+    assert sources >= {"trial", "vector", "similar", "topic", "popular", "given", "fixed", "quota"}
+    assert any(answer.impression.teams for answer in made)

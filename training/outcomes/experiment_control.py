@@ -1,0 +1,209 @@
+"""Decides the next revision of the experiments, and the control records of their arms' lines.
+
+Configuration files, requests of operators, and readouts of running experiments (ramp, guardrails, sample
+ratio) each lead to a revision, which the director appends.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from experiments.assignment.arm_line import arm_line_name
+from experiments.assignment.definition import Experiment
+from experiments.promotion.lifecycle import Lifecycle
+from experiments.statistics.ramp import RUNNING, STOPPED, move, stop
+from experiments.statistics.readout import BROKEN, HARM, Readout
+from experiments.statistics.revision import ExperimentSet, parse_all, parse_each, apply_request, with_files
+from recsys.config.system_config import Config
+from recsys.events.control_records import (
+    ArmLine,
+    Candidate,
+    Control,
+    Decision,
+    ExperimentRequest,
+    Experiments,
+    Stand,
+)
+from recsys.log.protocol import Log
+from training.outcomes.experiment_fold import ExperimentFold
+
+READOUT_EVERY_MS: Final = 10_000
+_ARM: Final = "arm"  # kind of the candidate records of arms' lines
+_MOST_USERS: Final = 100_000
+_POLLS: Final = 4  # per turn: the director has other work
+_LOG: Final = logging.getLogger(__name__)
+
+
+class ExperimentController:
+    """Fold every control record, then append what ``turn`` returns.
+
+    ``files``: YAML texts by file name; None: keep the experiments on the log. Raises YamlError for unreadable
+    files before anything is appended.
+    """
+
+    def __init__(
+        self, log: Log, config: Config, labels: Sequence[str], files: Mapping[str, str] | None
+    ) -> None:
+        self._log, self._config, self._labels = log, config, tuple(labels)
+        self._files = None if files is None else dict(files)
+        parse_all(ExperimentSet(self._files or {}), config.policy, labels)
+        self.newest = Experiments(revision=0)
+        self._requests: dict[int, ExperimentRequest] = {}  # by their offset on control
+        self._folds: dict[str, ExperimentFold] = {}
+        # Parsing YAML is slow: once for each revision.
+        self._checked: Experiments | None = None  # the revision that the files were checked against
+        self._parsed: tuple[Experiments, list[Experiment], dict[str, str]] | None = None
+        self._due_ms = 0
+        self.lost: Mapping[
+            str, str
+        ] = {}  # reasons by experiments that can't go on; set by the caller
+
+    def fold(self, offset: int, record: Control) -> None:
+        """Folds the record at an offset of ``control``."""
+        if isinstance(record, ExperimentRequest):
+            self._requests[offset] = record
+        elif isinstance(record, Experiments):
+            self.newest = record
+            self._requests.pop(record.answers, None)
+
+    def turn(self, now_ms: int) -> Experiments | None:
+        """Returns the next revision, if any; fold it, then call again."""
+        return self._check_files(now_ms) or self._grant(now_ms) or self._check_running(now_ms)
+
+    @property
+    def running(self) -> list[Experiment]:
+        """Experiments that assign arms now and have a recorded state."""
+        stands = self.newest.stands
+        return [
+            experiment for experiment in self._experiments()[0]
+            if experiment.name in stands and stands[experiment.name].state == RUNNING
+        ]  # fmt: skip
+
+    def stopped_for(self, verdict: str) -> int:
+        """Number of experiments that ended by themselves with a verdict, ``broken`` or ``harm``."""
+        return sum(
+            stand.state == STOPPED and stand.why.startswith(f"{verdict}: ")
+            for stand in self.newest.stands.values()
+        )
+
+    def _check_files(self, now_ms: int) -> Experiments | None:
+        if self._files is None or self._checked is self.newest:
+            return None
+        self._checked, current = self.newest, self._current()
+        try:
+            new = with_files(current, self._files, self._config.policy, self._labels, now_ms)
+        except ValueError as error:
+            _LOG.error("experiment files conflict with the running experiments: %s", error)
+            return None
+        return None if new == current else self._revision(new, now_ms)
+
+    def _grant(self, now_ms: int) -> Experiments | None:
+        for offset, request in self._requests.items():
+            current = self._current()
+            try:
+                new = apply_request(current, request, self._config.policy, self._labels, now_ms)
+            except ValueError as error:
+                return self._revision(current, now_ms, offset, str(error))
+            return self._revision(new, now_ms, offset)
+        return None
+
+    def _check_running(self, now_ms: int) -> Experiments | None:
+        stands = self.newest.stands
+        if not any(stand.state != STOPPED for stand in stands.values()):
+            self._folds.clear()
+            return None
+        due = now_ms >= self._due_ms
+        if due:
+            self._due_ms = now_ms + READOUT_EVERY_MS
+        changed = dict(stands)
+        readable, unreadable = self._experiments()
+        for experiment in readable:
+            name = experiment.name
+            if name in stands:
+                changed[name] = self._moved(experiment, stands[name], now_ms, due)
+        for name, why in unreadable.items():
+            if name in stands:
+                changed[name] = stop(stands[name], now_ms, f"{BROKEN}: can't be read: {why}")
+        if changed == stands:
+            return None
+        for name, stand in changed.items():
+            if stand.state != RUNNING:
+                self._folds.pop(name, None)
+            if stand is not stands[name] and stand.why.startswith((f"{BROKEN}: ", f"{HARM}: ")):
+                _LOG.warning("experiment %s is stopped: %s", name, stand.why)
+        return self._revision(ExperimentSet(self.newest.configs, changed), now_ms)
+
+    def _moved(self, experiment: Experiment, stand: Stand, now_ms: int, due: bool) -> Stand:
+        """The next state of an experiment. One that can't be judged stops; all others go on."""
+        if experiment.name in self.lost and stand.state == RUNNING:
+            return stop(stand, now_ms, f"{BROKEN}: {self.lost[experiment.name]}")
+        try:
+            # An interleaving has no ramp and no guardrails, so it needs no readout.
+            running = stand.state == RUNNING and not experiment.interleaves
+            seen = self._readout(experiment, stand.started_ms, due) if running else None
+            return move(experiment, stand, now_ms, seen)
+        except (ValueError, ArithmeticError) as error:
+            _LOG.exception("experiment %s can't be judged", experiment.name)
+            return stop(stand, now_ms, f"{BROKEN}: can't be judged: {error}")
+
+    def _readout(self, experiment: Experiment, started_ms: int, due: bool) -> Readout | None:
+        """Reads on in any case; returns a readout when one is due."""
+        fold = self._folds.get(experiment.name)
+        if fold is None:
+            fold = self._folds[experiment.name] = ExperimentFold(
+                self._log, self._config, self._labels, experiment, started_ms, _MOST_USERS
+            )
+        fold.read(_POLLS)
+        return fold.readout(parts=False) if due else None
+
+    def _experiments(self) -> tuple[list[Experiment], dict[str, str]]:
+        """Experiments of the newest revision that aren't stopped, and by name why others can't be read."""
+        if self._parsed is None or self._parsed[0] is not self.newest:
+            parsed = parse_each(self.newest, self._config.policy, self._labels, stopped=False)
+            self._parsed = (self.newest, *parsed)
+        return self._parsed[1:]
+
+    def _current(self) -> ExperimentSet:
+        return ExperimentSet(self.newest.configs, self.newest.stands)
+
+    def _revision(
+        self, state: ExperimentSet, now_ms: int, answers: int = -1, refused: str = ""
+    ) -> Experiments:
+        return Experiments(
+            revision=self.newest.revision + 1, configs=dict(state.configs), time_ms=now_ms,
+            stands=dict(state.stands), answers=answers, refused=refused,
+        )  # fmt: skip
+
+
+def arm_line_records(
+    running: Iterable[Experiment], lifecycle: Lifecycle, refused: Mapping[str, str], now_ms: int
+) -> list[Control]:
+    """Records to append so that exactly the arms that train have a line. ``refused``: reasons by line."""
+    wanted = {
+        arm_line_name(experiment.name, arm.name): ArmLine(
+            experiment=experiment.name, arm=arm.name, trains=arm.trains
+        )
+        for experiment in running
+        for arm in experiment.arms
+        if arm.trains
+    }
+    size = None if lifecycle.live is None else lifecycle.live.size
+    records: list[Control] = [
+        Candidate(line=line, registry="", kind=_ARM, time_ms=now_ms, arm=arm, size=size)
+        for line, arm in wanted.items()
+        if line not in lifecycle.standings
+    ]
+    for line in lifecycle.arms:
+        why = refused.get(line) or ("" if line in wanted else "its experiment is over")
+        if why:
+            records.append(Decision(line=line, said="hold", final=True, why=why, time_ms=now_ms))
+    return records
+
+
+def experiments_without_line(lifecycle: Lifecycle) -> dict[str, str]:
+    """Reasons by experiments that can't go on because the line of one of their arms ended."""
+    return {
+        standing.candidate.arm.experiment: f"the line {standing.line} ended: {standing.why}"
+        for standing in lifecycle.standings.values()
+        if standing.candidate.arm is not None and not standing.at_work
+    }
