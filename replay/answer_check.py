@@ -118,12 +118,12 @@ class AnswerChecker:
             "is wrong, retention has dropped it before it was archived, or its user was forgotten"
         )
 
-    def _recompute(self, check: AnswerCheck, impression: Impression, policies: Iterable[Policies]) -> None:
+    def _recompute(
+        self, check: AnswerCheck, impression: Impression, policies: Iterable[Policies]
+    ) -> None:
         stamp, asked = impression.stamp, impression.asked
         if stamp is None or asked is None:
-            raise Gone(
-                "the impression doesn't hold its request: it is older than that field"
-            )
+            raise Gone("the impression doesn't hold its request: it is older than that field")
         check.policy = policy_then(policies, impression.user_id, stamp)
         check.session = self._sessions.of(impression)
         pipeline = self._replica.at(stamp, asked)
@@ -131,7 +131,8 @@ class AnswerChecker:
         changed = unlike(stamp, answer.stamp)
         if changed:
             changes = ", ".join(
-                f"{difference.field} was {difference.logged!r} and is {difference.again!r}" for difference in changed
+                f"{difference.field} was {difference.logged!r} and is {difference.again!r}"
+                for difference in changed
             )
             raise Gone(f"the state of the stamp can't be reconstructed: {changes}")
         skipped = set(impression.degraded) - set(answer.degraded)

@@ -30,7 +30,7 @@ from recsys.events.records import DELTAS, EVENTS, ITEMS
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
 from recsys.log.protocol import Append, Log
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.process.open_log import create_topics, open_log
 from replay.datasets.dataset import Dataset
 from replay.player import Player
@@ -206,7 +206,7 @@ class BrokerPlayer(Player):
             pass
         while self._counter_loop.turn():
             pass
-        self._counter_loop.tell()
+        self._counter_loop.publish()
         self._read()
 
     def _read(self) -> None:
@@ -250,8 +250,7 @@ def replay_through_broker(
         )
     if options.frozen_after_ms is not None or options.sync_every_ms:
         raise ValueError(
-            "--frozen-after and --sync-every only work "
-            "in one process; leave out --through-broker"
+            "--frozen-after and --sync-every only work in one process; leave out --through-broker"
         )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-replay-")))

@@ -16,7 +16,7 @@ from recsys.events.hashing import partition_of
 from recsys.events.records import EXAMPLES, STEPS, Delta, Step, pack, topics
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, MemoryLog
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.joining.joiner import Joined, Joiner

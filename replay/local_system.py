@@ -24,8 +24,8 @@ from recsys.events.hashing import partition_of, uniform
 from recsys.events.records import CONTROL, DELTAS, EVENTS, ITEMS, pack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append
-from recsys.model.blueprint import build_model
-from recsys.observability.tracer import tracer_of
+from recsys.model.model import build_model
+from recsys.observability.tracer import open_tracer
 from recsys.process.open_log import create_topics, open_log
 from serving.replica.state_reader import StateReader
 from serving.request import Answer, Request
@@ -87,7 +87,7 @@ class LocalSystem:
         self.features = feature_set(config)
         self.sessions = MemorySessions()
         fold = MemoryFoldStore(self.sessions)
-        self.tracer = tracer = tracer_of(config, "all")
+        self.tracer = tracer = open_tracer(config, "all")
         self.fold = SessionLoop(
             self.log, fold, self.features, config.sessions.seen, self._clock, tracer
         )

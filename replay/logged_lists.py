@@ -19,7 +19,7 @@ from experiments.assignment.policy import Policy
 from experiments.assignment.target_policy import TargetPolicy
 from experiments.statistics.off_policy import WeightedLists
 from recsys.config.system_config import Config, digest
-from recsys.events.dedupe import Recent
+from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import Impression, Rejected, decode
 from recsys.events.hashing import Id, key_of, uniform
 from recsys.events.records import EVENTS, EXAMPLES
@@ -35,7 +35,9 @@ TEAM_DRAFT: Final = "interleaved: two policies drew them in turns"
 BY_SCORE: Final = "asked for by score: nothing was drawn"
 UNKNOWN: Final = "don't say what was asked or what they were made from"
 EARLY: Final = "their window isn't over"
-OTHER_CANDIDATES: Final = "other candidates: another policy.sources, trust_after or fixed than the target's"
+OTHER_CANDIDATES: Final = (
+    "other candidates: another policy.sources, trust_after or fixed than the target's"
+)
 GONE: Final = "can't be made again"
 PROPENSITY_MISMATCH: Final = "propensities that aren't found again"
 REPEATED: Final = "on the log a second time"
@@ -80,7 +82,9 @@ class _LoggedExample(msgspec.Struct):
     sampled_out: bool = False
 
 
-def read_lists(log: Log, config: Config, features: FeatureSet, target: TargetPolicy, max_lists: int) -> LoggedLists:
+def read_lists(
+    log: Log, config: Config, features: FeatureSet, target: TargetPolicy, max_lists: int
+) -> LoggedLists:
     """WeightedLists of the target's time range, ``max_lists`` at most."""
     left_out: Counter[str] = Counter()
     places = chosen(log, int(config.join.window_s * 1000), target, max_lists, left_out)
@@ -105,7 +109,9 @@ def chosen(
     """The impressions to judge, by place. Others are dropped at once except their user id: an impression holds all
     its features.
     """
-    places = _sampled(_usable(log, target, _ended_ms(log, window_ms), left_out), max_lists, left_out)
+    places = _sampled(
+        _usable(log, target, _ended_ms(log, window_ms), left_out), max_lists, left_out
+    )
     impressions = list(_at(log, places))
     if lost := len(places) - len(impressions):
         left_out[GONE] += lost  # their users were deleted meanwhile
@@ -117,7 +123,7 @@ def _impressions(
 ) -> Iterator[tuple[Place, Impression]]:
     """Each request once, at its first place, as the joiner takes it: a producer may append twice."""
     for partition in range(log.partitions(EVENTS)):
-        seen = Recent(_RECENT)
+        seen = RecentIds(_RECENT)
         from_ms = target.from_ms - _MARGIN_MS
         offset = first_at(log, EVENTS, partition, from_ms, served_ms_of)
         while records := log.read(EVENTS, partition, offset, _READ):
@@ -181,7 +187,9 @@ def _at(log: Log, places: Sequence[Place]) -> Iterator[tuple[Place, Impression]]
             records = log.read(EVENTS, partition, offset, _READ_NEAR)
             records_by_offset = {record.offset: record for record in records}
             reached = partition, max(records_by_offset, default=offset)
-        impression = _impression(records_by_offset[offset].value) if offset in records_by_offset else None
+        impression = (
+            _impression(records_by_offset[offset].value) if offset in records_by_offset else None
+        )
         if impression is not None:
             yield place, impression
 
@@ -200,7 +208,7 @@ def _weighed(
     weighed_lists, why = dict[Place, tuple[int, Judged]](), ""
     for place, impression in sorted(places, key=_as_answered):
         check = checker.check(impression, place)
-        ranked = check.answer.ranked if check.answer else None
+        ranked = check.answer.candidates if check.answer else None
         if (
             check.verdict != EQUAL
             or check.policy is None
@@ -253,9 +261,13 @@ def _rewards(
                 place = (example.partition, example.offset)
                 if place not in weighed:
                     continue
-                rewards_by_place[place, example.index] = sum(w * example.labels[at] for at, w in worth)
+                rewards_by_place[place, example.index] = sum(
+                    w * example.labels[at] for at, w in worth
+                )
                 if not example.correction:
-                    shown[example.index] += represented_examples(example.labels, example.kept, example.sampled_out)
+                    shown[example.index] += represented_examples(
+                        example.labels, example.kept, example.sampled_out
+                    )
             offset = records[-1].offset + 1
     return rewards_by_place, shown
 
@@ -273,13 +285,21 @@ def _as_lists(
     ratios[:] = 1.0
     for row, (place, (_, weights)) in enumerate(weighed.items()):
         num_ranks = len(weights.ratios_R)
-        ratios[row, :num_ranks], expected_rewards[row, :num_ranks] = weights.ratios_R, weights.said_R
+        ratios[row, :num_ranks], expected_rewards[row, :num_ranks] = (
+            weights.ratios_R,
+            weights.said_R,
+        )
         expected[row, :num_ranks] = weights.expected_R
-        unsupported[row, :num_ranks], ended[row, :num_ranks] = weights.unsupported_R, weights.ended_R
+        unsupported[row, :num_ranks], ended[row, :num_ranks] = (
+            weights.unsupported_R,
+            weights.ended_R,
+        )
         rewards[row] = [rewards_by_place.get((place, rank), 0.0) for rank in range(size)]
     reach = np.array([min(1.0, shown[r] / max(1, len(weighed))) for r in range(size)])
     users = np.array([user for user, _ in weighed.values()], np.int64)
-    lists = WeightedLists(ratios, rewards, expected_rewards * reach, expected * reach, unsupported, users, ended)
+    lists = WeightedLists(
+        ratios, rewards, expected_rewards * reach, expected * reach, unsupported, users, ended
+    )
     return lists.first(ranks) if ranks else lists
 
 

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from parameter_server.publish.deltas import StepDelta
 from parameter_server.publish.rounding import round_dense, round_rows
-from recsys.config.system_config import Config
+from recsys.config.system_config import Config, tables_of
 from recsys.features.feature_set import FeatureSet, RequestFeatures
-from recsys.model.model_tables import tables_of
 from replay.player import Player, Scored
 from serving.ranking.scoring import probabilities
 from serving.replica.replica import published_model

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from experiments.assignment.policy import Policies
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config
-from recsys.events.event_types import Engagement, Event, Impression, Item, Served, Stamp, User
+from recsys.events.event_types import Engagement, Event, Impression, Item, ServedItem, Stamp, User
 from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.item_counters import ItemCounters
@@ -183,7 +183,7 @@ class Player:
             time_ms=event.time_ms,
             request_id=event.request_id,
             user_id=event.user_id,
-            items=[Served(item_id=s.item_id, sources=["log"]) for s in event.items],
+            items=[ServedItem(item_id=s.item_id, sources=["log"]) for s in event.items],
             context=event.context,
             surface=event.surface,
             stamp=Stamp(line=line, epoch=epoch, step=step),

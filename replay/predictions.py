@@ -36,7 +36,9 @@ class Predictions:
 
     def __post_init__(self) -> None:
         if self.scores.keys() != self.labels.keys():
-            raise ValueError(f"scores are of {sorted(self.scores)}, expected those of the labels {sorted(self.labels)}")
+            raise ValueError(
+                f"scores are of {sorted(self.scores)}, expected those of the labels {sorted(self.labels)}"
+            )
         rows = len(self.request_id)
         columns = {name: getattr(self, name) for name in _COLUMNS}
         columns |= {f"score_{label}": column for label, column in self.scores.items()}
@@ -93,7 +95,12 @@ def build_report(
 
 
 def compare(
-    predictions: Predictions, baseline: Predictions, label: str, *, samples: int = 500, seed: int = 0
+    predictions: Predictions,
+    baseline: Predictions,
+    label: str,
+    *,
+    samples: int = 500,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """AUC(predictions) − AUC(baseline) of one label on the rows that both scored, with a user-bootstrap interval."""
     places = {key: i for i, key in enumerate(_keys(baseline))}

@@ -107,7 +107,9 @@ def print_report(report: dict[str, Any], replayed: Replayed) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{report['rows']:,} scores, {replayed.steps:,} steps, {report['seconds']} s")
+    table = Table(
+        title=f"{report['rows']:,} scores, {replayed.steps:,} steps, {report['seconds']} s"
+    )
     for column in ("label", "rows", "AUC", "by user", "log loss", "calibration"):
         table.add_column(column, justify="left" if column == "label" else "right")
     for label, measured in report["labels"].items():

@@ -1,6 +1,6 @@
 """A replay of a data set: plays every event in event time and collects the scores.
 
-One process by default: the pure cores of every part called one after the other. docs/replay.md describes what is
+One process by default: the pure cores of every part called one after the other. docs/how-to/replay.md describes what is
 scored, learned and reported.
 """
 

@@ -104,7 +104,11 @@ class TimelineReader:
         about: dict[str, Any] = {"items": [str(served.item_id) for served in impression.items]}
         about |= {"surface": impression.surface, "degraded": impression.degraded}
         if impression.stamp is not None:
-            about |= {"line": impression.stamp.line, "epoch": impression.stamp.epoch, "step": impression.stamp.step}
+            about |= {
+                "line": impression.stamp.line,
+                "epoch": impression.stamp.epoch,
+                "step": impression.stamp.step,
+            }
         return self._moment("impression", impression.time_ms, (EVENTS, partition, offset), about)
 
     def _engagements(self, partition: int, offset: int, impression: Impression) -> Iterator[Moment]:
@@ -143,7 +147,9 @@ class TimelineReader:
             deltas = self._deltas(epoch, step)
             timeline.moments += deltas
             if not deltas:
-                timeline.missing.append(f"step {step} isn't published yet, or retention has dropped it")
+                timeline.missing.append(
+                    f"step {step} isn't published yet, or retention has dropped it"
+                )
                 continue
             first = self._first_answer(epoch, step, impression.time_ms)
             if first is None:
@@ -152,7 +158,9 @@ class TimelineReader:
                 timeline.moments.append(first)
 
     def _examples(self, partition: int, impression: Impression) -> Iterator[Moment]:
-        begin = first_at(self._log, EXAMPLES, partition, impression.time_ms - _MARGIN_MS, _closed_ms)
+        begin = first_at(
+            self._log, EXAMPLES, partition, impression.time_ms - _MARGIN_MS, _closed_ms
+        )
         name = impression.request_id.encode()
         for record in self._until(EXAMPLES, partition, begin, impression.time_ms, _closed_ms):
             example = _unpacked(record, Example) if name in record.value else None
@@ -172,7 +180,11 @@ class TimelineReader:
             if step is None or step.line != self._line:
                 continue
             ranges = [examples for examples in step.ranges if examples.partition == partition]
-            own = [o for o in offsets if any(examples.start <= o < examples.stop for examples in ranges)]
+            own = [
+                o
+                for o in offsets
+                if any(examples.start <= o < examples.stop for examples in ranges)
+            ]
             if not own:
                 if not left and step.time_ms > impression.time_ms + self._reach_ms:
                     break
@@ -188,7 +200,11 @@ class TimelineReader:
 
         def number(value: bytes) -> int | None:
             delta = _decoded(value, _delta)
-            return None if delta is None or delta.line != self._line else delta.epoch * _STEPS_PER_EPOCH + delta.step
+            return (
+                None
+                if delta is None or delta.line != self._line
+                else delta.epoch * _STEPS_PER_EPOCH + delta.step
+            )
 
         moments = list[Moment]()
         for record in self._all(DELTAS, 0, first_at(self._log, DELTAS, 0, wanted - 2, number)):
@@ -223,7 +239,9 @@ class TimelineReader:
             if stamp.epoch > epoch or (stamp.epoch == epoch and stamp.step >= step):
                 about = {"line": stamp.line, "epoch": stamp.epoch, "step": stamp.step}
                 about |= {"request_id": answer.request_id, "of_step": step}
-                return self._moment("stamp", answer.time_ms, (EVENTS, partition, record.offset), about)
+                return self._moment(
+                    "stamp", answer.time_ms, (EVENTS, partition, record.offset), about
+                )
         return None
 
     def _moment(
@@ -261,7 +279,9 @@ class TimelineReader:
         end = self._log.end(DELTAS, 0)
         start = max(self._log.begin(DELTAS, 0), end - _READ)
         deltas = [_decoded(r.value, _delta) for r in self._records(DELTAS, 0, start, end)]
-        published = {(delta.epoch, delta.step) for delta in deltas if delta and delta.line == self._line}
+        published = {
+            (delta.epoch, delta.step) for delta in deltas if delta and delta.line == self._line
+        }
         end = self._log.end(STEPS, 0)
         start = max(self._log.begin(STEPS, 0), end - 2 * _READ)
         for record in reversed(self._records(STEPS, 0, start, end)):
@@ -318,12 +338,12 @@ def _decoded(value: bytes, decoder: Any) -> Any:
 
 def _closed_ms(value: bytes) -> int | None:
     times: _Times | None = _decoded(value, _times)
-    return times and times.closed_ms
+    return None if times is None else times.closed_ms
 
 
 def _time_ms(value: bytes) -> int | None:
     times: _Times | None = _decoded(value, _times)
-    return times and times.time_ms
+    return None if times is None else times.time_ms
 
 
 def _unpacked(record: Record, kind: type[Unpacked]) -> Unpacked | None:

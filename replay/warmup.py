@@ -47,7 +47,9 @@ class Warmup:
         self._log, self._features, self._config = log, features, config
         self._state = Path(config.state)
 
-    def run(self, data: WarmupData, tell: Callable[[Progress], None] = lambda progress: None) -> Progress:
+    def run(
+        self, data: WarmupData, tell: Callable[[Progress], None] = lambda progress: None
+    ) -> Progress:
         """Appends the missing records; does nothing when done. Call ``begin`` before."""
         progress = read_progress(self._state)
         if progress is None or progress.source != data.name:
@@ -61,7 +63,9 @@ class Warmup:
             write_progress(self._state, progress)
         return progress
 
-    def _append(self, data: WarmupData, progress: Progress, tell: Callable[[Progress], None]) -> None:
+    def _append(
+        self, data: WarmupData, progress: Progress, tell: Callable[[Progress], None]
+    ) -> None:
         shift_ms = progress.now_ms - data.last_ms
         served = FeatureReplay(self._features, self._config.sessions.seen, shift_ms)
         skip = {ITEMS: progress.items, EVENTS: progress.events}

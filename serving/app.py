@@ -14,15 +14,14 @@ from fastapi import FastAPI
 from ray import serve
 
 from recsys.config.system_config import Config, ServeConfig
-from recsys.observability.log_lines import keep_newest, log_in_worker
-from recsys.observability.log_throttle import Seldom
-from recsys.observability.tracer import tracer_in_actor
-from recsys.process.latency_tuning import steady
+from recsys.observability.log_lines import LogThrottle, keep_newest, log_in_worker
+from recsys.observability.tracer import open_tracer_in_actor
+from recsys.process.latency_tuning import tune_for_latency
 from recsys.process.open_log import open_log
 from serving.http_app import build_app
 from serving.retrieval.ray_retrieval import actor_options, asked_by_handle, deployments
 from serving.service import Service, admin_key_file
-from serving.sessions.session_connection import sessions_at
+from serving.sessions.session_store import RedisSessions
 from serving.tracing.ray_metrics import RayMetrics
 from serving.tracing.swipe_traces import SwipeTraces
 
@@ -48,14 +47,14 @@ class Feed:
         )  # sums must not depend on the number of cores; two also cost more here
         self._name = name = serve.get_replica_context().replica_id.unique_id
         self._metrics: RayMetrics | None = None  # once there is an app
-        self._complaints = Seldom(_COMPLAIN_EVERY_S)
+        self._complaints = LogThrottle(_COMPLAIN_EVERY_S)
         self._log_as(name)
         log = open_log(self._config)
-        self._tracer = tracer = tracer_in_actor(self._config, "serve", name)
+        self._tracer = tracer = open_tracer_in_actor(self._config, "serve", name)
         self.service = Service(
             self._config,
             log,
-            sessions_at(self._config.sessions.url),
+            RedisSessions(self._config.sessions.url),
             shards=asked_by_handle(shards),
             traces=SwipeTraces(tracer, name, time.time_ns) if tracer else None,
         )
@@ -68,7 +67,7 @@ class Feed:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Asked by Serve, once, after the constructor."""
-        app = build_app(self.service, self._admin_key, CATCH_UP_S, steady)
+        app = build_app(self.service, self._admin_key, CATCH_UP_S, tune_for_latency)
         self._metrics = RayMetrics(app.state.metrics.registry, self._name)
         return app
 

@@ -1,47 +1,47 @@
-"""The API over HTTP: routes that check, call the service and encode. No state of their own.
+"""HTTP API of a replica: routes that validate, call the service and encode. No state of its own.
 
-Bodies of at most 1 MB; errors name the field, the value and what was expected; what can't be done now is 503
-with Retry-After. Everything a viewer's page needs is here too, so that it has one origin.
+Bodies hold at most 1 MB; errors name the field, the value and what was expected; a temporary refusal is 503
+with Retry-After. The app also serves the viewers' page, so that the page has one origin.
 """
 
 import asyncio
-import hmac
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import msgspec
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from recsys.events.event_types import Rejected
 from recsys.events.hashing import Id
 from serving import request as values
-from serving.admission.admission import TokenBuckets, Limit
+from serving.admission.admission import Limit, TokenBuckets
 from serving.admission.load_shedding import LoadShedder
-from serving.compat.mount import mount
+from serving.compat import gorse_routes, metarank_routes
+from serving.compat.shared_handlers import PartlyRejected, SharedHandlers
+from serving.compat.unpersonalized import Unsupported
 from serving.http import api_models as models
-from serving.http import fast_bodies
-from serving.http.fast_route import FastRoute, fast
 from serving.http.serving_metrics import ServingMetrics
+from serving.http.strict_json import StrictRoute, check_admin_key, json_response
 from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, Result
 from serving.ingestion.write_api import Unavailable
 from serving.replica import inspection
 from serving.service import Service
 
-_LATE_S: Final = 0.5  # between two looks at a service that catches up late
+_READY_POLL_S: Final = 0.5
 WEB: Final = Path(__file__).parent / "web"
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"model": models.ProblemOut, "description": about}
-    for status, about in {
+    status: {"model": models.ProblemOut, "description": description}
+    for status, description in {
         400: "Not JSON",
         413: "More than 1 MB",
         422: "A field is wrong",
-        503: "Not now: see Retry-After",
+        503: "Temporarily refused: see Retry-After",
     }.items()
 }
 _ADMIN_PROBLEMS: Final = _PROBLEMS | {
@@ -52,149 +52,147 @@ _ADMIN_PROBLEMS: Final = _PROBLEMS | {
 
 def build_app(
     service: Service, admin_key: Callable[[], str], wait_s: float = 0.0,
-    started: Callable[[], None] = lambda: None,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> FastAPI:  # fmt: skip
-    """The app of one replica. It starts and stops the service with itself, and counts as started once the
-    service has caught up with the log, after ``wait_s`` at the latest. ``started`` is called once it has, in
-    a thread. ``admin_key`` is asked at each use; an empty one opens nothing."""
+    """Builds the app of one replica. Its lifespan starts and stops the service.
+
+    Startup is complete once the service has caught up with the log, after ``wait_s`` at the latest.
+    ``on_ready`` is called in a thread once it has. ``admin_key`` is read at each use; an empty one grants no
+    access.
+    """
 
     @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
         await service.caught_up(wait_s)
-        late = asyncio.create_task(_once_ready(service, started))
+        ready = asyncio.create_task(_call_once_ready(service, on_ready))
         if service.ready:
-            await late
+            await ready
         yield
-        late.cancel()
-        await desk.write_backs.close()
+        ready.cancel()
+        await handlers.write_backs.close()
         await service.stop()
 
-    app: FastAPI = FastAPIOffline(  # /docs without a content delivery network
-        title="recsys", version="1", lifespan=life,
+    app: FastAPI = FastAPIOffline(  # serves the assets of /docs itself, without a CDN
+        title="recsys", version="1", lifespan=lifespan,
         description="A recommender that learns from every swipe.",
     )  # fmt: skip
-    app.docs_url = "/docs"  # where they are: Ray's dashboard asks
-    app.router.route_class = FastRoute
+    app.docs_url = "/docs"  # read by Ray's dashboard
+    app.router.route_class = StrictRoute
     metrics = app.state.metrics = ServingMetrics(service)
     serve = service.config.serve
     app.add_middleware(
-        LoadShedder, tally=metrics, lists=service.admission, events=Limit(serve.max_events),
+        LoadShedder, metrics=metrics, lists=service.admission, events=Limit(serve.max_events),
         others=Limit(serve.max_ongoing), clients=TokenBuckets(serve.client_rate),
     )  # fmt: skip
     _add_errors(app)
     _add_viewer_routes(app, service, metrics)
     _add_admin_routes(app, service, admin_key)
     _add_health_routes(app, service, metrics)
-    desk = mount(app, service, metrics, admin_key)
+    handlers = SharedHandlers(service, metrics, admin_key)
+    if service.config.compat.gorse:
+        app.include_router(gorse_routes.routes_of(handlers))
+    if service.config.compat.metarank:
+        app.include_router(metarank_routes.routes_of(handlers))
     _add_pages(app)
     return app
 
 
-async def _once_ready(service: Service, started: Callable[[], None]) -> None:
+async def _call_once_ready(service: Service, on_ready: Callable[[], None]) -> None:
     while not service.ready:
-        await asyncio.sleep(_LATE_S)
-    await asyncio.to_thread(started)
+        await asyncio.sleep(_READY_POLL_S)
+    await asyncio.to_thread(on_ready)
 
 
 def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:
     @app.post("/v1/recommend", response_model=models.RecommendOut, responses=_PROBLEMS)
-    @fast(fast_bodies.RecommendIn)
     async def recommend(body: models.RecommendIn) -> Response:
         """Items for a user, ranked by the freshest model."""
-        started = time.perf_counter()
+        began_s = time.perf_counter()
         answer = await service.recommend(_request_of(body))
-        metrics.left_out(answer.degraded)
-        return _json(_answer_of(answer, started))
+        metrics.count_degraded(answer.degraded)
+        return json_response(_answer_out(answer, began_s))
 
     @app.post("/v1/events", status_code=202, response_model=models.EventsOut, responses=_PROBLEMS)
-    @fast(fast_bodies.EventsIn)
     async def events(body: models.EventsIn) -> Response:
-        """What viewers did. Answered once it is committed; send it again where no answer came: repeats of an
-        `event_id` count once."""
-        taken = await service.write_api.take(body.events)
-        for status in (ACCEPTED, DUPLICATE, REJECTED):
-            metrics.took(status, taken.count(status))
-        return _json(_results_of(taken.results), 202)
+        """Engagements of viewers. The answer comes after the commit; without an answer send them again: repeats
+        of an `event_id` count once."""
+        batch = await service.write_api.take(body.events)
+        metrics.count_batch(batch)
+        return json_response(_results_out(batch.results), 202)
 
     @app.get("/v1/sessions/{user_id:path}", response_model=models.SessionOut, responses=_PROBLEMS)
     async def session(user_id: str) -> Response:
-        """What is known of a user right now."""
-        return _json(await service.session(_id(user_id, "user_id")))
+        """Current session of a user: topics and recent items."""
+        return json_response(await service.session(_id(user_id, "user_id")))
 
     @app.get("/v1/status", response_model=models.StatusOut)
     async def status() -> Response:
-        """Which version answers, and how fresh it is."""
-        return _json(service.status())
+        """Version that answers, and how fresh it is."""
+        return json_response(service.status())
 
 
-def _admin(admin_key: Callable[[], str]) -> Callable[..., Awaitable[None]]:
-    """What lets in who says the key."""
+def _require_admin(admin_key: Callable[[], str]) -> Callable[..., Awaitable[None]]:
+    """Dependency that checks the admin key."""
 
-    async def admin(x_admin_key: Annotated[str | None, Header()] = None) -> None:
-        if x_admin_key is None:
-            raise HTTPException(401, "the header X-Admin-Key is missing")
-        expected = admin_key().encode()
-        if not expected or not hmac.compare_digest(x_admin_key.encode(), expected):
-            raise HTTPException(403, "the header X-Admin-Key is wrong: see state/run/admin.key")
+    async def check(x_admin_key: Annotated[str | None, Header()] = None) -> None:
+        check_admin_key(x_admin_key, admin_key(), "X-Admin-Key")
 
-    return admin
+    return check
 
 
 def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], str]) -> None:
-    admin = _admin(admin_key)
-    common: dict[str, Any] = {
-        "dependencies": [Depends(admin)], "responses": _ADMIN_PROBLEMS, "status_code": 202,
-        "response_model": models.EventsOut,
+    read: dict[str, Any] = {
+        "dependencies": [Depends(_require_admin(admin_key))], "responses": _ADMIN_PROBLEMS,
     }  # fmt: skip
+    write = read | {"status_code": 202, "response_model": models.EventsOut}
 
-    @app.post("/v1/items", **common)
+    @app.post("/v1/items", **write)
     async def put_items(body: models.ItemsIn) -> Response:
         """Publishes or changes items."""
-        found = [item.model_dump(exclude_none=True) for item in body.items]
-        return _json(_results_of(await service.write_api.put_items(found)), 202)
+        items = [item.model_dump(exclude_none=True) for item in body.items]
+        return json_response(_results_out(await service.write_api.put_items(items)), 202)
 
-    @app.post("/v1/users", **common)
+    @app.post("/v1/users", **write)
     async def put_users(body: models.UsersIn) -> Response:
         """Sets users' profiles."""
-        found = [user.model_dump(exclude_none=True) for user in body.users]
-        return _json(_results_of(await service.write_api.put_users(found)), 202)
+        users = [user.model_dump(exclude_none=True) for user in body.users]
+        return json_response(_results_out(await service.write_api.put_users(users)), 202)
 
-    @app.delete("/v1/items/{item_id:path}", **common)
+    @app.delete("/v1/items/{item_id:path}", **write)
     async def remove_item(item_id: str) -> Response:
-        """Takes an item away: it is recommended no more."""
+        """Removes an item: it is no longer recommended."""
         await service.write_api.remove_item(_id(item_id, "item_id"))
-        return _json(_results_of([Result(0, ACCEPTED)]), 202)
+        return json_response(_results_out([Result(0, ACCEPTED)]), 202)
 
-    @app.delete("/v1/users/{user_id:path}", **common)
+    @app.delete("/v1/users/{user_id:path}", **write)
     async def erase_user(user_id: str) -> Response:
-        """Forgets a user: the session as soon as the fold reads the request, mostly within a second, the rows
-        with the next steps, log and archive an hour or more later. What others' item counters and the shared
-        weights have of them stays; docs/api.md says it whole."""
+        """Erases a user: the session as soon as the fold reads the request, mostly within a second; the rows
+        with the next steps; log and archive an hour or more later. The user's contribution to other users'
+        item counters and to the shared weights stays; see docs/api.md."""
         await service.write_api.erase_user(_id(user_id, "user_id"))
-        return _json(_results_of([Result(0, ACCEPTED)]), 202)
+        return json_response(_results_out([Result(0, ACCEPTED)]), 202)
 
-    looks: dict[str, Any] = {"dependencies": [Depends(admin)], "responses": _ADMIN_PROBLEMS}
-
-    @app.get("/v1/inspect/items/{item_id:path}", **looks)
+    @app.get("/v1/inspect/items/{item_id:path}", **read)
     async def inspect_item(item_id: str) -> Response:
-        """What this replica knows of an item: fields, counters, vector, popularity, what is near."""
-        found = inspection.item(service.replica, _id(item_id, "item_id"), service.now_ms())
-        if found is None:
+        """State of an item in this replica: fields, counters, vector, popularity, nearest items."""
+        state = inspection.item(service.replica, _id(item_id, "item_id"), service.now_ms())
+        if state is None:
             raise HTTPException(404, f"item_id is {item_id!r}, and no such item was ever published")
-        return _json(found)
+        return json_response(state)
 
-    @app.get("/v1/inspect/users/{user_id:path}", **looks)
+    @app.get("/v1/inspect/users/{user_id:path}", **read)
     async def inspect_user(user_id: str) -> Response:
-        """What is known of a user, and why a list as the feed would draw it for them now is as it is. Nothing
-        is logged: it counts as no impression, and as no list."""
+        """State of a user, and a list as the feed would serve it now, with explanations. Nothing is logged: it
+        counts neither as an impression nor as a list."""
         name = _id(user_id, "user_id")
         session, policy = await service.session_of(name), service.reader.policies.resolve(name)
-        wanted = values.Request(name, n=inspection.SHOWN, explain=True)
-        answer = await service.recommend_unlogged(wanted, session, counts=False)
-        items = [_item_of(its) for its in answer.items]
-        said = {"items": items, "stamp": answer.stamp, "degraded": answer.degraded}
-        return _json(inspection.user(service.replica, session, policy) | {"answer": said})
+        request = values.Request(name, n=inspection.SHOWN, explain=True)
+        answer = await service.recommend_unlogged(request, session, counts=False)
+        items = [_item_out(item) for item in answer.items]
+        listed = {"items": items, "stamp": answer.stamp, "degraded": answer.degraded}
+        user = inspection.user(service.replica, session, policy)
+        return json_response(user | {"answer": listed})
 
 
 def _add_health_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:
@@ -208,11 +206,11 @@ def _add_health_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
         """Whether the replica has caught up with the log and still reaches it; ``failure`` says why not."""
         unready = service.unready
         body = {"ready": not unready, "lag": service.reader.lag, "failure": unready}
-        return _json(body, 503 if unready else 200)
+        return json_response(body, 503 if unready else 200)
 
     @app.get("/metrics", response_class=Response)
     async def prometheus() -> Response:
-        """For Prometheus: of the replica that answers."""
+        """Prometheus metrics of the replica that answers."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
 
@@ -231,18 +229,36 @@ def _add_pages(app: FastAPI) -> None:
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        details = [_detail(one) for one in error.errors()[:20]]
-        return _json({"error": "the request isn't as expected", "details": details}, 422)
+        details = [_detail(each) for each in error.errors()[:20]]
+        return _problem("the request isn't as expected", 422, details)
 
     @app.exception_handler(StarletteHTTPException)
-    async def refused(_: Request, error: StarletteHTTPException) -> Response:
-        body = {"error": str(error.detail), "details": []}
-        return _json(body, error.status_code, dict(error.headers or {}))
+    async def http_error(_: Request, error: StarletteHTTPException) -> Response:
+        return _problem(str(error.detail), error.status_code, headers=dict(error.headers or {}))
 
     @app.exception_handler(Unavailable)
     async def unavailable(_: Request, error: Unavailable) -> Response:
-        headers = {"retry-after": str(error.retry_after_s)}
-        return _json({"error": str(error), "details": []}, 503, headers)
+        return _problem(str(error), 503, headers={"retry-after": str(error.retry_after_s)})
+
+    @app.exception_handler(Rejected)  # this and the next two are raised by serving.compat
+    async def rejected(_: Request, error: Rejected) -> Response:
+        detail = {"field": error.field, "value": error.value, "expected": error.expected}
+        return _problem("nothing of it is taken", 400, [detail])
+
+    @app.exception_handler(PartlyRejected)
+    async def partly_rejected(_: Request, error: PartlyRejected) -> Response:
+        return _problem(str(error), 400, [error.detail])
+
+    @app.exception_handler(Unsupported)
+    async def unsupported(_: Request, error: Unsupported) -> Response:
+        return _problem(str(error), 501)
+
+
+def _problem(
+    message: str, status: int, details: Sequence[dict[str, str]] = (),
+    headers: dict[str, str] | None = None,
+) -> Response:  # fmt: skip
+    return json_response({"error": message, "details": details}, status, headers)
 
 
 def _detail(error: dict[str, Any]) -> dict[str, str]:
@@ -253,29 +269,29 @@ def _detail(error: dict[str, Any]) -> dict[str, str]:
 
 
 def _request_of(body: models.RecommendIn) -> values.Request:
-    given = body.candidate_ids
+    candidates = body.candidate_ids
     return values.Request(
         user_id=body.user_id,
         n=body.n,
         surface=body.surface,
         context=body.context,
         exclude_ids=tuple(body.exclude_ids),
-        candidate_ids=None if given is None else tuple(given),
+        candidate_ids=None if candidates is None else tuple(candidates),
         explain=body.explain,
     )
 
 
-def _answer_of(answer: values.Answer, started: float) -> dict[str, Any]:
+def _answer_out(answer: values.Answer, began_s: float) -> dict[str, Any]:
     return {
         "request_id": answer.request_id,
-        "items": [_item_of(item) for item in answer.items],
+        "items": [_item_out(item) for item in answer.items],
         "stamp": answer.stamp,
-        "took_ms": round((time.perf_counter() - started) * 1000, 3),
+        "took_ms": round((time.perf_counter() - began_s) * 1000, 3),
         "degraded": answer.degraded,
     }
 
 
-def _item_of(item: values.AnswerItem) -> dict[str, Any]:
+def _item_out(item: values.AnswerItem) -> dict[str, Any]:
     out: dict[str, Any] = {
         "item_id": item.item_id,
         "rank": item.rank,
@@ -291,20 +307,20 @@ def _item_of(item: values.AnswerItem) -> dict[str, Any]:
     return out
 
 
-def _results_of(results: Sequence[Result]) -> dict[str, Any]:
+def _results_out(results: Sequence[Result]) -> dict[str, Any]:
     counts = {status: 0 for status in (ACCEPTED, DUPLICATE, REJECTED)}
-    told: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for result in results:
         counts[result.status] += 1
-        one: dict[str, Any] = {"index": result.index, "status": result.status}
+        entry: dict[str, Any] = {"index": result.index, "status": result.status}
         if result.error is not None:
-            one["error"] = dict(zip(("field", "value", "expected"), result.error, strict=True))
-        told.append(one)
+            entry["error"] = dict(zip(("field", "value", "expected"), result.error, strict=True))
+        entries.append(entry)
     return {
         "accepted": counts[ACCEPTED],
         "duplicates": counts[DUPLICATE],
         "rejected": counts[REJECTED],
-        "results": told,
+        "results": entries,
     }
 
 
@@ -312,7 +328,3 @@ def _id(text: str, name: str) -> Id:
     if not 0 < len(text) <= 256:
         raise HTTPException(422, f"{name} has {len(text)} characters, expected 1 to 256")
     return text
-
-
-def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(value), status, headers, "application/json")

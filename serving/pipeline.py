@@ -1,226 +1,243 @@
 """From a request to an answer, by named stages; one version, one stamp.
 
-    filters         what may not come at all: gone, excluded, hidden, seen (serving/retrieval/filters.py)
-    sources         candidates, each source with its share (serving/retrieval/retrieval.py)
-    rank            what the viewer would do with each, as one score
+    filter          leaves out items that are gone, excluded, hidden or seen (serving/retrieval/filters.py)
+    retrieve        collects candidates, each source with its share (serving/retrieval/retrieval.py)
+    shorten         under time pressure keeps the first candidates of each source
+    given           takes the caller's own candidates instead of these three
+    pin             adds the items that the policy pins to ranks
+    features, rank  predict engagements with each candidate and weigh them into one score
     not_interested, rules
-                    what changes scores or takes candidates out (serving/ranking/stages.py)
-    diversify, draw a list by score, caps, exploration and quota, with its propensities (serving/ranking/selection.py)
+                    change scores or remove candidates (serving/ranking/stages.py)
+    draw            draws a list by score, caps, exploration and quota, with its propensities
+                    (serving/ranking/selection.py, team_draft.py)
 
-Everything happens in one call on one thread: no stage waits, no stage talks to another process. Where shards
-have the item vectors, they were asked before, by ``plan`` (serving/retrieval/retrieval_plan.py). A stage that
-fails is skipped and named in ``degraded``; an answer comes whatever happens to the model. What a stage took
-out is counted under its name in ``removed``.
+Everything happens in one call on one thread: no stage waits or talks to another process. Retrieval shards are
+asked before, with the result of ``plan`` (serving/retrieval/retrieval_plan.py). Stages that fail or that the
+deadline skips are named in ``degraded``; there is an answer whatever happens to the model.
 """
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.assignment.policy import Policy
-from recsys.events.event_types import Asked, Impression, Served, Stamp
-from recsys.events.hashing import key_of
+from recsys.events.event_types import RequestInputs, Impression, ServedItem, Stamp
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import RequestFeatures
-from recsys.features.session import Session
 from recsys.model.ranker import watch_seconds
-from serving.admission.deadline import POPULAR, SHORT, NO_DEADLINE, UNRANKED, Deadline, shorten_candidates
+from serving.admission.deadline import POPULAR, SHORT, UNRANKED, shortened
+from serving.query import Query, VectorVersion
 from serving.ranking.explanation import reasons
-from serving.ranking.pinned_items import fixed, given
 from serving.ranking.scoring import popular_scores, probabilities
-from serving.ranking.selection import BY_SCORE, Ballot, Chance, Drawn, draw_from
-from serving.ranking.stages import caps_of, staged, trust_of
-from serving.ranking.team_draft import draft
+from serving.ranking.selection import BY_SCORE, SamplingInput, SamplingParams, sample_slate
+from serving.ranking.stages import NOT_INTERESTED, RULES, caps_of, not_interested, rules, trust_of
+from serving.ranking.team_draft import draft_slate
 from serving.replica.replica import Replica
-from serving.request import Answer, AnswerItem, Ranked, Request
-from serving.retrieval.filters import wanted_items
+from serving.request import Answer, AnswerItem, Candidates
+from serving.retrieval.filters import allowed_items, given_items, pinned_items
 from serving.retrieval.retrieval import Retrieval
-from serving.retrieval.retrieval_plan import SIDE, Near, Plan
-from serving.retrieval.retrieval_shard import Version
-from serving.tracing.request_trace import FILTER, RANK, RETRIEVE, SELECT, Mark, unmarked
+from serving.retrieval.retrieval_plan import VECTOR, RetrievalPlan
+from serving.tracing.request_trace import FILTER, RANK, RETRIEVE, SELECT
 
 _log = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
-_NOBODY: Final = np.zeros(0, np.int64)  # no candidates: a viewer's features alone
+Run = Callable[[Query, Candidates], Candidates]
+_NO_ITEMS: Final = np.zeros(0, np.int64)
+
+
+def _always(_: Query) -> bool:
+    return True
+
+
+def _retrieves(query: Query) -> bool:
+    return query.request.candidate_ids is None
+
+
+def _gives(query: Query) -> bool:
+    return query.request.candidate_ids is not None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step. ``instead`` runs in its place where the deadline misses ``deadline``; ``span`` is the trace
+    span that ends with it."""
+
+    name: str
+    run: Run
+    applies: Callable[[Query], bool] = _always
+    deadline: str = ""
+    instead: Run | None = None
+    span: str = ""
+
+
+def run_stages(stages: Iterable[Stage], query: Query, candidates: Candidates) -> Candidates:
+    for stage in stages:
+        if not stage.applies(query):
+            continue
+        late = stage.instead is not None and query.deadline.misses(stage.deadline)
+        run = stage.instead if late and stage.instead else stage.run
+        candidates = run(query, candidates)
+        if stage.span:
+            query.mark(stage.span)
+    return candidates
 
 
 class Pipeline:
-    """Answers requests from one replica. Not thread-safe: requests and applies take turns."""
+    """Answers queries from one replica. Not thread-safe: requests and applied updates take turns."""
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.builder = FeatureBuilder(replica.features)
         self.retrieval = Retrieval(replica)
+        self.adjustments = (
+            Stage(NOT_INTERESTED, partial(not_interested, replica)),
+            Stage(RULES, partial(rules, replica)),
+        )
+        self.stages = (
+            Stage("filter", self._filter, _retrieves, span=FILTER),
+            Stage("retrieve", self._retrieve, _retrieves, POPULAR, self._retrieve_popular),
+            Stage("shorten", lambda _, all: all, _retrieves, SHORT, self._shorten, span=RETRIEVE),
+            Stage("given", self._give, _gives, span=RETRIEVE),
+            Stage("pin", self._pin),
+            Stage("features", self._build_features),
+            Stage("rank", self._rank, deadline=UNRANKED, instead=self._rank_nothing, span=RANK),
+            *self.adjustments,
+            Stage("draw", self._draw, span=SELECT),
+        )
 
-    def recommend(
-        self,
-        request: Request,
-        session: Session,
-        policy: Policy,
-        now_ms: int,
-        request_id: str,
-        deadline: Deadline = NO_DEADLINE,
-        near: Near | None = None,
-        mark: Mark = unmarked,
-    ) -> Answer:
-        """The list, and the impression that says how it was made. The same arguments and the same version
-        give the same answer: for a past one, ``deadline`` is ``RecordedDeadline`` with its ``degraded``. ``near``:
-        what shards of retrieval found; it counts only where it is of the version that answers. ``mark`` is
-        told where each stage ends."""
-        degraded: list[str] = []
-        if near is not None and near.version != self.version:
-            near = None
-        user = self._features(request, session, _NOBODY, now_ms)
-        found, removed = self._candidates(
-            request, session, policy, user, request_id, deadline, degraded, near, mark
-        )
-        mark(RETRIEVE)
-        pinned = fixed(self.replica.catalogue, request, session, policy.config, found)
-        found |= {index: ["fixed"] for index in pinned.values()}
-        features = self._features(request, session, np.array(list(found), np.int64), now_ms, user)
-        ranked = self._rank(policy, found, features, deadline, degraded)
-        mark(RANK)
-        drawn, ranked, scores_R, taken_out = self._select(
-            request, session, policy, ranked, pinned, request_id
-        )
-        mark(SELECT)
-        removed |= taken_out | drawn.closed
-        stamp = self._stamp(
-            session, policy, self.replica.index.name if near is None else near.index
-        )
-        items = [
-            self._item(request, session, ranked, rank, drawn, scores_R[rank])
-            for rank in range(len(drawn.positions))
-        ]
-        impression = Impression(
-            time_ms=now_ms,
-            request_id=request_id,
-            user_id=request.user_id,
-            items=[_served(item) for item in items],
-            context=request.context,
-            surface=request.surface,
-            stamp=stamp,
-            features=ranked.features.rows(drawn.positions).block(),
-            predicted=_predicted(ranked, drawn.positions),
-            degraded=degraded,
-            asked=self._asked(request, session),
-            teams=list(drawn.teams),
-            shares=list(drawn.shares),
-        )
-        return Answer(
-            request_id, tuple(items), impression, stamp, tuple(degraded), removed, drawn.offered,
-            ranked,
-        )  # fmt: skip
+    def recommend(self, query: Query) -> Answer:
+        """The list, and the impression that records how it was made."""
+        results = query.shard_results
+        if results is not None and results.version != self.version:
+            query = replace(query, shard_results=None)
+        viewer = Candidates(self._features(query))
+        return self._assemble(query, run_stages(self.stages, query, viewer))
+
+    def adjusted(self, query: Query, candidates: Candidates) -> Candidates:
+        """Ranked candidates as the query's policy scores and adjusts them, by the same predictions."""
+        if _has_numbers(candidates.predictions_NL):
+            scores_N = self.score(candidates.predictions_NL, query.policy)
+            candidates = replace(candidates, scores_N=scores_N)
+        everyone = np.ones(len(candidates.sources), np.bool_)
+        fresh = replace(candidates, added={}, removed={}, open_N=everyone)
+        return run_stages(self.adjustments, query, fresh)
 
     @property
-    def version(self) -> Version:
-        """What vectors depend on, as it is now."""
-        its = self.replica
-        return Version(its.line, its.epoch, its.step, its.catalogue_offset)
+    def version(self) -> VectorVersion:
+        """Version of the item vectors, now."""
+        return VectorVersion(*self.replica.version, self.replica.catalogue_offset)
 
-    def plan(
-        self,
-        request: Request,
-        session: Session,
-        policy: Policy,
-        now_ms: int,
-        deadline: Deadline = NO_DEADLINE,
-        near: Near | None = None,
-    ) -> Plan | None:
-        """What shards of retrieval are to be asked before ``recommend``, with the same arguments; None where
-        there are none, where nothing is to be asked of them, or where ``near`` is of this version."""
-        if self.replica.indexed or request.candidate_ids is not None or deadline.skips(POPULAR):
+    def plan(self, query: Query) -> RetrievalPlan | None:
+        """What to ask the retrieval shards before ``recommend``; None where there are no shards, nothing to
+        ask of them, or results of this version."""
+        given = query.request.candidate_ids is not None
+        if self.replica.indexed or given or query.deadline.misses(POPULAR):
             return None
-        if near is not None and near.version == self.version:
+        if query.shard_results is not None and query.shard_results.version == self.version:
             return None
-        catalogue = self.replica.catalogue
-        user = self._features(request, session, _NOBODY, now_ms)
-        queries = self.retrieval.queries(session, user, self._shares(policy))
-        if not queries:
+        viewer = self._features(query)
+        vector_queries = self.retrieval.vector_queries(query.session, viewer, self._shares(query))
+        if not vector_queries:
             return None
-        _, _, taken = wanted_items(catalogue, session, request.exclude_ids, request.n)
-        return Plan(self.version, queries, catalogue.keys[taken, 0].copy())
+        _, _, taken = allowed_items(self.replica.catalogue, query)
+        return RetrievalPlan(self.version, vector_queries, self.replica.catalogue.keys[taken, 0].copy())
 
-    def _candidates(
-        self,
-        request: Request,
-        session: Session,
-        policy: Policy,
-        user: RequestFeatures,
-        request_id: str,
-        deadline: Deadline,
-        degraded: list[str],
-        near: Near | None,
-        mark: Mark,
-    ) -> tuple[dict[int, list[str]], dict[str, int]]:
-        catalogue = self.replica.catalogue
-        if request.candidate_ids is not None:
-            return given(catalogue, request)
-        wanted, removed, _ = wanted_items(catalogue, session, request.exclude_ids, request.n)
-        mark(FILTER)
-        salt = key_of("request", request_id) & 0xFFFFFFFF
-        limit = self.replica.config.serve.candidates
-        shares = self._shares(policy)
-        if deadline.skips(POPULAR):
-            degraded.append(POPULAR)
-            shares = {"popular": limit}
-        found = self.retrieval.collect(
-            session, user, wanted, shares, limit, salt, policy.config.trust_after, near
-        )
-        if found.failed:
-            degraded.append("retrieval")
-        if len(found.sources) < request.n:
-            for index in wanted.first(request.n * 5).tolist():
-                found.sources.setdefault(index, ["any"])
-        few = self.replica.config.serve.short_candidates
-        if len(found.sources) > few and deadline.skips(SHORT):
-            degraded.append(SHORT)
-            return shorten_candidates(found.sources, few), removed
-        return found.sources, removed
+    # --- stages ---
 
-    def _shares(self, policy: Policy) -> dict[str, int]:
-        """What each source may find: nobody's side has been learned before the first step."""
-        shares = dict(policy.config.sources)
+    def _filter(self, query: Query, candidates: Candidates) -> Candidates:
+        allowed, removed, _ = allowed_items(self.replica.catalogue, query)
+        return replace(candidates, allowed=allowed, removed=removed)
+
+    def _retrieve(self, query: Query, candidates: Candidates) -> Candidates:
+        return self._retrieve_by(query, candidates, self._shares(query))
+
+    def _retrieve_popular(self, query: Query, candidates: Candidates) -> Candidates:
+        popular = {"popular": self.replica.config.serve.candidates}
+        return self._retrieve_by(query, candidates.degrade(POPULAR), popular)
+
+    def _retrieve_by(
+        self, query: Query, candidates: Candidates, shares: dict[str, int]
+    ) -> Candidates:
+        allowed, n = candidates.allowed, query.request.n
+        assert allowed is not None, "filter first"
+        retrieved = self.retrieval.collect(query, candidates.features, allowed, shares)
+        if len(retrieved.sources) < n:
+            for index in allowed.first(n * 5).tolist():
+                retrieved.sources.setdefault(index, ["any"])
+        candidates = replace(candidates, sources=retrieved.sources)
+        return candidates.degrade("retrieval") if retrieved.failed else candidates
+
+    def _shorten(self, _: Query, candidates: Candidates) -> Candidates:
+        most = self.replica.config.serve.short_candidates
+        if len(candidates.sources) <= most:
+            return candidates
+        return replace(candidates, sources=shortened(candidates.sources, most)).degrade(SHORT)
+
+    def _give(self, query: Query, candidates: Candidates) -> Candidates:
+        indices, removed = given_items(self.replica.catalogue, query)
+        return replace(candidates, sources={i: ["given"] for i in indices}, removed=removed)
+
+    def _pin(self, query: Query, candidates: Candidates) -> Candidates:
+        pinned = pinned_items(self.replica.catalogue, query, candidates)
+        sources = {**candidates.sources, **{index: ["fixed"] for index in pinned.values()}}
+        return replace(candidates, pinned=pinned, sources=sources) if pinned else candidates
+
+    def _build_features(self, query: Query, candidates: Candidates) -> Candidates:
+        indices = np.array(candidates.indices, np.int64)
+        return replace(candidates, features=self._features(query, indices, candidates.features))
+
+    def _rank(self, query: Query, candidates: Candidates) -> Candidates:
         if self.replica.step == 0:
-            shares.pop(SIDE, None)
-        return shares
+            return self._rank_nothing(query, candidates)
+        try:
+            predictions_NL = probabilities(
+                self.replica.model, self.replica.rows, [candidates.features]
+            )
+            # Predictions that are not numbers are logged all the same: they tell a broken model from a late one.
+            candidates = replace(candidates, predictions_NL=predictions_NL)
+            if not _has_numbers(predictions_NL) and candidates.sources:
+                raise FloatingPointError("no candidate has a prediction that is a number")
+        except Exception:
+            _log.exception("ranking failed")
+            return self._rank_by_popularity(candidates.degrade("rank"))
+        return self._scored(candidates, self.score(predictions_NL, query.policy))
 
-    def _rank(
-        self,
-        policy: Policy,
-        found: dict[int, list[str]],
-        features: RequestFeatures,
-        deadline: Deadline,
-        degraded: list[str],
-    ) -> Ranked:
-        indices, ranks = list(found), False
-        predictions: Floats | None = None
-        if self.replica.step == 0:
-            degraded.append("model")
-        elif deadline.skips(UNRANKED):
-            degraded.append(UNRANKED)
+    def _rank_nothing(self, _: Query, candidates: Candidates) -> Candidates:
+        missing = "model" if self.replica.step == 0 else UNRANKED
+        return self._rank_by_popularity(candidates.degrade(missing))
+
+    def _rank_by_popularity(self, candidates: Candidates) -> Candidates:
+        popularity_N = self.replica.popularity.values[candidates.indices]
+        return self._scored(candidates, popular_scores(popularity_N))
+
+    def _scored(self, candidates: Candidates, scores_N: NDArray[np.float64]) -> Candidates:
+        return replace(candidates, scores_N=scores_N, open_N=np.ones(len(scores_N), np.bool_))
+
+    def _draw(self, query: Query, candidates: Candidates) -> Candidates:
+        rivals, n, request_id = query.policy.rivals, query.request.n, query.request_id
+        control = self.sampling_input(query, candidates)
+        if not rivals:
+            slate = sample_slate(control, n, request_id=request_id)
+            scores_R = candidates.scores_N[slate.positions]
         else:
-            try:
-                predictions = probabilities(self.replica.model, self.replica.rows, [features])
-                if not _speaks(predictions) and indices:
-                    raise FloatingPointError("no candidate has a prediction that is a number")
-                ranks = True
-            except Exception:  # no ranker: the order of retrieval
-                _log.exception("ranking failed")
-                degraded.append("rank")
-        # Predictions that are no numbers go into the impression all the same: it is by them that a line is
-        # known to be broken, and not just late.
-        if predictions is None or not ranks:
-            scores = popular_scores(self.replica.popularity.values[indices])
-        else:
-            scores = self.score(predictions, policy)
-        everywhere = np.ones(len(indices), np.bool_)
-        return Ranked(indices, list(found.values()), features, predictions, scores, everywhere)
+            (control_name, _), (name, policy) = rivals
+            treated_query = replace(query, policy=policy)
+            treated = self.adjusted(treated_query, candidates)
+            inputs = control, self.sampling_input(treated_query, treated)
+            slate = draft_slate(inputs, n, (control_name, name), request_id=request_id)
+            by_treatment_R = np.array(slate.drawers, np.bool_)
+            both = treated.scores_N[slate.positions], candidates.scores_N[slate.positions]
+            scores_R = np.where(by_treatment_R, *both)
+        removed = candidates.removed | slate.closed
+        return replace(candidates, slate=slate, slate_scores_R=scores_R, removed=removed)
+
+    # --- helpers of stages, and of reconstruction ---
 
     def score(self, predictions_NL: Floats, policy: Policy) -> NDArray[np.float64]:
         """The weighted sum of predicted engagements; watch time counts in minutes."""
@@ -233,161 +250,140 @@ class Pipeline:
         out: NDArray[np.float64] = total + weights.get("watch", 0.0) * minutes
         return out
 
-    def under(
-        self, policy: Policy, ranked: Ranked, session: Session
-    ) -> tuple[Ranked, dict[str, int]]:
-        """The candidates as any policy scores and stages them, by the predictions that are there."""
-        if _speaks(ranked.predictions_NL):
-            ranked = replace(ranked, scores_N=self.score(ranked.predictions_NL, policy))
-        fresh = replace(ranked, added={}, open_N=np.ones(len(ranked.indices), np.bool_))
-        return staged(self.replica, session, policy.config, fresh)
+    def sampling_input(self, query: Query, candidates: Candidates) -> SamplingInput:
+        """Input of the draw: candidates as ``adjusted`` for the query's policy."""
+        config, replica = query.policy.config, self.replica
+        indices = np.array(candidates.indices, np.int64)
+        params = BY_SCORE
+        if not query.request.by_score:
+            params = SamplingParams(
+                config.temperature, config.explore, config.quota, config.diversity
+            )
+        positions = {i: candidates.indices.index(i) for i in candidates.pinned.values()}
+        return SamplingInput(
+            candidates.final_N,
+            params,
+            caps_of(replica, query, candidates),
+            trust_of(replica.popularity.shown[indices], config),
+            replica.vectors_of(indices) if params.diversity else None,
+            candidates.open_N,
+            {rank: positions[index] for rank, index in candidates.pinned.items()},
+        )
 
-    def _select(
+    def _shares(self, query: Query) -> dict[str, int]:
+        """Candidates per source. Before the first step no user vector has been learned."""
+        shares = dict(query.policy.config.sources)
+        if self.replica.step == 0:
+            shares.pop(VECTOR, None)
+        return shares
+
+    def _features(
         self,
-        request: Request,
-        session: Session,
-        policy: Policy,
-        ranked: Ranked,
-        pinned: Mapping[int, int],
-        request_id: str,
-    ) -> tuple[Drawn, Ranked, NDArray[np.float64], dict[str, int]]:
-        """The list, the candidates as the policy (or control) sees them, scores by rank, what was removed."""
-        if not policy.rivals:
-            its, taken_out = staged(self.replica, session, policy.config, ranked)
-            ballot = self.ballot(request, policy, its, pinned)
-            drawn = draw_from(ballot, request.n, request_id=request_id)
-            return drawn, its, its.scores_N[drawn.positions], taken_out
-        seen = [self.under(rival, ranked, session) for _, rival in policy.rivals]
-        one, other = (
-            self.ballot(request, rival, its, pinned)
-            for (_, rival), (its, _) in zip(policy.rivals, seen, strict=True)
-        )
-        names = policy.rivals[0][0], policy.rivals[1][0]
-        drawn = draft((one, other), request.n, names, request_id=request_id)
-        (its, taken_out), (theirs, _) = seen
-        others_R = np.array(drawn.drawers, np.bool_)
-        scores_R = np.where(
-            others_R, theirs.scores_N[drawn.positions], its.scores_N[drawn.positions]
-        )
-        return drawn, its, scores_R, taken_out
+        query: Query,
+        indices: NDArray[np.int64] = _NO_ITEMS,
+        viewer: RequestFeatures | None = None,
+    ) -> RequestFeatures:
+        request, replica = query.request, self.replica
+        return self.builder.build(
+            query.session, request.surface, request.context, indices,
+            replica.catalogue, replica.counters, query.now_ms, viewer,
+        )  # fmt: skip
 
-    def ballot(
-        self, request: Request, policy: Policy, ranked: Ranked, pinned: Mapping[int, int]
-    ) -> Ballot:
-        """What a list is drawn by under a policy, of candidates as it sees them (``under``)."""
-        config, replica = policy.config, self.replica
-        at = np.array(ranked.indices, np.int64)
-        chance = Chance(config.temperature, config.explore, config.quota, config.diversity)
-        if request.by_score:
-            chance = BY_SCORE
-        return Ballot(
-            ranked.final_N,
-            chance,
-            caps_of(replica.features, config, ranked, request.candidate_ids is not None),
-            trust_of(replica.popularity.shown[at], config.trust_after),
-            replica.vectors_of(at) if chance.diversity else None,
-            ranked.open_N,
-            {rank: ranked.indices.index(index) for rank, index in pinned.items()},
-        )
+    # --- the answer ---
 
-    def _stamp(self, session: Session, policy: Policy, index: str) -> Stamp:
-        replica = self.replica
+    def _assemble(self, query: Query, candidates: Candidates) -> Answer:
+        slate, request = candidates.slate, query.request
+        assert slate is not None, "draw first"
+        positions_R, predictions_NL = slate.positions, candidates.predictions_NL
+        stamp, predicted = self._stamp(query), b""
+        if predictions_NL is not None:
+            predicted = np.ascontiguousarray(predictions_NL[positions_R], np.float32).tobytes()
+        items = tuple(self._item(query, candidates, rank) for rank in range(len(positions_R)))
+        impression = Impression(
+            time_ms=query.now_ms,
+            request_id=query.request_id,
+            user_id=request.user_id,
+            items=[_served(item) for item in items],
+            context=request.context,
+            surface=request.surface,
+            stamp=stamp,
+            features=candidates.features.rows(positions_R).block(),
+            predicted=predicted,
+            degraded=list(candidates.degraded),
+            asked=self._asked(query),
+            teams=list(slate.teams),
+            shares=list(slate.shares),
+        )
+        return Answer(
+            query.request_id, items, impression, stamp, candidates.degraded, candidates.removed,
+            slate.offered, candidates,
+        )  # fmt: skip
+
+    def _stamp(self, query: Query) -> Stamp:
+        replica, results = self.replica, query.shard_results
         return Stamp(
             line=replica.line,
             epoch=replica.epoch,
             step=replica.step,
             catalogue_offset=replica.catalogue_offset,
             item_state_offset=replica.item_state_offset,
-            session_offset=session.offset,
-            policy=policy.digest,
-            arms=dict(policy.arms),
-            index=index,
+            session_offset=query.session.offset,
+            policy=query.policy.digest,
+            arms=dict(query.policy.arms),
+            index=replica.index.name if results is None else results.index,
         )
 
-    def _asked(self, request: Request, session: Session) -> Asked:
-        return Asked(
+    def _asked(self, query: Query) -> RequestInputs:
+        request, replica = query.request, self.replica
+        return RequestInputs(
             n=request.n,
             exclude_ids=list(request.exclude_ids),
             candidate_ids=None if request.candidate_ids is None else list(request.candidate_ids),
-            candidates=self.replica.config.serve.candidates,
-            session=session.digest,
-            item_state_from=self.replica.item_state_from,
-            counted=self.replica.counted,
+            candidates=replica.config.serve.candidates,
+            session=query.session.digest,
+            item_state_from=replica.item_state_from,
+            counted=replica.counted,
             by_score=request.by_score,
         )
 
-    def _features(
-        self,
-        request: Request,
-        session: Session,
-        indices: NDArray[np.int64],
-        now_ms: int,
-        known: RequestFeatures | None = None,
-    ) -> RequestFeatures:
-        return self.builder.build(
-            session,
-            request.surface,
-            request.context,
-            indices,
-            self.replica.catalogue,
-            self.replica.counters,
-            now_ms,
-            known,
-        )
-
-    def _item(
-        self,
-        request: Request,
-        session: Session,
-        ranked: Ranked,
-        rank: int,
-        drawn: Drawn,
-        its_score: float,
-    ) -> AnswerItem:
-        position, score = int(drawn.positions[rank]), float(its_score)
-        index = ranked.indices[position]
-        sources = ranked.sources[position] + (["quota"] if drawn.trial_R[rank] else [])
+    def _item(self, query: Query, candidates: Candidates, rank: int) -> AnswerItem:
+        slate, catalogue = candidates.slate, self.replica.catalogue
+        assert slate is not None
+        position, score = int(slate.positions[rank]), float(candidates.slate_scores_R[rank])
+        index = candidates.indices[position]
+        sources = candidates.sources[index] + (["quota"] if slate.trial_R[rank] else [])
         predictions, why = None, None
-        if request.explain:
-            why = reasons(session, self.replica.catalogue, index)
-            said_NL = ranked.predictions_NL
-            if (
-                said_NL is not None
-                and math.isfinite(score)
-                and np.isfinite(said_NL[position]).all()
-            ):
-                predictions = self._named(said_NL[position])
+        if query.request.explain:
+            why = reasons(query.session, catalogue, index)
+            if candidates.predictions_NL is not None and math.isfinite(score):
+                predictions = self._named(candidates.predictions_NL[position])
         return AnswerItem(
-            item_id=self.replica.catalogue.ids[index],
+            item_id=catalogue.ids[index],
             rank=rank,
             score=score if math.isfinite(score) else None,
-            propensity=float(drawn.propensities[rank]),
+            propensity=float(slate.propensities[rank]),
             sources=tuple(sources),
-            fields=self.replica.catalogue.fields[index],
+            fields=catalogue.fields[index],
             predictions=predictions,
             reasons=why,
         )
 
-    def _named(self, predictions_L: Floats) -> dict[str, float]:
+    def _named(self, predictions_L: Floats) -> dict[str, float] | None:
+        """Predictions by label, and the watch time in seconds; None where one is not a number."""
+        if not np.isfinite(predictions_L).all():
+            return None
         labels = self.replica.features.schema.labels
         named = {label: float(p) for label, p in zip(labels, predictions_L, strict=False)}
         return named | {"watch_s": float(watch_seconds(predictions_L[len(labels)]))}
 
 
-def _speaks(predictions_NL: Floats | None) -> TypeGuard[Floats]:
+def _has_numbers(predictions_NL: Floats | None) -> TypeGuard[Floats]:
     """Whether a ranker gave numbers for any candidate."""
     return predictions_NL is not None and not np.isnan(predictions_NL).any(1).all()
 
 
-def _predicted(ranked: Ranked, positions: NDArray[np.int64]) -> bytes:
-    """What the ranker said of the items that were drawn."""
-    if ranked.predictions_NL is None:
-        return b""
-    return np.ascontiguousarray(ranked.predictions_NL[positions], np.float32).tobytes()
-
-
-def _served(item: AnswerItem) -> Served:
-    return Served(
+def _served(item: AnswerItem) -> ServedItem:
+    return ServedItem(
         item_id=item.item_id,
         propensity=item.propensity,
         score=item.score,

@@ -23,15 +23,14 @@ from recsys.events.records import EVENTS
 from recsys.features.feature_set_file import feature_set
 from recsys.features.session import Session
 from recsys.log.protocol import Append, Log
-from recsys.observability.log_lines import KNOWN
-from recsys.observability.log_throttle import Seldom
+from recsys.observability.log_lines import LOG_CONTEXT, LogThrottle
 from serving.admission.admission import Admission
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED, ClockDeadline
 from serving.admission.fair_lock import FairLock
 from serving.admission.load_shedding import ARRIVED_S
 from serving.ingestion.disk_spool import DiskSpool
 from serving.ingestion.log_writer import LogWriter
-from serving.ingestion.write_api import WriteApi, Unavailable
+from serving.ingestion.write_api import Unavailable, WriteApi
 from serving.pipeline import Pipeline
 from serving.replica.log_follower import Follower
 from serving.replica.replica import Replica
@@ -100,7 +99,7 @@ class Service:
             UNRANKED: serve.short_rank_ms,
         }
         self.session_misses = 0
-        self._degraded = Seldom(_SAY_EVERY_S)
+        self._degraded = LogThrottle(_SAY_EVERY_S)
 
     async def start(self) -> None:
         """Begins to follow the log. The service is ready when it has caught up."""
@@ -151,11 +150,11 @@ class Service:
             raise Unavailable(_STARTING)
         asked_s, arrived_s = time.monotonic(), _arrived_s()
         request_id = request_id or uuid.uuid4().hex
-        before = KNOWN.set({"request_id": request_id})
+        before = LOG_CONTEXT.set({"request_id": request_id})
         try:
             return await self._recommend(request, request_id, asked_s, arrived_s)
         finally:
-            KNOWN.reset(before)
+            LOG_CONTEXT.reset(before)
 
     async def _recommend(
         self, request: Request, request_id: str, asked_s: float, arrived_s: float

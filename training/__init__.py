@@ -1,1 +1,1 @@
-"""From events to a better model: joiner, sequencer, continual trainer, director. Never imports serving."""
+"""Turns events into better models: joiner, sequencer, continual trainer, director. Never imports serving."""

@@ -1,4 +1,4 @@
-"""The archive part: archives topics, judges unreadable records, and deletes users who asked for it."""
+"""Archive part: archives topics, writes dead letters for unreadable records, and deletes users on request."""
 
 import logging
 from pathlib import Path
@@ -9,7 +9,7 @@ from recsys.config.system_config import Config
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.part_snapshot import PartState
-from recsys.process.retry_loop import patiently
+from recsys.process.retry_loop import run_turn
 from training.archive.inspector import Inspector
 from training.archive.writer import PART, TOPICS, Archive
 from training.deletion.erasure import PART as ERASURES
@@ -19,17 +19,16 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 def run(config: Config, stop: Stop) -> None:
-    """The part: archives until asked to stop, then writes what it still has. It judges what it and others
-    read of the small topics, too, and erases who asked to be forgotten."""
+    """Archives, inspects and erases until asked to stop, then writes the buffered records."""
     log = open_log(config)
     archive = Archive(log, Path(config.state) / "archive", wall_ms)
     inspector = Inspector(log, PartState(config.state, PART), wall_ms)
     eraser = Eraser(log, Path(config.state) / "archive", PartState(config.state, ERASURES), wall_ms)
     beat, written = stop.heartbeat, 0
     while not stop.is_set():
-        moved = patiently(archive.turn, stop, _LOG)
-        judged = patiently(inspector.turn, stop, _LOG)
-        erased = patiently(eraser.turn, stop, _LOG)
+        moved = run_turn(archive.turn, stop, _LOG)
+        judged = run_turn(inspector.turn, stop, _LOG)
+        erased = run_turn(eraser.turn, stop, _LOG)
         if moved is None or judged is None or erased is None:
             continue
         beat.add("records", archive.written - written)

@@ -4,7 +4,7 @@ The doors: the replica's own port (Serve's direct ingress), the public one behin
 behind bare uvicorn, and Serve as it comes with its own proxy. The first three take turns in one run over one
 state; the last one is started when they have ended, for its settings are those of a whole Ray head.
 
-The peak is what a few clients get that ask again once they are answered. Latencies are those of an open loop
+The peak is what a few clients get that options again once they are answered. Latencies are those of an open loop
 at half of it. See ``load_client`` for how requests are sent, ``bench_serve_state`` for what is answered from.
 """
 
@@ -17,7 +17,7 @@ from typing import Final
 
 from benchmarks.answers.bench_serve_stages import stages
 from benchmarks.answers.bench_serve_state import USERS, Built, build
-from benchmarks.answers.serve_load import Ask, Door, Figures, bodies, send
+from benchmarks.answers.serve_load import Door, Figures, ServeOptions, bodies, send
 from benchmarks.harness import serve_doors as doors
 from benchmarks.harness.worker_processes import answers, end, ways
 from recsys.config.system_config import Config
@@ -26,30 +26,30 @@ CLIENTS: Final = (4, 16)  # of the closed loop: the better of the two is the pea
 ROUNDS: Final = 3
 
 
-def measure_serve(ask: Ask, say: Callable[[str], None] = lambda text: None) -> Figures:
+def measure_serve(options: ServeOptions, say: Callable[[str], None] = lambda text: None) -> Figures:
     """The figures of all doors. ``say`` is told what is going on."""
     doors.check_platform()
     with ExitStack() as stack:
         stack.enter_context(doors.ended_by_term())
         stack.enter_context(doors.one_thread_each())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-bench-"))
-        config, plan = doors.planned(doors.bench_config(folder, ask.candidates, ask.shards))
+        config, plan = doors.planned(doors.bench_config(folder, options.candidates, options.shards))
         began = time.monotonic()
-        built = build(config, ask.items, ask.seed, time.time_ns() // 1_000_000)
-        say(f"{ask.items} items, built in {time.monotonic() - began:.0f} s")
+        built = build(config, options.items, options.seed, time.time_ns() // 1_000_000)
+        say(f"{options.items} items, built in {time.monotonic() - began:.0f} s")
         stack.enter_context(doors.parts(config, ("valkey",)))
         doors.fill_sessions(config, built.sessions)
-        found, more = _ours(config, ask, say)
-        more |= _stages(config, ask)
-        if ask.plain:
+        found, more = _ours(config, options, say)
+        more |= _stages(config, options)
+        if options.plain:
             doors.plainly(config, plan)
-            found |= _plain(config, ask, say)
+            found |= _plain(config, options, say)
     figures = found.pop("direct") | more
-    return {"what": _what(ask, built), "figures": figures, "comparators": found}
+    return {"what": _what(options, built), "figures": figures, "comparators": found}
 
 
 def _ours(
-    config: Config, ask: Ask, say: Callable[[str], None]
+    config: Config, options: ServeOptions, say: Callable[[str], None]
 ) -> tuple[dict[str, Figures], Figures]:
     """The replica's own port, the public one and bare uvicorn, in turn; then, once uvicorn has ended (its app
     follows the log too), what else is asked."""
@@ -63,18 +63,18 @@ def _ours(
         ]
         with _uvicorn(config) as bare:
             say("ready: " + ", ".join(f"{door.name} at {door.port}" for door in (*ours, bare)))
-            found = _measure([*ours, bare], ask, say)
+            found = _measure([*ours, bare], options, say)
             _remember(found, [*ours, bare])
         for door in ours:
             its, theirs = found[door.name], found[bare.name]
             its["of_uvicorn"] = _ratio(its["rounds"], theirs["rounds"])
         more: Figures = {}
-        if ask.overload:
-            more["overload"] = {door.name: _overload(door, found[door.name], ask) for door in ours}
-        if ask.training:
-            more["training"] = with_training(config, ours[0], ask, say)
-        if ask.shadow:
-            more["shadow"] = with_shadow(config, ours[0], ask, say)
+        if options.overload:
+            more["overload"] = {door.name: _overload(door, found[door.name], options) for door in ours}
+        if options.training:
+            more["training"] = with_training(config, ours[0], options, say)
+        if options.shadow:
+            more["shadow"] = with_shadow(config, ours[0], options, say)
     return found, more
 
 
@@ -83,10 +83,10 @@ def _remember(found: dict[str, Figures], its: list[Door]) -> None:
         found[door.name]["rss_mb"], found[door.name]["peak_rss_mb"] = doors.memory_mb(door.pid)
 
 
-def _plain(config: Config, ask: Ask, say: Callable[[str], None]) -> dict[str, Figures]:
+def _plain(config: Config, options: ServeOptions, say: Callable[[str], None]) -> dict[str, Figures]:
     with doors.parts(config, ("ray", "serve")) as running:
         door = Door("serve_proxy", config.serve.port, doors.replica_pid(running["ray"]))
-        found = _measure([door], ask, say)
+        found = _measure([door], options, say)
         _remember(found, [door])
     return found
 
@@ -103,15 +103,15 @@ def _uvicorn(config: Config) -> Iterator[Door]:
         end([part], stop)
 
 
-def _measure(its: list[Door], ask: Ask, say: Callable[[str], None]) -> dict[str, Figures]:
+def _measure(its: list[Door], options: ServeOptions, say: Callable[[str], None]) -> dict[str, Figures]:
     """Each door's peak, taken in turns and in the middle of the rounds, then its latency at a rate."""
     peaks: dict[str, list[float]] = {door.name: [] for door in its}
     for door in its:
-        send(door, ask, 1.0, clients=CLIENTS[0])  # what is compiled or opened at first use
+        send(door, options, 1.0, clients=CLIENTS[0])  # what is compiled or opened at first use
     for number in range(ROUNDS):
         for door in its:
             best = max(
-                send(door, ask, ask.seconds / ROUNDS, clients=clients)["requests_per_s"]
+                send(door, options, options.seconds / ROUNDS, clients=clients)["requests_per_s"]
                 for clients in CLIENTS
             )
             peaks[door.name].append(best)
@@ -119,8 +119,8 @@ def _measure(its: list[Door], ask: Ask, say: Callable[[str], None]) -> dict[str,
     found = {}
     for door in its:
         peak = statistics.median(peaks[door.name])
-        rate = ask.rate or peak / 2
-        at_rate = send(door, ask, ask.seconds, rate=rate)
+        rate = options.rate or peak / 2
+        at_rate = send(door, options, options.seconds, rate=rate)
         at_rate["rate"] = round(rate, 1)
         del at_rate["requests_per_s"]
         found[door.name] = {"requests_per_s": peak, "rounds": peaks[door.name]} | at_rate
@@ -133,11 +133,11 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
     return round(statistics.median(ratios), 3)
 
 
-def _overload(door: Door, before: Figures, ask: Ask) -> Figures:
+def _overload(door: Door, before: Figures, options: ServeOptions) -> Figures:
     """More than the door can take: what comes through, how soon, and what it does to memory."""
     rss_mb, _ = doors.memory_mb(door.pid)
-    rate = ask.overload * before["requests_per_s"]
-    found = send(door, ask, ask.seconds, rate=rate)
+    rate = options.overload * before["requests_per_s"]
+    found = send(door, options, options.seconds, rate=rate)
     goodput = found.pop("requests_per_s")
     return found | {
         "rate": round(rate, 1),
@@ -150,10 +150,10 @@ def _overload(door: Door, before: Figures, ask: Ask) -> Figures:
     }
 
 
-def _stages(config: Config, ask: Ask) -> Figures:
+def _stages(config: Config, options: ServeOptions) -> Figures:
     """Microseconds of a request by stage, with nothing beside it."""
     told, stop, start = ways(True)
-    part = start(stages, config, bodies(ask), ask.seconds, told)
+    part = start(stages, config, bodies(options), options.seconds, told)
     try:
         found: Figures = answers(told, "stages", 1, [part])[0]
     finally:
@@ -161,9 +161,9 @@ def _stages(config: Config, ask: Ask) -> Figures:
     return found
 
 
-def _what(ask: Ask, built: Built) -> str:
+def _what(options: ServeOptions, built: Built) -> str:
     return (
-        f"{ask.items} items, {ask.candidates} candidates, lists of 10, {USERS} users with sessions of "
+        f"{options.items} items, {options.candidates} candidates, lists of 10, {USERS} users with sessions of "
         f"{built.session_bytes} bytes; peak: the median of {ROUNDS} rounds, the better of {CLIENTS} clients; "
         f"latencies in ms of an open loop at half of the peak or at --rate, from the intended time"
     )

@@ -100,21 +100,21 @@ def looking() -> Iterator["Counter[str]"]:
 
 def stages(config: Config, bodies: Sequence[bytes], seconds: float, told: Told) -> None:
     """For a process of its own: tells microseconds of a request, in all and by stage."""
-    from recsys.process.latency_tuning import steady
+    from recsys.process.latency_tuning import tune_for_latency
     from recsys.process.open_log import open_log
     from serving.http_app import build_app
     from serving.service import Service
-    from serving.sessions.session_connection import sessions_at
+    from serving.sessions.session_store import RedisSessions
 
     with telling(told, 0):
-        service = Service(config, open_log(config), sessions_at(config.sessions.url))
+        service = Service(config, open_log(config), RedisSessions(config.sessions.url))
         app = build_app(service, lambda: "")
 
         async def run() -> dict[str, Any]:
             async with app.router.lifespan_context(app):
                 while not service.ready:
                     await asyncio.sleep(0.05)
-                steady()
+                tune_for_latency()
                 for number in range(_WARM):
                     await _ask(app, bodies[number % len(bodies)])
                 asked, began = 0, time.perf_counter()

@@ -123,7 +123,7 @@ def _snapshot(config: Config, features: FeatureSet, keys_NI: Keys, seed: int, no
     """A row for whatever the items and users have one for, in a snapshot of a shard that learned one step."""
     from parameter_server.shard.shard import Shard
     from parameter_server.storage.snapshots import write_part
-    from recsys.model.blueprint import build_model
+    from recsys.model.model import build_model
     from training.lines.line import spec_of
 
     spec, draw = spec_of(config), np.random.default_rng(seed + 2)

@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from benchmarks.answers.serve_load import Ask, Door, send
+from benchmarks.answers.serve_load import Door, ServeOptions, send
 from benchmarks.harness import serve_doors as doors
 from benchmarks.harness.worker_processes import Told, answers, end, telling, ways
 from benchmarks.system.bench_freshness import Task, cut, join, learn, serve
 from recsys.config.system_config import Config
-from recsys.process.process_priority import session_steps_back
+from recsys.process.process_priority import lower_session_priority
 
 NICE: Final = 10
 EVENTS_PER_S: Final = 1_000
@@ -44,29 +44,29 @@ class _Sender:
 
 
 def with_training(
-    config: Config, door: Door, ask: Ask, say: Callable[[str], None]
+    config: Config, door: Door, options: ServeOptions, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """p99 with training beside it and without, by pair."""
-    with _parts(config, ask.seed) as (on, _):
+    with _parts(config, options.seed) as (on, _):
         on.set()
         time.sleep(_WARM_S)
-        pairs = _pairs(door, ask, on, say)
+        pairs = _pairs(door, options, on, say)
         steps = _learned(door)
-    return _figures(pairs, ask, steps)
+    return _figures(pairs, options, steps)
 
 
-def with_shadow(config: Config, door: Door, ask: Ask, say: Callable[[str], None]) -> dict[str, Any]:
+def with_shadow(config: Config, door: Door, options: ServeOptions, say: Callable[[str], None]) -> dict[str, Any]:
     """p99 with a candidate that is scored on ``promotion.share`` of the stream, and without: training goes on
     in both."""
-    with _parts(config, ask.seed) as (on, scoring):
+    with _parts(config, options.seed) as (on, scoring):
         on.set()
         time.sleep(_WARM_S)
-        pairs = _pairs(door, ask, scoring, say)
+        pairs = _pairs(door, options, scoring, say)
         steps = _learned(door)
-    return _figures(pairs, ask, steps) | {"share": config.promotion.share}
+    return _figures(pairs, options, steps) | {"share": config.promotion.share}
 
 
-def _pairs(door: Door, ask: Ask, switch: Any, say: Callable[[str], None]) -> list[dict[str, float]]:
+def _pairs(door: Door, options: ServeOptions, switch: Any, say: Callable[[str], None]) -> list[dict[str, float]]:
     """p99 while a switch is set, and while it isn't; which comes first changes from pair to pair."""
     pairs: list[dict[str, float]] = []
     for number in range(PAIRS):
@@ -74,8 +74,8 @@ def _pairs(door: Door, ask: Ask, switch: Any, say: Callable[[str], None]) -> lis
         for beside in (True, False) if number % 2 else (False, True):
             (switch.set if beside else switch.clear)()
             time.sleep(_SETTLE_S)
-            seeded = replace(ask, seed=ask.seed + number)
-            found = send(door, seeded, ask.seconds, rate=ask.rate or RATE)
+            seeded = replace(options, seed=options.seed + number)
+            found = send(door, seeded, options.seconds, rate=options.rate or RATE)
             pair["with" if beside else "without"] = found["p99_ms"]
         pairs.append(pair)
         say(f"pair {number + 1}: p99 {pair['with']} ms with, {pair['without']} ms without")
@@ -92,12 +92,12 @@ def _learned(door: Door) -> int:
     return steps
 
 
-def _figures(pairs: list[dict[str, float]], ask: Ask, steps: int) -> dict[str, Any]:
+def _figures(pairs: list[dict[str, float]], options: ServeOptions, steps: int) -> dict[str, Any]:
     ratios = [pair["with"] / pair["without"] for pair in pairs]
     return {
         "p99_ratio": round(statistics.median(ratios), 3),
         "p99_pairs_ms": pairs,
-        "rate": ask.rate or RATE,
+        "rate": options.rate or RATE,
         "events_per_s": EVENTS_PER_S,
         "steps_served": steps,
         "nice": NICE,
@@ -150,7 +150,7 @@ def _nicely(part: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """In a session of its own that steps back, as the parts of the running system do: Linux may share
     processors between sessions first, and the replica is in another."""
     os.setsid()
-    session_steps_back(NICE)
+    lower_session_priority(NICE)
     part(*arguments)
 
 
@@ -215,7 +215,7 @@ def _score(task: Task, its: _Sender) -> None:
     from recsys.events.records import SCORES, STEPS, pack
     from recsys.features.feature_set_file import feature_set
     from recsys.log.protocol import Append
-    from recsys.model.blueprint import build_model
+    from recsys.model.model import build_model
     from recsys.process.open_log import open_log
     from training.candidates.shadow import Shadow
     from training.lines.line import MAIN, whole_spec

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from recsys.events.event_types import Item
 from recsys.events.hashing import uniform
-from recsys.observability.log_lines import KNOWN
+from recsys.observability.log_lines import LOG_CONTEXT
 from recsys.observability.spans import Span
 from recsys.observability.tracer import Tracer
 from replay.local_system import START_MS, LocalSystem, small_config
@@ -56,12 +56,12 @@ def hook_us(times: int = 100_000) -> float:
     """Of one request, in a loop of nothing else, less the loop."""
 
     def hooked() -> None:
-        before = KNOWN.set({"request_id": "r1"})
+        before = LOG_CONTEXT.set({"request_id": "r1"})
         try:
             for stage in _STAGES:
                 unmarked(stage)
         finally:
-            KNOWN.reset(before)
+            LOG_CONTEXT.reset(before)
 
     def empty() -> None:
         for _ in _STAGES:

@@ -18,7 +18,7 @@ Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Ask:
+class ServeOptions:
     """What is asked of the bench. ``rate``: of the open loop; 0 is half of each door's peak."""
 
     items: int = 100_000
@@ -42,16 +42,16 @@ class Door:
     pid: int
 
 
-def send(door: Door, ask: Ask, seconds: float, rate: float = 0.0, clients: int = 0) -> Figures:
+def send(door: Door, options: ServeOptions, seconds: float, rate: float = 0.0, clients: int = 0) -> Figures:
     """One load from a process of its own; says where that was what limited it."""
     load = Load(
         _HOST,
         door.port,
-        [post(_HOST, "/v1/recommend", body) for body in bodies(ask)],
+        [post(_HOST, "/v1/recommend", body) for body in bodies(options)],
         seconds,
         rate,
         clients,
-        ask.seed,
+        options.seed,
     )
     told, stop, start = ways(True)
     part = start(offer, load, told)
@@ -65,7 +65,7 @@ def send(door: Door, ask: Ask, seconds: float, rate: float = 0.0, clients: int =
     return found
 
 
-def bodies(ask: Ask) -> list[bytes]:
+def bodies(options: ServeOptions) -> list[bytes]:
     """A list of ten for each of the users, in an order that the seed says."""
-    order = np.random.default_rng(ask.seed).permutation(USERS).tolist()
+    order = np.random.default_rng(options.seed).permutation(USERS).tolist()
     return [f'{{"user_id":"{user_of(n)}","n":10}}'.encode() for n in order]

@@ -27,7 +27,7 @@ from benchmarks.answers.versioned_world import (
 )
 from experiments.assignment.definition import read_experiments
 from experiments.assignment.policy import Policies, Policy
-from recsys.config.system_config import Config
+from recsys.config.system_config import Config, tables_of
 from recsys.events.event_types import FeatureBlock, Stamp
 from recsys.events.hashing import Id, key_of
 from recsys.features.catalogue import Catalogue
@@ -35,8 +35,7 @@ from recsys.features.counters import Counters
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.feature_set_file import feature_set
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.model.model import build_model
 from recsys.model.ranker import watch_seconds
 from recsys.model.retrieval_vectors import content_vectors
 from serving.ranking.scoring import probabilities, user_vector

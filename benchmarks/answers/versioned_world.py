@@ -24,6 +24,7 @@ from recsys.config.system_config import (
     ModelConfig,
     ParameterServerConfig,
     ServeConfig,
+    tables_of,
 )
 from recsys.events.control_records import Experiments, Live, ModelSize
 from recsys.events.event_types import Engagement, Item, encode
@@ -44,8 +45,7 @@ from recsys.features.feature_set_file import feature_set
 from recsys.features.item_counters import GLOBAL
 from recsys.features.session import Session
 from recsys.log.protocol import Append, MemoryLog
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.model.model import build_model
 
 Rows = NDArray[np.float32]
 Keys = NDArray[np.int64]

@@ -27,7 +27,7 @@ from recsys.config.system_config import Config
 from recsys.process.part_process import read_beat
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
-from runtime.supervision.processes import Identity, kill_session, members_saying
+from runtime.supervision.processes import Identity, kill_session, members_matching
 
 HOST: Final = "127.0.0.1"
 USERS: Final = 1_000
@@ -85,7 +85,7 @@ class Live:
 
     def within(self, part: str, words: str) -> list[int]:
         """The processes that a part started whose command lines have all of these words."""
-        return members_saying(self.leader(part), words)
+        return members_matching(self.leader(part), words)
 
     def replicas(self) -> set[int]:
         """The processes of the replicas; none while Ray is away."""

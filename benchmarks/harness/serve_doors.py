@@ -23,7 +23,7 @@ from recsys.config.system_config import Config
 from recsys.process.part_process import run_folder
 from runtime.supervision import launch_plan as plans
 from runtime.supervision.launch_plan import Plan
-from runtime.supervision.processes import Child, end_sessions, members_saying
+from runtime.supervision.processes import Child, end_sessions, members_matching
 from runtime.supervision.supervisor_loop import ONE_THREAD
 
 REPLICA: Final = "ServeReplica Feed"  # in its command line; shards of retrieval are no Feed
@@ -125,7 +125,7 @@ def fill_sessions(config: Config, sessions: dict[str, bytes]) -> None:
 
     log, fold = open_log(config), RedisFoldStore(config.sessions.url, config.sessions.ttl_s)
     place = FoldPosition(log.id, [0] * config.log.partitions, 0)
-    fold.commit(fold.place(), place, sessions)
+    fold.commit(fold.position(), place, sessions)
     fold.close()
     log.close()
 
@@ -147,7 +147,7 @@ def direct_port(pid: int) -> int:
 
 def replica_pid(ray: Child) -> int:
     """The process of the replica, among those that the Ray head started."""
-    for pid in members_saying(ray.identity, REPLICA):
+    for pid in members_matching(ray.identity, REPLICA):
         return pid
     raise RuntimeError("there is no replica among Ray's processes, expected one")
 
@@ -177,16 +177,16 @@ def uvicorn(config: Config, port: int, told: Told, stop: Any) -> None:
     from uvicorn import Config as ServerConfig
     from uvicorn import Server
 
-    from recsys.process.latency_tuning import steady
+    from recsys.process.latency_tuning import tune_for_latency
     from recsys.process.open_log import open_log
     from serving.http_app import build_app
     from serving.service import Service
-    from serving.sessions.session_connection import sessions_at
+    from serving.sessions.session_store import RedisSessions
 
     with telling(told, 1):
         logging.getLogger("recsys").setLevel(logging.WARNING)
-        service = Service(config, open_log(config), sessions_at(config.sessions.url))
-        app = build_app(service, lambda: "", _READY_S, steady)
+        service = Service(config, open_log(config), RedisSessions(config.sessions.url))
+        app = build_app(service, lambda: "", _READY_S, tune_for_latency)
         settings = ServerConfig(
             app, host=_LOOPBACK, port=port, access_log=False, log_level="warning",
             timeout_keep_alive=75,

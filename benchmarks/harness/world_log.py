@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from recsys.events.event_types import Event, Impression, Item, Served
+from recsys.events.event_types import Event, Impression, Item, ServedItem
 from recsys.events.field_schema import Schema
 from recsys.events.hashing import Id, uniform
 from recsys.features.feature_set_file import FEED_SCHEMA
@@ -110,6 +110,6 @@ class WorldLog:
         ids = self._shown(world, catalogue[:there], request_id, ids, now_ms)
         done = world.react(user_id, ids, request_id, now_ms)
         seen = {str(e.item_id) for e in done if e.kind == "view"}
-        served = [Served(item_id=item_id) for item_id in ids if str(item_id) in seen]
+        served = [ServedItem(item_id=item_id) for item_id in ids if str(item_id) in seen]
         shown = Impression(time_ms=now_ms, request_id=request_id, user_id=user_id, items=served)
         return [shown, *done]

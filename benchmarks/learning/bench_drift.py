@@ -1,6 +1,6 @@
 """Planted shifts and stationary streams through the drift monitors: how soon, how often for nothing.
 
-Figures of docs/drift-detection.md. Each run is seeded; streams are benchmarks/learning/drift_stream.py's.
+Figures of docs/explanation/drift.md. Each run is seeded; streams are benchmarks/learning/drift_stream.py's.
 """
 
 import time
@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.learning.drift_stream import COLUMNS, LABELS, SLOTS, Shift, Stream, make_stream
-from training.drift.monitors import Alarm, DriftConfig, FeatureMonitor, LossMonitor
+from training.drift.monitors import DriftAlarm, DriftConfig, FeatureMonitor, LossMonitor
 
 WITHIN: Final = 2_000  # examples
 _STEP: Final = 256
@@ -103,15 +103,15 @@ def _stationary(a_day: int, runs: int, seed: int) -> dict[str, Any]:
     return {"examples": runs * examples, "alarms": sum(kinds.values()), "by_number": kinds}
 
 
-def watch(stream: Stream, config: DriftConfig | None = None) -> list[tuple[int, Alarm]]:
+def watch(stream: Stream, config: DriftConfig | None = None) -> list[tuple[int, DriftAlarm]]:
     """All alarms of a stream in steps of 256, each with how many examples had been seen."""
     losses = LossMonitor(LABELS, config)
     features = FeatureMonitor(COLUMNS, SLOTS, config or DriftConfig())
-    found: list[tuple[int, Alarm]] = []
+    found: list[tuple[int, DriftAlarm]] = []
     for step, start in enumerate(range(0, len(stream.losses_NK), _STEP), 1):
         its = slice(start, start + _STEP)
         stop, at_ms = min(start + _STEP, len(stream.losses_NK)), int(stream.times_ms[start])
-        told: Sequence[Alarm] = losses.step(_metrics(stream, its), at_ms, step)
+        told: Sequence[DriftAlarm] = losses.step(_metrics(stream, its), at_ms, step)
         keys = {slot: column[its] for slot, column in stream.keys.items()}
         told = [*told, *features.step(stream.dense_NF[its], keys, at_ms, step)]
         found += [(stop, alarm) for alarm in told]

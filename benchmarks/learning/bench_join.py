@@ -19,7 +19,7 @@ from recsys.events.event_types import (
     Event,
     FeatureBlock,
     Impression,
-    Served,
+    ServedItem,
     Tick,
     decode,
     encode,
@@ -30,7 +30,7 @@ from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.log.protocol import Append, MemoryLog
-from recsys.process.gc_control import settle
+from recsys.process.latency_tuning import freeze_gc
 
 ITEMS: Final = 10  # of an impression
 START_MS: Final = 1_700_000_000_000
@@ -78,7 +78,7 @@ def draw_events(count: int, seed: int) -> list[Event]:
     number = 0
     while len(events) < count:
         time_ms, user = START_MS + number * _GAP_MS, f"u{int(draw.integers(5_000))}"
-        items = [Served(item_id=f"v{item}") for item in draw.choice(20_000, ITEMS, replace=False)]
+        items = [ServedItem(item_id=f"v{item}") for item in draw.choice(20_000, ITEMS, replace=False)]
         request_id = f"r{number}"
         events.append(
             Impression(
@@ -96,7 +96,7 @@ def draw_events(count: int, seed: int) -> list[Event]:
 
 
 def _engagements(
-    time_ms: int, request_id: str, user: str, served: Served, watched: float, liked: float, late: float
+    time_ms: int, request_id: str, user: str, served: ServedItem, watched: float, liked: float, late: float
 ) -> list[Event]:  # fmt: skip
     def engagement(kind: str, after_ms: int = 0, watch_ms: int | None = None) -> Event:
         return Engagement(
@@ -218,7 +218,7 @@ def _polars(written: Written) -> tuple[float, set[tuple[Any, ...]]]:
 
 
 def _rate(count: int, work: Callable[[], None]) -> float:
-    settle()  # the drawn events aren't the joiner's to look through
+    freeze_gc()  # the drawn events aren't the joiner's to look through
     started = time.perf_counter()
     work()
     return round(count / (time.perf_counter() - started), 1)

@@ -28,19 +28,18 @@ from parameter_server.storage import snapshots
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage, load_shard
 from parameter_server.storage.mmap_shard import open_mmap_shard
 from parameter_server.table.kernels import warm
-from recsys.config.system_config import Config, ModelConfig, StepConfig
+from recsys.config.system_config import Config, ModelConfig, StepConfig, tables_of
 from recsys.events.control_records import Live
 from recsys.events.event_types import Impression, Stamp
 from recsys.events.records import DELTAS, EXAMPLES, pack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
-from recsys.process.gc_control import settle
+from recsys.model.model import build_model
+from recsys.process.latency_tuning import freeze_gc
 from recsys.process.open_log import create_topics, open_log
+from replay.direct_loop import Joiners
 from replay.feature_replay import FeatureReplay
 from replay.local_system import DurableShards
-from replay.direct_loop import Joiners
 from replay.simulation.warmup_data import warmup_from_world
 from training.candidates.shadow import Shadow
 from training.continual.learner import Learner
@@ -62,7 +61,7 @@ def measure_shadow(lists: int, share: float, rows: int, seed: int) -> dict[str, 
         stack.callback(log.close)
         create_topics(log, config)
         steps, examples = _write(log, config, lists, seed)
-        settle()
+        freeze_gc()
         trainer = _trainer(log, config, stack)
         trainer_us = _timed(trainer.turn, steps, examples)
         candidates = {}

@@ -29,8 +29,7 @@ from parameter_server.table.table import Table
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.events.records import EXAMPLES, TrainingExample, pack, topics, unpack_all
 from recsys.log.protocol import MemoryLog
-from recsys.model.blueprint import build_model
-from recsys.model.model import padded
+from recsys.model.model import build_model, padded
 from recsys.model.prediction_metrics import auc
 from serving.replica.row_store import RowStore
 from training.continual.learner import Learner
@@ -182,7 +181,7 @@ def _ours(learned: _Learned, spec: ShardSpec) -> dict[str, float]:
         rows += sum(len(table.keys) // 8 for table in delta.tables)
     its = _cost(len(learned.totals), size, rows, shard.publishing_s + packing_s, reading_s)
     its["dense_bytes_per_step"] = dense // len(learned.totals)
-    its["held_back_at_the_end"] = sum(shard.published.held.values())
+    its["held_back_at_the_end"] = sum(shard.published.withheld.values())
     return its | _errors(learned, shard, reader)
 
 

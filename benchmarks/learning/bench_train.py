@@ -18,8 +18,8 @@ from typing import Any, Final
 from benchmarks.harness.worker_processes import Told, answers, end, telling, ways
 from benchmarks.learning.synthetic_examples import FEATURES, FIELDS, append_examples, draw_examples
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
-from recsys.process.gc_control import settle
-from recsys.process.malloc_tuning import BESIDE_TABLES, keep_freed
+from recsys.process.latency_tuning import freeze_gc
+from recsys.process.malloc_tuning import BESIDE_TABLES, keep_freed_memory
 
 WORKERS: Final = 2
 SHARDS: Final = 2
@@ -97,13 +97,13 @@ def serve(job: Job, part: int, told: Told, stop: Any) -> None:
         from parameter_server.table.kernels import warm
         from recsys.events.records import DELTAS
         from recsys.log.protocol import Append
-        from recsys.model.blueprint import build_model
+        from recsys.model.model import build_model
         from recsys.process.open_log import open_log
         from training.lines.line import spec_of
 
         torch.set_num_threads(1)
         warm()
-        keep_freed(BESIDE_TABLES)
+        keep_freed_memory(BESIDE_TABLES)
         spec, folder, log = spec_of(job.config), Path(job.config.state), open_log(job.config)
         published, warm_s = 0, 0.0
 
@@ -122,7 +122,7 @@ def serve(job: Job, part: int, told: Told, stop: Any) -> None:
             background=True,
         )
         server = SocketServer(ShardService(shard, job.token))
-        settle()
+        freeze_gc()
         told.put(("shard", part, server.address.port))
         stop.wait()
         shard.flush()  # the last step's delta belongs to what is measured
@@ -138,7 +138,7 @@ def work(job: Job, rank: int, ports: dict[int, int], told: Told) -> None:
         from parameter_server.rpc.parameter_client import ShardedClient, hello
         from parameter_server.rpc.parameter_client import Worker as WorkerId
         from parameter_server.rpc.transport import Address, SocketChannel
-        from recsys.model.blueprint import build_model
+        from recsys.model.model import build_model
         from recsys.process.open_log import open_log
         from training.continual.jagged import keyed_jagged, load
         from training.continual.learner import Learner
@@ -158,8 +158,8 @@ def work(job: Job, rank: int, ports: dict[int, int], told: Told) -> None:
         learner = Learner(build_model(FEATURES, config.model), keyed_jagged)
         worker = Worker(rank, WORKERS, log, client, learner, config)
         load()
-        settle()
-        keep_freed()
+        freeze_gc()
+        keep_freed_memory()
         begun = warm_s = 0.0
         while worker.step < job.steps:
             worker.turn()

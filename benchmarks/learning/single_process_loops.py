@@ -19,11 +19,11 @@ from torch.nn import functional as F  # noqa: N812
 from benchmarks.learning.synthetic_examples import FEATURES, FIELDS, Drawn, one_hot
 from recsys.config.system_config import Config
 from recsys.events.records import EXAMPLES, TrainingExample, unpack_all
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.model.ranker import Ranker, loss_per_output, targets
 from recsys.model.row_layers import interacted_by_torch
-from recsys.process.gc_control import no_collection, settle
-from recsys.process.malloc_tuning import keep_freed
+from recsys.process.latency_tuning import freeze_gc, gc_paused
+from recsys.process.malloc_tuning import keep_freed_memory
 from recsys.process.open_log import open_log
 
 _WARM: Final = 8  # batches before the clock starts
@@ -114,7 +114,7 @@ def batches_of(config: Config, batch: int) -> Iterator[Drawn]:
     offset, share = [0] * partitions, batch // partitions
     try:
         while True:
-            with no_collection():  # read and decoded as our workers do
+            with gc_paused():  # read and decoded as our workers do
                 found: list[TrainingExample] = []
                 for partition in range(partitions):
                     records = log.read(EXAMPLES, partition, offset[partition], share)
@@ -160,8 +160,8 @@ def _rate(
     model = build_model(FEATURES, config.model)
     optimizer = torch.optim.Adam(model.ranker.parameters(), lr=config.model.dense_rate, fused=True)
     weights = torch.tensor([1.0] + [config.model.side_weight] * len(FEATURES.schema.labels))
-    settle()
-    keep_freed()
+    freeze_gc()
+    keep_freed_memory()
     done, started, busy = 0, time.perf_counter(), time.process_time()
     for number, drawn in enumerate(islice(batches_of(config, batch), batches)):
         if number == min(_WARM, batches // 2):

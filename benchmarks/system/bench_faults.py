@@ -46,7 +46,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Ask:
+class FaultOptions:
     """What is asked of the bench. ``seconds``: of load for each fault."""
 
     rate: float = 100.0
@@ -164,19 +164,19 @@ def chosen(only: Sequence[str], kafka: bool) -> list[Fault]:
     return [fault for fault in there if not only or fault.name in only]
 
 
-def measure_faults(ask: Ask, say: Say = lambda text: None) -> Figures:
+def measure_faults(options: FaultOptions, say: Say = lambda text: None) -> Figures:
     """A row for each fault, and which fall short. ``say`` is told what is going on."""
-    faults = chosen(ask.only, ask.kafka)
+    faults = chosen(options.only, options.kafka)
     base = Config()
     config = replace(
         base,
-        serve=replace(base.serve, port=0, dashboard_port=0, replicas=ask.replicas),
-        log=LogConfig(url=EMBEDDED_KAFKA) if ask.kafka else base.log,
+        serve=replace(base.serve, port=0, dashboard_port=0, replicas=options.replicas),
+        log=LogConfig(url=EMBEDDED_KAFKA) if options.kafka else base.log,
     )
     rows: dict[str, Figures] = {}
     with live(config, say) as system:
         for number, fault in enumerate(faults):
-            rows[fault.name] = row = _row(system, fault, ask, ask.seed + number)
+            rows[fault.name] = row = _row(system, fault, options, options.seed + number)
             say(
                 f"{fault.name}: {row['answered']} of {row['requests']} answered, {row['degraded']} degraded, "
                 f"{row['refused']} refused, {row['failed']} failed; whole after {row['whole_after_s']} s, "
@@ -188,8 +188,8 @@ def measure_faults(ask: Ask, say: Say = lambda text: None) -> Figures:
                 )
                 break
     return {
-        "what": f"{ask.rate:.0f} requests/s for {ask.seconds:.0f} s each, {ask.replicas} replicas, log: "
-        f"{'kafka' if ask.kafka else 'sqlite'}; the fault comes after {_LEAD_S:.0f} s",
+        "what": f"{options.rate:.0f} requests/s for {options.seconds:.0f} s each, {options.replicas} replicas, log: "
+        f"{'kafka' if options.kafka else 'sqlite'}; the fault comes after {_LEAD_S:.0f} s",
         "figures": {"faults": rows, **judged(rows, faults)},
         "comparators": {},
     }
@@ -208,10 +208,10 @@ def judged(rows: dict[str, Figures], faults: Sequence[Fault]) -> Figures:
     }
 
 
-def _row(system: Live, fault: Fault, ask: Ask, seed: int) -> Figures:
+def _row(system: Live, fault: Fault, options: FaultOptions, seed: int) -> Figures:
     """One fault under load. The load always lasts as long; it is whole when it is."""
     expected, since = system.expected(), system.ends()
-    with offered(system, ask.rate, ask.seconds, seed) as load:
+    with offered(system, options.rate, options.seconds, seed) as load:
         time.sleep(_LEAD_S)
         began_s = time.monotonic()
         with _broken(system, fault):

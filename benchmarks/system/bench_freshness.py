@@ -227,7 +227,7 @@ def learn(task: Task, ports: dict[int, int], told: Told, stop: Any) -> None:
     from parameter_server.rpc.transport import Address, SocketChannel
     from recsys.events.records import STEPS
     from recsys.features.feature_set_file import feature_set
-    from recsys.model.blueprint import build_model
+    from recsys.model.model import build_model
     from recsys.process.open_log import open_log
     from training.continual.jagged import keyed_jagged
     from training.continual.learner import Learner
@@ -269,7 +269,7 @@ def serve(task: Task, part: int, told: Told, stop: Any) -> None:
     from recsys.events.records import DELTAS
     from recsys.features.feature_set_file import feature_set
     from recsys.log.protocol import Append
-    from recsys.model.blueprint import build_model
+    from recsys.model.model import build_model
     from recsys.process.open_log import open_log
     from training.lines.line import spec_of
 

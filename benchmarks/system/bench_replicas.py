@@ -1,6 +1,6 @@
 """``recsys bench replicas``: requests while replicas come and go, by a rolling restart and by scaling.
 
-Both ask a system of their own with an open loop that doesn't end before the matter does, so that every moment
+Both options a system of their own with an open loop that doesn't end before the matter does, so that every moment
 of it is under load. What a replica says itself (whether it has caught up, how many lists it has answered) is
 read at its own port, a few times a second: the public one tells nothing of who answered.
 """
@@ -27,7 +27,7 @@ _LISTS: Final = 'recsys_requests_total{route="/v1/recommend",status="200"} '
 
 
 @dataclass(frozen=True)
-class Ask:
+class ReplicaOptions:
     """What is asked of the bench. ``low`` and ``high``: requests a second for one replica, and such that
     another is wanted; ``target``: serve.target_ongoing; ``down_s``: serve.downscale_s."""
 
@@ -105,35 +105,35 @@ def _lists(port: int) -> int:
     return int(float(text[at + len(_LISTS) :].split("\n", 1)[0])) if at >= 0 else 0
 
 
-def measure_replicas(ask: Ask, say: Say = lambda text: None) -> Figures:
+def measure_replicas(options: ReplicaOptions, say: Say = lambda text: None) -> Figures:
     """Requests and times of a rolling restart, and of one replica more and one less."""
     base = Config()
     free = replace(base.serve, port=0, dashboard_port=0)
     figures: Figures = {}
-    if "restart" in ask.parts:
-        config = replace(base, serve=replace(free, replicas=ask.replicas))
+    if "restart" in options.parts:
+        config = replace(base, serve=replace(free, replicas=options.replicas))
         with live(config, say) as system:
-            figures["restart"] = _restart(system, ask, say)
-    if "scaling" in ask.parts:
+            figures["restart"] = _restart(system, options, say)
+    if "scaling" in options.parts:
         serve = replace(
-            free, min_replicas=1, max_replicas=2, target_ongoing=ask.target, downscale_s=ask.down_s
+            free, min_replicas=1, max_replicas=2, target_ongoing=options.target, downscale_s=options.down_s
         )
         with live(replace(base, serve=serve), say) as system:
-            figures["scaling"] = _scaling(system, ask, say)
+            figures["scaling"] = _scaling(system, options, say)
     return {
-        "what": f"restart: {ask.replicas} replicas at {ask.high:.0f} requests/s; scaling: 1 to 2 replicas, "
-        f"{ask.low:.0f}, {ask.high:.0f}, {ask.low:.0f} requests/s; times in s",
+        "what": f"restart: {options.replicas} replicas at {options.high:.0f} requests/s; scaling: 1 to 2 replicas, "
+        f"{options.low:.0f}, {options.high:.0f}, {options.low:.0f} requests/s; times in s",
         "figures": figures,
         "comparators": {},
     }
 
 
-def _restart(system: Live, ask: Ask, say: Say) -> Figures:
+def _restart(system: Live, options: ReplicaOptions, say: Say) -> Figures:
     old, watch = system.replicas(), Watch(system)
-    with offered(system, ask.high, 2 * _PATIENCE_S, ask.seed) as load:
+    with offered(system, options.high, 2 * _PATIENCE_S, options.seed) as load:
         time.sleep(_LEAD_S)
         asked_s = watch.now_s
-        number = restarts.ask("serve", system.state)
+        number = restarts.options("serve", system.state)
         gone_s = watch.until(lambda there: not old & there, "all replicas are new")
         restarts.wait(system.state, number, _PATIENCE_S)
         done_s = watch.now_s
@@ -150,13 +150,13 @@ def _restart(system: Live, ask: Ask, say: Say) -> Figures:
     }
 
 
-def _scaling(system: Live, ask: Ask, say: Say) -> Figures:
+def _scaling(system: Live, options: ReplicaOptions, say: Say) -> Figures:
     watch = Watch(system)
-    with offered(system, ask.low, _LEAD_S, ask.seed) as load:
+    with offered(system, options.low, _LEAD_S, options.seed) as load:
         before = load.all()
     one = watch.look()
     up_s = watch.now_s
-    with offered(system, ask.high, 2 * _PATIENCE_S, ask.seed + 1) as load:
+    with offered(system, options.high, 2 * _PATIENCE_S, options.seed + 1) as load:
         taken_s = watch.until(
             lambda there: len(there) > len(one) and watch.answering(there),
             "a second replica answers",
@@ -165,7 +165,7 @@ def _scaling(system: Live, ask: Ask, say: Say) -> Figures:
         time.sleep(_AFTER_S)
         during = load.stop()
     down_s = watch.now_s
-    with offered(system, ask.low, 2 * _PATIENCE_S, ask.seed + 2) as load:
+    with offered(system, options.low, 2 * _PATIENCE_S, options.seed + 2) as load:
         gone_s = watch.until(lambda there: len(there) == len(one), "the second replica is gone")
         say(f"one replica less after {gone_s - down_s:.0f} s")
         time.sleep(_AFTER_S)

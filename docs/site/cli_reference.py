@@ -1,4 +1,4 @@
-"""docs/cli.md, from the argument parser: every command with its options, so that the page can't drift."""
+"""Writes docs/reference/cli.md from the argument parser: every command with its options."""
 
 import inspect
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ MARK = "<!-- commands -->"
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """(name, command) of each, those of a group after it."""
+    """Yields (name, command); commands of a group follow it."""
     from runtime.cli.main import COMMANDS, load
 
     for name, (where, _) in COMMANDS.items():
@@ -19,15 +19,15 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 
 def markdown() -> str:
-    """All commands as sections, each with a table of what it takes."""
+    """All commands as sections, each with a table of its options."""
     return "\n\n".join(_section(name, command) for name, command in commands())
 
 
 def _section(name: str, command: Any) -> str:
     context = command.make_context(f"recsys {name}", [], resilient_parsing=True)
     usage = " ".join(["recsys", name, *command.collect_usage_pieces(context)])
-    told = (p.get_help_record(context) for p in command.params)
-    rows = [f"| {_code(given)} | {_cell(help)} |" for given, help in filter(None, told)]
+    records = (p.get_help_record(context) for p in command.params)
+    rows = [f"| {_code(option)} | {_cell(text)} |" for option, text in filter(None, records)]
     table = "\n".join(["| | |", "|---|---|", *rows]) if rows else ""
     parts = [f"## recsys {name}", inspect.cleandoc(command.help or ""), f"```\n{usage}\n```", table]
     return "\n\n".join(part for part in parts if part)
@@ -43,7 +43,7 @@ def _cell(text: str) -> str:
 
 def setup(app):
     def add(app, docname, source):
-        if MARK in source[0] and docname == "docs/cli":
+        if MARK in source[0] and docname == "docs/reference/cli":
             source[0] = source[0].replace(MARK, markdown())
 
     app.connect("source-read", add)

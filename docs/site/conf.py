@@ -1,4 +1,4 @@
-"""How `make docs` makes the site. Pages are read from the root of the repository: so links hold in both."""
+"""Sphinx configuration of `make docs`. Pages are read from the repository root, so links work in both."""
 
 import sys
 from pathlib import Path
@@ -26,9 +26,9 @@ extensions = [
 ]
 root_doc = "docs/index"
 include_patterns = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/**"]
-# Folders that aren't looked into: an environment has thousands.
+# Folders that Sphinx must not scan: an environment has thousands of files.
 exclude_patterns = [p.name for p in ROOT.iterdir() if p.is_dir() and p.name != "docs"]
-exclude_patterns += ["docs/site", "docs/notebooks/.ipynb_checkpoints"]
+exclude_patterns += ["docs/site", "docs/tutorial/notebooks/.ipynb_checkpoints"]
 
 myst_heading_anchors = 4
 nb_ipywidgets_js = {}  # no scripts from elsewhere

@@ -1,7 +1,7 @@
-"""The sidebar, from the lists of docs/index.md: a section of the page is a section of the sidebar.
+"""Builds the sidebar from the link lists of docs/index.md and docs/decisions/index.md.
 
-So the page is plain Markdown, and what is linked in it under a heading is what the site has. A page of docs/
-that no list names ends the build, which takes it for one that nobody finds.
+Both stay plain Markdown: a section with a list of links becomes a section of the sidebar. A page that no list
+names fails the build.
 """
 
 import re
@@ -14,10 +14,10 @@ _LINK = re.compile(r"^- \[([^\]]+)\]\(([^)#\s]+)\)", re.MULTILINE)
 def sections_of(text: str) -> list[tuple[str, list[tuple[str, str]]]]:
     """(heading, [(title, path)]) of those sections of a page that are lists of links."""
     _, *parts = _SECTION.split(text)
-    found = [
+    sections = [
         (head, _LINK.findall(body)) for head, body in zip(parts[::2], parts[1::2], strict=True)
     ]
-    return [(head, links) for head, links in found if links]
+    return [(head, links) for head, links in sections if links]
 
 
 def toctrees_of(text: str) -> str:
@@ -35,7 +35,7 @@ def _document(path: str) -> str:
 
 def setup(app):
     def add(app, docname, source):
-        if docname == app.config.root_doc:
+        if docname in (app.config.root_doc, "docs/decisions/index"):
             source[0] += "\n" + toctrees_of(source[0])
 
     app.connect("source-read", add, priority=900)  # after links are turned

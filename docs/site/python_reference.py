@@ -1,7 +1,7 @@
-"""A page for each package: its public modules, those that one builds with or reads to know what happens.
+"""Writes a reference page for each package from the docstrings of its public modules.
 
-The pages are written into docs/generated/ before anything is read, and hold no word of their own: autodoc
-reads the docstrings. Modules that aren't named here are inner ones: links to them are given the source.
+The pages are written into docs/generated/ before Sphinx reads anything. Other modules are internal; links to
+them lead to a page with their source.
 """
 
 from pathlib import Path
@@ -47,13 +47,13 @@ def files() -> dict[str, str]:
 
 
 def index() -> str:
-    """What stands in docs/python.md instead of the mark."""
-    entries = "\n".join(f"generated/python/{name}" for name in PUBLIC)
+    """Table of contents that replaces the mark in docs/reference/python.md."""
+    entries = "\n".join(f"../generated/python/{name}" for name in PUBLIC)
     return f"```{{toctree}}\n:maxdepth: 2\n\n{entries}\n```\n"
 
 
 def write(wanted: dict[str, str], folder: Path) -> None:
-    """Makes a folder hold these pages and no others; one that is as it should be keeps its time."""
+    """Makes a folder hold exactly these pages; an unchanged one keeps its modification time."""
     for old in folder.rglob("*.md"):
         if str(old.relative_to(ROOT)) not in wanted:
             old.unlink()
@@ -65,20 +65,19 @@ def write(wanted: dict[str, str], folder: Path) -> None:
 
 
 def literal_blocks(lines: list[str]) -> list[str]:
-    """A docstring in which indented blocks and tables are literal: ours align columns by spaces or bars, and
-    reStructuredText wouldn't."""
-    found: list[str] = []
+    """Makes indented blocks and tables of a docstring literal: they align columns by spaces or bars."""
+    out: list[str] = []
     inside = False
     for number, line in enumerate(lines):
         begins = not number or not lines[number - 1].strip()
         aligned = line.startswith(("    ", "|")) and not line.lstrip().startswith((">>>", ".. "))
-        if begins and aligned and not inside and not any(one.endswith("::") for one in found[-2:]):
-            found += ["::", ""]
+        if begins and aligned and not inside and not any(one.endswith("::") for one in out[-2:]):
+            out += ["::", ""]
             inside = True
         elif begins and line.strip() and not aligned:
             inside = False
-        found.append("    " + line if inside and line.strip() else line)
-    return found
+        out.append("    " + line if inside and line.strip() else line)
+    return out
 
 
 def _page(package: str, names: list[str]) -> str:
@@ -94,7 +93,7 @@ def setup(app):
     write(files(), ROOT / PAGES)
 
     def add(app, docname, source):
-        if docname == "docs/python":
+        if docname == "docs/reference/python":
             source[0] = source[0].replace(MARK, index())
 
     def literal(app, what, name, obj, options, lines):

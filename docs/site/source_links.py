@@ -1,7 +1,6 @@
-"""Links from pages to code: to a module's place in the reference where it has one, else to a page with it.
+"""Rewrites links from pages to code: to the module's place in the reference, else to a page with its source.
 
-In the repository a link like ``../recsys/events/event_types.py`` leads to the file. The site has no such file, so it is
-turned here, on the text of a page, before that is parsed.
+In the repository a link like ``../recsys/events/event_types.py`` leads to the file, which the site lacks.
 """
 
 import os
@@ -23,13 +22,12 @@ _ASSETS = {".md", ".ipynb", ".svg", ".png"}
 
 
 def target_of(link: str, folder: PurePosixPath) -> str | None:
-    """The path, from the root, of a file or folder of code that a page in ``folder`` links to; None for all
-    other links."""
+    """Path from the root of the code that a page in ``folder`` links to; None for other links."""
     if re.match(r"[a-z]+:", link):
         return None
     path = os.path.normpath(folder / link)
-    there = ROOT / path
-    if path.startswith("..") or not there.exists() or there.suffix in _ASSETS:
+    target = ROOT / path
+    if path.startswith("..") or not target.exists() or target.suffix in _ASSETS:
         return None
     return path
 
@@ -44,35 +42,36 @@ def page_of(path: str) -> str:
 
 
 def turned(text: str, folder: PurePosixPath) -> str:
-    """A page's text with such links turned."""
+    """Text of a page with its links to code rewritten."""
 
-    def turn(found: re.Match[str]) -> str:
-        path = target_of(found[1], folder)
-        return found[0] if path is None else os.path.relpath(page_of(path), folder)
+    def turn(link: re.Match[str]) -> str:
+        path = target_of(link[1], folder)
+        return link[0] if path is None else os.path.relpath(page_of(path), folder)
 
     return _LINK.sub(turn, text)
 
 
 def source_page(path: str) -> str:
-    """A page that holds a file, or lists a folder."""
-    there = ROOT / path
+    """Page with a file's source, or with a folder's names."""
+    source = ROOT / path
     title = f"---\norphan: true\n---\n\n# {path.replace('_', chr(92) + '_')}\n\n"
-    if there.is_dir():
-        names = sorted(p.name + "/" * p.is_dir() for p in there.iterdir() if p.name[0] not in "._")
+    if source.is_dir():
+        names = sorted(p.name + "/" * p.is_dir() for p in source.iterdir() if p.name[0] not in "._")
         return title + "\n".join(f"- `{name}`" for name in names) + "\n"
-    language = _LANGUAGES.get(there.suffix, "text")
+    language = _LANGUAGES.get(source.suffix, "text")
     return f"{title}```{{literalinclude}} /{path}\n:language: {language}\n:linenos:\n```\n"
 
 
 def linked() -> set[str]:
-    """Every file and folder that a page links to and that has no page yet."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
-    found = set()
+    """Files and folders that pages link to and that need a source page."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    pages = [page for page in pages if "generated" not in page.parts]
+    paths: set[str] = set()
     for page in pages:
         folder = PurePosixPath(page.parent.relative_to(ROOT))
         targets = (target_of(link, folder) for link, _ in _LINK.findall(page.read_text()))
-        found |= {target for target in targets if target is not None}
-    return {path for path in found if page_of(path).startswith(SOURCES)}
+        paths |= {target for target in targets if target is not None}
+    return {path for path in paths if page_of(path).startswith(SOURCES)}
 
 
 _PUBLIC = modules()

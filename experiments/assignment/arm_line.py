@@ -71,7 +71,7 @@ class ArmWeights:
         self._shown_C = np.zeros(cells)
         self._own, self._all = 0.0, 0.0  # examples, forgotten slowly
 
-    def times(
+    def repeats(
         self, trains: str, features_BF: NDArray[np.int64], own_B: NDArray[np.bool_], draws_B: Floats
     ) -> Floats:
         """How often each example is learned (B,): whole numbers whose mean over ``draws_B``, in [0, 1), is
@@ -80,7 +80,7 @@ class ArmWeights:
         if trains == WEIGHTED:
             return np.floor(self.weigh(features_BF) + draws_B)
         if trains == DIVERTED:
-            return np.floor(self.divert(own_B) + draws_B)
+            return np.floor(self.diverted(own_B) + draws_B)
         return np.ones(len(own_B))
 
     def weigh(self, features_BF: NDArray[np.int64]) -> Floats:
@@ -89,7 +89,7 @@ class ArmWeights:
             return np.ones(len(features_BF))
         return np.minimum(self._chance(*self._cells(features_BF)) / self._share, _MOST)
 
-    def divert(self, own_B: NDArray[np.bool_]) -> Floats:
+    def diverted(self, own_B: NDArray[np.bool_]) -> Floats:
         """w (B,) where the arm's own examples alone are learned from, and stand for all."""
         return np.minimum(own_B / self._share, _MOST) if self._own else own_B.astype(np.float64)
 

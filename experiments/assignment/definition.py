@@ -29,12 +29,17 @@ from typing import Any, Final
 
 import msgspec
 
-from experiments.assignment.arm_line import MAX_LINE_NAME, MAX_TRAINED_TRAFFIC, TRAINS, arm_line_name
+from experiments.assignment.arm_line import (
+    MAX_LINE_NAME,
+    MAX_TRAINED_TRAFFIC,
+    TRAINS,
+    arm_line_name,
+)
 from experiments.assignment.design import UNIT, Metrics, Ramp, time_ms_of
 from experiments.assignment.metric import metric_of
 from recsys.config.policy_config import PolicyConfig, check_weights
 from recsys.config.system_config import override
-from recsys.config.yaml_with_lines import Marked, YamlError
+from recsys.config.yaml_with_lines import YamlError, YamlWithLines
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TIMES: Final = ("start", "stop")
@@ -185,7 +190,7 @@ def read_experiment(
 
     Raises YamlError with the file, the line and the reason.
     """
-    marked = Marked(text, file)
+    marked = YamlWithLines(text, file)
     values = marked.mapping(_KEYS)
     for key in ("name", "arms"):
         if key not in values:
@@ -243,7 +248,7 @@ def name_in(text: str) -> str:
     """The name that a YAML text gives its experiment, whether or not the rest of it can be read; '' where it
     gives none."""
     try:
-        value = Marked(text).value
+        value = YamlWithLines(text).value
     except YamlError:
         return ""
     name = value.get("name", "") if isinstance(value, dict) else ""
@@ -262,7 +267,7 @@ def apply_overrides(
         raise ValueError(f"{where}: {error}") from None
 
 
-def _check_metrics(marked: Marked, experiment: Experiment, labels: Sequence[str]) -> None:
+def _check_metrics(marked: YamlWithLines, experiment: Experiment, labels: Sequence[str]) -> None:
     """Raises YamlError at the first primary metric or guardrail that the labels don't give."""
     if experiment.interleaves:
         for label in experiment.credited:
@@ -287,7 +292,7 @@ def _check_metrics(marked: Marked, experiment: Experiment, labels: Sequence[str]
 
 
 def _arm(
-    marked: Marked,
+    marked: YamlWithLines,
     name: Any,
     policy: PolicyConfig,
     labels: Sequence[str] | None,
@@ -312,7 +317,7 @@ def _arm(
     return arm
 
 
-def _made(marked: Marked, kind: Any, values: dict[str, Any], *path: str) -> Any:
+def _made(marked: YamlWithLines, kind: Any, values: dict[str, Any], *path: str) -> Any:
     """The dataclass of the values; an error points at the key that it speaks of, where it names one."""
     try:
         return msgspec.convert(values, kind)

@@ -19,7 +19,7 @@ from typing import Any, Final
 from experiments.assignment.definition import Arm, apply_overrides
 from experiments.assignment.design import time_ms_of
 from recsys.config.policy_config import RANKS, PolicyConfig, check_weights
-from recsys.config.yaml_with_lines import Marked
+from recsys.config.yaml_with_lines import YamlWithLines
 
 NOT_ESTIMABLE: Final = {
     "sources": "other sources bring other candidates, which were never scored for these requests",
@@ -52,7 +52,7 @@ class TargetPolicy:
 def read_target(text: str, file: object, policy: PolicyConfig, labels: Sequence[str]) -> TargetPolicy:
     """The target policy of a YAML text, its overrides laid over ``policy``. Raises YamlError with file, line
     and reason, also for what no log can judge."""
-    marked = Marked(text, file)
+    marked = YamlWithLines(text, file)
     values = marked.mapping(_KEYS)
     if "line" in values:
         raise marked.error(f"line is {values['line']!r}: {_LINE}", "line")
@@ -79,7 +79,7 @@ def read_target(text: str, file: object, policy: PolicyConfig, labels: Sequence[
     )
 
 
-def _time_ms(marked: Marked, values: dict[str, Any], key: str) -> int:
+def _time_ms(marked: YamlWithLines, values: dict[str, Any], key: str) -> int:
     try:
         return time_ms_of(values[key]) if key in values else 0
     except ValueError as error:
@@ -87,7 +87,7 @@ def _time_ms(marked: Marked, values: dict[str, Any], key: str) -> int:
 
 
 def _overridden(
-    marked: Marked, overrides: Any, policy: PolicyConfig, labels: Sequence[str]
+    marked: YamlWithLines, overrides: Any, policy: PolicyConfig, labels: Sequence[str]
 ) -> PolicyConfig:
     if not isinstance(overrides, dict):
         raise marked.error(
@@ -106,7 +106,7 @@ def _overridden(
     return apply_overrides(policy, [Arm("target", 1.0, overrides)], "overrides")
 
 
-def _reward(marked: Marked, reward: Any, labels: Sequence[str]) -> dict[str, float]:
+def _reward(marked: YamlWithLines, reward: Any, labels: Sequence[str]) -> dict[str, float]:
     known = ", ".join(labels)
     given = {reward: 1.0} if isinstance(reward, str) else reward
     if not isinstance(given, dict) or not given:

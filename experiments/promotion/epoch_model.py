@@ -9,7 +9,7 @@ from dataclasses import replace
 from experiments.promotion.lifecycle import Lifecycle
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import ModelSize
-from recsys.model.student_model import MAY_DIFFER, misfits
+from recsys.model.student_model import MAY_DIFFER, fixed_differences
 
 
 def config_at(config: Config, lifecycle: Lifecycle, line: str, epoch: int = 0) -> Config:
@@ -34,7 +34,7 @@ def size_difference(configured: ModelConfig, its: ModelConfig) -> ModelSize | No
     Raises ValueError where more than the size differs. The same item vectors, features and rules of the
     tables are what index, examples and shards of a running system rest on, whatever the epoch.
     """
-    if differ := misfits(its, configured):
+    if differ := fixed_differences(its, configured):
         said = (f"model.{n} is {a!r}, expected {b!r}" for n, (a, b) in differ.items())
         raise ValueError(f"{', '.join(said)}; only {' and '.join(MAY_DIFFER)} may differ")
     return None if its == configured else ModelSize(its.dim, its.hidden)

@@ -47,7 +47,7 @@ class CandidateState:
         return self.candidate.line
 
     @property
-    def at_work(self) -> bool:
+    def active(self) -> bool:
         """Whether it is to be scored, and to learn."""
         return self.stage in (SHADOW, CANARY, TAKING_OVER, TAKING_BACK, ARM)
 
@@ -56,7 +56,7 @@ class CandidateState:
 class Lifecycle:
     """Feed it every record of ``control`` in order. ``lives`` are all live records."""
 
-    standings: dict[str, CandidateState] = field(default_factory=dict)
+    candidates: dict[str, CandidateState] = field(default_factory=dict)
     lives: list[Live] = field(default_factory=list)
     rolled_back: list[str] = field(default_factory=list)  # lines, in order
 
@@ -65,10 +65,10 @@ class Lifecycle:
         if isinstance(said, Live):
             self._live(said)
         elif isinstance(said, Candidate):
-            if said.line in self.standings:
+            if said.line in self.candidates:
                 return False  # a name is used once
             stage = SHADOW if said.arm is None else ARM
-            self.standings[said.line] = CandidateState(said, stage, since_ms=said.time_ms)
+            self.candidates[said.line] = CandidateState(said, stage, since_ms=said.time_ms)
         elif isinstance(said, Decision):
             return self._decision(said)
         else:
@@ -89,17 +89,17 @@ class Lifecycle:
     @property
     def canary(self) -> CandidateState | None:
         """The candidate that answers a share of the users now, if any does."""
-        found = [s for s in self.standings.values() if s.stage in (CANARY, TAKING_OVER) and s.share]
+        found = [s for s in self.candidates.values() if s.stage in (CANARY, TAKING_OVER) and s.share]
         return found[-1] if found else None
 
     @property
     def arms(self) -> dict[str, CandidateState]:
         """The lines of arms that are at work, by their names."""
-        return {line: its for line, its in self.standings.items() if its.stage == ARM}
+        return {line: its for line, its in self.candidates.items() if its.stage == ARM}
 
     @property
-    def at_work(self) -> list[CandidateState]:
-        return [standing for standing in self.standings.values() if standing.at_work]
+    def active(self) -> list[CandidateState]:
+        return [standing for standing in self.candidates.values() if standing.active]
 
     def size(self, line: str, epoch: int) -> ModelSize | None:
         """Of the model of a line in an epoch: of the live one's, else of a candidate's. None: as configured,
@@ -107,7 +107,7 @@ class Lifecycle:
         lives = [live for live in self.lives if live.line == line]
         if lives:
             return next((live.size for live in lives if live.epoch == epoch), None)
-        its = self.standings.get(line)
+        its = self.candidates.get(line)
         return None if its is None else its.candidate.size
 
     @property
@@ -121,33 +121,33 @@ class Lifecycle:
                 found += [f"{its.candidate}/0" for its in left if its.candidate]
         return found[-_REMEMBERED:]
 
-    def of_guard(self, standing: CandidateState) -> Live:
+    def guarded_live(self, standing: CandidateState) -> Live:
         """The live record that a guard began with."""
         return next(live for live in reversed(self.lives) if live.epoch == standing.guards)
 
     def _live(self, said: Live) -> None:
         before = self.live
         self.lives.append(said)
-        for its in self.at_work:
+        for its in self.active:
             if its.guards and said.candidate:
                 why = f"{said.line}/{said.epoch} is live, and has a guard of its own"
                 self._move(its, ENDED, said.time_ms, why)
             elif before is not None and not said.candidate:
                 # They have learned what is no part of the line's history any more.
                 self._move(its, ENDED, said.time_ms, said.reason)
-        for line, its in self.standings.items():
+        for line, its in self.candidates.items():
             if line == said.candidate:
                 self._move(its, LIVE, said.time_ms, said.reason)
             elif its.stage == LIVE:
                 self._move(its, ENDED, said.time_ms, said.reason)
         line = guard_name(said.epoch)
-        if said.guarded and line not in self.standings:  # a name is used once
+        if said.guarded and line not in self.candidates:  # a name is used once
             size = self.size(said.line, said.of)
             guard = Candidate(line=line, registry="", kind=GUARD, time_ms=said.time_ms, size=size)
-            self.standings[line] = CandidateState(guard, since_ms=said.time_ms, guards=said.epoch)
+            self.candidates[line] = CandidateState(guard, since_ms=said.time_ms, guards=said.epoch)
 
     def _decision(self, said: Decision) -> bool:
-        its = self.standings.get(said.line)
+        its = self.candidates.get(said.line)
         if its is None:
             return False
         if its.guards:
@@ -163,19 +163,19 @@ class Lifecycle:
             self._move(its, stage, said.time_ms, said.why, share, said.epoch)
         elif said.final:
             self._move(its, ENDED, said.time_ms, said.why)
-        elif its.at_work:
-            self.standings[said.line] = replace(its, why=said.why)
+        elif its.active:
+            self.candidates[said.line] = replace(its, why=said.why)
         return True
 
     def _of_arm(self, its: CandidateState, said: Decision) -> bool:
         """It answers for as long as its experiment runs, and nothing else can become of it."""
-        if not its.at_work or not said.final:
+        if not its.active or not said.final:
             return False
         self._move(its, ENDED, said.time_ms, said.why)
         return True
 
     def _by_guard(self, its: CandidateState, said: Decision) -> bool:
-        if not its.at_work or (said.said != "rollback" and not said.final):
+        if not its.active or (said.said != "rollback" and not said.final):
             return False
         stage = TAKING_BACK if said.said == "rollback" else ENDED
         self._move(its, stage, said.time_ms, said.why)
@@ -184,7 +184,7 @@ class Lifecycle:
     def _move(
         self, its: CandidateState, stage: str, ms: int, why: str, share: float = 0.0, epoch: int = 0
     ) -> None:
-        self.standings[its.line] = replace(
+        self.candidates[its.line] = replace(
             its, stage=stage, share=share, epoch=epoch, since_ms=ms, why=why
         )
 

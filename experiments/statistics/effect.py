@@ -81,7 +81,7 @@ class Effect:
     error: float = math.inf  # the standard error of the logarithm of 1 + relative
 
     @property
-    def known(self) -> bool:
+    def excludes_zero(self) -> bool:
         """Whether the interval leaves out 0."""
         return self.low > 0 or self.high < 0
 

@@ -73,7 +73,7 @@ class TeamDraft:
         return self.teams[team]
 
 
-def shares(chances_R2: Floats, sides_R: Sequence[int]) -> Floats:
+def pick_shares(chances_R2: Floats, sides_R: Sequence[int]) -> Floats:
     """P(the treatment picked it | the list), (R,), of picks in the order of a draft. ``chances_R2``: how
     likely control and treatment were each to pick it there; ``sides_R``: who did.
 

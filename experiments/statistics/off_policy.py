@@ -132,7 +132,7 @@ class Support:
     def ess(self) -> float:
         return float(self.ess_R.min(initial=math.inf)) if self.lists else 0.0
 
-    def refusals(self) -> tuple[str, ...]:
+    def problems(self) -> tuple[str, ...]:
         """Why the log can't answer, how much is missing, and what helps; empty where it can."""
         found = []
         if self.users < LEAST_USERS:

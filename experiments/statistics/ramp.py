@@ -9,7 +9,7 @@ import msgspec
 
 from experiments.assignment.definition import Experiment
 from experiments.statistics.readout import BROKEN, HARM, Readout
-from recsys.events.control_records import Stand
+from recsys.events.control_records import ExperimentState
 
 WAITING: Final = "waiting"
 RUNNING: Final = "running"
@@ -19,19 +19,19 @@ _HOUR_MS: Final = 3_600_000
 
 def begin(
     experiment: Experiment, now_ms: int, *, given: bool = True, at_once: bool = False
-) -> Stand:
+) -> ExperimentState:
     """Where it stands when it is told of. ``at_once``: with all of its traffic, without a ramp."""
     steps = () if at_once else experiment.ramp.steps
-    first = Stand(state=WAITING, step=0 if steps else len(experiment.ramp.steps), given=given)
+    first = ExperimentState(state=WAITING, step=0 if steps else len(experiment.ramp.steps), given=given)
     return move(experiment, first, now_ms, None)
 
 
-def stop(stand: Stand, now_ms: int, why: str) -> Stand:
+def stop(stand: ExperimentState, now_ms: int, why: str) -> ExperimentState:
     """From the next request on, nobody is given an arm."""
     return msgspec.structs.replace(stand, state=STOPPED, traffic=0.0, since_ms=now_ms, why=why)
 
 
-def move(experiment: Experiment, stand: Stand, now_ms: int, seen: Readout | None) -> Stand:
+def move(experiment: Experiment, stand: ExperimentState, now_ms: int, seen: Readout | None) -> ExperimentState:
     """Where it stands from now on; the same object where nothing changes. ``seen``: None where nobody has
     looked yet: then it doesn't grow."""
     if stand.state == STOPPED:

@@ -172,7 +172,7 @@ def _lines(
 
 
 def _said(metric: Metric, its: Effect) -> str:
-    if not its.known:
+    if not its.excludes_zero:
         return OPEN
     return BETTER if (its.low > 0) == metric.higher_is_better else WORSE
 

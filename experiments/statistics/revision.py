@@ -7,7 +7,7 @@ from experiments.assignment.definition import Experiment, name_in, read_experime
 from experiments.assignment.design import Ramp
 from experiments.statistics.ramp import STOPPED, begin, stop
 from recsys.config.policy_config import PolicyConfig
-from recsys.events.control_records import Experiments, ExperimentRequest, Stand
+from recsys.events.control_records import ExperimentRequest, Experiments, ExperimentState
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class ExperimentSet:
     """Texts by file, and where their experiments stand: what a revision carries."""
 
     configs: Mapping[str, str] = field(default_factory=dict)
-    stands: Mapping[str, Stand] = field(default_factory=dict)
+    stands: Mapping[str, ExperimentState] = field(default_factory=dict)
 
 
 def parse_all(
@@ -71,7 +71,7 @@ def apply_request(
     names = _names(told)
     if wish.name not in told.stands and wish.name not in names:
         raise ValueError(f"no experiment {wish.name!r}; there are {', '.join(names) or 'none'}")
-    stand = told.stands.get(wish.name, Stand(state="running"))
+    stand = told.stands.get(wish.name, ExperimentState(state="running"))
     if stand.state == STOPPED:
         raise ValueError(f"{wish.name} is stopped already: {stand.why}")
     stopped = stop(stand, now_ms, wish.reason or "asked for")

@@ -127,7 +127,7 @@ class DeltaAssembler:
     epoch: int
     step: int
     patience: int = 8
-    refusals: RejectedDeltas = field(default_factory=RejectedDeltas)
+    rejected: RejectedDeltas = field(default_factory=RejectedDeltas)
     _gap: Gap | None = None
     _waiting: dict[tuple[int, int, int], dict[int, Delta]] = field(default_factory=dict)
 
@@ -138,7 +138,7 @@ class DeltaAssembler:
         try:
             delta = unpack(value, Delta)
         except msgspec.MsgspecError:
-            self.refusals.corrupt += 1
+            self.rejected.corrupt += 1
             return []
         return self.feed_delta(delta)
 
@@ -147,14 +147,14 @@ class DeltaAssembler:
         if self._gap:
             return self._gap
         if not is_sound(delta):
-            self.refusals.corrupt += 1
+            self.rejected.corrupt += 1
         elif delta.line != self.line or delta.epoch < self.epoch:
-            self.refusals.other += 1
+            self.rejected.other += 1
         elif delta.epoch > self.epoch:
             reason = f"history was replaced: epoch {delta.epoch}, expected {self.epoch}"
             return self._end(delta.step, reason)
         elif delta.step <= self.step:
-            self.refusals.repeated += 1
+            self.rejected.repeated += 1
         else:
             self._keep(delta)
         return self._gap or self._take()
@@ -174,7 +174,7 @@ class DeltaAssembler:
         if there is None:
             parts[delta.part] = delta
         else:
-            self.refusals.repeated += 1
+            self.rejected.repeated += 1
             if there != delta:
                 reason = f"part {delta.part} of step {delta.step} came twice with other content"
                 self._end(delta.step, reason)

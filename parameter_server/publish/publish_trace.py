@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import msgspec
 
 from recsys.events.records import DELTAS
-from recsys.observability.spans import PUBLISH, About, Span, Tells, of_step
+from recsys.observability.spans import PUBLISH, Span, SpanAttributes, SpanRecorder, step_span
 
 
 class _Head(msgspec.Struct):
@@ -20,11 +20,11 @@ class _Head(msgspec.Struct):
 _decoder = msgspec.msgpack.Decoder(_Head)
 
 
-def tell_published(tracer: Tells, deltas: Iterable[bytes], began_ns: int, ended_ns: int) -> None:
+def tell_published(tracer: SpanRecorder, deltas: Iterable[bytes], began_ns: int, ended_ns: int) -> None:
     for delta in deltas:
         its = _decoder.decode(delta)
-        about: About = {"line": its.line, "epoch": its.epoch, "step": its.step, "part": its.part}
-        place = of_step(its.line, its.epoch, its.step, PUBLISH, its.part)
-        parent = of_step(its.line, its.epoch, its.step)
+        about: SpanAttributes = {"line": its.line, "epoch": its.epoch, "step": its.step, "part": its.part}
+        place = step_span(its.line, its.epoch, its.step, PUBLISH, its.part)
+        parent = step_span(its.line, its.epoch, its.step)
         told = about | {"topic": DELTAS, "bytes": len(delta)}
-        tracer.tell(Span(place, PUBLISH, began_ns, ended_ns, parent, (), told))
+        tracer.record(Span(place, PUBLISH, began_ns, ended_ns, parent, (), told))

@@ -106,7 +106,7 @@ class PublishedRows:
         return self._digest
 
     @property
-    def held(self) -> dict[str, int]:
+    def withheld(self) -> dict[str, int]:
         """How many rows are held back, by table."""
         return {name: len(held) for name, held in self._held.items()}
 

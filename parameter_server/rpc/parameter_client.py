@@ -44,7 +44,7 @@ class StaleWorker(RuntimeError):
 class ParameterClient(Protocol):
     """Every worker has one. Steps are those of one line and epoch."""
 
-    def where(self) -> list[int]:
+    def applied_steps(self) -> list[int]:
         """The applied step of each shard: equal, or one apart while a step is being finished."""
 
     def lookup(self, step: int, keys: KeysByTable) -> RowsByTable:
@@ -91,7 +91,7 @@ class LocalClient:
     def shards(self) -> list[Shard]:
         return self._shards
 
-    def where(self) -> list[int]:
+    def applied_steps(self) -> list[int]:
         return [shard.applied for shard in self._shards]
 
     def lookup(self, step: int, keys: KeysByTable) -> RowsByTable:
@@ -118,7 +118,7 @@ class LocalClient:
         return None if next_keys is None else self.lookup(step, next_keys), self.dense(step)
 
     def align(self) -> int:
-        return min(self.where())
+        return min(self.applied_steps())
 
     def close(self) -> None: ...
 
@@ -156,7 +156,7 @@ class ShardedClient:
             raise ValueError(f"there are {len(channels)} channels, expected {spec.parts}")
         self._dims, self._channels, self._worker = spec.dims, list(channels), worker
 
-    def where(self) -> list[int]:
+    def applied_steps(self) -> list[int]:
         return self._applied(Frame(AppliedQuery()))
 
     def lookup(self, step: int, keys: KeysByTable) -> RowsByTable:
@@ -183,7 +183,7 @@ class ShardedClient:
         return None if next_keys is None else rows, dense
 
     def align(self) -> int:
-        where = self.where()
+        where = self.applied_steps()
         if max(where) - min(where) > 1:
             common = min(self._applied(Frame(CommonStepQuery())))
             where = self._applied(Frame(Rewind(self._worker.generation, common)))

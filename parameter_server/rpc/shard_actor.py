@@ -30,16 +30,16 @@ from parameter_server.rpc.protocol import Frame, Refusal, encode, from_bytes
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
 from parameter_server.shard.shard import ShardSpec, part_of
-from parameter_server.storage.durable_shard import DurableShard, ShardStorage, Publish
-from parameter_server.storage.reshard import ShardFiles, Resharded, reshard_line
+from parameter_server.storage.durable_shard import DurableShard, Publish, ShardStorage
+from parameter_server.storage.reshard import Resharded, ShardFiles, reshard_line
 from parameter_server.table.dense import Vector
 from parameter_server.table.kernels import warm
 from recsys.config.system_config import Config
 from recsys.events.records import DELTAS
 from recsys.log.protocol import Append, Log
 from recsys.observability.log_lines import keep_newest, log_in_worker
-from recsys.observability.tracer import Tracer, tracer_in_actor
-from recsys.process.malloc_tuning import BESIDE_TABLES, keep_freed
+from recsys.observability.tracer import Tracer, open_tracer_in_actor
+from recsys.process.malloc_tuning import BESIDE_TABLES, keep_freed_memory
 from recsys.process.open_log import open_log
 
 NAMESPACE = "recsys"
@@ -65,8 +65,8 @@ class ShardActor:
         self._spec = spec
         log_as(spec, config)
         warm()
-        keep_freed(BESIDE_TABLES)
-        self._tracer = tracer_in_actor(config, "shards", str(spec.part))
+        keep_freed_memory(BESIDE_TABLES)
+        self._tracer = open_tracer_in_actor(config, "shards", str(spec.part))
         initial = np.frombuffer(b"".join(dense), np.float32) if dense else None
         self._shard = DurableShard(
             spec,

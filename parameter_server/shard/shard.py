@@ -245,7 +245,7 @@ class Shard:
         learned = none if part is None else part.keys
         stale = table.stale(self.clock_ms) if expiry else none
         leaving = np.union1d(forget, stale)
-        (old, there), (left, was_there) = table.look(learned), table.look(leaving)
+        (old, there), (left, was_there) = table.lookup_known(learned), table.lookup_known(leaving)
         counts, changed = np.empty(0, np.int32), np.empty(0, np.bool_)
         evicted, evicted_rows = none, left[:0]
         if part is not None:

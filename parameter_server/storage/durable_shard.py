@@ -161,7 +161,7 @@ class DurableShard:
                 "time_ms": self._shard.clock_ms,
                 "rows": tables,
                 "waiting": {name: t.waiting for name, t in self._shard.tables.items()},
-                "held_back": self._shard.published.held,
+                "held_back": self._shard.published.withheld,
                 "bytes": self._shard.nbytes,
                 "table_bytes": {name: t.nbytes for name, t in self._shard.tables.items()},
                 "wal_bytes": self._wal.nbytes,
@@ -272,7 +272,7 @@ class DurableShard:
         spec, home = self.spec, self._home
         complete = snapshots.complete_steps(home.snapshots, spec.line, spec.epoch)
         if complete:
-            snapshots.settle(home.snapshots, spec.line, spec.epoch, complete[-1])
+            snapshots.sync_snapshot(home.snapshots, spec.line, spec.epoch, complete[-1])
             self._wal.truncate_before(complete[-1] + 1)
             snapshots.prune(home.snapshots, spec.line, home.snapshots_kept, spec.epoch)
             if complete[-1] >= self._untidy:

@@ -193,7 +193,7 @@ def adopt(folder: Path, line: str, version: tuple[int, int], epoch: int) -> None
     sync_folder(target.parent)
 
 
-def settle(folder: Path, line: str, epoch: int, step: int) -> None:
+def sync_snapshot(folder: Path, line: str, epoch: int, step: int) -> None:
     """Makes a complete snapshot outlive a power cut. Whoever gives something up for it must ask for this: a
     sibling may have died after it renamed its part and before it synced the folder."""
     version = _line(folder, line) / f"{epoch:06d}-{step:012d}"

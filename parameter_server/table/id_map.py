@@ -1,8 +1,8 @@
-"""Ids to slots without collisions: every key has a slot of its own, and slots are always 0 … count - 1.
+"""Collision-free map of ids to slots 0 … count - 1.
 
-Keeping slots dense makes exports slices and expiry a scan; so a removal moves the last rows into the holes,
-and whoever keeps columns beside the map moves them the same way (``Moves``). Columns grow by doubling: what
-isn't written to takes no memory. The index, written all over, grows by a quarter.
+Dense slots make exports slices and expiry a scan. A removal moves the last rows into the holes; owners of
+columns beside the map move them the same way (``Moves``). Columns grow by doubling, since unwritten pages
+take no memory. The index is written all over, so it grows by a quarter.
 """
 
 import math
@@ -18,7 +18,7 @@ from recsys.arrays.key_index import LOAD, widened
 
 
 class Moves(NamedTuple):
-    """What a removal does to columns: column[to] = column[origin], then [after:before] is free."""
+    """Effect of a removal on columns: column[to] = column[origin], then [after:before] is free."""
 
     to: Keys
     origin: Keys
@@ -26,7 +26,7 @@ class Moves(NamedTuple):
     before: int
 
     def apply(self, column: NDArray[Any]) -> None:
-        """Moves one column's rows and zeroes what is free."""
+        """Moves one column's rows and zeroes the freed ones."""
         column[self.to] = column[self.origin]
         column[self.after : self.before] = 0
 
@@ -35,7 +35,7 @@ class IdMap:
     """Open addressing with linear probing and backward-shift deletion, over int64 keys (any value)."""
 
     def __init__(self, capacity: int = 8, limit: int = 0) -> None:
-        """``limit``: the rows at which memory stops growing ahead of need (0: none). More may come."""
+        """``limit``: rows at which memory stops growing ahead of need (0: none). It may be exceeded."""
         self._limit = limit
         self._index = new_index(capacity)
         self._keys = np.zeros(capacity, np.int64)
@@ -61,8 +61,8 @@ class IdMap:
         return slots
 
     def gather(self, keys: Keys, column: NDArray[np.float32], out: NDArray[np.float32]) -> int:
-        """Copies the rows of keys from a column (R, D) to ``out`` (N, D); returns how many have none, whose
-        rows of ``out`` are left as they are."""
+        """Copies rows from a column (R, D) to ``out`` (N, D); returns the number of missing keys, whose rows
+        of ``out`` stay unchanged."""
         return int(kernels.gather_rows(self._index, as_keys(keys), column, out))
 
     def insert(self, keys: Keys) -> Keys:
@@ -75,7 +75,7 @@ class IdMap:
         return slots
 
     def remove(self, slots: Keys) -> Moves:
-        """Takes away the keys of distinct slots, and says how columns must follow."""
+        """Removes the keys at distinct slots; returns the moves for columns beside the map."""
         before, count = self._count, self._count - len(slots)
         kernels.erase(self._index, self._keys[slots])
         stays = np.ones(before - count, bool)
@@ -87,22 +87,19 @@ class IdMap:
         return moves
 
     def reserve(self, more: int) -> None:
-        """Makes room for so many more. Where another thread only reads meanwhile, it finds what it would have
-        found: columns are replaced, never moved."""
+        """Makes room for ``more`` keys. Columns are replaced, never moved, so concurrent readers stay
+        valid."""
         rows = self._count + more
         self._keys = grown(self._keys, rows, self._limit)
         if rows > len(self._index) * LOAD:
             cells = max(math.ceil(rows / LOAD), len(self._index) * 5 // 4, 8)
             if rows <= self._limit:
                 cells = min(cells, math.ceil(self._limit / LOAD))
-            self._rebuild(cells)
+            self._index = widened(self._index, cells)
 
     def shrink(self) -> None:
-        """Gives back what lies beyond ``limit``, for rows that came from a time with a higher one."""
+        """Frees memory beyond ``limit``, after a snapshot with a higher limit was loaded."""
         if self._limit and self._count <= self._limit < len(self._keys):
             self._keys = self._keys[: self._limit].copy()
             self._written = self._limit
-            self._rebuild(math.ceil(self._limit / LOAD))
-
-    def _rebuild(self, cells: int) -> None:
-        self._index = widened(self._index, cells)
+            self._index = widened(self._index, math.ceil(self._limit / LOAD))

@@ -1,11 +1,11 @@
-"""The compiled loops under tables and routing: an id map by open addressing, row-wise Adagrad, draws.
+"""Compiled loops of tables and routing: open-addressing id map, row-wise Adagrad, random initial rows.
 
-Every kernel has an explicit signature, so it is compiled (or read from numba's cache) at import and never
-in the middle of a step; inputs are typed read-only, which takes both read-only and writable arrays. No fast
-maths: each loop is IEEE arithmetic in the order written, whatever the machine's vector width.
+Every kernel has an explicit signature, so numba compiles it (or reads its cache) at import, never in the
+middle of a step. Inputs are typed read-only, which accepts both read-only and writable arrays. No fast maths:
+each loop is IEEE arithmetic in the order written, whatever the machine's vector width.
 
-An id map is an index of ``recsys.arrays.key_index`` whose places are slots. A deletion shifts back what was pushed
-past it, so no tombstones are left.
+An id map is an index of ``recsys.arrays.key_index`` whose places are slots. Deletion shifts entries back, so
+it leaves no tombstones.
 """
 
 # N keys in a batch, D row dimension, H cells of an index, R rows
@@ -23,7 +23,7 @@ from recsys.arrays.key_index import find as find
 from recsys.arrays.key_index import home_of, place_of
 from recsys.arrays.key_index import insert as insert
 from recsys.arrays.key_index import spread as spread
-from recsys.arrays.prefetch import LINE, soon
+from recsys.arrays.prefetch import LINE, prefetch_line
 
 _int, _float, _flag = types.int64, types.float32, types.boolean
 _KEYS, _COUNTS, _ROWS = read_only(_int, 1), read_only(types.int32, 1), read_only(_float, 2)
@@ -32,7 +32,7 @@ _INDEX, _KEYS_OUT, _ROWS_OUT = _int[:, ::1], _int[::1], _float[:, ::1]
 
 @kernel(types.void(_INDEX, _KEYS))
 def erase(index: Any, keys: Any) -> None:
-    """Takes keys out of the index, and moves back what had been pushed past them (Knuth 6.4, algorithm R)."""
+    """Removes keys from the index and shifts later entries back (Knuth 6.4, algorithm R)."""
     one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(index.shape[0])
     for i in range(keys.shape[0]):
         key = keys[i]
@@ -70,7 +70,7 @@ def move(index: Any, keys: Any, slots: Any) -> None:
 def draw(seed: Any, initial: Any, keys: Any, targets: Any, out: Any) -> None:
     """Writes the initial row of ``keys[i]`` to ``out[targets[i]]``: uniform in ±initial, by hash.
 
-    The draws are those of ``recsys.events.hashing.uniforms``; a target below 0 is passed over.
+    Equals ``recsys.events.hashing.uniforms``. Skips targets below 0.
     """
     scale, seed_mixed = np.float64(initial), mix(seed)
     for i in range(keys.shape[0]):
@@ -86,7 +86,7 @@ def draw(seed: Any, initial: Any, keys: Any, targets: Any, out: Any) -> None:
 
 @kernel(_int(read_only(_float, 2), _KEYS, types.uint64, _float, _KEYS, _ROWS_OUT))
 def gather(values: Any, slots: Any, seed: Any, initial: Any, keys: Any, out: Any) -> Any:
-    """Copies rows by slot; an EMPTY slot gets its key's initial row. Returns how many were EMPTY."""
+    """Copies rows by slot; an EMPTY slot gets its key's initial row. Returns the number of EMPTY slots."""
     scale, seed_mixed, dim, empty = np.float64(initial), mix(seed), out.shape[1], 0
     for i in range(slots.shape[0]):
         if slots[i] >= 0:
@@ -105,14 +105,14 @@ def gather(values: Any, slots: Any, seed: Any, initial: Any, keys: Any, out: Any
 
 @kernel(_int(read_only(_int, 2), _KEYS, _ROWS, _ROWS_OUT))
 def gather_rows(index: Any, keys: Any, values: Any, out: Any) -> Any:
-    """Copies the rows of keys; returns how many have none. Where all rows stand is found first, so that the
-    memory is at work on them meanwhile."""
+    """Copies the rows of keys; returns the number of missing keys. All slots are found and prefetched
+    first."""
     size, dim, missing = keys.shape[0], values.shape[1], 0
     slots = np.empty(size, np.int64)
     for i in range(size):
         slots[i] = place_of(index, keys[i])
         for byte in range(0, 4 * dim if slots[i] >= 0 else 0, LINE):
-            soon(values, slots[i] * 4 * dim + byte)
+            prefetch_line(values, slots[i] * 4 * dim + byte)
     for i in range(size):
         if slots[i] < 0:
             missing += 1
@@ -125,7 +125,7 @@ def gather_rows(index: Any, keys: Any, values: Any, out: Any) -> Any:
 
 @kernel(_int(_ROWS, _float, _flag[::1]))
 def screen(gradients: Any, bound: Any, sound: Any) -> Any:
-    """Marks rows whose every component is a number within ±bound; returns how many are not."""
+    """Marks rows whose components are all within ±bound; returns the number of other rows."""
     bad = 0
     for i in range(gradients.shape[0]):
         good = True
@@ -141,8 +141,7 @@ def adagrad(values: Any, accumulator: Any, used: Any, slots: Any, gradients: Any
             rate: Any, epsilon: Any, now_ms: Any) -> None:  # fmt: skip
     """Row-wise Adagrad in place: a ← a + mean(g²); w ← w - rate · g / (√a + ε).
 
-    Slots below 0 are passed over. The mean of squares is taken in four interleaved partial sums, always
-    in the same order.
+    Skips slots below 0. The mean of squares uses four interleaved partial sums, always in the same order.
     """
     dim = gradients.shape[1]
     whole, width = dim - dim % 4, np.float32(dim)
@@ -169,7 +168,8 @@ def adagrad(values: Any, accumulator: Any, used: Any, slots: Any, gradients: Any
 @kernel(_int(_INDEX, _KEYS_OUT, types.int32[::1], _ROWS_OUT, _int, _KEYS, _ROWS, _COUNTS))
 def add_lane(index: Any, sum_keys: Any, sum_counts: Any, sums: Any, rows: Any, keys: Any,
              gradients: Any, counts: Any) -> Any:  # fmt: skip
-    """Adds one lane's gradients to sums by key, keys in the order first seen; returns the number of sums."""
+    """Adds one lane's gradients to sums by key, in the order of first occurrence; returns the number of
+    sums."""
     slots = np.empty(keys.shape[0], np.int64)
     rows = insert(index, sum_keys, rows, keys, slots)
     for i in range(keys.shape[0]):
@@ -184,12 +184,12 @@ def add_lane(index: Any, sum_keys: Any, sum_counts: Any, sums: Any, rows: Any, k
                    _int, _int, _flag[::1]))  # fmt: skip
 def count_sightings(cells: Any, added: Any, first: Any, blocks: Any, seed: Any, keys: Any, counts: Any,
           enough_at: Any, window: Any, enough: Any) -> None:  # fmt: skip
-    """Counts sightings, one key after the other, and says which have been seen often enough.
+    """Counts sightings key by key and marks the keys whose estimate reaches ``enough_at``.
 
-    A key's block is the high half of its hash scaled to ``blocks``, of which ``cells`` (K, 64) has those from
-    ``first``. In it, the key has a cell in each of four rows of 16; its estimate is the smallest. Only cells
-    below the new estimate are raised (Estan and Varghese's conservative update). A block is halved as soon as
-    ``window`` sightings were added to it.
+    A key's block is the high half of its hash scaled to ``blocks``; ``cells`` (K, 64) holds the blocks from
+    ``first`` on. The key has one cell in each of four rows of 16, and its estimate is the smallest. Only
+    cells below the new estimate are raised (Estan and Varghese's conservative update). A block is halved
+    after ``window`` sightings.
     """
     seed_mixed = mix(seed)
     for i in range(keys.shape[0]):
@@ -217,7 +217,8 @@ def count_sightings(cells: Any, added: Any, first: Any, blocks: Any, seed: Any, 
 
 @kernel(types.void(_KEYS, _int, _KEYS_OUT, _KEYS_OUT, _KEYS_OUT))
 def split(keys: Any, shards: Any, owners: Any, order: Any, bounds: Any) -> None:
-    """A stable counting sort of keys by shard; ``bounds`` (shards + 1,) says where each shard's begin."""
+    """Stable counting sort of keys by shard; ``bounds`` (shards + 1,) are the positions where shards
+    begin."""
     bounds[:] = 0
     for i in range(keys.shape[0]):
         high = mix(np.uint64(keys[i])) >> np.uint64(32)
@@ -234,4 +235,4 @@ def split(keys: Any, shards: Any, owners: Any, order: Any, bounds: Any) -> None:
 
 
 def warm() -> None:
-    """Everything is compiled when this module is imported; a part calls this before it reports ready."""
+    """Compiles all kernels by importing this module; a part calls it before it reports ready."""

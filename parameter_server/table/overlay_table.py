@@ -1,11 +1,9 @@
-"""A table over the rows of a snapshot: these are never written to, and only what it changes is in memory.
+"""Copy-on-write table over the read-only rows of a snapshot.
 
-Most of a candidate's rows stay as they are while it is judged, all of them where it doesn't learn. So they
-are looked up where they lie, in the snapshot's mapped file, through an index of four bytes a cell. A row is
-copied before it is changed for the first time; from then on, and once it has left, the snapshot's is passed
-over. All else is ``Table``'s: the same steps give the same lookups, exports and digests, bit for bit.
-
-What is removed leaves the table. The bytes of the file stay until the snapshot goes, as those of any do.
+Most rows of a candidate never change while it is judged, so they are read from the snapshot's mapped file
+through an index of four bytes a cell. A row is copied before its first change; after that, or once removed,
+the snapshot's row is ignored. Otherwise it behaves as ``Table``: same steps, same lookups, exports and
+digests, bit for bit. The file's bytes stay until the snapshot is removed.
 """
 
 # N keys in a batch, D dimension, R rows of the snapshot, H cells of its index
@@ -27,21 +25,21 @@ from parameter_server.table.table import (
     ROW_COLUMNS,
     Arrays,
     Table,
-    oldest,
+    least_recently_used,
 )
 from recsys.arrays.compiled import kernel, read_only
 from recsys.arrays.key_index import EMPTY, LOAD, home_of
-from recsys.arrays.prefetch import LINE, soon
+from recsys.arrays.prefetch import LINE, prefetch_line
 from recsys.config.system_config import TableConfig
 
-_LEFT: Final = -2  # a cell whose row counts no more: probing goes on behind it
+_LEFT: Final = -2  # tombstone: probing goes on behind it
 _int, _cell, _float = types.int64, types.int32, types.float32
 _CELLS, _KEYS, _ROWS = read_only(_cell, 1), read_only(_int, 1), read_only(_float, 2)
 
 
 @kernel(types.uint64(_CELLS, _KEYS, _int))
 def _cell_of(index: Any, base_keys: Any, key: Any) -> Any:
-    """The cell of one key, or the empty one where it would stand."""
+    """Cell of one key, or the empty cell for it."""
     one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(index.shape[0])
     cell = home_of(key, cells)
     while index[cell] != EMPTY and (index[cell] < 0 or base_keys[np.uint64(index[cell])] != key):
@@ -51,21 +49,21 @@ def _cell_of(index: Any, base_keys: Any, key: Any) -> Any:
 
 @kernel(types.void(_cell[::1], _KEYS))
 def _fill(index: Any, base_keys: Any) -> None:
-    """Puts the place of each of distinct keys into an empty index."""
+    """Fills an empty index with the places of distinct keys."""
     for place in range(base_keys.shape[0]):
         index[_cell_of(index, base_keys, base_keys[place])] = place
 
 
 @kernel(types.void(_CELLS, _KEYS, _KEYS, _int[::1]))
 def _find(index: Any, base_keys: Any, keys: Any, places: Any) -> None:
-    """Writes the place of each key, EMPTY where it has none."""
+    """Writes the place of each key, EMPTY for missing ones."""
     for i in range(keys.shape[0]):
         places[i] = index[_cell_of(index, base_keys, keys[i])]
 
 
 @kernel(types.void(_cell[::1], _KEYS, _KEYS))
 def _leave(index: Any, base_keys: Any, keys: Any) -> None:
-    """Takes out keys that are there."""
+    """Removes keys that are present."""
     for i in range(keys.shape[0]):
         index[_cell_of(index, base_keys, keys[i])] = _LEFT
 
@@ -73,19 +71,19 @@ def _leave(index: Any, base_keys: Any, keys: Any) -> None:
 @kernel(_int(_CELLS, _KEYS, _ROWS, _ROWS, _KEYS, _int[::1], _float[:, ::1]))
 def _gather(index: Any, base_keys: Any, base_rows: Any, rows: Any, keys: Any, slots: Any,
             out: Any) -> Any:  # fmt: skip
-    """Copies the rows of keys: from ``rows`` where they have a slot, or else from the base; returns how many
-    have neither, whose slots stay EMPTY and whose rows of ``out`` are left as they are. What has a row gets a
-    slot of 0 or more. Where rows stand is found first, so that the memory is at work on them meanwhile."""
+    """Copies the rows of keys, from ``rows`` if they have a slot, else from the base; returns the number of
+    missing keys, whose slots stay EMPTY and whose rows of ``out`` stay unchanged. Other slots become 0 or
+    more. All places are found and prefetched first."""
     size, dim, missing = keys.shape[0], out.shape[1], 0
     places = np.empty(size, np.int64)
     for i in range(size):
         if slots[i] >= 0:
             for byte in range(0, 4 * dim, LINE):
-                soon(rows, slots[i] * 4 * dim + byte)
+                prefetch_line(rows, slots[i] * 4 * dim + byte)
             continue
         places[i] = index[_cell_of(index, base_keys, keys[i])]
         for byte in range(0, 4 * dim if places[i] >= 0 else 0, LINE):
-            soon(base_rows, places[i] * 4 * dim + byte)
+            prefetch_line(base_rows, places[i] * 4 * dim + byte)
     for i in range(size):
         if slots[i] >= 0:
             slot = np.uint64(slots[i])
@@ -102,11 +100,10 @@ def _gather(index: Any, base_keys: Any, base_rows: Any, rows: Any, keys: Any, sl
 
 
 class BaseRows:
-    """Rows of a snapshot by key, where they lie. A row may leave; none comes back, and none changes."""
+    """Read-only rows of a snapshot by key. Rows may be removed, never changed or added back."""
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """``arrays``: the columns of rows (``ROW_COLUMNS``) with distinct keys, which stay as they are; they
-        may be read-only."""
+        """``arrays``: the ``ROW_COLUMNS``, with distinct keys; may be read-only."""
         self._columns: Arrays = {name: arrays[name] for name in ROW_COLUMNS}
         self.keys, self.values = self._columns["keys"], self._columns["values"]
         self.used_ms = self._columns["used_ms"]
@@ -119,18 +116,18 @@ class BaseRows:
 
     @property
     def nbytes(self) -> int:
-        """The memory beside the arrays."""
+        """Memory of the index, without the arrays."""
         return self._index.nbytes
 
     @property
     def places(self) -> Keys:
-        """Where the rows that haven't left stand, ascending."""
+        """Places of the remaining rows, ascending."""
         if self._count == len(self.keys):
             return np.arange(self._count)
         return np.sort(self._index[self._index >= 0]).astype(np.int64)
 
     def find(self, keys: Keys) -> Keys:
-        """The place of each key (N,), EMPTY where it has none."""
+        """Place of each key (N,), EMPTY for missing ones."""
         places = np.full(len(keys), EMPTY, np.int64)
         if self._count:
             _find(self._index, self.keys, keys, places)
@@ -141,20 +138,20 @@ class BaseRows:
         return int(_gather(self._index, self.keys, self.values, rows, keys, slots, out))
 
     def rows(self, places: Keys) -> Arrays:
-        """Copies of the rows at some places, by column."""
+        """Copies of the rows at ``places``, by column."""
         return {name: column.take(places, axis=0) for name, column in self._columns.items()}
 
     def leave(self, keys: Keys) -> None:
-        """Takes out the rows of distinct keys, all of which have one."""
+        """Removes the rows of distinct keys, all present."""
         _leave(self._index, self.keys, keys)
         self._count -= len(keys)
 
 
 class OverlayTable(Table):
-    """A ``Table`` whose rows are those of a base until they change. Each key has its row in one of the two.
+    """``Table`` whose unchanged rows are those of a base. Each key has its row in one of the two.
 
-    At a budget, the rows that have to leave are copied first: those used least recently, few at once. The
-    budget counts rows as if all were in memory, so that the same leave.
+    At the budget, rows to evict are copied first, few at once. The budget counts all rows as if in memory, so
+    the same rows are evicted as in a ``Table``.
     """
 
     def __init__(
@@ -174,16 +171,15 @@ class OverlayTable(Table):
 
     @property
     def changed(self) -> int:
-        """How many rows are in memory: those that were changed, or are new."""
+        """Number of rows in memory: changed or new ones."""
         return len(self._ids)
 
     @property
     def nbytes(self) -> int:
-        """The memory that the table takes, without the arrays of its base: where these are mapped, their
-        memory is the system's cache of the file, which it takes back when it needs it."""
+        """Memory of the table without the base's arrays, which are the system's file cache if mapped."""
         return super().nbytes + self._base.nbytes
 
-    def look(self, keys: Keys) -> tuple[Rows, NDArray[np.bool_]]:
+    def lookup_known(self, keys: Keys) -> tuple[Rows, NDArray[np.bool_]]:
         keys = as_keys(keys)
         out = np.empty((len(keys), self.config.dim), np.float32)
         slots = self._ids.find(keys) if len(self._ids) else np.full(len(keys), EMPTY, np.int64)
@@ -203,16 +199,16 @@ class OverlayTable(Table):
         return np.sort(np.concatenate([keys[old], super().expire(now_ms, keys)]))
 
     def stale(self, now_ms: int) -> Keys:
-        own = super().stale(now_ms)
+        changed = super().stale(now_ms)
         if not self.config.ttl_s or not len(self._base):
-            return own
+            return changed
         keys = self._base.keys[self._base.used_ms < now_ms - 1000 * self.config.ttl_s]
         places = self._base.find(keys)
         keys, places = keys[places >= 0], places[places >= 0]
-        both = np.concatenate([own, keys])
+        both = np.concatenate([changed, keys])
         if len(both) > MAX_REMOVED:
-            used = np.concatenate([self._used_ms[self._ids.find(own)], self._base.used_ms[places]])
-            both = both[oldest(both, used, MAX_REMOVED)]
+            used = self._used_ms[self._ids.find(changed)], self._base.used_ms[places]
+            both = both[least_recently_used(both, np.concatenate(used), MAX_REMOVED)]
         return np.sort(both)
 
     def remove(self, keys: Keys) -> Keys:
@@ -222,29 +218,27 @@ class OverlayTable(Table):
         return np.sort(np.concatenate([gone, super().remove(keys)]))
 
     def replace(self, rows: Mapping[str, NDArray[Any]], removed: Keys) -> None:
-        """Takes in an increment: removes what left, and puts rows (their columns) in the place of those that
-        have their keys."""
+        """Applies an increment: drops the removed keys and replaces rows (given by column)."""
         self.remove(removed)
         self.remove(rows["keys"])
         self.load(rows)
 
     def export(self) -> Arrays:
-        """As ``Table``'s: copies of everything, so for as long as they are kept all rows are in memory."""
-        own, base = super().export(), self._base.rows(self._base.places)
-        return own | {name: np.concatenate([base[name], own[name]]) for name in ROW_COLUMNS}
+        changed, base = super().export(), self._base.rows(self._base.places)
+        return changed | {name: np.concatenate([base[name], changed[name]]) for name in ROW_COLUMNS}
 
     def blocks(self, rows: int) -> Iterator[tuple[Keys, Rows]]:
-        """All keys and values, so many rows at once."""
+        """All keys and values, in blocks of up to ``rows``."""
         places = self._base.places
         for start in range(0, len(places), rows):
-            its = places[start : start + rows]
-            yield self._base.keys[its], self._base.values[its]
+            block = places[start : start + rows]
+            yield self._base.keys[block], self._base.values[block]
         for start in range(0, len(self._ids), rows):
             stop = min(start + rows, len(self._ids))
             yield self._ids.keys[start:stop], self._values[start:stop]
 
     def _to_change(self, keys: Keys) -> Keys:
-        self._bring(keys)
+        self._copy_from_base(keys)
         return super()._to_change(keys)
 
     def _make_room(self, rows: int, kept: Keys) -> tuple[Keys, Rows]:
@@ -254,12 +248,12 @@ class OverlayTable(Table):
             leaving = min(max(excess, int(self._limit * EVICTED_FRACTION)), MAX_REMOVED)
             keys = self._base.keys[places]
             if leaving < len(keys):
-                keys = keys[oldest(keys, self._base.used_ms[places], leaving)]
-            self._bring(keys)
+                keys = keys[least_recently_used(keys, self._base.used_ms[places], leaving)]
+            self._copy_from_base(keys)
         return super()._make_room(rows, kept)
 
-    def _bring(self, keys: Keys) -> None:
-        """Copies those rows of distinct keys that are the base's."""
+    def _copy_from_base(self, keys: Keys) -> None:
+        """Copies the base's rows of distinct keys into memory."""
         if not len(self._base):
             return
         places = self._base.find(keys)

@@ -1,7 +1,7 @@
-"""Which shard owns a key, and how a batch of keys is de-duplicated, split by shard and put together again.
+"""Routing of keys to shards: de-duplicates a batch, splits it by shard and merges the answers.
 
-Keys are mixed and the *high* half of the hash is cut into equal ranges, so every shard owns a range of the
-hash; the tables inside a shard use the low bits. The order of a result is a function of its input alone.
+The *high* half of a key's hash is cut into equal ranges, one per shard; tables inside a shard use the low
+bits. The order of a result is a function of its input alone.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ Rows = NDArray[np.float32]
 
 
 def as_keys(keys: NDArray[np.int64]) -> Keys:
-    """Contiguous int64, without a copy where it already is."""
+    """Contiguous int64, copied only if needed."""
     return np.ascontiguousarray(keys, np.int64)
 
 
 def as_rows(rows: NDArray[np.float32]) -> Rows:
-    """Contiguous float32, without a copy where it already is."""
+    """Contiguous float32, copied only if needed."""
     return np.ascontiguousarray(rows, np.float32)
 
 
@@ -34,17 +34,17 @@ def shard_of(keys: Keys, shards: int) -> Keys:
 
 @dataclass(frozen=True)
 class Split:
-    """A batch of keys by shard: shard *s* has positions ``order[bounds[s]:bounds[s + 1]]`` of the batch."""
+    """Batch of keys by shard: shard *s* owns positions ``order[bounds[s]:bounds[s + 1]]``."""
 
     order: Keys
     bounds: Keys
 
     def of(self, shard: int) -> Keys:
-        """The positions, in the batch, of what one shard owns: ascending."""
+        """Positions of one shard's keys in the batch, ascending."""
         return self.order[self.bounds[shard] : self.bounds[shard + 1]]
 
     def merge(self, rows: Sequence[Rows], dim: int) -> Rows:
-        """Rows as the shards answered them, back in the order of the batch, (N, dim)."""
+        """Shards' rows in the order of the batch, (N, dim)."""
         out = np.empty((len(self.order), dim), np.float32)
         for shard, part in enumerate(rows):
             out[self.of(shard)] = part
@@ -57,16 +57,15 @@ def split(keys: Keys, shards: int) -> Split:
 
 
 def unique(keys: Keys) -> tuple[Keys, Keys]:
-    """The distinct keys (M,) in the order first seen, and for each key its position among them (N,)."""
+    """Distinct keys (M,) in the order of first occurrence, and each key's position among them (N,)."""
     keys = as_keys(keys)
-    index, found = new_index(len(keys)), np.empty(len(keys), np.int64)
-    inverse = np.empty(len(keys), np.int64)
-    count = kernels.insert(index, found, 0, keys, inverse)
-    return found[:count], inverse
+    distinct, inverse = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
+    count = kernels.insert(new_index(len(keys)), distinct, 0, keys, inverse)
+    return distinct[:count], inverse
 
 
 def new_index(rows: int) -> Keys:
-    """An empty index of ``kernels`` that holds ``rows`` keys at no more than 60% load."""
+    """Empty index for ``rows`` keys at no more than 60% load."""
     cells = 8
     while cells * 0.6 < rows:
         cells *= 2

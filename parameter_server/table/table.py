@@ -1,13 +1,12 @@
-"""A table: rows by id with their optimizer state, admitted when seen often enough, expired when unused or
-when there are more than a budget of memory holds.
+"""Embedding table of one shard: rows by id with optimizer state, admission, expiry and eviction.
 
 Row-wise Adagrad (Duchi et al. 2011, one accumulator a row as FBGEMM's EXACT_ROWWISE_ADAGRAD): with g the
 summed gradient of a row of dimension D,
 
     a ← a + (Σ_j g_j²) / D        w ← w - rate · g / (√a + ε)
 
-A table knows neither steps nor shards nor the wall clock: time is event time and handed in. Where a row
-stands depends on the order of insertion and removal; nothing that is published or digested does.
+A table knows no steps, no other shards and no wall clock: callers pass event time. A row's slot depends on
+the order of insertion and removal; nothing published or digested does.
 """
 
 # N keys in a batch, D dimension, R rows
@@ -36,23 +35,23 @@ from recsys.config.system_config import TableConfig
 from recsys.events.hashing import key_of
 
 EPSILON: Final = 1e-8
-# Of one component, summed over a step: far beyond what a sound loss gives.
+# Limit of one component, summed over a step: far beyond the gradients of a sound loss.
 MAX_GRADIENT: Final = 1e3
 ROW_COLUMNS: Final = ("keys", "values", "accumulator", "used_ms")
-# The fraction of the rows that leaves at once when the budget is reached: finding them is a scan of all.
+# Fraction of rows evicted at once at the budget: finding them is a scan of all.
 EVICTED_FRACTION: Final = 1 / 32
-# Rows of a table that expire or are evicted at once: their tombstones (2 MiB) must fit into a delta.
+# Most rows of a table to expire or evict at once: their tombstones (2 MiB) must fit into a delta.
 MAX_REMOVED: Final = 1 << 18
 Arrays = dict[str, NDArray[Any]]
 
 
 def table_seed(seed: int, table: str) -> int:
-    """The seed of a table's initial values: the same id differs between tables."""
+    """Seed of a table's initial values, so the same id differs between tables."""
     return key_of(f"table\x1f{seed}", table) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def initial_rows(config: TableConfig, seed: int, keys: Keys) -> Rows:
-    """Where rows start, (N, D): uniform in ±initial, a pure function of (seed, table, key).
+    """Initial rows (N, D): uniform in ±initial, a pure function of (seed, table, key).
 
     Equal to ``(2 · uniforms(table_seed, keys, D) - 1) · initial`` of ``recsys.events.hashing``.
     """
@@ -65,26 +64,23 @@ def initial_rows(config: TableConfig, seed: int, keys: Keys) -> Rows:
 
 
 def rows_within(budget_mb: float, dim: int, beside: int = 0) -> int:
-    """How many rows of a dimension a budget in MiB holds, with their map and ``beside`` bytes of the sketch;
-    0 where there is no budget. Raises ValueError where it holds no row."""
+    """Rows that a budget in MiB holds beside ``beside`` bytes of the sketch; 0: no budget.
+    Raises ValueError if it holds no row."""
     if not budget_mb:
         return 0
-    a_row = (
-        4 * dim + 4 + 8 + 8 + 16 / LOAD
-    )  # values, accumulator, used_ms, key; a cell of the index
-    rows = int((budget_mb * 2**20 - beside) / a_row)
+    row_bytes = 4 * dim + 4 + 8 + 8 + 16 / LOAD  # values, accumulator, used_ms, key; an index cell
+    rows = int((budget_mb * 2**20 - beside) / row_bytes)
     if rows < 1:
         raise ValueError(
-            f"budget_mb is {budget_mb}, expected more than {(beside + a_row) / 2**20:.3f}: the counts of "
-            f"sightings take {beside} bytes of it and a row of dimension {dim} {a_row:.0f}; raise budget_mb "
-            "or lower sketch_mb"
+            f"budget_mb is {budget_mb}, expected more than {(beside + row_bytes) / 2**20:.3f}: the sketch "
+            f"takes {beside} bytes and a row of dimension {dim} {row_bytes:.0f}; raise budget_mb or lower "
+            "sketch_mb"
         )
     return rows
 
 
 def check_table(config: TableConfig, parts: int) -> None:
-    """Raises ValueError where the budget holds no row, or ``parts`` shards would share a block of the sketch:
-    what ``Table`` would refuse, before anything is started."""
+    """Raises ValueError if ``Table`` would: the budget holds no row, or shards would share a sketch block."""
     beside = 0
     if config.admit_after > 1:
         blocks = blocks_of(config.sketch_mb)
@@ -95,21 +91,21 @@ def check_table(config: TableConfig, parts: int) -> None:
 
 @dataclass(frozen=True)
 class Applied:
-    """What one ``apply`` did. ``keys`` are the rows that changed, in the order given; ``changed``, which of
-    those given they are; ``slots``, where they stand until the table changes again."""
+    """Result of ``Table.apply``: ``keys`` of the changed rows, ``changed`` (mask over the given keys), and
+    their ``slots``, valid until the table changes again."""
 
     keys: Keys
     changed: NDArray[np.bool_]
     slots: Keys
     inserted: int
-    refused: int  # a gradient that isn't finite or exceeds the bound: the row stays as it is
-    waiting: int  # not seen often enough for a row of its own, or no room for one
-    evicted: Keys  # what left to make room, ascending
-    evicted_rows: Rows  # as they were, (E, D)
+    refused: int  # gradients not finite or beyond the bound: these rows stay unchanged
+    waiting: int  # ids not seen often enough for a row, or without room for one
+    evicted: Keys  # removed to make room, ascending
+    evicted_rows: Rows  # their last values (E, D)
 
 
 class Table:
-    """The rows of one table that one shard owns. Not thread-safe; the owner locks."""
+    """One table's rows on one shard. Not thread-safe; the owner locks."""
 
     def __init__(
         self,
@@ -119,7 +115,7 @@ class Table:
         part: int = 0,
         parts: int = 1,
     ) -> None:
-        """Raises ValueError where the budget holds no row, or ``parts`` doesn't divide the sketch."""
+        """Raises ValueError if the budget holds no row or ``parts`` doesn't divide the sketch."""
         self.config = config
         self._bound = bound
         self._seed = np.uint64(table_seed(seed, config.name))
@@ -133,30 +129,29 @@ class Table:
         self._values = np.zeros((8, config.dim), np.float32)
         self._accumulator = np.zeros(8, np.float32)
         self._used_ms = np.zeros(8, np.int64)
-        self._written = 0  # rows from the first on that were ever written to
+        self._written = 0  # length of the prefix ever written
 
     def __len__(self) -> int:
         return len(self._ids)
 
     @property
     def waiting(self) -> int:
-        """How many sightings of ids without a row are remembered."""
+        """Number of remembered sightings of ids without a row."""
         return self._sketch.sightings if self._sketch else 0
 
     @property
     def nbytes(self) -> int:
-        """The memory that the table takes: what ``budget_mb`` bounds."""
+        """Memory of the table, bounded by ``budget_mb``."""
         columns = (self._values, self._accumulator, self._used_ms)
         beside = self._sketch.nbytes if self._sketch else 0
         return self._ids.nbytes + beside + sum(written_bytes(c, self._written) for c in columns)
 
     def lookup(self, keys: Keys) -> Rows:
-        """The rows of keys, (N, D). An id without a row gets its initial value, and no row by being asked."""
-        keys = as_keys(keys)
-        return self.look(keys)[0]
+        """Rows of keys (N, D). An id without a row reads as its initial value; a lookup inserts nothing."""
+        return self.lookup_known(keys)[0]
 
-    def look(self, keys: Keys) -> tuple[Rows, NDArray[np.bool_]]:
-        """As ``lookup``, and which of the keys have a row (N,)."""
+    def lookup_known(self, keys: Keys) -> tuple[Rows, NDArray[np.bool_]]:
+        """As ``lookup``, and a mask of the keys that have a row (N,)."""
         keys = as_keys(keys)
         out = np.empty((len(keys), self.config.dim), np.float32)
         slots = self._ids.find(keys)
@@ -171,11 +166,11 @@ class Table:
         now_ms: int,
         rate: float = 1.0,
     ) -> Applied:
-        """Learns from summed gradients (N, D) of distinct keys; ``counts`` are the examples behind each.
-        ``rate``: times the table's learning rate.
+        """Applies summed gradients (N, D) of distinct keys; ``counts``: number of examples of each.
+        ``rate``: factor on the table's learning rate.
 
-        At the budget, the rows that were used least recently leave first, none of them of this batch; new ids
-        that still find no room get no row, the last ones of the batch first.
+        At the budget, evicts the least recently used rows, none of this batch. If new ids still don't fit,
+        the last ones of the batch get no row.
         """
         keys, gradients = as_keys(keys), as_rows(gradients)
         if gradients.shape != (len(keys), self.config.dim):
@@ -206,20 +201,20 @@ class Table:
         return Applied(keys, changed, slots, len(admitted), refused, waiting, evicted, evicted_rows)
 
     def rows_at(self, slots: Keys) -> Rows:
-        """The rows (N, D) at slots that ``apply`` told: a ``lookup`` that needs to find nothing."""
+        """Rows (N, D) at slots returned by ``apply``, without a search."""
         rows: Rows = self._values.take(slots, axis=0)
         return rows
 
     def expire(self, now_ms: int, keys: Keys) -> Keys:
-        """Removes those rows of distinct keys that are unused for longer than the time-to-live; returns the
-        keys that had one, ascending."""
+        """Removes rows of distinct keys unused for longer than the time-to-live; returns their keys,
+        ascending."""
         slots = self._ids.find(as_keys(keys))
         old = (slots >= 0) & (self._used_ms[slots] < now_ms - 1000 * self.config.ttl_s)
         return self.remove(keys[old])
 
     def stale(self, now_ms: int) -> Keys:
-        """The keys of rows unused for longer than the time-to-live, ascending: what may ``expire``. Where
-        there are more than ``MAX_REMOVED``, so many: those used least recently, by (time, key)."""
+        """Keys of rows unused for longer than the time-to-live, ascending; of more than ``MAX_REMOVED``, the
+        least recently used by (time, key)."""
         if not self.config.ttl_s:
             return np.empty(0, np.int64)
         slots = np.flatnonzero(self._used_ms[: len(self._ids)] < now_ms - 1000 * self.config.ttl_s)
@@ -228,19 +223,19 @@ class Table:
         return np.sort(self._ids.keys[slots])
 
     def _oldest(self, slots: Keys, count: int) -> Keys:
-        """Of slots, ``count`` (fewer than there are) whose rows were used least recently, by (time, key)."""
-        return slots[oldest(self._ids.keys[slots], self._used_ms[slots], count)]
+        """The ``count`` (< len(slots)) least recently used of the slots, by (time, key)."""
+        return slots[least_recently_used(self._ids.keys[slots], self._used_ms[slots], count)]
 
     def remove(self, keys: Keys) -> Keys:
-        """Removes the rows of distinct keys; returns those that had one, ascending. The next free slots are
-        those rows', zeroed, so nothing of them is left. The sketch keeps its counts: they name no id."""
+        """Removes rows of distinct keys; returns the keys that had one, ascending. Their slots are zeroed, so
+        nothing of them is left. The sketch keeps its counts, which name no id."""
         keys = as_keys(keys)
         slots = self._ids.find(keys)
         self._drop(slots[slots >= 0])
         return np.sort(keys[slots >= 0])
 
     def export(self) -> Arrays:
-        """Copies of everything, for a snapshot: rows in no particular order."""
+        """Copies of all state, for a snapshot; rows in no particular order."""
         rows = len(self._ids)
         out: Arrays = {
             "keys": self._ids.keys.copy(),
@@ -251,7 +246,7 @@ class Table:
         return out | self._sketch.export() if self._sketch else out
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Adds the rows of an export to an empty table (or one that has none of them)."""
+        """Adds the rows of an export, none of which the table may have."""
         slots = self._place(as_keys(arrays["keys"]))
         self._values[slots] = arrays["values"]
         self._accumulator[slots] = arrays["accumulator"]
@@ -260,23 +255,22 @@ class Table:
             self._sketch.load(arrays)
 
     def digest(self) -> str:
-        """SHA-256 of all state, whatever the order in which it came about."""
+        """SHA-256 of all state, independent of insertion order."""
         return digest_of_exports([self.export()])
 
     def _to_change(self, keys: Keys) -> Keys:
-        """The slots (N,) of keys whose rows are about to change, EMPTY where there is none."""
+        """Slots (N,) of keys whose rows are about to change, EMPTY for missing ones."""
         return self._ids.find(keys)
 
     def _admit(self, keys: Keys, counts: NDArray[np.int32], new: Keys) -> Keys:
-        """Which of the ``new`` positions get a row now; the others are counted as seen."""
+        """The ``new`` positions that get a row now; the others are counted as seen."""
         if self._sketch is None or not len(new):
             return new
         return new[self._sketch.see(keys[new], np.asarray(counts)[new])]
 
     def _make_room(self, rows: int, kept: Keys) -> tuple[Keys, Rows]:
-        """Removes the rows used least recently, by (time, key), until ``rows`` more fit the budget, and a
-        batch of them at least, but at most ``MAX_REMOVED``; those at the slots ``kept`` stay. Returns keys,
-        ascending, and values."""
+        """Evicts least recently used rows, by (time, key), until ``rows`` more fit the budget: at least a
+        batch, at most ``MAX_REMOVED``, none at the slots ``kept``. Returns keys, ascending, and values."""
         excess = len(self) + rows - self._limit
         if not self._limit or excess <= 0:
             return np.empty(0, np.int64), np.empty((0, self.config.dim), np.float32)
@@ -287,26 +281,24 @@ class Table:
         if leaving < len(slots):
             slots = self._oldest(slots, leaving)
         slots = slots[np.argsort(self._ids.keys[slots])]
-        left = self._ids.keys[slots], self._values[slots]
+        evicted = self._ids.keys[slots], self._values[slots]
         self._drop(slots)
-        if (
-            len(self._values) > self._limit >= len(self)
-        ):  # they came from a time with a larger budget
+        if len(self._values) > self._limit >= len(self):  # loaded under a larger budget
             self._ids.shrink()
             self._values = self._values[: self._limit].copy()
             self._accumulator = self._accumulator[: self._limit].copy()
             self._used_ms = self._used_ms[: self._limit].copy()
             self._written = self._limit
-        return left
+        return evicted
 
     def _insert(self, keys: Keys) -> Keys:
-        """Gives keys rows at their initial values; returns the slots."""
+        """Inserts rows at their initial values; returns the slots."""
         slots = self._place(keys)
         kernels.draw(self._seed, self.config.initial, keys, slots, self._values)
         return slots
 
     def _place(self, keys: Keys) -> Keys:
-        """Gives keys rows whose values are yet to be set; returns the slots."""
+        """Inserts rows whose values the caller sets; returns the slots."""
         slots = self._ids.insert(keys)
         rows = len(self._ids)
         self._written = max(self._written, rows)
@@ -322,14 +314,14 @@ class Table:
                 moves.apply(column)
 
 
-def oldest(keys: Keys, used_ms: Keys, count: int) -> Keys:
-    """Which ``count`` of rows (fewer than there are) were used least recently, by (time, key)."""
+def least_recently_used(keys: Keys, used_ms: Keys, count: int) -> Keys:
+    """Positions of the ``count`` (< len(keys)) least recently used rows, by (time, key)."""
     first = np.flatnonzero(used_ms <= np.partition(used_ms, count)[count])
     return first[np.lexsort((keys[first], used_ms[first]))[:count]]
 
 
 def digest_of_exports(exports: Sequence[Mapping[str, NDArray[Any]]]) -> str:
-    """SHA-256 of a table that several shards hold parts of: the same however it is cut up."""
+    """SHA-256 of a table exported by several shards, independent of how it is split."""
     sha = hashlib.sha256()
     ids = np.concatenate([e["keys"] for e in exports])
     order = np.argsort(ids, kind="stable")

@@ -1,15 +1,23 @@
-"""Loops compiled by numba: the decorator that all of them go through, and how a key is mixed.
+"""Decorator of all numba kernels, and the SplitMix64 functions that they share.
 
-Every kernel has an explicit signature, so it is compiled (or read from numba's cache) at import and never
-in the middle of a step. No fast maths: each loop is IEEE arithmetic in the order written, whatever the
-machine's vector width.
+Every kernel has an explicit signature, so it is compiled (or loaded from the cache on disk) at import and never
+in the middle of a step. No fast maths: each loop is IEEE arithmetic in the order written, whatever the machine's
+vector width.
 """
 
-from collections.abc import Callable
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from types import CodeType, ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit, types
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.dispatcher import Dispatcher
+from numba.core.typeinfer import register_dispatcher
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -17,28 +25,90 @@ GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _2_POW_53 = float(1 << 53)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_LIBRARIES = ("builtins", "math", "numba", "numpy")
 
 
 def kernel(signature: Any) -> Callable[[F], F]:
-    """Compiles a function; kept in numba's cache where there is a folder that it may write to."""
+    """Compiles a function; cached on disk if numba finds a writable cache folder."""
 
     def compiled(function: F) -> F:
+        dispatcher = njit(nogil=True)(function)
+        if not isinstance(dispatcher, Dispatcher):  # NUMBA_DISABLE_JIT
+            return dispatcher  # type: ignore[no-any-return]
         try:
-            return njit(signature, cache=True, nogil=True)(function)  # type: ignore[no-any-return]
+            dispatcher._cache = _KernelCache(function)
         except RuntimeError:  # a read-only install without a home: compile in every process
-            return njit(signature, nogil=True)(function)  # type: ignore[no-any-return]
+            pass
+        with register_dispatcher(dispatcher):
+            dispatcher.compile(signature)
+            dispatcher.disable_compile()
+        return dispatcher  # type: ignore[no-any-return]
 
     return compiled
 
 
+class _KernelCache(FunctionCache):  # type: ignore[misc]
+    """numba's cache on disk, invalidated by callees and constants of other files too.
+
+    numba itself compares only the digest of the file that defines the function, although compiled code contains
+    the callees: after a change of a callee in another file, callers would stay stale.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(
+            self._cache_path, self._impl.filename_base, source_digest(function)
+        )
+
+
+def source_digest(function: Callable[..., Any]) -> bytes:
+    """Digest of all source that a kernel is compiled from: its file, its callees' files, its constants."""
+    digest = hashlib.sha256(_file_digest(function.__code__.co_filename))
+    for name, value in _references(function):
+        digest.update(name.encode())
+        if isinstance(value, Dispatcher):
+            digest.update(source_digest(value.py_func))
+        elif isinstance(value, ModuleType) or callable(value):
+            module = value.__name__ if isinstance(value, ModuleType) else value.__module__
+            if module.partition(".")[0] not in _LIBRARIES:
+                digest.update(_file_digest(sys.modules[module].__file__ or ""))
+        else:
+            digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    return digest.digest()
+
+
+def _references(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    """Global and closure variables that the function's code names."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        yield name, cell.cell_contents
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes.extend(constant for constant in code.co_consts if isinstance(constant, CodeType))
+        for name in code.co_names:
+            if name in function.__globals__:
+                yield name, function.__globals__[name]
+
+
+def _file_digest(path: str) -> bytes:
+    status = os.stat(path)
+    return _content_digest(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=None)
+def _content_digest(path: str, mtime_ns: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).digest()
+
+
 def read_only(kind: Any, dimensions: int) -> Any:
-    """The type of an input: it takes both read-only and writable arrays."""
+    """Type of an input array that may be read-only or writable."""
     return types.Array(kind, dimensions, "C", readonly=True)
 
 
 @kernel(types.uint64(types.uint64))
 def mix(value: Any) -> Any:
-    """SplitMix64's finaliser: the same function as ``recsys.events.hashing.splitmix64``."""
+    """SplitMix64's finaliser, equal to ``recsys.events.hashing.splitmix64``."""
     z = value + GAMMA
     z = (z ^ (z >> np.uint64(30))) * _MIX_1
     z = (z ^ (z >> np.uint64(27))) * _MIX_2
@@ -47,5 +117,5 @@ def mix(value: Any) -> Any:
 
 @kernel(types.float64(types.uint64))
 def unit(cell: Any) -> Any:
-    """The draw in [0, 1) of a cell: as in ``recsys.events.hashing.uniforms``."""
+    """Uniform draw in [0, 1) of a cell, as in ``recsys.events.hashing.uniforms``."""
     return np.float64(mix(cell) >> np.uint64(11)) / _2_POW_53

@@ -1,4 +1,4 @@
-"""Columns that grow: one row a thing, room behind for more."""
+"""Columns that grow: one row per entity, with spare rows behind."""
 
 from typing import Any
 
@@ -7,9 +7,11 @@ from numpy.typing import NDArray
 
 
 def grown(column: NDArray[Any], rows: int, limit: int = 0) -> NDArray[Any]:
-    """The column, or a copy with room for at least ``rows`` rows, zeros behind: twice what it had, or all of
-    ``limit`` where that is enough. Room that was never written to takes no memory (``written_bytes``). Not by
-    ``ndarray.resize``: what that adds is not on huge pages, and random reads were a quarter slower."""
+    """Returns the column, or a zero-padded copy with room for at least ``rows`` rows.
+
+    The copy has twice the rows, or ``limit`` rows if that suffices. Rows never written take no memory
+    (``written_bytes``). ``ndarray.resize`` would not use huge pages: random reads were a quarter slower.
+    """
     if rows <= len(column):
         return column
     room = limit if rows <= limit else max(rows, 2 * len(column))
@@ -19,7 +21,9 @@ def grown(column: NDArray[Any], rows: int, limit: int = 0) -> NDArray[Any]:
 
 
 def written_bytes(column: NDArray[Any], rows: int) -> int:
-    """The memory behind a column of ``grown`` of which ``rows`` rows were ever written, in whole pages; where
-    the system gives huge ones, up to 2 MiB more."""
+    """Memory of a ``grown`` column of which ``rows`` rows were written, in whole pages.
+
+    Huge pages add up to 2 MiB.
+    """
     written = rows * column.nbytes // max(1, len(column))
     return min(column.nbytes, -(-written // 4096) * 4096)

@@ -1,11 +1,9 @@
-"""Keys to places by open addressing, as compiled loops: find, insert, spread.
+"""Hash index from 64-bit keys to row positions ("places"), as compiled loops with open addressing.
 
-An index is int64 (H, 2): [key, place], place -1 where the cell is empty. Probing is linear from a key's home,
-the low half of ``mix(key)`` scaled to H: any H below 2³² will do, so that an index may grow by less than
-doubling. At least one cell must be empty.
+An index is int64 (H, 2): [key, place]; place -1 marks an empty cell. Probing is linear from a key's home, the
+low half of ``mix(key)`` scaled to H: H may be any number below 2³², so an index can grow by less than doubling.
+At least one cell must be empty.
 """
-
-# N keys of a call, H cells of an index
 
 import math
 from typing import Any, Final
@@ -17,8 +15,8 @@ from numpy.typing import NDArray
 from recsys.arrays.compiled import kernel, mix, read_only
 
 EMPTY: Final = -1
-# Keys per cell at most. At 0.7 a find takes half as long again; below 0.62 a row of 32 floats takes more than
-# one and a half times its floats.
+# Maximum load factor. At 0.7 a lookup takes 1.5 times as long; below 0.62 a row of 32 floats takes more than
+# 1.5 times the memory of its floats.
 LOAD: Final = 0.62
 _LOW_HALF = np.uint64(0xFFFF_FFFF)
 _int = types.int64
@@ -27,13 +25,13 @@ _KEYS, _INDEX, _OUT = read_only(_int, 1), _int[:, ::1], _int[::1]
 
 @kernel(types.uint64(_int, types.uint64))
 def home_of(key: Any, cells: Any) -> Any:
-    """The cell from which a key is probed for. The low half: the high half chose the shard."""
+    """The cell at which probing for a key starts. It uses the low half: the high half chose the shard."""
     return ((mix(np.uint64(key)) & _LOW_HALF) * cells) >> np.uint64(32)
 
 
 @kernel(_int(read_only(_int, 2), _int))
 def place_of(index: Any, key: Any) -> Any:
-    """The place of one key, EMPTY where it has none."""
+    """The place of one key, or EMPTY."""
     one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(index.shape[0])
     cell = home_of(key, cells)
     while index[cell, 1] >= 0 and index[cell, 0] != key:
@@ -43,14 +41,14 @@ def place_of(index: Any, key: Any) -> Any:
 
 @kernel(types.void(read_only(_int, 2), _KEYS, _OUT))
 def find(index: Any, keys: Any, places: Any) -> None:
-    """Writes the place of each key, EMPTY where it has none."""
+    """Writes the place of each key, or EMPTY."""
     for i in range(keys.shape[0]):
         places[i] = place_of(index, keys[i])
 
 
 @kernel(_int(_INDEX, _OUT, _int, _KEYS, _OUT))
 def insert(index: Any, placed_keys: Any, count: Any, keys: Any, places: Any) -> Any:
-    """Gives each key a place (its own, or the next after ``count``); returns the new number of keys.
+    """Writes each key's place, assigning the next after ``count`` to new keys; returns the new number of keys.
 
     The caller has made room for ``len(keys)`` more in both ``index`` and ``placed_keys``.
     """
@@ -71,10 +69,10 @@ def insert(index: Any, placed_keys: Any, count: Any, keys: Any, places: Any) -> 
 
 @kernel(types.void(read_only(_int, 2), _INDEX))
 def spread(index: Any, out: Any) -> None:
-    """Puts all that is in an index into an empty, larger one.
+    """Copies all entries of an index into an empty, larger one.
 
-    Cell by cell: homes are scaled hashes, so their order is nearly that of the cells, in both. Memory is
-    then written from front to back, several times faster than key by key in the order of their places.
+    Homes are scaled hashes, so both indexes have nearly the same order. Copying cell by cell writes memory from
+    front to back, several times faster than key by key in the order of places.
     """
     one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(out.shape[0])
     for i in range(index.shape[0]):
@@ -88,25 +86,25 @@ def spread(index: Any, out: Any) -> None:
 
 
 def empty_index(cells: int) -> NDArray[np.int64]:
-    """An index of so many cells."""
+    """An empty index with the given number of cells."""
     index = np.empty((cells, 2), np.int64)
     index[:, 1] = EMPTY
     return index
 
 
 def widened(index: NDArray[np.int64], cells: int) -> NDArray[np.int64]:
-    """A copy of so many cells: more than there are keys."""
+    """A copy with ``cells`` cells, which must exceed the number of keys."""
     out = empty_index(cells)
     spread(index, out)
     return out
 
 
 def with_room(index: NDArray[np.int64], keys: int) -> NDArray[np.int64]:
-    """The index, or one of twice as many cells at least, that holds so many keys."""
+    """The index, or a copy of at least twice the cells, with room for ``keys`` keys."""
     cells = cells_for(keys)
     return index if cells <= len(index) else widened(index, max(cells, 2 * len(index)))
 
 
 def cells_for(keys: int) -> int:
-    """How many cells hold so many keys."""
+    """Number of cells needed for ``keys`` keys."""
     return max(8, math.ceil(keys / LOAD))

@@ -19,20 +19,20 @@ from typing import Any, get_args, get_origin, get_type_hints
 import msgspec
 
 from recsys.config.system_config import RUNS, Config
-from recsys.config.yaml_with_lines import Marked, YamlError
+from recsys.config.yaml_with_lines import YamlError, YamlWithLines
 
 PREFIX = "RECSYS__"
 KeyPath = tuple[str, ...]  # of a value: ("log", "url")
 
 
-class BadSettings(ValueError):
+class ConfigError(ValueError):
     """What is wrong with the settings, where it stands, and what was expected."""
 
 
 def load(name_or_yaml: str) -> Config:
     """The configuration of a run's name or of a YAML file, with the environment laid over it.
 
-    Raises BadSettings for a name, key or value that doesn't fit.
+    Raises ConfigError for a name, key or value that doesn't fit.
     """
     base, changes, said_in = _named(name_or_yaml)
     values: dict[str, Any] = msgspec.to_builtins(base)
@@ -42,7 +42,7 @@ def load(name_or_yaml: str) -> Config:
         return msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
         # Each value fits its type by now: this is a check of the dataclass itself, which names the key.
-        raise BadSettings(f"{name_or_yaml}, with the environment: {error}") from None
+        raise ConfigError(f"{name_or_yaml}, with the environment: {error}") from None
 
 
 def _named(name_or_yaml: str) -> tuple[Config, Mapping[str, Any], Callable[[KeyPath], str]]:
@@ -51,21 +51,21 @@ def _named(name_or_yaml: str) -> tuple[Config, Mapping[str, Any], Callable[[KeyP
         return RUNS[name_or_yaml](), {}, str
     file = Path(name_or_yaml)
     if not file.is_file():
-        raise BadSettings(
+        raise ConfigError(
             f"the configuration is {name_or_yaml!r}, expected one of {', '.join(sorted(RUNS))} "
             "or an existing YAML file"
         )
     try:
-        marked = Marked(file.read_text(), file)
+        marked = YamlWithLines(file.read_text(), file)
     except YamlError as error:
-        raise BadSettings(str(error)) from error
+        raise ConfigError(str(error)) from error
     if not isinstance(marked.value, dict | None):
-        raise BadSettings(f"{file}:1: expected a mapping, found {marked.value!r}")
+        raise ConfigError(f"{file}:1: expected a mapping, found {marked.value!r}")
     changes = {"name": file.stem, **(marked.value or {})}
     extends = changes.pop("extends", "laptop")
     if extends not in list(RUNS):  # a list, since YAML may give what has no hash
         there = ", ".join(sorted(RUNS))
-        raise BadSettings(
+        raise ConfigError(
             f"{file}:{marked.line('extends')}: extends is {extends!r}, expected {there}"
         )
     return RUNS[extends](), changes, lambda path: f"{file}:{marked.line(*path)}"
@@ -85,7 +85,7 @@ def _environment() -> dict[str, Any]:
     try:
         return EnvSettingsSource(shape, env_prefix=PREFIX, env_nested_delimiter="__")()
     except SettingsError as error:
-        raise BadSettings(f"environment, {PREFIX}...: {error}: {error.__cause__}") from error
+        raise ConfigError(f"environment, {PREFIX}...: {error}: {error.__cause__}") from error
 
 
 def _variable(path: KeyPath) -> str:
@@ -110,7 +110,7 @@ def _lay(
         if is_dataclass(inner) or get_origin(inner) is dict:
             changed = _decoded(value) if isinstance(value, str) else value
             if not isinstance(changed, dict):
-                raise BadSettings(
+                raise ConfigError(
                     f"{said_in(path)}: {'.'.join(path)} is {value!r}, expected a mapping"
                 )
             laid[key] = _lay(laid[key], changed, inner, said_in, path)
@@ -126,7 +126,7 @@ def _converted(value: Any, kind: Any, where: str, path: KeyPath) -> Any:
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise BadSettings(f"{where}: {'.'.join(path)} is {value!r}: {error}") from None
+        raise ConfigError(f"{where}: {'.'.join(path)} is {value!r}: {error}") from None
 
 
 def _decoded(text: str) -> Any:
@@ -136,6 +136,6 @@ def _decoded(text: str) -> Any:
         return text  # its type is what is wrong with it, and the caller says so
 
 
-def _unknown(where: str, path: KeyPath, known: Mapping[str, Any]) -> BadSettings:
+def _unknown(where: str, path: KeyPath, known: Mapping[str, Any]) -> ConfigError:
     there = ", ".join(sorted(known))
-    return BadSettings(f"{where}: there is no {'.'.join(path)}; there are {there}")
+    return ConfigError(f"{where}: there is no {'.'.join(path)}; there are {there}")

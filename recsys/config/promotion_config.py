@@ -34,7 +34,7 @@ class PromotionConfig:
     # or so many hours are over (0: however long that takes), for the log keeps what it would learn again. It
     # takes its place again where live is known to be worse by more than this: AUC; nats an example.
     # Live chooses what is scored, and what it overrates is shown more often: where both are too sure of
-    # themselves, an equal one looks worse than it is (docs/promotion.md).
+    # themselves, an equal one looks worse than it is (docs/explanation/promotion.md).
     guard_examples: int = 20_000
     guard_hours: float = 24.0
     guard_auc_margin: float = 0.02

@@ -11,13 +11,16 @@ from typing import Any, Final
 import msgspec
 
 from recsys.config.checks import check as _check
-from recsys.config.compat_config import CompatConfig
-from recsys.config.control_room_config import ControlRoomConfig
-from recsys.config.drift_config import DriftRules
-from recsys.config.metrics_config import MetricsConfig
+from recsys.config.part_configs import (
+    CompatConfig,
+    ControlRoomConfig,
+    DriftConfig,
+    LoggingConfig,
+    MetricsConfig,
+    TracingConfig,
+)
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.promotion_config import PromotionConfig
-from recsys.config.telemetry_config import LoggingConfig, TracingConfig
 from recsys.events.hashing import digest_of
 
 
@@ -304,7 +307,7 @@ class Config:
     serve: ServeConfig = field(default_factory=ServeConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     promotion: PromotionConfig = field(default_factory=PromotionConfig)
-    drift: DriftRules = field(default_factory=DriftRules)
+    drift: DriftConfig = field(default_factory=DriftConfig)
     compat: CompatConfig = field(default_factory=CompatConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     tracing: TracingConfig = field(default_factory=TracingConfig)
@@ -385,4 +388,30 @@ def digest(config: Any) -> str:
     """The digest of a configuration: equal values, equal digest."""
     return digest_of(
         msgspec.json.encode(msgspec.to_builtins(config, str_keys=True), order="deterministic")
+    )
+
+
+def tables_of(config: ModelConfig) -> tuple[TableConfig, ...]:
+    """The tables that this model's rows live in. Their names and dimensions follow from the model; the rest
+    is set by ``model.tables``, or for all of them where it says nothing."""
+    model, its = config, config.tables
+    return (
+        _table("features", model.dim + 1, model.row_rate, model.row_initial, its.features, model),
+        _table("items", model.vector_dim, model.vector_rate, 0.0, its.items, model),
+        _table("users", model.vector_dim, model.vector_rate, 0.0, its.users, model),
+    )
+
+
+def _table(
+    name: str, dim: int, rate: float, initial: float, its: RowsConfig, model: ModelConfig
+) -> TableConfig:
+    return TableConfig(
+        name,
+        dim,
+        its.learning_rate or rate,
+        initial,
+        its.admit_after,
+        model.ttl_s if its.ttl_s < 0 else its.ttl_s,
+        its.budget_mb,
+        its.sketch_mb,
     )

@@ -13,7 +13,7 @@ class YamlError(ValueError):
         super().__init__(f"{file}:{line}: {reason}")
 
 
-class Marked:
+class YamlWithLines:
     """A YAML text as plain values, with the line of each: ``line("layers", 0, "arms")``."""
 
     def __init__(self, text: str, file: object = "<text>") -> None:

@@ -88,7 +88,7 @@ class OperatorRequest(msgspec.Struct, frozen=True, kw_only=True, tag="wish"):
     time_ms: int = 0
 
 
-class Stand(msgspec.Struct, frozen=True, kw_only=True):
+class ExperimentState(msgspec.Struct, frozen=True, kw_only=True):
     """Where an experiment stands: ``state`` is waiting (for its start), running or stopped, ``traffic`` the
     share of its layer's users by now, ``step`` that of its ramp, since ``since_ms``. ``given``: its text came
     with a wish, and isn't one of the files beside the code."""
@@ -112,7 +112,7 @@ class Experiments(msgspec.Struct, frozen=True, kw_only=True, tag="experiments"):
     revision: int
     configs: dict[str, str] = {}
     time_ms: int = 0
-    stands: dict[str, Stand] = {}
+    stands: dict[str, ExperimentState] = {}
     answers: int = -1
     refused: str = ""
 

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 
-class Recent:
+class RecentIds:
     """The newest ``limit`` ids. A repeat older than that is taken for new: the stated horizon of ids."""
 
     def __init__(self, limit: int, ids: Iterable[str] = ()) -> None:

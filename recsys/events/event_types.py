@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from recsys.events.hashing import Id, digest_of
-from recsys.events.rejection import MISSING, Words, check_values, explain
+from recsys.events.rejection import MISSING, Unquoted, check_values, explain
 from recsys.events.rejection import Rejected as Rejected
 
 ENGAGEMENT_KINDS: Final = (
@@ -37,7 +37,7 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     index: str = ""  # the centroids and how many lists were looked through; empty: exact
 
 
-class Served(msgspec.Struct, kw_only=True, gc=False):
+class ServedItem(msgspec.Struct, kw_only=True, gc=False):
     """One item of an impression, at its rank in the list."""
 
     item_id: Id
@@ -46,7 +46,7 @@ class Served(msgspec.Struct, kw_only=True, gc=False):
     sources: list[str] = []
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+class RequestInputs(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """What was asked, and what an answer rests on beside its stamp: with both it can be made again.
 
     ``candidates`` is ``serve.candidates`` as it was. ``session`` is the digest of the packed session: the
@@ -119,14 +119,14 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
     time_ms: int
     request_id: str
     user_id: Id
-    items: list[Served]
+    items: list[ServedItem]
     context: dict[str, Any] = {}
     surface: str = "feed"
     stamp: Stamp | None = None
     features: FeatureBlock | None = None
     predicted: bytes = b""
     degraded: list[str] = []
-    asked: Asked | None = None
+    asked: RequestInputs | None = None
     teams: list[str] = []
     shares: list[float] = []
     event_id: str | None = None
@@ -186,13 +186,13 @@ def event_id_of(event: Event) -> str:
     return given if given else digest_of(_to_wire.encode(event))
 
 
-def repeat_key(event: Event) -> str:
+def dedupe_key(event: Event) -> str:
     """What a repeat is known by: the user's own event id. Two users may count their events alike."""
     user_id = getattr(event, "user_id", None)
-    return event_id_of(event) if user_id is None else repeat_prefix(user_id) + event_id_of(event)
+    return event_id_of(event) if user_id is None else dedupe_prefix(user_id) + event_id_of(event)
 
 
-def repeat_prefix(user_id: Id) -> str:
+def dedupe_prefix(user_id: Id) -> str:
     """What the keys of all of a user's own events begin with."""
     return f"{user_id}\x1f"
 
@@ -236,7 +236,7 @@ def parse(
 def parse_json(raw: bytes, *, now_ms: int | None = None, oldest_ms: int | None = None) -> Event:
     """``parse`` for one JSON text, which may be at most 64 KB."""
     if len(raw) > MAX_EVENT_BYTES:
-        raise Rejected("event", Words(f"{len(raw)} bytes"), f"at most {MAX_EVENT_BYTES} bytes")
+        raise Rejected("event", Unquoted(f"{len(raw)} bytes"), f"at most {MAX_EVENT_BYTES} bytes")
     try:
         value = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -64,7 +64,7 @@ def served_by(stamp: Stamp | None) -> str:
     return f"{stamp.line}/{stamp.epoch}" if stamp else ""
 
 
-class Erased(msgspec.Struct, frozen=True, kw_only=True, tag="erased"):
+class ErasedExample(msgspec.Struct, frozen=True, kw_only=True, tag="erased"):
     """What is left of an example, or of a ``Forget``, whose user was forgotten: an empty place among
     ``examples``, so that the others stay where they were and steps are cut into the same lanes."""
 
@@ -258,7 +258,7 @@ def _decoder(kind: type[R]) -> "msgspec.msgpack.Decoder[R]":
     return found
 
 
-def without_example(value: bytes) -> Erased | Forget | None:
+def non_example(value: bytes) -> ErasedExample | Forget | None:
     """A record of ``examples`` that isn't one by intent; None where it is one, or can't be read."""
     try:
         return _without.decode(value)
@@ -268,4 +268,4 @@ def without_example(value: bytes) -> Erased | Forget | None:
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type, "msgspec.msgpack.Decoder[Any]"] = {}
-_without: "msgspec.msgpack.Decoder[Erased | Forget]" = msgspec.msgpack.Decoder(Erased | Forget)
+_without: "msgspec.msgpack.Decoder[ErasedExample | Forget]" = msgspec.msgpack.Decoder(ErasedExample | Forget)

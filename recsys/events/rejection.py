@@ -28,14 +28,14 @@ _REQUIRED: Final = re.compile(r"missing required field `([^`]*)`")
 _STEP: Final = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 
 
-class Words(str):
+class Unquoted(str):
     """Stands for a value and is shown without quotes."""
 
     def __repr__(self) -> str:
         return str(self)
 
 
-MISSING: Final = Words("missing")
+MISSING: Final = Unquoted("missing")
 
 
 class Rejected(ValueError):

@@ -11,7 +11,7 @@ from numba import types
 
 from recsys.arrays.compiled import kernel, mix, read_only
 from recsys.arrays.key_index import place_of
-from recsys.arrays.prefetch import LINE, soon
+from recsys.arrays.prefetch import LINE, prefetch_line
 from recsys.features.counter_kernels import add_aged, add_row
 
 _int, _float = types.int64, types.float32
@@ -52,9 +52,9 @@ def gather(index: Any, values: Any, last_ms: Any, own_index: Any, own_values: An
                 at[3 + g * width + c] = place_of(index, key) if key != 0 else -1
         for e in range(each):
             if at[e] >= 0:
-                soon(last_ms, at[e] * 8)
+                prefetch_line(last_ms, at[e] * 8)
                 for byte in range(0, row, LINE):
-                    soon(values, at[e] * row + byte)
+                    prefetch_line(values, at[e] * row + byte)
     for n in range(size):
         keys, sums = items[n], out[n]
         for e in range(3):

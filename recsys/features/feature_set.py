@@ -265,7 +265,7 @@ def read_block(block: FeatureBlock, features: FeatureSet) -> RequestFeatures:
     )
 
 
-def one_item(block: FeatureBlock, index: int, items: int) -> FeatureBlock:
+def item_block(block: FeatureBlock, index: int, items: int) -> FeatureBlock:
     """The features of one of a block's ``items`` items, without reading the rest."""
     keys, dense = len(block.item_keys) // items, len(block.dense) // items
     return FeatureBlock(
@@ -279,7 +279,7 @@ def one_item(block: FeatureBlock, index: int, items: int) -> FeatureBlock:
     )
 
 
-def predicted_of(impression: Impression, index: int) -> bytes:
+def item_predictions(impression: Impression, index: int) -> bytes:
     """What the ranker said of one item when it was served, float32 (L,); empty where none did."""
     width = len(impression.predicted) // max(1, len(impression.items))
     return impression.predicted[index * width : (index + 1) * width]

@@ -11,8 +11,7 @@ from typing import Final
 from kafka import TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
-from recsys.log.kafka_buffer import Buffer
-from recsys.log.kafka_client import consumer_of, unavailable
+from recsys.log.kafka_client import Buffer, consumer_of, unavailable
 from recsys.log.protocol import LogUnavailable, Record, check_range
 
 FETCH_WAIT_MS: Final = 25  # a partition added or sought waits for the fetch in flight: not long

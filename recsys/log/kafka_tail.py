@@ -11,8 +11,7 @@ from typing import Final
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
-from recsys.log.kafka_buffer import Buffer
-from recsys.log.kafka_client import consumer_of, unavailable
+from recsys.log.kafka_client import Buffer, consumer_of, unavailable
 from recsys.log.protocol import Record
 
 # How long a fetch stays open. The embedded broker sometimes answers only when half of it has passed; and a

@@ -119,7 +119,7 @@ def check_range(topic: str, partition: int, offset: int, begin: int, end: int) -
         )
 
 
-class Reads(Protocol):
+class RangeReader(Protocol):
     """What a range of a log is read by."""
 
     def begin(self, topic: str, partition: int) -> int: ...
@@ -195,7 +195,7 @@ class Log(Protocol):
 
 
 def read_range(
-    log: Reads, topic: str, partition: int, start: int, stop: int, most: int = 1000
+    log: RangeReader, topic: str, partition: int, start: int, stop: int, most: int = 1000
 ) -> Iterator[Record]:
     """All records with offsets in [start, stop), in order, in as many reads as that takes of up to ``most``.
     Raises LogLost as ``Log.read``."""
@@ -205,7 +205,7 @@ def read_range(
 
 
 def newest_first(
-    log: Reads,
+    log: RangeReader,
     topic: str,
     partition: int,
     begin: int | None = None,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recsys.config.system_config import ModelConfig
+from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.model.batch import Batch
 from recsys.model.ranker import Ranker, RankerShape
@@ -164,3 +165,8 @@ class Model(nn.Module):
 def padded(rows: NDArray[np.float32]) -> Tensor:
     """Rows (U, R) with the row of zeros after the last that stands for "none"."""
     return torch.from_numpy(np.concatenate([rows, np.zeros((1, rows.shape[1]), np.float32)]))
+
+
+def build_model(features: FeatureSet, config: ModelConfig) -> Model:
+    """The model with its initial dense parameters, the same wherever it is built."""
+    return Model(features, config, FeatureBuilder(features).dense_width)

@@ -45,7 +45,7 @@ def is_smaller(model: ModelConfig, system: ModelConfig) -> bool:
     return fits and (model.dim, model.hidden) != (system.dim, system.hidden)
 
 
-def misfits(model: ModelConfig, system: ModelConfig) -> dict[str, tuple[object, object]]:
+def fixed_differences(model: ModelConfig, system: ModelConfig) -> dict[str, tuple[object, object]]:
     """By name, what a student's model and the system's have that may not differ, and does: both values."""
     pairs = {f.name: (getattr(model, f.name), getattr(system, f.name)) for f in fields(ModelConfig)}
     return {

@@ -1,7 +1,7 @@
-"""How a process writes its logs: one JSON object a line, or text for people; secrets are left out of both.
+"""Log formatters of a process: one JSON object per line, or text for people; both redact secrets.
 
-Python's own logging carries them, as it does those of Ray and uvicorn, so a formatter is all that is needed.
-What is known of the work at hand (``KNOWN``: request_id, line, epoch, step) goes into each record.
+They plug into Python's own logging, which Ray and uvicorn use too. ``LOG_CONTEXT`` (request_id, line, epoch, step)
+is added to each record.
 """
 
 import json
@@ -10,6 +10,7 @@ import math
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -19,15 +20,14 @@ from typing import Any, Final
 
 import numpy as np
 
-# To the last @: passwords have @ and / in them where nobody escaped them.
+# Up to the last @: unescaped passwords may contain @ and /.
 _URL: Final = re.compile(r"""(\w*)://((?:(?!://)[^\s"'])*)@""")
 _HOST: Final = re.compile(r"(?:\[[^\]]*\]|[^/@:?#]*)(?::\d{1,5})?[/?#]")
 _HEADERS: Final = re.compile(
     r"""(otlp\w*headers\s*=\s*)(?:[^\s"']*(?:basic|bearer)\s+)*[^\s"']+""", re.IGNORECASE
 )
-# Also within a dict, a header, a query, or JSON in JSON: what follows such a name isn't told, up to the quote
-# that closes it, which has as many backslashes as the one that opened it. One without an end goes to that of
-# the line.
+# Also within a dict, a header, a query, or JSON in JSON: the value after such a name is redacted up to its closing
+# quote, which has as many backslashes as the opening one. An unterminated value ends with the line.
 _NAMED: Final = re.compile(
     r"""((?:(?:admin|control|api|access|private)[_-]?key|token|passwo?r?d|secret|authorization|otlp\w*headers)"""
     r"""(?:\\*["']\s*[:=,]|\s*[:=])\s*(?:b(?=["']))?)"""
@@ -36,55 +36,55 @@ _NAMED: Final = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _BEARER: Final = re.compile(r"(bearer\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
-_ADDRESS: Final = re.compile(r"(/control/?#)[\w.~%+/=-]+")  # of the control room, with its key
+_ADDRESS: Final = re.compile(r"(/control/?#)[\w.~%+/=-]+")  # control room URL with its key
 _SECRET: Final = re.compile(r"key$|token|passwo?r?d|secret|authorization|otlp\w*headers", re.I)
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _LOG_BYTES: Final = 5_000_000
-# Of this task or thread: who sets it resets it.
-KNOWN: ContextVar[Mapping[str, Any]] = ContextVar("known", default={})  # noqa: B039  (never changed)
+# Fields of the current task or thread; whoever sets it resets it.
+LOG_CONTEXT: ContextVar[Mapping[str, Any]] = ContextVar("known", default={})  # noqa: B039  (never changed)
 
 
 def hide(text: str) -> str:
-    """The text without passwords in URLs, and without what stands after a secret's name."""
+    """Redacts passwords in URLs and the values after names of secrets."""
     text = _URL.sub(_without_user, text)
     text = _NAMED.sub(_without_value, _HEADERS.sub(r"\1***", text))
     return _ADDRESS.sub(r"\1***", _BEARER.sub(r"\1***", text))
 
 
-def _without_user(found: re.Match[str]) -> str:
-    scheme, said = found.groups()
-    if scheme.lower() in ("http", "https") and _HOST.match(said):  # the @ is one of the path
-        return found[0]
+def _without_user(match: re.Match[str]) -> str:
+    scheme, rest = match.groups()
+    if scheme.lower() in ("http", "https") and _HOST.match(rest):  # the @ belongs to the path
+        return match[0]
     return f"{scheme}://***@"
 
 
-def _without_value(found: re.Match[str]) -> str:
-    quote = found[2] or ""
-    return f"{found[1]}{quote}***{quote}"
+def _without_value(match: re.Match[str]) -> str:
+    quote = match[2] or ""
+    return f"{match[1]}{quote}***{quote}"
 
 
 class _Lines(logging.Formatter):
-    """``who``: what every record of this process says: which replica, shard or worker it is."""
+    """``who``: fields of every record of this process (replica, shard or worker)."""
 
     def __init__(self, part: str, who: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self._part, self._who = part, dict(who or {})
 
     def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
-        fields = self._who | dict(KNOWN.get())
+        fields = self._who | dict(LOG_CONTEXT.get())
         fields |= {
             name: value
             for name, value in vars(record).items()
-            if name not in _PLAIN and name[0] != "_"  # Ray puts one of its own into every record
+            if name not in _PLAIN and name[0] != "_"  # Ray adds a private attribute to every record
         }
-        return {name: _shown(name, value) for name, value in fields.items()}
+        return {name: _printable(name, value) for name, value in fields.items()}
 
     def _exception(self, record: logging.LogRecord) -> str:
         return hide(self.formatException(record.exc_info)) if record.exc_info else ""
 
 
 class JsonLines(_Lines):
-    """time, level, part, who, logger, message, what is known, and the ``extra`` of the call."""
+    """One JSON object per record: time, level, part, logger, message, context and the call's ``extra``."""
 
     def format(self, record: logging.LogRecord) -> str:
         head: dict[str, Any] = {
@@ -94,14 +94,14 @@ class JsonLines(_Lines):
             "logger": record.name,
             "message": hide(record.getMessage()),
         }
-        line = head | self._fields(record) | head  # no field takes the place of these
+        line = head | self._fields(record) | head  # fields never replace the head
         if exception := self._exception(record):
             line["exception"] = exception
         return json.dumps(line, ensure_ascii=False, allow_nan=False)
 
 
 class TextLines(_Lines):
-    """The same for people: ``TIME LEVEL PART LOGGER: MESSAGE name=value …``."""
+    """The same fields for people: ``TIME LEVEL PART LOGGER: MESSAGE name=value …``."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -111,25 +111,25 @@ class TextLines(_Lines):
         return head + hide(record.getMessage()) + more + (f"\n{exception}" if exception else "")
 
 
-def _shown(name: str, value: Any) -> Any:
+def _printable(name: str, value: Any) -> Any:
     if _SECRET.search(name):
         return "***"
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no such number
+        return None  # not representable in JSON
     return value if isinstance(value, int | float | bool | None) else hide(str(value))
 
 
 def formatter(format: str, part: str, who: Mapping[str, Any] | None = None) -> logging.Formatter:
-    """``format``: json or text (``logging.format``)."""
+    """Formatter for ``logging.format``: json or text."""
     return JsonLines(part, who) if format == "json" else TextLines(part, who)
 
 
 def log_to_file(
     part: str, path: Path, format: str = "json", who: Mapping[str, Any] | None = None
 ) -> logging.Handler:
-    """Sends the process's logs to one rotating file (two old ones are kept)."""
+    """Sends the process's logs to one rotating file; two old files are kept."""
     handler = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=2, encoding="utf-8")
     handler.setFormatter(formatter(format, part, who))
     root = logging.getLogger()
@@ -145,9 +145,11 @@ def log_in_worker(
     format: str = "json",
     who: Mapping[str, Any] | None = None,
 ) -> None:
-    """The same for a process that Ray starts: ``state/run/NAME.log``, with what Serve says there. Warnings go
-    to the error output too, which Ray's dashboard shows beside the actor; where the folder can't be written,
-    all does."""
+    """Sends the logs of a process that Ray starts, and Serve's, to ``state/run/NAME.log``.
+
+    Warnings also go to stderr, which Ray's dashboard shows beside the actor; if the folder isn't writable,
+    everything goes there.
+    """
     errors = logging.StreamHandler(sys.__stderr__)
     errors.setFormatter(formatter(format, part, who))
     root = logging.getLogger()
@@ -156,7 +158,7 @@ def log_in_worker(
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handler = log_to_file(part, folder / f"{name}.log", format, who)
         serve = logging.getLogger("ray.serve")
-        if not serve.propagate:  # Serve keeps its own to itself, in a replica
+        if not serve.propagate:  # in a replica Serve doesn't propagate its records
             serve.addHandler(handler)
         errors.setLevel(logging.WARNING)
     except OSError:
@@ -168,8 +170,26 @@ def log_in_worker(
 
 
 def keep_newest(state: str | Path, pattern: str, count: int = 8) -> None:
-    """Removes older logs of processes whose names don't come again."""
+    """Removes all but the newest ``count`` logs of processes whose names don't recur."""
     files = list((Path(state) / "run").glob(pattern))
     with suppress(OSError):
         for old in sorted(files, key=lambda file: file.stat().st_mtime)[:-count]:
             old.unlink()
+
+
+class LogThrottle:
+    """Rate-limits repeated log messages; counts the ones left out."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._logged_s: dict[str, float] = {}
+        self._count: Counter[str] = Counter()
+
+    def due(self, what: str, now_s: float) -> int:
+        """Number of occurrences since the last message, this one included; 0 if no message is due."""
+        self._count[what] += 1
+        logged_s = self._logged_s.get(what)
+        if logged_s is not None and now_s - logged_s < self._every_s:
+            return 0
+        self._logged_s[what] = now_s
+        return self._count.pop(what)

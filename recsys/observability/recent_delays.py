@@ -1,8 +1,7 @@
-"""The newest of some delays, and their percentiles. Pure.
+"""Ring of the newest delays, with exact percentiles. Pure.
 
-Bounded, and exact over what is kept: a batch is one copy into a ring; percentiles are made when asked for,
-and may be of what came of late alone: what a stage did before it stood still, or while a past log was played,
-says nothing of now.
+A batch is one copy into the ring; percentiles are computed on request. They can be limited to recent additions: what
+a stage did before it stalled, or while an old log was replayed, says nothing about the present.
 """
 
 from typing import Final
@@ -11,16 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 NEWEST: Final = 500
-# What took longer counts as this: a client that was away can't be told from a stage that is behind.
+# Longer delays are clipped: a client that was away can't be told from a stage that is behind.
 MOST_MS: Final = 60_000
-_PAST_MS: Final = (
-    86_400_000  # what is older came from a log that is replayed, and tells of no delay
-)
-LATE_MS: Final = 30_000  # for so long a delay counts
+_PAST_MS: Final = 86_400_000  # older moments come from a replayed log and measure no delay
+LATE_MS: Final = 30_000  # how long a delay counts as recent
 
 
-class Delays:
-    """The newest ``limit`` delays in ms. One thread uses it."""
+class RecentDelays:
+    """The newest ``limit`` delays in ms. For one thread."""
 
     def __init__(self, limit: int = NEWEST) -> None:
         self._ring: NDArray[np.float64] = np.zeros(limit)
@@ -36,8 +33,10 @@ class Delays:
         self._added += 1
 
     def since(self, ended_ms: ArrayLike, now_ms: int) -> None:
-        """Adds what passed since each of some moments (N,), in order, ``MOST_MS`` at most; but for those of a
-        past log and those to come."""
+        """Adds the time since each moment (N,), in order, clipped to ``MOST_MS``.
+
+        Skips moments of a replayed log and of the future.
+        """
         passed = now_ms - np.asarray(ended_ms, np.float64)
         passed = passed[(passed >= 0) & (passed < _PAST_MS)][-len(self._ring) :]
         places = (self._added + np.arange(len(passed))) % len(self._ring)
@@ -45,17 +44,18 @@ class Delays:
         self._added += len(passed)
 
     def percentile(self, share: float, now_ms: int | None = None) -> float | None:
-        """The delay that ``share`` (0 to 1) of them don't exceed; None where there are none. With ``now_ms``,
-        of those alone that came within ``LATE_MS``."""
-        kept = self._ring[: len(self)]
+        """The delay that a ``share`` (0 to 1) of the delays don't exceed; None without any.
+
+        ``now_ms``: only delays added within ``LATE_MS`` of it.
+        """
+        delays = self._ring[: len(self)]
         if now_ms is not None:
-            kept = kept[now_ms - self._at_ms[: len(self)] <= LATE_MS]
-        if not len(kept):
+            delays = delays[now_ms - self._at_ms[: len(self)] <= LATE_MS]
+        if not len(delays):
             return None
-        ordered = np.sort(kept)
-        return float(ordered[min(len(ordered) - 1, int(share * len(ordered)))])
+        return float(np.sort(delays)[min(len(delays) - 1, int(share * len(delays)))])
 
     def p95(self, name: str, now_ms: int) -> dict[str, float]:
-        """The 95th percentile as a gauge; no gauge where it isn't known."""
-        found = self.percentile(0.95, now_ms)
-        return {} if found is None else {name: round(found, 1)}
+        """The 95th percentile as a gauge; empty if unknown."""
+        delay_ms = self.percentile(0.95, now_ms)
+        return {} if delay_ms is None else {name: round(delay_ms, 1)}

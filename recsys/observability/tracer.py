@@ -1,7 +1,7 @@
-"""Which requests are traced, and the way of their spans out of a process: a bounded queue and a thread.
+"""Samples requests and exports their spans through a bounded queue and a thread.
 
-A part gets a ``Tracer`` or None, and asks nothing of it but ``chosen`` and ``tell``: neither waits or raises.
-What finds no room, or can't be sent, is dropped and counted.
+A part has a ``Tracer`` or None and calls only ``is_sampled`` and ``record``, which neither wait nor raise. Spans that
+find the queue full or can't be sent are dropped and counted. OpenTelemetry's BatchSpanProcessor counts no drops.
 """
 
 import logging
@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from recsys.config.system_config import Config
-from recsys.observability.log_throttle import Seldom
-from recsys.observability.spans import Span, bound_of, is_below, number_of
+from recsys.observability.log_lines import LogThrottle
+from recsys.observability.spans import Span, is_below, sampling_bound, trace_number
 
 _BATCH: Final = 512
 _EVERY_S: Final = 0.5
-_TELL_EVERY_S: Final = 60.0  # of what goes wrong
+_WARN_EVERY_S: Final = 60.0
 _LOG: Final = logging.getLogger(__name__)
-Export = Callable[[Sequence[Span]], None]  # raises where it didn't go out
+Export = Callable[[Sequence[Span]], None]  # raises on failure
 
 
 class Gauges(Protocol):
@@ -27,46 +27,46 @@ class Gauges(Protocol):
 
 
 class Tracer:
-    """Samples by the request's id and hands spans to ``export`` in a thread of its own, in batches."""
+    """Samples by request id and hands batches of spans to ``export`` in its own thread."""
 
     def __init__(self, share: float, export: Export, queue: int = 4_096) -> None:
-        self._bound, self._export, self._most = bound_of(share), export, queue
+        self._bound, self._export, self._max_waiting = sampling_bound(share), export, queue
         self._waiting: deque[Span] = deque()
-        self._there, self._closing = threading.Event(), False
-        self._complaints = Seldom(_TELL_EVERY_S)
+        self._recorded, self._closing = threading.Event(), False
+        self._warnings = LogThrottle(_WARN_EVERY_S)
         self.sent = self.dropped = 0
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
         self._thread.start()
 
-    def chosen(self, request_id: str) -> bool:
-        """Whether this request is traced: every part says the same."""
-        return is_below(number_of(request_id), self._bound)
+    def is_sampled(self, request_id: str) -> bool:
+        """Whether this request is traced; all parts agree."""
+        return is_below(trace_number(request_id), self._bound)
 
-    def tell(self, span: Span) -> None:
-        """Takes a span over. Any thread may call it."""
-        if len(self._waiting) >= self._most or self._closing:
+    def record(self, span: Span) -> None:
+        """Queues a span. Thread-safe."""
+        if len(self._waiting) >= self._max_waiting or self._closing:
             self.dropped += 1
             return
         self._waiting.append(span)
-        self._there.set()
+        self._recorded.set()
 
     def count(self, beat: Gauges) -> None:
-        """Puts how many went out, and how many didn't, into a heartbeat."""
+        """Writes the numbers of sent and dropped spans into a heartbeat."""
         beat.gauge("spans_sent", self.sent)
         beat.gauge("spans_dropped", self.dropped)
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Sends what waits, for so long at most."""
+        """Sends waiting spans, for ``timeout_s`` at most."""
         self._closing = True
-        self._there.set()
+        self._recorded.set()
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
         while not self._closing or self._waiting:
-            self._there.wait()
+            self._recorded.wait()
             if not self._closing:
-                time.sleep(_EVERY_S)  # more of them come together
-            self._there.clear()
+                time.sleep(_EVERY_S)  # gathers a batch
+            self._recorded.clear()
             while self._waiting:
                 self._send(
                     [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
@@ -76,55 +76,57 @@ class Tracer:
         try:
             self._export(spans)
             self.sent += len(spans)
-        except Exception as error:  # whatever it is, no part is to end of it
+        except Exception as error:  # tracing must not end a part
             self.dropped += len(spans)
-            if self._complaints.due("spans", time.monotonic()):
+            if self._warnings.due("spans", time.monotonic()):
                 _LOG.warning(
                     "spans dropped", extra={"dropped": self.dropped, "error": str(error)[:300]}
                 )
 
 
-def tracer_of(config: Config, part: str, instance: str = "") -> Tracer | None:
-    """The tracer of a process; None where tracing is off. ``instance``: which of several of that part.
-    Raises ValueError, saying what to install, where the exporter's library is missing."""
+def open_tracer(config: Config, part: str, instance: str = "") -> Tracer | None:
+    """The tracer of a process; None if tracing is off. ``instance`` tells several of one part apart.
+
+    Raises ValueError, with the remedy, if the exporter's library is missing.
+    """
     tracing = config.tracing
     if not tracing.on:
         return None
+    from recsys.observability.span_export import OtlpExport, SpanFile
+
     resource = {"service.name": f"recsys-{part}", "service.namespace": "recsys"}
     resource |= {"service.instance.id": instance} if instance else {}
     exports: list[Export] = []
     if tracing.file:
-        from recsys.observability.span_file import SpanFile
-
         exports.append(SpanFile(tracing.file, int(tracing.file_mb * 2**20), resource))
     if tracing.endpoint:
-        from recsys.observability.otlp_export import OtlpExport
-
         exports.append(OtlpExport(tracing.endpoint, resource))
     return Tracer(tracing.share, _each(exports), tracing.queue)
 
 
-def tracer_in_actor(config: Config, part: str, instance: str = "") -> Tracer | None:
-    """The same where answers and learning go before telling: whatever is missing is logged, and nothing
-    traced. `recsys up` has refused before; a node of a cluster may lack what the others have."""
+def open_tracer_in_actor(config: Config, part: str, instance: str = "") -> Tracer | None:
+    """Like ``open_tracer``, for parts that answer or learn: a failure is logged and nothing is traced.
+
+    `recsys up` checks beforehand, but a node of a cluster may lack a library that the others have.
+    """
     try:
-        return tracer_of(config, part, instance)
+        return open_tracer(config, part, instance)
     except Exception as error:
-        _LOG.error("nothing is traced here", extra={"error": f"{type(error).__name__}: {error}"})
+        _LOG.error("tracing is off here", extra={"error": f"{type(error).__name__}: {error}"})
         return None
 
 
 def _each(exports: Sequence[Export]) -> Export:
-    """All of them, also where one fails; raises then."""
+    """Calls all exports even if one fails, then raises the last failure."""
 
     def export(spans: Sequence[Span]) -> None:
-        failed: Exception | None = None
-        for one in exports:
+        failure: Exception | None = None
+        for export_one in exports:
             try:
-                one(spans)
+                export_one(spans)
             except Exception as error:
-                failed = error
-        if failed is not None:
-            raise failed
+                failure = error
+        if failure is not None:
+            raise failure
 
     return exports[0] if len(exports) == 1 else export

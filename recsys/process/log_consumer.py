@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from recsys.events.dedupe import Recent
+from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import Rejected
 from recsys.events.records import DEAD_LETTERS, DeadLetter, pack, unpack
 from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, Record
@@ -80,7 +80,7 @@ def check_same(log: Log, saved_id: str, what: str) -> None:
         )
 
 
-def hold_what_is_left(log: Log, name: str, topic: str, offsets: Mapping[int, int]) -> None:
+def hold_available(log: Log, name: str, topic: str, offsets: Mapping[int, int]) -> None:
     """Holds ``offsets`` by partition, or where the log begins by now: it may not be held everywhere, and
     retention may have passed a place that was noted a while ago."""
     for partition, offset in offsets.items():
@@ -96,7 +96,7 @@ class DeadLetters:
 
     def __init__(self, log: Log, topics: Collection[str]) -> None:
         self._log, self._topics = log, topics
-        self._known: Recent | None = None  # read from the log when the first letter comes
+        self._known: RecentIds | None = None  # read from the log when the first letter comes
         self._unsent: list[tuple[str, Append]] = []
         self.counts: Counter[str] = Counter()
 
@@ -138,8 +138,8 @@ class DeadLetters:
         if self._unsent:
             self._unsent, self._known = [], None
 
-    def _standing(self) -> Recent:
-        known, end = Recent(LETTERS_KNOWN), self._log.end(DEAD_LETTERS, 0)
+    def _standing(self) -> RecentIds:
+        known, end = RecentIds(LETTERS_KNOWN), self._log.end(DEAD_LETTERS, 0)
         offset = max(self._log.begin(DEAD_LETTERS, 0), end - LETTERS_KNOWN)
         # Not until a read finds nothing: a Kafka client would follow the topic from then on.
         while offset < end and (records := self._log.read(DEAD_LETTERS, 0, offset)):

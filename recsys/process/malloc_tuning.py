@@ -18,7 +18,7 @@ OF_STEPS: Final = 32 << 20
 BESIDE_TABLES: Final = 4 << 20
 
 
-def keep_freed(below: int = OF_STEPS) -> bool:
+def keep_freed_memory(below: int = OF_STEPS) -> bool:
     """Keeps what is freed of arrays of less than ``below`` bytes, for all threads of the process from now on;
     False where malloc can't be told (it isn't glibc's)."""
     try:

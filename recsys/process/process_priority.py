@@ -29,7 +29,7 @@ _TRIES: Final = 20  # who isn't root may set it ten times a second, counted over
 _AGAIN_S: Final = 0.1
 
 
-def step_back(nice: int) -> None:
+def lower_priority(nice: int) -> None:
     """Lowers this process's priority to ``nice`` (0 to 19), once: what is lower already stays."""
     os.nice(max(0, nice - os.nice(0)))
 
@@ -45,14 +45,14 @@ def begin_session() -> bool:
     return os.getsid(0) == os.getpid()
 
 
-def session_steps_back(nice: int, session: Path = _SESSION) -> bool:
+def lower_session_priority(nice: int, session: Path = _SESSION) -> bool:
     """Lowers the priority of this process and, as the leader of its session, of that: whether that of the
     session was set. It isn't where the system knows none."""
-    step_back(nice)
-    return nice > 0 and set_session(nice, session)
+    lower_priority(nice)
+    return nice > 0 and set_session_priority(nice, session)
 
 
-def set_session(nice: int, session: Path = _SESSION) -> bool:
+def set_session_priority(nice: int, session: Path = _SESSION) -> bool:
     """Sets the priority (0 to 19) of the session that this process leads, up or down: whether it was set."""
     if os.getsid(0) != os.getpid() or not session.exists():
         return False

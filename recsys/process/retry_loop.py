@@ -10,24 +10,24 @@ from recsys.process.part_process import Stop
 _PAUSE_S: Final = 0.5
 
 
-class Turns:
+class RetryLoop:
     """A loop over the log. Says what a turn does in ``_turn``, and in ``_restore`` how to go back to what is
     safe: a snapshot, or what it wrote."""
 
-    astray = False  # a turn broke off: what is in memory may be half of it, and isn't to be saved
+    needs_restore = False  # a turn broke off: what is in memory may be half of it, and isn't to be saved
 
     def turn(self) -> int:
         """Does what there is to do; returns how many records it took or made.
 
         After LogUnavailable call it again: it goes back first, however often that takes.
         """
-        if self.astray:
+        if self.needs_restore:
             self._restore()
-            self.astray = False
+            self.needs_restore = False
         try:
             return self._turn()
         except LogUnavailable:
-            self.astray = True
+            self.needs_restore = True
             raise
 
     def _turn(self) -> int:
@@ -37,7 +37,7 @@ class Turns:
         raise NotImplementedError
 
 
-def patiently(turn: Callable[[], int], stop: Stop, logger: logging.Logger) -> int | None:
+def run_turn(turn: Callable[[], int], stop: Stop, logger: logging.Logger) -> int | None:
     """One turn of a part; None where the log was away: that is told, counted, and waited for a little."""
     try:
         return turn()

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from recsys.config.yaml_with_lines import Marked, YamlError
+from recsys.config.yaml_with_lines import YamlError, YamlWithLines
 from recsys.events.event_types import ENGAGEMENT_KINDS
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, VECTOR
 from replay.datasets.dataset import DataError
@@ -35,7 +35,7 @@ class LogSettings:
 def read_settings(file: Path) -> LogSettings:
     """Reads and checks a dataset.yaml; raises DataError with the line and the key."""
     try:
-        marked = Marked(file.read_text("utf-8"), file)
+        marked = YamlWithLines(file.read_text("utf-8"), file)
         values = marked.mapping(_KEYS)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(file, f"a readable file ({error})") from error
@@ -68,7 +68,7 @@ def read_settings(file: Path) -> LogSettings:
 
 
 class _Check:
-    def __init__(self, file: Path, marked: Marked) -> None:
+    def __init__(self, file: Path, marked: YamlWithLines) -> None:
         self._file, self._marked = file, marked
 
     def __call__(self, holds: bool, key: str, expected: str, value: object) -> None:

@@ -1,6 +1,6 @@
 """An event log: JSON Lines, one event a line, sorted by time, with a ``dataset.yaml`` beside it.
 
-docs/data.md describes the format. A malformed line is an error with file and line; a line of unknown type or
+docs/how-to/data.md describes the format. A malformed line is an error with file and line; a line of unknown type or
 engagement kind is skipped and counted in ``dead_letters``, because the format may grow.
 """
 
@@ -113,7 +113,11 @@ class EventLog:
                 self.dead_letters[f"unknown type {event_type[:40]!r}"] += 1
                 return None
             kind = value.get("kind")
-            if event_type == "engagement" and isinstance(kind, str) and kind not in ENGAGEMENT_KINDS:
+            if (
+                event_type == "engagement"
+                and isinstance(kind, str)
+                and kind not in ENGAGEMENT_KINDS
+            ):
                 self.dead_letters[f"unknown engagement kind {kind[:40]!r}"] += 1
                 return None
         try:

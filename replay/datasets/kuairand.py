@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from recsys.events.event_types import Engagement, Event, Impression, Item, Served, User
+from recsys.events.event_types import Engagement, Event, Impression, Item, ServedItem, User
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 
 LABELS: Final = ("long_view", "click", "like", "follow", "comment", "share", "hide")
@@ -191,7 +191,7 @@ def _impression(rows: _Rows, i: int, time_ms: int) -> Impression:
         time_ms=time_ms,
         request_id=rows.request_id[i],
         user_id=rows.user[i],
-        items=[Served(item_id=rows.item[i])],
+        items=[ServedItem(item_id=rows.item[i])],
         context={"tab": rows.tab[i]} if rows.tab else {},
         surface=rows.surface[i],
     )

@@ -1,7 +1,7 @@
-"""Many simulated viewers at a given rate of events, never above it. Pure: time is handed in.
+"""Many simulated viewers at a bounded event rate. Pure: time is handed in.
 
-The crowd says what to send by now (``turn``) and is told what came of it. As many viewers are inside as the
-rate feeds; where the server or the rate falls behind, they leave after their list instead of piling up.
+``turn`` returns what to send now; the caller reports answers and failures. As many viewers are inside as the
+rate feeds; when the server or the rate falls behind, they leave after their list instead of piling up.
 """
 
 import heapq
@@ -14,40 +14,38 @@ from recsys.events.hashing import uniform
 from replay.simulation.viewer import Answer, Viewer
 from replay.simulation.world import World
 
-_FIRST_GUESS: Final = 0.3  # events a second of one viewer, until lists have shown what it is
-_LATE_MS: Final = (
-    1_500  # viewers leave after their list where the oldest thing due has waited so long
-)
-_FORGET: Final = 0.98  # of what earlier lists have shown, at each list
+_FIRST_GUESS: Final = 0.3  # events a second of one viewer, before the first lists are measured
+_LATE_MS: Final = 1_500  # lag of the oldest due event at which viewers leave after their list
+_FORGET: Final = 0.98  # decay of the yield estimate at each list
 
 
 class Pacer:
-    """A budget that fills with time: never more than ``rate`` × seconds + ``burst`` is spent."""
+    """Token bucket: never more than ``rate`` × seconds + ``burst`` is spent."""
 
     def __init__(self, rate: float, now_s: float) -> None:
         if not 0 < rate < math.inf:
             raise ValueError(f"rate is {rate}, expected a positive number of events a second")
         self._rate, self._now_s = rate, now_s
-        # What a turn may find saved up: above one turn's worth, or fractions of events would be lost.
+        # Largest budget of a turn: above one turn's share, or fractions of events would be lost.
         self.burst = 1.0 + rate / 10
         self._budget = 1.0
 
     def left(self, now_s: float) -> int:
-        """How many may be sent now."""
+        """Number of events that may be sent now."""
         passed = max(0.0, now_s - self._now_s)
         self._now_s = max(now_s, self._now_s)
         self._budget = min(self.burst, self._budget + passed * self._rate)
         return int(self._budget)
 
     def spend(self, number: int) -> None:
-        """So many are sent."""
+        """Takes sent events off the budget."""
         assert number <= self._budget, (number, self._budget)
         self._budget -= number
 
 
 @dataclass
 class Work:
-    """What to send now: engagements in time order, newly published items, and who wants a list."""
+    """Messages to send now: engagements in time order, newly published items, and viewers who want a list."""
 
     events: list[Engagement] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
@@ -64,29 +62,29 @@ class Crowd:
         self._pacer = Pacer(rate, now_ms / 1000)
         self._rate = rate
         self._inside: dict[str, Viewer] = {}
-        self._watching: set[str] = set()  # those inside who didn't leave yet
-        self._queue: list[tuple[int, int, Viewer]] = []  # by when they want something
+        self._watching: set[str] = set()  # viewers who haven't left yet
+        self._queue: list[tuple[int, int, Viewer]] = []  # by the time of their next action
         self._numbers = 0
-        self._place: dict[str, int] = {}  # the number of a viewer's entry in the queue that counts
+        self._place: dict[str, int] = {}  # number of a viewer's valid entry in the queue
         self._yield = [_FIRST_GUESS, 1.0]  # events and seconds of recent lists
         self._items = world.items(now_ms) if publish else []
         self._publish, self._published_ms = publish, now_ms
-        self.late_ms = 0  # how long the oldest thing due has waited
+        self.late_ms = 0  # lag of the oldest due event
         self.left_early = 0
 
     @property
     def inside(self) -> int:
-        """How many are watching now."""
+        """Number of viewers who are watching now."""
         return len(self._watching)
 
     @property
     def fits(self) -> int:
-        """How many the rate feeds."""
+        """Number of viewers that the rate feeds."""
         events, seconds = self._yield
         return max(1, min(self._world.num_users, math.ceil(self._rate * seconds / events)))
 
     def turn(self, now_ms: int, max_lists: int = 1000) -> Work:
-        """What is due, oldest first, within the rate; then as many newcomers as there is room for."""
+        """Due messages within the rate, oldest first; then as many newcomers as there is room for."""
         work = Work()
         left = self._pacer.left(now_ms / 1000)
         if self._publish:
@@ -98,10 +96,10 @@ class Crowd:
         self.late_ms = max(0, now_ms - due_ms) if due_ms is not None else 0
         while spare > 0 and (due_ms := self._due_ms()) is not None and due_ms <= now_ms:
             viewer = heapq.heappop(self._queue)[2]
-            told = viewer.due(now_ms, 1)
-            work.events += told
-            spare -= len(told)
-            if not told:
+            due = viewer.due(now_ms, 1)
+            work.events += due
+            spare -= len(due)
+            if not due:
                 spare -= self._ask(viewer, now_ms, work, max_lists)
             self._wait(viewer)
         while spare > 0 and len(self._watching) < self.fits and len(work.lists) < max_lists:
@@ -114,7 +112,7 @@ class Crowd:
         return work
 
     def answered(self, viewer: Viewer, answer: Answer, now_ms: int) -> None:
-        """A viewer's list came."""
+        """Must be called when a viewer's list arrives."""
         reactions = viewer.take(answer, now_ms)
         ends = [event.time_ms for event in reactions if event.kind == "view"]
         seconds = (max(ends) - now_ms) / 1000 if ends else 1.0
@@ -126,12 +124,12 @@ class Crowd:
         self._wait(viewer)
 
     def failed(self, viewer: Viewer, now_ms: int) -> None:
-        """A viewer's list didn't come."""
+        """Must be called when a viewer's request fails."""
         viewer.failed(now_ms)
         self._wait(viewer)
 
     def _ask(self, viewer: Viewer, now_ms: int, work: Work, max_lists: int) -> int:
-        """Lets a viewer ask for a list, wait a little, or leave; returns what it costs."""
+        """Lets a viewer ask for a list, wait a little, or leave; returns the events that this costs."""
         if not viewer.wants_list(now_ms):
             return 0
         if self.late_ms > _LATE_MS and viewer.shown:
@@ -161,7 +159,7 @@ class Crowd:
                 heapq.heappush(self._queue, (viewer.next_ms, self._numbers, viewer))
 
     def _due_ms(self) -> int | None:
-        """When the next thing is due. Entries that a viewer's later one has replaced are dropped."""
+        """Time of the next due event. Entries that a later one of the same viewer replaces are dropped."""
         while self._queue:
             at_ms, number, viewer = self._queue[0]
             if self._place.get(str(viewer.user_id)) == number:
@@ -170,7 +168,7 @@ class Crowd:
         return None
 
     def _newcomer(self, now_ms: int) -> Viewer | None:
-        """Somebody who isn't here; some people come more often. None where it is hard to find one."""
+        """A viewer who isn't inside; some people come more often. None when it is hard to find one."""
         for attempt in range(20):
             draw = uniform(self._world.seed, "visit", now_ms, len(self._inside), attempt)
             user_id = f"u{int(draw**2 * self._world.num_users)}"

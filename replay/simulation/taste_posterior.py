@@ -1,16 +1,16 @@
-"""What can be known of a taste after a few swipes, by somebody who knows how tastes are spread (Bayes' rule).
+"""Bayesian posterior of a user's taste after a few swipes, given the distribution of tastes.
 
-A taste is a vector with one number for each tag. Before the first swipe it is one of a few Gaussians: which
-one isn't known (``Taste``). A swipe on an item whose tags weigh x, and whose base is b, tells of the logit
-f = b + x · taste alone, by the probability of what happened given f; swipes are independent given the taste.
+A taste is a vector with one number per tag. Its prior is a mixture of a few Gaussians (``Taste``). A swipe on an
+item with tag weights x and base b depends on the logit f = b + x · taste alone, by the probability of the
+outcome given f; swipes are independent given the taste.
 
 ``learn`` replaces each Gaussian by the one at the mode of its posterior, with the curvature there (Laplace's
 method for Bayesian logistic regression: Bishop 2006, Pattern Recognition and Machine Learning, section
-4.5.1), and weighs it anew by its evidence (equation 4.137). ``chances`` averages the sigmoid over the
+4.5.1), and reweights it by its evidence (equation 4.137). ``chances`` averages the sigmoid over the
 Gaussians of a logit by Gauss–Hermite quadrature.
 
-It is an approximation: the true posterior is skewed where swipes are few and one-sided. By how much it is
-wrong, ``tests/replay/simulation/test_taste_posterior.py`` holds by importance sampling.
+It is an approximation: the true posterior is skewed where swipes are few and one-sided.
+``tests/replay/simulation/test_taste_posterior.py`` bounds its error by importance sampling.
 """
 
 # T tags, C components of the mixture, S swipes, N items, Q nodes
@@ -23,19 +23,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-# log P(what happened | logit), element by element of (..., S), up to constants that don't hang on the logit.
+# log P(outcome | logit), elementwise over (..., S), up to constants that don't depend on the logit.
 LogLikelihood = Callable[[Floats], Floats]
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(12)  # for means over a standard normal
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
-_APART: Final = 1e-3  # of central differences: they are wrong by its square
+_APART: Final = 1e-3  # step of central differences: the error is its square
 _STEPS: Final = 50
 _CLOSE: Final = 1e-6
 
 
 @dataclass(frozen=True)
 class Taste:
-    """What is known of a taste: with probability ``weights_C`` it is of that component's Gaussian."""
+    """Belief about a taste: with probability ``weights_C`` it comes from that component's Gaussian."""
 
     weights_C: Floats
     means_CT: Floats
@@ -54,7 +54,7 @@ class Taste:
 
 
 def isotropic(means_CT: Floats, variance: float) -> Taste:
-    """Components as likely as each other, in which all tags vary as much and independently."""
+    """Equally likely components in which all tags vary alike and independently."""
     components, tags = means_CT.shape
     return Taste(
         np.full(components, 1 / components),
@@ -64,19 +64,19 @@ def isotropic(means_CT: Floats, variance: float) -> Taste:
 
 
 def learn(prior: Taste, x_ST: Floats, base_S: Floats, log_likelihood: LogLikelihood) -> Taste:
-    """The posterior after these swipes. Without any it is the prior."""
+    """Posterior after these swipes; the prior when there are none."""
     if not len(x_ST):
         return prior
-    found = [
+    modes = [
         _laplace(mean_T, _inverse(covariance_TT), x_ST, base_S, log_likelihood)
         for mean_T, covariance_TT in zip(prior.means_CT, prior.covariances_CTT, strict=True)
     ]
-    logs_C = np.log(prior.weights_C) + [evidence for _, _, evidence in found]
+    logs_C = np.log(prior.weights_C) + [evidence for _, _, evidence in modes]
     weights_C = np.exp(logs_C - logs_C.max())
     return Taste(
         weights_C / weights_C.sum(),
-        np.array([mean_T for mean_T, _, _ in found]),
-        np.array([covariance_TT for _, covariance_TT, _ in found]),
+        np.array([mean_T for mean_T, _, _ in modes]),
+        np.array([covariance_TT for _, covariance_TT, _ in modes]),
     )
 
 
@@ -87,7 +87,7 @@ def _laplace(
     base_S: Floats,
     likelihood: LogLikelihood,
 ) -> tuple[Floats, Floats, float]:
-    """The mode of one component's posterior, the covariance there, and its log evidence up to a constant."""
+    """Mode of one component's posterior, its covariance, and its log evidence up to a constant."""
 
     def value(mean_T: Floats) -> float:
         away_T = mean_T - prior_T
@@ -112,7 +112,7 @@ def _laplace(
 
 
 def _differences(likelihood: LogLikelihood, logits_S: Floats) -> tuple[Floats, Floats]:
-    """Slope and negative curvature (0 at least), by central differences: each has its own logit."""
+    """Slope and negative curvature (at least 0) by central differences; each element has its own logit."""
     below_S, at_S, above_S = (likelihood(logits_S + by) for by in (-_APART, 0.0, _APART))
     bend_S = (2 * at_S - below_S - above_S) / _APART**2
     slope_S: Floats = (above_S - below_S) / (2 * _APART)
@@ -124,5 +124,5 @@ def _inverse(matrix_TT: Floats) -> Floats:
 
 
 def _sigmoid(x: Floats) -> Floats:
-    found: Floats = np.exp(-np.logaddexp(0.0, -x))
-    return found
+    probability: Floats = np.exp(-np.logaddexp(0.0, -x))
+    return probability

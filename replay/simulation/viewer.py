@@ -1,6 +1,6 @@
-"""A simulated viewer: asks for a list, watches it as the world says, and tells what happened, in time.
+"""A simulated viewer: asks for a list, watches it as the world decides, and reports events in time order.
 
-A viewer keeps no clock and does no I/O: ``wants_list`` and ``due`` say what it wants to send by now. The
+A viewer has no clock and does no I/O: ``wants_list`` and ``due`` return what it wants to send by now. The
 same viewer browses in simulated time (``browse``, ``run``) and against a server (``runtime.parts.viewers``).
 """
 
@@ -13,12 +13,12 @@ from recsys.events.event_types import Engagement
 from recsys.events.hashing import Id, uniform
 from replay.simulation.world import World
 
-_PAUSE_MS: Final = 400  # between the end of a list and the wish for the next
+_PAUSE_MS: Final = 400  # between the end of a list and the next request
 _NEVER: Final = 2**62
 
 
 class Shown(Protocol):
-    """One item of a list. Empty ``fields``: nothing is known of it but its id."""
+    """One item of a list. Empty ``fields``: only its id is known."""
 
     @property
     def item_id(self) -> Id: ...
@@ -36,7 +36,7 @@ class Answer(Protocol):
 
 
 class Api(Protocol):
-    """What a viewer needs of a server: ``recsys.client.Client`` has it."""
+    """The calls that a viewer makes to a server: ``recsys.client.Client`` implements them."""
 
     def recommend(self, user_id: Id, n: int) -> Answer: ...
 
@@ -44,7 +44,7 @@ class Api(Protocol):
 
 
 class Viewer:
-    """One visit of one user: a few lists, each watched until they have had enough."""
+    """One visit of one user: a few lists, each watched until the user has had enough."""
 
     def __init__(self, world: World, user_id: Id, now_ms: int, *, n: int = 8, lists: float = 4.0):
         self.world, self.user_id, self.n = world, user_id, n
@@ -57,35 +57,35 @@ class Viewer:
 
     @property
     def next_ms(self) -> int:
-        """When it next wants something; far away while it waits for a list."""
+        """Time of its next action; far away while it waits for a list."""
         soonest = self._events[0][0] if self._events else _NEVER
         return soonest if self._waiting else min(soonest, self._next_list_ms)
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for an answer and has nothing to tell meanwhile."""
+        """Whether it waits for an answer and has nothing to report meanwhile."""
         return self.next_ms >= _NEVER
 
     @property
     def watches(self) -> bool:
-        """It is here; who isn't may still tell something, such as a share a minute later."""
+        """Whether it is still watching; a viewer who left may still report something, such as a share a minute later."""
         return self._waiting or self._views_left > 0 or self._next_list_ms < _NEVER
 
     @property
     def gone(self) -> bool:
-        """Nothing more will come."""
+        """Whether nothing more will come."""
         return not self._events and not self._waiting and self._next_list_ms >= _NEVER
 
     def wants_list(self, now_ms: int) -> bool:
-        """Whether it wants a list now. Say ``asked`` once it is asked for."""
+        """Whether it wants a list now. Call ``asked`` once the request is sent."""
         return not self._waiting and self._next_list_ms <= now_ms
 
     def asked(self) -> None:
-        """A list was asked for in its name."""
+        """Must be called when a request is sent in its name."""
         self._waiting = True
 
     def take(self, answer: Answer, now_ms: int) -> list[Engagement]:
-        """The list came; returns what will be done with it. An empty one ends the visit."""
+        """Takes a list; returns the engagements that will follow. An empty list ends the visit."""
         request_id, ids = answer.request_id, [item.item_id for item in answer.items]
         for item in answer.items:
             self.world.know(item.item_id, item.fields)
@@ -100,28 +100,28 @@ class Viewer:
         return events
 
     def leave(self) -> None:
-        """It asks for no other list. What it still has to tell, it tells."""
+        """Asks for no further list. Pending events are still reported."""
         self._next_list_ms = _NEVER
 
     def failed(self, now_ms: int, again_ms: int = 2_000) -> None:
-        """No list came: it asks again a little later."""
+        """The request failed: it asks again a little later."""
         self._waiting, self._next_list_ms = False, now_ms + again_ms
 
     def due(self, now_ms: int, limit: int = 1000) -> list[Engagement]:
-        """What has happened by now and wasn't told yet, in time order, at most ``limit``."""
-        told: list[Engagement] = []
-        while self._events and self._events[0][0] <= now_ms and len(told) < limit:
+        """Events that have happened by now and weren't returned yet, in time order, at most ``limit``."""
+        due: list[Engagement] = []
+        while self._events and self._events[0][0] <= now_ms and len(due) < limit:
             event = heapq.heappop(self._events)[2]
             self.shown += event.kind == "view"
             self._views_left -= event.kind == "view"
             self.liked += event.kind == "long_view"
-            told.append(event)
-        return told
+            due.append(event)
+        return due
 
 
 @dataclass
 class Tally:
-    """What a run came to."""
+    """Counts of a run."""
 
     lists: int = 0
     events: int = 0
@@ -130,7 +130,7 @@ class Tally:
 
 
 def browse(viewer: Viewer, api: Api, now_ms: int) -> Tally:
-    """One visit from beginning to end in simulated time."""
+    """Runs one visit to its end in simulated time."""
     tally = Tally()
     while not viewer.gone:
         now_ms = max(now_ms, viewer.next_ms)
@@ -139,7 +139,7 @@ def browse(viewer: Viewer, api: Api, now_ms: int) -> Tally:
 
 
 def run(world: World, api: Api, from_ms: int, until_ms: int, *, n: int = 8) -> Tally:
-    """All visits that begin in [from_ms, until_ms), interleaved in simulated time, each to its end."""
+    """Runs all visits that begin in [from_ms, until_ms), interleaved in simulated time, each to its end."""
     tally = Tally()
     arrivals = (
         (request.time_ms, number, Viewer(world, request.user_id, request.time_ms, n=n))
@@ -159,12 +159,12 @@ def run(world: World, api: Api, from_ms: int, until_ms: int, *, n: int = 8) -> T
 
 
 def _turn(viewer: Viewer, api: Api, now_ms: int, tally: Tally) -> None:
-    told = viewer.due(now_ms)
-    if told:
-        api.send_events(told)
-    tally.events += len(told)
-    tally.shown += sum(event.kind == "view" for event in told)
-    tally.liked += sum(event.kind == "long_view" for event in told)
+    due = viewer.due(now_ms)
+    if due:
+        api.send_events(due)
+    tally.events += len(due)
+    tally.shown += sum(event.kind == "view" for event in due)
+    tally.liked += sum(event.kind == "long_view" for event in due)
     if viewer.wants_list(now_ms):
         viewer.asked()
         viewer.take(api.recommend(viewer.user_id, viewer.n), now_ms)

@@ -1,8 +1,8 @@
-"""What a system can be warmed up with: the end of a data set, or a stretch of the simulated world.
+"""Events to warm a system up with: the end of a data set, or a stretch of the simulated world.
 
-A live feed differs from a log of the past in two ways that are evened out here. Its clients say what was on
-screen, so an impression alone shows nothing; and its requests carry no context of their own, so a data set's
-main context becomes the feed's surface, and the others become surfaces beside it.
+A live feed differs from a log of the past in two ways, which are evened out here. Its clients report views, so
+an impression alone shows nothing; and its requests carry no context of their own, so a data set's main
+context value becomes the feed's surface, and the other values become surfaces beside it.
 """
 
 import heapq
@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from recsys.events.event_types import Engagement, Event, Impression, Item, Served
+from recsys.events.event_types import Engagement, Event, Impression, Item, ServedItem
 from recsys.events.field_schema import CATEGORICAL, Schema
 from recsys.events.hashing import uniforms
 from recsys.features.feature_set_file import FEED_SCHEMA
@@ -28,9 +28,9 @@ _FAR: Final = 2**62
 
 @dataclass(frozen=True)
 class WarmupData:
-    """What a system is warmed up with. ``events`` may be called again and gives the same again.
+    """Events to warm a system up with. ``events`` may be called again and returns the same events.
 
-    ``last_ms`` is when the last of it happened, on its own clock.
+    ``last_ms``: time of the last event, on the data's own clock.
     """
 
     name: str
@@ -41,14 +41,16 @@ class WarmupData:
 
 
 def warmup_from_dataset(dataset: Dataset, limit: int = 0) -> WarmupData:
-    """The last ``limit`` impressions of a data set (0: all of them), with what was done about them."""
+    """The last ``limit`` impressions of a data set (0: all), with their engagements."""
     scan = _Scan(dataset, limit)
     views = dataset.all_shown and not scan.has_views
     window_ms = round(dataset.window_s * 1000)
 
     def events() -> Iterator[Event]:
-        found = (_on_surface(e, scan.field, scan.main) for e in dataset.events(scan.from_ms))
-        return with_views(found, window_ms) if views else found
+        events_on_surface = (
+            _on_surface(e, scan.field, scan.main) for e in dataset.events(scan.from_ms)
+        )
+        return with_views(events_on_surface, window_ms) if views else events_on_surface
 
     return WarmupData(
         dataset.name,
@@ -60,7 +62,7 @@ def warmup_from_dataset(dataset: Dataset, limit: int = 0) -> WarmupData:
 
 
 class _Scan:
-    """One reading of a data set: where its last impressions begin, and what is common in it."""
+    """One pass over a data set: begin of its last impressions, and its commonest context value."""
 
     def __init__(self, dataset: Dataset, limit: int) -> None:
         names = dataset.schema.names("context", CATEGORICAL)
@@ -90,8 +92,9 @@ def _on_surface(event: Event, field: str, main: str) -> Event:
 
 
 def with_views(events: Iterator[Event], window_ms: int) -> Iterator[Event]:
-    """Ends each shown item with a view when its window is over: for a log whose items were all shown and
-    that doesn't say so item by item. Keeps time order."""
+    """Adds a view of each shown item at the end of its window: for a log whose items were all shown and that has no
+    views. Keeps time order.
+    """
     waiting: list[tuple[int, int, Impression]] = []
     numbers = 0
     for event in events:
@@ -117,8 +120,10 @@ def _views_until(waiting: list[tuple[int, int, Impression]], now_ms: int) -> Ite
             )
 
 
-def warmup_from_world(now_ms: int, requests: int = 3_000, items: int = 2_000, seed: int = 0) -> WarmupData:
-    """``requests`` lists of the simulated world that end now, drawn at random: nothing is learned yet."""
+def warmup_from_world(
+    now_ms: int, requests: int = 3_000, items: int = 2_000, seed: int = 0
+) -> WarmupData:
+    """``requests`` random lists of the simulated world that end now: no model is involved."""
     lists = requests * 1000  # one request a second, more or less: by the time of day
     world = World(seed, items=items, start_ms=now_ms - lists)
     asked = [
@@ -138,7 +143,7 @@ def warmup_from_world(now_ms: int, requests: int = 3_000, items: int = 2_000, se
 
 
 def _happened(world: World, asked: list[Request]) -> Iterator[Event]:
-    """Lists and what was done with them, and the items that are published meanwhile, in time order."""
+    """Lists, their engagements and newly published items, in time order."""
     later: list[tuple[int, int, Item | Impression | Engagement]] = []
     before_ms, numbers = world.start_ms, 0
     for request in asked:
@@ -148,8 +153,8 @@ def _happened(world: World, asked: list[Request]) -> Iterator[Event]:
         shown = _random_list(world, request)
         ids = [item.item_id for item in shown.items]
         done = world.react(request.user_id, ids, shown.request_id, request.time_ms)
-        told: list[Impression | Engagement] = [shown, *done]
-        for event in told:
+        events: list[Impression | Engagement] = [shown, *done]
+        for event in events:
             numbers += 1
             heapq.heappush(later, (event.time_ms, numbers, event))
         while later and later[0][0] <= request.time_ms:
@@ -159,17 +164,19 @@ def _happened(world: World, asked: list[Request]) -> Iterator[Event]:
 
 
 def _random_list(world: World, request: Request) -> Impression:
-    """A list drawn without replacement from all items; the propensities say so."""
-    there = world.num_items + max(0, request.time_ms - world.start_ms) // world.publish_every_ms
+    """A list drawn without replacement from all items, with its propensities."""
+    num_items = world.num_items + max(0, request.time_ms - world.start_ms) // world.publish_every_ms
     request_id = f"past-{request.user_id}-{request.time_ms}"
-    draws = uniforms(world.seed, np.arange(there, dtype=np.int64) + request.time_ms * 1_000_003, 1)
+    draws = uniforms(
+        world.seed, np.arange(num_items, dtype=np.int64) + request.time_ms * 1_000_003, 1
+    )
     chosen = np.argsort(draws[:, 0], kind="stable")[:_LIST].tolist()
     return Impression(
         time_ms=request.time_ms,
         request_id=request_id,
         user_id=request.user_id,
         items=[
-            Served(item_id=f"w{index}", propensity=1 / (there - rank), sources=["random"])
+            ServedItem(item_id=f"w{index}", propensity=1 / (num_items - rank), sources=["random"])
             for rank, index in enumerate(chosen)
         ],
         surface=SURFACE,

@@ -1,8 +1,8 @@
-"""The simulated world: items about topics, people with drifting tastes, and what they do with a list.
+"""The simulated world: items about topics, people with drifting tastes, and their reactions to lists.
 
-Everything is a hash of the seed and ids, so the same question has the same answer whenever and however often
-it is asked: there is no generator, and no order of calls matters. What a recommender has to find out stands
-open for tests: ``true_long_view`` is the probability that the world draws from.
+Everything is a hash of the seed and ids, so the same question has the same answer at any time and in any
+order: there is no random generator. Tests may read the truth: ``true_long_view`` is the probability that
+the world draws from.
 """
 
 import math
@@ -20,15 +20,15 @@ from replay.simulation.world_topics import ENDINGS, TOPICS
 
 Number = TypeVar("Number", float, NDArray[np.float64])
 _HOUR_MS: Final = 3_600_000
-_MOOD_MS: Final = _HOUR_MS // 2  # how long a mood lasts
-_DRIFT_MS: Final = 12 * _HOUR_MS  # how long a taste takes to turn
+_MOOD_MS: Final = _HOUR_MS // 2
+_DRIFT_MS: Final = 12 * _HOUR_MS
 _TREND_MS: Final = 6 * _HOUR_MS
 _CLUSTERS: Final = (
-    8  # people of one cluster share half of their taste: there is something to transfer
+    8  # people of one cluster share half of their taste, so there is something to transfer
 )
 _AGES_OF_A_CLUSTER: Final = 3
 _AGES: Final = ("13-17", "18-24", "25-34", "35-44", "45-54", "55-64", "65+", "unknown")
-# P(kind | long view) at an average taste, and how long after the view it tends to come, in ms.
+# P(kind | long view) at an average taste, and the mean delay after the view in ms.
 AFTER: Final = {
     "click": (0.30, 0.0),
     "like": (0.22, 0.0),
@@ -37,15 +37,15 @@ AFTER: Final = {
     "share": (0.06, 30_000.0),
     "profile": (0.05, 4_000.0),
 }
-# What of a person's taste for a tag nobody else shares: own, drifting, of the moment. They are independent.
+# Standard deviations of the independent personal parts of a taste: fixed, drifting, of the moment.
 _OWN, _DRIFT, _MOOD = 0.6, 0.5, 0.4
-IMPATIENCE: Final = 0.05  # what an item's logit loses at each rank
+IMPATIENCE: Final = 0.05  # loss of the logit at each rank
 OWN_VARIANCE: Final = _OWN**2 + _DRIFT**2 + _MOOD**2
 
 
 @dataclass(frozen=True)
 class Request:
-    """Somebody opens the feed."""
+    """A user opens the feed."""
 
     time_ms: int
     user_id: str
@@ -53,24 +53,24 @@ class Request:
 
 @dataclass(frozen=True)
 class Traits:
-    """What matters about an item: the logit of P(long view) is ``base`` + Σ weight · taste(tag) at rank 0."""
+    """Properties of an item that decide P(long view): its logit is ``base`` + Σ weight · taste(tag) at rank 0."""
 
     tags: tuple[tuple[str, float], ...]  # with their weights
-    base: float  # how good it is, and how long
+    base: float  # from quality and length
     duration_ms: float
 
 
 class World:
-    """A world of ``users`` people and at first ``items`` items about ``topics`` topics.
+    """A world of ``users`` people and initially ``items`` items about ``topics`` topics.
 
-    One more item is published each ``publish_every_s``. Items of other catalogues can be made known by
-    their fields (``know``): tastes are hashes of (user, tag), so every tag is liked by somebody.
+    One more item is published each ``publish_every_s``. Items of other catalogues are registered by their
+    fields (``know``): tastes are hashes of (user, tag), so every tag is liked by somebody.
     """
 
     drift, trend = (
         _DRIFT,
         0.3,
-    )  # how much of a taste turns: each person's own way, and for everybody
+    )  # size of the drift of each person's taste, and of the common fashion
 
     def __init__(
         self,
@@ -97,21 +97,19 @@ class World:
         self.requests_per_s = requests_per_s
         self._known: dict[str, Traits] = {}
 
-    # -- who and what there is ---------------------------------------------------------------
-
     def items(self, now_ms: int) -> list[Item]:
         """The catalogue as published until now, oldest first."""
         new = max(0, now_ms - self.start_ms) // self.publish_every_ms
         return [self.item(index) for index in range(self.num_items + new)]
 
     def new_items(self, from_ms: int, until_ms: int) -> list[Item]:
-        """What is published in [from_ms, until_ms), the first catalogue left out."""
+        """Items that are published in [from_ms, until_ms), without the first catalogue."""
         first = max(0, -(-(from_ms - self.start_ms) // self.publish_every_ms) - 1)
-        found = []
+        items = []
         while (item := self.item(self.num_items + first)).time_ms < until_ms:
-            found.append(item)
+            items.append(item)
             first += 1
-        return found
+        return items
 
     def item(self, index: int) -> Item:
         """The item of a number: its fields depend on the seed and the number alone."""
@@ -138,21 +136,21 @@ class World:
         )
 
     def users(self) -> list[User]:
-        """The profiles of all people."""
+        """Profiles of all people."""
         return [self.user(f"u{index}") for index in range(self.num_users)]
 
     def user(self, user_id: Id) -> User:
-        """A profile; it tells a little of the taste, since each age has clusters that it favours."""
+        """A profile; it reveals a little of the taste, since each age favours some clusters."""
         age = (self._cluster(user_id) + self._pick(_AGES_OF_A_CLUSTER, "age", user_id)) % len(_AGES)
         return User(time_ms=self.start_ms, user_id=user_id, fields={"age_band": _AGES[age]})
 
     def know(self, item_id: Id, fields: Mapping[str, Any]) -> None:
-        """Makes an item known by its fields: its tags count, else its author, else its id."""
+        """Registers an item by its fields: by its tags, else its author, else its id."""
         if fields and str(item_id) not in self._known:
             self._known[str(item_id)] = self._traits_of(item_id, fields)
 
     def next_requests(self, from_ms: int, until_ms: int) -> Iterator[Request]:
-        """Who opens the feed in [from_ms, until_ms), in order: busier in the evening, some people more."""
+        """Requests in [from_ms, until_ms), in order: more in the evening, and more by some people."""
         for second in range(from_ms // 1000, -(-until_ms // 1000)):
             evening = 1 + 0.5 * math.sin(2 * math.pi * (second * 1000 / _HOUR_MS - 14) / 24)
             number = _poisson(self.requests_per_s * evening, uniform(self.seed, "many", second))
@@ -165,8 +163,6 @@ class World:
                     who = int(uniform(self.seed, "who", second, i) ** 2 * self.num_users)
                     yield Request(time_ms, f"u{who}")
 
-    # -- what they like ------------------------------------------------------------------------
-
     def true_long_view(self, user_id: Id, item_id: Id, time_ms: int, rank: int = 0) -> float:
         """P(long view | shown at this rank). Lower ranks are watched with less patience."""
         traits = self.traits(item_id)
@@ -174,7 +170,7 @@ class World:
         return _sigmoid(traits.base + liking - IMPATIENCE * rank)
 
     def taste(self, user_id: Id, tag: str, time_ms: int) -> float:
-        """How much a user likes a tag now: shared, own, drifting, of the moment, and the fashion."""
+        """A user's liking of a tag now: shared, personal, drifting and momentary parts, and the fashion."""
         seed = self.seed
         return (
             self.shared_taste(self._cluster(user_id), tag, time_ms)
@@ -184,42 +180,42 @@ class World:
         )
 
     def shared_taste(self, cluster: int, tag: str, time_ms: int) -> float:
-        """The mean of the tastes of a cluster's people; their variance is OWN_VARIANCE."""
+        """Mean taste of a cluster's people; the variance around it is OWN_VARIANCE."""
         return 0.6 * _normal(self.seed, "cluster", cluster, tag) + self.trend * _turning(
             self.seed, time_ms, _TREND_MS, "trend", tag
         )
 
     def clusters_of(self, age_band: str) -> list[int]:
-        """The clusters that people of an age may be of. Each is as likely."""
+        """Clusters that people of an age band may belong to, equally likely."""
         age = _AGES.index(age_band)
         return [(age - older) % _CLUSTERS for older in range(_AGES_OF_A_CLUSTER)]
 
     def traits(self, item_id: Id) -> Traits:
-        """What matters about an item; one that isn't known is something of its own."""
-        known = self._known.get(str(item_id))
-        if known is None:
+        """Traits of an item; an unregistered one gets traits of its own."""
+        traits = self._known.get(str(item_id))
+        if traits is None:
             index = self._own_index(item_id)
             fields = self.item(index).fields if index is not None else {}
-            known = self._known[str(item_id)] = self._traits_of(item_id, fields)
-        return known
+            traits = self._known[str(item_id)] = self._traits_of(item_id, fields)
+        return traits
 
     def react(
         self, user_id: Id, item_ids: Sequence[Id], request_id: str, time_ms: int
     ) -> list[Engagement]:
-        """What the viewer does with a list that was served at ``time_ms``, in time order.
+        """The viewer's engagements with a list served at ``time_ms``, in time order.
 
-        Items are watched one after the other until the viewer has had enough: what they don't reach has no
-        ``view`` and was never shown. What comes with the view comes before it; a few things come later.
+        Items are watched one after the other until the viewer has had enough: unreached ones get no ``view`` and
+        were never shown. Engagements with the view precede it; a few come later.
         """
-        found: list[Engagement] = []
+        engagements: list[Engagement] = []
         now_ms = time_ms + 300
         for rank, item_id in enumerate(item_ids):
             if rank and uniform(self.seed, request_id, rank, "stays") > 0.95:
                 break
-            shown = self._watch(user_id, item_id, request_id, now_ms, rank)
-            found.extend(shown)
-            now_ms = next(e.time_ms for e in shown if e.kind == "view") + 200
-        return sorted(found, key=lambda engagement: engagement.time_ms)
+            item_engagements = self._watch(user_id, item_id, request_id, now_ms, rank)
+            engagements.extend(item_engagements)
+            now_ms = next(e.time_ms for e in item_engagements if e.kind == "view") + 200
+        return sorted(engagements, key=lambda engagement: engagement.time_ms)
 
     def _watch(
         self, user_id: Id, item_id: Id, request_id: str, start_ms: int, rank: int
@@ -244,7 +240,7 @@ class World:
                 kinds.append(("hide", end_ms))
             if watch_ms < 0.2 * duration_ms:
                 kinds.append(("skip", end_ms))
-        # Sorting is stable, so the view stays behind what happened at its own time.
+        # Sorting is stable, so the view stays behind other events of the same time.
         kinds = sorted([*kinds, ("view", end_ms)], key=lambda pair: pair[1])
         return [
             Engagement(
@@ -284,7 +280,7 @@ class World:
 
 
 def after_chance(kind: str, liked: Number) -> Number:
-    """P(a kind of ``AFTER`` follows | long view), of somebody who likes the item so much."""
+    """P(a kind of ``AFTER`` follows | long view), given the probability of a long view."""
     return AFTER[kind][0] * 2 * liked
 
 
@@ -305,7 +301,7 @@ def _normal(seed: int, *ids: Id) -> float:
 
 
 def _turning(seed: int, time_ms: int, period_ms: int, *ids: Id) -> float:
-    """A smooth path through one normal draw each period; of variance 1 at all times."""
+    """A smooth path through one normal draw each period; its variance is 1 at all times."""
     at = time_ms / period_ms + uniform(seed, "phase", *ids)
     before = math.floor(at)
     angle = (at - before) * math.pi / 2
@@ -314,7 +310,7 @@ def _turning(seed: int, time_ms: int, period_ms: int, *ids: Id) -> float:
 
 
 def _poisson(mean: float, draw: float) -> int:
-    """The Poisson number at a quantile. Means are small here: a few requests a second."""
+    """Poisson quantile of a draw. Means are small here: a few requests a second."""
     number, chance = 0, math.exp(-mean)
     below = chance
     while draw > below and number < 10_000:

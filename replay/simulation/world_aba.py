@@ -1,8 +1,8 @@
-"""A world whose tastes are A, then B, then A again: what a model has to remember shows on return.
+"""A world whose tastes are A, then B, then A again: it measures what a model remembers on return.
 
-In B everybody has the taste of somebody else (``tastes``), or other people come, with other tastes
-(``people``), or it is as A (``nothing``), which tells how the second A would be without a B. Within a phase
-tastes stand still, so that the second A is the first one, and nothing else changes: items and habits go on.
+In B everybody has the taste of somebody else (``tastes``), or other people come with other tastes
+(``people``), or B equals A (``nothing``), which shows the second A without a B. Within a phase tastes are
+constant, so that the second A equals the first; items and habits don't change.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,12 @@ CHANGES: Final = ("tastes", "people", "nothing")
 
 
 class WorldABA(World):
-    """``phase_ms``: how long each of the three phases lasts. ``change``: what is another in B."""
+    """``phase_ms``: duration of each of the three phases. ``change``: what differs in B."""
 
     def __init__(
-        self, seed: int = 0, *of: Any, phase_ms: int, change: str = "tastes", **more: Any
+        self, seed: int = 0, *sizes: Any, phase_ms: int, change: str = "tastes", **options: Any
     ) -> None:
-        super().__init__(seed, *of, **more)
+        super().__init__(seed, *sizes, **options)
         if change not in CHANGES:
             raise ValueError(f"change is {change!r}, expected one of {', '.join(CHANGES)}")
         self.change = change
@@ -31,11 +31,11 @@ class WorldABA(World):
         self.phase_ms = phase_ms
 
     def phase(self, time_ms: int) -> int:
-        """0, 1 or 2: the first A, B, and A again, which lasts for ever."""
+        """0, 1 or 2: the first A, B, and A again, which never ends."""
         return min(max(0, time_ms - self.start_ms) // self.phase_ms, len(PHASES) - 1)
 
     def starts_ms(self) -> Sequence[int]:
-        """When each phase begins."""
+        """Begin of each phase."""
         return [self.start_ms + n * self.phase_ms for n in range(len(PHASES))]
 
     def users(self) -> list[User]:
@@ -50,5 +50,5 @@ class WorldABA(World):
             yield request
 
     def taste(self, user_id: Id, tag: str, time_ms: int) -> float:
-        other = self.change != "nothing" and PHASES[self.phase(time_ms)] == "B"
-        return super().taste(f"{user_id}/B" if other else user_id, tag, self.start_ms)
+        is_other_taste = self.change != "nothing" and PHASES[self.phase(time_ms)] == "B"
+        return super().taste(f"{user_id}/B" if is_other_taste else user_id, tag, self.start_ms)

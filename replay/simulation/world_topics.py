@@ -1,4 +1,4 @@
-"""What the simulated world is about: topics with a hue, emoji and sub-topics. Nothing here is real."""
+"""Topics of the simulated world, with hue, emoji and sub-topics. All of it is made up."""
 
 from dataclasses import dataclass
 from typing import Final

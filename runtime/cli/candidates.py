@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.promotion.epoch_model import with_size
-from experiments.promotion.lifecycle import Lifecycle, CandidateState, is_guard_name
+from experiments.promotion.lifecycle import CandidateState, Lifecycle, is_guard_name
 from experiments.statistics.significance import AnytimeEstimate
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
@@ -53,7 +53,7 @@ class View:
         for said in self._control.turn():
             self.promoter.fold(said)
         self.promoter.read()
-        return [self._row(its) for its in self.promoter.lifecycle.standings.values()]
+        return [self._row(its) for its in self.promoter.lifecycle.candidates.values()]
 
     def _row(self, its: CandidateState) -> dict[str, Any]:
         evidence = self.promoter.evidence(its)
@@ -64,7 +64,7 @@ class View:
             "share": its.share,
             "step": self.promoter.cases[its.line].step,
             "failed": list(evidence.failed),
-            "why": self.promoter.opinion(its) if its.at_work else its.why,
+            "why": self.promoter.opinion(its) if its.active else its.why,
             **numbers(evidence),
         }
 
@@ -106,7 +106,7 @@ def drawn(rows: list[dict[str, Any]], promoter: Promoter) -> Table:
         table.add_column(column)
     table.add_column("said", overflow="fold")
     for row in rows:
-        its = promoter.evidence(promoter.lifecycle.standings[row["line"]]).compared
+        its = promoter.evidence(promoter.lifecycle.candidates[row["line"]]).compared
         stage = f"{row['stage']} {row['share']:.0%}" if row["share"] else row["stage"]
         why = "; ".join(row["failed"]) or row["why"]
         calibration = f"{its.candidate_calibration:.3f} (live {its.live_calibration:.3f})"
@@ -156,8 +156,8 @@ def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> 
             name, features, own.model, holdout_from_ms=wall_ms(), log_id=log.id, or_data=True,
             unlearned=control.lifecycle.unlearned,
         )  # fmt: skip
-        if name in control.lifecycle.standings:
-            stage = control.lifecycle.standings[name].stage
+        if name in control.lifecycle.candidates:
+            stage = control.lifecycle.candidates[name].stage
             raise Refused(f"{name} was proposed before, and is {stage}: a name is used once")
         said = Candidate(
             line=name, registry=str(folder), kind=its.kind, learns=not frozen,
@@ -174,8 +174,8 @@ def approve(
     with with_system(state) as (_, log):
         control = ControlReader(log)
         control.turn()
-        standing = control.lifecycle.standings.get(name)
-        if standing is None or not standing.at_work or standing.guards:
+        standing = control.lifecycle.candidates.get(name)
+        if standing is None or not standing.active or standing.guards:
             raise Refused(
                 f"{name} is {standing.stage if standing else 'not known'}: nothing to approve"
             )
@@ -231,11 +231,11 @@ def rollback(
 
 def _meant(lifecycle: Lifecycle, name: str) -> str:
     """What is to be rolled back: a candidate at work, or the live line in its epoch. Raises Refused."""
-    standing, live = lifecycle.standings.get(name), lifecycle.live
+    standing, live = lifecycle.candidates.get(name), lifecycle.live
     its = None if live is None else f"{live.line}/{live.epoch}"
     if not name:
         return lifecycle.canary.line if lifecycle.canary else its or ""
-    if standing is not None and standing.at_work:
+    if standing is not None and standing.active:
         return name
     if its and (name == its or (live is not None and live.candidate == name)):
         return its

@@ -57,4 +57,6 @@ def check_folders(*files: Path | None) -> None:
     """Raises ValueError for an output file whose folder is missing: before the work, not after it."""
     for file in files:
         if file is not None and not file.parent.is_dir():
-            raise ValueError(f"{file}: there is no folder {file.parent}; create it, or name another")
+            raise ValueError(
+                f"{file}: there is no folder {file.parent}; create it, or name another"
+            )

@@ -12,7 +12,7 @@ import typer
 
 from experiments.assignment.target_policy import TargetPolicy, read_target
 from experiments.statistics.off_policy import WeightedLists, by_rank, estimates, support
-from recsys.config.yaml_with_lines import Marked
+from recsys.config.yaml_with_lines import YamlWithLines
 
 REFUSED = 1
 
@@ -75,7 +75,7 @@ def measured(file: Path, state: Path | None, most: int, alpha: float) -> dict[st
 
 
 def _state_in(text: str, file: Path) -> object:
-    value = Marked(text, file).value
+    value = YamlWithLines(text, file).value
     return value.get("state") if isinstance(value, dict) else None
 
 
@@ -90,9 +90,11 @@ def _gone(share: float, why: str) -> list[str]:
     ]
 
 
-def _values(target: TargetPolicy, lists: WeightedLists, alpha: float, refused: list[str]) -> dict[str, Any]:
+def _values(
+    target: TargetPolicy, lists: WeightedLists, alpha: float, refused: list[str]
+) -> dict[str, Any]:
     its = support(lists)
-    refused = [*refused, *its.refusals()]
+    refused = [*refused, *its.problems()]
     found: dict[str, Any] = {
         "policy": target.name,
         "overrides": target.overrides,

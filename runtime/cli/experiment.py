@@ -13,10 +13,10 @@ from rich.console import Console
 
 from experiments.assignment.definition import Experiment, read_experiments
 from experiments.statistics.readout import Readout, metrics_needed
-from experiments.statistics.revision import ExperimentSet, parse_each, apply_request
+from experiments.statistics.revision import ExperimentSet, apply_request, parse_each
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.control_records import Control, Experiments, ExperimentRequest
+from recsys.events.control_records import Control, ExperimentRequest, Experiments
 from recsys.events.records import CONTROL, pack
 from recsys.features.feature_set_file import FEED_SCHEMA, labels_of
 from recsys.log.protocol import Append, Log
@@ -212,7 +212,9 @@ def read_report(log: Log, config: Config, its: Experiment) -> tuple[Readout, lis
     """What an experiment has shown by now, and what one must know beside it."""
     labels = labels_of(config)
     metrics_needed(its, labels)
-    fold = ExperimentFold(log, config, labels, its, began_ms(readable(log, CONTROL, Control), its.name))
+    fold = ExperimentFold(
+        log, config, labels, its, began_ms(readable(log, CONTROL, Control), its.name)
+    )
     while fold.read():
         pass
     seen = fold.readout()
@@ -246,7 +248,9 @@ def _meant(name: str, said: Experiments, config: Config) -> Experiment:
 def _ask(log: Log, config: Config, wish: ExperimentRequest) -> Experiments:
     """Has the director do it; raises ValueError where it refuses, or doesn't answer."""
     said = newest(log)
-    apply_request(ExperimentSet(said.configs, said.stands), wish, config.policy, labels_of(config), wall_ms())
+    apply_request(
+        ExperimentSet(said.configs, said.stands), wish, config.policy, labels_of(config), wall_ms()
+    )
     (offset,) = log.append(CONTROL, [Append(0, b"", pack(wish))])
     until_s = time.monotonic() + _ANSWER_S
     while time.monotonic() < until_s:

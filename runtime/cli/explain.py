@@ -13,7 +13,7 @@ import msgspec
 import typer
 
 from experiments.assignment.policy import Policy
-from recsys.events.event_types import Served
+from recsys.events.event_types import ServedItem
 from recsys.features.catalogue import Catalogue
 from recsys.features.session import Session
 from replay.answer_check import DIFFERENT, EQUAL, GONE, AnswerCheck, AnswerChecker
@@ -112,7 +112,7 @@ def _brief(session: Session, catalogue: Catalogue, policy: Policy) -> dict[str, 
     return view | {"seen": len(session.seen), "hidden": len(session.hidden)}
 
 
-def _item(served: Served, again: AnswerItem | None) -> dict[str, Any]:
+def _item(served: ServedItem, again: AnswerItem | None) -> dict[str, Any]:
     """As it was logged; predictions and reasons as they were found again."""
     shown: dict[str, Any] = msgspec.to_builtins(served)
     if again is not None:

@@ -1,6 +1,6 @@
 """``recsys forget USER``: asks a running or a stopped system to forget a user, and unlearns them if asked to.
 
-What goes when stands in docs/operations.md. Running: the request goes through the API. Stopped: it is written
+What goes when stands in docs/how-to/operations.md. Running: the request goes through the API. Stopped: it is written
 to the log, and what runs next acts on it.
 """
 

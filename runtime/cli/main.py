@@ -62,7 +62,10 @@ COMMANDS = {
         "runtime.cli.backfill:backfill",
         "Adds missing features to archived examples.",
     ),
-    "forget": ("runtime.cli.forget:forget", "Deletes a user; --unlearn also retrains without them."),
+    "forget": (
+        "runtime.cli.forget:forget",
+        "Deletes a user; --unlearn also retrains without them.",
+    ),
     "data": ("runtime.cli.data:data", "Downloads data sets."),
     "replay": (
         "runtime.cli.replay:replay",
@@ -78,7 +81,10 @@ COMMANDS = {
         "runtime.cli.accept:accept",
         "Measures the AUC cost of int8 rows, and accepts or refuses them.",
     ),
-    "study": ("benchmarks.study:study", "Measures the value of freshness and other design choices."),
+    "study": (
+        "benchmarks.study:study",
+        "Measures the value of freshness and other design choices.",
+    ),
     "bench": ("benchmarks.bench:bench", "Benchmarks speed against common alternatives."),
 }
 
@@ -106,9 +112,9 @@ class _LazyGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except ValueError as error:
-            from recsys.config.loader import BadSettings
+            from recsys.config.loader import ConfigError
 
-            if not isinstance(error, BadSettings):
+            if not isinstance(error, ConfigError):
                 raise
             typer.secho(f"recsys: {error}", fg="red", err=True)
             raise typer.Exit(2) from error

@@ -84,7 +84,13 @@ def diff(a: Name, b: Name, registry: Folder = Path("registry"), json: Json = Fal
 
 def listed(registry: Path) -> list[dict[str, Any]]:
     """A line for each candidate, by the time when it was made."""
-    from training.candidates.registry import Refused, Registry, iso, describe_model, describe_teacher
+    from training.candidates.registry import (
+        Refused,
+        Registry,
+        describe_model,
+        describe_teacher,
+        iso,
+    )
 
     its = Registry(registry)
     rows: list[tuple[int, dict[str, Any]]] = []

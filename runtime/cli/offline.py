@@ -1,6 +1,6 @@
 """`recsys offline`: trains a candidate from an archive or a data set, in this process or on a Ray cluster.
 
-What it does is told in docs/offline.md. The same command finds what it began before, and goes on.
+What it does is told in docs/how-to/offline.md. The same command finds what it began before, and goes on.
 """
 
 import subprocess

@@ -12,20 +12,20 @@ from runtime.cli.common import StateOption
 
 def run(name: str, state: str) -> int:
     """Runs the part to its end; returns the exit status."""
-    from recsys.process.gc_control import settle
+    from recsys.process.latency_tuning import freeze_gc
     from recsys.process.part_process import Stop, run_part
-    from recsys.process.process_priority import session_steps_back
+    from recsys.process.process_priority import lower_session_priority
     from runtime.supervision import launch_plan
     from runtime.supervision.part_table import body, niceness
     from runtime.supervision.processes import mark
 
     mark()
     config, _ = launch_plan.read(state)
-    session_steps_back(niceness(name))
+    lower_session_priority(niceness(name))
 
     def work(stop: Stop) -> None:
         loop = body(name)  # imported here, so that the heartbeat reports an import error too
-        settle()
+        freeze_gc()
         loop(config, stop)
 
     return run_part(name, config.state, work, config.logging.format)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from replay.request_timeline import TimelineReader, RequestTimeline, Moment
+from replay.request_timeline import Moment, RequestTimeline, TimelineReader
 from runtime.supervision import launch_plan as plans
 
 
@@ -67,9 +67,9 @@ def as_values(life: RequestTimeline) -> dict[str, Any]:
         | {"after_ms": moment.at_ms - _began_ms(life)}
         for moment in life.moments
     ]
-    from recsys.observability.spans import number_of
+    from recsys.observability.spans import trace_number
 
-    trace_id = f"{number_of(life.request_id):032x}"
+    trace_id = f"{trace_number(life.request_id):032x}"
     return {
         "request_id": life.request_id,
         "trace_id": trace_id,

@@ -13,13 +13,13 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from recsys.config.loader import BadSettings
+from recsys.config.loader import ConfigError
 from recsys.config.policy_config import check_rules, check_weights
 from recsys.config.system_config import Config, digest
 from recsys.events.field_schema import CATEGORICAL
 from recsys.features.feature_set_file import feature_set
 from recsys.observability.log_lines import log_to_file
-from recsys.observability.otlp_export import check_installed
+from recsys.observability.span_export import check_installed
 from recsys.process.part_process import run_folder
 from runtime.cli.common import ConfigOption, StateOverride
 from runtime.reports.status_table import exposure_warning, parts_table
@@ -89,7 +89,7 @@ def start(
                 resolved, plan = _plan(config, viewers, only or [], control_room)
             except (PortTaken, ValueError) as error:
                 console.print(f"[red]recsys:[/red] {error}", highlight=False)
-                return 2 if isinstance(error, BadSettings) else 1
+                return 2 if isinstance(error, ConfigError) else 1
             launch_plan.write(resolved, plan)
             if warning := exposure_warning(resolved):
                 console.print(
@@ -121,7 +121,7 @@ def _plan(
         check_installed(resolved.tracing.endpoint)
         spec_of(resolved)  # otherwise a part would fail with it, and never get ready
     except ValueError as error:
-        raise BadSettings(str(error)) from None
+        raise ConfigError(str(error)) from None
     table(plan)  # raises ValueError for an unknown part in ``only``
     return resolved, plan
 

@@ -76,7 +76,7 @@ class ControlStory:
                     "since_ms": its.since_ms,
                     "why": its.why,
                 }
-                for its in reversed(self.lifecycle.standings.values())
+                for its in reversed(self.lifecycle.candidates.values())
             ][:KEPT],
             "decisions": list(reversed(self.decisions)),
             "alarms": list(reversed(self.alarms)),

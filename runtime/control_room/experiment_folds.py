@@ -17,7 +17,7 @@ from experiments.statistics.readout import Readout
 from experiments.statistics.revision import parse_each
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.control_records import Experiments, Stand
+from recsys.events.control_records import Experiments, ExperimentState
 from recsys.features.feature_set_file import labels_of
 from recsys.log.protocol import Log
 from runtime.reports.experiment_summary import began_ms, notes_of, row_of
@@ -130,7 +130,7 @@ class Trials:
             return {"name": its.name, "unread": row.get("failed", "not read yet")}
         return row_of(its, said) | row
 
-    def _ended(self, name: str, stand: Stand) -> dict[str, Any]:
+    def _ended(self, name: str, stand: ExperimentState) -> dict[str, Any]:
         row = {"name": name, "state": stand.state, "why": stand.why}
         if "report" in self._rows.get(name, {}):
             return {"hypothesis": ""} | self._rows[name] | row | {"behind": False}
@@ -175,6 +175,6 @@ def _line(seen: Readout, number: int) -> dict[str, Any]:
     return {
         "metric": line.metric, "role": line.role, "arm": line.arm, "said": line.said, "p": line.p,
         "control": its.control, "treatment": its.treatment, "relative": its.relative,
-        "low": its.low, "high": its.high, "known": its.known, "tolerated": line.tolerated,
+        "low": its.low, "high": its.high, "known": its.excludes_zero, "tolerated": line.tolerated,
         "higher_is_better": line.higher_is_better,
     }  # fmt: skip

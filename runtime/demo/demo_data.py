@@ -34,7 +34,9 @@ def choose(
     if named == WORLD:
         return pasts.warmup_from_world(now_ms), "the simulated world, as RECSYS_DATA says"
     if named:
-        return pasts.warmup_from_dataset(open_dataset(named), limit), f"{named}, as RECSYS_DATA says"
+        return pasts.warmup_from_dataset(
+            open_dataset(named), limit
+        ), f"{named}, as RECSYS_DATA says"
     root = root or Path(recsys.__file__).resolve().parent.parent
     for folder in (root / _BESIDE, data.FOLDER):
         if folder.is_dir() and any(folder.iterdir()):

@@ -16,7 +16,7 @@ from experiments.promotion.epoch_model import config_at
 from parameter_server.shard.shard import ShardSpec
 from recsys.config.system_config import Config
 from recsys.features.feature_set_file import feature_set
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
 from runtime.supervision import launch_plan as plans

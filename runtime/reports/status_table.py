@@ -1,4 +1,4 @@
-"""Tables of ``recsys up`` and ``recsys status``: the parts, their throughput and lag, and useful addresses."""
+"""Tables of ``recsys up`` and ``recsys status``: the parts, throughput, lag and addresses."""
 
 import re
 import time
@@ -83,7 +83,9 @@ def addresses(config: Config) -> list[str]:
     """Lists the addresses of feed, control room, dashboard, session store and log."""
     serve, room = config.serve, control_room_url(config).partition("#")[0]
     key = f"{config.state}/run/{CONTROL_KEY}"
-    dashboard = f"http://127.0.0.1:{serve.dashboard_port}  (Ray's; token in {config.state}/run/ray.token)"
+    dashboard = (
+        f"http://127.0.0.1:{serve.dashboard_port}  (Ray's; token in {config.state}/run/ray.token)"
+    )
     return [
         f"feed       {feed_url(config)}",
         *([f"control    {room}  (key in {key})"] if room else []),

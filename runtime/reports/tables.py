@@ -14,7 +14,7 @@ def plain_table(
     right: Container[str] = (),
     fold: Container[str] = (),
 ) -> Table:
-    """Builds a table without borders. ``right``: columns aligned right; ``fold``: columns whose text wraps."""
+    """Builds a table without borders. ``right``: right-aligned columns; ``fold``: columns that wrap."""
     names = list(columns)
     table = Table(
         title=title, box=None, pad_edge=False, header_style="bold", title_justify="left",

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from experiments.promotion.acceptance import Accept, mismatch
-from recsys.config.loader import BadSettings
+from recsys.config.loader import ConfigError
 from recsys.config.system_config import Config, digest
 from recsys.features.feature_set import FeatureSet
 from recsys.process.part_process import write_atomically
@@ -37,7 +37,7 @@ def write_accepted(state: str | Path, accepted: Accept) -> Path:
 
 
 def check_accepted(config: Config, features: FeatureSet) -> None:
-    """Raises BadSettings where ``serve.rows`` is a format that wasn't accepted for this state folder."""
+    """Raises ConfigError where ``serve.rows`` is a format that wasn't accepted for this state folder."""
     form = config.serve.rows
     if form == "float32":
         return
@@ -50,12 +50,12 @@ def check_accepted(config: Config, features: FeatureSet) -> None:
     try:
         accepted = msgspec.json.decode(file.read_bytes(), type=Accept)
     except FileNotFoundError:
-        raise BadSettings(
+        raise ConfigError(
             f"serve.rows is {form!r}, but its cost was never measured here: there is no {file}; {remedy}"
         ) from None
     except msgspec.MsgspecError as error:
-        raise BadSettings(f"{file} can't be read ({error}); {remedy}") from None
+        raise ConfigError(f"{file} can't be read ({error}); {remedy}") from None
     if why := mismatch(accepted, features, config.model):
-        raise BadSettings(
+        raise ConfigError(
             f"serve.rows is {form!r}, but {file} doesn't match this system: {why}; {remedy}"
         )

@@ -1,7 +1,7 @@
-"""What one ``recsys up`` runs: the configuration with real addresses in it, ports, and secrets in files.
+"""The launch plan of ``recsys up``: the configuration with real addresses, free ports, and secrets.
 
-Everything stands in ``state/run``, readable by its owner only, before the first part starts; each part reads
-it from there.
+All of it is written to ``STATE/run``, readable by its owner only, before the first part starts; each part
+reads it from there.
 """
 
 import secrets
@@ -19,16 +19,17 @@ from recsys.process.part_process import run_folder, write_atomically
 from runtime.supervision.processes import holders
 
 _LOOPBACK: Final = "127.0.0.1"
-CONTROL_KEY: Final = "control.key"  # of the control room, in ``state/run``
-EMBEDDED_KAFKA: Final = "kafka://"  # without an address: a broker of our own
+CONTROL_KEY: Final = "control.key"  # the control room's key file, in ``STATE/run``
+EMBEDDED_KAFKA: Final = "kafka://"  # no address: starts an embedded broker
 VALKEY_USER: Final = "recsys"
-CONTROL_ROOM_PORT: Final = 8001  # of who asks for one and names no port, where it is free
-_FIRST_PORT: Final = 20_000  # of the range that free ports are taken from: below what systems give
-_LAST_PORT: Final = 29_999  # to outgoing connections, and above Ray's own defaults
+CONTROL_ROOM_PORT: Final = 8001  # default of `recsys demo`, if it is free
+# Free ports are taken from this range: below the systems' ephemeral ports, above Ray's defaults.
+_FIRST_PORT: Final = 20_000
+_LAST_PORT: Final = 29_999
 
 
 class RayPorts(msgspec.Struct, frozen=True):
-    """The ports of a Ray head and of what Serve adds. Workers take any port, by themselves."""
+    """Ports of the Ray head and of Ray Serve. Ray workers choose their ports themselves."""
 
     gcs: int
     node_manager: int
@@ -47,37 +48,36 @@ class RayPorts(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run. ``embedded`` names the services that we start ourselves."""
+    """Choice of parts to run, with the ports that were chosen for them."""
 
     ray: RayPorts
-    embedded: list[str] = []  # of "valkey", "broker", "ray"
-    viewers: float = 0.0  # requests a second of simulated viewers; 0: none
-    metrics: bool = False  # whether the parts' metrics are served
+    embedded: list[str] = []  # services that the system starts itself: "valkey", "broker", "ray"
+    viewers: float = 0.0  # requests per second of simulated viewers; 0: none
+    metrics: bool = False  # whether to serve the parts' metrics
     control_room: bool = False
-    only: list[str] = []  # these parts and what they need; empty: all
-    asked: str = ""  # digest of the configuration before anything was filled in
-    plain_serve: bool = False  # Serve as it comes, with its own proxy: what the bench compares with
+    only: list[str] = []  # these parts and their dependencies; empty: all
+    asked: str = ""  # digest of the configuration before addresses were filled in
+    plain_serve: bool = False  # Ray Serve with its default proxy: the baseline of a benchmark
 
     @property
     def owns_ray(self) -> bool:
-        """Whether the Ray cluster is ours; else others may use it too."""
+        """Whether this system started the Ray cluster; otherwise other applications may share it."""
         return "ray" in self.embedded
 
 
 class PortTaken(RuntimeError):
-    """A port that is needed is in use: which, for what, by whom."""
+    """A configured port is in use by another process."""
 
 
 def resolve(
     config: Config, *, viewers: float = 0.0, only: Iterable[str] = (), ray_address: str = "",
     control_room: bool = False,
 ) -> tuple[Config, Plan]:  # fmt: skip
-    """Fills in addresses and free ports. A port 0 of ``serve`` takes a free one.
+    """Fills in addresses and free ports. Port 0 in ``serve`` means any free port.
 
-    ``ray_address`` is that of a cluster which runs already (RAY_ADDRESS): then we start none.
-    ``control_room``: there is one also where no port is configured. Raises
-    PortTaken where a port that the configuration names is in use, ValueError where several nodes are
-    asked for and no cluster runs.
+    ``ray_address`` is the address of a running cluster (RAY_ADDRESS); without one the plan starts Ray.
+    ``control_room`` plans one even where no port is configured for it. Raises PortTaken where a configured
+    port is in use, ValueError for several nodes without a running cluster.
     """
     if config.nodes > 1 and not ray_address:
         raise ValueError(
@@ -89,7 +89,7 @@ def resolve(
     named |= {"metrics.port": config.metrics.port} if config.metrics.port else {}
     if config.control_room.port:
         named["control_room.port"] = config.control_room.port
-    if not ray_address:  # in a cluster of others Serve may run already, and have its port
+    if not ray_address:  # in an existing cluster Serve may already run, and hold its port
         _check_free({name: port for name, port in named.items() if port})
     free = _free_ports(avoid=set(named.values()))
     serve = replace(
@@ -99,13 +99,13 @@ def resolve(
     )
     room = config.control_room
     if control_room and not room.port:
-        usual = CONTROL_ROOM_PORT not in named.values() and _can_bind(CONTROL_ROOM_PORT)
-        room = replace(room, port=CONTROL_ROOM_PORT if usual else next(free))
+        is_free = CONTROL_ROOM_PORT not in named.values() and _can_bind(CONTROL_ROOM_PORT)
+        room = replace(room, port=CONTROL_ROOM_PORT if is_free else next(free))
     embedded = [] if ray_address else ["ray"]
     sessions, log = config.sessions, config.log
     if sessions.url == "embedded":
         embedded.append("valkey")
-        # A port on loopback is open to everyone on the machine.
+        # Every user of the machine can connect to a loopback port.
         password = secrets.token_urlsafe(32)
         url = f"redis://{VALKEY_USER}:{password}@{_LOOPBACK}:{next(free)}/0"
         sessions = replace(sessions, url=url)
@@ -115,7 +115,7 @@ def resolve(
     state = str(Path(config.state).resolve())
     ray = RayPorts(*(next(free) for _ in RayPorts.__struct_fields__))
     tracing = config.tracing
-    if tracing.file:  # Ray's workers have folders of their own
+    if tracing.file:  # Ray's workers run in other folders
         tracing = replace(tracing, file=str(Path(tracing.file).resolve()))
     config = replace(
         config, state=state, serve=serve, sessions=sessions, log=log, tracing=tracing,
@@ -130,13 +130,15 @@ def resolve(
 
 
 def feed_url(config: Config) -> str:
-    """Where this machine reaches the API: over loopback where it binds to all interfaces."""
+    """Local URL of the API: on loopback where it binds to all interfaces."""
     return _url(config.serve.host, config.serve.port)
 
 
 def control_room_url(config: Config) -> str:
-    """Where this machine reaches the control room, with its key behind the #, which a browser sends nowhere;
-    empty where there is none."""
+    """Local URL of the control room, empty where it is off.
+
+    Its key is in the fragment (after the #), which browsers never send.
+    """
     room, file = config.control_room, Path(config.state) / "run" / CONTROL_KEY
     if not room.port or not file.exists():
         return ""
@@ -149,23 +151,23 @@ def _url(host: str, port: int) -> str:
 
 
 def port_of(url: str) -> int:
-    """The port of ``redis://host:port/db`` or ``kafka://host:port``."""
+    """Port of ``redis://host:port/db`` or ``kafka://host:port``."""
     return int(url.rpartition("://")[2].partition("/")[0].rpartition(":")[2])
 
 
 def _check_free(named: dict[str, int]) -> None:
-    held = holders(named.values())
+    listeners = holders(named.values())
     for name, port in named.items():
-        if port in held or not _can_bind(port):
+        if port in listeners or not _can_bind(port):
             variable = "RECSYS__" + name.upper().replace(".", "__")
             raise PortTaken(
-                f"port {port} ({name}) is in use by {held.get(port, 'a process that is not visible')}: "
+                f"port {port} ({name}) is in use by {listeners.get(port, 'a process that is not visible')}: "
                 f"end it, or choose another port with {variable}=..."
             )
 
 
 def _free_ports(avoid: set[int]) -> Iterator[int]:
-    """Ports on which nothing listens now. They start at a random place, so that two systems seldom meet."""
+    """Yields unused ports, from a random start, so that two systems rarely compete for one."""
     size = _LAST_PORT - _FIRST_PORT + 1
     first = secrets.randbelow(size)
     for step in range(size):
@@ -185,7 +187,7 @@ def _can_bind(port: int) -> bool:
 
 
 def write(config: Config, plan: Plan) -> None:
-    """Writes configuration, plan and secrets to ``state/run``; secrets that stand already are kept."""
+    """Writes configuration, plan and secrets to ``STATE/run``; keeps existing secrets."""
     folder = run_folder(config.state)
     write_atomically(folder / "config.json", msgspec.json.encode(config))
     write_atomically(folder / "plan.json", msgspec.json.encode(plan))
@@ -195,7 +197,7 @@ def write(config: Config, plan: Plan) -> None:
 
 
 def read(state: str | Path) -> tuple[Config, Plan]:
-    """What ``write`` wrote. Raises FileNotFoundError, saying what to do, where nothing was started."""
+    """Reads back what ``write`` wrote. Raises FileNotFoundError, with a remedy, where nothing was started."""
     folder = Path(state) / "run"
     try:
         config = msgspec.json.decode((folder / "config.json").read_bytes(), type=Config)

@@ -134,7 +134,9 @@ def _distribution(machine: Machine, wanted: Requirement) -> Check:
     if not error:
         return Check(wanted.distribution, "ok", version)
     foreign = "undefined symbol" in error or "Could not load this library" in error
-    problem = f"{version} can't be imported: {'built for another torch: ' if foreign else ''}{error}"
+    problem = (
+        f"{version} can't be imported: {'built for another torch: ' if foreign else ''}{error}"
+    )
     # torchrec imports fbgemm_gpu, and then fails with the same error.
     follows = wanted.module == "torchrec" and machine.imports.get("fbgemm_gpu")
     remedy = "fix fbgemm-gpu-cpu first" if follows else wanted.remedy

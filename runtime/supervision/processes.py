@@ -1,8 +1,8 @@
-"""Processes as the supervisor starts, knows again and ends them, and the ports that they listen on.
+"""Starts, identifies and ends the parts' processes, and lists the ports that they listen on.
 
-Each part is the leader of a session of its own, and so are known by their session all that it starts; and
-Ray's workers, which begin one each, by their environment (``niceness.PART``). A recorded process is known
-again by its id *and* its start time, so that nothing else is ever ended, however long ago it was recorded.
+Each part leads its own session, so its children are found by their session. Ray's workers begin sessions of
+their own and are found by an environment variable (``process_priority.PART``). A recorded process is
+identified by its id *and* its start time, so that no unrelated process is ever ended, however old the record.
 """
 
 import contextlib
@@ -21,20 +21,20 @@ import psutil
 from recsys.process.part_process import read_beat
 from recsys.process.process_priority import PART
 
-# Start times are read against the clock, which may have been set meanwhile.
+# Start times depend on the clock, which may have been set in between.
 _SAME_START_S: Final = 2.0
 _OUTPUT_BYTES: Final = 5_000_000
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """A process, for as long as one needs to know it again."""
+    """Process id and start time: identifies a process even after its id was reused."""
 
     pid: int
     started: float  # seconds since 1970
 
 
 def identify(pid: int) -> Identity:
-    """Raises ProcessLookupError where there is none."""
+    """Returns the identity of a running process. Raises ProcessLookupError where there is none."""
     try:
         return Identity(pid, psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:
@@ -42,7 +42,7 @@ def identify(pid: int) -> Identity:
 
 
 def alive(identity: Identity) -> bool:
-    """Whether that process (and not another of its id) runs."""
+    """Whether this process runs, and not another one with its id."""
     try:
         process = psutil.Process(identity.pid)
         same = abs(process.create_time() - identity.started) < _SAME_START_S
@@ -52,31 +52,29 @@ def alive(identity: Identity) -> bool:
 
 
 def members(leader: Identity) -> list[int]:
-    """The processes of the session that ``leader`` leads or led, itself included, and all that came of them,
-    in whatever session they are."""
+    """Process ids of the leader's session, including the leader, and of all descendants in other sessions."""
     return list(parts_of({"": leader}))
 
 
 def parts_of(leaders: Mapping[str, Identity]) -> dict[int, str]:
-    """The part of each process that is a member of one, by the parts' leaders: in one look at all of them."""
+    """Maps process ids to parts, given each part's leader, in one pass over all processes."""
     by_pid = {leader.pid: (part, leader) for part, leader in leaders.items()}
-    led = {pid for pid, (_, leader) in by_pid.items() if not _is_another(leader)}
-    found: dict[int, str] = {}
+    led = {pid for pid, (_, leader) in by_pid.items() if not _is_reused(leader)}
+    part_of: dict[int, str] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             session = os.getsid(process.pid)
-            inside = session if session in led else _came_of(process, by_pid)
-            if inside is None or process.status() == psutil.STATUS_ZOMBIE:
+            leader_pid = session if session in led else _marked_leader(process, by_pid)
+            if leader_pid is None or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            part, leader = by_pid[inside]
+            part, leader = by_pid[leader_pid]
             if process.create_time() >= leader.started - _SAME_START_S:
-                found[process.pid] = part
-    return found
+                part_of[process.pid] = part
+    return part_of
 
 
-def _is_another(leader: Identity) -> bool:
-    """Whether another process has the leader's id by now: a session keeps its id until its last member has
-    gone."""
+def _is_reused(leader: Identity) -> bool:
+    """Whether another process has the leader's id. A session keeps its id until its last member ends."""
     try:
         started: float = psutil.Process(leader.pid).create_time()
     except psutil.Error:
@@ -84,8 +82,10 @@ def _is_another(leader: Identity) -> bool:
     return abs(started - leader.started) >= _SAME_START_S
 
 
-def _came_of(process: psutil.Process, leaders: Mapping[int, tuple[str, Identity]]) -> int | None:
-    """Which of the leaders its environment names (``mark``), by id."""
+def _marked_leader(
+    process: psutil.Process, leaders: Mapping[int, tuple[str, Identity]]
+) -> int | None:
+    """Process id of the leader that the process's environment names (see ``mark``)."""
     pid, _, started = process.environ().get(PART, "").partition(":")
     if not pid.isdigit() or int(pid) not in leaders:
         return None
@@ -94,24 +94,24 @@ def _came_of(process: psutil.Process, leaders: Mapping[int, tuple[str, Identity]
 
 
 def mark() -> None:
-    """Has all that this process will start name it in its environment."""
-    its = identify(os.getpid())
-    os.environ[PART] = f"{its.pid}:{its.started:.3f}"
+    """Names this process in the environment that all its future children inherit."""
+    identity = identify(os.getpid())
+    os.environ[PART] = f"{identity.pid}:{identity.started:.3f}"
 
 
-def members_saying(leader: Identity, words: str) -> list[int]:
-    """Those members whose command lines have all of these words."""
-    found = []
+def members_matching(leader: Identity, words: str) -> list[int]:
+    """Members whose command line contains every one of these words."""
+    pids = []
     for pid in members(leader):
         with contextlib.suppress(psutil.Error):
             line = " ".join(psutil.Process(pid).cmdline())
             if all(word in line for word in words.split()):
-                found.append(pid)
-    return found
+                pids.append(pid)
+    return pids
 
 
 def kill_session(leader: Identity, wait_s: float = 2.0) -> None:
-    """Kills what is left of a session, also what is forked meanwhile, and waits until it has gone."""
+    """Kills the rest of a session, including processes forked meanwhile, and waits for their end."""
     deadline = time.monotonic() + wait_s
     while (left := members(leader)) and time.monotonic() < deadline:
         for pid in left:
@@ -121,7 +121,10 @@ def kill_session(leader: Identity, wait_s: float = 2.0) -> None:
 
 
 def end_sessions(leaders: Sequence[Identity], grace_s: float) -> int:
-    """TERM to the leaders, after the grace KILL to what is left of their sessions; how many leaders ran."""
+    """Sends TERM to the leaders, and after the grace period KILL to their sessions.
+
+    Returns how many leaders ran.
+    """
     running = [leader for leader in leaders if alive(leader)]
     for leader in running:
         with contextlib.suppress(OSError):
@@ -135,7 +138,7 @@ def end_sessions(leaders: Sequence[Identity], grace_s: float) -> int:
 
 
 class Child:
-    """A part's process: a ``supervisor.Process``. What it leaves behind when it ends is killed."""
+    """A part's process: a ``supervisor.Process``. Children that outlive it are killed."""
 
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], output: Path, heartbeat: Path
@@ -162,17 +165,17 @@ class Child:
         return status
 
     def ready(self) -> bool:
-        """Whether this very process says so in its heartbeat."""
+        """Whether this process's own heartbeat says that it is ready."""
         beat = read_beat(self._heartbeat)
         return beat is not None and beat.pid == self.pid and beat.state == "ready"
 
     def failure(self) -> str:
-        """What this very process wrote into its heartbeat when it failed."""
+        """Failure that this process wrote into its heartbeat; empty where there is none."""
         beat = read_beat(self._heartbeat)
         return beat.failure if beat is not None and beat.pid == self.pid else ""
 
     def terminate(self) -> None:
-        """Asks the leader, which ends what it started itself."""
+        """Sends TERM to the leader, which ends its own children."""
         with contextlib.suppress(OSError):
             self._process.terminate()
 
@@ -193,41 +196,41 @@ class Socket(msgspec.Struct, frozen=True, order=True):
 
 
 def is_loopback(host: str) -> bool:
-    """Also for IPv4 in IPv6 clothes, ``::ffff:127.0.0.1``."""
+    """Whether an address is loopback, also as IPv4-mapped IPv6: ``::ffff:127.0.0.1``."""
     address = ipaddress.ip_address(host.partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
     return bool((mapped or address).is_loopback)
 
 
 def listening(leaders: Mapping[str, Identity]) -> dict[str, list[Socket]]:
-    """The sockets that each part listens on, by part."""
+    """Lists the sockets that each part listens on."""
     names = parts_of(leaders)
-    found: dict[str, set[Socket]] = {part: set() for part in leaders}
+    sockets: dict[str, set[Socket]] = {part: set() for part in leaders}
     for connection in psutil.net_connections("tcp"):
         part = names.get(connection.pid)
         if connection.status == psutil.CONN_LISTEN and part is not None:
             with contextlib.suppress(psutil.Error):
                 program = psutil.Process(connection.pid).name()
                 host, port = connection.laddr
-                found[part].add(Socket(port, host, program))
-    return {part: sorted(sockets) for part, sockets in found.items()}
+                sockets[part].add(Socket(port, host, program))
+    return {part: sorted(listed) for part, listed in sockets.items()}
 
 
 def holders(ports: Iterable[int]) -> dict[int, str]:
-    """Which of the ports are listened on, and by whom where that can be seen."""
+    """Maps each of the ports that is in use to a description of the listening process."""
     wanted = set(ports)
-    held: dict[int, str] = {}
+    listeners: dict[int, str] = {}
     try:
         connections = psutil.net_connections("tcp")
     except psutil.AccessDenied:  # macOS, for other users' processes
         connections = []
     for connection in connections:
         if connection.status == psutil.CONN_LISTEN and connection.laddr[1] in wanted:
-            held[connection.laddr[1]] = _described(connection.pid)
-    return held
+            listeners[connection.laddr[1]] = _describe(connection.pid)
+    return listeners
 
 
-def _described(pid: int | None) -> str:
+def _describe(pid: int | None) -> str:
     if not pid:
         return "a process that isn't visible to this user"
     try:

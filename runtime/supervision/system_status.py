@@ -1,4 +1,4 @@
-"""The vital signs of a running system, gathered from the run files, the log and the server."""
+"""System status: state, throughput, lag and freshness, gathered from run files, the log and the server."""
 
 import json
 import time
@@ -12,28 +12,29 @@ import msgspec
 
 from recsys.config.system_config import Config
 from recsys.events.records import DEAD_LETTERS, STEPS, Step, unpack
-from recsys.log.protocol import Log, Reads, newest_first
+from recsys.log.protocol import Log, RangeReader, newest_first
 from recsys.process.part_process import Beat, read_beat
-from runtime.supervision import launch_plan as plans
-from runtime.supervision import run_file as runs
+from runtime.supervision import launch_plan
 from runtime.supervision.processes import alive
+from runtime.supervision.run_file import PartRecord, Running
+from runtime.supervision.run_file import read as read_run_file
 
-_STALLED_MS: Final = 15_000  # a part that beats but whose loop hasn't turned for so long
+_STALLED_MS: Final = 15_000  # a part with a heartbeat whose loop hasn't turned for this long
 _HTTP_S: Final = 2.0
-# The parts whose counters say how much flows; each event and example passes them once.
+# Parts whose counters measure throughput; each event and example passes them once.
 _EVENTS_FROM: Final = ("session-fold", "joiner", "counters")
 _EXAMPLES_FROM: Final = ("trainer", "joiner")
 _FRESHNESS: Final = ("click_to_session_p95_ms", "click_to_served_p95_ms")
 
 
-class Ends(Reads, Protocol):
-    """What is asked of a log here."""
+class LogOffsets(RangeReader, Protocol):
+    """Read access to a log, with its number of partitions."""
 
     def partitions(self, topic: str) -> int: ...
 
 
 class Version(msgspec.Struct, frozen=True):
-    """(line, epoch, step)."""
+    """Model version: line, epoch and step."""
 
     line: str
     epoch: int
@@ -44,10 +45,10 @@ class Version(msgspec.Struct, frozen=True):
 
 
 class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One part: the supervisor's view, its heartbeat, and its lag by topic (records not yet read)."""
+    """Status of one part: supervisor state, heartbeat, and lag by topic (unread records)."""
 
     name: str
-    state: str  # the supervisor's, "stalled", or "orphaned": it runs, but its supervisor is gone
+    state: str  # a supervisor state, "stalled", or "orphaned": it runs, but its supervisor is gone
     restarts: int = 0
     last_exit: int | None = None
     counters: dict[str, float] = {}
@@ -58,12 +59,12 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that ``status --json`` says. None: not known."""
+    """Output of ``recsys status --json``. None: unknown."""
 
     state: str
     running: bool
     ready: bool
-    cut: Version | None = None  # the last step that the sequencer has cut
+    cut: Version | None = None  # newest step that the sequencer cut
     served: Version | None = None
     events_per_s: float | None = None
     examples_per_s: float | None = None
@@ -71,48 +72,48 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     click_to_served_p95_ms: float | None = None
     restarts: int = 0
     dead_letters: int | None = None
-    lost: dict[str, str] = {}  # parts that can't go on, and why: their log is lost
+    lost: dict[str, str] = {}  # parts that can't continue since their log is lost, and why
     exposed: list[str] = []  # ports open beyond loopback, as part:host:port
     parts: list[PartStatus] = []
-    server: dict[str, Any] = {}  # as GET /v1/status answers
+    server: dict[str, Any] = {}  # answer of GET /v1/status
 
 
 def gather(state: Path) -> Status:
-    """Reads the run files, the log and the server. What can't be reached is left out, not an error."""
-    running = runs.read(state)
+    """Reads the run files, the log and the server. Unreachable sources are left out, without an error."""
+    running = read_run_file(state)
     if running is None:
         return Status(state=str(state.resolve()), running=False, ready=False)
-    config, _ = plans.read(state)
+    config, _ = launch_plan.read(state)
     up = alive(running.supervisor)
     beats = {part.name: read_beat(state / "run" / f"{part.name}.json") for part in running.parts}
-    log = _opened(config) if up or config.log.url == "sqlite" else None
+    log = _open_existing(config) if up or config.log.url == "sqlite" else None
     try:
         server = server_status(config) if up else {}
-        return judged(state, running, up, beats, log, server)
+        return assemble(state, running, up, beats, log, server)
     finally:
         if log is not None:
             log.close()
 
 
-def _opened(config: Config) -> Log | None:
+def _open_existing(config: Config) -> Log | None:
     from recsys.process.open_log import open_log
 
     if config.log.url == "sqlite" and not (Path(config.state) / "log").is_dir():
-        return None  # asking must not create one
-    with suppress(Exception):  # a broker that is away is shown by its part
+        return None  # a status request must not create a log
+    with suppress(Exception):  # an unreachable broker shows in the state of its part
         return open_log(config)
     return None
 
 
-def judged(
+def assemble(
     state: Path,
-    running: runs.Running,
+    running: Running,
     up: bool,
     beats: dict[str, Beat | None],
-    log: Ends | None,
+    log: LogOffsets | None,
     server: dict[str, Any],
 ) -> Status:
-    """What follows from what was read."""
+    """Builds the status from run file, heartbeats, log and the server's answer."""
     now_ms = int(time.time() * 1000)
     parts = [_part(part, beats[part.name], log, up, now_ms) for part in running.parts]
     by_name = {part.name: part for part in parts}
@@ -141,7 +142,7 @@ def judged(
 
 
 def _part(
-    part: runs.PartRecord, beat: Beat | None, log: Ends | None, up: bool, now_ms: int
+    part: PartRecord, beat: Beat | None, log: LogOffsets | None, up: bool, now_ms: int
 ) -> PartStatus:
     orphaned = not up and part.process is not None and alive(part.process)
     state = part.state if up else "orphaned" if orphaned else "stopped"
@@ -170,10 +171,10 @@ def _part(
     )
 
 
-def waiting(log: Ends, topic: str, offsets: list[int] | None) -> int | None:
-    """The records between ``offsets`` (None: the beginning) and the end, over all partitions.
+def waiting(log: LogOffsets, topic: str, offsets: list[int] | None) -> int | None:
+    """Number of records between ``offsets`` (None: the beginning) and the end, over all partitions.
 
-    Exact where offsets are dense, else an upper bound. None where the topic can't be asked.
+    Exact where offsets are dense, else an upper bound. None where the topic can't be read.
     """
     try:
         count = log.partitions(topic)
@@ -185,8 +186,8 @@ def waiting(log: Ends, topic: str, offsets: list[int] | None) -> int | None:
         return None
 
 
-def last_step(log: Ends) -> Version | None:
-    """Of the newest record of ``steps``; None where there is none, or it can't be read."""
+def last_step(log: LogOffsets) -> Version | None:
+    """Version of the newest record of ``steps``; None without a readable one."""
     with suppress(Exception):
         for record in newest_first(log, STEPS, 0):
             step = unpack(record.value, Step)
@@ -195,17 +196,17 @@ def last_step(log: Ends) -> Version | None:
 
 
 def server_status(config: Config) -> dict[str, Any]:
-    """What the server says of itself; empty where it doesn't answer."""
-    url = f"{plans.feed_url(config)}/v1/status"
+    """Answer of the server's GET /v1/status; empty where it doesn't answer."""
+    url = f"{launch_plan.feed_url(config)}/v1/status"
     with suppress(OSError, ValueError, urllib.error.URLError):
         with urllib.request.urlopen(url, timeout=_HTTP_S) as answer:
-            found = json.loads(answer.read())
-            return found if isinstance(found, dict) else {}
+            body = json.loads(answer.read())
+            return body if isinstance(body, dict) else {}
     return {}
 
 
 def version_in(server: dict[str, Any]) -> Version | None:
-    """line, epoch and step: at the top of the server's answer, or in its ``stamp`` or ``version``."""
+    """Version at the top of the server's answer, or in its ``stamp`` or ``version``."""
     for place in (server, server.get("stamp"), server.get("version")):
         if isinstance(place, dict):
             with suppress(msgspec.ValidationError):
@@ -214,7 +215,7 @@ def version_in(server: dict[str, Any]) -> Version | None:
 
 
 def freshness(name: str, server: dict[str, Any], parts: list[PartStatus]) -> float | None:
-    """A gauge of the server or of any part; the slowest, where several have it."""
+    """Largest value of a gauge over the server and all parts."""
     gauges = server.get("gauges")
     values = [place.get(name) for place in (server, gauges) if isinstance(place, dict)]
     values += [part.gauges.get(name) for part in parts]

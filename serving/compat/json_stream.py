@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from recsys.events.event_types import Rejected
-from recsys.events.rejection import Words
+from recsys.events.rejection import Unquoted
 
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _FIND: Final = json.JSONDecoder()
@@ -29,7 +29,7 @@ def values_in(body: bytes, most: int) -> list[Any]:
         if len(found) == most:
             raise Rejected(
                 "body",
-                Words(f"more than {most} long"),
+                Unquoted(f"more than {most} long"),
                 f"at most {most} at a time: send it in parts",
             )
         try:  # the standard library says where a value ends; what it is, the strict one
@@ -39,7 +39,7 @@ def values_in(body: bytes, most: int) -> list[Any]:
             raise _unread(where, error) from error
         at = _skipped(text, end)
     if not found:
-        raise Rejected("body", Words("empty"), "JSON: a value, a list, or a value in each line")
+        raise Rejected("body", Unquoted("empty"), "JSON: a value, a list, or a value in each line")
     return found
 
 
@@ -50,5 +50,5 @@ def _skipped(text: str, at: int) -> int:
 
 def _unread(where: str, error: Exception) -> Rejected:
     return Rejected(
-        where, Words(f"not JSON: {error}"), "JSON: a value, a list, or a value in each line"
+        where, Unquoted(f"not JSON: {error}"), "JSON: a value, a list, or a value in each line"
     )

@@ -21,7 +21,7 @@ from typing import Any, Final
 from recsys.config.system_config import Config
 from recsys.events.event_types import Rejected
 from recsys.events.hashing import Id, digest_of
-from recsys.events.rejection import Words, check_values
+from recsys.events.rejection import Unquoted, check_values
 from serving.compat.times import time_ms_of
 from serving.compat.values import (
     MOST_EVENTS,
@@ -192,7 +192,7 @@ def _context_of(raw: Raw) -> dict[str, Any]:
     """It will stand in the impression, so it must be what the log can hold."""
     found = fields_in(raw, "")
     if len(found) > MAX_FIELDS:
-        raise Rejected("fields", Words(f"{len(found)} fields"), f"at most {MAX_FIELDS} fields")
+        raise Rejected("fields", Unquoted(f"{len(found)} fields"), f"at most {MAX_FIELDS} fields")
     check_values({"fields": found})
     return found
 

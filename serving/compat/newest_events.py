@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from recsys.events.event_types import Engagement, Rejected, User, decode, repeat_key
+from recsys.events.event_types import Engagement, Rejected, User, decode, dedupe_key
 from recsys.events.records import EVENTS
 from recsys.log.protocol import Log, LogLost, Record, newest_first
 
@@ -92,7 +92,7 @@ def page_of(
             forgotten.add(str(event.user_id))
         if not isinstance(event, Engagement) or offset >= ends[at]:
             continue
-        ends[at], name = offset, repeat_key(event)
+        ends[at], name = offset, dedupe_key(event)
         if str(event.user_id) not in forgotten and name not in seen and wanted(event):
             seen.add(name)
             found.append(event)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 from fastapi import HTTPException, Request, Response
 
-from recsys.events.dedupe import Recent
+from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import Rejected
 from recsys.events.hashing import Id
 from recsys.events.records import ITEMS
@@ -49,7 +49,7 @@ class SharedHandlers:
         self.service, self.tally, self._admin_key = service, tally, admin_key
         self.config = service.config
         self.write_backs = WriteBacks()
-        self._rankings = Recent(_RANKINGS)
+        self._rankings = RecentIds(_RANKINGS)
         self._items = asyncio.Lock()  # a change of an item reads what it has, and writes it whole
 
     def let_in(self, request: Request) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from recsys.config.system_config import Config
 from recsys.events.event_types import MAX_ID_LENGTH, Rejected, parse
-from recsys.events.rejection import MISSING, Words
+from recsys.events.rejection import MISSING, Unquoted
 from serving.ingestion.event_validation import check_storable
 
 Raw = Mapping[str, Any]
@@ -36,7 +36,7 @@ def list_of(value: Any, where: str, most: int | None = None) -> list[Any]:
 def at_most(count: int, most: int, where: str) -> None:
     """Raises Rejected for more than may be sent at once."""
     if count > most:
-        raise Rejected(where, Words(f"{count} long"), f"at most {most} at a time: send it in parts")
+        raise Rejected(where, Unquoted(f"{count} long"), f"at most {most} at a time: send it in parts")
 
 
 def id_of(raw: Raw, name: str, where: str) -> str:
@@ -72,7 +72,7 @@ def checked(record: dict[str, Any], where: str, now_ms: int) -> dict[str, Any]:
         event = {"time_ms": now_ms} | record
         check_storable(parse(event, now_ms=now_ms, unattributed=True), event)
     except Rejected as error:
-        raise Rejected(path(where, error.field), Words(error.value), error.expected) from error
+        raise Rejected(path(where, error.field), Unquoted(error.value), error.expected) from error
     return record
 
 

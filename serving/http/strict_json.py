@@ -1,10 +1,15 @@
-"""Request bodies as JSON, read strictly: no NaN, no bottomless nesting, no integer beyond MessagePack's.
+"""Reads request bodies as strict JSON, writes JSON responses, and checks the admin key.
 
-FastAPI would read them with the standard library, which takes all of these. Events alone are read one by one
-where the whole can't be: the good ones are kept.
+Strict: no NaN, bounded nesting, no integer beyond MessagePack's.
+
+FastAPI would use the standard library, which accepts all of these. Events are the exception: if the whole body
+can't be read, each event is read on its own, and the good ones are kept.
 """
 
 import asyncio
+import hmac
+import json
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -12,27 +17,25 @@ import msgspec
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
-from serving.http.tolerant_json import read_events
-
 MAX_BODY_BYTES: Final = 1_000_000
 MAX_DEPTH: Final = 8
-BODY_TIMEOUT_S: Final = 10.0
-
-
-def too_slow() -> HTTPException:
-    """For a body that doesn't come: who sends one byte a minute would hold a place for ever."""
-    return HTTPException(408, f"the body didn't come within {BODY_TIMEOUT_S:g} s")
+BODY_TIMEOUT_S: Final = 10.0  # a client that sends a byte a minute would hold a place for ever
+_EVENTS: Final = re.compile(rb'\s*\{\s*"events"\s*:\s*\[(.*)\]\s*\}\s*', re.DOTALL)
+_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)
+DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class StrictRequest(Request):
-    """A request whose body is bounded in size and in time, and whose ``json`` says what is wrong."""
+    """Request with a bounded body, in bytes and in time, and an error that says why it isn't JSON."""
 
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
             try:
-                self._body = await asyncio.wait_for(self._read(), BODY_TIMEOUT_S)
+                async with asyncio.timeout(BODY_TIMEOUT_S):
+                    self._body = await self._read()
             except TimeoutError as error:
-                raise too_slow() from error
+                message = f"the body didn't come within {BODY_TIMEOUT_S:g} s"
+                raise HTTPException(408, message) from error
         return self._body
 
     async def _read(self) -> bytes:
@@ -48,27 +51,73 @@ class StrictRequest(Request):
         body = await self.body()
         try:
             return msgspec.json.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except DECODE_ERRORS as error:
             events = read_events(body) if self.url.path == "/v1/events" else None
             if events is None:
                 raise HTTPException(400, f"the body is not JSON: {error}") from error
-            return events
+            return {"events": events}
 
 
 class StrictRoute(APIRoute):
-    """A route that reads its body with ``StrictRequest``."""
+    """Route that reads its body with ``StrictRequest``."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def strictly(request: Request) -> Response:
+        async def handle_strictly(request: Request) -> Response:
             return await handle(StrictRequest(request.scope, request.receive))
 
-        return strictly
+        return handle_strictly
+
+
+def json_response(
+    value: Any, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, "application/json")
+
+
+def check_admin_key(given: str | None, expected: str, header: str) -> None:
+    """Raises 401 if no key is given, 403 if it isn't the expected one; an empty one grants no access."""
+    if given is None:
+        raise HTTPException(401, f"the header {header} is missing: see state/run/admin.key")
+    if not expected or not hmac.compare_digest(given.encode(), expected.encode()):
+        raise HTTPException(403, f"the header {header} is wrong: see state/run/admin.key")
+
+
+def read_events(body: bytes) -> list[Any] | None:
+    """Events of a body that isn't strict JSON, each read on its own; None if the body is no list of events.
+
+    Cuts the array by brackets and strings, without recursion. NaN, 1e999 and lone surrogates are read, so that
+    the check of each event can name the field; an event that is no JSON at all is returned as text.
+    """
+    opening = _EVENTS.fullmatch(body)
+    if opening is None:
+        return None
+    array = opening.group(1)
+    depth, start, events = 0, 0, []
+    for token in _TOKEN.finditer(array):
+        text = token.group()
+        if text in b"[{":
+            depth += 1
+        elif text in b"]}":
+            depth -= 1
+            if depth < 0:
+                return None
+        elif text == b"," and depth == 0:
+            events.append(_read_event(array[start : token.start()]))
+            start = token.end()
+    return None if depth else [*events, _read_event(array[start:])]
+
+
+def _read_event(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text[:200].decode("utf-8", "replace")
 
 
 def storable(value: Any) -> Any:
-    """The value, where it can be stored; raises ValueError, for a pydantic validator."""
+    """Returns the value if MessagePack can store it; raises ValueError, for a pydantic validator."""
     if _depth(value) > MAX_DEPTH:
         raise ValueError(f"nested in more than {MAX_DEPTH} levels")
     try:

@@ -18,7 +18,7 @@ import numpy as np
 from numba import types
 
 from recsys.arrays.compiled import kernel, read_only
-from recsys.arrays.prefetch import LINE, once
+from recsys.arrays.prefetch import LINE, prefetch_once
 
 LANES: Final = 64
 _TOGETHER: Final = 16  # vectors that a page of centroids is read for at once
@@ -170,7 +170,7 @@ def scan(
             elif probe + 1 < lists.shape[0]:
                 after = _int(ends[lists[probe + 1], 0])
             for byte in range(0, size if after != page else 0, LINE):
-                once(codes, after * size + byte)
+                prefetch_once(codes, after * size + byte)
             code_products(codes, page, query, out)
             hits = 0  # most pages have none
             for lane in range(LANES):

@@ -11,16 +11,16 @@ from typing import Any, Final
 import msgspec
 
 from recsys.config.system_config import Config
-from recsys.events.dedupe import Recent
+from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import (
     MAX_EVENT_BYTES,
     Engagement,
     Event,
     Rejected,
+    dedupe_key,
     encode,
     event_id_of,
     parse,
-    repeat_key,
 )
 from recsys.events.hashing import Id, partition_of
 from recsys.log.protocol import Append
@@ -70,7 +70,7 @@ class EventValidator:
         self._partitions = config.log.partitions
         self._retention_ms = config.log.retention_hours * _HOUR_MS
         self._duration_ms_of = duration_ms_of
-        self._recent = Recent(window)
+        self._recent = RecentIds(window)
 
     def take(self, raw_events: Sequence[object], now_ms: int, foreign: bool = False) -> ValidatedBatch:
         """Reads the events of one batch; never raises for what is in them. ``foreign``: from the client of
@@ -154,13 +154,13 @@ def check_storable(event: Event, raw: object) -> None:
 
 def _names(event: Engagement) -> list[str]:
     """What an event is known by: its id, and a long view also by what it is about."""
-    names = [repeat_key(event)]
+    names = [dedupe_key(event)]
     return [*names, _long_name(event)] if event.kind == "long_view" else names
 
 
 def _long_name(event: Engagement) -> str:
     if not event.request_id:  # of another time, perhaps: only the view itself says which
-        return repeat_key(event) + _LONG
+        return dedupe_key(event) + _LONG
     return f"{event.request_id}\x1f{event.item_id}\x1f{event.user_id}{_LONG}"
 
 

@@ -119,7 +119,7 @@ class WriteApi:
 
     async def erase_user(self, user_id: Id) -> None:
         """Asks everybody to forget a user: a tombstone among the user's events, for who folds them, and an
-        erasure that says where it stands, for what was written before it. docs/operations.md says who does
+        erasure that says where it stands, for what was written before it. docs/how-to/operations.md says who does
         what, and when."""
         now_ms = self._now_ms()
         tombstone = User(time_ms=now_ms, user_id=user_id, removed=True)

@@ -1,9 +1,9 @@
-"""The compiled loops of the draw: what each candidate's chance is at a rank, and one list drawn from it.
+"""Compiled loops of the draw: the probability of each candidate at a rank, and one list drawn from these.
 
-Everything is plain IEEE arithmetic in the order of the candidates, so a list can be drawn again to the bit.
-Nothing is decided here: ``serving.ranking.selection`` says what it means.
+Plain IEEE arithmetic in the order of the candidates, so a list can be drawn again to the bit. The meaning of
+the numbers is documented in ``serving.ranking.selection``.
 
-Legend: N candidates, V vector, G groupings, R ranks.
+Legend: N candidates, V vector, G groupings, R ranks. ``params``: temperature, explore, quota, diversity, heat.
 """
 
 import math
@@ -22,26 +22,26 @@ _MASK, _OUT, _OUT_INT = _bool[::1], _double[::1], _int[::1]
 
 @kernel(_bool(_NUMBERS, _NUMBERS, _NUMBERS, _MASK, _bool, _double, _OUT))
 def softmax(
-    scores: Any, near: Any, weights: Any, left: Any, sound: Any, temperature: Any, out: Any
+    scores: Any, penalty: Any, weights: Any, left: Any, numbers: Any, temperature: Any, out: Any
 ) -> Any:
-    """Writes weight × exp((score - near) / temperature), 1 in sum, over candidates that are left and weigh
-    something; 0 for the others. ``sound`` leaves out scores that are no number; without it they are all
-    alike. Infinite scores share evenly. False, and all 0, where there is none."""
+    """Writes weight × exp((score - penalty) / temperature), normalised over remaining candidates with a
+    positive weight; 0 for the others. ``numbers`` leaves out NaN scores; without it all scores are alike.
+    Infinite scores share evenly. Returns False, with zeros, where no candidate is eligible."""
     best, any_open = -np.inf, False
     for i in range(scores.shape[0]):
         out[i] = 0.0
-        if left[i] and weights[i] > 0.0 and not (sound and math.isnan(scores[i])):
+        if left[i] and weights[i] > 0.0 and not (numbers and math.isnan(scores[i])):
             out[i] = weights[i]
             any_open = True
-            if sound and scores[i] - near[i] > best:
-                best = scores[i] - near[i]
+            if numbers and scores[i] - penalty[i] > best:
+                best = scores[i] - penalty[i]
     if not any_open:
         return False
     total = 0.0
     for i in range(scores.shape[0]):
         if out[i] > 0.0:
-            if sound:
-                score = scores[i] - near[i]
+            if numbers:
+                score = scores[i] - penalty[i]
                 if math.isinf(best):
                     out[i] = out[i] if score == best else 0.0
                 else:
@@ -53,34 +53,34 @@ def softmax(
 
 
 @kernel(_bool(_NUMBERS, _NUMBERS, _NUMBERS, _NUMBERS, _MASK, _NUMBERS, _OUT, _OUT))
-def chances(
-    scores: Any, near: Any, trust: Any, even: Any, left: Any, shares: Any, usual: Any, trial: Any
+def rank_probabilities(
+    scores: Any, penalty: Any, trust: Any, even: Any, left: Any, params: Any, usual: Any, trial: Any
 ) -> Any:
-    """Writes the chance of each candidate at the next rank: ``usual`` by score with a uniform share, and
-    ``trial`` among those on trial. False where none of these is left. ``shares``: see ``selection``."""
-    temperature, explore, heat = shares[0], shares[1], shares[4]
-    sound, count = False, 0
+    """Writes each candidate's probability at the next rank: ``usual`` by score with a uniform share, and
+    ``trial`` among trial items. Returns False where no trial item is left."""
+    temperature, explore, heat = params[0], params[1], params[4]
+    numbers, count = False, 0
     for i in range(scores.shape[0]):
-        sound = sound or (left[i] and not math.isnan(scores[i]))
-    softmax(scores, near, even, left, sound, temperature, usual)
+        numbers = numbers or (left[i] and not math.isnan(scores[i]))
+    softmax(scores, penalty, even, left, numbers, temperature, usual)
     for i in range(scores.shape[0]):
-        count += left[i] and not (sound and math.isnan(scores[i]))
+        count += left[i] and not (numbers and math.isnan(scores[i]))
     for i in range(scores.shape[0]):
-        if left[i] and not (sound and math.isnan(scores[i])):
+        if left[i] and not (numbers and math.isnan(scores[i])):
             usual[i] = (1.0 - explore) * usual[i] + explore / count
-    return softmax(scores, near, trust, left, sound, temperature * heat, trial)
+    return softmax(scores, penalty, trust, left, numbers, temperature * heat, trial)
 
 
 @kernel(_int(_OUT, _double))
-def at(chance: Any, quantile: Any) -> Any:
-    """The candidate at the quantile of the chances, never one that has none."""
+def at_quantile(probabilities: Any, quantile: Any) -> Any:
+    """Position at a quantile of the probabilities, never one with probability 0."""
     total, last = 0.0, -1
-    for i in range(chance.shape[0]):
-        total += chance[i]
+    for i in range(probabilities.shape[0]):
+        total += probabilities[i]
     below = 0.0
-    for i in range(chance.shape[0]):
-        if chance[i] > 0.0:
-            below += chance[i]
+    for i in range(probabilities.shape[0]):
+        if probabilities[i] > 0.0:
+            below += probabilities[i]
             last = i
             if below > quantile * total:
                 return i
@@ -88,41 +88,41 @@ def at(chance: Any, quantile: Any) -> Any:
 
 
 @kernel(types.void(_int, _VECTORS, _double, _OUT, _INTS_2, _INTS, _OUT_INT, _int, _MASK, _OUT_INT))
-def take(
+def place(
     position: Any,
     vectors: Any,
     diversity: Any,
-    near: Any,
+    penalty: Any,
     groups: Any,
     caps: Any,
-    taken: Any,
+    placed: Any,
     count: Any,
     left: Any,
     closed: Any,
 ) -> Any:
-    """Takes a candidate as number ``count``: closes the groups that are full with it (and counts whom that
-    shut out), and notes how near to it the others are, times ``diversity``. ``vectors`` (V, N): of norm 1."""
-    taken[count] = position
+    """Places a candidate as number ``count``: closes the groups that it fills, counts the candidates that
+    these exclude, and raises ``penalty`` to ``diversity`` × cosine. ``vectors`` (V, N) have norm 1."""
+    placed[count] = position
     left[position] = False
     for g in range(groups.shape[0]):
         group, members = groups[g, position], 0
         if group == 0:
             continue
         for t in range(count + 1):
-            members += groups[g, taken[t]] == group
+            members += groups[g, placed[t]] == group
         if members >= caps[g]:
             for i in range(left.shape[0]):
                 if left[i] and groups[g, i] == group:
                     left[i] = False
                     closed[g] += 1
     if diversity > 0.0:
-        alike = np.zeros(left.shape[0])
+        cosines = np.zeros(left.shape[0])
         for v in range(vectors.shape[0]):
             own = vectors[v, position]
             for i in range(left.shape[0]):
-                alike[i] += own * vectors[v, i]
+                cosines[i] += own * vectors[v, i]
         for i in range(left.shape[0]):
-            near[i] = max(near[i], diversity * alike[i])
+            penalty[i] = max(penalty[i], diversity * cosines[i])
 
 
 @kernel(
@@ -138,50 +138,50 @@ def draw_list(
     groups: Any,
     caps: Any,
     left: Any,
-    fixed: Any,
+    pinned: Any,
     draws: Any,
-    shares: Any,
+    params: Any,
     positions: Any,
     propensities: Any,
     branches: Any,
     closed: Any,
 ) -> Any:
-    """Draws a list and returns its length. ``fixed`` (R,): the position that stands at a rank, -1 for none.
+    """Draws a list and returns its length. ``pinned`` (R,): the position pinned to a rank, -1 for none.
 
-    ``branches`` (R,): 0 drawn where nothing on trial was left, 1 drawn as usual, 2 by the quota, 3 fixed.
+    ``branches`` (R,): 0 drawn without trial items left, 1 drawn as usual, 2 by the quota, 3 pinned.
     """
-    size, ranks = scores.shape[0], fixed.shape[0]
-    quota, diversity = shares[2], shares[3]
-    near, even = np.zeros(size), np.ones(size)
+    size, ranks = scores.shape[0], pinned.shape[0]
+    quota, diversity = params[2], params[3]
+    penalty, even = np.zeros(size), np.ones(size)
     usual, trial = np.empty(size), np.empty(size)
-    taken, count, waiting = np.empty(size, np.int64), 0, 0
+    placed, count, waiting = np.empty(size, np.int64), 0, 0
     for rank in range(ranks):
-        if fixed[rank] >= 0:
-            take(fixed[rank], vectors, diversity, near, groups, caps, taken, count, left, closed)
+        if pinned[rank] >= 0:
+            place(pinned[rank], vectors, diversity, penalty, groups, caps, placed, count, left, closed)
             count, waiting = count + 1, waiting + 1
-    pinned, first = fixed.copy(), 0
+    pins, first = pinned.copy(), 0
     for rank in range(min(ranks, size)):
-        some_left = left.any()
-        if waiting and (pinned[rank] >= 0 or not some_left):
-            where = rank
-            if pinned[rank] < 0:
-                while pinned[first] < 0:
+        any_left = left.any()
+        if waiting and (pins[rank] >= 0 or not any_left):
+            source = rank
+            if pins[rank] < 0:
+                while pins[first] < 0:
                     first += 1
-                where = first
-            positions[rank], propensities[rank], branches[rank] = pinned[where], 1.0, 3
-            pinned[where], waiting = -1, waiting - 1
+                source = first
+            positions[rank], propensities[rank], branches[rank] = pins[source], 1.0, 3
+            pins[source], waiting = -1, waiting - 1
             continue
-        if not some_left:
+        if not any_left:
             return rank
-        on_trial = chances(scores, near, trust, even, left, shares, usual, trial)
+        on_trial = rank_probabilities(scores, penalty, trust, even, left, params, usual, trial)
         share = quota if on_trial else 0.0
         if draws[rank] < share:
-            position, branches[rank] = at(trial, draws[rank] / share), 2
+            position, branches[rank] = at_quantile(trial, draws[rank] / share), 2
         else:
-            position = at(usual, (draws[rank] - share) / (1.0 - share))
+            position = at_quantile(usual, (draws[rank] - share) / (1.0 - share))
             branches[rank] = 1 if on_trial else 0
         positions[rank] = position
         propensities[rank] = share * trial[position] + (1.0 - share) * usual[position]
-        take(position, vectors, diversity, near, groups, caps, taken, count, left, closed)
+        place(position, vectors, diversity, penalty, groups, caps, placed, count, left, closed)
         count += 1
     return min(ranks, size)

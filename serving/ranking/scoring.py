@@ -1,9 +1,9 @@
 """Probabilities of every engagement for candidates, from the rows of one version.
 
-An item's score doesn't depend on what it is scored with. A matrix product takes another kernel for the rows
-that are left over at the end, whose sums differ in the last bit, so lists are filled up to whole blocks of
-rows; all else is done by lanes that know nothing of each other (``recsys.model.tile_kernels``), or element by
-element by operations that treat the last of an array like the others. ``tests/serving/ranking/test_scoring.py`` holds that a
+An item's score doesn't depend on the items that it is scored with. A matrix product computes left-over rows at
+the end with another kernel, whose sums differ in the last bit, so lists are padded to whole blocks of rows; all
+else is computed by independent lanes (``recsys.model.tile_kernels``) or element by element with operations that
+treat the last elements of an array like the others. ``tests/serving/ranking/test_scoring.py`` checks that a
 list of 1 and a list of 300 agree bit for bit.
 """
 
@@ -26,52 +26,52 @@ def probabilities(
     model: Model, rows: Mapping[str, RowStore], requests: Sequence[RequestFeatures]
 ) -> Floats:
     """(N, L) over all items of the requests, in order: each label, then the fraction of watch time."""
-    some = [request for request in requests if len(request.items_NI)]
-    if not some:
+    filled = [request for request in requests if len(request.items_NI)]
+    if not filled:
         return np.zeros((0, model.ranker.shape.outputs), np.float32)
-    lists = lists_of(some)
+    lists = lists_of(filled)
     with torch.inference_mode():
         table = padded(rows["features"].lookup(lists.keys)).numpy()
         return _sigmoid(rank_lists(model, lists, table))
 
 
 def _sigmoid(logits: Floats) -> Floats:
-    """By numpy: torch's takes other instructions for the last elements of an array."""
+    """By numpy: torch uses other instructions for the last elements of an array."""
     with np.errstate(over="ignore"):
         out: Floats = np.float32(1.0) / (np.float32(1.0) + np.exp(-logits))
     return out
 
 
 def user_vector(model: Model, rows: Mapping[str, RowStore], request: RequestFeatures) -> Floats:
-    """The user side of a request (V,). Its items don't matter; there may be none.
+    """The user tower's vector of a request (V,). Its items don't matter; there may be none.
 
-    As ``UserSide`` of one, by numpy: a batch of one costs torch five times as much. Products are summed
-    element by element, so that no sum hangs on where an array begins.
+    As ``UserSide`` for one user, by numpy: a batch of one costs torch five times as much. Products are summed
+    element by element, so that no sum depends on the alignment of an array.
     """
     side, start = model.user_side, model.features.slot("user").start
     own_V = rows["users"].lookup(request.user_U[start : start + 1])[0]
     past_TV = rows["items"].lookup(np.ascontiguousarray(request.history_TH[:, 0]))
     past_TV = past_TV + content_vectors(request.history_TH[:, 1:], len(own_V))
-    there_T = (request.outcomes_TO[:, -1] > 0).astype(np.float32)
-    liked_T = there_T * request.outcomes_TO[:, 0]
-    liked_V = _turned(_weighted(past_TV, liked_T), side.liked)
-    passed_V = _turned(_weighted(past_TV, there_T - liked_T), side.seen)
+    filled_T = (request.outcomes_TO[:, -1] > 0).astype(np.float32)
+    liked_T = filled_T * request.outcomes_TO[:, 0]
+    liked_V = _projected(_weighted_mean(past_TV, liked_T), side.liked)
+    passed_V = _projected(_weighted_mean(past_TV, filled_T - liked_T), side.seen)
     out: Floats = own_V + liked_V + passed_V + side.start.detach().numpy()
     return out
 
 
-def _weighted(past_TV: Floats, weight_T: Floats) -> Floats:
+def _weighted_mean(past_TV: Floats, weight_T: Floats) -> Floats:
     mean_V: Floats = (past_TV * weight_T[:, None]).sum(0) / max(weight_T.sum(), np.float32(1.0))
     return mean_V
 
 
-def _turned(vector_V: Floats, by_VV: torch.Tensor) -> Floats:
+def _projected(vector_V: Floats, by_VV: torch.Tensor) -> Floats:
     out_V: Floats = (vector_V[:, None] * by_VV.detach().numpy()).sum(0)
     return out_V
 
 
 def popular_scores(values_N: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Popularity as ranks in [0, 1]: what stands in for a model that isn't there. Equals share a place."""
+    """Popularity ranks in [0, 1], which replace a missing model's scores. Equal values share a rank."""
     places = np.unique(values_N, return_inverse=True)[1].reshape(-1)
     out: NDArray[np.float64] = places / max(1, int(places.max(initial=1)))
     return out

@@ -1,9 +1,8 @@
-"""A list drawn rank by rank, from outside: what chance each candidate has next, given all that stands above.
+"""Walks along a list rank by rank with the probabilities of all candidates at each rank.
 
-``serving.ranking.selection.draw`` draws a list in one go. This goes the same way in steps, for whoever must know more
-than the list: the chances of all candidates along a list that another policy drew, or a list that two
-policies draw in turns (serving/ranking/team_draft.py). The steps are the draw's own compiled ones, so the numbers are
-the same to the last bit.
+``serving.ranking.selection.sample_slate`` draws a list in one go. The walk takes the same compiled steps one
+by one, with the same numbers to the last bit: for the probabilities along a list that another policy drew, and
+for a list that two policies draw in turns (serving/ranking/team_draft.py).
 """
 
 # N candidates, R ranks
@@ -12,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.ranking.draw_kernels import at, chances, take
-from serving.ranking.selection import Ballot, Floats, Indices
+from serving.ranking.draw_kernels import at_quantile, place, rank_probabilities
+from serving.ranking.selection import Floats, Indices, SamplingInput
 
 
 @dataclass(frozen=True)
-class Step:
-    """The chances (N,) at one rank: by score, and of those on trial, who have the ``quota`` of it."""
+class RankStep:
+    """Probabilities (N,) at one rank: by score, and of trial items, which have the ``quota`` of the rank."""
 
     usual_N: Floats
     trial_N: Floats
@@ -31,88 +30,86 @@ class Step:
         return out
 
     def pick(self, draw: float) -> tuple[int, bool]:
-        """The position at a draw of [0, 1), and whether it is the quota's."""
+        """The position at a draw in [0, 1), and whether the quota picked it."""
         if draw < self.quota:
-            return int(at(self.trial_N, draw / self.quota)), True
-        return int(at(self.usual_N, (draw - self.quota) / (1.0 - self.quota))), False
+            return int(at_quantile(self.trial_N, draw / self.quota)), True
+        return int(at_quantile(self.usual_N, (draw - self.quota) / (1.0 - self.quota))), False
 
 
-class Walk:
-    """One policy's way along a list of up to ``n`` ranks. Items that are fixed to a rank count from the first
-    rank on, as they do in a draw."""
+class SlateWalk:
+    """One policy's walk along a list of up to ``n`` ranks. Pinned items count from the first rank on, as in a
+    draw. ``closed``: candidates excluded by each cap."""
 
-    def __init__(self, ballot: Ballot, n: int) -> None:
-        size = len(ballot)
-        self._ballot, self._scores_N = ballot, ballot.scores_N.astype(np.float64)
-        self._trust_N, self._even_N, self._near_N = ballot.trust, np.ones(size), np.zeros(size)
-        self._directions, self._numbers = ballot.directions, ballot.chance.numbers
-        self._groups, self._most = ballot.groups, ballot.most
-        self._left_N = ballot.left
-        self._taken, self._count = np.empty(size, np.int64), 0
-        self.closed = np.zeros(len(ballot.caps), np.int64)  # by cap: whom it shut out
-        for position in ballot.pinned(n):
+    def __init__(self, given: SamplingInput, n: int) -> None:
+        size = len(given)
+        self._given, self._scores_N = given, given.scores_N.astype(np.float64)
+        self._trust_N, self._even_N = given.trust, np.ones(size)
+        self._params, self._directions_VN = given.params.numbers, given.directions_VN
+        self._groups, self._limits = given.groups, given.limits
+        self._penalty_N, self._left_N = np.zeros(size), given.remaining()
+        self._placed, self._count = np.empty(size, np.int64), 0
+        self.closed = np.zeros(len(given.caps), np.int64)
+        for position in given.pinned_R(n).tolist():
             if position >= 0:
-                self.take(int(position))
+                self.place(position)
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is left to be drawn."""
+        """Whether nothing is left to draw."""
         return not self._left_N.any()
 
-    def step(self) -> Step:
-        """The chances at the next rank; not to be asked where it has ended."""
-        usual_N, trial_N = np.empty(len(self._ballot)), np.empty(len(self._ballot))
-        on_trial = chances(
-            self._scores_N,
-            self._near_N,
-            self._trust_N,
-            self._even_N,
-            self._left_N,
-            self._numbers,
-            usual_N,
-            trial_N,
-        )
-        quota = self._ballot.chance.quota if on_trial else 0.0
-        return Step(usual_N, trial_N, quota, bool(on_trial))
+    def step(self) -> RankStep:
+        """Probabilities at the next rank. Only while the walk has not ended."""
+        usual_N, trial_N = np.empty(len(self._given)), np.empty(len(self._given))
+        on_trial = rank_probabilities(
+            self._scores_N, self._penalty_N, self._trust_N, self._even_N, self._left_N,
+            self._params, usual_N, trial_N,
+        )  # fmt: skip
+        quota = self._given.params.quota if on_trial else 0.0
+        return RankStep(usual_N, trial_N, quota, bool(on_trial))
 
-    def take(self, position: int) -> None:
-        """What stands at the next rank, whoever put it there."""
-        take(
-            position,
-            self._directions,
-            self._ballot.chance.diversity,
-            self._near_N,
-            self._groups,
-            self._most,
-            self._taken,
-            self._count,
-            self._left_N,
-            self.closed,
-        )
+    def place(self, position: int) -> None:
+        """Takes note of the item at the next rank, whoever picked it."""
+        place(
+            position, self._directions_VN, self._given.params.diversity, self._penalty_N,
+            self._groups, self._limits, self._placed, self._count, self._left_N, self.closed,
+        )  # fmt: skip
         self._count += 1
 
 
-def seats(pinned: Indices, rank: int, waiting: int, ended: bool) -> int:
-    """The rank whose fixed item stands at this one, -1 where it is drawn: its own, or, where nothing is left
-    to be drawn, the first that still waits. ``pinned`` is -1 where none does."""
-    if not waiting or not (pinned[rank] >= 0 or ended):
-        return -1
-    return rank if pinned[rank] >= 0 else int(np.flatnonzero(pinned >= 0)[0])
+class PinnedRanks:
+    """Pinned items that have not been placed yet."""
+
+    def __init__(self, given: SamplingInput, n: int) -> None:
+        self._positions_R = given.pinned_R(n)
+
+    def __len__(self) -> int:
+        return int((self._positions_R >= 0).sum())
+
+    def pop(self, rank: int, ended: bool) -> int:
+        """Takes the item of this rank or, where nothing is left to draw, the first that waits; -1: none."""
+        if not len(self):
+            return -1
+        if ended and self._positions_R[rank] < 0:
+            rank = int(np.flatnonzero(self._positions_R >= 0)[0])
+        position = int(self._positions_R[rank])
+        self._positions_R[rank] = -1
+        return position
 
 
-def chances_along(ballot: Ballot, positions_R: Indices, n: int) -> tuple[Floats, bool]:
-    """The chance (R, N) of every candidate at each rank of a list, given the items above it; and whether the
-    policy would have gone on, of ``n`` ranks, after the list's last item."""
-    walk, pinned = Walk(ballot, n), ballot.pinned(n)
-    waiting = int((pinned >= 0).sum())
-    found_RN = np.zeros((len(positions_R), len(ballot)))
+def probabilities_along(
+    given: SamplingInput, positions_R: Indices, n: int
+) -> tuple[Floats, bool]:
+    """Probability (R, N) of every candidate at each rank of a list, given the items above it; and whether the
+    policy would have gone on, of ``n`` ranks, after the last item of the list."""
+    walk, pinned = SlateWalk(given, n), PinnedRanks(given, n)
+    out_RN = np.zeros((len(positions_R), len(given)))
     for rank, position in enumerate(positions_R.tolist()):
-        seat = seats(pinned, rank, waiting, walk.ended)
-        if seat >= 0:
-            found_RN[rank, pinned[seat]] = 1.0
-            pinned[seat], waiting = -1, waiting - 1
+        pinned_position = pinned.pop(rank, walk.ended)
+        if pinned_position >= 0:
+            out_RN[rank, pinned_position] = 1.0
         elif not walk.ended:
-            found_RN[rank] = walk.step().total_N
-            walk.take(position)
-    more = len(positions_R) < min(n, len(ballot)) and (waiting > 0 or not walk.ended)
-    return found_RN, more
+            out_RN[rank] = walk.step().total_N
+            walk.place(position)
+    more = len(positions_R) < min(n, len(given)) and (len(pinned) > 0 or not walk.ended)
+    return out_RN, more

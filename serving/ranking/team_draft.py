@@ -1,9 +1,9 @@
-"""One list that two policies draw in turns (experiments/statistics/interleaving.py says whose turn it is, and why).
+"""One list that two policies draw in turns; experiments/statistics/interleaving.py decides the turns.
 
-Both draw from the same candidates, each by its own scores, exploration, caps and nearness, given all that
-stands above, whoever picked it. So a policy that is drafted against itself gives the very list that it would
-have given alone, and shares all of it evenly. The propensity is P(item at this rank | ranks above and whose
-they are): where a coin decides the mean of both chances, else the chance of whose turn it is.
+Both draw from the same candidates, each by its own scores, exploration, caps and diversity, given all items
+above, whoever picked them. A policy that is drafted against itself gives the list that it would give alone,
+and shares it evenly. The propensity is P(item at this rank | ranks above and their teams): the mean of both
+probabilities where a coin decides, else the probability of the policy whose turn it is.
 """
 
 from dataclasses import dataclass
@@ -11,18 +11,19 @@ from typing import Final
 
 import numpy as np
 
-from experiments.statistics.interleaving import NOBODY, TeamDraft, shares
+from experiments.statistics.interleaving import NOBODY, TeamDraft, pick_shares
 from recsys.events.hashing import uniform
-from serving.ranking.selection import Ballot, Drawn
-from serving.ranking.slate_propensities import Walk, seats
+from serving.ranking.selection import SamplingInput
+from serving.ranking.slate_propensities import PinnedRanks, SlateWalk
+from serving.request import Slate
 
-_RANK: Final = 1.0  # the propensity of an item that is fixed to its rank
+_PINNED: Final = 1.0  # propensity of an item that is pinned to its rank
 
 
 @dataclass(frozen=True)
 class _Pick:
-    """One rank. ``side``: who drew it. ``chances``: how likely control and treatment were each to pick it;
-    none of a rank that is nobody's."""
+    """One rank. ``side`` drew it; ``probabilities`` are those of control and treatment, empty where no team
+    owns the rank."""
 
     position: int
     propensity: float
@@ -30,67 +31,66 @@ class _Pick:
     side: int = 0
     by_quota: bool = False
     on_trial: bool = False
-    chances: tuple[float, ...] = ()
+    probabilities: tuple[float, ...] = ()
 
 
-def draft(
-    ballots: tuple[Ballot, Ballot],
+def draft_slate(
+    inputs: tuple[SamplingInput, SamplingInput],
     n: int,
     teams: tuple[str, str],
     *,
     request_id: str,
     seed: int = 0,
-) -> Drawn:
-    """Up to ``n`` ranks. Both ballots have the same candidates, and the same items fixed to ranks, which are
-    nobody's. So is, from there on, all that is drawn once either policy has nothing left."""
+) -> Slate:
+    """Drafts up to ``n`` ranks. Both inputs have the same candidates and pinned items. No team owns pinned
+    items, nor any rank from where on either policy has nothing left."""
     n = max(n, 0)
     turns = TeamDraft(request_id, teams, seed)
-    walks = tuple(Walk(ballot, n) for ballot in ballots)
-    pinned = ballots[0].pinned(n)
-    waiting = int((pinned >= 0).sum())
+    walks, pinned = tuple(SlateWalk(given, n) for given in inputs), PinnedRanks(inputs[0], n)
     picks = list[_Pick]()
-    for rank in range(min(n, len(ballots[0]))):
-        seat = seats(pinned, rank, waiting, all(walk.ended for walk in walks))
-        if seat >= 0:
-            picks.append(_Pick(int(pinned[seat]), _RANK))
-            pinned[seat], waiting = -1, waiting - 1
-        elif all(walk.ended for walk in walks):
+    for rank in range(min(n, len(inputs[0]))):
+        ended = all(walk.ended for walk in walks)
+        position = pinned.pop(rank, ended)
+        if position >= 0:
+            picks.append(_Pick(position, _PINNED))
+        elif ended:
             break
         else:
             picks.append(_pick(walks, turns, uniform(seed, request_id, rank)))
             for walk in walks:
-                walk.take(picks[-1].position)
-    names = [cap.name for cap in ballots[0].caps]
-    return Drawn(
-        np.array([its.position for its in picks], np.int64),
-        np.array([its.propensity for its in picks], np.float64),
-        np.array([its.by_quota for its in picks], np.bool_),
-        sum(its.on_trial for its in picks),
+                walk.place(picks[-1].position)
+    names = [cap.name for cap in inputs[0].caps]
+    return Slate(
+        np.array([pick.position for pick in picks], np.int64),
+        np.array([pick.propensity for pick in picks], np.float64),
+        np.array([pick.by_quota for pick in picks], np.bool_),
+        sum(pick.on_trial for pick in picks),
         dict(zip(names, walks[0].closed.tolist(), strict=True)),
-        tuple(its.team for its in picks),
+        tuple(pick.team for pick in picks),
         _shares(picks),
-        tuple(its.side for its in picks),
+        tuple(pick.side for pick in picks),
     )
 
 
-def _pick(walks: tuple[Walk, ...], turns: TeamDraft, draw: float) -> _Pick:
-    """Who is next draws."""
+def _pick(walks: tuple[SlateWalk, ...], turns: TeamDraft, draw: float) -> _Pick:
+    """Lets the policy whose turn it is draw."""
     steps = [None if walk.ended else walk.step() for walk in walks]
     able = [step for step in steps if step is not None]
     side = turns.turn() if len(able) == len(walks) else int(steps[0] is None)
     step = steps[side]
     assert step is not None
     position, by_quota = step.pick(draw)
-    chances = tuple(float(its.total_N[position]) for its in able)
+    probabilities = tuple(float(one.total_N[position]) for one in able)
     if len(able) < len(walks):
-        return _Pick(position, chances[0], NOBODY, side, by_quota, step.on_trial)
-    chance = 0.5 * sum(chances) if turns.tied else chances[side]
-    return _Pick(position, chance, turns.picked(side), side, by_quota, step.on_trial, chances)
+        return _Pick(position, probabilities[0], NOBODY, side, by_quota, step.on_trial)
+    propensity = 0.5 * sum(probabilities) if turns.tied else probabilities[side]
+    team = turns.picked(side)
+    return _Pick(position, propensity, team, side, by_quota, step.on_trial, probabilities)
 
 
 def _shares(picks: list[_Pick]) -> tuple[float, ...]:
-    """By rank, 0 of what is nobody's."""
-    theirs = [its for its in picks if its.chances]
-    chances_R2 = np.array([its.chances for its in theirs]).reshape(-1, 2)
-    found = iter(shares(chances_R2, [its.side for its in theirs]).tolist())
-    return tuple(next(found) if its.chances else 0.0 for its in picks)
+    """Share of the treatment by rank, 0 where no team owns it."""
+    owned = [pick for pick in picks if pick.probabilities]
+    probabilities_R2 = np.array([pick.probabilities for pick in owned]).reshape(-1, 2)
+    shares = iter(pick_shares(probabilities_R2, [pick.side for pick in owned]).tolist())
+    return tuple(next(shares) if pick.probabilities else 0.0 for pick in picks)

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from experiments.assignment.policy import Policies, Policy
-from recsys.events.event_types import Event, FeatureBlock, Impression, Served, Stamp, User
+from recsys.events.event_types import Event, FeatureBlock, Impression, ServedItem, Stamp, User
 from recsys.events.hashing import Id
 from recsys.features.feature_set import read_block
 from recsys.features.session import Session
@@ -87,7 +87,7 @@ def differences(logged: Impression, again: Impression) -> list[Difference]:
     if len(logged.items) != len(again.items):
         found.append(Difference("len(items)", len(logged.items), len(again.items)))
     for rank, (its, our) in enumerate(zip(logged.items, again.items, strict=False)):
-        found += _fields(f"items[{rank}]", its, our, Served.__struct_fields__)
+        found += _fields(f"items[{rank}]", its, our, ServedItem.__struct_fields__)
     return found + _features(logged.features, again.features)
 
 

@@ -20,7 +20,7 @@ from parameter_server.storage import snapshots
 from parameter_server.storage.serving_rows import load_rows
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control
-from recsys.events.event_types import Asked, Item, Rejected, Stamp, decode
+from recsys.events.event_types import Item, Rejected, RequestInputs, Stamp, decode
 from recsys.events.records import CONTROL, DELTAS, ITEM_STATE, ITEMS, ItemState, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost, Record, read_range
@@ -55,7 +55,7 @@ class PastReplica:
         self._line: LineReader | None = None
         self._steps: deque[StepDelta] = deque()
 
-    def at(self, stamp: Stamp, asked: Asked) -> Pipeline:
+    def at(self, stamp: Stamp, asked: RequestInputs) -> Pipeline:
         """The pipeline of the replica as it was. Raises Gone."""
         since = asked.item_state_from
         other = self._states_from not in (None, since)

@@ -14,7 +14,7 @@ from experiments.assignment.policy import Policies
 from experiments.statistics.revision import running
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Experiments
-from recsys.events.event_types import Event, Impression, Item, Rejected, Tick, decode, repeat_key
+from recsys.events.event_types import Event, Impression, Item, Rejected, Tick, decode, dedupe_key
 from recsys.events.hashing import Id, digest_of, partition_of
 from recsys.events.records import CONTROL, EVENTS, ITEMS, unpack
 from recsys.features.catalogue import Catalogue
@@ -159,7 +159,7 @@ class PastSessions:
             except Rejected:
                 continue
             if getattr(event, "user_id", None) is not None and not isinstance(event, Tick):
-                events.setdefault(repeat_key(event), (record.offset, event))
+                events.setdefault(dedupe_key(event), (record.offset, event))
         return list(events.values())
 
     def _place(self, user_id: Id) -> tuple[int, bytes]:

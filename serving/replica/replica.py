@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from parameter_server.publish.deltas import StepDelta
 from parameter_server.publish.rounding import round_dense
 from recsys.arrays.growable import grown
-from recsys.config.system_config import Config, ModelConfig, TableConfig
+from recsys.config.system_config import Config, ModelConfig, TableConfig, tables_of
 from recsys.events.event_types import Item
 from recsys.events.records import ItemState
 from recsys.features.counters import Counters
 from recsys.features.feature_set import FeatureSet
-from recsys.model.blueprint import build_model
-from recsys.model.model import Model
-from recsys.model.model_tables import tables_of
+from recsys.model.model import Model, build_model
 from serving.replica.group_index import Inverted
 from serving.replica.item_vectors import Fresh, ItemVectors
 from serving.replica.popularity import Popularity

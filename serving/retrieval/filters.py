@@ -7,19 +7,19 @@ import numpy as np
 from recsys.arrays.bitmap import Bitmap, Indices
 from recsys.events.hashing import Id
 from recsys.features.catalogue import Catalogue
-from recsys.features.session import Session
-from serving.request import Candidates, Request
+from serving.query import Query
+from serving.request import Candidates
 
 
 def allowed_items(
-    catalogue: Catalogue, session: Session, request: Request
+    catalogue: Catalogue, query: Query
 ) -> tuple[Bitmap, dict[str, int], Indices]:
     """Items that may be retrieved, removals by filter, and the living items that were removed.
 
-    The cost depends on the session: only bits of the catalogue are copied. Where fewer than ``request.n``
-    items would remain, seen ones may come again: an empty feed is worse.
+    The cost depends on the session: only bits of the catalogue are copied. Where fewer items than requested
+    would remain, seen ones may come again: an empty feed is worse.
     """
-    allowed = catalogue.living.copy()
+    request, session, allowed = query.request, query.session, catalogue.living.copy()
     gone = len(allowed) - allowed.count
     excluded = [index for index in map(catalogue.index_of, request.exclude_ids) if index is not None]
     taken = {
@@ -40,28 +40,26 @@ def _indices_of(catalogue: Catalogue, keys: Collection[int]) -> Indices:
     return indices[indices >= 0]
 
 
-def given_items(catalogue: Catalogue, request: Request) -> tuple[list[int], dict[str, int]]:
+def given_items(catalogue: Catalogue, query: Query) -> tuple[list[int], dict[str, int]]:
     """Distinct indices of the caller's own candidates, and the counts of unknown or gone and of excluded
     ones, which are left out."""
-    distinct = dict.fromkeys(map(str, request.candidate_ids or ()))
+    distinct = dict.fromkeys(map(str, query.request.candidate_ids or ()))
     indices = [catalogue.index_of(item_id) for item_id in distinct]
     alive = [index for index in indices if index is not None and catalogue.alive[index]]
-    excluded = _texts(request.exclude_ids)
+    excluded = _texts(query.request.exclude_ids)
     left = [index for index in alive if str(catalogue.ids[index]) not in excluded]
     return left, {"unknown": len(distinct) - len(alive), "excluded": len(alive) - len(left)}
 
 
-def pinned_items(
-    catalogue: Catalogue, request: Request, session: Session, pins: dict[int | str, Id],
-    candidates: Candidates,
-) -> dict[int, int]:  # fmt: skip
+def pinned_items(catalogue: Catalogue, query: Query, candidates: Candidates) -> dict[int, int]:
     """Catalogue indices by rank of the policy's pins that may be shown. Seen items may, too."""
-    excluded, pinned = _texts(request.exclude_ids), dict[int, int]()
-    for rank, item_id in pins.items():
+    request, pinned = query.request, dict[int, int]()
+    excluded = _texts(request.exclude_ids)
+    for rank, item_id in query.policy.config.fixed.items():
         index = catalogue.index_of(item_id)
         if index is None or int(rank) >= request.n or not catalogue.alive[index]:
             continue
-        hidden = int(catalogue.keys[index, 0]) in session.hidden
+        hidden = int(catalogue.keys[index, 0]) in query.session.hidden
         missing = request.candidate_ids is not None and index not in candidates.sources
         if not hidden and not missing and str(item_id) not in excluded:
             pinned[int(rank)] = index

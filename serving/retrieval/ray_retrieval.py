@@ -14,7 +14,7 @@ from ray import serve
 
 from recsys.config.system_config import Config
 from recsys.observability.log_lines import keep_newest, log_in_worker
-from recsys.process.latency_tuning import steady
+from recsys.process.latency_tuning import tune_for_latency
 from recsys.process.open_log import open_log
 from recsys.process.process_priority import STARTING, STARTS
 from serving.retrieval.retrieval_client import Shard, Shards
@@ -39,7 +39,7 @@ class Retrieval:
         self.service = RetrievalService(its, log, shard, shards)
         await self.service.start()
         await self.service.caught_up(CATCH_UP_S)
-        await asyncio.to_thread(steady)
+        await asyncio.to_thread(tune_for_latency)
 
     async def search(self, asked: bytes) -> bytes:
         return await self.service.search(asked)

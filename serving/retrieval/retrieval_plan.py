@@ -1,8 +1,7 @@
-"""What a request asks of the shards of retrieval, and what their answers come to. Pure.
+"""Requests to the retrieval shards for one query, and the merge of their responses. Pure.
 
-All that a request needs goes to each shard in one message, and what a shard needn't know stays here: of the
-items that mustn't come it is told its own. What the shards found is good for one version, and is used only
-where the replica still stands at it.
+Each shard gets everything in one message: all vector queries, and of the items that must not be returned only
+its own. Results are valid for one version, and count only where the replica is still at it.
 """
 
 from collections.abc import Sequence
@@ -14,17 +13,18 @@ from numpy.typing import NDArray
 
 from parameter_server.table.routing import split
 from serving.index.item_index import sharded_name
-from serving.index.nearest import Found, merged
-from serving.retrieval.retrieval_shard import Ask, Told, Version
+from serving.index.nearest import Hits, merge_hits
+from serving.query import ShardResults, VectorVersion
+from serving.retrieval.retrieval_shard import ShardRequest, ShardResponse
 
 Keys = NDArray[np.int64]
-SIDE: Final = "vector"  # the source whose query is a user side
-SIMILAR: Final = "similar"  # and the one whose queries are vectors of items
+VECTOR: Final = "vector"  # the source that searches with a user vector
+SIMILAR: Final = "similar"  # the source that searches with vectors of items
 
 
 @dataclass(frozen=True)
-class Query:
-    """So many items near a vector (V,), for a source of candidates."""
+class VectorQuery:
+    """A search for the k items nearest to a vector (V,), for one source of candidates."""
 
     source: str
     vector_V: NDArray[np.float32]
@@ -32,73 +32,52 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be found at a version. ``without``: the keys of living items that mustn't come."""
+class RetrievalPlan:
+    """Searches at a version. ``without``: keys of living items that must not be returned."""
 
-    version: Version
-    queries: tuple[Query, ...]
+    version: VectorVersion
+    queries: tuple[VectorQuery, ...]
     without: Keys
 
     @property
-    def sent(self) -> list[Query]:
-        """The queries in the order in which shards are asked: user sides first."""
-        return sorted(self.queries, key=lambda query: query.source != SIDE)
+    def sent(self) -> list[VectorQuery]:
+        """The searches in the order of the requests: user vectors first."""
+        return sorted(self.queries, key=lambda query: query.source != VECTOR)
 
+    def requests(self, shards: int, wait_ms: float) -> list[ShardRequest]:
+        """One request for each shard."""
+        vectors = np.array([query.vector_V for query in self.sent], np.float32).tobytes()
+        ks = [query.k for query in self.sent]
+        sides, split_keys = sum(q.source == VECTOR for q in self.queries), split(self.without, shards)
+        return [
+            ShardRequest(
+                self.version, vectors, ks, sides, self.without[split_keys.of(shard)].tobytes(),
+                wait_ms, shard, shards,
+            )
+            for shard in range(shards)
+        ]  # fmt: skip
 
-@dataclass(frozen=True)
-class Near:
-    """What was found at a version, by source: keys, best first. ``index``: what was searched, as a stamp
-    says it; ``missing``: whether a shard gave no answer, so that its items aren't among them."""
-
-    version: Version
-    index: str
-    found: dict[str, Keys]
-    missing: bool
-
-
-def asks_of(plan: Plan, shards: int, wait_ms: float) -> list[Ask]:
-    """What each shard is asked."""
-    queries = plan.sent
-    sent = np.array([query.vector_V for query in queries], np.float32).tobytes()
-    ks, sides = [query.k for query in queries], sum(query.source == SIDE for query in queries)
-    parts = split(plan.without, shards)
-    return [
-        Ask(
-            plan.version,
-            sent,
-            ks,
-            sides,
-            plan.without[parts.of(shard)].tobytes(),
-            wait_ms,
-            shard,
-            shards,
+    def merge(self, responses: Sequence[ShardResponse | None]) -> ShardResults:
+        """Results of all shards together. Shards without an answer (None, or a refusal) are left out: half of
+        the neighbours are better than none, have the same version, and are marked as incomplete."""
+        answers = [None if r is None or r.refused else r for r in responses]
+        hits = [_hits_of(answer) for answer in answers if answer is not None]
+        keys: dict[str, list[Keys]] = {}
+        for place, query in enumerate(self.sent):
+            parts = [shard_hits[place] for shard_hits in hits]
+            merged = merge_hits(parts, query.k)[0] if parts else np.empty(0, np.int64)
+            keys.setdefault(query.source, []).append(merged)
+        return ShardResults(
+            self.version,
+            sharded_name([None if answer is None else answer.index for answer in answers]),
+            {source: np.concatenate(parts) for source, parts in keys.items()},
+            missing=None in answers,
         )
-        for shard in range(shards)
-    ]
 
 
-def near_of(plan: Plan, told: Sequence[Told | None]) -> Near:
-    """What all shards together found. Those that gave no answer (None, or a refusal) are left out: half of
-    what is near is better than none, it is of the same version, and the answer says that some is missing."""
-    there = [its for its in told if its is not None and not its.refused]
-    answers = [found_of(its) for its in there]
-    found: dict[str, list[Keys]] = {}
-    for place, query in enumerate(plan.sent):
-        parts = [answer[place] for answer in answers]
-        keys = merged(parts, query.k)[0] if parts else np.empty(0, np.int64)
-        found.setdefault(query.source, []).append(keys)
-    names = [None if its is None or its.refused else its.index for its in told]
-    return Near(
-        plan.version,
-        sharded_name(names),
-        {source: np.concatenate(parts) for source, parts in found.items()},
-        len(there) < len(told),
-    )
-
-
-def found_of(told: Told) -> list[Found]:
-    """A shard's answer to each query."""
-    ends = np.cumsum(told.counts)[:-1]
-    keys = np.frombuffer(told.keys, np.int64)
-    products = np.frombuffer(told.products, np.float32)
+def _hits_of(response: ShardResponse) -> list[Hits]:
+    """A shard's hits for each query."""
+    ends = np.cumsum(response.counts)[:-1]
+    keys = np.frombuffer(response.keys, np.int64)
+    products = np.frombuffer(response.products, np.float32)
     return list(zip(np.split(keys, ends), np.split(products, ends), strict=True))

@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 from parameter_server.publish.deltas import StepDelta
 from parameter_server.table.routing import shard_of
 from recsys.arrays.growable import grown
-from recsys.config.system_config import Config
+from recsys.config.system_config import Config, tables_of
 from recsys.events.event_types import Item
 from recsys.events.hashing import key_of
 from recsys.events.records import ItemState
 from recsys.features.feature_set import FeatureSet
-from recsys.model.model_tables import tables_of
 from serving.index.nearest import Overlay, nearest
 from serving.replica.item_vectors import Fresh, ItemVectors
 

@@ -1,7 +1,8 @@
-"""The part that counts what all viewers did with items, and tells the replicas through ``item_state``.
+"""Part that counts all viewers' events by item, and publishes the counters to the replicas in ``item_state``.
 
-What it tells is absolute, so telling it twice does no harm: the fold's own snapshot may be a little old. All
-counters are told again now and then, and what was told before is trimmed, so that a new replica reads little.
+Published counters are absolute values, so publishing them twice is harmless and the fold's own snapshot may
+be a little old. From time to time all counters are published again and older records are trimmed, so that a
+new replica reads little.
 """
 
 import logging
@@ -19,25 +20,24 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.features.item_counters import ItemCounters
 from recsys.log.protocol import Append, Log, LogUnavailable
-from recsys.process.log_consumer import hold_what_is_left
+from recsys.process.log_consumer import hold_available
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.part_snapshot import PartState
 from serving.sessions.event_reader import EventReader
 
 NAME: Final = "counters"
-_TELL_EVERY_MS: Final = 100
+_PUBLISH_EVERY_MS: Final = 100
 _SAVE_EVERY_MS: Final = 5_000
-_SAVE_SHARE: Final = 0.05  # of the time at most goes into saving, however much there is
+_SAVE_SHARE: Final = 0.05  # most of the time that may go into snapshots, however large they are
 _KEYS: Final = 1_000  # of one record
-_AGAIN_AFTER: Final = 5_000  # records, then all counters are told again
-_COUNTERS: Final = 2_000_000  # rows: those longest untouched go when there are twice as many
+_REPUBLISH_AFTER: Final = 5_000  # records, then all counters are published again
+_COUNTERS: Final = 2_000_000  # rows: those longest untouched go once there are twice as many
 _LOG: Final = logging.getLogger(__name__)
 
 
-class _Counted(msgspec.Struct):
-    """What a snapshot says beside the offsets: the counters, and the requests whose context and segment
-    are remembered."""
+class _Snapshot(msgspec.Struct):
+    """Snapshot of the counters, with the requests whose context and segment are remembered."""
 
     features: str
     keys: bytes
@@ -48,10 +48,10 @@ class _Counted(msgspec.Struct):
 
 
 class CounterLoop:
-    """The fold of ``events`` into item counters. ``state`` keeps its snapshot; without it, it has none.
+    """Folds ``events`` into item counters. ``state``: keeps its snapshots; None: it takes none.
 
-    Raises LogLost where the snapshot is of another log. One that can't be read is passed over: for the one
-    before it, or for what the log still holds.
+    Raises LogLost if the snapshot belongs to another log. An unreadable snapshot is skipped, in favour of the
+    one before it or of what the log still holds.
     """
 
     def __init__(
@@ -65,14 +65,15 @@ class CounterLoop:
         self._state = state
         self.events = EventReader(log, features)
         self.fold = ItemCounters(features)
-        self._told_ms = self._saved_ms = 0
+        self._published_ms = self._saved_ms = 0
         self._save_every_ms = _SAVE_EVERY_MS
-        self._told_all = self._told_all_before = -1  # where in item_state that began
-        self._records = 0  # told since
+        # offsets in item_state where the newest full publication, and the one before it, begin
+        self._full_offset = self._previous_full_offset = -1
+        self._records = 0  # published since the newest full publication
         self.events.seek(self._restore())
 
     def turn(self, limit: int = 1_000) -> int:
-        """Folds one batch, and tells and saves what is due; returns how many records it moved on."""
+        """Folds one batch, publishes and saves if due; returns how many records it consumed."""
         before = sum(self.events.offsets)
         for _, _, event in self.events.read(limit):
             if isinstance(event, Impression):
@@ -82,59 +83,55 @@ class CounterLoop:
         if len(self.fold.counters) > 2 * _COUNTERS:
             self.fold.counters.keep_newest(_COUNTERS)
         now_ms = self._now_ms()
-        if now_ms - self._told_ms >= _TELL_EVERY_MS:
-            self._told_ms = now_ms
-            self.tell()
+        if now_ms - self._published_ms >= _PUBLISH_EVERY_MS:
+            self._published_ms = now_ms
+            self.publish()
         if now_ms - self._saved_ms >= self._save_every_ms:
             self.save()
         return sum(self.events.offsets) - before
 
-    def tell(self) -> None:
-        """Appends the counters that changed; all of them at first and when many records were told since."""
-        if self._told_all < 0 or self._records >= _AGAIN_AFTER:
-            self._tell_all()
-            return
-        self._append(self.fold.take_changed())
+    def publish(self) -> None:
+        """Appends the counters that changed; all of them at first and after many records."""
+        if self._full_offset < 0 or self._records >= _REPUBLISH_AFTER:
+            self._publish_all()
+        else:
+            self._append(self.fold.take_changed())
 
     def save(self) -> None:
-        """Takes a snapshot; the log then keeps what comes after the one before it."""
+        """Takes a snapshot; the log then keeps everything after the snapshot before it."""
         if self._state is None:
             return
-        started = time.monotonic()
+        began_s = time.monotonic()
         keys, values, last_ms = self.fold.counters.export()
-        counted = _Counted(
-            self._features.digest,
-            keys.tobytes(),
-            values.tobytes(),
-            last_ms.tobytes(),
-            self.fold.requests(),
-            self.fold.segments(),
+        arrays = (keys.tobytes(), values.tobytes(), last_ms.tobytes())
+        snapshot = _Snapshot(
+            self._features.digest, *arrays, self.fold.requests(), self.fold.segments()
         )
         offsets = {EVENTS: dict(enumerate(self.events.offsets))}
-        held = self._state.save(self._log.id, offsets, msgspec.msgpack.encode(counted))
-        # A snapshot that wasn't taken up may reach back behind what is left of the log.
-        hold_what_is_left(self._log, NAME, EVENTS, held[EVENTS])
+        held = self._state.save(self._log.id, offsets, msgspec.msgpack.encode(snapshot))
+        # A snapshot that was skipped may reach back behind the beginning of the log.
+        hold_available(self._log, NAME, EVENTS, held[EVENTS])
         self._saved_ms = self._now_ms()
-        took_ms = (time.monotonic() - started) * 1000
+        took_ms = (time.monotonic() - began_s) * 1000
         self._save_every_ms = max(_SAVE_EVERY_MS, int(took_ms / _SAVE_SHARE))
 
-    def _tell_all(self) -> None:
-        """All counters anew. What was told before the *last* such time goes, so that slow readers have it."""
-        begins = self._log.end(ITEM_STATE, 0)
+    def _publish_all(self) -> None:
+        """Publishes all counters, and trims to the full publication before, for slow readers."""
+        begin = self._log.end(ITEM_STATE, 0)
         self.fold.take_changed()
         keys, _, _ = self.fold.counters.export()
         self._append(keys.tolist(), whole=True)
-        self._told_all_before, self._told_all = self._told_all, begins
+        self._previous_full_offset, self._full_offset = self._full_offset, begin
         self._records = 0
-        if self._told_all_before >= 0:
-            self._log.trim(ITEM_STATE, 0, self._told_all_before)
+        if self._previous_full_offset >= 0:
+            self._log.trim(ITEM_STATE, 0, self._previous_full_offset)
 
     def _append(self, keys: Sequence[int], whole: bool = False) -> None:
         for start in range(0, len(keys), _KEYS):
-            found, values, last_ms = self.fold.counters.export(keys[start : start + _KEYS])
+            part_keys, values, last_ms = self.fold.counters.export(keys[start : start + _KEYS])
             state = ItemState(
                 offsets=list(self.events.offsets),
-                keys=found.tobytes(),
+                keys=part_keys.tobytes(),
                 values=values.tobytes(),
                 last_ms=last_ms.tobytes(),
                 part=start // _KEYS if whole else 0,
@@ -144,28 +141,28 @@ class CounterLoop:
             self._records += 1
 
     def _restore(self) -> list[int] | None:
-        """Loads the snapshot and returns its offsets; None where there is none to go on from."""
+        """Loads the snapshot and returns its offsets; None without a usable one."""
         if self._state is None:
             return None
         try:
             saved = self._state.load(self._log.id)
-            counted = saved and msgspec.msgpack.decode(saved.blob, type=_Counted)
+            snapshot = saved and msgspec.msgpack.decode(saved.blob, type=_Snapshot)
         except (ValueError, msgspec.MsgspecError) as error:
-            _LOG.warning("counting again from where the log begins: %s", error)
+            _LOG.warning("the counters' snapshot can't be read, counting from the log: %s", error)
             return None
         if self._state.note:
             _LOG.warning("%s", self._state.note)
-        if not saved or not counted or counted.features != self._features.digest:
-            return None  # with other features it counts other things: begins anew
-        keys = np.frombuffer(counted.keys, np.int64)
-        values = np.frombuffer(counted.values, np.float32).reshape(-1, self.fold.counters.columns)
-        self.fold.counters.set(keys, values, np.frombuffer(counted.last_ms, np.int64))
-        self.fold.remember(counted.requests, counted.segments)
+        if not saved or not snapshot or snapshot.features != self._features.digest:
+            return None  # other features count other keys: starts anew
+        keys = np.frombuffer(snapshot.keys, np.int64)
+        values = np.frombuffer(snapshot.values, np.float32).reshape(-1, self.fold.counters.columns)
+        self.fold.counters.set(keys, values, np.frombuffer(snapshot.last_ms, np.int64))
+        self.fold.remember(snapshot.requests, snapshot.segments)
         return [saved.offsets[EVENTS][p] for p in range(len(saved.offsets[EVENTS]))]
 
 
 def run(config: Config, stop: Stop) -> None:
-    """The part: turns until it is asked to stop, then saves. After an error it begins from its snapshot."""
+    """Runs the part until it is asked to stop, then saves. After an error it restarts from its snapshot."""
     log = open_log(config)
     state, features = PartState(config.state, NAME), feature_set(config)
     loop: CounterLoop | None = None
@@ -177,7 +174,7 @@ def run(config: Config, stop: Stop) -> None:
             except LogUnavailable as error:
                 loop = None
                 stop.heartbeat.add("failed_turns")
-                _LOG.warning("turn failed, beginning again", extra={"error": str(error)})
+                _LOG.warning("turn failed, restarting", extra={"error": str(error)})
                 stop.wait(0.3, starting=True)
                 continue
             stop.heartbeat.add("events", moved)
@@ -186,7 +183,7 @@ def run(config: Config, stop: Stop) -> None:
             if not moved:
                 log.wait(EVENTS, 0.05)
         if loop is not None:
-            loop.tell()
+            loop.publish()
             loop.save()
     finally:
         log.close()

@@ -8,8 +8,8 @@ position are read again.
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from recsys.events.dedupe import Recent
-from recsys.events.event_types import Event, Impression, Item, Rejected, Tick, decode, repeat_key
+from recsys.events.dedupe import RecentIds
+from recsys.events.event_types import Event, Impression, Item, Rejected, Tick, decode, dedupe_key
 from recsys.events.hashing import Id
 from recsys.events.records import EVENTS, ITEMS
 from recsys.features.catalogue import Catalogue
@@ -39,7 +39,7 @@ class EventReader:
         self.offsets: list[int] = []
         self.unreadable = 0
         self.repeats = 0
-        self._recent: list[Recent] = []
+        self._recent: list[RecentIds] = []
 
     def seek(self, offsets: Sequence[int] | None) -> None:
         """Resumes from these offsets; from the beginning of the log if None."""
@@ -75,7 +75,7 @@ class EventReader:
                 event = self._decode(record.value)
                 if event is None or isinstance(event, Tick):
                     continue
-                if self._recent[partition].add(repeat_key(event)):
+                if self._recent[partition].add(dedupe_key(event)):
                     events.append(FoldEvent(partition, record.offset, event))
                 else:
                     self.repeats += 1
@@ -103,8 +103,8 @@ class EventReader:
             self.unreadable += 1
             return None
 
-    def _read_back(self, partition: int, begin: int) -> Recent:
-        recent, stop = Recent(REMEMBERED), self.offsets[partition]
+    def _read_back(self, partition: int, begin: int) -> RecentIds:
+        recent, stop = RecentIds(REMEMBERED), self.offsets[partition]
         offset = max(begin, stop - READ_BACK)
         while offset < stop:
             records = self._log.read(EVENTS, partition, offset, min(500, stop - offset))
@@ -113,6 +113,6 @@ class EventReader:
             for record in records:
                 event = self._decode(record.value) if record.offset < stop else None
                 if event is not None and not isinstance(event, Tick):
-                    recent.add(repeat_key(event))
+                    recent.add(dedupe_key(event))
             offset = records[-1].offset + 1
         return recent

@@ -1,7 +1,7 @@
-"""The part that folds events into sessions: read a batch, load the users' sessions, fold, write, all at once.
+"""Part that folds events into sessions: reads a batch, loads the users' sessions, folds, writes all at once.
 
-Exactly once: a session skips events before its own offset, and the fold's place is written in one transaction
-with the sessions. Whatever dies, the fold goes on from the place that the store has.
+Exactly once: a session skips events before its own offset, and one transaction writes the sessions and the
+fold's position. After a crash the fold resumes from the stored position.
 """
 
 import logging
@@ -22,22 +22,31 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.features.session import Session
 from recsys.log.protocol import Log, LogLost, LogUnavailable
-from recsys.observability.recent_delays import Delays
-from recsys.observability.tracer import Tracer, tracer_of
+from recsys.observability.recent_delays import RecentDelays
+from recsys.observability.tracer import Tracer, open_tracer
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from serving.sessions.event_reader import EventReader, FoldEvent
 from serving.sessions.session_fold import fold_event
-from serving.sessions.session_store import FoldStore, PositionConflict, FoldPosition, RedisFoldStore, StoreUnavailable
+from serving.sessions.session_store import (
+    FoldPosition,
+    FoldStore,
+    PositionConflict,
+    RedisFoldStore,
+    StoreUnavailable,
+)
 from serving.tracing.swipe_traces import folded
 
 NAME: Final = "session-fold"
-_IN_MEMORY: Final = 2_000  # sessions kept here between batches: some 50 KB each
+_IN_MEMORY: Final = 2_000  # sessions kept between batches, of about 50 KB each
 _HOLD_EVERY_MS: Final = 5_000
+_DELAY: Final = "click_to_session_p95_ms"
+_LOG: Final = logging.getLogger(__name__)
+_decode_control = msgspec.msgpack.Decoder(Control).decode
 
 
 class SessionLoop:
-    """The fold of ``events`` into sessions, one batch a turn."""
+    """Folds ``events`` into sessions, one batch a turn."""
 
     def __init__(
         self,
@@ -52,63 +61,62 @@ class SessionLoop:
         self._tracer = tracer
         self._seen, self._now_ms = seen, now_ms
         self.events = EventReader(log, features)
-        self.delays = Delays()  # from a view's own time to its session's being written
-        self.unreadable = 0  # packed sessions that couldn't be read: begun anew
-        self._place: FoldPosition | None = None
+        self.delays = RecentDelays()  # from a view's own time to the write of its session
+        self.unreadable = 0  # packed sessions that couldn't be read: started anew
+        self._position: FoldPosition | None = None
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._control = 0
         self._held_ms = 0
         self._stale = True
 
     def turn(self, limit: int = 1_000) -> int:
-        """Folds one batch; returns how many records it moved on. After an error it begins again from the
-        place that the store has."""
+        """Folds one batch; returns how many records it consumed. After an error the next turn resumes from
+        the stored position."""
         if self._stale:
-            self._go_on()
+            self._resume()
         self._stale = True
         began_ns = time.time_ns() if self._tracer else 0
         before = sum(self.events.offsets) + self._control
         batch = self.events.read(limit)
-        erased = self._read_control()
+        erasures = self._read_control()
         moved = sum(self.events.offsets) + self._control - before
         if moved:
-            users = [_user_of(read.event) for read in batch]
-            users += [said.user_id for said in erased.values()]
+            users = [_user_of(entry.event) for entry in batch]
+            users += [erasure.user_id for erasure in erasures.values()]
             self._load({str(user): user for user in users if user is not None})
-            changed, gone = self._fold(batch, erased)
-            self._commit(changed, gone)
+            self._commit(*self._fold(batch, erasures))
             self._measure(batch)
             if self._tracer:
-                folded(self._tracer, [read.event for read in batch], began_ns, time.time_ns())
+                folded(self._tracer, [entry.event for entry in batch], began_ns, time.time_ns())
         self._hold()
         self._stale = False
         return moved
 
-    def _go_on(self) -> None:
-        place = self._store.place()
-        if place is not None and place.log_id != self._log.id:
+    def _resume(self) -> None:
+        position = self._store.position()
+        if position is not None and position.log_id != self._log.id:
             raise LogLost(
-                f"the sessions are folded from log {place.log_id}, this one is {self._log.id}: "
-                "empty the session store, or give it the state folder that it belongs to"
+                f"the sessions are folded from log {position.log_id}, this one is {self._log.id}: "
+                "empty the session store, or start with the state folder that it belongs to"
             )
         self._sessions.clear()
-        self._place = place
-        self._control = self._log.begin(CONTROL, 0) if place is None else place.control
-        self.events.seek(None if place is None else place.events)
+        self._position = position
+        self._control = self._log.begin(CONTROL, 0) if position is None else position.control
+        self.events.seek(None if position is None else position.events)
 
     def _read_control(self) -> dict[str, Erasure]:
-        """The newest erasure of each user."""
-        erased: dict[str, Erasure] = {}
+        """Newest erasure of each user."""
+        erasures: dict[str, Erasure] = {}
         while records := self._log.read(CONTROL, 0, self._control):
             for record in records:
                 try:
-                    said: Control = _control.decode(record.value)
+                    control = _decode_control(record.value)
                 except msgspec.MsgspecError:
-                    continue  # of a newer version: not for sessions
-                if isinstance(said, Erasure) and said.user_id != "":
-                    erased[str(said.user_id)] = said
+                    continue  # a record of a newer version: not for sessions
+                if isinstance(control, Erasure) and control.user_id != "":
+                    erasures[str(control.user_id)] = control
             self._control = records[-1].offset + 1
-        return erased
+        return erasures
 
     def _load(self, users: dict[str, Id]) -> None:
         absent = [name for name in users if name not in self._sessions]
@@ -124,18 +132,18 @@ class SessionLoop:
         return Session(user_id, self._features, self._seen)
 
     def _fold(
-        self, batch: Iterable[FoldEvent], erased: Mapping[str, Erasure]
+        self, batch: Iterable[FoldEvent], erasures: Mapping[str, Erasure]
     ) -> tuple[set[str], set[str]]:
-        """Folds events into the loaded sessions; the users changed, and those gone.
+        """Folds events into the loaded sessions; returns the users changed, and those gone.
 
-        An erasure takes what was known before this batch. Where its tombstone was folded already, that has
-        taken all: what is there came after it, of a user who is back, and is kept.
+        An erasure clears what was known before this batch. If its tombstone was folded already, that has
+        cleared everything: the session then holds later events of a returning user, and stays.
         """
         changed: set[str] = set()
         gone: set[str] = set()
-        for name, said in erased.items():
-            if self._sessions[name].offset <= said.offset:
-                self._sessions[name] = Session(said.user_id, self._features, self._seen)
+        for name, erasure in erasures.items():
+            if self._sessions[name].offset <= erasure.offset:
+                self._sessions[name] = Session(erasure.user_id, self._features, self._seen)
                 gone.add(name)
         for _, offset, event in batch:
             user_id = _user_of(event)
@@ -159,8 +167,8 @@ class SessionLoop:
     def _commit(self, changed: set[str], gone: set[str]) -> None:
         packed = {name: self._sessions[name].pack() for name in sorted(changed - gone)}
         after = FoldPosition(self._log.id, list(self.events.offsets), self._control)
-        self._store.commit(self._place, after, packed, sorted(gone))
-        self._place = after
+        self._store.commit(self._position, after, packed, sorted(gone))
+        self._position = after
         for name in gone:
             self._sessions.pop(name, None)
         for name in changed - gone:
@@ -169,16 +177,16 @@ class SessionLoop:
             self._sessions.popitem(last=False)
 
     def _measure(self, batch: Iterable[FoldEvent]) -> None:
-        events = [read.event for read in batch]
+        events = [entry.event for entry in batch]
         views = [e.time_ms for e in events if isinstance(e, Engagement) and e.kind == "view"]
         self.delays.since(views, self._now_ms())
 
     def _hold(self) -> None:
-        """Tells the log from where this fold would begin again."""
+        """Has the log keep the records after the position."""
         now_ms = self._now_ms()
-        if now_ms - self._held_ms >= _HOLD_EVERY_MS and self._place is not None:
+        if now_ms - self._held_ms >= _HOLD_EVERY_MS and self._position is not None:
             self._held_ms = now_ms
-            for partition, offset in enumerate(self._place.events):
+            for partition, offset in enumerate(self._position.events):
                 self._log.hold(NAME, EVENTS, partition, offset)
 
 
@@ -187,28 +195,32 @@ def _user_of(event: Event) -> Id | None:
 
 
 def run(config: Config, stop: Stop) -> None:
-    """The part: turns until it is asked to stop; waits while the store or the log is away."""
+    """Runs the part until it is asked to stop; waits while the store or the log is away."""
     log = open_log(config)
     store = RedisFoldStore(config.sessions.url, config.sessions.ttl_s)
-    tracer = tracer_of(config, NAME)
+    tracer = open_tracer(config, NAME)
     loop = SessionLoop(log, store, feature_set(config), config.sessions.seen, tracer=tracer)
-    logger = logging.getLogger(__name__)
+    beat = stop.heartbeat
     try:
-        starting = True  # until the first turn is done, which reads the whole catalogue
+        starting = True  # until the first turn, which reads the whole catalogue, is done
         while not stop.is_set(starting):
             try:
                 moved = loop.turn()
                 starting = False
             except (StoreUnavailable, LogUnavailable, PositionConflict) as error:
-                stop.heartbeat.add("failed_turns")
-                logger.warning("turn failed, trying again", extra={"error": str(error)})
-                _tell_delay(loop, stop)
+                beat.add("failed_turns")
+                _LOG.warning("turn failed, trying again", extra={"error": str(error)})
+                beat.only(_DELAY, loop.delays.p95(_DELAY, wall_ms()))
                 stop.wait(0.3, starting)
                 continue
-            _tell(loop, stop, moved)
-            _tell_delay(loop, stop)
+            beat.add("events", moved)
+            beat.offsets(EVENTS, loop.events.offsets)
+            if moved:
+                beat.gauge("repeats", loop.events.repeats)
+                beat.gauge("unreadable", loop.events.unreadable + loop.unreadable)
+            beat.only(_DELAY, loop.delays.p95(_DELAY, wall_ms()))
             if tracer:
-                tracer.count(stop.heartbeat)
+                tracer.count(beat)
             if not moved:
                 log.wait(EVENTS, 0.05)
     finally:
@@ -216,20 +228,3 @@ def run(config: Config, stop: Stop) -> None:
             tracer.close()
         store.close()
         log.close()
-
-
-def _tell(loop: SessionLoop, stop: Stop, moved: int) -> None:
-    beat = stop.heartbeat
-    beat.add("events", moved)
-    beat.offsets(EVENTS, loop.events.offsets)
-    if moved:
-        beat.gauge("repeats", loop.events.repeats)
-        beat.gauge("unreadable", loop.events.unreadable + loop.unreadable)
-
-
-def _tell_delay(loop: SessionLoop, stop: Stop) -> None:
-    name = "click_to_session_p95_ms"
-    stop.heartbeat.only(name, loop.delays.p95(name, wall_ms()))
-
-
-_control = msgspec.msgpack.Decoder(Control)

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import redis
 import redis.asyncio
+import redis.asyncio.retry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -133,7 +134,8 @@ class RedisSessions:
             max_connections=_CONNECTIONS,
             socket_timeout=_READ_TIMEOUT_S,
             socket_connect_timeout=_READ_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 1),  # for a connection that the server closed meanwhile
+            # for a connection that the server closed meanwhile; the blocking Retry would do nothing here
+            retry=redis.asyncio.retry.Retry(NoBackoff(), 1, (redis.ConnectionError,)),
             protocol=2,
         )
 

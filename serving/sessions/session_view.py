@@ -11,7 +11,9 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.counters import SPEEDS
 from recsys.features.session import Session
 
-_NOT_WATCHED: float = 0.3  # weight that the topics of an item lose if it was shown and not watched long
+_NOT_WATCHED: float = (
+    0.3  # weight that the topics of an item lose if it was shown and not watched long
+)
 
 
 class _Offset(msgspec.Struct):

@@ -15,7 +15,7 @@ from typing import Final
 
 from recsys.events.hashing import Id
 from recsys.events.records import Range
-from recsys.observability.recent_delays import Delays
+from recsys.observability.recent_delays import RecentDelays
 
 KEPT: Final = 5_000  # clicks followed at a time: older ones are let go
 AWAY_MS: Final = 60_000  # a client that sends a view so late was away, or plays the past again
@@ -45,8 +45,8 @@ class Freshness:
     """Follows acknowledged views to the session and to the model. One thread uses it."""
 
     def __init__(self) -> None:
-        self.to_session, self.to_served = Delays(), Delays()
-        self.view_to_acknowledged, self.view_to_served = Delays(), Delays()
+        self.to_session, self.to_served = RecentDelays(), RecentDelays()
+        self.view_to_acknowledged, self.view_to_served = RecentDelays(), RecentDelays()
         # request, item -> when it was acknowledged, when it had ended, where its client wasn't away
         self._unjoined: OrderedDict[tuple[str, str], _Times] = OrderedDict()
         # partition -> (example offset, the same two)

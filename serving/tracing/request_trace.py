@@ -6,7 +6,14 @@ knows no spans, only the ``mark`` that it is handed.
 
 from collections.abc import Callable
 
-from recsys.observability.spans import FEED, IMPRESSION, About, Place, Span, of_request
+from recsys.observability.spans import (
+    FEED,
+    IMPRESSION,
+    Span,
+    SpanAttributes,
+    SpanContext,
+    request_span,
+)
 from serving.request import Answer
 
 # In this order; "wait": for shards of retrieval, and before it what they are asked with.
@@ -43,7 +50,7 @@ class RequestTrace:
             self._tell(Span(place, stage, began_ns, ended_ns, feed))
             began_ns = ended_ns
         stamp = answer.stamp
-        about: About = {
+        about: SpanAttributes = {
             "request_id": self.request_id,
             "surface": answer.impression.surface,
             "items": len(answer.items),
@@ -57,7 +64,7 @@ class RequestTrace:
 
     def appended(self, topic: str, partition: int, offset: int) -> None:
         """The impression is committed. Called by the thread that writes."""
-        about: About = {"topic": topic, "partition": partition, "offset": offset}
+        about: SpanAttributes = {"topic": topic, "partition": partition, "offset": offset}
         self._tell(
             Span(
                 self._place(IMPRESSION), IMPRESSION, self._handed_ns, self._now_ns(),
@@ -65,5 +72,5 @@ class RequestTrace:
             )
         )  # fmt: skip
 
-    def _place(self, name: str, *about: int) -> Place:
-        return of_request(self.request_id, name, *about)
+    def _place(self, name: str, *about: int) -> SpanContext:
+        return request_span(self.request_id, name, *about)

@@ -18,7 +18,7 @@ from parameter_server.rpc.shard_actor import actor_name
 from recsys.config.system_config import Config, TrainerConfig
 from recsys.events.records import DELTAS, Delta, unpack
 from recsys.features import feature_set_file as feature_sets
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Beat, read_beat
 from runtime.supervision import launch_plan as plans

@@ -8,13 +8,10 @@ import pytest
 import torch
 from gorse import Gorse
 
-from recsys.config.compat_config import CompatConfig
-from recsys.config.control_room_config import ControlRoomConfig
-from recsys.config.metrics_config import MetricsConfig
+from recsys.config.part_configs import CompatConfig, ControlRoomConfig, MetricsConfig, TracingConfig
 from recsys.config.system_config import ParameterServerConfig
-from recsys.config.telemetry_config import TracingConfig
 from recsys.events.hashing import partition_of
-from recsys.events.records import EXAMPLES, without_example
+from recsys.events.records import EXAMPLES, non_example
 from recsys.features.feature_set_file import feature_set
 from recsys.process.open_log import open_log
 from recsys.process.part_process import read_beat
@@ -170,7 +167,7 @@ def said_in_examples(system: LiveSystem, user: str) -> bool:
         partition = partition_of(user, log.partitions(EXAMPLES))
         offsets = log.keyed(EXAMPLES, partition, [user.encode()], 1 << 60)
         last = log.read(EXAMPLES, partition, offsets[-1], 1)[0] if offsets else None
-        return last is not None and without_example(last.value) is not None
+        return last is not None and non_example(last.value) is not None
     finally:
         log.close()
 

@@ -21,7 +21,7 @@ from recsys.events.control_records import Decision, Live, ModelSize
 from recsys.events.records import CONTROL, DELTAS, SCORES, STEPS, Delta, Scores, Step, pack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
 from recsys.process.open_log import open_log
 from runtime.cli.candidates import propose, rollback

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from experiments.assignment.target_policy import TargetPolicy
 from recsys.config.policy_config import PolicyConfig
-from recsys.events.event_types import Asked, Impression, Stamp, encode
+from recsys.events.event_types import Impression, RequestInputs, Stamp, encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics
 from recsys.log.protocol import Append, MemoryLog
 from replay.logged_lists import EARLY, REPEATED, SAMPLED, chosen
@@ -17,7 +17,7 @@ TARGET = TargetPolicy("t", PolicyConfig(), {"like": 1.0})
 
 def listed(n: int, size: int = 0) -> Impression:
     return Impression(time_ms=1_000 + n, request_id=f"r{n}", user_id=f"u{n % 40}", items=[],
-                      asked=Asked(n=3), stamp=Stamp(), predicted=bytes(size))  # fmt: skip
+                      asked=RequestInputs(n=3), stamp=Stamp(), predicted=bytes(size))  # fmt: skip
 
 
 def log_of(lists: Sequence[Impression], newest_ms: int) -> MemoryLog:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recsys.config.system_config import Config
-from recsys.events.event_types import Engagement, Impression, Item, Served, User
+from recsys.events.event_types import Engagement, Impression, Item, ServedItem, User
 from replay.direct_loop import DirectLoop
 from replay.player import Player, Scored
 from serving.request import Request
@@ -90,7 +90,7 @@ def test_the_same_crowd_gives_the_same_model_twice_and_on_any_number_of_shards()
 
 
 def shown(request: str, user: str, *item_ids: str, at_ms: int) -> Impression:
-    served = [Served(item_id=i) for i in item_ids]
+    served = [ServedItem(item_id=i) for i in item_ids]
     return Impression(time_ms=at_ms, request_id=request, user_id=user, items=served)
 
 

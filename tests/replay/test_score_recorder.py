@@ -1,13 +1,13 @@
 import numpy as np
 
-from recsys.events.event_types import Engagement, Impression, Served
+from recsys.events.event_types import Engagement, Impression, ServedItem
 from replay.player import Scored
 from replay.replay_run import ScoreRecorder
 
 
 def scored(request: str, *items: str | int, step: int = 1, **context: str) -> Scored:
     impression = Impression(
-        time_ms=5, request_id=request, user_id="u", items=[Served(item_id=i) for i in items],
+        time_ms=5, request_id=request, user_id="u", items=[ServedItem(item_id=i) for i in items],
         context=context,
     )  # fmt: skip
     scores = np.arange(3 * len(items), dtype=np.float32).reshape(-1, 3) / 10

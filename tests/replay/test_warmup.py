@@ -12,7 +12,7 @@ from recsys.events.event_types import (
     Event,
     Impression,
     Item,
-    Served,
+    ServedItem,
     User,
     decode,
     event_id_of,
@@ -52,7 +52,7 @@ class Toy:
         yield User(time_ms=0, user_id=8, fields={"age": "new"})
         for n, tab in enumerate("1121"):
             at_ms = 1_000_000 + n * 10_000
-            served, request_id = [Served(item_id=1), Served(item_id=2)], f"r{n}"
+            served, request_id = [ServedItem(item_id=1), ServedItem(item_id=2)], f"r{n}"
             shown = Impression(time_ms=at_ms, request_id=request_id, user_id=7, items=served,
                                context={"tab": tab})  # fmt: skip
             click = Engagement(time_ms=at_ms + 5_000, request_id=request_id, user_id=7, item_id=1,

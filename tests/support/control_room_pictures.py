@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/control-room.md: ``python -m tests.support.control_room_pictures [STATE]``.
+"""Makes the pictures of docs/how-to/control-room.md: ``python -m tests.support.control_room_pictures [STATE]``.
 
 Each is one screen in headless Chromium, after the page has looked for a while: at the system of a state
 folder, or, without one, at samples that are made up here.
@@ -16,7 +16,7 @@ from tests.support.control_room_stub import KEY, ControlStub
 from tests.support.paths import ROOT
 from tests.support.webdriver import Browser
 
-DOCS = ROOT / "docs"
+DOCS = ROOT / "docs" / "images"
 SIZES = {"desktop": (1440, 900), "phone": (390, 844)}
 LOOKS_S = 12.0
 MOST_BYTES = 400_000

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import uvicorn
 
-from runtime.supervision.part_metrics import SAID, families
+from runtime.supervision.part_metrics import PART_METRICS, families
 from runtime.supervision.system_status import PartStatus, Status, Version
 from serving.control_room.curves import Curves
 from serving.control_room.exposition import Samples, keyed
@@ -58,7 +58,7 @@ def made_up() -> Samples:
     parts = []
     for name in PARTS:
         said: dict[str, dict[str, float]] = {"counter": {}, "gauge": {}}
-        for its in SAID:
+        for its in PART_METRICS:
             if its.part == name:
                 for label in SAYS[its.label] if its.label else ("",):
                     first = FAMILIES.get(its.key, its.key)

@@ -72,9 +72,9 @@ class Line:
             shard.learn = dies(shard.learn, before=False)
 
     def align(self):
-        return min(self.where())
+        return min(self.applied_steps())
 
-    def where(self):
+    def applied_steps(self):
         return [shard.applied for shard in self.shards]
 
     def lookup(self, step, keys):

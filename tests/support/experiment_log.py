@@ -7,7 +7,7 @@ from experiments.assignment.policy import Policies
 from experiments.statistics.revision import running
 from recsys.config.system_config import Config, JoinConfig
 from recsys.events.control_records import Experiments
-from recsys.events.event_types import Engagement, Impression, Served, Stamp, encode
+from recsys.events.event_types import Engagement, Impression, ServedItem, Stamp, encode
 from recsys.events.hashing import partition_of, uniform
 from recsys.events.records import EVENTS, EXAMPLES, pack, topics
 from recsys.log.protocol import Append, Log, MemoryLog
@@ -66,7 +66,7 @@ class ToyTrial:
         self._served += 1
         request_id = f"r{self._served}"
         given = self._policies.resolve(user).arms if arms is None else arms
-        items = [Served(item_id=f"v{n}") for n in range(ITEMS)]
+        items = [ServedItem(item_id=f"v{n}") for n in range(ITEMS)]
         self._append(
             Impression(
                 time_ms=self.now_ms, request_id=request_id, user_id=user, items=items,

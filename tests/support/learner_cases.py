@@ -3,8 +3,8 @@
 import numpy as np
 
 from parameter_server.table.table import initial_rows
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.config.system_config import tables_of
+from recsys.model.model import build_model
 from tests.support.small_feed import FEATURES, toy_config
 from training.continual.learner import Lane, Learned, Learner
 

@@ -7,7 +7,7 @@ from parameter_server.shard.shard import ShardSpec
 from recsys.config.system_config import Config
 from recsys.events.records import EXAMPLES, Delta, Step, unpack
 from recsys.log.protocol import Append, Log, LogUnavailable, MemoryLog, Record
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.process.part_snapshot import PartState
 from tests.support.small_feed import FEATURES, append_examples, example, toy_config, toy_log
 from training.continual.learner import Learner

@@ -17,7 +17,7 @@ from replay.simulation.world import World
 from runtime.cli.up import start
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
-from runtime.supervision.processes import kill_session, members_saying
+from runtime.supervision.processes import kill_session, members_matching
 
 ITEMS, USERS = 300, 20
 
@@ -79,7 +79,7 @@ class LiveSystem:
         """kill -9 of a process that Ray runs for us, by its command line."""
         leader = next(p for p in self.running().parts if p.name == part).process
         assert leader is not None
-        for pid in members_saying(leader, words):
+        for pid in members_matching(leader, words):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 return True

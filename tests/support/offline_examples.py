@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from parameter_server.table.dense import Dense
-from recsys.config.system_config import ModelConfig
+from recsys.config.system_config import ModelConfig, tables_of
 from recsys.events.records import Example
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.model.model import build_model
 from tests.support.small_feed import FEATURES, example
 from training.continual.learner import Learner
 from training.offline.examples import Examples, examples_of

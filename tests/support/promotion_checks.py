@@ -6,10 +6,10 @@ from benchmarks.studies.promotion.promotion_run import PromotionRun
 async def until(run: PromotionRun, line: str, *stages: str, lists: int = 500) -> str:
     for _ in range(lists // 5):
         await run.show(5)
-        stage: str = run.lifecycle.standings[line].stage
+        stage: str = run.lifecycle.candidates[line].stage
         if stage in stages:
             return stage
-    raise AssertionError(f"{line} is {run.lifecycle.standings[line]}")
+    raise AssertionError(f"{line} is {run.lifecycle.candidates[line]}")
 
 
 def stamps(run: PromotionRun, since: int = 0) -> list[tuple[str, int, int]]:

@@ -4,8 +4,7 @@ import numpy as np
 
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import Shard, ShardSpec
-from recsys.config.system_config import ModelConfig, digest
-from recsys.model.model_tables import tables_of
+from recsys.config.system_config import ModelConfig, digest, tables_of
 from tests.support.small_feed import FEATURES, START_MS
 from training.candidates.registry import (
     Provenance,

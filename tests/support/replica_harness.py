@@ -8,14 +8,13 @@ import numpy as np
 from experiments.assignment.policy import Policies, Policy
 from parameter_server.publish.deltas import Changed, StepDelta
 from recsys.config.policy_config import PolicyConfig
-from recsys.config.system_config import Config, ServeConfig
+from recsys.config.system_config import Config, ServeConfig, tables_of
 from recsys.events.event_types import Engagement, Item
 from recsys.events.hashing import uniforms
 from recsys.events.records import ItemState
 from recsys.features.feature_set import FeatureSet
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
-from recsys.model.model_tables import tables_of
 from serving.replica.replica import Replica
 from tests.support.small_feed import FEATURES, START_MS, toy_config
 

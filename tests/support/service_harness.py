@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from recsys.config.compat_config import CompatConfig
+from recsys.config.part_configs import CompatConfig
 from recsys.config.system_config import Config, ServeConfig
 from recsys.events.event_types import Item, decode, encode
 from recsys.events.records import EVENTS, ITEMS

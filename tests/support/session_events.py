@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys.events.event_types import Engagement, Impression, Served
+from recsys.events.event_types import Engagement, Impression, ServedItem
 from recsys.features.feature_set import FeatureSet
 from tests.support.small_feed import FEATURES, SCHEMA
 
@@ -20,7 +20,7 @@ def keys_of(item: int, features: FeatureSet = FEATURES) -> np.ndarray:
 
 
 def shown(request: str, *items: int, at_ms: int = NOW_MS, surface: str = "feed") -> Impression:
-    served = [Served(item_id=f"v{item}") for item in items]
+    served = [ServedItem(item_id=f"v{item}") for item in items]
     return Impression(time_ms=at_ms, request_id=request, user_id="u", items=served, surface=surface)
 
 

@@ -233,7 +233,7 @@ class Simulation:
                 self._shard_is_gone(part)
                 continue
             if isinstance(reply.message, Answer):
-                self.held_back += sum(self._shard(part)[0].shard.published.held.values()) > 0
+                self.held_back += sum(self._shard(part)[0].shard.published.withheld.values()) > 0
                 if isinstance(frame.message, Exchange):
                     self.answered[part] = max(self.answered[part], frame.message.step)
                 elif isinstance(frame.message, Rewind):

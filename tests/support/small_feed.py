@@ -11,7 +11,7 @@ from recsys.events.event_types import (
     Event,
     FeatureBlock,
     Impression,
-    Served,
+    ServedItem,
     Tick,
     encode,
 )
@@ -73,7 +73,7 @@ def block(seed: int, items: int = 1) -> FeatureBlock:
 
 
 def impression(n: int, user: int, time_ms: int, items: int = 3) -> Impression:
-    served = [Served(item_id=f"v{(n + i) % 9}", propensity=0.5) for i in range(items)]
+    served = [ServedItem(item_id=f"v{(n + i) % 9}", propensity=0.5) for i in range(items)]
     return Impression(
         time_ms=time_ms, request_id=f"r{n}", user_id=f"u{user}", items=served,
         features=block(n, items),

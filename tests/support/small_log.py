@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from recsys.events.event_types import Event, Impression, Served
+from recsys.events.event_types import Event, Impression, ServedItem
 from recsys.events.hashing import uniform
 from replay.simulation.world import World
 
@@ -23,7 +23,7 @@ def write_log(
         chosen = [f"w{int(uniform(seed, 'what', index, rank) * items)}" for rank in range(4)]
         ids = list(dict.fromkeys(chosen))
         request_id = f"r{index}"
-        listed = [Served(item_id=item_id) for item_id in ids]
+        listed = [ServedItem(item_id=item_id) for item_id in ids]
         events.append(
             Impression(time_ms=now_ms, request_id=request_id, user_id=user_id, items=listed)
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from recsys.observability.spans import of_request
+from recsys.observability.spans import request_span
 from runtime.supervision import launch_plan as plans
 from tests.support.live_system import LiveSystem
 from tests.support.otlp_receiver import Receiver
@@ -24,7 +24,7 @@ def whole(receiver: Receiver, asked: list[tuple[str, str]]) -> str:
         names.setdefault(span.trace_id.hex(), set()).add(span.name)
     of_id = {(span.trace_id.hex(), span.span_id.hex()): span for span in spans}
     for request_id, _ in reversed(asked):
-        trace_id = of_request(request_id, "feed").trace_id
+        trace_id = request_span(request_id, "feed").trace_id
         if not {*STAGES, *REST, "feed"} <= names.get(trace_id, set()):
             continue
         own = [s for (trace, _), s in of_id.items() if trace == trace_id]
@@ -41,7 +41,7 @@ def whole(receiver: Receiver, asked: list[tuple[str, str]]) -> str:
 def check_trace(receiver: Receiver, request_id: str) -> None:
     """One tree of the request's spans, each after its cause, with the spans of its steps behind the links."""
     told = {(s.trace_id.hex(), s.span_id.hex()): (part, s) for part, s in receiver.spans()}
-    trace_id = of_request(request_id, "feed").trace_id
+    trace_id = request_span(request_id, "feed").trace_id
     own = {span: its for (trace, span), its in told.items() if trace == trace_id}
     [feed] = [s for _, s in own.values() if not s.parent_span_id]
     assert feed.name == "feed" and all(

@@ -8,7 +8,7 @@ from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from recsys.config.system_config import Config
 from recsys.events.records import DELTAS
 from recsys.log.protocol import Append, Log
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from tests.support.durable_client import DurableClient
 from tests.support.small_feed import (
     FEATURES,
@@ -47,7 +47,7 @@ def learn(config: Config, log: Log, until: int | None = None) -> str:
     learner = Learner(build_model(FEATURES, config.model))
     worker = Worker(0, 1, log, shards, learner, config, epoch=epoch)
     last = until or last_place(log, "main", epoch, PARTITIONS).step
-    while min(shards.where()) < last:
+    while min(shards.applied_steps()) < last:
         worker.turn()
     shards.close()
     return digest_of_shards(shards.shards)

@@ -1,11 +1,11 @@
-"""Whether features as they were served are those that the events of then give: a sample, number by number.
+"""Audits training/serving skew: compares logged features with features recomputed from events.
 
-Features are computed again by the one definition of each (training/archive/recompute.py) and compared with
-the block in the impression: keys, history and outcomes to the last bit, what the counters gave within a
-tolerance, as sums of many small numbers depend a little on their order. Differences are gathered by feature;
-what can't be computed again is counted by its reason, and is no difference.
+Features are recomputed by their single definition (training/archive/recompute.py) and compared with the block
+in the impression: keys, history and outcomes exactly, counter features within a tolerance, as sums of many
+small numbers depend a little on their order. Differences are collected by feature. Impressions that can't be
+recomputed are counted by reason and aren't differences.
 
-Pure: it doesn't know where events come from, nor how a session is folded.
+Pure: it knows neither the source of events nor how a session is folded.
 """
 
 # N items of an impression, F dense columns
@@ -22,22 +22,22 @@ from recsys.events.hashing import uniform
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, RequestFeatures, UnknownFeatureSet, read_block
 from recsys.features.session import Session
-from training.archive.recompute import CantRecompute, PastCounters, Recomputer, PlacedImpression
+from training.archive.recompute import CantRecompute, PastCounters, PlacedImpression, Recomputer
 
-TOLERANCE: Final = 1e-4  # of a dense column that counters gave
-_EXACT: Final = 1e-6  # of the others
+TOLERANCE: Final = 1e-4  # of dense columns from counters
+_EXACT: Final = 1e-6  # of other dense columns
 _SALT: Final = 77
 
 
 @dataclass
 class FeatureDifference:
-    """Where one feature wasn't what it should have been. Differences of keys count as 1."""
+    """Differences of one feature. A differing key counts as 1."""
 
     impressions: int = 0
     numbers: int = 0
     largest: float = 0.0
     total: float = 0.0
-    first: str = ""  # the request that showed it first
+    first: str = ""  # request id of the first impression that differs
 
     @property
     def mean(self) -> float:
@@ -46,7 +46,7 @@ class FeatureDifference:
 
 @dataclass
 class AuditReport:
-    """What an audit found. ``without_counters``: of the sampled, how many were compared but for counters."""
+    """Result of an audit. ``without_counters``: impressions compared except for counters, by reason."""
 
     sampled: int = 0
     equal: int = 0
@@ -64,119 +64,121 @@ class AuditReport:
 
 
 def is_sampled(request_id: str, share: float) -> bool:
-    """Whether an impression is in a hashed sample: the same ones whenever and wherever it is asked."""
+    """Whether a hashed sample contains an impression; the same impressions on every run."""
     return share >= 1.0 or uniform(_SALT, request_id) < share
 
 
 class Audit:
-    """Compares impressions with what they should have been."""
+    """Compares impressions with their recomputed features."""
 
     def __init__(
         self, recomputer: Recomputer, features: FeatureSet, tolerance: float = TOLERANCE
     ) -> None:
-        self._recomputer, self._features = recomputer, features
-        self._compare = Comparison(features, recomputer.builder, tolerance)
+        self._recomputer = recomputer
+        self._compare = _BlockComparison(features, recomputer.builder, tolerance)
         self.report = AuditReport()
 
     def look(
-        self, shown: Iterable[PlacedImpression], session_of: Callable[[PlacedImpression], Session], counters: PastCounters
+        self,
+        impressions: Iterable[PlacedImpression],
+        session_of: Callable[[PlacedImpression], Session],
+        counters: PastCounters,
     ) -> None:
-        """Looks at impressions, in the order that the counters can be asked in. What ``session_of`` raises as
-        ValueError is a reason why it can't be computed again."""
-        for its in shown:
-            self._one(its, session_of, counters)
+        """Audits impressions, in the order that ``counters`` requires. A ValueError of ``session_of`` becomes
+        the reason why an impression can't be recomputed."""
+        for placed in impressions:
+            self._audit(placed, session_of, counters)
 
-    def _one(
-        self, its: PlacedImpression, session_of: Callable[[PlacedImpression], Session], counters: PastCounters
+    def _audit(
+        self,
+        placed: PlacedImpression,
+        session_of: Callable[[PlacedImpression], Session],
+        counters: PastCounters,
     ) -> None:
         report = self.report
         report.sampled += 1
-        logged, counted = its.impression.features, True
+        logged, has_counters = placed.impression.features, True
         try:
             if logged is None:
                 raise CantRecompute("no features were logged: see recsys backfill")
             try:
-                then = counters.of(its)
+                past_counters = counters.of(placed)
             except CantRecompute as error:
-                then, counted = counters.nothing, False
+                past_counters, has_counters = counters.nothing, False
                 _count(report.without_counters, str(error))
-            again = self._recomputer.block(its, session_of(its), then)
-            differences = self._compare(logged, again, counted)
+            recomputed = self._recomputer.block(placed, session_of(placed), past_counters)
+            differences = self._compare(logged, recomputed, has_counters)
         except UnknownFeatureSet:
             _count(report.not_recomputed, "logged with another feature set: see recsys backfill")
         except ValueError as error:
             _count(report.not_recomputed, str(error))
         else:
             report.equal += not differences
-            for name, apart in differences.items():
-                _add(report.differing.setdefault(name, FeatureDifference()), apart, its)
+            for name, errors in differences.items():
+                difference = report.differing.setdefault(name, FeatureDifference())
+                difference.first = difference.first or placed.impression.request_id
+                difference.impressions += 1
+                difference.numbers += len(errors)
+                difference.largest = max(difference.largest, float(errors.max()))
+                difference.total += float(errors.sum())
 
 
 def _count(counts: dict[str, int], reason: str) -> None:
     counts[reason] = counts.get(reason, 0) + 1
 
 
-def _add(found: FeatureDifference, apart: NDArray[np.float64], its: PlacedImpression) -> None:
-    found.first = found.first or its.impression.request_id
-    found.impressions += 1
-    found.numbers += len(apart)
-    found.largest = max(found.largest, float(apart.max()))
-    found.total += float(apart.sum())
-
-
-class Comparison:
-    """Two blocks of one feature set, feature by feature."""
+class _BlockComparison:
+    """Compares two blocks of one feature set, feature by feature."""
 
     def __init__(self, features: FeatureSet, builder: FeatureBuilder, tolerance: float) -> None:
         self._features = features
         self._dense = np.array(builder.features.dense_names)
-        counted = np.array(["/" in name for name in builder.features.dense_names], np.bool_)
-        self._within = np.where(counted, tolerance, _EXACT)
-        self._counted = counted
+        self._counted = np.array(["/" in name for name in builder.features.dense_names], np.bool_)
+        self._within = np.where(self._counted, tolerance, _EXACT)
 
     def __call__(
-        self, logged: FeatureBlock, again: FeatureBlock, counters: bool = True
+        self, logged: FeatureBlock, recomputed: FeatureBlock, counters: bool = True
     ) -> dict[str, NDArray[np.float64]]:
-        """By feature, how far apart the numbers are that differ. Without ``counters`` what they gave isn't
-        looked at. Raises UnknownFeatureSet where ``logged`` is of another set."""
-        its, our = read_block(logged, self._features), read_block(again, self._features)
-        if its.items_NI.shape != our.items_NI.shape or its.dense_NF.shape != our.dense_NF.shape:
+        """Absolute differences of the differing numbers, by feature; ignores counter features without
+        ``counters``. Raises UnknownFeatureSet if ``logged`` is of another set."""
+        old, new = read_block(logged, self._features), read_block(recomputed, self._features)
+        if old.items_NI.shape != new.items_NI.shape or old.dense_NF.shape != new.dense_NF.shape:
             return {"number of items": np.ones(1)}
-        return self._keys(its, our) | self._outcomes(its, our) | self._numbers(its, our, counters)
+        return self._keys(old, new) | self._outcomes(old, new) | self._numbers(old, new, counters)
 
-    def _keys(self, its: RequestFeatures, our: RequestFeatures) -> dict[str, NDArray[np.float64]]:
-        found = {}
+    def _keys(self, old: RequestFeatures, new: RequestFeatures) -> dict[str, NDArray[np.float64]]:
+        wrong = {}
         for slot in self._features.user_slots:
-            wrong = its.user_U[slot.start : slot.stop] != our.user_U[slot.start : slot.stop]
-            found[f"user.{slot.name}"] = wrong
+            columns = slice(slot.start, slot.stop)
+            wrong[f"user.{slot.name}"] = old.user_U[columns] != new.user_U[columns]
         for slot in self._features.item_slots:
-            part = np.s_[:, slot.start : slot.stop]
-            found[f"item.{slot.name}"] = its.items_NI[part] != our.items_NI[part]
-        found["history"] = its.history_TH != our.history_TH
-        return {name: np.ones(int(wrong.sum())) for name, wrong in found.items() if wrong.any()}
+            columns = slice(slot.start, slot.stop)
+            wrong[f"item.{slot.name}"] = old.items_NI[:, columns] != new.items_NI[:, columns]
+        wrong["history"] = old.history_TH != new.history_TH
+        return {name: np.ones(int(flags.sum())) for name, flags in wrong.items() if flags.any()}
 
     def _outcomes(
-        self, its: RequestFeatures, our: RequestFeatures
+        self, old: RequestFeatures, new: RequestFeatures
     ) -> dict[str, NDArray[np.float64]]:
         names = (*self._features.schema.labels, "watch", "recency")
-        apart = _apart(its.outcomes_TO, our.outcomes_TO)
-        columns = {f"history.{name}": apart[:, n] for n, name in enumerate(names)}
+        errors = _errors(old.outcomes_TO, new.outcomes_TO)
+        columns = {f"history.{name}": errors[:, n] for n, name in enumerate(names)}
         return {name: column[column > 0] for name, column in columns.items() if (column > 0).any()}
 
     def _numbers(
-        self, its: RequestFeatures, our: RequestFeatures, counters: bool
+        self, old: RequestFeatures, new: RequestFeatures, counters: bool
     ) -> dict[str, NDArray[np.float64]]:
-        apart = _apart(its.dense_NF, our.dense_NF)
-        wrong = apart > self._within
+        errors = _errors(old.dense_NF, new.dense_NF)
+        wrong = errors > self._within
         if not counters:
             wrong &= ~self._counted
         return {
-            str(self._dense[at]): apart[wrong[:, at], at] for at in np.flatnonzero(wrong.any(0))
+            str(self._dense[at]): errors[wrong[:, at], at] for at in np.flatnonzero(wrong.any(0))
         }
 
 
-def _apart(its: NDArray[np.float32], our: NDArray[np.float32]) -> NDArray[np.float64]:
-    """|its − our|, infinite where only one is a number."""
-    apart = np.abs(its.astype(np.float64) - our.astype(np.float64))
-    same = (its == our) | (np.isnan(its) & np.isnan(our))
-    return np.where(same, 0.0, np.where(np.isfinite(apart), apart, np.inf))
+def _errors(old: NDArray[np.float32], new: NDArray[np.float32]) -> NDArray[np.float64]:
+    """|old − new|, infinite if only one of the two is a number."""
+    errors = np.abs(old.astype(np.float64) - new.astype(np.float64))
+    same = (old == new) | (np.isnan(old) & np.isnan(new))
+    return np.where(same, 0.0, np.where(np.isfinite(errors), errors, np.inf))

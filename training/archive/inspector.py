@@ -1,12 +1,12 @@
-"""Judges the topics that everybody reads and nobody answers for: what can't be read there gets a dead letter.
+"""Writes dead letters for unreadable records of the topics that no single part is responsible for.
 
-``events`` are the joiner's business and ``examples`` the workers'. What can't be read of ``items``,
-``item_state``, ``steps`` and ``control`` is passed over by its readers; the letter is written here, once. The
-place is saved now and then, and what was judged since is judged again after a kill, without a second letter.
+The joiner handles ``events``, the workers ``examples``. Readers of ``items``, ``item_state``, ``steps`` and
+``control`` skip unreadable records; this part writes one dead letter for each. The position is saved now and
+then; records judged since are judged again after a kill, without a second letter.
 
-Of ``deltas`` it reads whether a shard refused gradients. That step's record then goes among the dead letters:
-it names the offsets of the examples that were set aside, so that they can be looked at, and learned again
-once what was wrong is mended.
+In ``deltas`` it looks for gradients that a shard rejected. The record of such a step becomes a dead letter:
+it names the offsets of the examples that were set aside, so that they can be inspected, and learned again
+after the cause is fixed.
 """
 
 import logging
@@ -32,17 +32,17 @@ from recsys.events.records import (
 from recsys.log.protocol import Log, LogLost, Record
 from recsys.process.log_consumer import UNREADABLE, Consumer, DeadLetters
 from recsys.process.part_snapshot import PartState
-from recsys.process.retry_loop import Turns
+from recsys.process.retry_loop import RetryLoop
 from training.steps.step_reader import StepReader
 
 _READ: Final = 100  # records of each topic in a turn: item states are large
-_READ_DELTAS: Final = 16  # and so are deltas
+_READ_DELTAS: Final = 16  # deltas are large too
 _SAVE_EVERY_MS: Final = 30_000
 _LOG: Final = logging.getLogger(__name__)
 
 
-class _Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of a delta: its rows are left alone."""
+class _DeltaMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of a delta that are decoded; its rows are skipped."""
 
     line: str
     epoch: int
@@ -51,17 +51,17 @@ class _Told(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float] = {}
 
 
-class Inspector(Turns):
-    """Reads the topics whose letters it owns. ``clock`` (milliseconds) says when to save."""
+class Inspector(RetryLoop):
+    """Judges the records of its topics; ``clock`` (milliseconds) decides when to save."""
 
     def __init__(self, log: Log, state: PartState, clock: Callable[[], int]) -> None:
-        """Raises LogLost where ``state`` is of another log."""
+        """Raises LogLost if ``state`` is of another log."""
         self._log, self._state, self._clock = log, state, clock
         self._letters = DeadLetters(log, tuple(_JUDGES))
         self._saved: dict[str, dict[int, int]] = {}
         self._steps: dict[tuple[str, int], StepReader] = {}
         self.unreadable = 0
-        self.set_aside = 0  # deltas that tell of a refusal; their step has one letter
+        self.set_aside = 0  # deltas with rejected gradients; their step has one letter
         self._restore()
 
     @property
@@ -70,8 +70,8 @@ class Inspector(Turns):
         return {topic: dict(consumer.offsets) for topic, consumer in self._consumers.items()}
 
     def save(self) -> None:
-        """Saves how far it has judged."""
-        if not self.astray and self.offsets != self._saved:
+        """Saves the offsets up to which records are judged."""
+        if not self.needs_restore and self.offsets != self._saved:
             self._saved = self.offsets
             self._state.save(self._log.id, self._saved, b"")
         self._due_ms = self._clock() + _SAVE_EVERY_MS
@@ -94,24 +94,23 @@ class Inspector(Turns):
         return moved
 
     def _judge_delta(self, record: Record) -> None:
-        """A letter with the record of a step of which something was refused, once, whichever shard says so
-        first."""
+        """Writes one letter for a step with rejected gradients, whichever shard reports it first."""
         try:
-            told = unpack(record.value, _Told)
+            delta = unpack(record.value, _DeltaMetrics)
         except UNREADABLE:
-            return  # every replica counts it, and mends it by a snapshot
-        refused = describe_rejections(told.metrics, told.part)
-        if not refused:
+            return  # every replica counts it and recovers from a snapshot
+        rejected = describe_rejections(delta.metrics, delta.part)
+        if not rejected:
             return
-        line = told.line, told.epoch
+        line = delta.line, delta.epoch
         reader = self._steps.setdefault(line, StepReader(self._log, *line))
-        step, place = reader.record(told.step), reader.place(told.step)
+        step, place = reader.record(delta.step), reader.place(delta.step)
         if step is None or place is None:
-            _LOG.error("step %d of %s/%d: %s, and its record is gone", told.step, *line, refused)
+            _LOG.error("step %d of %s/%d: %s, and its record is gone", delta.step, *line, rejected)
             return
         ranges = ", ".join(f"{r.partition}: {r.start} to {r.stop - 1}" for r in step.ranges)
         reason = (
-            f"step {step.step} of {step.line}/{step.epoch}: {refused}: not finite, or too large. Set aside "
+            f"step {step.step} of {step.line}/{step.epoch}: {rejected}: not finite, or too large. Set aside "
             f"are its {step.examples} examples at the offsets {ranges} of {EXAMPLES}, cut into {step.lanes} "
             "lanes"
         )
@@ -119,8 +118,8 @@ class Inspector(Turns):
         self._letters.put(STEPS, 0, self._log.read(STEPS, 0, place, 1)[0], reason, step.time_ms)
 
     def _poll(self, topic: str, most: int = _READ) -> list[tuple[int, Record]]:
-        """The next records; from the beginning where what comes next is gone, as item states go that were
-        told again. Raises LogLost where the log has never had it."""
+        """The next records; skips to the beginning of the log if the next offset is gone, as compacted item
+        states are. Raises LogLost if the log never had that offset."""
         consumer = self._consumers[topic]
         try:
             return consumer.poll(most)
@@ -161,7 +160,7 @@ _JUDGES: Final[dict[str, Callable[[bytes], object]]] = {
 
 
 def _reason(topic: str, record: Record) -> str:
-    """Why a record can't be read; empty where it can."""
+    """The reason why a record is unreadable; empty if it is readable."""
     try:
         _JUDGES[topic](record.value)
     except UNREADABLE as error:

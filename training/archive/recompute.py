@@ -1,11 +1,11 @@
-"""The features of past impressions, computed again from raw events as of the time of each.
+"""Recomputes the features of past impressions from raw events, as of the time of each.
 
-What a server knew is put together from what it folded: the user's session, the item counters and the fields
-of the items, each up to the offset that the impression names; then the one builder of features is called as
-it was called then (recsys/features/feature_builder.py). Where an impression names no offsets, what stood on the log
-before it counts: its own partition up to it, the others up to its time. Nothing looks ahead.
+The state of the server is rebuilt from the events it had folded: the user's session, the item counters and
+the item fields, each up to the offset that the impression states; then the feature builder is called as it
+was called then (recsys/features/feature_builder.py). For an impression without offsets, the events before it
+on the log count: of its own partition those before it, of the others those up to its time. No look-ahead.
 
-Pure: events are handed in by offset; how an event changes a session (serving's fold) is handed in, too.
+Pure: events are handed in by offset, and so is the function that folds an event into a session.
 """
 
 # N items of an impression, P partitions of events
@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from recsys.events.dedupe import Recent
+from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import (
     Engagement,
     Event,
@@ -26,7 +26,7 @@ from recsys.events.event_types import (
     Item,
     Tick,
     User,
-    repeat_key,
+    dedupe_key,
 )
 from recsys.events.hashing import Id
 from recsys.features.catalogue import Catalogue
@@ -38,14 +38,14 @@ from recsys.features.session import Session
 
 KeysOf = Callable[[Id], Keys]
 Placed = tuple[int, Event]  # an event with its offset
-Read = tuple[int, Event | None]  # or a record that can't be read
+Read = tuple[int, Event | None]  # None: the record is unreadable
 EventsOf = Callable[[int], Iterator[Read]]  # of a partition, from its beginning, in order
-_RECENT: Final = 20_000  # events of a partition by whose ids repeats are known, as the folds do
+_RECENT: Final = 20_000  # events of a partition whose ids are remembered to detect repeats
 
 
 @dataclass(frozen=True)
 class Folds:
-    """How events change what is known: serving's ``fold_event`` and ``shown_keys``."""
+    """Functions that fold events into state: serving's ``fold_event`` and ``shown_keys``."""
 
     session: Callable[[Session, Event, KeysOf], None]
     shown: Callable[[FeatureSet, Impression, KeysOf], Keys]
@@ -60,11 +60,11 @@ class PlacedImpression(NamedTuple):
 
 
 class CantRecompute(ValueError):
-    """What is missing; the text is the same for all impressions that lack the same."""
+    """States which input is missing, with the same text for all impressions that lack it."""
 
 
 class ItemHistory:
-    """All versions of all items, by the offsets of ``items``."""
+    """All versions of all items, by their offsets in ``items``."""
 
     def __init__(self, features: FeatureSet) -> None:
         self.features = features
@@ -73,35 +73,35 @@ class ItemHistory:
         self._keys: dict[tuple[str, int], Keys] = {}
 
     def take(self, offset: int, item: Item) -> None:
-        """In order of offsets."""
+        """Adds a version; call it in order of offsets."""
         self.end = offset + 1
         versions = self._versions.setdefault(str(item.item_id), [])
-        if not item.removed or not versions:  # one that is removed keeps its fields
+        if not item.removed or not versions:  # a removed item keeps its fields
             versions.append((offset, item))
 
     def catalogue(self, item_ids: Sequence[Id], offset: int | None, time_ms: int) -> Catalogue:
-        """These items alone, in order and each once, as they were at an offset, or without one at a time."""
+        """A catalogue of some items, each once and in order, as of an offset, or of a time without one."""
         catalogue = Catalogue(self.features, max(1, len(item_ids)))
         for item_id in item_ids:
-            found = [
+            versions = [
                 item
                 for at, item in self._versions.get(str(item_id), ())
                 if (at < offset if offset is not None else item.time_ms <= time_ms)
             ]
-            if found:
-                catalogue.apply(found[-1])
+            if versions:
+                catalogue.apply(versions[-1])
             else:
                 catalogue.ensure(item_id)
         return catalogue
 
     def by_time(self, time_ms: int) -> KeysOf:
-        """The keys that items had at a time; of the first fields where all are newer."""
+        """Function for the keys of items at a time; an item with only newer versions has its first fields."""
 
         def keys_of(item_id: Id) -> Keys:
             name = str(item_id)
             versions = self._versions.get(name, ())
             at = max(
-                (n for n, (_, its) in enumerate(versions) if its.time_ms <= time_ms), default=0
+                (n for n, (_, item) in enumerate(versions) if item.time_ms <= time_ms), default=0
             )
             keys = self._keys.get((name, at))
             if keys is None:
@@ -113,18 +113,18 @@ class ItemHistory:
 
 
 class _Reader:
-    """The events of a partition, each once, read on as far as is asked for."""
+    """Reads the events of a partition forward, each once."""
 
     def __init__(self, events: Iterator[Read]) -> None:
         self._events = events
-        self._recent = Recent(_RECENT)
+        self._recent = RecentIds(_RECENT)
         self._next = next(events, None)
         self.offset = 0  # the next
-        self.missing = False  # whether an offset that was passed, or may have been, has no record
-        self.newest_ms = 0  # of what was taken
+        self.missing = False  # whether an offset that was or may have been passed has no record
+        self.newest_ms = 0  # of the events read
 
     def until(self, offset: int | None, time_ms: int | None = None) -> Iterator[Placed]:
-        """What comes before an offset and isn't newer than a time (by the newest so far), each once."""
+        """Yields the events before an offset and up to a time (by the newest so far), each once."""
         while self._next is not None:
             at, event = self._next
             self.missing |= at > self.offset and (offset is None or offset > self.offset)
@@ -135,13 +135,13 @@ class _Reader:
             self._next = next(self._events, None)
             if event is None or isinstance(event, Tick):
                 continue
-            if self._recent.add(repeat_key(event)):
+            if self._recent.add(dedupe_key(event)):
                 yield at, event
         self.missing |= offset is not None and offset > self.offset
 
 
 class PastCounters:
-    """Item counters as they were, going forward through the events of all partitions."""
+    """Rebuilds past item counters, going forward through the events of all partitions."""
 
     def __init__(
         self, items: ItemHistory, events_of: EventsOf, partitions: int, folds: Folds
@@ -152,9 +152,9 @@ class PastCounters:
         self.nothing = Counters(len(items.features.kinds))
 
     def of(self, shown: PlacedImpression) -> Counters:
-        """What a server had counted when it made an impression. Ask in the order of ``order_of``.
+        """The counters of the server when it made an impression. Call it in the order of ``order_of``.
 
-        Raises CantRecompute where events before are missing: erased, or not archived.
+        Raises CantRecompute if earlier events are missing: erased, or not archived.
         """
         counted = counted_of(shown.impression)
         if counted is not None and not counted:
@@ -180,7 +180,7 @@ class PastCounters:
 
 
 class PastSessions:
-    """Sessions as they were, of some users, going forward. Item keys are those of an event's time."""
+    """Rebuilds past sessions of some users, going forward. Item keys are those at the time of an event."""
 
     def __init__(
         self,
@@ -197,20 +197,22 @@ class PastSessions:
         self._sessions: dict[str, Session] = {}
 
     def of(self, shown: PlacedImpression) -> Session:
-        """The session before an impression: up to the offset of its stamp, where it has one."""
-        its, features = shown.impression, self._items.features
-        stamp, name = its.stamp, str(its.user_id)
-        if stamp is not None and its.asked is not None:
-            if not stamp.session_offset or "session" in its.degraded:
-                return Session(its.user_id, features, self._seen)
+        """The session before an impression: up to the offset of its stamp, if it has one."""
+        impression, features = shown.impression, self._items.features
+        user_id, stamp = impression.user_id, impression.stamp
+        name = str(user_id)
+        if stamp is not None and impression.asked is not None:
+            if not stamp.session_offset or "session" in impression.degraded:
+                return Session(user_id, features, self._seen)
             stop = min(stamp.session_offset, shown.offset)
         else:
             stop = shown.offset
         before = self._sessions.get(name)
         if before is not None and before.offset > stop:  # answers of two replicas, in another order
-            return self._anew(shown)
+            past = PastSessions(self._items, self._events_of, self._folds, {name}, self._seen)
+            return past.of(shown)
         self._read(shown.partition, stop)
-        session = self._sessions.setdefault(name, Session(its.user_id, features, self._seen))
+        session = self._sessions.setdefault(name, Session(user_id, features, self._seen))
         waiting = self._waiting.get(name, deque())
         while waiting and waiting[0][0] < stop:
             offset, event = waiting.popleft()
@@ -220,11 +222,6 @@ class PastSessions:
                 self._folds.session(session, event, self._items.by_time(event.time_ms))
             session.offset = offset + 1
         return session
-
-    def _anew(self, shown: PlacedImpression) -> Session:
-        users = {str(shown.impression.user_id)}
-        past = PastSessions(self._items, self._events_of, self._folds, users, self._seen)
-        return past.of(shown)
 
     def _read(self, partition: int, stop: int) -> None:
         reader = self._readers.get(partition)
@@ -237,30 +234,29 @@ class PastSessions:
 
 
 class Recomputer:
-    """Builds the features of impressions from what was known then."""
+    """Builds the features of impressions from rebuilt state."""
 
     def __init__(self, items: ItemHistory) -> None:
         self._items = items
         self.builder = FeatureBuilder(items.features)
 
     def block(self, shown: PlacedImpression, session: Session, counters: Counters) -> FeatureBlock:
-        """The features (N items). Raises CantRecompute where items of then are missing."""
-        its = shown.impression
-        offset = (
-            its.stamp.catalogue_offset if its.stamp is not None and its.asked is not None else None
-        )
+        """The features (N items). Raises CantRecompute if the item versions of that time are missing."""
+        impression, stamp = shown.impression, shown.impression.stamp
+        is_stamped = stamp is not None and impression.asked is not None
+        offset = stamp.catalogue_offset if stamp is not None and is_stamped else None
         if offset is not None and offset > self._items.end:
             raise CantRecompute("items of then aren't archived yet")
-        ids = [served.item_id for served in its.items]
-        catalogue = self._items.catalogue(ids, offset, its.time_ms)
+        ids, time_ms = [served.item_id for served in impression.items], impression.time_ms
+        catalogue = self._items.catalogue(ids, offset, time_ms)
         indices = np.array([catalogue.index_of(item_id) for item_id in ids], np.int64)
         return self.builder.build(
-            session, its.surface, its.context, indices, catalogue, counters, its.time_ms
+            session, impression.surface, impression.context, indices, catalogue, counters, time_ms
         ).block()
 
 
 def counted_of(impression: Impression) -> list[int] | None:
-    """Up to which offsets of events a server had counted; None where the impression doesn't say it."""
+    """The offsets up to which the server had counted events; None if the impression doesn't state them."""
     stamp, asked = impression.stamp, impression.asked
     if stamp is None or asked is None:
         return None
@@ -270,15 +266,17 @@ def counted_of(impression: Impression) -> list[int] | None:
 
 
 def order_of(shown: PlacedImpression) -> tuple[int, int]:
-    """The order in which ``PastCounters`` can be asked: as the counters grew, then by time. Impressions that
-    say what was counted, and such that don't, need one each."""
+    """Sort key for ``PastCounters``: as the counters grew, then by time. Impressions with and without stated
+    offsets need a ``PastCounters`` each."""
     counted = counted_of(shown.impression)
     return (0 if counted is None else sum(counted), shown.impression.time_ms)
 
 
-def split_by_counter_offsets(impressions: Sequence[PlacedImpression]) -> Mapping[bool, list[PlacedImpression]]:
-    """Impressions in ``order_of``, apart: those that say what was counted (True), and those that don't."""
-    apart: dict[bool, list[PlacedImpression]] = {True: [], False: []}
+def split_by_counter_offsets(
+    impressions: Sequence[PlacedImpression],
+) -> Mapping[bool, list[PlacedImpression]]:
+    """Splits impressions, in ``order_of``, into those with counter offsets (True) and those without."""
+    parts: dict[bool, list[PlacedImpression]] = {True: [], False: []}
     for shown in sorted(impressions, key=order_of):
-        apart[counted_of(shown.impression) is not None].append(shown)
-    return apart
+        parts[counted_of(shown.impression) is not None].append(shown)
+    return parts

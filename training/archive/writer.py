@@ -5,8 +5,8 @@
 The archive is the cold half of the log: records are stored as they were on the log, and the log drops nothing
 that isn't archived. Files are written under a temporary name and renamed; the name states the offsets they
 contain. So file names say where to resume, and a kill neither loses nor repeats a record. Day and hour follow
-the event time of the partition at arrival: late records stay beside their neighbours. Once an hour is over its
-small files become one per partition. training/deletion/erasure.py removes deleted users.
+the event time of the partition at arrival: late records stay beside their neighbours. Once an hour is over,
+its small files become one per partition. training/deletion/erasure.py removes deleted users.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.events.event_types import decode
-from recsys.events.records import EVENTS, EXAMPLES, ITEMS, Example, unpack, without_example
+from recsys.events.records import EVENTS, EXAMPLES, ITEMS, Example, non_example, unpack
 from recsys.log.protocol import Log, Record
 from recsys.process.log_consumer import UNREADABLE, Consumer, check_same
 from recsys.process.part_process import write_atomically
-from recsys.process.retry_loop import Turns
+from recsys.process.retry_loop import RetryLoop
 from training.archive.files import (
     FLUSH_BYTES,
     FORMAT,
@@ -72,7 +72,7 @@ class _Buffer:
     size: int = 0
 
 
-class Archive(Turns):
+class Archive(RetryLoop):
     """Archives topics of a log into a folder; ``clock`` (milliseconds) decides when to write."""
 
     def __init__(self, log: Log, folder: Path, clock: Callable[[], int]) -> None:
@@ -181,7 +181,7 @@ def read_archive(folder: Path, topic: str) -> "ds.Dataset":
 def archived_rows(
     folder: Path, topic: str, columns: Sequence[str], where: "ds.Expression | None" = None
 ) -> Iterator[tuple[Any, ...]]:
-    """Yields some columns of the archived records that satisfy ``where``, in the order of ``read_archive``."""
+    """Yields some columns of the archived records that satisfy ``where``, ordered as ``read_archive``."""
     batches = read_archive(folder, topic).to_batches(
         columns=list(columns),
         filter=where,
@@ -198,13 +198,12 @@ def _row(topic: str, partition: int, record: Record, now_ms: int) -> tuple[tuple
     kind, time_ms, fields = "unreadable", now_ms, (None,) * 5
     try:
         if topic == EXAMPLES:
-            example = without_example(record.value) or unpack(record.value, Example)
-            kind, time_ms = type(example).__name__.lower(), example.closed_ms
-            fields = _fields(example)
+            message: Any = non_example(record.value) or unpack(record.value, Example)
+            time_ms = message.closed_ms
         else:
-            event = decode(record.value)
-            kind, time_ms = type(event).__name__.lower(), event.time_ms
-            fields = _fields(event)
+            message = decode(record.value)
+            time_ms = message.time_ms
+        kind, fields = message.__struct_config__.tag or "example", _fields(message)
     except UNREADABLE:
         pass  # archived raw: its dead letter states the reason
     row = (topic, partition, record.offset, time_ms, record.key, kind, record.value, *fields)

@@ -94,7 +94,7 @@ class ArmLearner(Learner):
 
     def _weights(self, lane: ArmLane) -> Floats:
         weights_B, trains = np.ones(len(lane.batch), np.float32), self._arm.trains
-        weights_B[: len(lane.own_B)] = self.weights.times(
+        weights_B[: len(lane.own_B)] = self.weights.repeats(
             trains, lane.telling_BF, lane.own_B, lane.draws_B
         )
         return weights_B

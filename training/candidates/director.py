@@ -117,7 +117,7 @@ class Director:
 
     def _left(self, control: Control) -> None:
         """Notes a line that answers nobody any more: whom it had answered is to be listed."""
-        standings, due_ms = self.promoter.lifecycle.standings, self._clock() + _LIST_AFTER_MS
+        standings, due_ms = self.promoter.lifecycle.candidates, self._clock() + _LIST_AFTER_MS
         if isinstance(control, Decision) and control.said == "rollback":
             its = standings.get(control.line)
             if its is not None and not its.guards:  # a guard has answered nobody

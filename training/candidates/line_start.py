@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from experiments.promotion.epoch_model import with_size
-from experiments.promotion.lifecycle import ARM, Lifecycle, CandidateState
+from experiments.promotion.lifecycle import ARM, CandidateState, Lifecycle
 from parameter_server.storage import snapshots
 from parameter_server.storage.mmap_shard import open_mmap_shard
 from recsys.config.system_config import Config, ModelConfig
@@ -20,7 +20,7 @@ from recsys.events.control_records import Live
 from recsys.events.records import EXAMPLES, STEPS, Step
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
 from training.candidates.registry import Refused, Registry
 from training.candidates.shadow import Shadow
@@ -91,7 +91,7 @@ class LineStart:
     ) -> tuple[snapshots.Snapshot, int]:
         """The newest snapshot of what was live before, for a guard, or of what is live, for an arm's line. It
         learns again what was learned after that, and then goes on. Raises NoSnapshot, LogLost."""
-        of = lifecycle.of_guard(standing).of if standing.guards else epoch
+        of = lifecycle.guarded_live(standing).of if standing.guards else epoch
         found = snapshots.latest(self._folder, MAIN, of)
         if found.snapshot is None:
             raise snapshots.NoSnapshot(f"{self._folder}/{MAIN} of epoch {of}", found.reasons)

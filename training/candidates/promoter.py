@@ -84,7 +84,7 @@ class Promoter:
         if len(self.lifecycle.lives) > lives:  # what was compared was compared with another
             self._shown = self._adopted = None
             self.cases = {line: self._anew(line, case) for line, case in self.cases.items()}
-        for line in self.lifecycle.standings.keys() - self.cases.keys():
+        for line in self.lifecycle.candidates.keys() - self.cases.keys():
             self.cases[line] = self._case(line)
 
     def _moved(self, said: Decision) -> None:
@@ -99,12 +99,12 @@ class Promoter:
 
     def _anew(self, line: str, case: Case) -> Case:
         """Another line is live. Some end by that: those which it came of, or which learned what it hasn't."""
-        if case.ended is None and not self.lifecycle.standings[line].at_work:
+        if case.ended is None and not self.lifecycle.candidates[line].active:
             case.end()
         return case if case.ended is not None else replace(self._case(line), refused=case.refused)
 
     def _case(self, line: str) -> Case:
-        return begun(self._rules, bool(self.lifecycle.standings[line].guards))
+        return begun(self._rules, bool(self.lifecycle.candidates[line].guards))
 
     @property
     def refused(self) -> dict[str, str]:
@@ -126,7 +126,7 @@ class Promoter:
         self.read()
         found: list[Control] = [*self._granted()]
         if not found:
-            judged = [its for its in self.lifecycle.at_work if its.stage != ARM]
+            judged = [its for its in self.lifecycle.active if its.stage != ARM]
             for standing in sorted(judged, key=self._place):
                 found.extend(self._decide(standing))
                 if found:
@@ -167,14 +167,14 @@ class Promoter:
 
     def _read_guarded(self) -> None:
         # One that takes live back has nothing more to learn.
-        guards = [its for its in self.lifecycle.at_work if its.guards and its.stage == SHADOW]
+        guards = [its for its in self.lifecycle.active if its.guards and its.stage == SHADOW]
         if not guards:
             self._guard_shown = None
             return
         (guard,) = guards  # each live record ends those before
         case = self.cases[guard.line]
         if self._guard_shown is None or self._guard_shown.line != guard.line:
-            live = self.lifecycle.of_guard(guard)
+            live = self.lifecycle.guarded_live(guard)
             self._guard_shown = GuardImpressions(self._log, guard, live, self._labels, self._rules)
             case.rates = self._guard_shown.rates
         self._guard_shown.read()
@@ -249,7 +249,7 @@ class Promoter:
         steps = snapshots.complete_steps(self._folder, MAIN, standing.epoch)
         if not steps:
             return []
-        snapshots.settle(self._folder, MAIN, standing.epoch, steps[-1])
+        snapshots.sync_snapshot(self._folder, MAIN, standing.epoch, steps[-1])
         return [
             Live(
                 line=MAIN, epoch=standing.epoch, reason=standing.why, time_ms=self._clock(),
@@ -263,12 +263,12 @@ class Promoter:
         if not self._wishes:
             return []
         wish = self._wishes[0]
-        standing = self.lifecycle.standings.get(wish.line)
+        standing = self.lifecycle.candidates.get(wish.line)
         why = wish.reason or "a person asked for it"
         if standing is not None and standing.stage == ARM:
             its = "it answers an arm: stop its experiment, and it ends"
             return [_refusal(wish, its, self._clock())]
-        if standing is not None and standing.at_work:
+        if standing is not None and standing.active:
             evidence = self.evidence(standing)
             if not standing.guards:
                 return [self._told(standing, Rollback(why, evidence))]
@@ -343,7 +343,7 @@ class Promoter:
     def _next_epoch(self) -> int:
         """One that nothing of was ever written."""
         known = [live.epoch for live in self.lifecycle.lives]
-        known += [standing.epoch for standing in self.lifecycle.standings.values()]
+        known += [standing.epoch for standing in self.lifecycle.candidates.values()]
         known += [step.epoch for step in last_steps(self._log)]
         return 1 + max([*known, *snapshots.epochs(self._folder, MAIN)])
 

@@ -16,17 +16,15 @@ from numpy.typing import NDArray
 from parameter_server.storage.serving_rows import load_rows
 from parameter_server.storage.snapshots import NoSnapshot, complete_steps
 from parameter_server.table.table import initial_rows
-from recsys.config.system_config import Config, ModelConfig
+from recsys.config.system_config import Config, ModelConfig, tables_of
 from recsys.events.event_types import Item, decode
 from recsys.events.hashing import key_of
 from recsys.events.records import ITEMS
 from recsys.features.catalogue import Catalogue
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.log.protocol import Log
-from recsys.model.blueprint import build_model
 from recsys.model.list_ranker import Lists, lists_of, rank_lists
-from recsys.model.model import Model
-from recsys.model.model_tables import tables_of
+from recsys.model.model import Model, build_model
 from recsys.process.log_consumer import UNREADABLE
 from training.candidates.retrieval_recall import Search, Weights, sorted_rows
 from training.candidates.shadow import ScoredExample, Shadow

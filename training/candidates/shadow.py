@@ -22,11 +22,10 @@ from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import ArmLine, Live
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id, key_of, uniform
-from recsys.events.records import Delta, TrainingExample, Scores, Step
+from recsys.events.records import Delta, Scores, Step, TrainingExample
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
-from recsys.model.blueprint import build_model
-from recsys.model.model import padded
+from recsys.model.model import build_model, padded
 from training.candidates.arm_learner import ArmExample, ArmLearner
 from training.continual.learner import Learner
 from training.continual.worker import Worker

@@ -18,7 +18,7 @@ import msgspec
 from safetensors import SafetensorError
 
 from experiments.promotion.epoch_model import config_at
-from experiments.promotion.lifecycle import ARM, CANARY, TAKING_OVER, Lifecycle, CandidateState
+from experiments.promotion.lifecycle import ARM, CANARY, TAKING_OVER, CandidateState, Lifecycle
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.table.kernels import warm
@@ -29,11 +29,11 @@ from recsys.events.records import CONTROL, DELTAS, EXAMPLES, SCORES, STEPS, Delt
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, LogLost
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
-from recsys.process.retry_loop import Turns, patiently
+from recsys.process.retry_loop import RetryLoop, run_turn
 from training.candidates.line_start import LineStart, write_line
 from training.candidates.retrieval_comparison import Items, Look, RetrievalComparison, ranks_us
 from training.candidates.shadow import Shadow
@@ -57,7 +57,7 @@ class _Said(msgspec.Struct):
     step: int
 
 
-class ShadowLoop(Turns):
+class ShadowLoop(RetryLoop):
     """All candidates at work. ``clock`` gives milliseconds; ``spent``, what was taken of the processor in s:
     with the threads of torch, and without those that do something else."""
 
@@ -120,7 +120,7 @@ class ShadowLoop(Turns):
     def _turn(self) -> int:
         """Folds ``control``, then has each candidate take the steps that are there."""
         moved, began_s = self._fold(), self._spent()
-        at_work = self._lifecycle.at_work
+        at_work = self._lifecycle.active
         newest = newest_step(self._log, MAIN, self._epoch) if at_work else 0
         for standing in at_work:
             moved += self._work(standing, newest)
@@ -140,7 +140,7 @@ class ShadowLoop(Turns):
     def _clean(self) -> None:
         """Ends what isn't at work any more: also what ended while nobody looked, or never began. Its
         snapshots stay for as long as the log may have an answer of the line, which is explained by them."""
-        over = {its.line: its for its in self._lifecycle.standings.values() if not its.at_work}
+        over = {its.line: its for its in self._lifecycle.candidates.values() if not its.active}
         for line in sorted(over.keys() - self._over):
             self._drop(line)
         self._over = set(over)
@@ -277,9 +277,9 @@ class ShadowLoop(Turns):
         oldest = min(
             snapshots.complete_steps(self._folder, shadow.line, 0), default=shadow.shard.applied
         )
-        standing = self._lifecycle.standings[shadow.line]
+        standing = self._lifecycle.candidates[shadow.line]
         if standing.guards:  # and what is learned again where the live line goes back
-            before = self._lifecycle.of_guard(standing).of
+            before = self._lifecycle.guarded_live(standing).of
             oldest = min([oldest, *snapshots.complete_steps(self._folder, MAIN, before)[-1:]])
         lineage = Lineage(self._log, MAIN, self._lifecycle.lives)
         starts = starts_after(lineage, oldest)
@@ -318,7 +318,7 @@ def run(config: Config, stop: Stop) -> None:
     beat, before = stop.heartbeat, dict(loop.counts)
     panels = PanelThread(config, beat) if config.drift.panel_examples else None
     while not stop.is_set():
-        moved = patiently(loop.turn, stop, _LOG)
+        moved = run_turn(loop.turn, stop, _LOG)
         if moved is None:
             continue
         for name, count in loop.counts.items():

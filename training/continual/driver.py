@@ -38,16 +38,15 @@ from recsys.config.system_config import Config, TrainerConfig
 from recsys.events.records import STEPS
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import LogLost
-from recsys.model.blueprint import build_model
-from recsys.observability.log_lines import KNOWN, hide, log_in_worker
-from recsys.observability.log_throttle import Seldom
-from recsys.observability.tracer import tracer_in_actor
-from recsys.process.gc_control import settle
-from recsys.process.malloc_tuning import keep_freed
+from recsys.model.model import build_model
+from recsys.observability.log_lines import KNOWN, LogThrottle, hide, log_in_worker
+from recsys.observability.tracer import open_tracer_in_actor
+from recsys.process.latency_tuning import freeze_gc
+from recsys.process.malloc_tuning import keep_freed_memory
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
-from recsys.process.process_priority import VARIABLE, step_back
-from recsys.process.retry_loop import patiently
+from recsys.process.process_priority import VARIABLE, lower_priority
+from recsys.process.retry_loop import run_turn
 from training.continual.epoch_end import EpochEnd
 from training.continual.jagged import keyed_jagged, load
 from training.continual.learn_trace import LearnTrace
@@ -89,7 +88,7 @@ def run(config: Config, stop: Stop) -> None:
     its.begin(name)
     its.keep_endpoint(config.tracing.endpoint)
     ended = _Fit(_trainer(config, name, epoch))
-    progress, beat, told_of = Progress(log, MAIN, epoch), stop.heartbeat, Seldom(_TELL_EVERY_S)
+    progress, beat, told_of = Progress(log, MAIN, epoch), stop.heartbeat, LogThrottle(_TELL_EVERY_S)
     told: Failure | None = None
     metrics = _RayMetrics()
     while not stop.wait(0.05, starting=its.read().starts == 0):
@@ -97,7 +96,7 @@ def run(config: Config, stop: Stop) -> None:
             raise RuntimeError(
                 f"run {name} ended: {ended.reason or 'another driver has taken over'}"
             )
-        if patiently(lambda: progress.turn(wall_ms()), stop, _LOG):
+        if run_turn(lambda: progress.turn(wall_ms()), stop, _LOG):
             if told_of.due("step", time.monotonic()):
                 _LOG.info("learned", extra=progress.place | progress.losses())
             metrics.tell(progress)
@@ -254,7 +253,7 @@ def resources_of(trainer: TrainerConfig) -> dict[str, float]:
 
 def train_loop(settings: dict[str, Any]) -> None:
     """One worker, until it is killed; it returns where another run has taken over."""
-    step_back(_NICE)  # where nothing of ours ran before, in a cluster of others
+    lower_priority(_NICE)  # where nothing of ours ran before, in a cluster of others
     config = msgspec.convert(settings["config"], Config)
     its, name = _run_of(config), settings["run"]
     if config.tracing.endpoint:
@@ -312,10 +311,10 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     learner = Learner(model, keyed_jagged, config.trainer.device)
     worker = Worker(rank, workers, log, client, learner, config, MAIN, epoch)
     load()
-    settle()
-    keep_freed()
+    freeze_gc()
+    keep_freed_memory()
     _LOG.info("learning", extra={"line": MAIN, "epoch": epoch, "workers": workers})
-    tracer = tracer_in_actor(config, PART) if rank == 0 else None  # one span for a step
+    tracer = open_tracer_in_actor(config, PART) if rank == 0 else None  # one span for a step
     trace = LearnTrace(tracer, _run_of(config), MAIN, epoch) if tracer else None
     try:
         following = _learn(worker, epoch, ended, trace, lambda: log.wait(STEPS, 0.05))

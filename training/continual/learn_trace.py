@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Final
 
-from recsys.observability.log_throttle import Seldom
+from recsys.observability.log_lines import LogThrottle
 from recsys.observability.tracer import Tracer
 from training.continual.trainer_run import Spans, TrainerRun
 from training.steps.step_trace import tell_learned
@@ -17,7 +17,7 @@ class LearnTrace:
     def __init__(self, tracer: Tracer, run: TrainerRun, line: str, epoch: int) -> None:
         self._tracer, self._run = tracer, run
         self._line, self._epoch = line, epoch
-        self._seldom = Seldom(_COUNT_EVERY_S)
+        self._seldom = LogThrottle(_COUNT_EVERY_S)
 
     def learned(self, step: int, examples: int, began_ns: int, ended_ns: int) -> None:
         tell_learned(self._tracer, self._line, self._epoch, step, examples, began_ns, ended_ns)

@@ -20,9 +20,9 @@ from recsys.events.records import TrainingExample
 from recsys.features.feature_set import FeatureSet, UnknownFeatureSet
 from recsys.model.batch import Batch, Jagged, assemble
 from recsys.model.model import Lookup, Model, lookup_of, padded
+from recsys.model.prediction_metrics import bin_weights, bins_of
 from recsys.model.ranker import loss_per_output, targets
 from recsys.model.retrieval_vectors import retrieval_loss
-from recsys.model.score_bins import bins_of, counted
 from training.continual.open_labels import Told, rehearsing, told
 from training.continual.rows_behind import examples_behind
 
@@ -195,8 +195,8 @@ class Learner:
             out[f"happened.{label}"] = float((lane.told.happened_BK[fresh, k] * stands).sum())
         first, bins = self.features.schema.labels[0], bins_of(probabilities_BL[fresh, 0])
         happened = lane.told.happened_BK[fresh, 0] * stands
-        out |= {f"bin.{first}.{n}": count for n, count in counted(bins, stands).items()}
-        out |= {f"bin1.{first}.{n}": count for n, count in counted(bins, happened).items()}
+        out |= {f"bin.{first}.{n}": count for n, count in bin_weights(bins, stands).items()}
+        out |= {f"bin1.{first}.{n}": count for n, count in bin_weights(bins, happened).items()}
         return out
 
 

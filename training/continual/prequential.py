@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from recsys.model.score_bins import BINS, Floats, auc_of
+from recsys.model.prediction_metrics import BINS, Floats, auc_of
 
 WINDOW: Final = 4_096  # examples: an AUC of 0.7 is then known to within 0.02, 19 times in 20
 ALL, POSITIVE = "bin.", "bin1."  # of the first label: how names of its bins begin

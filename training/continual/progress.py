@@ -7,7 +7,7 @@ import msgspec
 
 from recsys.events.records import DELTAS, EXAMPLES, STEPS, unpack
 from recsys.log.protocol import Log, LogLost, read_range
-from recsys.observability.recent_delays import Delays
+from recsys.observability.recent_delays import RecentDelays
 from recsys.process.log_consumer import UNREADABLE
 from recsys.process.part_process import Heartbeat
 from training.continual.prequential import Prequential
@@ -50,7 +50,7 @@ class Progress:
         self._behind_ms: int | None = None
         self._prequential = Prequential()
         self._now_ms = self._looked_ms = self._to_look = 0  # examples, until the next second
-        self.delays = Delays()  # from the end of a view to its having been learned
+        self.delays = RecentDelays()  # from the end of a view to its having been learned
         self.delta_bytes = 0  # of all lines
         self._told_bytes = 0
         self.step = 0

@@ -21,9 +21,9 @@ from parameter_server.shard.shard import StepMismatch
 from parameter_server.table.routing import unique
 from recsys.config.system_config import Config
 from recsys.events.hashing import Id, key_of
-from recsys.events.records import EXAMPLES, STEPS, TrainingExample, Step
+from recsys.events.records import EXAMPLES, STEPS, Step, TrainingExample
 from recsys.log.protocol import Log
-from recsys.process.gc_control import no_collection
+from recsys.process.latency_tuning import gc_paused
 from recsys.process.log_consumer import DeadLetters
 from training.continual.learner import Lane, Learner
 from training.lines.line import MAIN, learning_digest
@@ -147,7 +147,7 @@ class Worker:
         if self._aligns:
             self._step = self._client.align()
         else:
-            where = self._client.where()
+            where = self._client.applied_steps()
             if max(where) - min(where) > 1:
                 return False
             self._step = min(where)
@@ -180,7 +180,7 @@ class Worker:
                 f"step.lanes to {step.lanes}, or use another state folder"
             )
         self.counts["other_config"] += step.config != self._digest
-        with no_collection():
+        with gc_paused():
             read = read_lanes(self._log, step, self._own, self._check)
             lanes = {
                 lane: self._learner.prepare(its.examples, its.rehearsed, step.rehearsed_weight)

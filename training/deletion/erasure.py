@@ -25,17 +25,17 @@ from recsys.events.records import (
     EVENTS,
     EXAMPLES,
     DeadLetter,
-    Erased,
+    ErasedExample,
     Example,
     Forget,
+    non_example,
     pack,
     unpack,
-    without_example,
 )
 from recsys.log.protocol import Log, LogUnchangeable, Record
 from recsys.process.log_consumer import UNREADABLE
 from recsys.process.part_snapshot import PartState
-from recsys.process.retry_loop import Turns
+from recsys.process.retry_loop import RetryLoop
 from training.archive.files import erase_rows, files_of
 
 PART: Final = "erasures"
@@ -68,7 +68,7 @@ class _Packed(msgspec.Struct):
     waiting: list[Request]
 
 
-class Eraser(Turns):
+class Eraser(RetryLoop):
     """Folds ``control`` and erases what may go. ``clock`` (milliseconds) says when to look."""
 
     def __init__(self, log: Log, archive: Path, state: PartState, clock: Callable[[], int]) -> None:
@@ -174,7 +174,7 @@ class Eraser(Turns):
         end = self._log.end(EXAMPLES, partition)
         offsets = self._log.keyed(EXAMPLES, partition, [request.key], end)
         for record in read_at(self._log, EXAMPLES, partition, offsets):
-            said = without_example(record.value)
+            said = non_example(record.value)
             if isinstance(said, Forget) and said.offset == request.offset:
                 return record.offset + 1
         # Where the joiner has passed the request and it isn't there, it is an empty place already.
@@ -225,14 +225,14 @@ def left_of(topic: str, record: Record, before: int) -> Record | None:
     """What a record of a user becomes, who is forgotten up to the event at ``before``; None: it stays."""
     if topic == EVENTS:
         return _event(record) if record.offset <= before else None
-    its: Example | Forget | Erased | None = without_example(record.value)
+    its: Example | Forget | ErasedExample | None = non_example(record.value)
     try:
         its = its or unpack(record.value, Example)
     except UNREADABLE:
-        return Record(record.offset, b"", pack(Erased(sequence=0, closed_ms=0)))
-    if isinstance(its, Erased) or its.offset > before:  # the latter of one who came back
+        return Record(record.offset, b"", pack(ErasedExample(sequence=0, closed_ms=0)))
+    if isinstance(its, ErasedExample) or its.offset > before:  # the latter of one who came back
         return None
-    empty = Erased(sequence=its.sequence, closed_ms=its.closed_ms)
+    empty = ErasedExample(sequence=its.sequence, closed_ms=its.closed_ms)
     return Record(record.offset, b"", pack(empty))
 
 

@@ -26,15 +26,15 @@ from recsys.events.records import (
     DELTAS,
     EXAMPLES,
     STEPS,
-    TrainingExample,
     Range,
+    TrainingExample,
+    non_example,
     pack,
     unpack,
-    without_example,
 )
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log, LogLost, Record, read_range
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.process.log_consumer import UNREADABLE
 from training.candidates.director import point
 from training.continual.learner import Learner
@@ -124,7 +124,7 @@ class _Without:
 
     def places(self, partition: int) -> list[int]:
         """The offsets of the examples that are left out, ascending."""
-        return [r.offset for r in self._own(partition) if without_example(r.value) is None]
+        return [r.offset for r in self._own(partition) if non_example(r.value) is None]
 
     def changed(self, partition: int) -> list[int]:
         """As ``places``, with those of what isn't an example."""

@@ -1,1 +1,1 @@
-"""When the world has changed: monitors over the live line, and what an alarm asks for."""
+"""Drift detection on the live line, and the reactions to its alarms."""

@@ -1,7 +1,7 @@
-"""The offline job where drift calls for it: a command of the operator's, run beside the director.
+"""Runs the operator's offline command when drift calls for it, beside the director.
 
-One at a time, without a shell. It isn't started again for what was asked while it ran or while the director
-was away: the next alarm asks again.
+One process at a time, without a shell. Requests made while it runs, or while the director is away, are
+dropped: the next alarm asks again.
 """
 
 import logging
@@ -22,7 +22,7 @@ class OfflineCommand:
         self.ended: list[int] = []  # exit statuses
 
     def start(self) -> bool:
-        """Whether it begins."""
+        """Starts the command; returns whether it did."""
         if not self._words:
             return False
         if self.runs:
@@ -38,19 +38,17 @@ class OfflineCommand:
 
     @property
     def runs(self) -> bool:
-        """Whether it runs; tells of its end."""
-        if self._running is None:
-            return False
-        status = self._running.poll()
+        """Whether it is running; logs its end."""
+        status = self._running.poll() if self._running else None
         if status is not None:
-            tell = _LOG.error if status else _LOG.info
-            tell("the offline command ended with status %d", status)
+            level = logging.ERROR if status else logging.INFO
+            _LOG.log(level, "the offline command ended with status %d", status)
             self.ended.append(status)
             self._running = None
         return self._running is not None
 
     def close(self) -> None:
-        """Ends it where it runs. `recsys offline` goes on from its checkpoint when it is called again."""
+        """Terminates it. `recsys offline` resumes from its checkpoint when it is run again."""
         if self._running is not None and self.runs:
             self._running.terminate()
             try:

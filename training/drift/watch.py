@@ -1,10 +1,9 @@
-"""Watches the live line for drift: the sums of its deltas and a share of the features go into the monitors,
-and what these find becomes records of ``control``.
+"""Watches the live line for drift: feeds deltas' sums and a sample of the features to the monitors, and turns
+alarms into records of ``control``.
 
-It keeps no state: where the director starts again, the first blocks tell nothing again, and reactions go on
-from the newest one. Where another epoch is live, losses begin anew, as the model is another one.
-
-It doesn't act: the director appends what it says, and the sequencer learns by it.
+It keeps no state: after a restart of the director the warm-up repeats, and reactions resume from the newest
+one. When another epoch goes live, the loss monitors restart, as the model is another one. The director
+appends the records, and the sequencer acts on them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.config.drift_config import DriftRules
+from recsys.config.part_configs import DriftConfig
 from recsys.config.system_config import Config
 from recsys.events.control_records import Alarm, Control, Reaction
 from recsys.events.event_types import FeatureBlock
@@ -25,7 +24,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost, Record, read_range
 from recsys.process.log_consumer import UNREADABLE
 from training.continual.progress import Told
-from training.drift import monitors as drift
+from training.drift.monitors import DriftAlarm, FeatureMonitor, LossMonitor
 from training.drift.reaction import (
     PublishEvery,
     ReactionConfig,
@@ -36,90 +35,95 @@ from training.drift.reaction import (
 from training.lines.control import ControlReader
 from training.lines.line import MAIN
 
-_DELTAS: Final = 200  # records read at once
-_LOOK_MS: Final = 1_000  # between two looks at examples
-_RUN: Final = 64  # examples that stand together are looked at together, or not at all …
-_SHARE: Final = 0.25  # … so many of these runs, by a hash of their place …
-_BEHIND: Final = 16  # … of the newest so many in a partition: what comes faster is passed over
+_DELTAS: Final = 200  # records per read
+_SAMPLE_MS: Final = 1_000  # between two samples of examples
+_RUN: Final = 64  # consecutive examples that are sampled together, or not at all
+_SHARE: Final = 0.25  # fraction of runs sampled, by a hash of their offset
+_BEHIND: Final = 16  # newest runs of a partition to sample from: faster traffic is skipped
 _SEED: Final = 0
 _SLOTS: Final = ("profile", "context", "duration")  # and the groups of items
 
 
 class DriftWatch:
-    """Feeds on the log; ``turn`` returns what is to be appended to ``control``. ``alarms``: how many it
-    told; ``reaction``: how things are by its newest."""
+    """Reads the log; ``turn`` returns the records to append to ``control``. ``alarms``: number of alarms;
+    ``reaction``: the newest reaction."""
 
     def __init__(self, log: Log, config: Config, features: FeatureSet, line: str = MAIN) -> None:
         self._log, self._line, self._labels = log, line, features.schema.labels
-        self._rules = allowed(config.drift)
+        self._bounds = reaction_config(config.drift)
         self._react = config.drift.watch and config.drift.react
         self._control = ControlReader(log)
         offline = [s for s in self._control.turn() if isinstance(s, Reaction) and s.offline]
         self._epoch = self._control.live_epoch(line)
-        self._reactor = ReactionPolicy(self._rules)
-        its = self.reaction = self._within(self._control.reaction)
-        self._unsaid = its is not self._control.reaction
-        self._reactor.go_on(its.rate, its.publish_every, offline[-1].time_ms if offline else None)
-        self._losses = drift.LossMonitor(self._labels)
+        self._policy = ReactionPolicy(self._bounds)
+        self.reaction = self._bounded(self._control.reaction)
+        self._unsent = self.reaction is not self._control.reaction
+        self._policy.resume(
+            self.reaction.rate,
+            self.reaction.publish_every,
+            offline[-1].time_ms if offline else None,
+        )
+        self._losses = LossMonitor(self._labels)
         self._features = SampledFeatures(log, features)
         self._watches = config.drift.watch
         self._offset = log.end(DELTAS, 0)
         self._decoder = msgspec.msgpack.Decoder(Told)
-        self._waiting: list[drift.Alarm] = []  # that the reactor has yet to hear of
+        self._pending: list[DriftAlarm] = []  # not seen by the policy yet
         self.step = 0
         self.alarms = 0
-        self.unreadable = 0  # deltas, and steps whose sums are no numbers
+        self.unreadable = 0  # deltas, and steps whose sums aren't finite
 
     def turn(self, now_ms: int) -> list[Control]:
-        """Reads what is new; returns alarms, and after them the reaction to them."""
+        """Reads new records; returns alarms, each followed by the reaction to it."""
         self._follow()
-        found: list[Control] = [self.reaction] if self._unsaid else []
-        self._unsaid = False
+        records: list[Control] = [self.reaction] if self._unsent else []
+        self._unsent = False
         if not self._watches:
-            return found
-        found += self._told(self._features.turn(now_ms, self.step))
-        for told in self._steps():
-            found += self._told(self._judge(told))
-            if self._reacts(told):
-                found.append(self.reaction)
-        return found
+            return records
+        records += self._records(self._features.turn(now_ms, self.step))
+        for progress in self._steps():
+            records += self._records(self._judge(progress))
+            if self._reacts(progress):
+                records.append(self.reaction)
+        return records
 
     def _follow(self) -> None:
-        """Goes on with the epoch that is live."""
+        """Follows the live epoch."""
         self._control.turn()
         epoch = self._control.live_epoch(self._line, self._epoch)
         if epoch != self._epoch:
             self._epoch, self.step = epoch, 0
-            self._losses = drift.LossMonitor(self._labels)
+            self._losses = LossMonitor(self._labels)
 
-    def _within(self, its: Reaction) -> Reaction:
-        """A reaction, or one that takes back what of it goes beyond what is allowed by now."""
-        rules = self._rules
-        rate, every = min(its.rate, rules.most_rate), min(its.publish_every, rules.most_gathered)
-        if (rate, every) == (its.rate, its.publish_every):
-            return its
+    def _bounded(self, reaction: Reaction) -> Reaction:
+        """The reaction, or one that takes back what exceeds the current bounds."""
+        bounds = self._bounds
+        rate = min(reaction.rate, bounds.most_rate)
+        every = min(reaction.publish_every, bounds.most_gathered)
+        if (rate, every) == (reaction.rate, reaction.publish_every):
+            return reaction
         because = ["it is beyond what drift.react, most_rate and most_gathered allow"]
-        return Reaction(rate=rate, publish_every=every, because=because, time_ms=its.time_ms)
+        return Reaction(rate=rate, publish_every=every, because=because, time_ms=reaction.time_ms)
 
-    def _told(self, alarms: Sequence[drift.Alarm]) -> list[Control]:
-        self._waiting += alarms
+    def _records(self, alarms: Sequence[DriftAlarm]) -> list[Control]:
+        self._pending += alarms
         self.alarms += len(alarms)
         return [record_of(alarm) for alarm in alarms]
 
     def _steps(self) -> Iterator[Told]:
-        """The line's new steps, each once: a line that went back repeats some."""
+        """New steps of the line, each once: a line that was rolled back repeats some."""
         while records := self._deltas():
             for record in records:
                 self._offset = record.offset + 1
                 try:
-                    told = self._decoder.decode(record.value)
+                    progress = self._decoder.decode(record.value)
                 except UNREADABLE:
                     self.unreadable += 1
                     continue
-                own = (told.line, told.epoch, told.part) == (self._line, self._epoch, 0)
-                if own and told.step > self.step:
-                    self.step = told.step
-                    yield told
+                version = (progress.line, progress.epoch, progress.part)
+                if version == (self._line, self._epoch, 0) and progress.step > self.step:
+                    self.step = progress.step
+                    yield progress
 
     def _deltas(self) -> list[Record]:
         try:
@@ -128,28 +132,27 @@ class DriftWatch:
             self._offset = self._log.begin(DELTAS, 0)
             return self._log.read(DELTAS, 0, self._offset, _DELTAS)
 
-    def _judge(self, told: Told) -> list[drift.Alarm]:
+    def _judge(self, progress: Told) -> list[DriftAlarm]:
         try:
-            return self._losses.step(told.metrics, told.time_ms, told.step)
-        except ValueError:  # not finite: that is no drift
+            return self._losses.step(progress.metrics, progress.time_ms, progress.step)
+        except ValueError:  # not finite: that isn't drift
             self.unreadable += 1
             return []
 
-    def _reacts(self, told: Told) -> bool:
-        """Whether ``reaction`` is another one after a step."""
+    def _reacts(self, progress: Told) -> bool:
+        """Whether ``reaction`` changes after a step."""
+        alarms, self._pending = self._pending, []
         if not self._react:
-            self._waiting = []
             return False
-        examples = told.metrics.get("examples", 0.0)
-        values = self._reactor.step(self._waiting, examples, told.time_ms)
-        self._waiting = []
-        if not values:
+        examples = progress.metrics.get("examples", 0.0)
+        reactions = self._policy.step(alarms, examples, progress.time_ms)
+        if not reactions:
             return False
         rate, every, offline = self.reaction.rate, self.reaction.publish_every, False
         because: dict[str, None] = {}
-        for value in values:
-            because |= dict.fromkeys(map(in_words, value.because))
-            match value:
+        for reaction in reactions:
+            because |= dict.fromkeys(alarm.describe() for alarm in reaction.because)
+            match reaction:
                 case SetRate(factor):
                     rate = factor
                 case PublishEvery(steps):
@@ -158,13 +161,13 @@ class DriftWatch:
                     offline = True
         self.reaction = Reaction(
             rate=rate, publish_every=every, offline=offline, because=list(because),
-            time_ms=told.time_ms,
+            time_ms=progress.time_ms,
         )  # fmt: skip
         return True
 
 
-def allowed(rules: DriftRules) -> ReactionConfig:
-    """How far reactions may go: not at all where there are none."""
+def reaction_config(rules: DriftConfig) -> ReactionConfig:
+    """Bounds of the reactions; with reactions off, nothing may change."""
     if not (rules.watch and rules.react):
         return ReactionConfig(most_rate=1.0, most_gathered=1)
     return ReactionConfig(
@@ -174,37 +177,31 @@ def allowed(rules: DriftRules) -> ReactionConfig:
     )
 
 
-def record_of(alarm: drift.Alarm) -> Alarm:
-    """An alarm as it stands on ``control``."""
-    its = alarm.evidence
+def record_of(alarm: DriftAlarm) -> Alarm:
+    """An alarm as a record of ``control``."""
+    evidence = alarm.evidence
     return Alarm(
-        kind=alarm.kind, what=alarm.what, at_ms=alarm.at_ms, step=alarm.step, expected=its.expected,
-        found=its.found, scale=its.scale, detector=its.detector,
+        kind=alarm.kind, what=alarm.what, at_ms=alarm.at_ms, step=alarm.step,
+        expected=evidence.expected, found=evidence.observed, scale=evidence.scale,
+        detector=evidence.detector,
     )  # fmt: skip
 
 
-def in_words(alarm: drift.Alarm) -> str:
-    its = alarm.evidence
-    return f"{alarm.kind} {alarm.what}: {its.found:.4g}, expected {its.expected:.4g}"
-
-
-class _Shown(msgspec.Struct):
-    """What is read of an example; most of it is passed over."""
-
+class _SampledExample(msgspec.Struct):
     closed_ms: int
     correction: bool = False
     features: FeatureBlock | None = None
 
 
 class SampledFeatures:
-    """Feeds a FeatureMonitor with runs of examples, from those that come after this was made. It costs so much
-    a second and no more, however many come."""
+    """Feeds a FeatureMonitor with runs of examples that come after its construction, at a bounded cost per
+    second whatever the traffic."""
 
     def __init__(self, log: Log, features: FeatureSet) -> None:
         self._log, self._digest = log, features.digest
         names = features.dense_names
         self._width = len(names)
-        self._columns = np.array([n for n, name in enumerate(names) if steady(name)], np.int64)
+        self._columns = np.array([n for n, name in enumerate(names) if is_steady(name)], np.int64)
         self._user = {s.name: s.start for s in features.user_slots if s.name in _SLOTS}
         self._item = {
             s.name: s.start
@@ -212,76 +209,69 @@ class SampledFeatures:
             if s.name in _SLOTS or s.name.startswith("item.")
         }
         slots = (*self._user, *self._item)
-        self.watch = drift.FeatureMonitor([names[n] for n in self._columns], slots)
+        self.monitor = FeatureMonitor([names[n] for n in self._columns], slots)
         partitions = range(log.partitions(EXAMPLES))
         self._next = {p: -(-log.end(EXAMPLES, p) // _RUN) for p in partitions}  # runs
-        self._decoder = msgspec.msgpack.Decoder(_Shown)
+        self._decoder = msgspec.msgpack.Decoder(_SampledExample)
         self._due_ms = 0
         self.watched = 0  # examples
 
-    def turn(self, now_ms: int, step: int) -> list[drift.Alarm]:
-        """Looks at a run of each partition at most; ``step``: the newest, for alarms to name."""
+    def turn(self, now_ms: int, step: int) -> list[DriftAlarm]:
+        """Samples at most one run of each partition; ``step``: the newest, to be named by alarms."""
         if now_ms < self._due_ms:
             return []
-        self._due_ms = now_ms + _LOOK_MS
+        self._due_ms = now_ms + _SAMPLE_MS
         alarms = []
         for partition in self._next:
-            shown = self._shown(self._run(partition))
-            if shown:
-                alarms += self._feed(shown, step)
+            if sample := self._decoded(self._run(partition)):
+                alarms += self._feed(sample, step)
         return alarms
 
     def _run(self, partition: int) -> list[bytes]:
-        """The next run that is whole and among the share."""
+        """The next complete run in the sample."""
         end = self._log.end(EXAMPLES, partition) // _RUN
         for run in range(max(self._next[partition], end - _BEHIND), end):
             self._next[partition] = run + 1
             if uniform(_SEED, "drift", partition, run) < _SHARE:
-                its = read_range(self._log, EXAMPLES, partition, run * _RUN, (run + 1) * _RUN)
+                records = read_range(self._log, EXAMPLES, partition, run * _RUN, (run + 1) * _RUN)
                 with suppress(LogLost):
-                    return [record.value for record in its]
+                    return [record.value for record in records]
                 return []
         return []
 
-    def _shown(self, values: Sequence[bytes]) -> list[tuple[int, FeatureBlock]]:
-        """Times and features of what was shown, without what learning leaves out too."""
-        found = []
+    def _decoded(self, values: Sequence[bytes]) -> list[tuple[int, FeatureBlock]]:
+        """Times and features of shown items, without the examples that training leaves out."""
+        sample = []
         for value in values:
             try:
-                its = self._decoder.decode(value)
+                example = self._decoder.decode(value)
             except UNREADABLE:
                 continue
-            block = its.features
-            if its.correction or block is None or block.feature_set != self._digest:
+            block = example.features
+            if example.correction or block is None or block.feature_set != self._digest:
                 continue
             if len(block.dense) == 4 * self._width:
-                found.append((its.closed_ms, block))
-        return found
+                sample.append((example.closed_ms, block))
+        return sample
 
-    def _feed(self, shown: Sequence[tuple[int, FeatureBlock]], step: int) -> list[drift.Alarm]:
-        blocks = [block for _, block in shown]
+    def _feed(self, sample: Sequence[tuple[int, FeatureBlock]], step: int) -> list[DriftAlarm]:
+        blocks = [block for _, block in sample]
         dense_BF = np.frombuffer(b"".join(b.dense for b in blocks), np.float32)
         dense_BF = dense_BF.reshape(len(blocks), -1)[:, self._columns]
-        sound = np.isfinite(dense_BF).all(1)
-        keys = {name: _column([b.user_keys for b in blocks], at) for name, at in self._user.items()}
-        keys |= {
-            name: _column([b.item_keys for b in blocks], at) for name, at in self._item.items()
-        }
-        self.watched += int(sound.sum())
-        at_ms = max(time_ms for time_ms, _ in shown)
-        keys = {name: column[sound] for name, column in keys.items()}
-        return self.watch.step(dense_BF[sound], keys, at_ms, step)
+        finite = np.isfinite(dense_BF).all(1)
+        user_keys, item_keys = [b.user_keys for b in blocks], [b.item_keys for b in blocks]
+        keys = {name: _column(user_keys, at)[finite] for name, at in self._user.items()}
+        keys |= {name: _column(item_keys, at)[finite] for name, at in self._item.items()}
+        self.watched += int(finite.sum())
+        at_ms = max(time_ms for time_ms, _ in sample)
+        return self.monitor.step(dense_BF[finite], keys, at_ms, step)
 
 
-def steady(name: str) -> bool:
-    """Whether a dense column says something about the world: counts grow as a system does, the hour turns,
-    and of a vector no number stands for itself."""
-    grows = name.endswith(("/shown.fast", "/shown.slow")) or name in (
-        "events",
-        "hour.sin",
-        "hour.cos",
-    )
-    return not grows and "[" not in name
+def is_steady(name: str) -> bool:
+    """Whether a dense column is stationary in a stationary world: counts grow with the system, the hour
+    cycles, and a component of a vector has no meaning of its own."""
+    cycles = name in ("events", "hour.sin", "hour.cos")
+    return not (cycles or "[" in name or name.endswith(("/shown.fast", "/shown.slow")))
 
 
 def _column(arrays: Sequence[bytes], at: int) -> NDArray[np.int64]:

@@ -27,14 +27,13 @@ from safetensors import SafetensorError
 from experiments.promotion.epoch_model import config_at
 from parameter_server.storage import snapshots
 from parameter_server.storage.snapshot_rows import rows_of
-from recsys.config.system_config import Config
+from recsys.config.system_config import Config, tables_of
 from recsys.events.control_records import Erasure
 from recsys.events.records import Step
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, LogLost, LogUnavailable
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.model.model import build_model
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat
 from recsys.process.part_snapshot import PartState

@@ -1,1 +1,1 @@
-"""Examples from events: impressions labelled with the engagements that follow them, in event time."""
+"""Joins impressions with later engagements into labelled examples, with snapshots and spilling to disk."""

@@ -103,7 +103,7 @@ class LabelDelays:
         corrections do, or so near to 0 that only they do."""
         return self._arrived[way]
 
-    def foreseen(self, way: int) -> int:
+    def late_labels(self, way: int) -> int:
         """The labels whose F is below 1, as bits."""
         return self._foreseen[way]
 

@@ -5,7 +5,7 @@ import msgspec
 from recsys.events.event_types import Engagement, Impression
 
 NEVER = -1  # in ``learned``: no example was made yet
-SHOWN, SAMPLED_OUT, BY_WINDOW, AFTER = 1, 2, 4, 8  # marks; above them the labels that were foreseen
+SHOWN, SAMPLED_OUT, BY_WINDOW, AFTER = 1, 2, 4, 8  # marks; above them the labels that were late_labels
 FORESEEN = 4  # by how many bits a mark's labels are shifted
 
 
@@ -14,7 +14,7 @@ class Held(msgspec.Struct, array_like=True, gc=False):
 
     ``labels``: bit *l* is label *l*; ``learned``: those of the newest example, ``NEVER`` before the first.
     ``marks``: ``SHOWN``; ``SAMPLED_OUT``, the first example was; ``BY_WINDOW``, the window ended it;
-    ``AFTER``, what made it came after the window; and the labels that were foreseen
+    ``AFTER``, what made it came after the window; and the labels that were late_labels
     (training/joining/delay.py).
     ``kept``: the impression, where it can't be read again.
     """

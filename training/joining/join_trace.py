@@ -1,15 +1,15 @@
-"""The spans of examples that traced requests became: the joiner's loop tells of each that it makes."""
+"""Emits tracing spans for the examples of traced requests, from the joiner's loop."""
 
 from collections.abc import Callable, Sequence
 
 from recsys.events.records import EXAMPLES, Example
-from recsys.observability.spans import FEED, JOIN, About, Span, Tells, of_request
+from recsys.observability.spans import FEED, JOIN, Span, SpanAttributes, SpanRecorder, request_span
 
 
 class JoinTrace:
-    """Of one loop: ``begin`` a turn, ``made`` an example, ``appended`` all that were made."""
+    """Traces the examples of one loop: ``begin`` a turn, ``made`` per example, ``appended`` at its end."""
 
-    def __init__(self, tracer: Tells, now_ns: Callable[[], int]) -> None:
+    def __init__(self, tracer: SpanRecorder, now_ns: Callable[[], int]) -> None:
         self.tracer, self._now_ns = tracer, now_ns
         self._began_ns, self._made = 0, list[tuple[int, Example]]()
 
@@ -17,23 +17,23 @@ class JoinTrace:
         self._began_ns, self._made = self._now_ns(), []
 
     def made(self, place: int, example: Example) -> None:
-        """``place``: among what is appended in this turn."""
-        if self.tracer.chosen(example.request_id):
+        """Notes an example; ``place``: its index among the records appended in this turn."""
+        if self.tracer.is_sampled(example.request_id):
             self._made.append((place, example))
 
     def appended(self, offsets: Sequence[int]) -> None:
         ended_ns = self._now_ns()
-        for place, its in self._made:
-            offset = offsets[place]
-            about: About = {
-                "item_id": str(its.item_id),
-                "correction": its.correction,
-                "shown_ms": its.shown_ms,
-                "closed_ms": its.closed_ms,
+        for place, example in self._made:
+            request_id, partition, offset = example.request_id, example.partition, offsets[place]
+            attributes: SpanAttributes = {
+                "item_id": str(example.item_id),
+                "correction": example.correction,
+                "shown_ms": example.shown_ms,
+                "closed_ms": example.closed_ms,
                 "topic": EXAMPLES,
-                "partition": its.partition,
+                "partition": partition,
                 "offset": offset,
             }
-            span = of_request(its.request_id, JOIN, its.partition, offset)
-            feed = of_request(its.request_id, FEED)
-            self.tracer.tell(Span(span, JOIN, self._began_ns, ended_ns, feed, (), about))
+            span_id = request_span(request_id, JOIN, partition, offset)
+            parent = request_span(request_id, FEED)
+            self.tracer.record(Span(span_id, JOIN, self._began_ns, ended_ns, parent, (), attributes))

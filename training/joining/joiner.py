@@ -33,20 +33,20 @@ from typing import Final
 import msgspec
 
 from recsys.config.system_config import JoinConfig
-from recsys.events.dedupe import Recent
+from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import (
     MAX_FUTURE_MS,
     Engagement,
     Event,
     Impression,
     User,
-    repeat_key,
-    repeat_prefix,
+    dedupe_key,
+    dedupe_prefix,
 )
 from recsys.events.hashing import Id
 from recsys.events.records import Example, Forget, served_by
-from recsys.features.feature_set import one_item, predicted_of
-from training.joining.delay import LabelDelays, DelayState
+from recsys.features.feature_set import item_block, item_predictions
+from training.joining.delay import DelayState, LabelDelays
 from training.joining.impression_state import (
     AFTER,
     BY_WINDOW,
@@ -114,8 +114,8 @@ class Joiner:
         self._delays = LabelDelays(len(self.labels), config.window_s, config.horizon_s)
         self._recall = recall
         self._shelf = PendingImpressions(recall is None, spill, memory_bytes)
-        self._recent = Recent(_RECENT)
-        self._left = Recent(_LEFT)
+        self._recent = RecentIds(_RECENT)
+        self._left = RecentIds(_LEFT)
         self._opened: dict[str, list[str]] = {}  # requests whose window is open, by user, in order
 
     def feed(self, offset: int, event: Event) -> list[Joined]:
@@ -123,7 +123,7 @@ class Joiner:
         out: list[Joined] = []
         self._move(event.time_ms, out)
         if isinstance(event, Engagement):
-            if not self._recent.add(repeat_key(event)):
+            if not self._recent.add(dedupe_key(event)):
                 self.counts["repeats"] += 1
             elif event.request_id:
                 self._engage(event, out)
@@ -177,7 +177,7 @@ class Joiner:
         self.watermark_ms, self.sequence = state.watermark_ms, state.sequence
         self.counts |= state.counts  # one of before has fewer names
         self._opened = state.opened
-        self._recent, self._left = Recent(_RECENT, state.recent), Recent(_LEFT, state.left)
+        self._recent, self._left = RecentIds(_RECENT, state.recent), RecentIds(_LEFT, state.left)
 
     def _move(self, now_ms: int, out: list[Joined]) -> None:
         if now_ms > self.watermark_ms:
@@ -209,7 +209,7 @@ class Joiner:
         """Lets go of all that is held of a user. Timers run out by themselves."""
         self._shelf.forget(str(user_id))
         self._opened.pop(str(user_id), None)
-        self._recent.drop(repeat_prefix(user_id))
+        self._recent.drop(dedupe_prefix(user_id))
         self.sequence += 1
         return Forget(
             partition=self.partition,
@@ -311,7 +311,7 @@ class Joiner:
         if way != AFTER:
             by_window = 1 if way == BY_WINDOW else 0
             self._delays.first(held.time_ms, by_window, labels)
-            mark |= self._delays.foreseen(by_window) << FORESEEN
+            mark |= self._delays.late_labels(by_window) << FORESEEN
         kept = labels or is_kept(request_id, index, self.config.negatives)
         if not kept:
             mark |= SAMPLED_OUT
@@ -362,8 +362,8 @@ class Joiner:
                 propensity=served.propensity,
                 stamp=impression.stamp,
                 served_by=served_by(impression.stamp),
-                predicted=predicted_of(impression, index),
-                features=one_item(block, index, len(impression.items)) if block else None,
+                predicted=item_predictions(impression, index),
+                features=item_block(block, index, len(impression.items)) if block else None,
                 arrived=self._arrived(mark, again),
                 kept=self.config.negatives,
                 sampled_out=sampled_out,
@@ -375,10 +375,10 @@ class Joiner:
         if not again:
             return self._delays.arrived(by_window) if mark >> FORESEEN else []
         # Once a share is known, negatives count for less: corrections of those from before don't fit in.
-        foreseen = mark >> FORESEEN
+        late_labels = mark >> FORESEEN
         if not mark & AFTER:
-            foreseen |= self._delays.foreseen(by_window)
-        return [1.0 - label for label in self._labels(foreseen)] if foreseen else []
+            late_labels |= self._delays.late_labels(by_window)
+        return [1.0 - label for label in self._labels(late_labels)] if late_labels else []
 
     def _labels(self, bits: int) -> list[float]:
         found = self._lists.get(bits)

@@ -23,18 +23,18 @@ import msgspec
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config, JoinConfig
 from recsys.events.event_types import Impression, Rejected, decode
-from recsys.events.records import EVENTS, EXAMPLES, Erased, Example, pack, without_example
+from recsys.events.records import EVENTS, EXAMPLES, ErasedExample, Example, non_example, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, LogLost, Record, read_range
-from recsys.observability.recent_delays import Delays
-from recsys.observability.tracer import tracer_of
-from recsys.process.gc_control import no_collection
-from recsys.process.log_consumer import UNREADABLE, Consumer, DeadLetters, hold_what_is_left
+from recsys.observability.recent_delays import RecentDelays
+from recsys.observability.tracer import open_tracer
+from recsys.process.latency_tuning import gc_paused
+from recsys.process.log_consumer import UNREADABLE, Consumer, DeadLetters, hold_available
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.part_snapshot import PartState
-from recsys.process.retry_loop import Turns, patiently
+from recsys.process.retry_loop import RetryLoop, run_turn
 from training.joining.join_trace import JoinTrace
 from training.joining.joiner import Joined, Joiner
 from training.joining.spill import Spill, SpillLost
@@ -71,7 +71,7 @@ class _Place:
     appended: dict[int, set[int]] = field(default_factory=dict)  # sequences
 
 
-class JoinerLoop(Turns):
+class JoinerLoop(RetryLoop):
     """The joiners of all partitions over a log. ``state`` keeps their snapshot; without it they start afresh.
 
     ``clock`` (milliseconds) says when to save; the join itself knows event time only. ``again`` is another
@@ -105,7 +105,7 @@ class JoinerLoop(Turns):
         )
         self._newest_ms = 0
         self._ended_ms: list[int] = []  # of views, whose examples are appended in this turn
-        self.delays = Delays()  # from the end of a view to its example on the log
+        self.delays = RecentDelays()  # from the end of a view to its example on the log
         self._restore()
 
     @property
@@ -131,14 +131,14 @@ class JoinerLoop(Turns):
 
     def save(self) -> None:
         """Takes a snapshot; the log then keeps what is needed to go on from the one before it."""
-        if self._state is None or self.astray:
+        if self._state is None or self.needs_restore:
             return
         started_ms = self._clock()
         joiners = {p: joiner.pack() for p, joiner in self._place.joiners.items()}
         blob = msgspec.msgpack.encode(_Packed(self._features.digest, joiners))
         self._state.save(self._log.id, {EVENTS: self.offsets}, blob)
         needed = self._needed_from()
-        hold_what_is_left(self._log, PART, EVENTS, self._needed or needed)
+        hold_available(self._log, PART, EVENTS, self._needed or needed)
         self._needed = needed
         now_ms = self._clock()
         self._due_ms = now_ms + max(_SAVE_EVERY_MS, int((now_ms - started_ms) / _SAVE_SHARE))
@@ -155,7 +155,7 @@ class JoinerLoop(Turns):
         if self._trace:
             self._trace.begin()
         read = self._consumer.poll(_READ)
-        with no_collection():
+        with gc_paused():
             for partition, record in read:
                 self._join(partition, record, examples)
         if examples:
@@ -299,8 +299,8 @@ def has_erased_examples(log: Log, partition: int) -> bool:
     offset, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
     while offset < end and (block := log.read(EXAMPLES, partition, offset, _BACK)):
         for record in block:
-            its = without_example(record.value)
-            if isinstance(its, Erased) or (its is not None and may_be_half):
+            its = non_example(record.value)
+            if isinstance(its, ErasedExample) or (its is not None and may_be_half):
                 return True
         offset = block[-1].offset + 1
     return False
@@ -328,12 +328,12 @@ def run(config: Config, stop: Stop) -> None:
     """The part: joins until asked to stop, then takes a last snapshot."""
     log, again = open_log(config), open_log(config)
     state = PartState(config.state, PART)
-    tracer = tracer_of(config, PART)
+    tracer = open_tracer(config, PART)
     trace = JoinTrace(tracer, time.time_ns) if tracer else None
     loop = JoinerLoop(log, config, feature_set(config), wall_ms, state, again, trace)
     beat, told = stop.heartbeat, loop.counts()
     while not stop.is_set():
-        moved = patiently(loop.turn, stop, _LOG)
+        moved = run_turn(loop.turn, stop, _LOG)
         beat.only(_P95, loop.delays.p95(_P95, wall_ms()))
         if moved is None:
             continue

@@ -1,23 +1,39 @@
-"""What a joiner holds beyond its memory: rows on disk, taken back by id or when they are due.
+"""Stores joiner state beyond its memory cap on disk: rows that are taken back by id or when due.
 
-A spill keeps to the joiner's snapshots. Nothing of a row is changed; it is put, and it is taken. ``mark``
-ends a generation, whose number goes into the snapshot, and ``back`` returns to the rows of a generation: of
-the newest marked one, or of one of the two before it. So a joiner that was killed anywhere goes back to a
-snapshot and finds the rows that belong to it.
+A spill follows the joiner's snapshots. Rows never change: they are put, and taken. ``mark`` ends a generation,
+whose number goes into the snapshot; ``back`` returns to the rows of a generation: the newest or one of the two
+before it. So a killed joiner resumes from a snapshot with the rows that belong to it.
 """
 
+import contextlib
+import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-# Generations before the newest that one can go back to. A part keeps two snapshots, and a kill between mark()
-# and its save leaves the newest generation without one.
+# Generations before the newest that ``back`` supports. A part has two snapshots, and a kill between mark() and
+# its save leaves the newest generation without a snapshot.
 KEPT: Final = 2
 NEVER: Final = (1 << 63) - 1
 
+_TABLE: Final = """
+CREATE TABLE IF NOT EXISTS held (
+  id TEXT NOT NULL, due_ms INTEGER NOT NULL, offset INTEGER NOT NULL, user_id TEXT NOT NULL,
+  value BLOB NOT NULL, put INTEGER NOT NULL, taken INTEGER NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS held_id ON held (id) WHERE taken = 9223372036854775807;
+CREATE INDEX IF NOT EXISTS held_due ON held (due_ms, id) WHERE taken = 9223372036854775807;
+CREATE INDEX IF NOT EXISTS held_offset ON held (offset) WHERE taken = 9223372036854775807;
+CREATE INDEX IF NOT EXISTS held_taken ON held (taken) WHERE taken < 9223372036854775807;
+CREATE INDEX IF NOT EXISTS held_put ON held (put);
+CREATE TABLE IF NOT EXISTS about (generation INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS forgot (generation INTEGER PRIMARY KEY);
+"""
+_COLUMNS: Final = "id, due_ms, offset, user_id, value"
+_PRESENT: Final = f"taken = {NEVER}"
+
 
 class Row(NamedTuple):
-    """``value`` is the joiner's own business; ``offset`` and ``user_id`` are those of its impression."""
+    """A spilled impression: its offset and user, and the joiner's opaque ``value``."""
 
     id: str
     due_ms: int
@@ -27,117 +43,203 @@ class Row(NamedTuple):
 
 
 class SpillLost(ValueError):
-    """The rows of a snapshot aren't there."""
+    """The rows of a snapshot are missing."""
 
 
 class Spill(Protocol):
-    """Rows by id, each there once. ``len`` is how many there are."""
+    """Rows with unique ids. ``len`` is their number."""
 
     def __len__(self) -> int: ...
 
     def put(self, rows: Sequence[Row]) -> None:
-        """Takes rows in, of ids that aren't there."""
+        """Adds rows, whose ids must be absent."""
 
     def take(self, id_: str) -> Row | None:
-        """Gives a row back, which is then no longer there; None where it isn't."""
+        """Removes and returns a row; None if absent."""
 
-    def has(self, id_: str) -> bool:
-        """Whether a row is there."""
+    def has(self, id_: str) -> bool: ...
 
     def next_ms(self) -> int | None:
-        """The lowest ``due_ms`` of those there."""
+        """The lowest ``due_ms``."""
 
     def take_due(self, now_ms: int, limit: int) -> list[Row]:
-        """Gives back the first rows that are due at ``now_ms``, by (due_ms, id), at most ``limit``."""
+        """Removes and returns the first ``limit`` rows due at ``now_ms``, by (due_ms, id)."""
 
     def oldest(self) -> int | None:
-        """The lowest offset of those there."""
+        """The lowest offset."""
 
     def forget(self, user_id: str) -> None:
-        """Takes a user's rows. Looks at all there are: it is rare."""
+        """Removes a user's rows. Scans all rows: calls are rare."""
 
     def mark(self) -> int:
-        """Ends a generation, on disk when it returns, and gives its number. 0: nothing was ever put."""
+        """Ends a generation, durably, and returns its number. 0: nothing was ever put."""
 
     def back(self, generation: int, rows: int) -> None:
-        """Goes back to a generation of so many ``rows``, 0 being empty. Raises SpillLost where it isn't
-        there."""
+        """Returns to a generation of so many ``rows``; 0 is empty. Raises SpillLost if it is missing."""
 
     def close(self) -> None: ...
 
 
-@dataclass
-class _Kept:
-    row: Row
-    put: int
-    taken: int = NEVER
+class SqliteSpill:
+    """A spill in one SQLite file, created with the first row. For one process at a time.
 
+    Everything between two marks is one transaction: after kill -9 the file is at the newest mark. A row has the
+    generations in which it was put and taken. A generation consists of rows put by then and not taken by then;
+    rows that no supported generation contains are deleted.
 
-@dataclass
-class MemorySpill:
-    """In memory, for tests: the same as ``SqliteSpill``."""
+    Data of a forgotten user leaves the file: when the rows are deleted the file is vacuumed, as SQLite leaves
+    copies in free space and in the WAL. ``forgot`` lists the generations in which that is due.
+    """
 
-    _rows: list[_Kept] = field(default_factory=list)
-    _generation: int = 0
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._db: sqlite3.Connection | None = None
+        self._generation = 0
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._there())
+        return self._count
 
     def put(self, rows: Sequence[Row]) -> None:
-        self._rows.extend(_Kept(row, self._generation + 1) for row in rows)
+        if self._db is None:
+            self._remove()
+            self._open()
+        generation = self._generation + 1
+        self._do().executemany(
+            "INSERT INTO held VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(*row, generation, NEVER) for row in rows],
+        )
+        self._count += len(rows)
 
     def take(self, id_: str) -> Row | None:
-        for kept in self._there():
-            if kept.row.id == id_:
-                kept.taken = self._generation + 1
-                return kept.row
-        return None
+        if not self._count:
+            return None
+        rows = self._do().execute(
+            f"UPDATE held SET taken = ? WHERE id = ? AND {_PRESENT} RETURNING {_COLUMNS}",
+            (self._generation + 1, id_),
+        ).fetchall()  # fmt: skip
+        self._count -= len(rows)
+        return Row(*rows[0]) if rows else None
 
     def has(self, id_: str) -> bool:
-        return any(kept.row.id == id_ for kept in self._there())
+        query = f"SELECT 1 FROM held WHERE id = ? AND {_PRESENT}"
+        return bool(self._count) and self._do().execute(query, (id_,)).fetchone() is not None
 
     def next_ms(self) -> int | None:
-        return min((kept.row.due_ms for kept in self._there()), default=None)
+        return self._least("due_ms")
 
     def take_due(self, now_ms: int, limit: int) -> list[Row]:
-        due = sorted((k.row.due_ms, k.row.id) for k in self._there() if k.row.due_ms <= now_ms)
-        return [row for _, id_ in due[:limit] if (row := self.take(id_)) is not None]
+        if not self._count:
+            return []
+        rows = self._do().execute(
+            f"SELECT {_COLUMNS} FROM held WHERE {_PRESENT} AND due_ms <= ? "
+            "ORDER BY due_ms, id LIMIT ?",
+            (now_ms, limit),
+        ).fetchall()  # fmt: skip
+        self._do().executemany(
+            f"UPDATE held SET taken = ? WHERE id = ? AND {_PRESENT}",
+            [(self._generation + 1, row[0]) for row in rows],
+        )
+        self._count -= len(rows)
+        return [Row(*row) for row in rows]
 
     def oldest(self) -> int | None:
-        return min((kept.row.offset for kept in self._there()), default=None)
+        return self._least("offset")
 
     def forget(self, user_id: str) -> None:
-        for id_ in [kept.row.id for kept in self._there() if kept.row.user_id == user_id]:
-            self.take(id_)
+        if self._db is None:
+            return
+        generation = self._generation + 1
+        taken = self._do().execute(
+            f"UPDATE held SET taken = ? WHERE user_id = ? AND {_PRESENT}", (generation, user_id)
+        )
+        self._count -= taken.rowcount
+        # Even without such rows: some may have been taken before.
+        self._do().execute("INSERT OR IGNORE INTO forgot VALUES (?)", (generation + KEPT,))
 
     def mark(self) -> int:
-        if self._rows or self._generation:
-            self._generation += 1
-            self._rows = [kept for kept in self._rows if kept.taken > self._generation - KEPT]
+        if self._db is None:
+            return 0
+        self._generation += 1
+        db = self._do()
+        # The second condition is that of the index, so that SQLite uses it.
+        db.execute(
+            f"DELETE FROM held WHERE taken <= ? AND taken < {NEVER}", (self._generation - KEPT,)
+        )
+        db.execute("UPDATE about SET generation = ?", (self._generation,))
+        db.execute("COMMIT")
+        self._scrub(db)
         return self._generation
 
     def back(self, generation: int, rows: int) -> None:
-        if generation:
-            check_generation(generation, self._generation)
-        self._rows = [kept for kept in self._rows if kept.put <= generation]
-        for kept in self._rows:
-            kept.taken = kept.taken if kept.taken <= generation else NEVER
+        self.close()
+        if generation == 0:
+            self._remove()
+            self._generation = self._count = 0
+            check_rows(rows, 0)
+            return
+        if not self._path.exists():
+            raise SpillLost(f"{self._path} is gone, and the snapshot has {rows} rows in it")
+        db = self._open()
+        (newest,) = db.execute("SELECT generation FROM about").fetchone()
+        check_generation(generation, newest)
         self._generation = generation
-        check_rows(rows, len(self))
+        self._do().execute("DELETE FROM held WHERE put > ?", (generation,))
+        self._do().execute(
+            "UPDATE held SET taken = ? WHERE taken > ? AND taken < ?", (NEVER, generation, NEVER)
+        )
+        (self._count,) = db.execute(f"SELECT count(*) FROM held WHERE {_PRESENT}").fetchone()
+        check_rows(rows, self._count)
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()  # rolls back everything since the last mark
+            self._db = None
 
-    def _there(self) -> list[_Kept]:
-        return [kept for kept in self._rows if kept.taken == NEVER]
+    def _open(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = db = sqlite3.connect(self._path, isolation_level=None)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")  # a snapshot that names a mark must not outlive it
+        db.execute("PRAGMA secure_delete = ON")
+        db.executescript(_TABLE)
+        db.execute("INSERT INTO about SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM about)")
+        return db
+
+    def _do(self) -> sqlite3.Connection:
+        assert self._db is not None
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN")
+        return self._db
+
+    def _scrub(self, db: sqlite3.Connection) -> None:
+        """Vacuums the file if that is due; the next mark tries again if it fails."""
+        due = "FROM forgot WHERE generation <= ?"
+        if db.execute(f"SELECT 1 {due}", (self._generation,)).fetchone() is None:
+            return
+        with contextlib.suppress(sqlite3.OperationalError):  # a full disk
+            db.execute("VACUUM")
+            if not db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                db.execute(f"DELETE {due}", (self._generation,))
+
+    def _least(self, column: str) -> int | None:
+        if not self._count:
+            return None
+        query = f"SELECT min({column}) FROM held WHERE {_PRESENT}"
+        return int(self._do().execute(query).fetchone()[0])
+
+    def _remove(self) -> None:
+        for ending in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
 
 
 def check_generation(generation: int, newest: int) -> None:
     if not newest - KEPT <= generation <= newest:
         raise SpillLost(
-            f"generation {generation} was asked for, there are {max(0, newest - KEPT)} to {newest}"
+            f"generation is {generation}, expected {max(0, newest - KEPT)} to {newest}, which are stored"
         )
 
 
-def check_rows(expected: int, found: int) -> None:
-    if found != expected:
-        raise SpillLost(f"{found} rows are there, the snapshot has {expected}")
+def check_rows(expected: int, count: int) -> None:
+    if count != expected:
+        raise SpillLost(f"{count} rows are stored, the snapshot has {expected}")

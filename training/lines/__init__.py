@@ -1,1 +1,1 @@
-"""What training parts know about lines: configuration, lineage, and which epoch is live."""
+"""Shared definitions of model lines: shard spec, configuration by epoch, live epoch, and offset lookup."""

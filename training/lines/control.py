@@ -1,4 +1,4 @@
-"""What ``control`` says of lines: every part of training that keeps to the live line follows it so."""
+"""Folds the topic ``control``: the lifecycle of model lines, and the newest reaction to drift."""
 
 from experiments.promotion.epoch_model import config_at
 from experiments.promotion.lifecycle import Lifecycle
@@ -10,8 +10,10 @@ from recsys.process.log_consumer import UNREADABLE
 
 
 class ControlReader:
-    """Folds ``control`` from its beginning, in turns. What can't be read is passed over. ``reaction``: the
-    newest one to drift."""
+    """Folds ``control`` from its beginning, in turns; skips unreadable records.
+
+    ``reaction``: the newest reaction to drift.
+    """
 
     def __init__(self, log: Log) -> None:
         self._log, self._offset = log, log.begin(CONTROL, 0)
@@ -19,29 +21,29 @@ class ControlReader:
         self.reaction = Reaction()
 
     def turn(self) -> list[Control]:
-        """The records that are new; ``lifecycle`` has them already."""
-        found: list[Control] = []
+        """Folds and returns the new records."""
+        messages: list[Control] = []
         while records := self._log.read(CONTROL, 0, self._offset):
             self._offset = records[-1].offset + 1
             for record in records:
                 try:
-                    said: Control = unpack(record.value, Control)  # type: ignore[arg-type]
+                    message: Control = unpack(record.value, Control)  # type: ignore[arg-type]
                 except UNREADABLE:
                     continue
-                self.lifecycle.fold(said)
-                if isinstance(said, Reaction):
-                    self.reaction = said
-                found.append(said)
-        return found
+                self.lifecycle.fold(message)
+                if isinstance(message, Reaction):
+                    self.reaction = message
+                messages.append(message)
+        return messages
 
     def live_epoch(self, line: str, otherwise: int = 0) -> int:
-        """The epoch that is live, where this line is."""
+        """The live epoch if it is of this line, else ``otherwise``."""
         live = self.lifecycle.live
         return live.epoch if live is not None and live.line == line else otherwise
 
 
 def config_now(log: Log, config: Config, line: str, epoch: int) -> Config:
-    """The configuration of a line's epoch, as ``control`` says by now: for who starts in that epoch."""
+    """The configuration of a line's epoch, by the current records of ``control``."""
     control = ControlReader(log)
     control.turn()
     return config_at(config, control.lifecycle, line, epoch)

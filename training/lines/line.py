@@ -1,4 +1,4 @@
-"""What a line is, from the configuration: the shards that hold it, and the digest of what it learns by."""
+"""Derives from the configuration the shard spec of a model line and the digest of its learning settings."""
 
 from dataclasses import replace
 from typing import Final
@@ -7,18 +7,17 @@ import msgspec
 
 from parameter_server.shard.shard import ShardSpec
 from parameter_server.table.table import check_table
-from recsys.config.system_config import Config
+from recsys.config.system_config import Config, tables_of
 from recsys.events.hashing import digest_of
 from recsys.features.feature_set import FeatureSet
-from recsys.model.model_tables import tables_of
 
 MAIN: Final = "main"
 
 
 def spec_of(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
-    """The spec of a line's part 0; ``parameter_server.shard.shard.part_of`` gives the others.
+    """The spec of part 0 of a line; ``parameter_server.shard.shard.part_of`` derives the others.
 
-    Raises ValueError for a table that so many shards can't hold.
+    Raises ValueError for a table that can't be split into so many shards.
     """
     tables, shards = tables_of(config.model), config.parameter_server.shards
     for table in tables:
@@ -45,18 +44,18 @@ def spec_of(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
 
 
 def whole_spec(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
-    """The spec of a line that stands whole in one shard, whatever number the live line has."""
-    one = replace(config.parameter_server, shards=1)
-    return spec_of(replace(config, parameter_server=one), line, epoch)
+    """The spec of a line in a single shard, however many shards the live line has."""
+    server = replace(config.parameter_server, shards=1)
+    return spec_of(replace(config, parameter_server=server), line, epoch)
 
 
 def learning_digest(config: Config, features: FeatureSet) -> str:
-    """The digest of all that decides what a step does to the weights, besides its examples.
+    """Digest of the settings that determine a step's effect on the weights, besides its examples.
 
-    The number of workers isn't in it, for it changes no bit. That of shards is where a table has a budget,
-    for the rows that leave at it are those of one shard; elsewhere it changes no bit either.
+    Excludes the number of workers, which changes no bit. Includes the number of shards only if a table has a
+    budget, as each shard evicts its own rows; otherwise it changes no bit either.
     """
-    what = {"model": config.model, "lanes": config.step.lanes, "features": features.digest}
+    settings = {"model": config.model, "lanes": config.step.lanes, "features": features.digest}
     if any(table.budget_mb for table in tables_of(config.model)):
-        what["shards"] = config.parameter_server.shards
-    return digest_of(msgspec.json.encode(msgspec.to_builtins(what), order="deterministic"))
+        settings["shards"] = config.parameter_server.shards
+    return digest_of(msgspec.json.encode(msgspec.to_builtins(settings), order="deterministic"))

@@ -1,4 +1,4 @@
-"""Which epoch of a line is live, as ``control`` says: a part asks when it starts, and keeps to it."""
+"""Looks up which epochs of a line are or were live, in ``control``."""
 
 from recsys.events.control_records import Control, Live
 from recsys.events.records import CONTROL
@@ -8,12 +8,12 @@ from training.lines.line import MAIN
 
 
 def live_epoch(log: Log, line: str = MAIN) -> int:
-    """The epoch of the newest live record of a line; 0 where there is none yet."""
+    """The epoch of the newest live record of a line; 0 before the first."""
     return live_epochs(log, line)[-1]
 
 
 def live_epochs(log: Log, line: str = MAIN) -> list[int]:
-    """All epochs that a line has lived in, in order; 0 is always the first. An epoch whose making ended in
-    the middle isn't among them, though it has records of steps."""
-    told = readable(log, CONTROL, Control)
-    return [0, *(said.epoch for said in told if isinstance(said, Live) and said.line == line)]
+    """All epochs in which a line was live, in order, 0 first. Excludes epochs whose creation was interrupted,
+    though step records of them exist."""
+    records = readable(log, CONTROL, Control)
+    return [0, *(live.epoch for live in records if isinstance(live, Live) and live.line == line)]

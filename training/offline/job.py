@@ -19,11 +19,10 @@ import msgspec
 from numpy.typing import NDArray
 
 from parameter_server.storage.snapshots import latest, write_part
-from recsys.config.system_config import JoinConfig, ModelConfig, digest
+from recsys.config.system_config import JoinConfig, ModelConfig, digest, tables_of
 from recsys.events.hashing import digest_of
 from recsys.features.feature_set import FeatureSet
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.model.model import build_model
 from recsys.process.part_process import write_atomically
 from training.candidates.registry import STUDENT, Provenance, Refused, Registry, plain_config
 from training.continual.learner import Learner
@@ -33,12 +32,12 @@ from training.offline.loop import OfflineLoop, Plan, Tell
 from training.offline.setup import (
     Ancestor,
     ancestor_at,
+    build_trainer,
+    count_vocabularies,
     export_meta,
     packed,
     table_maker,
-    build_trainer,
     unpacked,
-    count_vocabularies,
 )
 from training.offline.teacher_labels import Teaching, taught_blocks, teacher_of
 from training.offline.teacher_labels import prepare as teach

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from parameter_server.shard.shard import Counters
 from parameter_server.storage.snapshots import Snapshot, latest
 from parameter_server.table.dense import DENSE_COLUMNS, Dense
-from recsys.config.system_config import ModelConfig, TableConfig
+from recsys.config.system_config import ModelConfig, TableConfig, tables_of
 from recsys.features.feature_set import FeatureSet
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.model.model import build_model
 from training.candidates.registry import Parent, Refused, parent_of
 from training.continual.learner import Learner
 from training.continual.rows_behind import examples_behind

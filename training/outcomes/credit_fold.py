@@ -17,7 +17,7 @@ import numpy as np
 from experiments.assignment.definition import INTERLEAVED, Experiment
 from experiments.statistics.interleaving import ArmCredits, Preference, preference
 from recsys.config.system_config import Config
-from recsys.events.dedupe import Recent
+from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id, key_of
 from recsys.events.records import EVENTS, EXAMPLES
@@ -82,7 +82,7 @@ def read_credits(
     window_ms = int(config.join.window_s * 1000)
     for partition in range(log.partitions(EVENTS)):
         over_ms = _newest_ms(log, partition) - window_ms
-        begin, seen = log.begin(EVENTS, partition), Recent(_RECENT)
+        begin, seen = log.begin(EVENTS, partition), RecentIds(_RECENT)
         offset = first_at(log, EVENTS, partition, started_ms - _MARGIN_MS, served_ms_of)
         complete = complete and not 0 < begin == offset
         for record in read_range(log, EVENTS, partition, offset, log.end(EVENTS, partition)):

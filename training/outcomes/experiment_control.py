@@ -13,7 +13,13 @@ from experiments.assignment.definition import Experiment
 from experiments.promotion.lifecycle import Lifecycle
 from experiments.statistics.ramp import RUNNING, STOPPED, move, stop
 from experiments.statistics.readout import BROKEN, HARM, Readout
-from experiments.statistics.revision import ExperimentSet, parse_all, parse_each, apply_request, with_files
+from experiments.statistics.revision import (
+    ExperimentSet,
+    apply_request,
+    parse_all,
+    parse_each,
+    with_files,
+)
 from recsys.config.system_config import Config
 from recsys.events.control_records import (
     ArmLine,
@@ -22,7 +28,7 @@ from recsys.events.control_records import (
     Decision,
     ExperimentRequest,
     Experiments,
-    Stand,
+    ExperimentState,
 )
 from recsys.log.protocol import Log
 from training.outcomes.experiment_fold import ExperimentFold
@@ -133,7 +139,7 @@ class ExperimentController:
                 _LOG.warning("experiment %s is stopped: %s", name, stand.why)
         return self._revision(ExperimentSet(self.newest.configs, changed), now_ms)
 
-    def _moved(self, experiment: Experiment, stand: Stand, now_ms: int, due: bool) -> Stand:
+    def _moved(self, experiment: Experiment, stand: ExperimentState, now_ms: int, due: bool) -> ExperimentState:
         """The next state of an experiment. One that can't be judged stops; all others go on."""
         if experiment.name in self.lost and stand.state == RUNNING:
             return stop(stand, now_ms, f"{BROKEN}: {self.lost[experiment.name]}")
@@ -191,7 +197,7 @@ def arm_line_records(
     records: list[Control] = [
         Candidate(line=line, registry="", kind=_ARM, time_ms=now_ms, arm=arm, size=size)
         for line, arm in wanted.items()
-        if line not in lifecycle.standings
+        if line not in lifecycle.candidates
     ]
     for line in lifecycle.arms:
         why = refused.get(line) or ("" if line in wanted else "its experiment is over")
@@ -204,6 +210,6 @@ def experiments_without_line(lifecycle: Lifecycle) -> dict[str, str]:
     """Reasons by experiments that can't go on because the line of one of their arms ended."""
     return {
         standing.candidate.arm.experiment: f"the line {standing.line} ended: {standing.why}"
-        for standing in lifecycle.standings.values()
-        if standing.candidate.arm is not None and not standing.at_work
+        for standing in lifecycle.candidates.values()
+        if standing.candidate.arm is not None and not standing.active
     }

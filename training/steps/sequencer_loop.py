@@ -24,11 +24,11 @@ from recsys.events.records import EXAMPLES, STEPS, Step, pack, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, newest_first
-from recsys.observability.tracer import tracer_of
+from recsys.observability.tracer import open_tracer
 from recsys.process.log_consumer import UNREADABLE, Consumer
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
-from recsys.process.retry_loop import Turns, patiently
+from recsys.process.retry_loop import RetryLoop, run_turn
 from recsys.process.ticker import Ticker
 from training.lines.control import ControlReader
 from training.lines.line import MAIN, learning_digest
@@ -58,7 +58,7 @@ class Place(NamedTuple):
     unreadable: int
 
 
-class SequencerLoop(Turns):
+class SequencerLoop(RetryLoop):
     """Cuts one line's steps. ``clock`` gives milliseconds: wall time live, event time in replay."""
 
     def __init__(
@@ -218,7 +218,7 @@ def last_place(
 def run(config: Config, stop: Stop) -> None:
     """The part: cuts steps, and ticks idle partitions of ``events``, until asked to stop."""
     log = open_log(config)
-    tracer = tracer_of(config, PART)
+    tracer = open_tracer(config, PART)
     trace = SequenceTrace(tracer, time.time_ns) if tracer else None
     loop = SequencerLoop(log, config, feature_set(config), wall_ms, trace=trace)
     ticker = Ticker(log, wall_ms)
@@ -230,7 +230,7 @@ def run(config: Config, stop: Stop) -> None:
         return moved
 
     while not stop.is_set():
-        moved = patiently(turn, stop, _LOG)
+        moved = run_turn(turn, stop, _LOG)
         if moved is None:
             continue
         beat.add("steps", loop.step - before)

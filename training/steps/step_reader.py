@@ -23,12 +23,12 @@ from recsys.events.records import (  # fmt: skip
     EXAMPLES,
     STEPS,
     Forget,
-    TrainingExample,
     Range,
     Step,
+    TrainingExample,
+    non_example,
     unpack,
     unpack_all,
-    without_example,
 )
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost, Record
@@ -279,7 +279,7 @@ def _read_all(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> L
             reason = check.reason(lesson)
         except UNREADABLE as error:
             reason = f"not an example: {error}"
-            empty = without_example(record.value)
+            empty = non_example(record.value)
             if isinstance(empty, Forget):
                 lane.forget.append(empty.user_id)
             if empty is not None:

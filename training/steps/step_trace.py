@@ -7,7 +7,16 @@ from typing import Final
 import msgspec
 
 from recsys.events.records import Step
-from recsys.observability.spans import JOIN, SEQUENCE, STEP, About, Span, Tells, of_request, of_step
+from recsys.observability.spans import (
+    JOIN,
+    SEQUENCE,
+    STEP,
+    Span,
+    SpanAttributes,
+    SpanRecorder,
+    request_span,
+    step_span,
+)
 
 _KEPT: Final = 20_000  # of a partition
 
@@ -23,12 +32,12 @@ class SeenExample(msgspec.Struct):
 class SequenceTrace:
     """Of the sequencer's loop: which examples arrived, and which steps were cut and appended."""
 
-    def __init__(self, tracer: Tells, now_ns: Callable[[], int]) -> None:
+    def __init__(self, tracer: SpanRecorder, now_ns: Callable[[], int]) -> None:
         self.tracer, self._now_ns = tracer, now_ns
         self._waiting: dict[int, deque[tuple[int, str, int]]] = {}
 
     def arrived(self, partition: int, offset: int, request_id: str) -> None:
-        if request_id and self.tracer.chosen(request_id):
+        if request_id and self.tracer.is_sampled(request_id):
             waiting = self._waiting.setdefault(partition, deque(maxlen=_KEPT))
             waiting.append((offset, request_id, self._now_ns()))
 
@@ -40,22 +49,22 @@ class SequenceTrace:
         """The records of these steps are appended."""
         ended_ns = self._now_ns()
         for step in steps:
-            linked = of_step(step.line, step.epoch, step.step)
-            about: About = {"line": step.line, "epoch": step.epoch, "step": step.step}
+            linked = step_span(step.line, step.epoch, step.step)
+            about: SpanAttributes = {"line": step.line, "epoch": step.epoch, "step": step.step}
             for there in step.ranges:
                 waiting = self._waiting.get(there.partition)
                 while waiting and waiting[0][0] < there.stop:
                     offset, request_id, since_ns = waiting.popleft()
-                    place = of_request(request_id, SEQUENCE, there.partition, offset)
-                    parent = of_request(request_id, JOIN, there.partition, offset)
-                    self.tracer.tell(
+                    place = request_span(request_id, SEQUENCE, there.partition, offset)
+                    parent = request_span(request_id, JOIN, there.partition, offset)
+                    self.tracer.record(
                         Span(place, SEQUENCE, since_ns, ended_ns, parent, (linked,), about)
                     )
 
 
 def tell_learned(
-    tracer: Tells, line: str, epoch: int, step: int, examples: int, began_ns: int, ended_ns: int
+    tracer: SpanRecorder, line: str, epoch: int, step: int, examples: int, began_ns: int, ended_ns: int
 ) -> None:
     """One span for the step, whatever it learned: the examples' own traces link to it."""
-    about: About = {"line": line, "epoch": epoch, "step": step, "examples": examples}
-    tracer.tell(Span(of_step(line, epoch, step), STEP, began_ns, ended_ns, attributes=about))
+    about: SpanAttributes = {"line": line, "epoch": epoch, "step": step, "examples": examples}
+    tracer.record(Span(step_span(line, epoch, step), STEP, began_ns, ended_ns, attributes=about))

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.studies.drift.scenario_stream import Night, Stream
-from recsys.model.blueprint import build_model
 from recsys.model.list_ranker import lists_of
+from recsys.model.model import build_model
 from training.continual.learner import Floats, Lane, Learner
 from training.continual.local_line import LocalLine
 from training.continual.rows_behind import examples_behind
 from training.lines.line import spec_of
-from training.merging.merge import Blend, Blends, Parent, Since, interpolate, export_at_step
+from training.merging.merge import Blend, Blends, Parent, Since, export_at_step, interpolate
 from training.merging.merge_variants import Averages, Chooser, Lead, losses
 from training.merging.refit import Batch, Refit, refit
 from training.offline.distill import Distiller, student_of, taught

@@ -21,8 +21,7 @@ from recsys.features.feature_set import FeatureSet, RequestFeatures
 from replay.datasets.dataset import Dataset
 from replay.direct_loop import Joiners
 from replay.player import Player, Scored
-from replay.replay_run import Progress, ReplayOptions, config_for
-from replay.replay_run import ScoreRecorder
+from replay.replay_run import Progress, ReplayOptions, ScoreRecorder, config_for
 from training.steps.sequencer import Sequencer
 
 Ints = NDArray[np.int64]

@@ -1,10 +1,7 @@
 """`recsys study drift`: what a merge of offline and online models is worth where the world changes."""
 
-import json
-import os
-import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -14,12 +11,12 @@ import numpy as np
 import torch
 import typer
 
+from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.drift.drift_arms import Arms, Played, Track
 from benchmarks.studies.drift.drift_figures import Run, figures_of, plot, run_of, shown
 from benchmarks.studies.drift.scenario_log import DAYS, ScenarioLog
 from benchmarks.studies.drift.scenario_stream import Stream, watch
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
-from replay.datasets.dataset import DataError
 from replay.datasets.open_dataset import open_dataset
 from replay.replay_report import judged_from_ms, with_bar
 from replay.replay_run import ReplayOptions
@@ -35,6 +32,7 @@ _REFIT = Refit(epochs=3)
 Found = dict[str, Any]
 
 
+@study_command
 def drift(
     data: Annotated[
         Path | None, typer.Argument(help="A folder as for replay, instead of stories.")
@@ -50,36 +48,41 @@ def drift(
     student: Annotated[
         bool, typer.Option(help="One arm more: a small int8 line that the online one teaches.")
     ] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures here.")
-    ] = None,
     plot_file: Annotated[
         Path | None, typer.Option("--plot", help="Write a picture here, as SVG.")
     ] = None,
-) -> None:
+) -> Iterator[Found]:
     """Nightly lists, offline, online, warm start and merged models, where the world changes."""
     torch.set_num_threads(1)
-    try:
-        if seeds < 1:
-            raise ValueError(f"--seeds is {seeds}, expected 1 or more")
-        if data is not None and story:
-            raise ValueError("a folder is given with --story; it has its own, leave one out")
-        check_folders(json_file, plot_file)
-        options = ReplayOptions(
-            ModelConfig(features=features).features, step_examples=step_examples
-        )
-        logs = [ScenarioLog(first_seed, hours, story=name) for name in story or SCENARIOS]
-        chosen = range(first_seed, first_seed + seeds)
-        found: list[Found] = []
-        for one in [_folder(data, options, chosen, student)] if data else (
-            _story(log, options, chosen, student) for log in logs
-        ):  # fmt: skip
-            found.append(one)
-            _print(one)
-            _write(found, options, chosen, json_file, plot_file)  # what is there stays there
-    except (DataError, ValueError) as error:
-        typer.secho(f"recsys: {error}", fg="red", err=True)
-        raise typer.Exit(2) from error
+    check_at_least(1, seeds=seeds)
+    if data is not None and story:
+        raise ValueError("a folder is given with --story, expected one of them")
+    check_folders(plot_file)
+    options = ReplayOptions(ModelConfig(features=features).features, step_examples=step_examples)
+    logs = [ScenarioLog(first_seed, hours, story=name) for name in story or SCENARIOS]
+    chosen = range(first_seed, first_seed + seeds)
+    results = (
+        iter([_folder(data, options, chosen, student)])
+        if data
+        else (_scenario(log, options, chosen, student) for log in logs)
+    )
+    scenarios: list[Found] = []
+    for scenario in results:
+        scenarios.append(scenario)
+        _print(scenario)
+        if plot_file is not None:
+            plot_file.write_text(plot(scenarios, f"AUC of long_view over time by arm, {seeds} seeds"))
+        yield {
+            "label": "long_view",
+            "options": {
+                "features": options.features,
+                "step_examples": options.step_examples,
+                "step_every_s": options.step_every_s,
+            },
+            "seeds": list(chosen),
+            "samples": _SAMPLES,
+            "stories": scenarios,
+        }
 
 
 def _base(seed: int) -> Config:
@@ -91,7 +94,7 @@ def _base(seed: int) -> Config:
     )
 
 
-def _story(log: ScenarioLog, options: ReplayOptions, seeds: range, student: bool) -> Found:
+def _scenario(log: ScenarioLog, options: ReplayOptions, seeds: range, student: bool) -> Found:
     started, runs, about = time.monotonic(), [], []
     from_ms, window_ms = log.nights()[0][1], log.world().day_ms / _WINDOWS_A_DAY
     for seed in seeds:
@@ -168,35 +171,6 @@ def _found(
         "steps": len(stream.cuts),
         "seconds": round(time.monotonic() - started, 1),
     }
-
-
-def _write(
-    found: list[Found],
-    options: ReplayOptions,
-    seeds: range,
-    json_file: Path | None,
-    plot_file: Path | None,
-) -> None:
-    if json_file is not None:
-        about = {
-            "study": "drift",
-            "label": "long_view",
-            "options": {
-                "features": options.features,
-                "step_examples": options.step_examples,
-                "step_every_s": options.step_every_s,
-            },
-            "seeds": list(seeds),
-            "samples": _SAMPLES,
-            "machine": {
-                "cpu": platform.processor() or platform.machine(),
-                "cores": os.cpu_count(),
-            },
-            "stories": found,
-        }
-        json_file.write_text(json.dumps(about, indent=1) + "\n")
-    if plot_file is not None:
-        plot_file.write_text(plot(found, f"AUC of long_view over time by arm, {len(seeds)} seeds"))
 
 
 def _print(story: Found) -> None:

@@ -11,29 +11,27 @@ is live (benchmarks/studies/drift/kept_states.py).
 """
 
 import json
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from benchmarks.harness.commands import study_command
 from benchmarks.harness.world_log import WorldLog
 from benchmarks.studies.drift.kept_states import MOST_STATES, KeepingPlayer, mixed
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.records import EXAMPLES, TrainingExample, unpack
 from recsys.features.feature_set import FeatureSet
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.model.prediction_metrics import auc, log_loss
 from replay.direct_loop import DirectLoop
 from replay.predictions import Predictions
 from replay.replay_run import ReplayOptions, config_for, replay_with
 from replay.simulation.world import World
 from replay.simulation.world_aba import WorldABA
-from runtime.cli.common import check_folders
 from training.continual.learner import Learner
 from training.drift.monitors import LossMonitor
 from training.lines.line import MAIN, learning_digest
@@ -130,7 +128,7 @@ class RehearsedLoop(DirectLoop):
         lessons = [lesson for lesson in lessons if not lesson.correction]
         if not lessons:
             return {"auc": float("nan"), "log_loss": 0.0}
-        lane, step = self._learner.prepare(lessons), self.client.where()[0]
+        lane, step = self._learner.prepare(lessons), self.client.applied_steps()[0]
         rows = self.client.lookup(step, lane.lookup.keys)
         scores = self._learner.learn(lane, rows, self.client.dense(step)).probabilities_BL[:, 0]
         labels = lane.labels_BK[:, 0]
@@ -231,6 +229,7 @@ def _kept(parts: dict[str, dict[str, float]]) -> dict[str, Any]:
     return {**parts, "kept": round(kept, 4), "kept_of_ceiling": round(of_ceiling, 4)}
 
 
+@study_command
 def forgetting(
     seeds: Annotated[int, typer.Option(min=1, help="Worlds and initial values.")] = 5,
     hours: Annotated[float, typer.Option(help="Of all three phases together.")] = 72.0,
@@ -243,13 +242,9 @@ def forgetting(
     rehearsed: Annotated[bool, typer.Option(help="Judge rehearsal too: as long again.")] = True,
     first_seed: Annotated[int, typer.Option(min=0, help="Where the seeds begin.")] = 0,
     kind: Annotated[str, typer.Option("--features", help="ids, ids+history or all.")] = "all",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures here.")
-    ] = None,
-) -> None:
+) -> dict[str, Any]:
     """How much of a taste is left once it comes back: plainly, rehearsed, and with past states beside."""
-    check_folders(json_file)
-    began, runs = time.monotonic(), []
+    runs = []
     ways = ("plain", "rehearsed", "mixed") if rehearsed else ("plain", "mixed")
     for seed in range(first_seed, first_seed + seeds):
         data = LogABA(seed, hours, change=change)
@@ -262,7 +257,6 @@ def forgetting(
             typer.echo(f"seed {seed} {name:>9}: {_line(run[name])}")
         runs.append(run)
     found = {
-        "study": "forgetting",
         "hours": hours,
         "window_h": window_h,
         "wanted": _KEPT,
@@ -277,12 +271,10 @@ def forgetting(
             what: round(float(np.mean([run["plain"]["of_the_past"][what] for run in runs])), 4)
             for what in ("live", "weights", "sessions", "both")
         },
-        "seconds": round(time.monotonic() - began, 1),
     }
     shown = ("kept", "kept_of_ceiling", "remembered", "of_the_past")
     typer.echo(json.dumps({what: found[what] for what in shown}))
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n")
+    return found
 
 
 def _line(its: dict[str, Any]) -> str:

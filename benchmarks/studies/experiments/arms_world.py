@@ -22,7 +22,7 @@ from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.model.batch import Batch, assemble
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from replay.simulation.world import World
 from training.candidates.arm_learner import without_rows
 from training.continual.learner import Lane, Learned, Learner
@@ -176,7 +176,7 @@ class ArmsWorld:
             if how == ALONE:
                 weights_B = mine_B.astype(np.float64)
             else:
-                weights_B = weights.times(how, telling_BF, mine_B, draws_B[at])
+                weights_B = weights.repeats(how, telling_BF, mine_B, draws_B[at])
             weights.learn(telling_BF, mine_B)
             lane = self._lane(shown.users_B[at], shown.items_B[at], labels_B, weights_B)
             line.learn(self._world.start_ms + number * _ROUND_MS, [lane])

@@ -1,13 +1,12 @@
 """`recsys study arms`: how far off experiments are whose arms change what is learned."""
 
 import json
-import time
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
 import typer
 
+from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.experiments.arms_world import (
     ALONE,
     ESTIMATES,
@@ -17,7 +16,6 @@ from benchmarks.studies.experiments.arms_world import (
     biases,
 )
 from experiments.assignment.arm_line import DIVERTED, WEIGHTED
-from runtime.cli.common import check_folders
 
 SETTINGS: Final = {
     "the same, 5 %": Setting(share=0.05, boost=0.0, users=800),
@@ -26,34 +24,24 @@ SETTINGS: Final = {
 }
 
 
+@study_command
 def arms(
     seeds: Annotated[int, typer.Option(help="Worlds of each setting.")] = 6,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures here.")
-    ] = None,
-) -> None:
+) -> dict[str, Any]:
     """The bias of an effect where arms share a line, and where each learns one of its own."""
-    try:
-        if seeds < 2:
-            raise ValueError(f"--seeds is {seeds}, expected 2 or more")
-        check_folders(json_file)
-    except ValueError as error:
-        typer.secho(f"recsys: {error}", fg="red", err=True)
-        raise typer.Exit(2) from error
-    began_s, found = time.monotonic(), measure(SETTINGS, seeds)
-    found["seconds"] = round(time.monotonic() - began_s, 1)
+    check_at_least(2, seeds=seeds)
+    found = measure(SETTINGS, seeds)
     typer.echo(f"\n{'bias of':<24}" + "".join(f"{how:>20}" for how in ESTIMATES))
     for name, its in found["settings"].items():
         cells = [f"{its[how]['bias']:+.4f} ± {its[how]['error']:.4f}" for how in ESTIMATES]
         typer.echo(f"{name:<24}" + "".join(f"{cell:>20}" for cell in cells))
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n")
+    return found
 
 
 def measure(settings: dict[str, Setting], seeds: int) -> dict[str, Any]:
     """Means over worlds, each with its standard error. ``ratios``: of the size of a corrected estimate's bias
     to that of each naive one's; None where that has none."""
-    found: dict[str, Any] = {"study": "arms", "seeds": seeds, "settings": {}}
+    found: dict[str, Any] = {"seeds": seeds, "settings": {}}
     for name, setting in settings.items():
         runs = []
         for seed in range(seeds):

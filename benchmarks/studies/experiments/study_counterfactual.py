@@ -5,19 +5,23 @@ over, each of other people; from each, by the functions that `recsys counterfact
 policies are judged: how often intervals hold their value, how far off estimates are, how wide they are.
 """
 
-import json
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.experiments.list_world import STAYS, ListWorld, Shown
 from experiments.assignment.definition import Arm, apply_overrides
-from experiments.statistics.off_policy import PolicyValue, WeightedLists, Support, estimates, support
+from experiments.statistics.off_policy import (
+    PolicyValue,
+    Support,
+    WeightedLists,
+    estimates,
+    support,
+)
 from recsys.config.policy_config import PolicyConfig
 from serving.ranking.selection import draw_from
 from serving.ranking.slate_propensities import chances_along
@@ -135,7 +139,7 @@ def _summary(
     out: dict[str, Any] = {
         "ess": float(np.mean([its.ess for its, _ in found])),
         "unsupported": float(np.mean([its.unsupported for its, _ in found])),
-        "refused": float(np.mean([bool(its.refusals()) for its, _ in found])),
+        "refused": float(np.mean([bool(its.problems()) for its, _ in found])),
     }
     names = [one.name for one in found[0][1]]
     for place, name in enumerate(names):
@@ -156,21 +160,14 @@ def _summary(
     return out
 
 
+@study_command
 def counterfactual(
     runs: Annotated[int, typer.Option(help="Logs, each of other users.")] = 400,
     users: Annotated[int, typer.Option(help="ArmUsers of a log.")] = USERS,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures here.")
-    ] = None,
-) -> None:
+) -> dict[str, Any]:
     """Coverage, bias and width of estimates of other policies, whose value is known by running them."""
-    for name, value in (("--runs", runs), ("--users", users)):
-        if value < 2:
-            typer.secho(f"recsys: {name} is {value}, expected 2 or more", fg="red", err=True)
-            raise typer.Exit(2)
-    began_s = time.monotonic()
-    found = {"study": "counterfactual", "alpha": 0.05, **measure(runs, users)}
-    found["seconds"] = round(time.monotonic() - began_s, 1)
+    check_at_least(2, runs=runs, users=users)
+    found = {"alpha": 0.05, **measure(runs, users)}
     for name, its in found["targets"].items():
         typer.echo(
             f"{name}: true {its['true']:.4f}, ess {its['ess']:.0f}, refused {its['refused']:.1%}"
@@ -182,5 +179,4 @@ def counterfactual(
                 f"{one['width']:.4f}; of the lift {one['lift_coverage']:.1%}, width {one['lift_width']:.4f}; "
                 f"worth {one['worth_lists']:.0f} lists"
             )
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n")
+    return found

@@ -1,4 +1,4 @@
-"""`recsys study experiments`: whether experiments keep what they promise (docs/experiments.md).
+"""`recsys study experiments`: whether experiments keep what they promise (docs/explanation/experiments.md).
 
 Simulated, by the functions that reports are made of: how often an A/A test looked at after every batch finds
 something, how often intervals hold, whether +2 % is found as often as ``power`` said, whether assignment is
@@ -8,13 +8,13 @@ uniform and layers independent, and how soon a leak of one percent raises the sa
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
 import typer
 from scipy.stats import chi2_contingency, chisquare
 
+from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.experiments.trial_world import Trial, simulate
 from experiments.assignment.assignment import assign
 from experiments.assignment.definition import Arm, Experiment
@@ -65,7 +65,7 @@ def measure_aa(runs: int) -> dict[str, Any]:
         for seed in range(runs):
             trial = simulate(np.random.default_rng(seed), AA_USERS, AA_LOOKS, **world)
             looks = looked_at(trial, AA_FIND, covariates="before" in world)
-            ever += any(its.known for its in looks)
+            ever += any(its.excludes_zero for its in looks)
             covered += sum(its.low <= 0 <= its.high for its in looks)
             naive += peeked(looks)
             saved += looks[-1].saved / runs
@@ -182,28 +182,22 @@ def _alarm_h(
     return None
 
 
+@study_command
 def experiments(
     runs: Annotated[int, typer.Option(help="Simulated experiments of each kind.")] = 1_000,
     users: Annotated[int, typer.Option(help="ArmUsers who are assigned.")] = 10_000_000,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures here.")
-    ] = None,
-) -> None:
+) -> dict[str, Any]:
     """Whether experiments keep what they promise: false alarms, coverage, power, assignment, leaks."""
-    for name, value in (("--runs", runs), ("--users", users)):
-        if value < 1:
-            typer.secho(f"recsys: {name} is {value}, expected 1 or more", fg="red", err=True)
-            raise typer.Exit(2)
+    check_at_least(1, runs=runs, users=users)
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "aa": lambda: measure_aa(runs),
         "lift": lambda: measure_lift(runs),
         "leak": lambda: measure_leak(min(runs, _LEAK_RUNS)),
         "assignment": lambda: measure_assignment(users),
     }
-    found: dict[str, Any] = {"study": "experiments", "alpha": ALPHA}
+    found: dict[str, Any] = {"alpha": ALPHA}
     for name, measure in parts.items():
         began_s = time.monotonic()
         found[name] = measure() | {"seconds": round(time.monotonic() - began_s, 1)}
         typer.echo(f"{name}: {json.dumps(found[name])}")
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n")
+    return found

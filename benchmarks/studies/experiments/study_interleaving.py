@@ -1,4 +1,4 @@
-"""`recsys study interleaving`: how many lists two rankers need, apart and in one list (docs/experiments.md).
+"""`recsys study interleaving`: how many lists two rankers need, apart and in one list (docs/explanation/experiments.md).
 
 The same two rankers in the simulated world, once as arms of an experiment and once interleaved; the same call
 (which is better), the same test (two-sided at 5 %, on the logarithm of the ratio of long views, by users),
@@ -11,12 +11,9 @@ shared as the report shares them (``experiments.statistics.interleaving.shares``
 its picker's alone is told beside it.
 """
 
-import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
@@ -24,6 +21,7 @@ import typer
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.experiments.list_world import STAYS, ListWorld, Shown
 from benchmarks.studies.experiments.study_counterfactual import logging_policy
 from experiments.assignment.definition import Arm, apply_overrides
@@ -211,23 +209,16 @@ def measure(
     }
 
 
+@study_command
 def interleaving(
     users: Annotated[int, typer.Option(help="ArmUsers of a pool.")] = 1_000,
     each: Annotated[int, typer.Option("--lists", help="Lists of a user, on average.")] = EACH,
     runs: Annotated[int, typer.Option(help="Experiments by which power is looked at.")] = 2_000,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures here.")
-    ] = None,
-) -> None:
+) -> dict[str, Any]:
     """How many lists it takes to find the better of two rankers: apart, and in one list."""
-    for name, value, least in (("--users", users, 2), ("--runs", runs, 2), ("--lists", each, 1)):
-        if value < least:
-            said = f"recsys: {name} is {value}, expected {least} or more"
-            typer.secho(said, fg="red", err=True)
-            raise typer.Exit(2)
-    began_s = time.monotonic()
-    found = {"study": "interleaving", **measure(users, runs, each)}
-    found["seconds"] = round(time.monotonic() - began_s, 1)
+    check_at_least(2, users=users, runs=runs)
+    check_at_least(1, lists=each)
+    found = measure(users, runs, each)
     for name, its in found["pairs"].items():
         powers = [its[key] for key in ("ab_power", "interleaved_power", "interleaved_false")]
         apart, alike, false = (f"{power:.1%}" for power in powers)
@@ -237,5 +228,4 @@ def interleaving(
             f"(power {alike}, false alarms {false}): {its['times_fewer']:.1f} times fewer "
             f"({its['times_fewer_by_picks']:.1f} by picks alone)"
         )
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n")
+    return found

@@ -23,9 +23,9 @@ from recsys.config.system_config import Config, ModelConfig, digest
 from recsys.events.control_records import Candidate, Control, ModelSize, OperatorRequest
 from recsys.events.event_types import Item
 from recsys.events.hashing import uniform
-from recsys.events.records import CONTROL, TrainingExample, Step, pack
+from recsys.events.records import CONTROL, Step, TrainingExample, pack
 from recsys.log.protocol import Append
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from replay.local_system import LocalSystem, small_config
 from replay.simulation.world import World
 from serving.request import Answer, Request

@@ -15,11 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.publish.rounding import round_dense, round_rows
-from recsys.config.system_config import ModelConfig
+from recsys.config.system_config import ModelConfig, tables_of
 from recsys.features.feature_set import FeatureSet, RequestFeatures
-from recsys.model.blueprint import build_model
-from recsys.model.model import Model
-from recsys.model.model_tables import tables_of
+from recsys.model.model import Model, build_model
 from serving.ranking.scoring import probabilities
 from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore

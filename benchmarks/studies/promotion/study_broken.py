@@ -7,9 +7,7 @@ may rank better than live.
 """
 
 import asyncio
-import json
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import typer
 from msgspec.structs import replace as changed
 
+from benchmarks.harness.commands import study_command
 from benchmarks.studies.promotion.promotion_run import (
     Change,
     Made,
@@ -169,8 +168,8 @@ async def measure(folder: Path, lists: int, seeds: int, items: int) -> dict[str,
     for kind in KINDS:
         for seed in range(seeds):
             _propose(run, kind, seed, made[kind.labels], layout)
-    began_s, shown = time.monotonic(), 0
-    while shown < lists and (run.lifecycle.at_work or not shown):
+    shown = 0
+    while shown < lists and (run.lifecycle.active or not shown):
         await run.show(10)
         shown += 10
     found = [
@@ -181,10 +180,8 @@ async def measure(folder: Path, lists: int, seeds: int, items: int) -> dict[str,
     await run.system.stop()
     live = {(stamp.line, stamp.epoch) for stamp in (answer.stamp for answer in run.answers)}
     return {
-        "study": "broken",
         "candidates": found,
         "lists": shown,
-        "seconds": round(time.monotonic() - began_s, 1),
         "went live": sum(its["stage"] in ("live", "taking over") for its in found),
         "answered as canary": sum(its["answered"] > 0 for its in found),
         "given up": sum(its["stage"] == "ended" for its in found),
@@ -210,7 +207,7 @@ def _propose(run: PromotionRun, kind: Broken, seed: int, made: Made, layout: Lay
 
 def _came_to(run: PromotionRun, line: str) -> dict[str, Any]:
     """How far one came, why it ended, and whether those it answered are exactly those that are listed."""
-    standing = run.lifecycle.standings[line]
+    standing = run.lifecycle.candidates[line]
     answered = [a.request_id for a in run.answers if a.stamp.line == line]
     listed = affected(run.system.log, f"{line}/0", 0, run.lifecycle.lives)
     case = run.system.director.promoter.cases[line]
@@ -224,14 +221,12 @@ def _came_to(run: PromotionRun, line: str) -> dict[str, Any]:
     }
 
 
+@study_command
 def broken(
     lists: Annotated[int, typer.Option(help="Lists shown after the proposals, at the most.")] = 900,
     seeds: Annotated[int, typer.Option(help="Of each of the ten ways to be broken.")] = 5,
     items: Annotated[int, typer.Option(help="Of the world.")] = 1_500,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures here.")
-    ] = None,
-) -> None:
+) -> dict[str, Any]:
     """How far broken candidates come."""
     with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
         found = asyncio.run(measure(Path(folder), lists, seeds, items))
@@ -241,5 +236,4 @@ def broken(
         f"{len(found['candidates'])} candidates: {found['given up']} given up, {found['answered as canary']} "
         f"answered as canary, {found['went live']} went live"
     )
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n")
+    return found

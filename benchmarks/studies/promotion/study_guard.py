@@ -6,7 +6,6 @@ the other is what it replaced, as good as ever. What viewers do is counted besid
 All is judged at every step, as long as a live line is guarded.
 """
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -81,7 +80,7 @@ def measure_guard(
 ) -> dict[str, Any]:
     """Lines as good as what they replaced, ``step`` of AUC worse, five times as much worse, and one that gets
     so when half of the time is over; ``runs`` of each."""
-    rules, began = PromotionConfig(), time.monotonic()
+    rules = PromotionConfig()
     half = rules.guard_examples // 2
     pairs = {
         gain: Pair(noise_for(base + gain), noise_for(base), sure)
@@ -95,7 +94,7 @@ def measure_guard(
         "breaks": (-_FAR * step, Course(equal, far, half)),
     }
     found: dict[str, Any] = {
-        "study": "promotion", "guard": True, "runs": runs, "guard_examples": rules.guard_examples,
+        "guard": True, "runs": runs, "guard_examples": rules.guard_examples,
         "auc": base, "alpha": rules.alpha, "chosen": chosen, "sure": sure, "breaks_at": half,
     }  # fmt: skip
     for name, (gain, course) in courses.items():
@@ -106,7 +105,7 @@ def measure_guard(
             "back": len(at) / runs,
             "median_examples_to_go_back": float(np.median(at)) if at else None,
         }
-    return found | {"seconds": round(time.monotonic() - began, 1)}
+    return found
 
 
 def told(found: dict[str, Any]) -> list[str]:

@@ -5,15 +5,13 @@ with the user, and are judged at every step by the rules that the director judge
 AUC. Beside it stands the test that one would pick instead: a sample size fixed beforehand, looked at once.
 """
 
-import json
-import time
-from pathlib import Path
 from statistics import NormalDist
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
+from benchmarks.harness.commands import study_command
 from benchmarks.studies.promotion.simulated_pairs import (
     _LARGE,
     LIST,
@@ -58,9 +56,8 @@ def measure(
     runs: int, most: int, base: float, step: float, chosen: bool = False, sure: bool = False
 ) -> dict[str, Any]:
     """Candidates as good as live, ``step`` of AUC worse, and as much better; ``runs`` of each."""
-    rules, live, began = PromotionConfig(), noise_for(base), time.monotonic()
+    rules, live = PromotionConfig(), noise_for(base)
     found: dict[str, Any] = {
-        "study": "promotion",
         "runs": runs,
         "most_examples": most,
         "auc": base,
@@ -77,9 +74,10 @@ def measure(
             "median_examples_to_promote": float(np.median(at)) if at else None,
             "fixed_horizon_examples": fixed_horizon(pair) if gain > 0 else None,
         }  # fmt: skip
-    return found | {"seconds": round(time.monotonic() - began, 1)}
+    return found
 
 
+@study_command
 def promotion(
     runs: Annotated[int, typer.Option(help="Simulated runs of each kind of candidate.")] = 1000,
     most: Annotated[int, typer.Option(help="Examples in a run, at the most.")] = 40_000,
@@ -95,10 +93,7 @@ def promotion(
         bool,
         typer.Option("--guard", help="How often a new live line is taken back by itself, instead."),
     ] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures here.")
-    ] = None,
-) -> None:
+) -> dict[str, Any]:
     """How often a candidate is promoted that is no better, and how soon one that is; or, with --guard, a live
     line taken back that is no worse, and how soon one that is."""
     if guard:
@@ -109,8 +104,7 @@ def promotion(
     else:
         found = measure(runs, most, auc_live, step, chosen, sure)
         _tell(found)
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n")
+    return found
 
 
 def _tell(found: dict[str, Any]) -> None:

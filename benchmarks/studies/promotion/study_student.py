@@ -1,10 +1,6 @@
 """`recsys study student`: what a narrower model loses, what its teacher gives back, what serving costs."""
 
-import json
-import os
-import platform
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
@@ -13,18 +9,18 @@ import numpy as np
 import torch
 import typer
 
+from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.harness.world_log import WorldLog
 from benchmarks.studies.promotion.student_arms import Arms, ArmScores
 from benchmarks.studies.quality.study_figures import Judged, draw_aucs, pair_of
 from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_set import FeatureSet
 from recsys.model.student_model import shown, student_model
-from replay.datasets.dataset import DataError, Dataset
+from replay.datasets.dataset import Dataset
 from replay.datasets.open_dataset import open_dataset
 from replay.offline_examples import cache_dataset
 from replay.replay_report import judged_from_ms, with_bar
 from replay.replay_run import Progress, ReplayOptions, config_for
-from runtime.cli.common import check_folders
 from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore
 from training.offline.distill import SHARE, checked_share
@@ -38,6 +34,7 @@ _WAYS: Final = ("learning", "frozen", "int8")  # as ``ArmScores`` names them
 Found = dict[str, Any]
 
 
+@study_command
 def student(
     data: Annotated[str, typer.Argument(help="A folder, as for replay; or world, a drifting one.")],
     model: Annotated[
@@ -50,27 +47,15 @@ def student(
     hours: Annotated[float, typer.Option(help="Of the world: how long it is watched.")] = 72.0,
     epochs: Annotated[int, typer.Option(help="At most.")] = 3,
     step_examples: Annotated[int, typer.Option(help="Examples of a step.")] = 64,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures here.")
-    ] = None,
-) -> None:
+) -> Found:
     """A student with and without its teacher beside models of full size: AUC, bytes, time to rank."""
-    try:
-        if seeds < 1 or epochs < 1 or step_examples < 1:
-            raise ValueError(
-                f"--seeds is {seeds}, --epochs {epochs}, --step-examples {step_examples}: expected 1 or more"
-            )
-        check_folders(json_file)
-        small = student_model(model, ModelConfig())
-        plan = Plan(last=1, epochs=epochs, step_examples=step_examples)
-        found = measure_student(data, small, checked_share(share), plan, seeds, hours)
-    except (DataError, ValueError) as error:
-        typer.secho(f"recsys: {error}", fg="red", err=True)
-        raise typer.Exit(2) from error
+    check_at_least(1, seeds=seeds, epochs=epochs, step_examples=step_examples)
+    small = student_model(model, ModelConfig())
+    plan = Plan(last=1, epochs=epochs, step_examples=step_examples)
+    found = measure_student(data, small, checked_share(share), plan, seeds, hours)
     for line in lines_of(found):
         typer.echo(line)
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n")
+    return found
 
 
 def measure_student(
@@ -86,7 +71,7 @@ def measure_student(
     torch.set_num_threads(
         1
     )  # the order of a sum, and what is timed, must not hang on the number of cores
-    started, world, runs = time.monotonic(), data == "world", list[Found]()
+    world, runs = data == "world", list[Found]()
     folder: Dataset | None = None if world else open_dataset(Path(data))
     kept: tuple[FeatureSet, Examples, int] | None = None
     for seed in range(seeds):
@@ -95,7 +80,6 @@ def measure_student(
             kept = _examples(dataset, progress)
         runs.append(_run(*kept, small, share, plan, seed, seed if world else 0))
     return {
-        "study": "student",
         "data": dataset.name,
         "label": dataset.labels[0],
         "student": {"dim": small.dim, "hidden": list(small.hidden), "share": share},
@@ -104,8 +88,6 @@ def measure_student(
         "seeds": seeds,
         "rows": runs[0]["rows"],
         "learned": runs[0]["learned"],
-        "seconds": round(time.monotonic() - started, 1),
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         **_figures(runs),
     }  # fmt: skip
 

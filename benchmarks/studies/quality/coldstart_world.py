@@ -17,7 +17,7 @@ from benchmarks.studies.quality.coldstart_ceiling import Ceiling, swipes_of
 from experiments.assignment.policy import Policy
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config, JoinConfig, ModelConfig, ServeConfig, StepConfig
-from recsys.events.event_types import Engagement, Event, Impression, Item, Served
+from recsys.events.event_types import Engagement, Event, Impression, Item, ServedItem
 from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
@@ -171,7 +171,7 @@ def _alone(item: Item, request_id: str, at_ms: int) -> Impression:
         time_ms=at_ms,
         request_id=request_id,
         user_id=request_id,
-        items=[Served(item_id=item.item_id)],
+        items=[ServedItem(item_id=item.item_id)],
         surface=SURFACE,
     )
 

@@ -1,4 +1,4 @@
-"""`recsys study coldstart`: what new users and new items get, in the simulated world (docs/coldstart.md).
+"""`recsys study coldstart`: what new users and new items get, in the simulated world (docs/explanation/coldstart.md).
 
 New users. A part of the people stays away while the system learns from the others. Then each of them comes:
 the hit rate of the list that they are given after 0, 1, 5 and 20 swipes, of the whole system, of the same
@@ -17,17 +17,15 @@ The first catalogue is well known: each of its items was shown often enough befo
 that the quota goes to what is new, as where a feed has run for long.
 """
 
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.quality.coldstart_world import (
     ARMS,
     Feed,
@@ -40,7 +38,6 @@ from recsys.config.policy_config import PolicyConfig
 from recsys.events.hashing import Id
 from recsys.model.prediction_metrics import Interval, paired_ratio_interval
 from replay.simulation.world import World
-from runtime.cli.common import check_folders
 
 SWIPES: Final = (0, 1, 5, 20)
 _HOUR_MS: Final = 3_600_000
@@ -61,6 +58,7 @@ class Tried:
     given: int  # ... and was
 
 
+@study_command
 def coldstart(
     seeds: Annotated[int, typer.Option(help="Worlds that are drawn.")] = 5,
     users: Annotated[int, typer.Option(help="People in each.")] = 800,
@@ -71,26 +69,16 @@ def coldstart(
         float, typer.Option(help="Seconds from new item to new item.")
     ] = 300.0,
     only: Annotated[str, typer.Option(help="users or items; all without.")] = "",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures here.")
-    ] = None,
-) -> None:
+) -> dict[str, Any]:
     """What new users and new items get, and whether the quota is kept."""
-    try:
-        if only not in ("", "users", "items"):
-            raise ValueError(f"--only is {only!r}, expected users or items")
-        if seeds < 1:
-            raise ValueError(f"--seeds is {seeds}, expected 1 or more")
-        if hours < 2:
-            raise ValueError(f"--hours is {hours}, expected 2 or more: new items need an hour")
-        check_folders(json_file)
-        found = measure(range(seeds), users, items, hours, requests_per_s, publish_every_s, only)
-    except ValueError as error:
-        typer.secho(f"recsys: {error}", fg="red", err=True)
-        raise typer.Exit(2) from error
+    check_at_least(1, seeds=seeds)
+    if only not in ("", "users", "items"):
+        raise ValueError(f"--only is {only!r}, expected users or items")
+    if hours < 2:
+        raise ValueError(f"--hours is {hours}, expected 2 or more: new items need an hour")
+    found = measure(range(seeds), users, items, hours, requests_per_s, publish_every_s, only)
     _print(found)
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n")
+    return found
 
 
 def measure(
@@ -103,13 +91,11 @@ def measure(
     only: str = "",
 ) -> dict[str, Any]:
     """All figures, over worlds of these seeds."""
-    started = time.monotonic()
     worlds = [
         World(seed, users, items, publish_every_s=publish_every_s, requests_per_s=requests_per_s)
         for seed in seeds
     ]
     found: dict[str, Any] = {
-        "study": "coldstart",
         "options": {"users": users, "items": items, "hours": hours,
                     "requests_per_s": requests_per_s, "publish_every_s": publish_every_s},
         "seeds": list(seeds),
@@ -118,7 +104,7 @@ def measure(
         found["new_users"] = new_users([_newcomers(world, hours) for world in worlds])
     if only != "users":
         found |= new_items([_policies(world, hours) for world in worlds])
-    return found | {"seconds": round(time.monotonic() - started, 1)}
+    return found
 
 
 def _newcomers(world: World, hours: float) -> NDArray[np.float64]:

@@ -1,11 +1,9 @@
 """`recsys study quality DATA`: what each idea of the learner is worth, and what others reach on the same log.
 
 Ours is replayed whole, and again with one thing taken away at a time. Beside the first replay online linear
-learners score the same requests. All are judged on the same rows (docs/quality.md).
+learners score the same requests. All are judged on the same rows (docs/explanation/quality.md).
 """
 
-import json
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Annotated, Any, Final
 import numpy as np
 import typer
 
+from benchmarks.harness.commands import study_command
 from benchmarks.learning.linear_learners import ABSENT
 from benchmarks.studies.quality.study_linear import Linear, linear_learners
 from recsys.config.system_config import Config
@@ -21,14 +20,13 @@ from recsys.events.event_types import Impression
 from recsys.events.records import Example, Forget
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.model.prediction_metrics import auc
-from replay.datasets.dataset import DataError, Dataset
+from replay.datasets.dataset import Dataset
 from replay.datasets.open_dataset import open_dataset
 from replay.direct_loop import DirectLoop
 from replay.player import Player
 from replay.predictions import Predictions, compare
 from replay.replay_report import judged_from_ms, judged_rows, slices_of, with_bar
 from replay.replay_run import Progress, Replayed, ReplayOptions, config_for, replay_with
-from runtime.cli.common import check_folders
 
 WHOLE: Final = "all"
 
@@ -99,7 +97,6 @@ def measure_quality(
     for name in chosen:
         if name not in names:
             raise ValueError(f"--only is {name!r}, expected one of: {', '.join(names)}")
-    started = time.monotonic()
     whole, theirs = _replay(dataset, options, known[0], progress, learners)
     label, rows = dataset.labels[0], []
     rows.append(_row(WHOLE, dataset, whole, None))
@@ -112,11 +109,9 @@ def measure_quality(
             found, _ = _replay(dataset, options, variant, progress, lambda features: [])
             rows.append(_row(variant.name, dataset, found, whole))
     return {
-        "study": "quality",
         "data": dataset.name,
         "label": label,
         "others": "there" if theirs else ABSENT,
-        "seconds": round(time.monotonic() - started, 1),
         "rows": rows,
     }
 
@@ -170,28 +165,20 @@ def _difference(
     return {name: round(found[name], 5) for name in ("difference", "low", "high")}
 
 
+@study_command
 def quality(
     data: Annotated[Path, typer.Argument(help="A folder: KuaiRand, or an event log.")],
     only: Annotated[
         list[str] | None, typer.Option(help="Only this variant (may be given more than once).")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures here.")
-    ] = None,
-) -> None:
+) -> dict[str, Any]:
     """AUC of ours, of ours without each idea, and of online linear learners."""
-    try:
-        check_folders(json_file)
-        found = measure_quality(open_dataset(data), ReplayOptions(), only or (), with_bar)
-    except (DataError, ValueError) as error:
-        typer.secho(f"recsys: {error}", fg="red", err=True)
-        raise typer.Exit(2) from error
+    found = measure_quality(open_dataset(data), ReplayOptions(), only or (), with_bar)
     for row in found["rows"]:
         typer.echo(_line(row))
     if found["others"] != "there":
         typer.echo(f"Vowpal Wabbit and River: {found['others']}")
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n")
+    return found
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.answers import bench_serve
 from benchmarks.answers.bench_serve_state import STEP, Built, build
-from benchmarks.answers.serve_load import Ask, Door
+from benchmarks.answers.serve_load import Door, ServeOptions
 from benchmarks.harness import serve_doors as doors
 from benchmarks.harness import worker_processes as bench_parts
 
@@ -25,7 +25,7 @@ def test_the_app_behind_uvicorn_answers_whole_lists_from_the_benchs_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench_serve, "ROUNDS", 1)
-    ask = Ask(items=400, seconds=0.6, rate=20.0)
+    ask = ServeOptions(items=400, seconds=0.6, rate=20.0)
     config, _ = doors.planned(doors.bench_config(str(tmp_path), candidates=50))
     built = build(config, ask.items, ask.seed, now_ms=1_790_000_000_000)
     assert len(built.sessions) == 1_000 and built.session_bytes > 10_000
@@ -58,7 +58,7 @@ def test_training_goes_on_from_the_benchs_state(tmp_path: Path) -> None:
     from parameter_server.rpc.parameter_client import part_of
     from parameter_server.storage.durable_shard import DurableShard, ShardStorage
     from recsys.features.feature_set_file import feature_set
-    from recsys.model.blueprint import build_model
+    from recsys.model.model import build_model
     from recsys.process.open_log import open_log
     from training.lines.line import spec_of
     from training.steps.sequencer_loop import SequencerLoop
@@ -92,7 +92,7 @@ def bare(_: Any) -> Iterator[Door]:
     yield Door("uvicorn", 7, 3)
 
 
-def send(door: Door, ask: Ask, seconds: float, rate: float = 0.0, clients: int = 0) -> Any:
+def send(door: Door, ask: ServeOptions, seconds: float, rate: float = 0.0, clients: int = 0) -> Any:
     """A server that does what it can, and refuses the rest."""
     most = SPEED.get(door.port, SPEED[8])
     goodput = min(most, rate) if rate else most
@@ -120,7 +120,7 @@ def test_the_figures_are_those_of_the_direct_port_and_the_others_stand_beside(
     monkeypatch.setattr(bench_serve, "_uvicorn", bare)
     monkeypatch.setattr(bench_serve, "send", send)
     monkeypatch.setattr(bench_serve, "_stages", lambda *_: {"request_us": 900.0})
-    found = bench_serve.measure_serve(Ask(overload=3.0))
+    found = bench_serve.measure_serve(ServeOptions(overload=3.0))
     figures, others = found["figures"], found["comparators"]
     assert set(others) == {"haproxy", "uvicorn", "serve_proxy"}
     assert [its["requests_per_s"] for its in (figures, others["uvicorn"])] == [90.0, 100.0]

@@ -5,7 +5,13 @@ import pytest
 
 from benchmarks.learning.bench_drift import watch
 from benchmarks.learning.drift_stream import LABELS, Shift, make_stream
-from training.drift.monitors import DriftConfig, FeatureMonitor, LossMonitor, ChangeMonitor, MonitoredNumber
+from training.drift.monitors import (
+    ChangeMonitor,
+    DriftConfig,
+    FeatureMonitor,
+    LossMonitor,
+    MonitoredNumber,
+)
 
 BLOCK = 128
 DAY_MS = 86_400_000
@@ -52,8 +58,8 @@ def test_a_shift_is_one_alarm_and_then_the_usual() -> None:
     assert 400 <= block < 410
     assert (alarm.kind, alarm.what, alarm.step) == ("feature", "1", block + 1)
     its = alarm.evidence
-    assert abs(its.expected) < 0.6 and 2 < its.found < 4 and 0.8 < its.scale < 1.3
-    assert its.detector == "page-hinkley" and its.watched == 3
+    assert abs(its.expected) < 0.6 and 2 < its.observed < 4 and 0.8 < its.scale < 1.3
+    assert its.detector == "page-hinkley" and its.monitored == 3
 
 
 def test_up_hears_only_what_grows() -> None:

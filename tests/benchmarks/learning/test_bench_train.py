@@ -22,7 +22,7 @@ from benchmarks.learning.synthetic_examples import (
 from recsys.config.system_config import ModelConfig
 from recsys.events.records import EXAMPLES, STEPS, Example, topics, unpack
 from recsys.log.protocol import MemoryLog
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.process.open_log import open_log
 from runtime.cli.main import load
 from training.continual.learner import Learner

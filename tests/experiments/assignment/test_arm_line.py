@@ -74,6 +74,6 @@ def test_a_line_of_an_arm_has_no_name_that_another_could_have() -> None:
 
 def test_where_only_its_own_count_they_stand_for_all() -> None:
     weights = ArmWeights()
-    assert weights.divert(np.array([True, False])).tolist() == [1.0, 0.0]
+    assert weights.diverted(np.array([True, False])).tolist() == [1.0, 0.0]
     learned(weights, 0.25, [1.0], [1.0])
-    assert weights.divert(np.array([True, False])) == pytest.approx([4.0, 0.0], rel=0.1)
+    assert weights.diverted(np.array([True, False])) == pytest.approx([4.0, 0.0], rel=0.1)

@@ -30,15 +30,15 @@ IS_LIVE = Live(line="main", epoch=1, since=7, of=0, candidate="c1")
 
 
 def stage(lifecycle: Lifecycle, line: str = "c1") -> str:
-    return lifecycle.standings[line].stage
+    return lifecycle.candidates[line].stage
 
 
 def test_a_candidate_goes_through_its_stages() -> None:
     assert stage(folded(FIRST, C1)) == SHADOW
     canary = folded(FIRST, C1, TO_CANARY)
-    assert stage(canary) == CANARY and canary.canary is canary.standings["c1"]
+    assert stage(canary) == CANARY and canary.canary is canary.candidates["c1"]
     taking_over = folded(FIRST, C1, TO_CANARY, TO_ALL)
-    assert stage(taking_over) == TAKING_OVER and taking_over.standings["c1"].epoch == 1
+    assert stage(taking_over) == TAKING_OVER and taking_over.candidates["c1"].epoch == 1
     assert (
         taking_over.canary is not None and taking_over.canary.share == 0.3
     )  # it answers until it is live
@@ -56,7 +56,7 @@ def test_one_that_was_live_ends_with_the_next() -> None:
 def test_held_for_good_or_rolled_back_it_ends() -> None:
     assert stage(folded(C1, Decision(line="c1", said="hold", final=True, why="no"))) == ENDED
     open_still = folded(C1, Decision(line="c1", said="hold", why="not yet"))
-    assert stage(open_still) == SHADOW and open_still.standings["c1"].why == "not yet"
+    assert stage(open_still) == SHADOW and open_still.candidates["c1"].why == "not yet"
     back = folded(C1, TO_CANARY, Decision(line="c1", said="rollback", why="worse"))
     assert stage(back) == ENDED and back.canary is None and back.quarantined == ["c1/0"]
 
@@ -65,7 +65,7 @@ def test_a_line_that_went_back_quarantines_what_came_between() -> None:
     back = Live(line="main", epoch=2, since=6, of=0)
     lifecycle = folded(FIRST, C1, IS_LIVE, C2, back)
     assert lifecycle.quarantined == ["main/1", "c1/0"]
-    assert lifecycle.at_work == []  # C2 has learned what came between
+    assert lifecycle.active == []  # C2 has learned what came between
 
 
 def test_unlearning_ends_candidates_at_work_and_quarantines_nothing() -> None:
@@ -102,21 +102,21 @@ BACK = Live(line="main", epoch=2, since=6, of=0)
 
 def test_what_was_live_guards_against_what_replaced_it() -> None:
     lifecycle = folded(FIRST, C1, GUARDED)
-    guard = lifecycle.standings["guard-1"]
+    guard = lifecycle.candidates["guard-1"]
     assert (guard.stage, guard.guards, guard.since_ms) == (SHADOW, 1, 70)
-    assert guard in lifecycle.at_work and lifecycle.canary is None
-    assert lifecycle.of_guard(guard) is GUARDED
-    assert list(folded(FIRST, C1, IS_LIVE).standings) == ["c1"]
+    assert guard in lifecycle.active and lifecycle.canary is None
+    assert lifecycle.guarded_live(guard) is GUARDED
+    assert list(folded(FIRST, C1, IS_LIVE).candidates) == ["c1"]
 
 
 def test_its_word_takes_the_live_line_back_and_quarantines_what_that_served_alone() -> None:
     decided = folded(FIRST, C1, GUARDED, WORSE)
-    assert stage(decided, "guard-1") == TAKING_BACK and decided.standings["guard-1"].at_work
+    assert stage(decided, "guard-1") == TAKING_BACK and decided.candidates["guard-1"].active
     assert decided.rolled_back == [] and decided.quarantined == []  # a guard has answered nobody
     back = folded(FIRST, C1, GUARDED, WORSE, BACK)
-    assert stage(back, "guard-1") == ENDED and back.at_work == []
+    assert stage(back, "guard-1") == ENDED and back.active == []
     assert back.quarantined == ["main/1", "c1/0"]
-    assert list(back.standings) == ["c1", "guard-1"]  # nothing guards what was there before
+    assert list(back.candidates) == ["c1", "guard-1"]  # nothing guards what was there before
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_how_a_guard_ends(said: Control, stage_then: str) -> None:
     lifecycle = folded(FIRST, C1, C2, GUARDED, said)
     assert stage(lifecycle, "guard-1") == stage_then
     assert lifecycle.canary is None
-    guards = [its.line for its in lifecycle.at_work if its.guards]
+    guards = [its.line for its in lifecycle.active if its.guards]
     next_one = isinstance(said, Live) and said.guarded
     assert guards == (["guard-2"] if next_one else ["guard-1"] if stage_then == SHADOW else [])
 
@@ -147,8 +147,8 @@ def test_one_that_has_ended_says_nothing_more() -> None:
 def test_a_name_that_a_candidate_has_is_no_guards() -> None:
     theirs = Candidate(line="guard-1", registry="r")
     lifecycle = folded(FIRST, C1, theirs, GUARDED)
-    assert lifecycle.standings["guard-1"].candidate is theirs
-    assert not lifecycle.standings["guard-1"].guards
+    assert lifecycle.candidates["guard-1"].candidate is theirs
+    assert not lifecycle.candidates["guard-1"].guards
 
 
 def test_records_from_before_there_were_guards_are_read() -> None:

@@ -21,7 +21,7 @@ def users(seed: int, n: int = 400, share: float = 0.3, items: float = 10.0) -> A
 def test_an_arm_beside_itself_has_no_effect() -> None:
     arm = users(0)
     found = effect(arm, arm, ALPHA, ETA)
-    assert found.relative == 0 and found.p == 1 and not found.known
+    assert found.relative == 0 and found.p == 1 and not found.excludes_zero
     assert math.log1p(found.low) == pytest.approx(-math.log1p(found.high))
 
 
@@ -82,10 +82,10 @@ def test_a_covariate_that_is_the_same_for_all_changes_nothing(covariate: float) 
 
 def test_too_few_users_say_nothing() -> None:
     few = effect(users(1, 99), users(2, 400), ALPHA, ETA)
-    assert few.p == 1 and few.low == -1 and few.high == math.inf and not few.known
+    assert few.p == 1 and few.low == -1 and few.high == math.inf and not few.excludes_zero
     never = ArmUsers(np.zeros(400), np.ones(400))
-    assert not effect(never, users(2), ALPHA, ETA).known
-    assert not effect(never, never, ALPHA, ETA).known
+    assert not effect(never, users(2), ALPHA, ETA).excludes_zero
+    assert not effect(never, never, ALPHA, ETA).excludes_zero
 
 
 def test_arrays_of_different_lengths_are_refused() -> None:
@@ -122,6 +122,6 @@ def test_looking_after_every_batch_finds_nothing_where_nothing_is() -> None:
     for seed in range(runs):
         trial = simulate(np.random.default_rng(seed), 800, 20)
         looks = [effect(trial.at(k, True), trial.at(k, False), ALPHA, ETA) for k in range(20)]
-        ever += any(its.known for its in looks)
+        ever += any(its.excludes_zero for its in looks)
         peeked += any(abs(math.log1p(its.relative)) > 1.96 * its.error for its in looks)
     assert ever <= 0.05 * runs < 0.08 * runs < peeked

@@ -18,7 +18,7 @@ from experiments.statistics.interleaving import (
     ArmCredits,
     TeamDraft,
     preference,
-    shares,
+    pick_shares,
 )
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
@@ -82,16 +82,16 @@ def test_shares_weigh_all_ways_to_have_made_the_list(ranks: int, seed: int) -> N
     ways = [[side for coin in its for side in (coin, 1 - coin)][:ranks] for its in coins]
     weights = np.array([weighed(chances_R2, way) for way in ways])
     expected = weights @ np.array(ways, float).reshape(len(ways), ranks) / weights.sum()
-    assert shares(chances_R2.reshape(ranks, 2), ways[0]) == pytest.approx(expected)
+    assert pick_shares(chances_R2.reshape(ranks, 2), ways[0]) == pytest.approx(expected)
 
 
 def test_where_no_chance_is_left_in_double_precision_who_picked_has_it() -> None:
-    assert shares(np.array([[0.0, 0.0], [1e-200, 1e-200]]), [1, 0]).tolist() == [1, 0]
+    assert pick_shares(np.array([[0.0, 0.0], [1e-200, 1e-200]]), [1, 0]).tolist() == [1, 0]
 
 
 def test_the_last_of_an_odd_number_is_its_picker_s_alone() -> None:
-    assert shares(np.array([[0.2, 0.6]]), [0]).tolist() == [0]
-    assert shares(np.array([[0.5, 0.5], [0.1, 0.3], [0.9, 0.1]]), [0, 1, 1]) == pytest.approx(
+    assert pick_shares(np.array([[0.2, 0.6]]), [0]).tolist() == [0]
+    assert pick_shares(np.array([[0.5, 0.5], [0.1, 0.3], [0.9, 0.1]]), [0, 1, 1]) == pytest.approx(
         [0.25, 0.75, 1]
     )
 
@@ -110,7 +110,7 @@ def explored(ranks: int, lists: int, users: int, seed: int, worth: float = 0.4) 
             earned.append(float(draw.random() < (worth if other else 0.4)))
             sides.append(side)
         first[sides[0]] += 1
-        share_R = shares(np.array(chances), sides)
+        share_R = pick_shares(np.array(chances), sides)
         shared_U2[user] += earned @ (1 - share_R), earned @ share_R
         picked_U2[user] += earned @ (1 - np.array(sides)), earned @ np.array(sides)
     return ArmCredits(picked_U2, shared_U2, np.full(users, lists), (first[0], first[1]))

@@ -11,10 +11,17 @@ from experiments.assignment.definition import Arm, Experiment, read_experiment
 from experiments.assignment.design import Metrics, Ramp, time_ms_of
 from experiments.statistics.ramp import begin, move, stop
 from experiments.statistics.readout import BETTER, BROKEN, HARM, OPEN, WORSE
-from experiments.statistics.revision import ExperimentSet, parse_all, parse_each, apply_request, running, with_files
+from experiments.statistics.revision import (
+    ExperimentSet,
+    apply_request,
+    parse_all,
+    parse_each,
+    running,
+    with_files,
+)
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
-from recsys.events.control_records import Experiments, ExperimentRequest, Stand
+from recsys.events.control_records import ExperimentRequest, Experiments, ExperimentState
 from tests.support.paths import ROOT
 
 HOUR_MS = 3_600_000
@@ -97,9 +104,9 @@ def test_whoever_was_in_stays_in_as_it_grows() -> None:
     from experiments.assignment.assignment import assign
 
     users = [f"u{n}" for n in range(3_000)]
-    told = ExperimentSet({"m.yaml": TEXT}, {"mine": Stand(traffic=0.1)})
+    told = ExperimentSet({"m.yaml": TEXT}, {"mine": ExperimentState(traffic=0.1)})
     (small,) = running(told, POLICY, LABELS)
-    (large,) = running(ExperimentSet(told.configs, {"mine": Stand(traffic=0.4)}), POLICY, LABELS)
+    (large,) = running(ExperimentSet(told.configs, {"mine": ExperimentState(traffic=0.4)}), POLICY, LABELS)
     inside = [user for user in users if assign(user, small)]
     assert 200 < len(inside) < 400
     assert all(assign(user, small) == assign(user, large) for user in inside)
@@ -121,7 +128,7 @@ def start(text: str = TEXT, **more: Any) -> ExperimentRequest:
 def test_a_wish_starts_and_another_stops() -> None:
     plain = ExperimentSet({"plain.yaml": PLAIN})
     told = apply_request(plain, start(), POLICY, LABELS, 7)
-    assert told.stands["mine"] == Stand(traffic=0.1, since_ms=7, started_ms=7, given=True)
+    assert told.stands["mine"] == ExperimentState(traffic=0.1, since_ms=7, started_ms=7, given=True)
     assert [its.name for its in running(told, POLICY, LABELS)] == ["mine", "plain"]
     for name in ("mine", "plain"):
         told = apply_request(told, ExperimentRequest(what="stop", name=name, reason="r"), POLICY, LABELS, 9)
@@ -157,7 +164,7 @@ def test_wishes_that_cannot_be_granted_say_why(wish: ExperimentRequest, says: st
 
 
 def test_who_is_stopped_cannot_be_stopped_again() -> None:
-    its = stop(Stand(traffic=0.3), 5, "enough")
+    its = stop(ExperimentState(traffic=0.3), 5, "enough")
     told = ExperimentSet({"plain.yaml": PLAIN}, {"plain": its})
     with pytest.raises(ValueError, match="stopped already: enough"):
         apply_request(told, ExperimentRequest(what="stop", name="plain"), POLICY, LABELS, 6)
@@ -170,7 +177,7 @@ def test_files_come_and_go_and_what_was_started_stays() -> None:
     assert set(with_plain.stands) == {"mine"}
     assert with_files(with_plain, {}, POLICY, LABELS, 9) == told
     ramped = with_files(ExperimentSet(), {"m.yaml": TEXT}, POLICY, LABELS, 9)
-    assert ramped.stands["mine"] == Stand(traffic=0.1, since_ms=9, started_ms=9)
+    assert ramped.stands["mine"] == ExperimentState(traffic=0.1, since_ms=9, started_ms=9)
     assert with_files(ramped, {"m.yaml": TEXT}, POLICY, LABELS, 99) == ramped
 
 
@@ -215,7 +222,7 @@ def test_arms_are_given_and_taken_by_texts_that_cannot_be_judged() -> None:
     what is stopped is in nobody's way, whatever it says."""
     typo = PLAIN + "metric: longview\n"
     old = ExperimentSet({"plain.yaml": typo, "gone.yaml": "name: gone\narms: 7\n"}, {
-        "plain": Stand(traffic=0.3), "gone": Stand(state="stopped")})  # fmt: skip
+        "plain": ExperimentState(traffic=0.3), "gone": ExperimentState(state="stopped")})  # fmt: skip
     assert [its.traffic for its in running(old, POLICY, LABELS)] == [0.3]
     found, unread = parse_each(old, POLICY, LABELS)
     assert found == [] and set(unread) == {"plain", "gone"}
@@ -233,7 +240,7 @@ def test_no_wish_overwrites_the_file_of_another() -> None:
 
 
 def test_a_name_stands_in_one_file_also_once_it_is_stopped() -> None:
-    told = ExperimentSet(stands={"plain": Stand(state="stopped")})
+    told = ExperimentSet(stands={"plain": ExperimentState(state="stopped")})
     with pytest.raises(ValueError, match="'plain' is there twice"):
         with_files(told, {"a.yaml": PLAIN, "b.yaml": PLAIN}, POLICY, LABELS, 7)
 

@@ -35,7 +35,7 @@ def test_a_step_that_settles_sends_no_more_and_the_rest_follows(monkeypatch, bud
     # At the least one row goes, and tombstones always: of two tables, three of each look.
     assert max(map(size, deltas)) <= most and max(map(size, deltas)) > most - 40
     (shard,) = client.shards
-    assert shard.counters.expired and sum(shard.published.held.values())
+    assert shard.counters.expired and sum(shard.published.withheld.values())
     for step in range(46, 90):  # nothing more is learned: what waited goes
         deltas.append(shard.learn(step, shard.clock_ms, [LaneGradients(n) for n in range(LANES)]))
     replica = {table.name: {} for table in TABLES}
@@ -45,7 +45,7 @@ def test_a_step_that_settles_sends_no_more_and_the_rest_follows(monkeypatch, bud
             replica[name].update(zip(keys.tolist(), values, strict=True))
             for key in removed.tolist():
                 replica[name].pop(key, None)
-    assert max(map(size, deltas)) <= most and not sum(shard.published.held.values())
+    assert max(map(size, deltas)) <= most and not sum(shard.published.withheld.values())
     for name, table in shard.tables.items():
         its = table.export()
         for key, row in zip(its["keys"].tolist(), its["values"].astype(np.float16), strict=True):

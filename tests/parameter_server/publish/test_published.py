@@ -121,11 +121,11 @@ def test_a_replica_always_holds_what_is_published(steps, name, budget):
         cost = sum(len(k) * (KEY_BYTES + row_bytes(DIMS[t], name)) for t, k in sent.items())
         assert not budget or cost <= max(budget, a_row)
         world.check()
-    before, rows = world.published.held, sum(len(true) for true in world.true.values())
+    before, rows = world.published.withheld, sum(len(true) for true in world.true.values())
     for _ in range(rows):
         world.step()
         world.check()
-    assert not any(world.published.held.values()), before
+    assert not any(world.published.withheld.values()), before
 
 
 @settings(max_examples=30)
@@ -137,8 +137,8 @@ def test_what_comes_back_from_a_snapshot_sends_the_same(steps, budget):
         its = [(*key, by, n) for key, by, n in moves]
         assert one.step(its, removals, settle) == other.step(its, removals, settle)
         assert one.published.digest == other.published.digest
-        assert not settle or not any(one.published.held.values())
-    assert one.published.held == other.published.held
+        assert not settle or not any(one.published.withheld.values())
+    assert one.published.withheld == other.published.withheld
 
 
 BUDGET = 2 * (KEY_BYTES + row_bytes(3, "fp16"))  # two rows of table a
@@ -147,7 +147,7 @@ BUDGET = 2 * (KEY_BYTES + row_bytes(3, "fp16"))  # two rows of table a
 def test_what_matters_most_goes_first_and_the_rest_later():
     world = World(budget=BUDGET)
     moves = [("a", 1, 0.1, 1), ("a", 2, 0.1, 9), ("a", 3, 5.0, 1), ("a", 4, 0.2, 1)]
-    assert world.step(moves) == {"a": [2, 3]} and world.published.held == {"a": 2, "b": 0}
+    assert world.step(moves) == {"a": [2, 3]} and world.published.withheld == {"a": 2, "b": 0}
     assert world.step() == {"a": [1, 4]}
     assert world.step() == {}
 
@@ -159,7 +159,7 @@ def test_traffic_and_change_count_since_a_row_was_last_sent():
     world.step(
         [("a", 3, -0.1, 40)]
     )  # a row that is again what it was is not sent, unless it is new
-    assert world.published.held["a"] == 1
+    assert world.published.withheld["a"] == 1
 
 
 def test_ties_go_by_key_whatever_the_order_in_which_they_came():
@@ -204,7 +204,7 @@ def test_a_tombstone_is_never_held_back_and_takes_what_is_with_it():
     world.step([("b", k, 1.0, 1) for k in (1, 2, 3, 4)])
     gone = [("b", k) for k in (1, 2, 3)]
     assert world.step([("b", 9, 1.0, 1)], gone) == {"b": [4]}
-    assert world.replica["b"].keys() == {4} and world.published.held["b"] == 1
+    assert world.replica["b"].keys() == {4} and world.published.withheld["b"] == 1
     world.check()
 
 

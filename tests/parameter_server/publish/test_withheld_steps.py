@@ -84,7 +84,7 @@ def test_nothing_is_lost_and_less_is_sent(gathered: int) -> None:
         )  # fmt: skip
     assert less < 0.8 * sent
     assert sum(bool(delta.dense) for delta in deltas) == STEPS // gathered
-    waiting = sum(sum(shard.published.held.values()) for shard in others)
+    waiting = sum(sum(shard.published.withheld.values()) for shard in others)
     assert (waiting > 0) == (STEPS % gathered != 0)
 
 

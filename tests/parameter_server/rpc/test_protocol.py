@@ -10,7 +10,7 @@ from parameter_server.rpc.protocol import (  # fmt: skip
     Frame,
     LaneHead,
     Lookup,
-    Where,
+    AppliedQuery,
     ProtocolError,
     encode,
     exchange,
@@ -65,7 +65,7 @@ def test_arrays_come_back_bit_for_bit_and_aligned(shapes):
         np.arange(rows * (width or 1)).astype(kinds[kind]).reshape((rows, width) if width else rows)
         for kind, rows, width in shapes
     ]
-    for sent, got in zip(arrays, through(Frame(Where(), arrays)).arrays, strict=True):
+    for sent, got in zip(arrays, through(Frame(AppliedQuery(), arrays)).arrays, strict=True):
         assert got.dtype == sent.dtype and got.shape == sent.shape and (got == sent).all()
         assert got.flags.aligned
 

@@ -14,7 +14,7 @@ from parameter_server.rpc.parameter_client import (
     Worker,
     hello,
 )
-from parameter_server.rpc.protocol import Exchange, Frame, Refusal, Where
+from parameter_server.rpc.protocol import Exchange, Frame, Refusal, AppliedQuery
 from parameter_server.rpc.transport import SocketChannel, receive, send
 from parameter_server.shard.lanes import LaneGradients
 from parameter_server.shard.shard import StepMismatch, digest_of_shards
@@ -93,7 +93,7 @@ def test_who_is_not_welcome_is_told_and_cut_off(servers, changes, text):
         reply = receive(sock).message
         assert isinstance(reply, Refusal) and text in reply.text and TOKEN not in reply.text
         with pytest.raises(ConnectionError):
-            send(sock, Frame(Where()))
+            send(sock, Frame(AppliedQuery()))
             receive(sock)
     assert servers.servers[0].refused == 1
 
@@ -136,7 +136,7 @@ def test_a_shard_that_runs_out_of_files_or_threads_listens_again_after_it(
     with connect(servers) as sock:
         sock.settimeout(5)
         send(sock, greeting(servers))
-        send(sock, Frame(Where()))
+        send(sock, Frame(AppliedQuery()))
         assert receive(sock).message.applied == 0
     assert len(failed) == 3
 
@@ -157,7 +157,7 @@ def test_rubbish_ends_its_own_connection_only(servers, rubbish, greeted):
 
 def test_no_question_before_the_greeting(servers):
     with connect(servers) as sock:
-        send(sock, Frame(Where()))
+        send(sock, Frame(AppliedQuery()))
         assert receive(sock).message.kind == "hello"
 
 
@@ -166,7 +166,7 @@ def test_a_wrong_token_fails_soon_with_its_reason(servers):
         lambda: servers.address(0), lambda token: greeting(servers, token="wrong").message,
         give_up_s=20, sleep=lambda pause_s: None,
     )  # fmt: skip
-    channel.send(Frame(Where()))
+    channel.send(Frame(AppliedQuery()))
     assert "token is wrong" in channel.receive().message.text
     channel.close()
 
@@ -176,7 +176,7 @@ def test_a_shard_that_stays_away_is_given_up(servers):
         raise ConnectionError("down")
 
     channel = SocketChannel(gone, lambda token: None, give_up_s=0.05)
-    channel.send(Frame(Where()))
+    channel.send(Frame(AppliedQuery()))
     with pytest.raises(ShardUnreachable, match="down"):
         channel.receive()
 
@@ -200,7 +200,7 @@ def test_a_dead_worker_holds_nobody_for_ever(servers):
     time.sleep(0.2)
     assert waits.thread.is_alive()
     newer = servers.client(generation=2)
-    assert newer.where() == [0, 0]
+    assert newer.applied_steps() == [0, 0]
     waits.thread.join(5)
     assert not waits.thread.is_alive()
     newer.close()
@@ -242,7 +242,7 @@ def test_a_step_that_only_one_shard_has_is_computed_again(servers, ahead, step):
     servers.kill(1 - ahead)
     servers.start(1 - ahead)
     again = servers.client(generation=2)
-    where = again.where()
+    where = again.applied_steps()
     assert where[ahead] == step and where[1 - ahead] == again.align() == step - 1
     again.close()
     assert InThread(servers, generation=2).join() is None
@@ -256,11 +256,11 @@ def test_a_shard_that_lost_its_file_takes_the_line_back_to_a_snapshot(servers, b
     servers.lose_wal(1)
     servers.start(1)
     client = servers.client(generation=2)
-    assert client.where() == [17, 10]
+    assert client.applied_steps() == [17, 10]
     with pytest.raises(StepMismatch, match="shard 1 has applied step 10"):
         client.exchange(18, 0, [LaneGradients(lane) for lane in ALL], {"items": np.arange(3)})
-    assert client.where() == [18, 10]  # the other took that step, which the rewind undoes
-    assert client.align() == 10 and client.where() == [10, 10]
+    assert client.applied_steps() == [18, 10]  # the other took that step, which the rewind undoes
+    assert client.align() == 10 and client.applied_steps() == [10, 10]
     client.close()
     workers = 2 if both else 1
     team = [InThread(servers, worker, workers, generation=3) for worker in range(workers)]

@@ -91,10 +91,10 @@ def test_without_the_write_ahead_file_a_crash_would_be_seen(tmp_path):
     work(line, ALL, 14)
     (tmp_path / "1.wal").unlink()
     line.crash(1)
-    assert line.where() == [14, 10]
+    assert line.applied_steps() == [14, 10]
     for shard in line.shards:
         shard.rewind(shard.common_step())
-    assert line.where() == [10, 10]
+    assert line.applied_steps() == [10, 10]
     work(line, ALL, STEPS)
     check(line)
 
@@ -138,7 +138,7 @@ def folded(deltas):
 def test_what_serving_loads_is_what_was_published(tmp_path, step):
     line = Line(tmp_path, snapshot_every=step)
     work(line, ALL, step)
-    held = [sum(shard.shard.published.held.values()) for shard in line.shards]
+    held = [sum(shard.shard.published.withheld.values()) for shard in line.shards]
     assert all(held) if step != 17 else not any(held)  # a step that settles leaves nothing
     _, tables, dense = load_rows(tmp_path / "snapshots", "main")
     there = folded(delta for (s, _), delta in DELTAS.items() if s <= step)
@@ -153,10 +153,10 @@ def test_what_serving_loads_is_what_was_published(tmp_path, step):
 def test_a_restarted_shard_says_the_digest_that_it_had(tmp_path):
     line = Line(tmp_path)
     work(line, ALL, 14)
-    before = [(s.shard.published.digest, s.shard.published.held, s.digest()) for s in line.shards]
+    before = [(s.shard.published.digest, s.shard.published.withheld, s.digest()) for s in line.shards]
     for part in range(PARTS):
         line.crash(part)
-    after = [(s.shard.published.digest, s.shard.published.held, s.digest()) for s in line.shards]
+    after = [(s.shard.published.digest, s.shard.published.withheld, s.digest()) for s in line.shards]
     assert before == after and before[0][1]["features"] > 0
 
 
@@ -193,7 +193,7 @@ def test_a_corrupt_snapshot_and_its_cut_file_need_a_rewind(tmp_path):
     weights = next((tmp_path / "snapshots" / "main").glob("*020/part-00001*/arrays.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
     line.crash(1)
-    assert "write-ahead file 21 to 24" in line.shards[1].lost and line.where() == [24, 10]
+    assert "write-ahead file 21 to 24" in line.shards[1].lost and line.applied_steps() == [24, 10]
     common = line.shards[0].common_step()
     for shard in line.shards:
         shard.rewind(common)
@@ -279,10 +279,10 @@ def test_a_file_that_ends_before_the_snapshot_leaves_no_hole(tmp_path):
     line.shards[1]._wal.close()
     (tmp_path / "1.wal").write_bytes(early)
     line.shards[1] = line.open(1)
-    assert line.where() == [10, 10]
+    assert line.applied_steps() == [10, 10]
     work(line, ALL, 14)
     line.crash(1)
-    assert line.shards[1].lost == "" and line.where() == [14, 14]
+    assert line.shards[1].lost == "" and line.applied_steps() == [14, 14]
     work(line, ALL, STEPS)
     check(line)
 
@@ -339,7 +339,7 @@ def test_how_deltas_are_sent_may_change_at_any_time(tmp_path):
     line = Line(tmp_path)
     work(line, ALL, 24)
     learning(line, delta_bytes=0, delta_format="int8", settle_every=5, digest_every=2)
-    assert line.where() == [24, 24]
+    assert line.applied_steps() == [24, 24]
     work(line, ALL, STEPS)
     assert line.digest() == DIGEST
 
@@ -386,7 +386,7 @@ def test_a_snapshot_from_before_there_were_increments_is_gone_on_from(tmp_path):
     assert load_rows(tmp_path / "snapshots", "main").snapshot.step == step == 10
     for part in range(PARTS):
         line.crash(part)
-    assert line.where() == [12, 12] and all(p.read_bytes() == held[p] for p in held)
+    assert line.applied_steps() == [12, 12] and all(p.read_bytes() == held[p] for p in held)
     work(line, ALL, STEPS)
     check(line)
 
@@ -441,7 +441,7 @@ def test_a_file_that_holds_all_needs_no_snapshot(tmp_path):
     shutil.rmtree(tmp_path / "snapshots")
     line.crash(0)
     line.crash(1)
-    assert line.where() == [8, 8]
+    assert line.applied_steps() == [8, 8]
     work(line, ALL, STEPS)
     check(line)
 

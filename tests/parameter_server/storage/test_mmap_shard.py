@@ -69,7 +69,7 @@ def is_mapped(shard):
 def same(plain, other):
     assert plain.digest() == other.digest() and plain.counters == other.counters
     assert plain.published.digest == other.published.digest
-    assert plain.published.held == other.published.held
+    assert plain.published.withheld == other.published.withheld
     for step in (plain.applied, plain.applied - 1):
         try:
             rows = plain.lookup(step, union(plain.applied, ALL))
@@ -145,7 +145,7 @@ def test_increments_go_over_the_full_file(tmp_path, admit_after, files):
     snapshot = saved(tmp_path, spec, *range(40, 40 + files))
     assert len(snapshot.files(0)) == files
     plain, other = both(spec, snapshot)
-    assert is_mapped(other) and any(plain.published.held.values())
+    assert is_mapped(other) and any(plain.published.withheld.values())
     assert 0 < other.tables["features"].changed < len(other.tables["features"])
     same(plain, other)
     learn_both(plain, other, 60)

@@ -74,7 +74,7 @@ def test_two_shards_become_three_and_one_and_change_no_bit(tmp_path: Path) -> No
         assert line.done == came
         if came is not None:
             before = oracle(came.step)
-            assert line.where() == [came.step] * parts
+            assert line.applied_steps() == [came.step] * parts
             assert digest_of_shards(line.shards) == digest_of_shards(before.shards)
             assert scores(line, came.step) == scores(before, came.step)
         work(line, ALL, until)
@@ -110,7 +110,7 @@ def test_a_replica_goes_on_over_the_change(tmp_path: Path) -> None:
                 keys = shard.tables[table.name].export()["keys"]
                 mine, its = copies[table.name].lookup(keys), shard.tables[table.name].lookup(keys)
                 assert np.abs(mine - its).max(initial=0) < 1e-2
-    assert assembler.refusals.corrupt == 0
+    assert assembler.rejected.corrupt == 0
 
 
 def test_a_shard_that_is_a_step_ahead_waits_for_the_others(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_killed_on_the_way_it_is_the_old_shards_or_the_new(
         reshard_line(replace(SPEC, parts=3), files_in(tmp_path), lambda values: None, DENSE)
     for parts in (2, 3) if dies_at == "second part" else (3,):  # someone may change his mind
         line = Line(tmp_path, replace(SPEC, parts=parts), lambda values: None)
-        assert line.where() == [17] * parts
+        assert line.applied_steps() == [17] * parts
         assert digest_of_shards(line.shards) == digest_of_shards(oracle(17).shards)
         line.close()
 
@@ -173,7 +173,7 @@ def test_what_a_snapshot_holds_already_needs_no_cutting(tmp_path: Path) -> None:
     work(line, ALL, 20)  # a snapshot is taken at each tenth step
     line.close()
     after = Line(tmp_path, replace(SPEC, parts=3), lambda values: None)
-    assert after.done is None and after.where() == [20, 20, 20]
+    assert after.done is None and after.applied_steps() == [20, 20, 20]
     assert digest_of_shards(after.shards) == digest_of_shards(oracle(20).shards)
 
 
@@ -191,7 +191,7 @@ def test_the_number_may_change_together_with_what_a_table_is_set_to(tmp_path: Pa
 
     sights = replace(SPEC, parts=10)  # 11 parts can't share the counts of sightings
     line = Line(tmp_path, sights, lambda values: None)
-    assert line.done == Resharded(11, 5) and line.where() == [5] * 10
+    assert line.done == Resharded(11, 5) and line.applied_steps() == [5] * 10
     assert digest_of_rows(line) == digest_of_rows(first) and scores(line, 5) == rows
     work(line, ALL, 7)
     counted = sum(shard.tables["items"].waiting for shard in line.shards)
@@ -282,7 +282,7 @@ def test_a_file_that_is_missing_costs_the_steps_after_the_snapshot_alone(tmp_pat
     line.close()
     files_in(tmp_path).wal(part_of(SPEC, 1)).unlink()
     after = Line(tmp_path, replace(SPEC, parts=3), lambda values: None)
-    assert after.done is None and after.where() == [10, 10, 10]  # trainers learn them again
+    assert after.done is None and after.applied_steps() == [10, 10, 10]  # trainers learn them again
     work(after, ALL, 17)
     assert digest_of_shards(after.shards) == digest_of_shards(oracle(17).shards)
 

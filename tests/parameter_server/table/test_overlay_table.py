@@ -73,7 +73,7 @@ class Both(RuleBasedStateMachine):
     def remove(self, keys):
         gone = self.plain.remove(ids(keys))
         assert gone.tolist() == self.over.remove(ids(keys)).tolist()
-        assert not self.over.look(gone)[1].any()
+        assert not self.over.lookup_known(gone)[1].any()
 
     @rule(wait_ms=st.integers(0, 9_000))
     def expire(self, wait_ms):
@@ -106,7 +106,7 @@ class Both(RuleBasedStateMachine):
     @invariant()
     def equal(self):
         assert len(self.plain) == len(self.over) and self.plain.waiting == self.over.waiting
-        for one, other in zip(self.plain.look(ids(POOL)), self.over.look(ids(POOL)), strict=True):
+        for one, other in zip(self.plain.lookup_known(ids(POOL)), self.over.lookup_known(ids(POOL)), strict=True):
             assert one.tobytes() == other.tobytes()
         assert self.plain.digest() == self.over.digest()
         blocks = [

@@ -5,20 +5,20 @@ import pytest
 from numba import njit, types
 
 from recsys.arrays.compiled import read_only
-from recsys.arrays.prefetch import LINE, once, soon
+from recsys.arrays.prefetch import LINE, prefetch_line, prefetch_once
 
 _NUMBERS = read_only(types.float32, 1)
 
 
 @njit(types.float32(_NUMBERS, types.int64))  # not cached, so that its code can be seen
 def _kept(numbers: Any, offset: Any) -> Any:
-    soon(numbers, offset)
+    prefetch_line(numbers, offset)
     return numbers[0]
 
 
 @njit(types.float32(_NUMBERS, types.int64))  # not cached, so that its code can be seen
 def _passed(numbers: Any, offset: Any) -> Any:
-    once(numbers, offset)
+    prefetch_once(numbers, offset)
     return numbers[0]
 
 

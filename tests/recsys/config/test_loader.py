@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from recsys.config.loader import PREFIX, BadSettings, load
+from recsys.config.loader import PREFIX, ConfigError, load
 from recsys.config.system_config import RUNS, Config, LogConfig, cluster, digest, laptop
 
 
@@ -106,7 +106,7 @@ def test_fixed_slots_come_from_the_file_and_from_the_environment(
 def test_an_error_in_a_file_says_where_and_what_is_known(
     tmp_path: Path, text: str, expected: list[str]
 ) -> None:
-    with pytest.raises(BadSettings) as caught:
+    with pytest.raises(ConfigError) as caught:
         load(written(tmp_path, text))
     missing = [part for part in expected if part not in str(caught.value)]
     assert not missing, str(caught.value)
@@ -127,20 +127,19 @@ def test_an_error_in_the_environment_names_the_variable(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, expected: list[str]
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(BadSettings) as caught:
+    with pytest.raises(ConfigError) as caught:
         load("laptop")
     missing = [part for part in expected if part not in str(caught.value)]
     assert not missing, str(caught.value)
 
 
 def test_a_name_that_is_neither_run_nor_file() -> None:
-    with pytest.raises(BadSettings, match="'desktop', expected one of cluster, laptop or"):
+    with pytest.raises(ConfigError, match="'desktop', expected one of cluster, laptop or"):
         load("desktop")
 
 
 def test_a_table_is_set_by_its_own_path_and_the_others_keep_the_models(tmp_path: Path) -> None:
-    from recsys.config.system_config import override
-    from recsys.model.model_tables import tables_of
+    from recsys.config.system_config import override, tables_of
 
     file = written(
         tmp_path,
@@ -163,5 +162,5 @@ def test_a_table_is_set_by_its_own_path_and_the_others_keep_the_models(tmp_path:
     "said", ["admit_after: 0", "budget_mb: -1", "ttl_s: -2", "learning_rate: -1", "sketch_mb: 0"]
 )
 def test_a_table_that_cannot_be_is_refused_by_its_key(tmp_path: Path, said: str) -> None:
-    with pytest.raises(BadSettings, match=f"model.tables.*{said.partition(':')[0]}"):
+    with pytest.raises(ConfigError, match=f"model.tables.*{said.partition(':')[0]}"):
         load(written(tmp_path, f"model: {{tables: {{items: {{{said}}}}}}}\n"))

@@ -1,18 +1,18 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.events.dedupe import Recent
+from recsys.events.dedupe import RecentIds
 
 
 def test_ids_are_dropped_by_what_they_begin_with() -> None:
-    its = Recent(3, ["a1", "b1", "a2"])
+    its = RecentIds(3, ["a1", "b1", "a2"])
     its.drop("a")
     assert its.export() == ["b1"]
     assert its.add("a1") and its.add("a2") and its.export() == ["b1", "a1", "a2"]
 
 
 def test_a_repeat_within_the_horizon_is_known_and_one_beyond_it_is_new() -> None:
-    recent = Recent(2)
+    recent = RecentIds(2)
     assert recent.add("a") and recent.add("b")
     assert not recent.add("a")
     assert recent.add("c") and "a" not in recent and len(recent) == 2
@@ -21,9 +21,9 @@ def test_a_repeat_within_the_horizon_is_known_and_one_beyond_it_is_new() -> None
 
 @given(ids=st.lists(st.sampled_from("abcdefgh"), max_size=40), cut=st.integers(0, 40))
 def test_an_export_goes_on_as_if_nothing_had_happened(ids: list[str], cut: int) -> None:
-    whole, first = Recent(3), Recent(3)
+    whole, first = RecentIds(3), RecentIds(3)
     expected = [whole.add(id_) for id_ in ids]
     found = [first.add(id_) for id_ in ids[:cut]]
-    second = Recent(3, first.export())
+    second = RecentIds(3, first.export())
     assert found + [second.add(id_) for id_ in ids[cut:]] == expected
     assert second.export() == whole.export()

@@ -13,16 +13,16 @@ from recsys.events.records import (
     Delta,
     Example,
     ItemState,
-    TrainingExample,
     Range,
     Step,
     TableRows,
+    TrainingExample,
     pack,
     topics,
     unpack,
     unpack_all,
 )
-from recsys.process.gc_control import no_collection
+from recsys.process.latency_tuning import gc_paused
 
 EXAMPLE = Example(
     partition=1,
@@ -95,7 +95,7 @@ def test_a_lesson_is_what_is_learned_of_an_example() -> None:
 
 
 def test_nothing_is_collected_in_a_pause_even_where_it_fails() -> None:
-    with pytest.raises(ZeroDivisionError), no_collection():
+    with pytest.raises(ZeroDivisionError), gc_paused():
         assert not gc.isenabled()
         1 / 0  # noqa: B018
     assert gc.isenabled()

@@ -18,7 +18,7 @@ from recsys.features.feature_set import (
     FeatureSet,
     RequestFeatures,
     UnknownFeatureSet,
-    one_item,
+    item_block,
     read_block,
 )
 from tests.support.field_values import WIDE, anything, names
@@ -176,8 +176,8 @@ def test_one_item_of_a_block_is_that_row() -> None:
     whole = block(3, items=4)
     features = read_block(whole, FEATURES)
     for index in range(4):
-        assert same(read_block(one_item(whole, index, 4), FEATURES), features.rows([index]))
-    assert one_item(FeatureBlock(feature_set="x", backfilled=True), 0, 1).backfilled
+        assert same(read_block(item_block(whole, index, 4), FEATURES), features.rows([index]))
+    assert item_block(FeatureBlock(feature_set="x", backfilled=True), 0, 1).backfilled
 
 
 def test_features_of_another_set_are_refused_by_name() -> None:

@@ -1,4 +1,4 @@
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from tests.support.small_feed import FEATURES, toy_config
 
 

@@ -10,9 +10,8 @@ from recsys.config.system_config import ModelConfig
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.model.batch import batch_of
-from recsys.model.blueprint import build_model
 from recsys.model.list_ranker import lists_of, rank_lists
-from recsys.model.model import Model, lookup_of, padded
+from recsys.model.model import Model, build_model, lookup_of, padded
 
 DIM = 6
 CONFIG = ModelConfig(dim=DIM - 1, vector_dim=4, hidden=(24, 18))

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from recsys.config.system_config import tables_of
 from recsys.events.hashing import uniforms
 from recsys.features.feature_set import FeatureSet, read_block
 from recsys.model.batch import Batch, batch_of
-from recsys.model.blueprint import build_model
-from recsys.model.model import Lookup, lookup_of, padded, unique_keys
-from recsys.model.model_tables import tables_of
+from recsys.model.model import Lookup, build_model, lookup_of, padded, unique_keys
 from tests.support.small_feed import FEATURES, SCHEMA, block, toy_config
 
 CONFIG = toy_config().model

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.model.prediction_metrics import auc
-from recsys.model.score_bins import BINS, auc_of, bins_of, counted
+from recsys.model.prediction_metrics import BINS, auc, auc_of, bin_weights, bins_of
 
 Floats = np.ndarray
 
@@ -24,7 +23,7 @@ def test_the_auc_of_bins_is_that_of_scores(strength: float) -> None:
     p = 1 / (1 + np.exp(-logits))
     happened = (draws.random(20_000) < p).astype(float)
     bins = bins_of(p)
-    found = auc_of(arrays(counted(bins, np.ones(20_000))), arrays(counted(bins, happened)))
+    found = auc_of(arrays(bin_weights(bins, np.ones(20_000))), arrays(bin_weights(bins, happened)))
     assert abs(found - auc(p, happened)) < 0.002
 
 
@@ -34,9 +33,9 @@ def test_the_auc_of_bins_is_that_of_scores(strength: float) -> None:
 def test_bins_of_two_parts_are_those_of_both(rows: list[tuple[float, bool]], cut: int) -> None:
     p = np.array([row[0] for row in rows])
     happened = np.array([float(row[1]) for row in rows])
-    whole = arrays(counted(bins_of(p), happened))
+    whole = arrays(bin_weights(bins_of(p), happened))
     parts = [
-        arrays(counted(bins_of(part), h))
+        arrays(bin_weights(bins_of(part), h))
         for part, h in ((p[:cut], happened[:cut]), (p[cut:], happened[cut:]))
     ]
     assert np.array_equal(whole, parts[0] + parts[1])

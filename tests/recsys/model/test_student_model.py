@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from recsys.config.system_config import ModelConfig
-from recsys.model.student_model import is_smaller, misfits, shown, student_model
+from recsys.model.student_model import fixed_differences, is_smaller, shown, student_model
 
 SYSTEM = ModelConfig(dim=16, hidden=(128, 64), vector_dim=32, seed=4)
 
@@ -36,8 +36,8 @@ def test_what_is_no_student_is_refused_with_the_reason(text: str, reason: str) -
 
 
 def test_only_widths_of_the_ranker_may_differ() -> None:
-    assert misfits(replace(SYSTEM, dim=8, hidden=(32,)), SYSTEM) == {}
+    assert fixed_differences(replace(SYSTEM, dim=8, hidden=(32,)), SYSTEM) == {}
     other = replace(SYSTEM, dim=8, vector_dim=16, features="ids")
-    assert misfits(other, SYSTEM) == {"features": ("ids", "all"), "vector_dim": (16, 32)}
+    assert fixed_differences(other, SYSTEM) == {"features": ("ids", "all"), "vector_dim": (16, 32)}
     assert is_smaller(replace(SYSTEM, hidden=()), SYSTEM) and not is_smaller(SYSTEM, SYSTEM)
     assert shown(()) == "none" and shown((64, 32)) == "64x32"

@@ -18,13 +18,13 @@ from recsys.config.system_config import Config
 from recsys.observability.log_lines import (
     KNOWN,
     JsonLines,
+    LogThrottle,
     TextLines,
     formatter,
     hide,
     keep_newest,
     log_in_worker,
 )
-from recsys.observability.log_throttle import Seldom
 from tests.support.small_line import toy_spec
 
 TOKEN = "s3cr3t-T0ken"
@@ -124,7 +124,7 @@ def test_each_form_of_a_secret_is_hidden_whole(said: str, shown: str) -> None:
     [
         "step 3: key 17, 5 tokens in http://h:1/a@b",
         "item http://h/users/a@b is gone",
-        "docs/control-room.md#what",
+        "docs/how-to/control-room.md#what",
         "monkey: 3, key: 17",
         "Authorization is missing",
     ],
@@ -210,6 +210,6 @@ def test_logs_of_shards_that_were_left_leave(tmp_path: Path, quiet_root: None) -
 
 
 def test_what_is_frequent_is_told_seldom() -> None:
-    seldom = Seldom(10.0)
+    seldom = LogThrottle(10.0)
     assert [seldom.due("rank", t) for t in (0.0, 1.0, 9.9, 10.0, 11.0)] == [1, 0, 0, 3, 0]
     assert seldom.due("session", 11.0) == 1

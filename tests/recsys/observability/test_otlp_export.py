@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from recsys.observability.spans import Span, of_request, of_step
+from recsys.observability.spans import Span, request_span, step_span
 from recsys.observability.tracer import Tracer
 from tests.support.otlp_receiver import Receiver
 
@@ -21,10 +21,10 @@ def receiver() -> Iterator[Receiver]:
 
 
 def test_a_receiver_gets_what_was_told(receiver: Receiver) -> None:
-    from recsys.observability.otlp_export import OtlpExport
+    from recsys.observability.span_export import OtlpExport
 
-    feed, step = of_request("r1", "feed"), of_step("main", 0, 3)
-    child = Span(of_request("r1", "x"), "x", 6, 7, feed, (step,), {"n": 3, "ok": True})
+    feed, step = request_span("r1", "feed"), step_span("main", 0, 3)
+    child = Span(request_span("r1", "x"), "x", 6, 7, feed, (step,), {"n": 3, "ok": True})
     export = OtlpExport(receiver.url, {"service.name": "recsys-serve"})
     export([Span(feed, "feed", 5, 9), child])
     [(service, root), (_, its)] = receiver.spans()
@@ -40,18 +40,18 @@ def test_a_receiver_gets_what_was_told(receiver: Receiver) -> None:
 
 
 def test_a_receiver_that_refuses_is_an_error() -> None:
-    from recsys.observability.otlp_export import OtlpExport
+    from recsys.observability.span_export import OtlpExport
 
     its = Receiver(status=400)
     try:
         with pytest.raises(ConnectionError, match="took none of 1 spans"):
-            OtlpExport(its.url, {})([Span(of_request("r1", "feed"), "feed", 5, 9)])
+            OtlpExport(its.url, {})([Span(request_span("r1", "feed"), "feed", 5, 9)])
     finally:
         its.close()
 
 
 def test_a_receiver_that_is_away_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    from recsys.observability.otlp_export import OtlpExport
+    from recsys.observability.span_export import OtlpExport
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -61,7 +61,7 @@ def test_a_receiver_that_is_away_is_told_once(caplog: pytest.LogCaptureFixture) 
     export._exporter._timeout = 0.3
     tracer = Tracer(1.0, export)
     for n in range(600):
-        tracer.tell(Span(of_request(f"r{n}", "feed"), "feed", 5, 9))
+        tracer.record(Span(request_span(f"r{n}", "feed"), "feed", 5, 9))
     tracer.close(20)
     assert (tracer.sent, tracer.dropped) == (0, 600)
     [said] = caplog.records

@@ -3,11 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.observability.recent_delays import LATE_MS, MOST_MS, Delays
+from recsys.observability.recent_delays import LATE_MS, MOST_MS, RecentDelays
 
 
 def test_percentiles_are_of_the_newest() -> None:
-    delays = Delays(limit=100)
+    delays = RecentDelays(limit=100)
     assert delays.percentile(0.5) is None and len(delays) == 0
     for i in range(1_000):
         delays.add(i)
@@ -18,7 +18,7 @@ def test_percentiles_are_of_the_newest() -> None:
 
 
 def test_what_is_of_a_past_log_and_what_is_to_come_says_nothing() -> None:
-    delays = Delays()
+    delays = RecentDelays()
     delays.since([], 5)
     now_ms = 10 * 86_400_000
     delays.since([now_ms - 40, now_ms - 86_400_000, 0, now_ms + 1, now_ms], now_ms)
@@ -26,7 +26,7 @@ def test_what_is_of_a_past_log_and_what_is_to_come_says_nothing() -> None:
 
 
 def test_a_stage_that_falls_behind_never_shows_how_good_it_was() -> None:
-    delays, now_ms = Delays(), 10 * 86_400_000
+    delays, now_ms = RecentDelays(), 10 * 86_400_000
     delays.since([now_ms - 900] * 500, now_ms)
     assert delays.p95("its", now_ms) == {"its": 900.0}
     delays.since([now_ms - 300_000] * 30, now_ms)  # minutes behind: a minute, or more
@@ -39,7 +39,7 @@ def test_a_stage_that_falls_behind_never_shows_how_good_it_was() -> None:
 
 @given(st.lists(st.lists(st.integers(0, 9_000), max_size=30), max_size=20))
 def test_batches_are_as_one_after_the_other(batches: list[list[int]]) -> None:
-    at_once, singly = Delays(16), Delays(16)
+    at_once, singly = RecentDelays(16), RecentDelays(16)
     for batch in batches:
         at_once.since([10_000 - its for its in batch], 10_000)
         for its in batch:
@@ -50,7 +50,7 @@ def test_batches_are_as_one_after_the_other(batches: list[list[int]]) -> None:
 
 
 def test_what_a_past_log_told_is_over_soon_after_it() -> None:
-    delays, now_ms = Delays(), 10 * 86_400_000
+    delays, now_ms = RecentDelays(), 10 * 86_400_000
     delays.since([now_ms - 3_600_000] * 400, now_ms)
     delays.since([now_ms + LATE_MS - 300] * 5, now_ms + LATE_MS)
     assert delays.p95("its", now_ms + LATE_MS) == {"its": MOST_MS}

@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from recsys.observability.spans import (
     Span,
-    bound_of,
     is_below,
-    number_of,
-    of_request,
-    of_step,
     otlp,
+    request_span,
+    sampling_bound,
+    step_span,
+    trace_number,
 )
 
 requests = st.text(min_size=1, max_size=40)
@@ -19,33 +19,33 @@ requests = st.text(min_size=1, max_size=40)
 
 def test_ids_never_change() -> None:
     """Parts of two versions run beside each other during a restart."""
-    feed = of_request("r1", "feed")
+    feed = request_span("r1", "feed")
     assert (
         feed.trace_id == "e98db51a307c9ce74e6c8572282b8fed" and feed.span_id == "8f9f2d5dab357933"
     )
-    assert of_step("main", 0, 3).trace_id == "99ea71ca06484b9f81386956871a887b"
+    assert step_span("main", 0, 3).trace_id == "99ea71ca06484b9f81386956871a887b"
 
 
 @given(requests, requests)
 def test_ids_are_valid_and_apart(one: str, other: str) -> None:
-    place = of_request(one, "feed")
+    place = request_span(one, "feed")
     assert len(place.trace_id) == 32 and len(place.span_id) == 16
     assert int(place.trace_id, 16) and int(place.span_id, 16)
-    assert (of_request(other, "feed") == place) == (one == other)
-    assert of_request(one, "rank").span_id != place.span_id
-    assert of_request(one, "rank", 1, 23) != of_request(one, "rank", 12, 3)
+    assert (request_span(other, "feed") == place) == (one == other)
+    assert request_span(one, "rank").span_id != place.span_id
+    assert request_span(one, "rank", 1, 23) != request_span(one, "rank", 12, 3)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
 def test_a_share_of_the_requests_is_chosen(share: float) -> None:
-    bound = bound_of(share)
-    chosen = sum(is_below(number_of(f"request-{n}"), bound) for n in range(20_000))
+    bound = sampling_bound(share)
+    chosen = sum(is_below(trace_number(f"request-{n}"), bound) for n in range(20_000))
     assert chosen == pytest.approx(20_000 * share, abs=4 * (20_000 * share * (1 - share)) ** 0.5)
 
 
 def test_a_larger_share_chooses_the_same_and_more() -> None:
-    numbers = [number_of(f"r{n}") for n in range(1_000)]
-    few, many = bound_of(0.1), bound_of(0.5)
+    numbers = [trace_number(f"r{n}") for n in range(1_000)]
+    few, many = sampling_bound(0.1), sampling_bound(0.5)
     assert all(is_below(number, many) for number in numbers if is_below(number, few))
 
 
@@ -53,16 +53,16 @@ def test_the_rule_is_opentelemetry_s() -> None:
     sampling = pytest.importorskip("opentelemetry.sdk.trace.sampling")
     theirs = sampling.TraceIdRatioBased(0.25)
     for n in range(500):
-        number = number_of(f"r{n}")
+        number = trace_number(f"r{n}")
         decided = theirs.should_sample(None, number, "feed").decision
-        assert decided.is_sampled() == is_below(number, bound_of(0.25))
+        assert decided.is_sampled() == is_below(number, sampling_bound(0.25))
 
 
 def test_otlp_s_json() -> None:
-    feed, step = of_request("r1", "feed"), of_step("main", 0, 3)
+    feed, step = request_span("r1", "feed"), step_span("main", 0, 3)
     values = {"n": 1 << 40, "ok": True, "share": 0.5, "kind": "view"}
     told = otlp(
-        [Span(feed, "feed", 5, 9), Span(of_request("r1", "x"), "x", 6, 7, feed, (step,), values)],
+        [Span(feed, "feed", 5, 9), Span(request_span("r1", "x"), "x", 6, 7, feed, (step,), values)],
         {"service.name": "recsys-serve"},
     )
     [resource] = told["resourceSpans"]

@@ -8,21 +8,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from recsys.config.part_configs import TracingConfig
 from recsys.config.system_config import Config
-from recsys.config.telemetry_config import TracingConfig
-from recsys.observability.spans import Span, of_request
-from recsys.observability.tracer import Tracer, _each, tracer_in_actor, tracer_of
+from recsys.observability.spans import Span, request_span
+from recsys.observability.tracer import Tracer, _each, open_tracer, open_tracer_in_actor
 
 
 def span(n: int = 0) -> Span:
-    return Span(of_request(f"r{n}", "feed"), "feed", n, n + 1)
+    return Span(request_span(f"r{n}", "feed"), "feed", n, n + 1)
 
 
 def test_what_is_told_is_sent_in_order() -> None:
     sent: list[Span] = []
     tracer = Tracer(1.0, sent.extend)
     for n in range(2_000):
-        tracer.tell(span(n))
+        tracer.record(span(n))
     tracer.close()
     assert sent == [span(n) for n in range(2_000)] and (tracer.sent, tracer.dropped) == (2_000, 0)
 
@@ -31,7 +31,7 @@ def test_a_receiver_that_hangs_holds_nobody_up() -> None:
     goes_on = threading.Event()
     tracer = Tracer(1.0, lambda spans: bool(goes_on.wait(10)) and None, queue=100)
     for n in range(5_000):
-        tracer.tell(span(n))
+        tracer.record(span(n))
     assert tracer.dropped >= 5_000 - 100 - 512
     goes_on.set()
     tracer.close()
@@ -44,11 +44,11 @@ def test_a_receiver_that_fails_breaks_nothing(caplog: pytest.LogCaptureFixture) 
 
     tracer = Tracer(1.0, fail)
     for n in range(1_200):
-        tracer.tell(span(n))
+        tracer.record(span(n))
     tracer.close()
     assert (tracer.sent, tracer.dropped) == (0, 1_200)
     assert len(caplog.records) == 1, "it complains once a minute"
-    tracer.tell(span())
+    tracer.record(span())
     assert tracer.dropped == 1_201, "closed"
 
 
@@ -68,17 +68,17 @@ def traced(**tracing: object) -> Config:
 
 
 def test_it_is_off_by_default() -> None:
-    assert tracer_of(Config(), "serve") is None
+    assert open_tracer(Config(), "serve") is None
 
 
 def test_a_file_is_bounded_and_whole(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "spans.jsonl"
     config = traced(file=str(file), file_mb=0.05, share=1.0)
-    tracers = [tracer_of(config, f"part-{k}") for k in (0, 1)]
+    tracers = [open_tracer(config, f"part-{k}") for k in (0, 1)]
     for tracer in tracers:
         assert tracer is not None
         for n in range(1_000):
-            tracer.tell(span(n))
+            tracer.record(span(n))
         tracer.close()
         assert tracer.sent == 1_000
     files = sorted(file.parent.glob("spans*"))
@@ -93,7 +93,7 @@ def test_an_endpoint_without_its_library_says_what_to_do(monkeypatch: pytest.Mon
     gone = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
     monkeypatch.setitem(__import__("sys").modules, gone, None)
     with pytest.raises(ValueError, match=r"recsys-swipe\[tracing\]"):
-        tracer_of(traced(endpoint="http://127.0.0.1:4318/v1/traces"), "serve")
+        open_tracer(traced(endpoint="http://127.0.0.1:4318/v1/traces"), "serve")
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_an_actor_goes_on_without(
 ) -> None:
     gone = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
     monkeypatch.setitem(__import__("sys").modules, gone, None)
-    assert tracer_in_actor(traced(endpoint="http://127.0.0.1:4318/v1/traces"), "serve") is None
+    assert open_tracer_in_actor(traced(endpoint="http://127.0.0.1:4318/v1/traces"), "serve") is None
     [said] = caplog.records
     assert said.getMessage() == "nothing is traced here" and "recsys-swipe[tracing]" in said.error
-    tracer = tracer_in_actor(traced(file=str(tmp_path / "spans.jsonl")), "serve")
+    tracer = open_tracer_in_actor(traced(file=str(tmp_path / "spans.jsonl")), "serve")
     assert tracer is not None
     tracer.close()

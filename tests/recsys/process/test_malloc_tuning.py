@@ -9,7 +9,7 @@ STEPS = """
 import resource
 import numpy as np
 from recsys.process import malloc_tuning as memory
-kept = memory.keep_freed() if {keep} else True
+kept = memory.keep_freed_memory() if {keep} else True
 def step():
     arrays = [np.ones(size, np.float32) for size in (200_000, 700_000, 400_000)]
     return sum(len(array) for array in arrays)

@@ -210,7 +210,7 @@ def test_a_folder_with_neither_says_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(DataError, match=r"dataset.yaml .*interactions.parquet .*notes.txt"):
         open_dataset(tmp_path)
-    with pytest.raises(DataError, match="there is none"):
+    with pytest.raises(DataError, match="doesn't exist"):
         open_dataset(tmp_path / "nowhere")
     (tmp_path / "interactions.parquet").write_text("no")
     with pytest.raises(DataError, match="readable Parquet"):

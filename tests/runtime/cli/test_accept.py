@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from benchmarks.harness.world_log import WorldLog
 from experiments.promotion.acceptance import Accept, input_digest
-from recsys.config.loader import BadSettings
+from recsys.config.loader import ConfigError
 from recsys.config.system_config import Config, ModelConfig, digest
 from recsys.features.feature_set import FeatureSet
 from replay.direct_loop import DirectLoop
@@ -72,7 +72,7 @@ def test_what_was_accepted_is_written_down_and_served(
     model = ModelConfig(features="ids")
     mine = replace(INT8, state=str(tmp_path), model=model)
     check_accepted(mine, FeatureSet(small().schema, "ids", 20))
-    with pytest.raises(BadSettings, match="the feature set was"):
+    with pytest.raises(ConfigError, match="the feature set was"):
         check_accepted(mine, FeatureSet(small().schema, "ids", 30))
 
 
@@ -86,11 +86,11 @@ def test_it_judges_the_later_half(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_float32_needs_no_acceptance_and_int8_does(tmp_path: Path) -> None:
     check_accepted(replace(Config(), state=str(tmp_path)), FEATURES)
     mine = replace(INT8, state=str(tmp_path))
-    with pytest.raises(BadSettings, match=f"recsys accept int8 DATA --state {tmp_path}"):
+    with pytest.raises(ConfigError, match=f"recsys accept int8 DATA --state {tmp_path}"):
         check_accepted(mine, FEATURES)
     file = write_accepted(tmp_path, Accept("int8", 0.001, EVIDENCE))
     check_accepted(mine, FEATURES)
-    with pytest.raises(BadSettings, match="model's configuration was"):
+    with pytest.raises(ConfigError, match="model's configuration was"):
         check_accepted(replace(mine, model=ModelConfig(dim=8)), FEATURES)
     small = replace(mine, model=ModelConfig(dim=8))
     beside = replace(EVIDENCE, model=digest(small.model))
@@ -100,7 +100,7 @@ def test_float32_needs_no_acceptance_and_int8_does(tmp_path: Path) -> None:
     assert write_accepted(tmp_path, Accept("int8", 0.002, EVIDENCE)) == file
     check_accepted(mine, FEATURES)
     file.write_text('{"form": "int8"}')
-    with pytest.raises(BadSettings, match="can't be read"):
+    with pytest.raises(ConfigError, match="can't be read"):
         check_accepted(mine, FEATURES)
     # What is accepted again counts, whichever file the older word on the same model stands in.
     stale = replace(beside, features="older")

@@ -61,7 +61,7 @@ def test_a_person_ends_a_guard_and_what_is_live_stays(log: MemoryLog) -> None:
     control = ControlReader(log)
     wish, answer = control.turn()[-2:]
     assert isinstance(wish, OperatorRequest) and isinstance(answer, Decision) and answer.why == "it is fine"
-    assert control.lifecycle.at_work == [] and control.live_epoch("main") == 1
+    assert control.lifecycle.active == [] and control.live_epoch("main") == 1
 
 
 def test_a_guard_is_not_approved_and_its_name_is_no_candidates(log: MemoryLog) -> None:

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.config.system_config import Config, LogConfig
-from recsys.events.control_records import Experiments, Stand
+from recsys.events.control_records import Experiments, ExperimentState
 from recsys.events.records import CONTROL, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA, decide
@@ -201,7 +201,7 @@ def test_one_that_cannot_be_read_any_more_is_in_nobodys_way(system: System) -> N
         time.sleep(0.01)
     told = system.newest()
     odd = msgspec.structs.replace(
-        told, revision=told.revision + 1, stands={"odd": Stand(traffic=1.0, given=True)},
+        told, revision=told.revision + 1, stands={"odd": ExperimentState(traffic=1.0, given=True)},
         configs={**told.configs, "odd.yaml": ODD},
     )  # fmt: skip
     system.log.append(CONTROL, [Append(0, b"", pack(odd))])

@@ -16,11 +16,10 @@ from click.testing import CliRunner
 
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.storage.durable_shard import load_shard
-from recsys.config.system_config import Config, ModelConfig
+from recsys.config.system_config import Config, ModelConfig, tables_of
 from recsys.events.control_records import Candidate
 from recsys.events.records import CONTROL, topics, unpack
 from recsys.features import feature_set_file as feature_sets
-from recsys.model.model_tables import tables_of
 from recsys.process.open_log import open_log
 from runtime.cli.main import COMMANDS, load
 from runtime.cli.offline import run

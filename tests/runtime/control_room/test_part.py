@@ -8,9 +8,9 @@ from threading import Event, Thread
 import msgspec
 import pytest
 
-from recsys.config.control_room_config import ControlRoomConfig
+from recsys.config.part_configs import ControlRoomConfig
 from recsys.config.system_config import Config
-from recsys.events.control_records import Experiments, Live, Stand
+from recsys.events.control_records import Experiments, ExperimentState, Live
 from recsys.events.records import CONTROL, EVENTS, pack
 from recsys.log.protocol import Append, Log
 from recsys.process.open_log import create_topics, open_log
@@ -219,7 +219,7 @@ def test_an_experiment_that_cannot_be_read_is_told_with_its_reason(
     assert found["name"] == "bad" and found["unread"]
 
 
-def several(*names: str, **stands: Stand) -> Experiments:
+def several(*names: str, **stands: ExperimentState) -> Experiments:
     texts = {
         f"{name}.yaml": TEXT.replace("mine", name) + f"layer: {name}\n" for name in sorted(names)
     }
@@ -230,8 +230,8 @@ def test_who_runs_comes_first_and_the_newest_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"e{n:02}" for n in range(14)]
-    stands = {name: Stand(state="running", started_ms=n) for n, name in enumerate(names)}
-    stands["e13"] = Stand(state="stopped", started_ms=99, why="harm")
+    stands = {name: ExperimentState(state="running", started_ms=n) for n, name in enumerate(names)}
+    stands["e13"] = ExperimentState(state="stopped", started_ms=99, why="harm")
     its = trials_of(ToyTrial(), tmp_path, monkeypatch)
     monkeypatch.setattr(control_room_trials, "CPU_S", 60.0)
     told = its.look([several(*names, **stands)])
@@ -250,7 +250,7 @@ def test_one_that_is_stopped_is_told_as_it_was_and_not_read_on(
     its = trials_of(toy, tmp_path, monkeypatch)
     monkeypatch.setattr(control_room_trials, "CPU_S", 60.0)
     its.look([said])
-    over = several("mine", mine=Stand(state="stopped", why="harm"))
+    over = several("mine", mine=ExperimentState(state="stopped", why="harm"))
     monkeypatch.setattr(ExperimentFold, "read", None)
     [row] = its.look([said, over])
     assert row["state"] == "stopped" and sum(arm["users"] for arm in row["report"]["arms"]) == 1

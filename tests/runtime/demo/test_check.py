@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.client import ApiError, Outcome, Receipt, Recommendations, Recommended
-from recsys.events.event_types import Engagement, Impression, Served, Stamp, encode
+from recsys.events.event_types import Engagement, Impression, ServedItem, Stamp, encode
 from recsys.events.records import (
     DELTAS,
     EVENTS,
@@ -258,7 +258,7 @@ def test_books_count_what_clients_sent_once_and_only_since_the_mark(tmp_path: Pa
     books = Books(log)
     assert books.examples_before() == 1
     served = Impression(
-        time_ms=5, request_id="r", user_id=1, items=[Served(item_id=1)], degraded=["model"]
+        time_ms=5, request_id="r", user_id=1, items=[ServedItem(item_id=1)], degraded=["model"]
     )
     log.append(EVENTS, [_event(2, "a"), _event(4, "a"), _event(3, "b"), _event(3, "b:long_view"),
                         Append(0, b"", encode(served))])  # fmt: skip

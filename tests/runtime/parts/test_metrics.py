@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.config.metrics_config import MetricsConfig
+from recsys.config.part_configs import MetricsConfig
 from recsys.config.system_config import Config
 from recsys.process.part_process import Stop
 from runtime.parts.metrics import CONTENT_TYPE, Server, run, text

@@ -11,8 +11,8 @@ from pathlib import Path
 from recsys.process import process_priority as niceness
 from runtime.parts import ray_worker
 told = []
-ray_worker.set_session = told.append
-ray_worker.session_steps_back = lambda nice: told.append(-nice)
+ray_worker.set_session_priority = told.append
+ray_worker.lower_session_priority = lambda nice: told.append(-nice)
 ray_worker.keep_on_loopback = lambda: told.append("loopback")
 assert os.getsid(0) != os.getpid()
 if leads:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from runtime.supervision.part_metrics import FACTS, SAID, STATES, UNLISTED, families, text_of
+from runtime.supervision.part_metrics import FACTS, PART_METRICS, STATES, UNLISTED, families, text_of
 from runtime.supervision.part_table import NAMES
 from runtime.supervision.system_status import PartStatus, Status, Version
 from serving.http.serving_metrics import STAGES, STATUSES, ServingMetrics
@@ -25,7 +25,7 @@ Row = tuple[str, tuple[str, ...], str]  # kind, labels, meaning
 
 
 def of_parts() -> dict[str, Row]:
-    said = {one.name: (one.kind, (one.label,) if one.label else (), one.about) for one in SAID}
+    said = {one.name: (one.kind, (one.label,) if one.label else (), one.about) for one in PART_METRICS}
     return FACTS | said
 
 
@@ -67,9 +67,9 @@ def test_the_page_says_what_the_code_says(of_replica: dict[str, Row]) -> None:
 
 
 def test_names_are_said_once_and_by_one_scheme(of_replica: dict[str, Row]) -> None:
-    names = [one.name for one in SAID]
+    names = [one.name for one in PART_METRICS]
     assert len(set(names)) == len(names) and not set(names) & (set(FACTS) | set(of_replica))
-    assert {one.part for one in SAID} <= set(NAMES)
+    assert {one.part for one in PART_METRICS} <= set(NAMES)
     for name, (kind, _, about) in (of_parts() | of_replica).items():
         assert re.fullmatch(r"recsys_[a-z0-9_]+", name) and about
         assert name.endswith("_total") == (kind == "counter")
@@ -94,7 +94,7 @@ def test_every_name_that_a_part_puts_into_its_heartbeat_is_listed() -> None:
                         and isinstance(first, ast.Constant)
                     ):
                         found.add((node.func.attr, first.value))
-    listed = {("add" if one.kind == "counter" else "gauge", one.key) for one in SAID}
+    listed = {("add" if one.kind == "counter" else "gauge", one.key) for one in PART_METRICS}
     assert len(found) > 30 and found - listed == set()
 
 
@@ -175,7 +175,7 @@ def test_what_has_not_happened_is_told_as_0_once_the_part_speaks() -> None:
     """Else the first time isn't seen: ``increase`` wants two samples of a series."""
     found = told(status(part("joiner", counters={"events": 5.0}), part("sequencer")))
     assert found["recsys_joiner_events_total", ()] == 5.0
-    counters = {one.name for one in SAID if one.part == "joiner" and one.kind == "counter"}
+    counters = {one.name for one in PART_METRICS if one.part == "joiner" and one.kind == "counter"}
     assert counters == {
         name for name, _ in found if name.startswith("recsys_joiner_") and name.endswith("_total")
     }
@@ -188,7 +188,7 @@ def test_stages_and_statuses_that_are_known_are_told_as_0(tmp_path: Path) -> Non
     stages = re.findall(
         r"`([a-z:]+)`", "".join(re.findall(r"^\|([^|]+)\|", page.split("\n\n")[0], re.M))
     )
-    assert set(stages) == set(STAGES), "docs/operations.md says what each stage means"
+    assert set(stages) == set(STAGES), "docs/how-to/operations.md says what each stage means"
     for stage in STAGES:
         assert f'recsys_degraded_total{{stage="{stage}"}} 0.0' in text
     assert all(f'recsys_events_total{{status="{status}"}} 0.0' in text for status in STATUSES)

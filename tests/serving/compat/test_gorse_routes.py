@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from recsys.config.compat_config import CompatConfig
+from recsys.config.part_configs import CompatConfig
 from recsys.events.event_types import Engagement, Impression
 from recsys.events.records import CONTROL
 from tests.support.gorse_cases import API, EXAMPLES, FEEDBACK, ITEM, ROWS, SCORES, USER, fits

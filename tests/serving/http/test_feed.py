@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from recsys.observability.log_throttle import Seldom
-from recsys.observability.spans import Span, of_request
+from recsys.observability.log_lines import LogThrottle
+from recsys.observability.spans import Span, request_span
 from recsys.observability.tracer import Tracer
 
 app = pytest.importorskip("serving.app")
@@ -14,7 +14,7 @@ app = pytest.importorskip("serving.app")
 
 def feed(failure: str, tell: Any) -> Any:
     its = app.Feed.__new__(app.Feed)
-    its._complaints, its._metrics = Seldom(60.0), SimpleNamespace(tell=tell)
+    its._complaints, its._metrics = LogThrottle(60.0), SimpleNamespace(tell=tell)
     its.service = SimpleNamespace(failure=failure, replica=SimpleNamespace(version=("main", 0, 3)))
     return its
 
@@ -43,7 +43,7 @@ def test_the_newest_spans_go_out_at_the_end() -> None:
     sent: list[Span] = []
     its = feed("", None)
     its._tracer = Tracer(1.0, sent.extend)
-    its._tracer.tell(Span(of_request("r1", "feed"), "feed", 1, 2))
+    its._tracer.record(Span(request_span("r1", "feed"), "feed", 1, 2))
     its.__del__()
     assert len(sent) == 1
     app.Feed.__new__(app.Feed).__del__()  # whose constructor raised

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace as replace_fields
 
 from recsys.config.system_config import Config
-from recsys.events.event_types import Asked, Engagement, Impression, Item, Stamp, encode
+from recsys.events.event_types import Engagement, Impression, Item, RequestInputs, Stamp, encode
 from recsys.events.hashing import digest_of, partition_of
 from recsys.events.records import EVENTS, ITEMS, topics
 from recsys.features.feature_set import FeatureSet
@@ -94,12 +94,12 @@ def test_a_session_is_found_though_its_fold_was_behind(lag_ms: int) -> None:
     session.fold_engagement(liked, FEATURES.item_keys("v1", {"author": "b"}))
     session.offset = offset + 1
     stamp = Stamp(session_offset=session.offset, catalogue_offset=1)
-    asked = Asked(n=1, session=digest_of(session.pack()))
+    asked = RequestInputs(n=1, session=digest_of(session.pack()))
     shown = Impression(
         time_ms=2_000, request_id="s", user_id="u7", items=[], stamp=stamp, asked=asked
     )
     past = PastSessions(log, config, FEATURES)
     assert past.of(shown).pack() == session.pack()
-    other = replace_fields(shown, asked=Asked(n=1, session="another"))
+    other = replace_fields(shown, asked=RequestInputs(n=1, session="another"))
     with pytest.raises(Gone, match="items that it met were changed: v1"):
         past.of(other)

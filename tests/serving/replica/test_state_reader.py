@@ -17,7 +17,7 @@ from parameter_server.shard.shard import Shard
 from parameter_server.storage.snapshots import write_part
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config, ServeConfig
-from recsys.events.control_records import Candidate, Experiments, Live, ModelSize, Stand
+from recsys.events.control_records import Candidate, Experiments, ExperimentState, Live, ModelSize
 from recsys.events.event_types import Item, encode
 from recsys.events.hashing import key_of, uniforms
 from recsys.events.records import (
@@ -291,7 +291,7 @@ class Shards:
 
     def snapshot(self) -> None:
         for shard in self.all:
-            assert shard.published.held["features"] > 0
+            assert shard.published.withheld["features"] > 0
             arrays, meta = shard.export()
             arrays["dense/averaged"] = np.zeros(3, np.float32)
             part, parts = shard.spec.part, shard.spec.parts
@@ -415,7 +415,7 @@ def test_experiments_change_policies_and_bad_ones_do_not(fixture: Fixture) -> No
 
 def test_an_experiment_grows_and_ends_between_two_requests(fixture: Fixture) -> None:
     given = []
-    for stand in (Stand(traffic=0.1), Stand(traffic=0.5), Stand(state="stopped")):
+    for stand in (ExperimentState(traffic=0.1), ExperimentState(traffic=0.5), ExperimentState(state="stopped")):
         said = Experiments(revision=1, configs={"more": EXPERIMENT}, stands={"more": stand})
         fixture.put(CONTROL, said)
         fixture.turn()

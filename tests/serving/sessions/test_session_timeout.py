@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serving.sessions.session_store import MemorySessions, StoreUnavailable
-from serving.sessions.session_timeout import SHUN_S, TimedSessionReader
+from serving.sessions.session_timeout import PAUSE_S, TimedSessionReader
 
 
 class Store(MemorySessions):
@@ -53,7 +53,7 @@ def test_a_hanging_store_costs_a_slice_and_is_then_left_alone() -> None:
             assert await fails(reader) < 0.3
         assert await fails(reader) < 0.01 and store.asked == 3
         store.delay_s = 0.0
-        await asyncio.sleep(SHUN_S)
+        await asyncio.sleep(PAUSE_S)
         assert await reader.get("u") == b"session"
         assert reader.failures == 4
 

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from recsys.config.telemetry_config import TracingConfig
-from recsys.observability.spans import of_request
+from recsys.config.part_configs import TracingConfig
+from recsys.observability.spans import request_span
 from replay.local_system import LocalSystem, small_config
 from tests.support.traced_swipe import swipe_and_learn
 
@@ -46,7 +46,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[dict[
     system = LocalSystem(replace(small_config(folder), tracing=tracing))
     asked = asyncio.run(swipe_and_learn(system, 20))
     assert system.tracer is not None and not system.tracer.dropped
-    return [r for r in asked if system.tracer.chosen(r)], spans_in(folder / "spans.jsonl")
+    return [r for r in asked if system.tracer.is_sampled(r)], spans_in(folder / "spans.jsonl")
 
 
 def test_only_what_is_chosen_is_traced(
@@ -54,7 +54,7 @@ def test_only_what_is_chosen_is_traced(
 ) -> None:
     chosen, spans = ran
     assert 3 <= len(chosen) <= 17
-    asked = {of_request(request_id, "feed").trace_id for request_id in chosen}
+    asked = {request_span(request_id, "feed").trace_id for request_id in chosen}
     assert {span["traceId"] for span in spans if span["name"] == "feed"} == asked
     others = {s["traceId"] for s in spans if s["name"] not in ("step", "publish", "apply")}
     assert others == asked
@@ -67,7 +67,7 @@ def test_a_swipe_is_one_connected_trace_with_all_stages_in_order(
 ) -> None:
     chosen, spans = ran
     by_place = {(span["traceId"], span["spanId"]): span for span in spans}
-    trace_id = of_request(chosen[0], "feed").trace_id
+    trace_id = request_span(chosen[0], "feed").trace_id
     own = [span for span in spans if span["traceId"] == trace_id]
     [feed] = [span for span in own if "parentSpanId" not in span]
     assert feed["name"] == "feed" and said(feed)["request_id"] == chosen[0]

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from recsys.events.event_types import Engagement, Item
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.records import Example
-from recsys.features.feature_set import FeatureSet, one_item
+from recsys.features.feature_set import FeatureSet, item_block
 from tests.support.past_events import ToyPast, toy_past
 from tests.support.small_feed import FEATURES, SCHEMA, START_MS, example
 from training.archive.backfill import FILLED, KEPT, Backfill
@@ -42,7 +42,7 @@ def test_what_is_filled_in_is_what_was_logged_and_says_so() -> None:
     for its, shown in zip(examples(past), past.shown(), strict=True):
         done = fill.fill(its)
         assert done is not None and done.features is not None and done.features.backfilled
-        logged = one_item(shown.impression.features, 1, 3)  # type: ignore[arg-type]
+        logged = item_block(shown.impression.features, 1, 3)  # type: ignore[arg-type]
         again = replace(done.features, backfilled=False)
         assert (again.user_keys, again.item_keys, again.history, again.outcomes) == (
             logged.user_keys, logged.item_keys, logged.history, logged.outcomes)  # fmt: skip

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from experiments.assignment.arm_line import ALL, DIVERTED, WEIGHTED
 from recsys.events.control_records import ArmLine
 from recsys.events.event_types import Stamp
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from tests.support.small_feed import FEATURES, block, toy_config
 from training.candidates.arm_learner import ArmExample, ArmLearner
 from training.continual.learner import Learned, Learner

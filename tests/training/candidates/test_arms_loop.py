@@ -14,7 +14,7 @@ from parameter_server.table.overlay_table import OverlayTable
 from recsys.events.control_records import Decision, ExperimentRequest
 from recsys.events.records import CONTROL, DELTAS, EXAMPLES, Delta, pack
 from recsys.log.protocol import Append
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
 from training.candidates.shadow_loop import ShadowLoop
 from training.continual.learner import Learner
@@ -51,7 +51,7 @@ async def begun(folder: Path, lists: int = 60) -> PromotionRun:
 def test_an_arm_is_answered_by_its_own_line(tmp_path: Path) -> None:
     async def scenario() -> None:
         run = await begun(tmp_path)
-        assert {its.stage for its in run.lifecycle.standings.values()} == {ARM}
+        assert {its.stage for its in run.lifecycle.candidates.values()} == {ARM}
         lines = {CONTROL_LINE, TREATMENT_LINE}
         newest = run.answers[-30:]
         for answer in newest:
@@ -153,7 +153,7 @@ def test_lines_end_with_their_experiment(tmp_path: Path) -> None:
         run = await begun(tmp_path)
         wish(run, "stop")
         await run.show(3)
-        assert {its.stage for its in run.lifecycle.standings.values()} == {ENDED}
+        assert {its.stage for its in run.lifecycle.candidates.values()} == {ENDED}
         assert not run.system.shadow.shadows and not run.system.service.sides.all
         assert run.answers[-1].stamp.line == MAIN
         assert not any(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from recsys.config.system_config import Config
-from recsys.events.control_records import Control, Experiments, Live, Stand
+from recsys.events.control_records import Control, Experiments, ExperimentState, Live
 from recsys.events.records import CONTROL, pack, topics, unpack
 from recsys.log.protocol import Append, MemoryLog
 from recsys.process.part_process import Heartbeat
@@ -70,7 +70,7 @@ def test_the_heartbeat_counts_experiments_that_ended_by_themselves(log, tmp_path
         "c": "harm: hide",
         "d": "asked",
     }
-    stands = {name: Stand(state="stopped", why=why) for name, why in whys.items()}
+    stands = {name: ExperimentState(state="stopped", why=why) for name, why in whys.items()}
     log.append(CONTROL, [Append(0, b"", pack(Experiments(revision=1, stands=stands)))])
     its, beat = director(log, tmp_path, {}), Heartbeat("director")
     its.turn()

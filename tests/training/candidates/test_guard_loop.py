@@ -18,7 +18,7 @@ from parameter_server.storage.mmap_shard import open_mmap_shard
 from recsys.events.control_records import Decision
 from recsys.events.records import EXAMPLES, SCORES, Scores
 from recsys.log.protocol import LogLost
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
 from runtime.cli.candidates import View
 from training.candidates.line_start import LineStart
@@ -68,7 +68,7 @@ def turned(run: PromotionRun, become: Callable[..., None], changes: tuple[Change
 
 
 def guard_name(run: PromotionRun) -> CandidateState:
-    return run.lifecycle.standings[GUARD]
+    return run.lifecycle.candidates[GUARD]
 
 
 def noise(arrays: dict[str, Any]) -> None:
@@ -113,7 +113,7 @@ def test_a_line_that_turns_bad_once_it_is_live_is_taken_back_by_itself(
         # Exactly the requests that it answered are listed, and nothing of them is learned any more.
         await run.show(30)
         assert run.answers[-1].stamp.epoch == 2 and run.lifecycle.live is back
-        assert [its for its in run.lifecycle.at_work if its.guards] == []
+        assert [its for its in run.lifecycle.active if its.guards] == []
         bad = [a for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
         found = affected(run.system.log, "main/1", live.time_ms, run.lifecycle.lives)
         assert sorted(a.request_id for a in found.requests) == sorted(a.request_id for a in bad)
@@ -322,13 +322,13 @@ def test_a_person_or_another_promotion_ends_the_guard(tmp_path: Path) -> None:
             await run.show(1)
         await run.show(3)
         assert guard_name(run).stage == "ended"
-        assert {its.line for its in run.lifecycle.at_work if its.guards} == {"guard-2"}
+        assert {its.line for its in run.lifecycle.active if its.guards} == {"guard-2"}
         assert set(run.system.shadow.shadows) == {"guard-2"}
         run.wish("rollback", "main/2", "it looks odd")
         await run.show(5)
         live = run.lifecycle.live
         assert (live.epoch, live.of, live.reason) == (3, 1, "it looks odd")
-        assert run.lifecycle.at_work == [] and run.system.shadow.shadows == {}
+        assert run.lifecycle.active == [] and run.system.shadow.shadows == {}
         await run.system.stop()
 
     asyncio.run(scenario())

@@ -12,7 +12,7 @@ from recsys.config.system_config import Config, ModelConfig, ParameterServerConf
 from recsys.events.control_records import Candidate, Control, ModelSize
 from recsys.events.records import CONTROL
 from recsys.features.feature_set_file import feature_set
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
 from recsys.process.open_log import create_topics, open_log
 from runtime.cli import candidates as shadow

@@ -174,7 +174,7 @@ def test_a_restart_decides_nothing_twice(town: Town) -> None:
     town.restart()
     assert town.decide() == []
     assert town.promoter.cases["other"].comparison.result() == before
-    assert town.promoter.lifecycle.standings["other"].stage == "canary"
+    assert town.promoter.lifecycle.candidates["other"].stage == "canary"
 
 
 def test_a_wish_that_cannot_be_granted_is_answered(town: Town) -> None:
@@ -189,7 +189,7 @@ def test_a_wish_that_cannot_be_granted_is_answered(town: Town) -> None:
         (answer,) = town.decide()
         assert isinstance(answer, Decision) and (answer.said, answer.to) == ("hold", "rollback")
         assert why in answer.why and town.decide() == []
-    assert town.promoter.lifecycle.standings["over"].why == "worse"
+    assert town.promoter.lifecycle.candidates["over"].why == "worse"
 
 
 def test_a_long_good_past_hides_nothing(town: Town) -> None:

@@ -60,7 +60,7 @@ def test_a_line_that_is_worse_is_taken_back(tmp_path: Path) -> None:
     assert town.promoter.lifecycle.quarantined == ["main/1", "good/0"]
     # Nothing guards what is live again: there is no going to and fro.
     town.scored(GUARD, LIVE_IS_BETTER, 20, epoch=2)
-    assert town.decide() == [] and town.promoter.lifecycle.at_work == []
+    assert town.decide() == [] and town.promoter.lifecycle.active == []
 
 
 def test_a_line_that_is_as_good_or_better_stays_and_the_guard_ends(tmp_path: Path) -> None:
@@ -68,13 +68,13 @@ def test_a_line_that_is_as_good_or_better_stays_and_the_guard_ends(tmp_path: Pat
         town = guarded(tmp_path / str(pair.live))
         town.scored(GUARD, pair, 31, epoch=1)
         assert town.decide() == []
-        (standing,) = town.promoter.lifecycle.at_work
+        (standing,) = town.promoter.lifecycle.active
         assert town.promoter.opinion(standing).startswith("3968 of 4000 examples compared, nothing")
         town.scored(GUARD, pair, 1, epoch=1)
         (over,) = town.decide()
         assert isinstance(over, Decision) and over.final and over.said == "hold"
         assert over.evidence["examples"] == 32 * 128
-        assert town.promoter.lifecycle.at_work == [] and town.decide() == []
+        assert town.promoter.lifecycle.active == [] and town.decide() == []
 
 
 def test_a_guard_ends_by_time_on_a_system_with_few_examples(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_guard_ends_by_time_on_a_system_with_few_examples(tmp_path: Path) -> N
     (over,) = town.decide()
     assert isinstance(over, Decision) and (over.said, over.final) == ("hold", True)
     assert over.why.startswith("24 hours over, 256 examples compared, nothing against")
-    assert town.promoter.lifecycle.at_work == []
+    assert town.promoter.lifecycle.active == []
 
 
 def test_what_was_said_of_another_epoch_does_not_count(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_what_ends_by_a_live_record_keeps_its_numbers_and_no_more(tmp_path: Path
     written(tmp_path, 2, 9)
     town.decide()
     cases = town.promoter.cases
-    assert town.promoter.lifecycle.standings[GUARD].stage == "ended"
+    assert town.promoter.lifecycle.candidates[GUARD].stage == "ended"
     assert (closed(cases["good"]), closed(cases["next"]), closed(cases[GUARD])) == (True,) * 3
     assert cases[GUARD].compared.examples == 3 * 128
     assert cases[GUARD].served is not None and cases[GUARD].served.examples == 100
@@ -117,7 +117,7 @@ def test_what_ends_by_a_live_record_keeps_its_numbers_and_no_more(tmp_path: Path
     town.scored("other", EQUAL, 3, epoch=2)
     town.say(OperatorRequest(what="rollback", line="main/2", reason="it looks odd"))
     town.decide()
-    assert town.promoter.lifecycle.at_work == [] and all(map(closed, cases.values()))
+    assert town.promoter.lifecycle.active == [] and all(map(closed, cases.values()))
     assert town.promoter.cases["other"].compared.examples == 3 * 128
 
 
@@ -130,10 +130,10 @@ def test_a_kill_before_or_after_the_decision_changes_nothing(tmp_path: Path) -> 
     town = guarded(tmp_path)
     town.scored(GUARD, LIVE_IS_BETTER, 5, epoch=1)
     assert town.decide() == []
-    before = str(town.promoter.evidence(town.promoter.lifecycle.at_work[0]))
+    before = str(town.promoter.evidence(town.promoter.lifecycle.active[0]))
     town.restart()
     assert town.decide() == []
-    assert str(town.promoter.evidence(town.promoter.lifecycle.at_work[0])) == before
+    assert str(town.promoter.evidence(town.promoter.lifecycle.active[0])) == before
     town.scored(GUARD, LIVE_IS_WORSE, 20, epoch=1)
     (decision,) = town.promoter.turn()
     town.say(decision)  # it stands on the log, and then the director is killed
@@ -151,12 +151,12 @@ def test_a_kill_before_the_guards_first_word_leaves_it_at_work(tmp_path: Path) -
     town = guarded(tmp_path)
     town.restart()
     assert town.decide() == []
-    assert [its.line for its in town.promoter.lifecycle.at_work] == [GUARD]
+    assert [its.line for its in town.promoter.lifecycle.active] == [GUARD]
 
 
 def test_guards_are_switched_off_by_the_rules(tmp_path: Path) -> None:
     town = guarded(tmp_path, replace(RULES, guard_examples=0))
-    assert town.decide() == [] and town.promoter.lifecycle.at_work == []
+    assert town.decide() == [] and town.promoter.lifecycle.active == []
 
 
 def test_where_the_line_cannot_go_back_the_guard_ends_and_says_so(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_where_the_line_cannot_go_back_the_guard_ends_and_says_so(tmp_path: Path
     assert told([decision, over]) == [(GUARD, "rollback", ""), (GUARD, "hold", "")]
     assert isinstance(over, Decision) and over.final
     assert "but main/1 can't go back: no snapshot of epoch 0 is left" in over.why
-    assert town.promoter.lifecycle.at_work == [] and town.decide() == []
+    assert town.promoter.lifecycle.active == [] and town.decide() == []
 
 
 def test_a_disk_that_is_full_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_a_person_may_end_the_guard_or_take_the_line_back_before_it(tmp_path: Pa
     town.say(OperatorRequest(what="rollback", line="main/1", reason="it looks odd"))
     (live,) = town.decide()
     assert isinstance(live, Live) and live.reason == "it looks odd"
-    assert town.promoter.lifecycle.at_work == [] and town.decide() == []
+    assert town.promoter.lifecycle.active == [] and town.decide() == []
 
 
 def test_a_guard_goes_before_a_candidate_that_would_be_next(tmp_path: Path) -> None:

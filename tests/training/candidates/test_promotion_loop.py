@@ -92,7 +92,7 @@ def test_a_broken_candidate_is_given_up_and_answers_nobody(tmp_path: Path, chang
         run.propose("bad", run.trained(2), [change], learns=False)
         assert await until(run, "bad", "ended", "canary") == "ended"
         assert {line for line, _, _ in stamps(run)} == {MAIN}
-        assert run.lifecycle.standings["bad"].why
+        assert run.lifecycle.candidates["bad"].why
         await run.system.stop()
 
     asyncio.run(scenario())
@@ -112,7 +112,7 @@ def test_a_canary_that_is_taken_back_answers_nobody_after_the_next_turn(tmp_path
         run.wish("rollback", "odd")
         shown = len(run.answers)
         await run.show(20)
-        assert run.lifecycle.standings["odd"].stage == "ended"
+        assert run.lifecycle.candidates["odd"].stage == "ended"
         assert {line for line, _, _ in stamps(run, shown + 1)} == {MAIN}
         found = affected(run.system.log, "odd/0", 0, run.lifecycle.lives)
         asked = sum(a.stamp.line == "odd" for a in run.answers)
@@ -135,7 +135,7 @@ def test_a_canary_that_ranks_upside_down_is_taken_back_by_itself(tmp_path: Path)
         run.propose("odd", run.trained(relabel=turned), learns=False)
         run.say(Decision(line="odd", said="promote", to="canary", share=0.5))
         assert await until(run, "odd", "ended") == "ended"
-        assert run.lifecycle.rolled_back == ["odd"] and run.lifecycle.standings["odd"].why
+        assert run.lifecycle.rolled_back == ["odd"] and run.lifecycle.candidates["odd"].why
         shown = len(run.answers)
         await run.show(5)
         assert {line for line, _, _ in stamps(run, shown)} == {MAIN}
@@ -182,7 +182,7 @@ def test_people_may_keep_the_last_word(tmp_path: Path) -> None:
             if case.said.startswith("waits for approval"):
                 break
             await run.show(10)
-        assert run.lifecycle.standings["cand-1"].stage == "shadow"
+        assert run.lifecycle.candidates["cand-1"].stage == "shadow"
         assert case.said.startswith("waits for approval: log loss gained")
         (row,) = View(run.system.log, run.config).turn()
         assert row["why"] == case.said, "who only looks is told the same"

@@ -23,8 +23,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
 from recsys.model.batch import batch_of
-from recsys.model.blueprint import build_model
-from recsys.model.model import lookup_of
+from recsys.model.model import build_model, lookup_of
 from training.candidates import retrieval_recall as recall
 from training.candidates.retrieval_recall import Search, Weights, sorted_rows
 

@@ -201,8 +201,8 @@ def test_each_model_s_speed_is_its_own_and_a_slow_one_is_given_up(tmp_path: Path
         same, large = cases["same"].figures, cases["large"].figures
         assert same["rank_us"] == same["live_rank_us"]
         assert large["rank_us"] > run.config.promotion.latency * large["live_rank_us"]
-        assert run.lifecycle.standings["large"].stage == "ended"
-        assert "to rank a list" in run.lifecycle.standings["large"].why
+        assert run.lifecycle.candidates["large"].stage == "ended"
+        assert "to rank a list" in run.lifecycle.candidates["large"].why
         await run.system.stop()
 
     asyncio.run(scenario())

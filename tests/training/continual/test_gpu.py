@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recsys.config.system_config import TrainerConfig
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from tests.support.learner_cases import CONFIG, learned, learner
 from tests.support.small_feed import FEATURES, example
 from training.continual.learner import Learner

@@ -6,8 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from recsys.config.part_configs import TracingConfig
 from recsys.config.system_config import Config
-from recsys.config.telemetry_config import TracingConfig
 from recsys.observability.spans import Span
 from recsys.observability.tracer import Tracer
 from training.continual.learn_trace import LearnTrace

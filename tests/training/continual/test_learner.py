@@ -5,7 +5,7 @@ import pytest
 
 from recsys.events.event_types import FeatureBlock
 from recsys.features.feature_set import UnknownFeatureSet
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from tests.support.learner_cases import CONFIG, learned, learner, rows_of
 from tests.support.small_feed import FEATURES, example
 from training.continual.jagged import keyed_jagged

@@ -9,8 +9,8 @@ import pytest
 from benchmarks.studies.drift.scenario_log import ScenarioLog
 from benchmarks.studies.drift.scenario_stream import Stream, watch
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
-from recsys.model.blueprint import build_model
 from recsys.model.list_ranker import lists_of
+from recsys.model.model import build_model
 from recsys.model.prediction_metrics import auc
 from replay.replay_run import ReplayOptions
 from training.continual.learner import Lane, Learner

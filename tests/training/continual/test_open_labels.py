@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from parameter_server.table.table import initial_rows
-from recsys.config.system_config import JoinConfig
-from recsys.events.event_types import Engagement, Event, Impression, Served
+from recsys.config.system_config import JoinConfig, tables_of
+from recsys.events.event_types import Engagement, Event, Impression, ServedItem
 from recsys.events.records import Example
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.model.model import build_model
 from tests.support.small_feed import FEATURES, block, example, toy_config
 from training.continual.learner import Learner
 from training.continual.open_labels import told
@@ -58,7 +57,7 @@ class Stream:
             at_s, item = n / PER_S, int(draw.integers(ITEMS))
             where = dict(request_id=f"r{n}", user_id="u")
             waiting.append(
-                Impression(time_ms=int(at_s * 1000), items=[Served(item_id=item)], features=_block(item),
+                Impression(time_ms=int(at_s * 1000), items=[ServedItem(item_id=item)], features=_block(item),
                            **where)  # type: ignore[arg-type]
             )  # fmt: skip
             became = []

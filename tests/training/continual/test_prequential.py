@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recsys.model import prediction_metrics as exact
-from recsys.model.score_bins import bins_of, counted
+from recsys.model.prediction_metrics import bin_weights, bins_of
 from training.continual.prequential import Prequential
 
 
@@ -14,8 +14,8 @@ def sums_of(p: np.ndarray, happened: np.ndarray, label: str = "like") -> dict[st
     return {
         "examples": float(len(p)), f"loss.{label}": loss.sum(), f"predicted.{label}": p.sum(),
         f"happened.{label}": happened.sum(),
-        **{f"bin.{label}.{n}": count for n, count in counted(bins, ones).items()},
-        **{f"bin1.{label}.{n}": count for n, count in counted(bins, happened).items()},
+        **{f"bin.{label}.{n}": count for n, count in bin_weights(bins, ones).items()},
+        **{f"bin1.{label}.{n}": count for n, count in bin_weights(bins, happened).items()},
     }  # fmt: skip
 
 

@@ -2,7 +2,17 @@
 
 import msgspec
 
-from recsys.events.records import DELTAS, EXAMPLES, STEPS, Delta, Erased, Range, Step, pack, topics
+from recsys.events.records import (
+    DELTAS,
+    EXAMPLES,
+    STEPS,
+    Delta,
+    ErasedExample,
+    Range,
+    Step,
+    pack,
+    topics,
+)
 from recsys.log.protocol import Append, MemoryLog
 from recsys.process.part_process import Heartbeat
 from tests.support.small_feed import START_MS, example
@@ -46,7 +56,7 @@ def test_how_long_views_took_is_told_of_some_examples_a_second() -> None:
     for partition, its in enumerate((ended, others)):
         log.append(EXAMPLES, [Append(partition, b"", pack(one)) for one in its])
     log.append(
-        EXAMPLES, [Append(1, b"", b"\xc1"), Append(1, b"", pack(Erased(sequence=1, closed_ms=1)))]
+        EXAMPLES, [Append(1, b"", b"\xc1"), Append(1, b"", pack(ErasedExample(sequence=1, closed_ms=1)))]
     )
     ranges = [Range(0, 0, 10), Range(1, 0, 4)]
     step = Step(

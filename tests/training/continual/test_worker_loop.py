@@ -32,7 +32,7 @@ from recsys.events.records import (
 )
 from recsys.features import feature_set_file as feature_sets
 from recsys.log.protocol import Append, Log, LogLost
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Heartbeat, Stop
 from recsys.process.part_snapshot import PartState
@@ -114,7 +114,7 @@ def test_a_shard_that_is_a_step_ahead_is_answered_for() -> None:
     for _ in range(3):
         other.turn()
     mixed = LocalClient([client.shards[0], behind.shards[1]])
-    assert sorted(mixed.where()) == [3, 4]
+    assert sorted(mixed.applied_steps()) == [3, 4]
     drain(worker(log, mixed, config))
     assert digest_of_shards(mixed.shards) == digest_of_shards(whole.shards)
 
@@ -272,7 +272,7 @@ def test_from_events_to_weights_in_lockstep() -> None:
         pass
     made = sum(map(len, everything(log, EXAMPLES, Example)))
     assert its.counts["examples"] == made > 100
-    assert client.where() == [cutter.step]
+    assert client.applied_steps() == [cutter.step]
 
 
 # --- the parts ---

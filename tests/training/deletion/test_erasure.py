@@ -13,12 +13,12 @@ from recsys.events.records import (
     EVENTS,
     EXAMPLES,
     DeadLetter,
-    Erased,
+    ErasedExample,
     Example,
+    non_example,
     pack,
     topics,
     unpack,
-    without_example,
 )
 from recsys.log.protocol import Append, Log, LogUnchangeable, MemoryLog, Record
 from recsys.log.sqlite_log import SqliteLog
@@ -152,8 +152,8 @@ def test_nothing_of_a_forgotten_user_is_left_and_all_else_stays(log: Log, tmp_pa
             assert decode(left.value) == Tick(time_ms=decode(record.value).time_ms)
         elif topic == EXAMPLES:
             was = unpack(record.value, Example)
-            empty = Erased(sequence=was.sequence, closed_ms=was.closed_ms)
-            assert without_example(left.value) == empty
+            empty = ErasedExample(sequence=was.sequence, closed_ms=was.closed_ms)
+            assert non_example(left.value) == empty
         else:
             was_letter = unpack(left.value, DeadLetter)
             assert (was_letter.topic, was_letter.offset, was_letter.raw) == (EVENTS, 1, b"")

@@ -8,9 +8,17 @@ import numpy as np
 from parameter_server.publish.deltas import to_arrays
 from parameter_server.rpc.parameter_client import LocalClient
 from recsys.events.hashing import key_of
-from recsys.events.records import DEAD_LETTERS, EXAMPLES, Delta, Erased, Example, Forget, pack
+from recsys.events.records import (
+    DEAD_LETTERS,
+    EXAMPLES,
+    Delta,
+    ErasedExample,
+    Example,
+    Forget,
+    pack,
+)
 from recsys.log.protocol import Append, MemoryLog
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from tests.support.small_feed import (
     DENSE,
     FEATURES,
@@ -74,7 +82,7 @@ def test_an_empty_place_leaves_the_lanes_of_the_others_as_they_were() -> None:
     for its in examples:
         value = pack(its)
         if its.user_id == "u3":
-            value = pack(Erased(sequence=its.sequence, closed_ms=its.closed_ms))
+            value = pack(ErasedExample(sequence=its.sequence, closed_ms=its.closed_ms))
         erased.append(EXAMPLES, [Append(its.partition, b"", value)])
     for log in (whole, erased):
         SequencerLoop(log, CONFIG, FEATURES, lambda: 10**15).turn()

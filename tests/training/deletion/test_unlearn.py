@@ -18,7 +18,7 @@ from recsys.events.hashing import partition_of
 from recsys.events.records import CONTROL, DELTAS, EVENTS, EXAMPLES, STEPS, Step, pack, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log, MemoryLog
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.process.part_snapshot import PartState
 from tests.support.small_feed import (
     FEATURES,

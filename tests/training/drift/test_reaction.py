@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.drift.monitors import Alarm, Evidence
+from training.drift.monitors import DriftAlarm, AlarmEvidence
 from training.drift.reaction import (
     PublishEvery,
     ReactionConfig,
@@ -11,13 +11,13 @@ from training.drift.reaction import (
     StartOffline,
 )
 
-EVIDENCE = Evidence("page-hinkley", 0.6, 0.7, 0.03, 5, 4)
-LOSS = Alarm("loss", "like", 0, 1, EVIDENCE)
+EVIDENCE = AlarmEvidence("page-hinkley", 0.6, 0.7, 0.03, 5, 4)
+LOSS = DriftAlarm("loss", "like", 0, 1, EVIDENCE)
 HOUR_MS = 3_600_000
 
 
-def feature(name: str) -> Alarm:
-    return Alarm("feature", name, 0, 1, EVIDENCE)
+def feature(name: str) -> DriftAlarm:
+    return DriftAlarm("feature", name, 0, 1, EVIDENCE)
 
 
 def test_a_loss_raises_the_rate_and_calls_for_the_offline_job_once() -> None:

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.lanes import MAX_RATE
-from recsys.config.drift_config import DriftRules
+from recsys.config.part_configs import DriftConfig
 from recsys.events.control_records import Alarm, Control, Live, Reaction
 from recsys.events.event_types import FeatureBlock
 from recsys.events.records import CONTROL, DELTAS, STEPS, Delta, Step, pack, topics, unpack
@@ -23,9 +23,9 @@ from tests.support.small_feed import FEATURES, append_examples, example, toy_con
 from training.candidates.director import Director, report_drift
 from training.drift import watch as drift_watch
 from training.drift.offline_command import OfflineCommand
-from training.drift.watch import DriftWatch, SampledFeatures, steady
+from training.drift.watch import DriftWatch, SampledFeatures, is_steady
 
-REACTS = DriftRules(react=True, calm_examples=128 * 90, most_gathered=4)
+REACTS = DriftConfig(react=True, calm_examples=128 * 90, most_gathered=4)
 CALM, BLOCK = 85, 128  # steps that warm the monitors up, each a block
 
 
@@ -48,11 +48,11 @@ def replace_part(delta: Delta) -> Delta:
     return structs.replace(delta, part=1, metrics={})
 
 
-def config_of(tmp_path, rules: DriftRules = REACTS):
+def config_of(tmp_path, rules: DriftConfig = REACTS):
     return replace(toy_config(str(tmp_path)), drift=rules)
 
 
-def director(log, tmp_path, rules: DriftRules = REACTS) -> Director:
+def director(log, tmp_path, rules: DriftConfig = REACTS) -> Director:
     its = Director(log, config_of(tmp_path, rules), lambda: 0)
     its.turn()
     return its
@@ -132,14 +132,14 @@ def test_where_reactions_are_off_alarms_are_told_alone_and_what_stood_is_taken_b
 ) -> None:
     log = toy_log()
     log.append(CONTROL, [Append(0, b"", pack(Reaction(rate=2.5, publish_every=4)))])
-    its = director(log, tmp_path, DriftRules())
+    its = director(log, tmp_path, DriftConfig())
     assert [(r.rate, r.publish_every) for r in said(log, Reaction)] == [(2.5, 4), (1.0, 1)]
     steps(log, 1, CALM)
     steps(log, CALM + 1, 8, loss=1.2)
     its.turn()
     assert said(log, Alarm) and len(said(log, Reaction)) == 2
-    assert len(said(log, Reaction)) == 2 and director(log, tmp_path, DriftRules()).turn() == 0
-    off = director(log, tmp_path, DriftRules(watch=False))
+    assert len(said(log, Reaction)) == 2 and director(log, tmp_path, DriftConfig()).turn() == 0
+    off = director(log, tmp_path, DriftConfig(watch=False))
     before = len(said(log, Alarm))
     steps(log, 101, CALM + 8)
     steps(log, 202, 8, loss=1.5)
@@ -150,7 +150,7 @@ def test_where_reactions_are_off_alarms_are_told_alone_and_what_stood_is_taken_b
 def test_a_lowered_bound_holds_for_what_stands_already(tmp_path) -> None:
     log = toy_log()
     log.append(CONTROL, [Append(0, b"", pack(Reaction(rate=3.0, publish_every=8)))])
-    its = director(log, tmp_path, DriftRules(react=True, most_rate=2.0, most_gathered=4))
+    its = director(log, tmp_path, DriftConfig(react=True, most_rate=2.0, most_gathered=4))
     assert (its.drift.reaction.rate, its.drift.reaction.publish_every) == (2.0, 4)
 
 
@@ -232,14 +232,14 @@ def test_a_share_of_the_examples_is_looked_at_and_no_correction(monkeypatch) -> 
     log = toy_log()
     sampled = SampledFeatures(log, FEATURES)
     fed = []
-    monkeypatch.setattr(sampled.watch, "step", lambda *its: fed.append(its) or [])
+    monkeypatch.setattr(sampled.monitor, "step", lambda *its: fed.append(its) or [])
     monkeypatch.setattr(drift_watch, "_SHARE", 1.0)
     odd = FeatureBlock(feature_set="another")
     changes = {1: {"correction": True}, 4: {"features": odd}, 7: {"features": None}}
     append_examples(log, [example(3 * n, **changes.get(n, {})) for n in range(64)])  # partition 0
     assert sampled.turn(0, 5) == [] and sampled.watched == 61
     dense_BF, keys, at_ms, step = fed[0]
-    assert dense_BF.shape == (61, len(sampled.watch.columns)) and (at_ms, step) == (
+    assert dense_BF.shape == (61, len(sampled.monitor.columns)) and (at_ms, step) == (
         example(189).closed_ms,
         5,
     )
@@ -259,13 +259,13 @@ def test_a_share_of_the_examples_is_looked_at_and_no_correction(monkeypatch) -> 
 
 
 def test_columns_that_only_grow_or_turn_are_not_watched() -> None:
-    assert all(map(steady, ("item/like.fast", "user/watch.slow", "item.duration_ms")))
-    assert not any(map(steady, ("all/shown.slow", "hour.sin", "events", "item.vector[3]")))
+    assert all(map(is_steady, ("item/like.fast", "user/watch.slow", "item.duration_ms")))
+    assert not any(map(is_steady, ("all/shown.slow", "hour.sin", "events", "item.vector[3]")))
 
 
 def test_a_system_of_the_usual_features_is_watched(tmp_path) -> None:
     config = config_of(tmp_path)
-    assert DriftWatch(toy_log(), config, feature_set(config))._features.watch.slots
+    assert DriftWatch(toy_log(), config, feature_set(config))._features.monitor.slots
 
 
 # --- the offline command ---

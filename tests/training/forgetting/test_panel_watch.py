@@ -16,13 +16,12 @@ import pytest
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.storage import snapshots
 from parameter_server.storage.snapshot_rows import rows_of
-from recsys.config.drift_config import DriftRules
-from recsys.config.system_config import Config
+from recsys.config.part_configs import DriftConfig
+from recsys.config.system_config import Config, tables_of
 from recsys.events.control_records import Erasure, Live
-from recsys.events.records import CONTROL, EXAMPLES, Erased, pack
+from recsys.events.records import CONTROL, EXAMPLES, ErasedExample, pack
 from recsys.log.protocol import Append, LogUnavailable, Record
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.model.model import build_model
 from recsys.process.part_process import Heartbeat
 from tests.support.small_feed import DENSE, FEATURES, append_examples, example, toy_config, toy_log
 from training.candidates.shadow_loop import ShadowLoop
@@ -45,7 +44,7 @@ class Line:
 
     def __init__(self, state: Path, shards: int = 2) -> None:
         its = toy_config(str(state), examples=32, shards=shards)
-        self.config: Config = replace(its, drift=DriftRules(panel_examples=256))
+        self.config: Config = replace(its, drift=DriftConfig(panel_examples=256))
         self.log, self._numbers = toy_log(), count()
         self.folder = state / "snapshots"
         self._sequencer = SequencerLoop(self.log, self.config, FEATURES, count(0, 1_000).__next__)
@@ -213,7 +212,7 @@ def test_who_has_asked_to_be_forgotten_leaves_at_once_and_the_erased_are_empty_p
     assert 200 < line.watch.told[PREVIOUS].examples < 256
 
 
-EMPTY = Erased(sequence=1, closed_ms=1)
+EMPTY = ErasedExample(sequence=1, closed_ms=1)
 
 
 def test_a_correction_that_comes_later_changes_the_label(line: Line) -> None:

@@ -45,7 +45,7 @@ TRUE = (1 - np.exp(-10 / 60)) / (1 - np.exp(-320 / 60))
 def test_it_learns_the_share_that_comes_early() -> None:
     its = counted([20] * 1500)
     assert its.arrived(1) == [pytest.approx(TRUE, rel=0.05)]
-    assert its.foreseen(1) == 1 and its.arrived(0) == [] and its.foreseen(0) == 0
+    assert its.late_labels(1) == 1 and its.arrived(0) == [] and its.late_labels(0) == 0
 
 
 @pytest.mark.parametrize("slices", [3, 5.5, 16])
@@ -111,7 +111,7 @@ def test_labels_and_ways_of_ending_are_apart() -> None:
         its.later(second * 1000, 1, 0b100, second * 1000 + 300_000)
     assert its.arrived(0) == [1.0, pytest.approx(1 / 2, rel=0.02), 1.0]
     assert its.arrived(1) == [1.0, 1.0, pytest.approx(1 / 3, rel=0.02)]
-    assert (its.foreseen(0), its.foreseen(1)) == (0b010, 0b100)
+    assert (its.late_labels(0), its.late_labels(1)) == (0b010, 0b100)
 
 
 def test_a_silence_of_any_length_leaves_nothing_behind() -> None:

@@ -12,7 +12,6 @@ from recsys.events.records import Example, Forget
 from recsys.features.feature_set import read_block
 from tests.support.small_feed import FEATURES, START_MS, engagement, feed, impression
 from training.joining.joiner import Joiner
-from training.joining.spill import MemorySpill
 
 LABELS = list(FEATURES.schema.labels)
 CONFIG = JoinConfig(window_s=60, horizon_s=600)

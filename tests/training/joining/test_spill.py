@@ -15,6 +15,7 @@ from recsys.events.event_types import Event, User
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import MemoryLog
 from recsys.process.part_snapshot import PartState
+from tests.support.memory_spill import MemorySpill
 from tests.support.small_feed import (
     FEATURES,
     PARTITIONS,
@@ -29,8 +30,7 @@ from training.joining import pending_impressions as shelf
 from training.joining.impression_state import Open, new_state
 from training.joining.joiner import Joiner
 from training.joining.joiner_loop import JoinerLoop
-from training.joining.spill import MemorySpill, Row, Spill, SpillLost
-from training.joining.sqlite_spill import SqliteSpill
+from training.joining.spill import Row, Spill, SpillLost, SqliteSpill
 
 CONFIG = JoinConfig(window_s=20, horizon_s=100, negatives=0.5)
 CAP = 40_000  # bytes: some open impressions, or a hundred closed ones

@@ -153,7 +153,7 @@ def test_it_is_judged_and_takes_over_like_any_other(tmp_path: Path) -> None:
         run.ask_for("merged-1")
         for _ in range(100):
             await run.show(5)
-            if run.lifecycle.standings["merged-1"].stage == "live":
+            if run.lifecycle.candidates["merged-1"].stage == "live":
                 break
         assert run.lifecycle.live.candidate == "merged-1"
         step = run.system.worker.step

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.events.hashing import key_of
-from recsys.events.records import EVENTS, EXAMPLES, Erased, Example, Forget, pack
+from recsys.events.records import EVENTS, EXAMPLES, ErasedExample, Example, Forget, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append
 from tests.support.archived_examples import COUNT, MINUTE_MS, archived, at, hour_file, remove_hour
@@ -166,7 +166,7 @@ def test_who_asked_to_be_forgotten_is_not_learned_however_late_they_asked(tmp_pa
     forget = Forget(
         partition=1, offset=9, sequence=81, user_id=user, closed_ms=START_MS + COUNT * MINUTE_MS
     )
-    empty = Erased(sequence=81, closed_ms=START_MS + COUNT * MINUTE_MS)
+    empty = ErasedExample(sequence=81, closed_ms=START_MS + COUNT * MINUTE_MS)
     also = [Append(1, b"u", pack(forget)), Append(0, b"", pack(empty)), Append(2, b"", b"\xc1")]
     archive = archived(tmp_path / "archive", also)
     its = cache(archive, until=50)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from parameter_server.shard.shard import Shard, ShardSpec
-from recsys.model.model_tables import tables_of
+from recsys.config.system_config import tables_of
 from tests.support.offline_examples import MODEL, MemoryCheckpoints, toy_blocks, toy_trainer
 from training.offline.loop import DONE, OfflineLoop, Plan, scores
 from training.offline.setup import export_meta

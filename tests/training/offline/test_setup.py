@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.config.system_config import tables_of
+from recsys.model.model import build_model
 from tests.support.offline_examples import MODEL, toy_blocks, toy_trainer
 from tests.support.small_feed import FEATURES
 from training.candidates.registry import Parent
 from training.continual.learner import Learner
-from training.offline.setup import Ancestor, table_maker, build_trainer, count_vocabularies
+from training.offline.setup import Ancestor, build_trainer, count_vocabularies, table_maker
 from training.offline.tables import OwnTable
 
 PARENT = Parent("main", 0, 7, "0" * 64)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.config.system_config import tables_of
+from recsys.model.model import build_model
 from tests.support.offline_examples import (
     MODEL,
     MemoryBlocks,

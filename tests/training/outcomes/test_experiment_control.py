@@ -7,7 +7,7 @@ import pytest
 
 from experiments.assignment.policy import Policies
 from experiments.statistics.revision import running
-from recsys.events.control_records import Control, ExperimentRequest, Experiments, Stand
+from recsys.events.control_records import Control, ExperimentRequest, Experiments, ExperimentState
 from recsys.events.records import CONTROL, pack, unpack
 from recsys.log.protocol import Append
 from tests.support.experiment_log import HOUR_MS, LABELS, ToyTrial
@@ -196,7 +196,7 @@ def test_one_that_cannot_be_read_is_stopped_and_the_others_go_on(toy: ToyTrial) 
     newest = runs.trials.newest
     bad = msgspec.structs.replace(
         newest, revision=newest.revision + 1, configs={**newest.configs, "typo.yaml": BROKEN_TEXT},
-        stands={**newest.stands, "typo": Stand(traffic=1.0, given=True)},
+        stands={**newest.stands, "typo": ExperimentState(traffic=1.0, given=True)},
     )  # fmt: skip
     toy.log.append(CONTROL, [Append(0, b"", pack(bad))])
     serve(toy)

@@ -10,7 +10,7 @@ from experiments.assignment.metric import metric_of
 from experiments.statistics.readout import BROKEN
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import JoinConfig
-from recsys.events.control_records import Experiments, Stand
+from recsys.events.control_records import Experiments, ExperimentState
 from recsys.events.event_types import Engagement, encode
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Append
@@ -186,7 +186,7 @@ def test_an_arm_that_the_hash_does_not_give_breaks_it(toy: ToyTrial) -> None:
 def test_a_ramp_that_grows_moves_nobody(toy: ToyTrial) -> None:
     for traffic in (0.1, 0.4, 0.8):
         toy.take(
-            Experiments(revision=1, configs=SAID.configs, stands={"mine": Stand(traffic=traffic)})
+            Experiments(revision=1, configs=SAID.configs, stands={"mine": ExperimentState(traffic=traffic)})
         )
         for n in range(60):
             toy.serve(f"u{n}")

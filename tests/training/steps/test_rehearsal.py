@@ -9,9 +9,9 @@ from msgspec.structs import replace
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.shard import digest_of_shards
 from recsys.config.system_config import StepConfig
-from recsys.events.records import EXAMPLES, STEPS, Erased, Range, pack
+from recsys.events.records import EXAMPLES, STEPS, ErasedExample, Range, pack
 from recsys.log.protocol import Append
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from replay.simulation.world_aba import WorldABA
 from tests.support.small_feed import FEATURES, append_examples, example, toy_config, toy_log
 from training.continual.learner import Learner
@@ -110,7 +110,7 @@ def learned(rehearsed: list[Range], weight: float = 1.0) -> tuple[str, dict[str,
     log, deltas = toy_log(), []
     append_examples(log, [example(n, partition=0, offset=n) for n in range(16)])
     if rehearsed and rehearsed[0].partition == 1:
-        log.append(EXAMPLES, [Append(1, b"", pack(Erased(sequence=1, closed_ms=1)))])
+        log.append(EXAMPLES, [Append(1, b"", pack(ErasedExample(sequence=1, closed_ms=1)))])
     model = build_model(FEATURES, CONFIG.model)
     client = LocalClient.fresh(spec_of(CONFIG), model.read_dense(), deltas.append)
     sequencer = Sequencer(

@@ -232,7 +232,7 @@ def test_steps_that_nobody_can_tell_apart_say_what_to_do() -> None:
     client = fresh_client(config)
     with pytest.raises(LogLost, match=r"steps/0 has no step 6 .*offsets \[5\].*of step 7"):
         drain(worker(broken, client, config))
-    assert client.where() == [4]  # it looks one step ahead
+    assert client.applied_steps() == [4]  # it looks one step ahead
     only_missing = worker(copied(log, steps[:5] + steps[6:]), fresh_client(config), config)
     drain(only_missing)  # waits: where no record is broken, one may be on its way
     assert only_missing.step == 5

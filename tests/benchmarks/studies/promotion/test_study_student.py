@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from benchmarks.studies.promotion import student_arms, study_student
 from benchmarks.studies.promotion.student_arms import Arms, as_int8, replace_last, requests_of
 from benchmarks.study import study
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.config.system_config import tables_of
+from recsys.model.model import build_model
 from serving.ranking.scoring import probabilities
 from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore

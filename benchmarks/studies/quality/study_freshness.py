@@ -1,0 +1,117 @@
+"""`recsys study freshness DATA|world`: AUC as a function of the sync interval of a replica."""
+
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import typer
+
+from benchmarks.harness.commands import check_at_least, study_command
+from benchmarks.harness.world_log import WorldLog
+from benchmarks.studies.quality.study_figures import Judged, draw_aucs, figures, plot
+from recsys.config.system_config import Config, ModelConfig
+from recsys.features.feature_set import FeatureSet
+from replay.datasets.dataset import Dataset
+from replay.datasets.open_dataset import open_dataset
+from replay.direct_loop import DirectLoop
+from replay.parameter_copies import SideBySide, Sync
+from replay.replay_report import judged_from_ms, with_bar
+from replay.replay_run import Progress, ReplayOptions, config_for, replay_with
+from runtime.cli.common import check_folders
+
+_SAMPLES: Final = 500  # bootstrap draws of users
+_MINUTE_MS: Final = 60_000
+# From the stalest to the freshest: neighbours are compared.
+_EVERY_MS: Final = (
+    ("1 day", 24 * 60 * _MINUTE_MS),
+    ("5 h", 300 * _MINUTE_MS),
+    ("1 h", 60 * _MINUTE_MS),
+    ("30 min", 30 * _MINUTE_MS),
+    ("1 min", _MINUTE_MS),
+    ("each step", 0),
+)
+
+
+def syncs_of(frozen_after_ms: int) -> list[Sync]:
+    """The compared sync schedules, from the stalest to the freshest."""
+    return [Sync("frozen", 0, frozen_after_ms), *(Sync(name, ms) for name, ms in _EVERY_MS)]
+
+
+def judge(
+    dataset: Dataset, options: ReplayOptions, seed: int, progress: Progress = iter
+) -> tuple[Judged, int]:
+    """One replay with all sync schedules side by side: the judged rows, and the number of learned steps.
+
+    ``seed``: of the model's initial values.
+    """
+    from_ms = judged_from_ms(dataset)
+    config = config_for(dataset, options, Config(model=ModelConfig(seed=seed)))
+    features = FeatureSet(dataset.schema, options.features, config.sessions.history)
+    loop = DirectLoop(features, config)
+    player = SideBySide(features, config, loop, syncs=syncs_of(from_ms))
+    rows = replay_with(player, dataset, options, progress, loop.digest).predictions
+    judged_N = np.asarray(rows.time_ms) >= from_ms
+    judged = Judged(
+        np.array([copy.scores()[judged_N] for copy in player.copies]),
+        np.asarray(rows.labels[dataset.labels[0]])[judged_N],
+        np.array([str(user) for user in rows.user_id])[judged_N],
+    )
+    return judged, loop.sequencer.step
+
+
+@study_command
+def freshness(
+    data: Annotated[str, typer.Argument(help="A folder as for replay; or world, a drifting one.")],
+    features: Annotated[str, typer.Option(help="ids, ids+history or all.")] = "all",
+    seeds: Annotated[int, typer.Option(help="Runs with other initial values (and worlds).")] = 5,
+    hours: Annotated[float, typer.Option(help="Duration of the world's log.")] = 72.0,
+    step_examples: Annotated[int, typer.Option(help="Examples in a step, at most.")] = 64,
+    step_every: Annotated[float, typer.Option(help="Longest wait of an example, event s.")] = 600.0,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Write a plot to this file, as SVG.")
+    ] = None,
+) -> dict[str, Any]:
+    """AUC as a function of the sync interval of a replica."""
+    check_at_least(1, seeds=seeds)
+    check_folders(plot_file)
+    options = ReplayOptions(
+        ModelConfig(features=features).features, step_examples=step_examples, step_every_s=step_every
+    )  # fmt: skip
+    result = measure(data, options, seeds, hours)
+    for sync in result["syncs"]:
+        typer.echo(f"{sync['sync']:>10}  AUC {sync['auc']:.4f}")
+    for pair in result["pairs"]:
+        typer.echo(
+            f"{pair['from']} → {pair['to']}: {pair['difference']:+.4f} "
+            f"({pair['low']:+.4f} to {pair['high']:+.4f}), {pair['said']}"
+        )
+    if plot_file is not None:
+        about = f"{result['data']}, {features}, {seeds} seeds"
+        plot_file.write_text(plot(result, f"AUC of {result['label']} by sync interval: {about}"))
+    return result
+
+
+def measure(
+    data: str, options: ReplayOptions, seeds: int, hours: float, progress: Progress = with_bar
+) -> dict[str, Any]:
+    """Figures of all seeds. On a folder every seed is judged with the same bootstrap draws of its users."""
+    drawn, steps, world = [], [], data == "world"
+    dataset: Dataset = WorldLog(0, hours) if world else open_dataset(data)
+    for seed in range(seeds):
+        if world:
+            dataset = WorldLog(seed, hours)
+        judged, learned = judge(dataset, options, seed, progress)
+        drawn.append(draw_aucs(judged, _SAMPLES, seed if world else 0))
+        steps.append(learned)
+    return {
+        "data": dataset.name,
+        "label": dataset.labels[0],
+        "options": {"features": options.features, "step_examples": options.step_examples,
+                    "step_every_s": options.step_every_s, **({"hours": hours} if world else {})},
+        "seeds": list(range(seeds)),
+        "steps": steps,
+        "rows": judged.labels_N.size,
+        "users": len(np.unique(judged.users_N)),
+        "samples": _SAMPLES,
+        **figures([sync.name for sync in syncs_of(0)], drawn),
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Work behind the commands that change or create data: downloads, offline training, backfill, deletion."""

@@ -1,0 +1,181 @@
+"""Feature audit and backfill of an archive: both recompute features from the raw events of the time.
+
+They read the archive alone, of a running or a stopped system, or of one of which nothing else is left.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from recsys.config.system_config import Config
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import FILE, feature_set
+from runtime.supervision import launch_plan
+from training.archive.audit import TOLERANCE, AuditReport
+
+
+def audit_features(
+    folder: Path, share: float, limit: int, tolerance: float = TOLERANCE, file: Path | None = None
+) -> AuditReport:
+    """Compares logged with recomputed features, for a hashed sample of the archived impressions."""
+    from recsys.events.hashing import uniform
+    from serving.reconstruction.reconstructed_replica import Gone
+    from serving.reconstruction.reconstructed_session import PastSessions
+    from serving.sessions.session_fold import fold_event, shown_keys
+    from training.archive.audit import Audit, is_sampled
+    from training.archive.raw_events import ArchiveSource
+    from training.archive.recompute import (
+        CantRecompute,
+        Folds,
+        PastCounters,
+        PlacedImpression,
+        Recomputer,
+        split_by_counter_offsets,
+    )
+
+    archive, config = archive_of(folder), config_of(folder)
+    features = features_of(folder, config, file)
+    source = ArchiveSource(archive)
+    sample = [
+        placed for placed in source.impressions() if is_sampled(placed.impression.request_id, share)
+    ]
+    if len(sample) > limit:
+        sample = sorted(sample, key=lambda placed: uniform(1, placed.impression.request_id))[:limit]
+    source.keep({str(placed.impression.user_id).encode() for placed in sample})
+    items, folds = source.items(features), Folds(fold_event, shown_keys)
+    sessions = PastSessions(source, config, features)  # type: ignore[arg-type]  # it reads like a log
+
+    def session_of(placed: PlacedImpression) -> Any:
+        impression = placed.impression
+        try:
+            if impression.stamp is None or impression.asked is None:
+                return sessions.before(impression, placed.offset)
+            return sessions.of(impression)
+        except Gone as error:  # its message names the user, the report must not
+            raise CantRecompute("its session can't be folded again as it was") from error
+
+    audit = Audit(Recomputer(items), features, tolerance)
+    for placed in split_by_counter_offsets(sample).values():
+        counters = PastCounters(items, source.events, source.partitions("events"), folds)
+        audit.look(placed, session_of, counters)
+    return audit.report
+
+
+def archive_of(folder: Path) -> Path:
+    """The archive in a state folder, or the folder itself."""
+    return folder / "archive" if (folder / "archive").is_dir() else folder
+
+
+def config_of(folder: Path) -> Config:
+    """The system's configuration; the defaults, where only its archive is left."""
+    for state in (folder, folder.parent):
+        try:
+            return replace(launch_plan.read(state)[0], state=str(state.resolve()))
+        except FileNotFoundError:
+            continue
+    state = folder.parent if (folder.parent / FILE).exists() else folder
+    return replace(Config(), state=str(state))
+
+
+def features_of(folder: Path, config: Config, file: Path | None = None) -> FeatureSet:
+    """The feature set of a file, or of a folder. Raises ValueError for an invalid file."""
+    if file is None:
+        return feature_set(config)
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=FeatureSet)
+    except msgspec.MsgspecError as error:
+        raise ValueError(
+            f"{file} is no feature set: {error}; a state folder has one, {FILE}"
+        ) from error
+
+
+def backfill(
+    folder: Path,
+    out: Path,
+    file: Path | None = None,
+    first: str | None = None,
+    until: str | None = None,
+) -> dict[str, int]:
+    """Writes an archive of examples with all features of a set, computed as of each impression.
+
+    The new archive has the layout and schema of the old one, which isn't changed. Returns the numbers of
+    examples kept, filled in, and left out by reason.
+    """
+    from recsys.features.feature_set_file import as_file
+    from recsys.process.part_process import write_atomically
+    from serving.sessions.session_fold import fold_event, shown_keys
+    from training.archive.backfill import Backfill
+    from training.archive.files import files_of
+    from training.archive.raw_events import ArchiveSource
+    from training.archive.recompute import (
+        Folds,
+        PastCounters,
+        PastSessions,
+        Recomputer,
+        split_by_counter_offsets,
+    )
+
+    archive, config = archive_of(folder), config_of(folder)
+    features = features_of(folder, config, file)
+    source = ArchiveSource(archive)
+    items, folds = source.items(features), Folds(fold_event, shown_keys)
+    fill = Backfill(Recomputer(items), features)
+    files = [part for part in files_of(archive, "examples") if _is_within(part.path, first, until)]
+    places = {
+        (example.partition, example.offset)
+        for part in files
+        for example in _examples(part.path)
+        if example is not None and fill.wants(example)
+    }
+    wanted = [p for p in source.impressions() if (p.partition, p.offset) in places]
+    users = {str(placed.impression.user_id) for placed in wanted}
+    for placed in split_by_counter_offsets(wanted).values():
+        sessions = PastSessions(items, source.events, folds, users, config.sessions.seen)
+        counters = PastCounters(items, source.events, source.partitions("events"), folds)
+        fill.compute(placed, sessions, counters)
+    out.mkdir(parents=True)
+    write_atomically(out / FILE, as_file(features))
+    write_atomically(out / "log_id", source.id.encode())
+    for part in files:
+        _write_filled(part.path, out / part.path.relative_to(archive), fill)
+    return fill.counts
+
+
+def _is_within(path: Path, first: str | None, until: str | None) -> bool:
+    day = path.parent.parent.name.partition("=")[2]
+    return (first is None or day >= first) and (until is None or day < until)
+
+
+def _examples(path: Path) -> Iterator[Any]:
+    """Yields the examples of a file, None for a record of another type."""
+    import polars as pl
+
+    from recsys.events.records import Example, unpack
+
+    for kind, value in pl.read_parquet(path, columns=["type", "value"]).iter_rows():
+        yield unpack(value, Example) if kind == "example" else None
+
+
+def _write_filled(path: Path, target: Path, fill: Any) -> None:
+    """Copies a file with filled examples; drops examples that can't be filled, keeps other records."""
+    import polars as pl
+
+    from recsys.events.records import pack
+    from training.archive.files import beside
+
+    frame = pl.read_parquet(path, hive_partitioning=False)
+    values: list[bytes | None] = []
+    for old, example in zip(frame["value"].to_list(), _examples(path), strict=True):
+        filled = None if example is None else fill.fill(example)
+        if example is None or filled is example:
+            values.append(old)
+        else:
+            values.append(None if filled is None else pack(filled))
+    frame = frame.with_columns(pl.Series("value", values, pl.Binary)).filter(
+        pl.col("value").is_not_null()
+    )
+    with beside(target) as partial:
+        frame.write_parquet(partial, compression="zstd")

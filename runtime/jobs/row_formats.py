@@ -1,0 +1,98 @@
+"""Measures the AUC cost of serving embedding rows in a smaller format.
+
+One replay learns; beside it the ranker scores each request with rows as learned, rounded to half precision,
+and as int8. So all formats are evaluated on the same rows of the same learner.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.promotion.acceptance import Evidence, what_is_read
+from recsys.config.system_config import Config, digest
+from recsys.features.feature_set import FeatureSet
+from recsys.model.prediction_metrics import auc, paired_auc_interval
+from replay.datasets.dataset import Dataset
+from replay.direct_loop import DirectLoop
+from replay.parameter_copies import Copy, SideBySide, Sync
+from replay.predictions import Predictions
+from replay.replay_report import judged_rows
+from replay.replay_run import Progress, ReplayOptions, config_for, replay_with
+from serving.replica.int8_rows import Int8Rows
+from serving.replica.row_store import RowStore
+
+FORMATS: Final = ("float32", "fp16", "int8")  # of published rows; float32 is the learned format
+ROWS_PER_REQUEST: Final = 900  # distinct rows of a request with 300 candidates, approximately
+_LOOKUPS: Final = 300
+
+
+@dataclass
+class FormatComparison(SideBySide):
+    """Replay player that serves the learner's rows in each format."""
+
+    def _made(self) -> list[Copy]:
+        copies = []
+        for name in FORMATS:
+            published = "fp32" if name == "float32" else name
+            server = replace(self.config.parameter_server, delta_format=published)
+            config = replace(self.config, parameter_server=server)
+            store = Int8Rows if name == "int8" else RowStore
+            copies.append(Copy(self.features, config, Sync(name), store, published))
+        return copies
+
+
+def measure(
+    dataset: Dataset, options: ReplayOptions, base: Config, progress: Progress = iter
+) -> Evidence:
+    """Replays the data set and measures AUC, memory and lookup time of each format."""
+    exact = replace(base.parameter_server, delta_format="fp32", delta_kb=0.0)
+    config = config_for(dataset, options, replace(base, parameter_server=exact))
+    features = FeatureSet(dataset.schema, options.features, config.sessions.history)
+    loop = DirectLoop(features, config)
+    player = FormatComparison(features, config, loop)
+    rows = replay_with(player, dataset, options, progress, loop.digest).predictions
+    judged_N = _judged(dataset, rows)
+    labels = np.asarray(rows.labels[dataset.labels[0]])[judged_N]
+    users = np.array([str(user) for user in rows.user_id])[judged_N]
+    scores = dict(zip(FORMATS, (copy.scores()[judged_N] for copy in player.copies), strict=True))
+    cost = paired_auc_interval(scores["float32"], scores["int8"], labels, users)
+    stores = {copy.sync.name: copy.rows for copy in player.copies}
+    return Evidence(
+        features=what_is_read(features),
+        model=digest(base.model),
+        data=dataset.name,
+        rows=int(judged_N.sum()),
+        users=len(np.unique(users)),
+        auc={name: round(auc(scores_N, labels), 5) for name, scores_N in scores.items()},
+        cost=round(cost.difference, 6),
+        low=round(cost.low, 6),
+        high=round(cost.high, 6),
+        bytes_a_row={f: round(stores[f].nbytes / max(1, len(stores[f])), 1) for f in FORMATS},
+        lookup_us=lookup_us([stores["float32"], stores["int8"]], ["float32", "int8"]),
+    )
+
+
+def _judged(dataset: Dataset, rows: Predictions) -> NDArray[np.bool_]:
+    """Mask of the evaluated rows: the later half of the days, or of a one-day log's impressions."""
+    judged = judged_rows(dataset, rows)
+    if judged.all():
+        judged[: len(judged) // 2] = False
+    return judged
+
+
+def lookup_us(stores: Sequence[RowStore], names: Sequence[str]) -> dict[str, float]:
+    """Median time in µs to look up one request's rows, alternating between the stores."""
+    draw = np.random.default_rng(0)
+    keys = stores[0].export()[0]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(_LOOKUPS):
+        wanted = draw.choice(keys, min(ROWS_PER_REQUEST, len(keys)), replace=False)
+        for name, store in zip(names, stores, strict=True):
+            began = time.perf_counter()
+            store.lookup(wanted)
+            seconds[name].append(time.perf_counter() - began)
+    return {name: round(float(np.median(times)) * 1e6, 1) for name, times in seconds.items()}
